@@ -1,0 +1,76 @@
+"""Every error that Luthier raises on purpose.
+
+    LuthierError               exit code 2: the user can mend it, and the message says how
+    ├── RecipeError            a setting is unknown, missing or out of range
+    ├── DataError              a data file or row cannot be used; carries file and line
+    ├── ModelError             a model is missing, damaged, or of a kind that cannot be used
+    ├── TemplateError          a conversation cannot be rendered faithfully
+    ├── PreflightError         a gate proved that the run would train the wrong thing
+    ├── CheckpointError        no checkpoint can be resumed, or it belongs to another run
+    ├── StorageError           the disk is full or a folder cannot be written
+    ├── EvaluationError        a system or metric cannot be measured
+    ├── ServeError             the server cannot start
+    └── NonFiniteStep          a gradient was NaN or infinite; the weights were not updated
+
+A message says what was found, where, what was expected, and what to do about it.
+"""
+
+from pathlib import Path
+
+
+class LuthierError(Exception):
+    """The root of all errors raised on purpose; the command line prints it and exits with 2."""
+
+    exit_code = 2
+
+
+class RecipeError(LuthierError):
+    """A setting is unknown, missing or out of range."""
+
+
+class DataError(LuthierError):
+    """A data file or one of its rows cannot be used."""
+
+    def __init__(self, message: str, path: str | Path | None = None, line: int | None = None) -> None:
+        self.path, self.line = path, line
+        where = "" if path is None else f"{path}: " if line is None else f"{path}, line {line}: "
+        super().__init__(where + message)
+
+
+class ModelError(LuthierError):
+    """A model is missing, damaged, or of a kind that cannot be used."""
+
+
+class TemplateError(LuthierError):
+    """A conversation cannot be rendered faithfully by this template."""
+
+
+class PreflightError(LuthierError):
+    """A gate proved that the run would train the wrong thing."""
+
+
+class CheckpointError(LuthierError):
+    """No checkpoint can be resumed, or the checkpoint belongs to another run."""
+
+
+class StorageError(LuthierError):
+    """The disk is full, or a folder cannot be written."""
+
+
+class EvaluationError(LuthierError):
+    """A system or a metric cannot be measured."""
+
+
+class ServeError(LuthierError):
+    """The server cannot start."""
+
+
+class NonFiniteStep(LuthierError):
+    """The gradient of a step was NaN or infinite; the weights were left as they were."""
+
+    def __init__(self, step: int, grad_norm: float, row_ids: tuple[str, ...] = ()) -> None:
+        rows = f" Rows of the step: {', '.join(row_ids)}." if row_ids else ""
+        super().__init__(
+            f"step {step}: the gradient norm is {grad_norm}; the weights were not updated.{rows} "
+            "Lower optimizer.learning_rate, or look at these rows with `luthier check --show`."
+        )

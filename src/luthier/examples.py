@@ -1,0 +1,123 @@
+"""What a row of data means, once it is read: a conversation, a preference, or a document. No torch here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool"]
+ROLES: tuple[Role, ...] = ("system", "developer", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """The file and the 1-based line (row number in CSV and Parquet) that an example came from."""
+
+    path: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.path}, line {self.line}"
+
+
+NOWHERE = Where("<memory>", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One function call by the assistant; `arguments` is the parsed object, never its JSON text."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `weight` 0 keeps an assistant turn in the prompt but out of the loss; None means the default."""
+
+    role: Role
+    content: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+    weight: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A chat that ends with an assistant turn when it is trained on.
+
+    `target` is the structured answer when the data gives one (a JSON object, a label); `group` names rows that
+    must stay on one side of a split; `extra` holds the fields that no format claims.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    where: Where = NOWHERE
+    id: str = ""
+    target: Any = None
+    group: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """The messages before the last assistant turn."""
+        return self.messages[: self._last_assistant()]
+
+    @property
+    def completion(self) -> Message | None:
+        """The last assistant turn, or None if there is none."""
+        index = self._last_assistant()
+        return self.messages[index] if index < len(self.messages) else None
+
+    def _last_assistant(self) -> int:
+        for index in range(len(self.messages) - 1, -1, -1):
+            if self.messages[index].role == "assistant":
+                return index
+        return len(self.messages)
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Two replies to one prompt, the first of which was preferred. Each reply is one message or several."""
+
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    where: Where = NOWHERE
+    id: str = ""
+    group: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Raw text, trained on from its first token to its last."""
+
+    text: str
+    where: Where = NOWHERE
+    id: str = ""
+    group: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+Example: TypeAlias = Conversation | Preference | Document
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One training sequence. `loss_mask[i]` is the weight with which token i is predicted: 0 is not trained on."""
+
+    ids: tuple[int, ...]
+    loss_mask: tuple[float, ...]
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.ids) != len(self.loss_mask):
+            raise ValueError(f"{len(self.ids)} ids but {len(self.loss_mask)} mask entries")
+
+    @property
+    def trained_tokens(self) -> int:
+        """How many tokens of the row are trained on."""
+        return sum(1 for m in self.loss_mask[1:] if m)
