@@ -1,0 +1,68 @@
+"""What an adapter is: a reversible edit of a base model that says which tensors are trained.
+
+`inject` edits the model in place and returns a handle. The handle is all that the engine, the checkpoint and the
+export know of the adapter.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from luthier.config import Settings
+
+
+class Injected(ABC):
+    """An adapter inside one model."""
+
+    @property
+    @abstractmethod
+    def trainable(self) -> Mapping[str, nn.Parameter]:
+        """Trained tensors by their full name in the model, in a stable order; all float32."""
+
+    @abstractmethod
+    def disabled(self) -> AbstractContextManager[None]:
+        """While it is open, the model computes exactly what its base computed.
+
+        Raises:
+            NotImplementedError: the base is gone (full fine-tuning).
+        """
+
+    @abstractmethod
+    def merge(self) -> None:
+        """Fold the update into the base weights and remove the adapter; done in float32, stored in the base's type."""
+
+    @abstractmethod
+    def save(self, folder: Path, base_name: str) -> None:
+        """Write the artifact: for LoRA the layout of the `peft` library, for full fine-tuning safetensors."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote; every expected tensor must be there, and no other.
+
+        Raises:
+            ModelError: a tensor is missing, left over, or of another shape.
+        """
+
+
+class Adapter(Settings, ABC):
+    """Settings of one family of adapters; the file name is its name in a recipe."""
+
+    @abstractmethod
+    def inject(self, model: nn.Module, seed: int) -> Injected:
+        """Edit `model` in place, freeze what is not trained, and return the handle.
+
+        Raises:
+            ModelError: a named target matches nothing, or the adapter does not fit the model.
+        """
+
+    @abstractmethod
+    def restore(self, model: nn.Module, folder: Path) -> Injected:
+        """Inject with the shapes found in `folder` (written by `save`, or by `peft`) and load its tensors."""
+
+
+def by_name(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Detached, contiguous copies on the CPU, sorted by name, as files want them."""
+    return {name: tensors[name].detach().to("cpu").contiguous() for name in sorted(tensors)}

@@ -1,0 +1,195 @@
+"""A batch is a forest: a compressed trie of token spans.
+
+Rows of fine-tuning data share prefixes (a system prompt, the prompt of chosen and rejected replies, the stem of a
+multiple-choice question). Each shared span is held and computed once; a token sees the spans above it and, causally,
+its own. Positions are depths. Rows that share nothing are single-node trees, which is packing without padding and
+without leaks. The result is exact: a shared token's gradient is the sum over the rows that use it.
+
+Shapes: N tokens of the forest; R rows; K trained-on tokens over all rows, row after row; Q distinct predictions
+(position, next token); H positions whose logits are needed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from luthier.examples import Row
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Spans in depth-first order. Node i holds tokens starts[i]:ends[i]; parents[i] is -1 for a root."""
+
+    ids_N: Tensor
+    positions_N: Tensor
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
+    parents: tuple[int, ...]
+
+    def path(self, node: int) -> tuple[int, ...]:
+        """The nodes from the root down to and including `node`."""
+        above: list[int] = []
+        while node >= 0:
+            above.append(node)
+            node = self.parents[node]
+        return tuple(reversed(above))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the engine runs at once."""
+
+    forest: Forest
+    row_count: int
+    row_ids: tuple[str, ...]
+    row_K: Tensor
+    """(K,) the row of each trained-on token."""
+    loss_mask_K: Tensor
+    """(K,) float32 weight of each trained-on token, never 0."""
+    prediction_K: Tensor
+    """(K,) index into the Q distinct predictions."""
+    hidden_H: Tensor
+    """(H,) forest positions whose logits are needed, ascending."""
+    hidden_Q: Tensor
+    """(Q,) index into `hidden_H` of the position that makes each prediction."""
+    target_Q: Tensor
+    """(Q,) the token predicted."""
+    logical_tokens: int
+    """Sum of the lengths of the rows, shared tokens counted for each row."""
+
+    def sum_rows(self, values_K: Tensor) -> Tensor:
+        """(R,) sums of `values_K` over each row's trained-on tokens."""
+        return torch.zeros(self.row_count, dtype=values_K.dtype, device=values_K.device).index_add(0, self.row_K, values_K)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch with its tensors on `device`."""
+        moved = {name: getattr(self, name).to(device) for name in _TENSORS}
+        forest = replace(self.forest, ids_N=self.forest.ids_N.to(device), positions_N=self.forest.positions_N.to(device))
+        return replace(self, forest=forest, **moved)
+
+
+_TENSORS = ("row_K", "loss_mask_K", "prediction_K", "hidden_H", "hidden_Q", "target_Q")
+
+
+@dataclass
+class _Node:
+    tokens: np.ndarray
+    depth: int
+    children: list["_Node"] = field(default_factory=list)
+    start: int = -1
+
+
+def _shared(a: np.ndarray, b: np.ndarray) -> int:
+    """Length of the common prefix."""
+    n = min(len(a), len(b))
+    differs = np.flatnonzero(a[:n] != b[:n])
+    return int(differs[0]) if len(differs) else n
+
+
+def _insert(roots: list[_Node], tokens: np.ndarray, min_shared: int) -> list[_Node]:
+    """Add one row to the trie; returns its path. A span is shared only if at least `min_shared` tokens are."""
+    path: list[_Node] = []
+    siblings, depth = roots, 0
+    while len(tokens):
+        best, shared = None, 0
+        for node in siblings:
+            n = _shared(node.tokens, tokens)
+            if n > shared:
+                best, shared = node, n
+        if best is None or shared < min(min_shared, len(best.tokens)):
+            leaf = _Node(tokens, depth)
+            siblings.append(leaf)
+            return [*path, leaf]
+        if shared < len(best.tokens):  # split the node where the rows part
+            tail = _Node(best.tokens[shared:], depth + shared, best.children)
+            best.tokens, best.children = best.tokens[:shared], [tail]
+        path.append(best)
+        siblings, tokens, depth = best.children, tokens[shared:], depth + shared
+    return path
+
+
+def _flatten(roots: list[_Node]) -> tuple[list[_Node], list[int]]:
+    """Nodes in depth-first order with the index of each one's parent; sets `start` of each node."""
+    order: list[_Node] = []
+    parents: list[int] = []
+    stack = [(node, -1) for node in reversed(roots)]
+    offset = 0
+    while stack:
+        node, parent = stack.pop()
+        node.start = offset
+        offset += len(node.tokens)
+        index = len(order)
+        order.append(node)
+        parents.append(parent)
+        stack.extend((child, index) for child in reversed(node.children))
+    return order, parents
+
+
+def build_batch(rows: Sequence[Row], min_shared: int = 16) -> Batch:
+    """Build the forest of `rows` and the list of predictions that their loss masks ask for.
+
+    Args:
+        rows: at least one row, each with at least one token.
+        min_shared: spans shorter than this are not shared; a shared span saves arithmetic but costs a call.
+    """
+    roots: list[_Node] = []
+    arrays = [np.asarray(row.ids, dtype=np.int64) for row in rows]
+    for tokens in arrays:
+        _insert(roots, tokens, min_shared)
+    nodes, parents = _flatten(roots)
+    # a node may have been split after a row went through it: look paths up again in the finished trie
+    positions_per_row = [_token_positions(roots, tokens) for tokens in arrays]
+    row_K, mask_K, source_K, target_K = _predictions(rows, positions_per_row)
+    pairs, prediction_K = np.unique(np.stack([source_K, target_K]), axis=1, return_inverse=True)
+    hidden_H, hidden_Q = np.unique(pairs[0], return_inverse=True)
+    forest = Forest(
+        ids_N=torch.from_numpy(np.concatenate([n.tokens for n in nodes])),
+        positions_N=torch.from_numpy(np.concatenate([np.arange(n.depth, n.depth + len(n.tokens)) for n in nodes])),
+        starts=tuple(n.start for n in nodes),
+        ends=tuple(n.start + len(n.tokens) for n in nodes),
+        parents=tuple(parents),
+    )
+    return Batch(
+        forest=forest,
+        row_count=len(rows),
+        row_ids=tuple(row.id for row in rows),
+        row_K=torch.from_numpy(row_K),
+        loss_mask_K=torch.from_numpy(mask_K),
+        prediction_K=torch.from_numpy(prediction_K.reshape(-1)),
+        hidden_H=torch.from_numpy(hidden_H),
+        hidden_Q=torch.from_numpy(hidden_Q.reshape(-1)),
+        target_Q=torch.from_numpy(np.ascontiguousarray(pairs[1])),
+        logical_tokens=sum(len(a) for a in arrays),
+    )
+
+
+def _token_positions(roots: list[_Node], tokens: np.ndarray) -> np.ndarray:
+    """Forest position of each token of a row that is in the trie."""
+    parts: list[np.ndarray] = []
+    siblings = roots
+    while len(tokens):
+        node = max(siblings, key=lambda n: _covers(n.tokens, tokens))
+        parts.append(np.arange(node.start, node.start + len(node.tokens)))
+        tokens, siblings = tokens[len(node.tokens) :], node.children
+    return np.concatenate(parts)
+
+
+def _covers(span: np.ndarray, tokens: np.ndarray) -> int:
+    """Length of `span` if `tokens` starts with all of it, else -1."""
+    return len(span) if len(span) <= len(tokens) and bool((span == tokens[: len(span)]).all()) else -1
+
+
+def _predictions(rows: Sequence[Row], positions_per_row: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """For each trained-on token of each row: row, weight, position that predicts it, token."""
+    row_parts, mask_parts, source_parts, target_parts = [], [], [], []
+    for index, (row, positions) in enumerate(zip(rows, positions_per_row, strict=True)):
+        mask = np.asarray(row.loss_mask, dtype=np.float32)
+        trained = np.flatnonzero(mask[1:]) + 1  # the first token has nothing before it to be predicted from
+        row_parts.append(np.full(len(trained), index, dtype=np.int64))
+        mask_parts.append(mask[trained])
+        source_parts.append(positions[trained - 1])
+        target_parts.append(np.asarray(row.ids, dtype=np.int64)[trained])
+    return tuple(np.concatenate(p) for p in (row_parts, mask_parts, source_parts, target_parts))

@@ -1,0 +1,99 @@
+"""What an objective is: a pure function from token log-probabilities to a summed loss.
+
+It knows no device, optimizer, adapter or logger. The engine adds up `weight` over the whole step before the first
+backward pass and divides once, so how a step is split over micro-batches and processes cannot change the result.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from luthier.config import Settings
+from luthier.data.templates import Template
+from luthier.examples import Conversation, Document, Example, Row
+from luthier.models.forest import Batch
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A metric as (sum, count), so that means of parts add up to the mean of the whole."""
+
+    total: float
+    count: float
+
+    @classmethod
+    def of(cls, values: Tensor) -> "Mean":
+        """The mean of all entries of `values`."""
+        return cls(float(values.detach().double().sum()), float(values.numel()))
+
+    def __add__(self, other: "Mean") -> "Mean":
+        return Mean(self.total + other.total, self.count + other.count)
+
+    def value(self) -> float:
+        """total / count; nan if nothing was counted."""
+        return self.total / self.count if self.count else float("nan")
+
+
+def merge_metrics(parts: list[Mapping[str, Mean]]) -> dict[str, Mean]:
+    """Add up metrics of the same name."""
+    merged: dict[str, Mean] = {}
+    for part in parts:
+        for name, mean in part.items():
+            merged[name] = merged.get(name, Mean(0.0, 0.0)) + mean
+    return merged
+
+
+class Scorer(Protocol):
+    """A language model as an objective sees it."""
+
+    def token_logprobs(self, batch: Batch) -> Tensor:
+        """(K,) float32: log-probability of each trained-on token of each row, in the order of `batch.row_K`."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """The cast. With an adapter, `reference` is the policy with the adapter off and costs no memory."""
+
+    policy: Scorer
+    reference: Scorer | None = None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What one micro-batch contributes: a sum, never a mean, and metrics as (sum, count)."""
+
+    total: Tensor
+    metrics: Mapping[str, Mean] = field(default_factory=dict)
+
+
+class Objective(Settings, ABC):
+    """Implement these in one new file beside this one; nothing else changes."""
+
+    accepts: ClassVar[tuple[type, ...]] = (Conversation, Document)
+    """Kinds of example it trains on."""
+    needs_reference: ClassVar[bool] = False
+    """Whether `Models.reference` must be given."""
+
+    @abstractmethod
+    def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
+        """The training sequences of one example; they stay together in one micro-batch, in this order."""
+
+    @abstractmethod
+    def weight(self, batch: Batch) -> float:
+        """How many things `loss` sums over: trained tokens, pairs, ..."""
+
+    @abstractmethod
+    def loss(self, models: Models, batch: Batch) -> Loss:
+        """The summed loss of a micro-batch, with its graph."""
+
+
+def no_grad_logprobs(scorer: Scorer | None, batch: Batch) -> Tensor:
+    """(K,) log-probabilities under a frozen model."""
+    if scorer is None:
+        raise ValueError("this objective needs a reference model")
+    with torch.no_grad():
+        return scorer.token_logprobs(batch)

@@ -1,0 +1,29 @@
+"""Supervised fine-tuning: raise the log-probability of the tokens that the loss mask selects.
+
+    loss = - sum_k w_k log p(token_k | what came before)        weight = sum_k w_k
+
+K trained-on tokens over all rows; w is the loss mask, so a message of weight 0 costs nothing. Left out: label
+smoothing and dynamic re-weighting (DFT), which are separate objectives.
+"""
+
+from luthier.data.templates import Template
+from luthier.examples import Example, Row
+from luthier.models.forest import Batch
+from luthier.objectives.base import Loss, Mean, Models, Objective
+
+
+class SFT(Objective):
+    """Learn the wanted replies token by token."""
+
+    def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
+        """The rows of a conversation or document as the template renders them."""
+        return template.rows(example)
+
+    def weight(self, batch: Batch) -> float:
+        """Sum of the loss mask."""
+        return float(batch.loss_mask_K.double().sum())
+
+    def loss(self, models: Models, batch: Batch) -> Loss:
+        """Summed negative log-likelihood of the trained-on tokens."""
+        losses_K = -models.policy.token_logprobs(batch) * batch.loss_mask_K
+        return Loss(losses_K.sum(), {"loss": Mean(float(losses_K.detach().double().sum()), self.weight(batch))})

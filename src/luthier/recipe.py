@@ -1,0 +1,243 @@
+"""A recipe says what a run is: model, data, adapter, objective, optimizer, training, evaluation, cost.
+
+It is a short TOML file. Parts with a `type` (adapter, objective, optimizer, schedule, each evaluated system) take
+their settings from the file of that name in the part's directory; nothing else needs to know them.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_serializer, model_validator
+
+from luthier import registry
+from luthier.config import Settings, Tree, build, canonical_hash, override, read_toml
+from luthier.errors import RecipeError
+
+ADAPTERS = "luthier.adapters"
+OBJECTIVES = "luthier.objectives"
+OPTIMIZERS = "luthier.engine.optimizers"
+SCHEDULES = "luthier.engine.schedules"
+SYSTEMS = "luthier.evaluation.systems"
+
+
+def build_part(package: str, values: Any, default: str, at: Sequence[str]) -> Settings:
+    """Settings of the part that `values["type"]` names in `package`.
+
+    Raises:
+        RecipeError: `values` is not a table, the type is unknown, or a setting of it is wrong.
+    """
+    if isinstance(values, Settings):
+        return values
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"{'.'.join(at)} = {values!r}: expected a table such as {{ type = {default!r} }}")
+    kind = values.get("type", default)
+    if not isinstance(kind, str):
+        raise RecipeError(f"{'.'.join(at)}.type = {kind!r}: expected a name, one of {registry.names(package)}")
+    cls = registry.load_class(package, kind, Settings)
+    return build(cls, {k: v for k, v in values.items() if k != "type"}, at)
+
+
+def dump_part(part: Settings) -> Tree:
+    """The plain values of a part, its `type` first."""
+    return {"type": registry.name_of(part), **part.model_dump(mode="json")}
+
+
+def _part(package: str, default: str, at: str) -> BeforeValidator:
+    return BeforeValidator(lambda values: build_part(package, values, default, [at]))
+
+
+class ModelSettings(Settings):
+    """Which base model, and how it is held."""
+
+    name: str = "smollm2-135m-instruct"
+    """A local folder or .gguf file, a hub id, or a name that `luthier models` lists."""
+    template: str = "model"
+    """`model` for the model's own chat template, a built-in one (`chatml_tools`), or a path to a .jinja file."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the frozen weights; `auto` takes bfloat16 where this machine multiplies it faster."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+
+
+class DataSettings(Settings):
+    """Where the rows are and which of their tokens are trained on."""
+
+    train: str
+    """Training rows: JSONL, JSON, CSV or Parquet; relative to the recipe's folder."""
+    validation: str | None = None
+    """Rows that choose the best checkpoint; absent: a share of the training rows."""
+    test: str | None = None
+    """Rows that nothing is chosen on; absent: a share of the training rows."""
+    format: str = "auto"
+    """How a row is read; `auto` looks at the first rows and says what it found."""
+    instruction: str | None = None
+    """System message for rows that have none (text + label, prompt + completion)."""
+    loss_on: Literal["assistant", "last_assistant", "all"] = "assistant"
+    """Which tokens are trained on: every assistant turn, the last one only, or every token."""
+    validation_share: float = Field(0.1, gt=0, lt=0.5)
+    """Share of the training groups held out for validation when no file is named."""
+    test_share: float = Field(0.1, gt=0, lt=0.5)
+    """Share of the training groups held out for the test when no file is named."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """What happens to exact repeats of a training row; dropped ones are counted and listed in the findings."""
+    max_truncated_share: float = Field(0.0, ge=0, le=1)
+    """Share of training rows that may lose tokens to `training.max_tokens` before the run is refused."""
+
+
+class TrainingSettings(Settings):
+    """How long, how much at once, and when to look."""
+
+    steps: int | None = Field(None, ge=1)
+    """Optimizer steps; absent: as many as `epochs` passes need."""
+    epochs: float = Field(3.0, gt=0)
+    """Passes over the training rows, when `steps` is absent."""
+    rows_per_step: int = Field(8, ge=1)
+    """Data rows (for preferences: pairs) that make one optimizer step."""
+    max_tokens: int = Field(2048, ge=8)
+    """Longest row in tokens; longer ones are cut on the right and counted."""
+    micro_batch_tokens: int = Field(4096, ge=1)
+    """Most tokens computed at once; bounds memory, and never changes the result."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm when they exceed it."""
+    validate_every: int | None = Field(None, ge=1)
+    """Steps between validations; absent: about ten in the run."""
+    patience: int | None = Field(3, ge=1)
+    """Stop after this many validations without a better loss; absent (false in `--set`): never stop early."""
+    save_every: int | None = Field(None, ge=1)
+    """Steps between checkpoints; absent: at every validation."""
+    keep: int = Field(2, ge=1)
+    """Checkpoints kept beside the best one."""
+    gradient_checkpointing: bool = False
+    """Recompute layers in the backward pass: less memory, about a third slower, same result."""
+
+
+class ForgettingSettings(Settings):
+    """General ability before and after training."""
+
+    multiple_choice: str = "builtin"
+    """`builtin`, `none`, or a JSONL file with question, choices, answer (0-based)."""
+    text: str = "builtin"
+    """`builtin`, `none`, or a JSONL (`text`) or plain-text file on which perplexity is measured."""
+    max_rows: int = Field(300, ge=20)
+    """At most this many questions."""
+    max_tokens: int = Field(8000, ge=512)
+    """At most this many tokens of text."""
+
+
+class EvaluationSettings(Settings):
+    """What is measured on the test rows, and for which systems."""
+
+    task: Literal["auto", "json", "label", "tool_calls", "text"] = "auto"
+    """What kind of answer is expected; chooses the metrics when none are named."""
+    metrics: tuple[str, ...] = ()
+    """Names from `luthier/evaluation/metrics`; absent: those that fit the task."""
+    primary_metric: str | None = None
+    """The metric that decides; absent: the first that fits the task."""
+    json_schema: str | None = None
+    """JSON Schema file that answers must satisfy (task `json`)."""
+    max_new_tokens: int | None = Field(None, ge=1)
+    """Longest answer; absent: the longest answer in the training rows and a quarter more."""
+    max_rows: int | None = Field(None, ge=2)
+    """Use only the first this many test rows; absent: all."""
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Coverage of every interval in the report."""
+    systems: dict[str, SerializeAsAny[Settings]] = Field(default_factory=dict)
+    """Tables of systems by name, each with a `type`; absent: zero_shot, few_shot and fine_tuned."""
+    forgetting: ForgettingSettings = ForgettingSettings()
+    """How forgetting is measured."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _build_systems(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        tables = values.get("systems") or {name: {} for name in ("zero_shot", "few_shot", "fine_tuned")}
+        if not isinstance(tables, Mapping):
+            raise RecipeError(f"evaluation.systems = {tables!r}: expected tables such as [evaluation.systems.zero_shot]")
+        built = {name: build_part(SYSTEMS, table, name, ["evaluation", "systems", name]) for name, table in tables.items()}
+        return {**values, "systems": built}
+
+    @field_serializer("systems")
+    def _dump_systems(self, systems: dict[str, Settings]) -> Tree:
+        return {name: dump_part(system) for name, system in systems.items()}
+
+
+class CostSettings(Settings):
+    """Prices for the report; nothing is fetched."""
+
+    machine_usd_per_hour: float = Field(0.10, ge=0)
+    """What an hour of this machine costs, power and depreciation included."""
+    hosted_training_usd_per_million_tokens: float = Field(3.0, ge=0)
+    """What a hosted service asks for training a million tokens, to compare with."""
+    hosted_input_usd_per_million_tokens: float = Field(0.30, ge=0)
+    """What a hosted model asks for a million prompt tokens."""
+    hosted_output_usd_per_million_tokens: float = Field(1.20, ge=0)
+    """What a hosted model asks for a million completion tokens."""
+    answers_per_month: int = Field(100_000, ge=1)
+    """Expected volume, for the break-even and for failures per month."""
+
+
+class Recipe(Settings):
+    """A whole run, from raw data to report."""
+
+    seed: int = Field(0, ge=0)
+    """Decides the order of rows, dropout and adapter initialization; equal seeds give equal runs."""
+    model: ModelSettings = ModelSettings()
+    """The base model."""
+    data: DataSettings
+    """The rows."""
+    adapter: Annotated[SerializeAsAny[Settings], _part(ADAPTERS, "lora", "adapter")] = Field(
+        default_factory=dict, validate_default=True
+    )
+    """What is trained: a file name in `luthier/adapters` as `type`, and its settings."""
+    objective: Annotated[SerializeAsAny[Settings], _part(OBJECTIVES, "sft", "objective")] = Field(
+        default_factory=dict, validate_default=True
+    )
+    """What is minimized: a file name in `luthier/objectives` as `type`, and its settings."""
+    optimizer: Annotated[SerializeAsAny[Settings], _part(OPTIMIZERS, "adamw", "optimizer")] = Field(
+        default_factory=dict, validate_default=True
+    )
+    """How steps are taken: a file name in `luthier/engine/optimizers` as `type`, and its settings."""
+    schedule: Annotated[SerializeAsAny[Settings], _part(SCHEDULES, "cosine", "schedule")] = Field(
+        default_factory=dict, validate_default=True
+    )
+    """How the learning rate moves: a file name in `luthier/engine/schedules` as `type`, and its settings."""
+    training: TrainingSettings = TrainingSettings()
+    """How long and how much at once."""
+    evaluation: EvaluationSettings = Field(default_factory=dict, validate_default=True)  # type: ignore[assignment]
+    """What is measured."""
+    cost: CostSettings = CostSettings()
+    """Prices."""
+
+    @field_serializer("adapter", "objective", "optimizer", "schedule")
+    def _dump_part(self, part: Settings) -> Tree:
+        return dump_part(part)
+
+    def dump(self) -> Tree:
+        """Every setting as plain values, defaults included; `Recipe` reads it back to an equal recipe."""
+        return self.model_dump(mode="json")
+
+    def hash(self) -> str:
+        """sha256 of the effective settings."""
+        return canonical_hash(self.dump())
+
+
+def load(path: Path, assignments: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, apply `--set` assignments, and check it; data paths become absolute.
+
+    Raises:
+        RecipeError: the file, a key or a value is wrong.
+    """
+    tree = override(read_toml(path), assignments)
+    return build(Recipe, absolute_paths(tree, path.resolve().parent))
+
+
+def absolute_paths(tree: Tree, folder: Path) -> Tree:
+    """A copy in which every path of the recipe that is relative is read from `folder`, the recipe's own."""
+    copy = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+    for group, keys in (("data", ("train", "validation", "test")), ("evaluation", ("json_schema",))):
+        table = copy.get(group)
+        if isinstance(table, dict):
+            table.update({k: str(folder / v) for k in keys if isinstance(v := table.get(k), str)})
+    return copy
