@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from luthier.config import Settings
+from luthier.errors import ModelError
 
 
 class Injected(ABC):
@@ -66,3 +67,18 @@ class Adapter(Settings, ABC):
 def by_name(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Detached, contiguous copies on the CPU, sorted by name, as files want them."""
     return {name: tensors[name].detach().to("cpu").contiguous() for name in sorted(tensors)}
+
+
+def require_same_tensors(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Check that a file holds exactly the expected names and shapes; a renamed key must never load as "no update".
+
+    Raises:
+        ModelError: a tensor is missing, left over, or of another shape.
+    """
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    shapes = [n for n in expected.keys() & found.keys() if expected[n].shape != found[n].shape]
+    if missing or extra or shapes:
+        raise ModelError(
+            f"{path}: does not fit this model: missing {missing[:3] or 'none'}, left over {extra[:3] or 'none'}, "
+            f"other shape {sorted(shapes)[:3] or 'none'}"
+        )

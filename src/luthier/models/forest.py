@@ -74,12 +74,22 @@ class Batch:
 _TENSORS = ("row_K", "loss_mask_K", "prediction_K", "hidden_H", "hidden_Q", "target_Q")
 
 
-@dataclass
+@dataclass(eq=False)
 class _Node:
     tokens: np.ndarray
     depth: int
+    parent: "_Node | None"
     children: list["_Node"] = field(default_factory=list)
     start: int = -1
+
+    def positions(self) -> np.ndarray:
+        """Forest positions of the tokens from the root down to the end of this node."""
+        parts: list[np.ndarray] = []
+        node: _Node | None = self
+        while node is not None:
+            parts.append(np.arange(node.start, node.start + len(node.tokens)))
+            node = node.parent
+        return np.concatenate(parts[::-1])
 
 
 def _shared(a: np.ndarray, b: np.ndarray) -> int:
@@ -89,10 +99,18 @@ def _shared(a: np.ndarray, b: np.ndarray) -> int:
     return int(differs[0]) if len(differs) else n
 
 
-def _insert(roots: list[_Node], tokens: np.ndarray, min_shared: int) -> list[_Node]:
-    """Add one row to the trie; returns its path. A span is shared only if at least `min_shared` tokens are."""
-    path: list[_Node] = []
+def _split(node: _Node, at: int, siblings: list[_Node]) -> _Node:
+    """Cut `node` in two and return the upper part; the object keeps the lower part, so rows that end at it still do."""
+    upper = _Node(node.tokens[:at], node.depth, node.parent, [node])
+    siblings[siblings.index(node)] = upper
+    node.tokens, node.depth, node.parent = node.tokens[at:], node.depth + at, upper
+    return upper
+
+
+def _insert(roots: list[_Node], tokens: np.ndarray, min_shared: int) -> _Node:
+    """Add one row and return the node it ends at. A span is shared only if at least `min_shared` tokens are."""
     siblings, depth = roots, 0
+    last: _Node | None = None
     while len(tokens):
         best, shared = None, 0
         for node in siblings:
@@ -100,15 +118,15 @@ def _insert(roots: list[_Node], tokens: np.ndarray, min_shared: int) -> list[_No
             if n > shared:
                 best, shared = node, n
         if best is None or shared < min(min_shared, len(best.tokens)):
-            leaf = _Node(tokens, depth)
+            leaf = _Node(tokens, depth, last)
             siblings.append(leaf)
-            return [*path, leaf]
-        if shared < len(best.tokens):  # split the node where the rows part
-            tail = _Node(best.tokens[shared:], depth + shared, best.children)
-            best.tokens, best.children = best.tokens[:shared], [tail]
-        path.append(best)
-        siblings, tokens, depth = best.children, tokens[shared:], depth + shared
-    return path
+            return leaf
+        if shared < len(best.tokens):
+            best = _split(best, shared, siblings)
+        last, siblings, tokens, depth = best, best.children, tokens[shared:], depth + shared
+    if last is None:
+        raise ValueError("a row needs at least one token")
+    return last
 
 
 def _flatten(roots: list[_Node]) -> tuple[list[_Node], list[int]]:
@@ -135,13 +153,13 @@ def build_batch(rows: Sequence[Row], min_shared: int = 16) -> Batch:
         rows: at least one row, each with at least one token.
         min_shared: spans shorter than this are not shared; a shared span saves arithmetic but costs a call.
     """
-    roots: list[_Node] = []
     arrays = [np.asarray(row.ids, dtype=np.int64) for row in rows]
-    for tokens in arrays:
-        _insert(roots, tokens, min_shared)
+    if not arrays or not all(len(a) for a in arrays):
+        raise ValueError("a batch needs at least one row, and every row at least one token")
+    roots: list[_Node] = []
+    ends = [_insert(roots, tokens, min_shared) for tokens in arrays]
     nodes, parents = _flatten(roots)
-    # a node may have been split after a row went through it: look paths up again in the finished trie
-    positions_per_row = [_token_positions(roots, tokens) for tokens in arrays]
+    positions_per_row = [end.positions() for end in ends]
     row_K, mask_K, source_K, target_K = _predictions(rows, positions_per_row)
     pairs, prediction_K = np.unique(np.stack([source_K, target_K]), axis=1, return_inverse=True)
     hidden_H, hidden_Q = np.unique(pairs[0], return_inverse=True)
@@ -164,22 +182,6 @@ def build_batch(rows: Sequence[Row], min_shared: int = 16) -> Batch:
         target_Q=torch.from_numpy(np.ascontiguousarray(pairs[1])),
         logical_tokens=sum(len(a) for a in arrays),
     )
-
-
-def _token_positions(roots: list[_Node], tokens: np.ndarray) -> np.ndarray:
-    """Forest position of each token of a row that is in the trie."""
-    parts: list[np.ndarray] = []
-    siblings = roots
-    while len(tokens):
-        node = max(siblings, key=lambda n: _covers(n.tokens, tokens))
-        parts.append(np.arange(node.start, node.start + len(node.tokens)))
-        tokens, siblings = tokens[len(node.tokens) :], node.children
-    return np.concatenate(parts)
-
-
-def _covers(span: np.ndarray, tokens: np.ndarray) -> int:
-    """Length of `span` if `tokens` starts with all of it, else -1."""
-    return len(span) if len(span) <= len(tokens) and bool((span == tokens[: len(span)]).all()) else -1
 
 
 def _predictions(rows: Sequence[Row], positions_per_row: list[np.ndarray]) -> tuple[np.ndarray, ...]:

@@ -1,0 +1,224 @@
+"""Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685).
+
+    y = W x + (alpha / rank) B A x        W: (out, in) frozen    A: (rank, in)    B: (out, rank)
+
+B starts at zero, so an injected model computes exactly what its base computed. A and B are float32 whatever the base
+is (bfloat16 would round small updates away); they are multiplied in the base's type. Files are in the layout of the
+`peft` library, which reads them and whose LoRA files are read here. Left out: initializations other than the
+authors', rank-stabilized scaling, and embeddings as targets.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from luthier.adapters.base import Adapter, Injected, by_name, require_same_tensors
+from luthier.errors import ModelError
+
+WEIGHTS = "adapter_model.safetensors"
+SETTINGS = "adapter_config.json"
+PREFIX = "base_model.model."  # what peft puts before every name
+
+
+class LoRALinear(nn.Module):
+    """A frozen linear layer and its low-rank update."""
+
+    def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.base = base
+        self.scale = scale
+        self.dropout = dropout
+        self.enabled = True
+        a = torch.empty(rank, base.in_features)
+        bound = 1 / math.sqrt(base.in_features)  # kaiming uniform with a = sqrt(5), as in the authors' loralib
+        a.uniform_(-bound, bound, generator=generator)
+        device = base.weight.device
+        self.a = nn.Parameter(a.to(device))
+        self.b = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)"""
+        y: Tensor = self.base(x)
+        if not self.enabled:
+            return y
+        low = F.linear(F.dropout(x, self.dropout, self.training) if self.dropout else x, self.a.to(x.dtype))
+        return y + F.linear(low, (self.scale * self.b).to(x.dtype))
+
+    @torch.no_grad()
+    def merge(self) -> nn.Linear:
+        """W + (alpha / rank) B A, added in float32 and stored in the type of W."""
+        weight = self.base.weight
+        weight.copy_((weight.float() + self.scale * (self.b @ self.a)).to(weight.dtype))
+        return self.base
+
+
+class InjectedLoRA(Injected):
+    """LoRA layers inside one model."""
+
+    def __init__(self, model: nn.Module, layers: Mapping[str, LoRALinear], settings: "LoRA") -> None:
+        self.model, self.layers, self.settings = model, dict(layers), settings
+
+    @property
+    def trainable(self) -> Mapping[str, nn.Parameter]:
+        """`<layer>.lora_A` and `<layer>.lora_B`, layer by layer."""
+        pairs = ((name, layer) for name, layer in self.layers.items())
+        return {f"{name}.lora_{key}": p for name, layer in pairs for key, p in (("A", layer.a), ("B", layer.b))}
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The base alone while open; nothing is added, so logits are bit-identical to the base's."""
+        before = [layer.enabled for layer in self.layers.values()]
+        for layer in self.layers.values():
+            layer.enabled = False
+        try:
+            yield
+        finally:
+            for layer, enabled in zip(self.layers.values(), before, strict=True):
+                layer.enabled = enabled
+
+    def merge(self) -> None:
+        """Fold each update into its linear layer and put that layer back."""
+        for name, layer in self.layers.items():
+            _replace(self.model, name, layer.merge())
+        self.layers.clear()
+
+    def save(self, folder: Path, base_name: str) -> None:
+        """Write `adapter_config.json` and `adapter_model.safetensors` as `peft` does."""
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base_name,
+            "r": self.settings.rank,
+            "lora_alpha": self.settings.alpha,
+            "lora_dropout": self.settings.dropout,
+            "target_modules": sorted(self.layers),
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "inference_mode": True,
+            "init_lora_weights": True,
+        }
+        (folder / SETTINGS).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        named = {f"{PREFIX}{name}.weight": p for name, p in self.trainable.items()}
+        save_file(by_name(named), folder / WEIGHTS, metadata={"format": "pt"})
+
+    def load(self, folder: Path) -> None:
+        """Read the tensors of a folder that `save` or `peft` wrote."""
+        tensors = load_file(folder / WEIGHTS)
+        expected = {f"{PREFIX}{name}.weight": p for name, p in self.trainable.items()}
+        require_same_tensors(folder / WEIGHTS, tensors, expected)
+        with torch.no_grad():
+            for name, parameter in expected.items():
+                parameter.copy_(tensors[name])
+
+
+class LoRA(Adapter):
+    """Add a trainable low-rank update to each chosen linear layer."""
+
+    rank: int = Field(16, ge=1)
+    """Rank of the update; the adapter's size and capacity grow with it."""
+    alpha: float = Field(32, gt=0)
+    """The update is scaled by alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapter's input, while training."""
+    targets: tuple[str, ...] = ("all_linear",)
+    """`all_linear` for every linear layer but the output head, or endings of layer names such as `q_proj`."""
+
+    def inject(self, model: nn.Module, seed: int) -> InjectedLoRA:
+        """Wrap each target; everything else is frozen.
+
+        Raises:
+            ModelError: a target matches no linear layer, or it is the output head (tied to the embedding).
+        """
+        generator = torch.Generator().manual_seed(seed)
+        chosen = self._choose(model)
+        model.requires_grad_(False)
+        layers: dict[str, LoRALinear] = {}
+        for name, linear in chosen.items():
+            layers[name] = LoRALinear(linear, self.rank, self.alpha / self.rank, self.dropout, generator)
+            _replace(model, name, layers[name])
+        return InjectedLoRA(model, layers, self)
+
+    def restore(self, model: nn.Module, folder: Path) -> InjectedLoRA:
+        """Inject with the rank, alpha and targets of the folder's settings, then load its tensors.
+
+        Raises:
+            ModelError: the folder is not a plain LoRA, or its tensors do not fit the model.
+        """
+        config = _read_settings(folder)
+        targets = config["target_modules"]
+        found = LoRA(
+            rank=config["r"],
+            alpha=config["lora_alpha"],
+            dropout=config.get("lora_dropout", 0.0),
+            targets=("all_linear",) if targets == "all-linear" else tuple(targets),
+        )
+        injected = found.inject(model, seed=0)
+        injected.load(folder)
+        return injected
+
+    def _choose(self, model: nn.Module) -> dict[str, nn.Linear]:
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+        if self.targets == ("all_linear",):
+            return linears
+        chosen: dict[str, nn.Linear] = {}
+        for target in self.targets:
+            found = {n: m for n, m in linears.items() if n == target or n.endswith("." + target)}
+            if not found:
+                endings = sorted({n.rpartition(".")[2] for n in linears})
+                raise ModelError(f"adapter.targets: {target!r} matches no linear layer; there are {', '.join(endings)}")
+            chosen |= found
+        return {name: linears[name] for name in linears if name in chosen}  # in the model's own order
+
+
+# fields of a peft LoRA that change what it computes; any value but these would be silently wrong here
+_PLAIN: Mapping[str, tuple[Any, ...]] = {
+    "use_dora": (None, False),
+    "use_rslora": (None, False),
+    "bias": (None, "none"),
+    "rank_pattern": (None, {}),
+    "alpha_pattern": (None, {}),
+    "modules_to_save": (None, []),
+    "trainable_token_indices": (None, {}, []),
+    "layers_to_transform": (None,),
+    "layer_replication": (None,),
+    "target_parameters": (None, []),
+    "exclude_modules": (None, []),
+    "fan_in_fan_out": (None, False),
+    "lora_bias": (None, False),
+    "alora_invocation_tokens": (None,),
+    "use_qalora": (None, False),
+}
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    path = folder / SETTINGS
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not readable adapter settings: {error}") from None
+    if config.get("peft_type") != "LORA":
+        raise ModelError(f"{path}: peft_type is {config.get('peft_type')!r}, expected 'LORA'")
+    odd = [key for key, plain in _PLAIN.items() if config.get(key) not in plain]
+    if odd:
+        raise ModelError(f"{path}: {', '.join(odd)} is set, which is not supported by the adapter `lora`")
+    if not isinstance(config.get("target_modules"), (list, str)):
+        raise ModelError(f"{path}: target_modules is missing")
+    if isinstance(config["target_modules"], str) and config["target_modules"] != "all-linear":
+        raise ModelError(f"{path}: target_modules is a pattern ({config['target_modules']!r}); only lists are supported")
+    return config
+
+
+def _replace(model: nn.Module, name: str, new: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    model.get_submodule(parent).register_module(last, new)

@@ -1,0 +1,40 @@
+"""AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) with float32 state.
+
+Matrices decay; vectors (norms, biases) do not, since pulling a norm's gain to zero is no regularization.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from luthier.engine.optimizers.base import OptimizerSettings
+
+
+class AdamW(OptimizerSettings):
+    """Adam with decoupled weight decay."""
+
+    weight_decay: float = Field(0.0, ge=0)
+    """Share of each weight, times the learning rate, that is taken off at every step."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """Memory of the mean of gradients."""
+    beta2: float = Field(0.999, ge=0, lt=1)
+    """Memory of the mean of squared gradients."""
+    epsilon: float = Field(1e-8, gt=0)
+    """Added to the denominator."""
+
+    def build(self, trainable: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+        """torch's AdamW; fused on CUDA, where one launch updates all tensors."""
+        groups = [
+            {"params": [p for p in trainable.values() if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trainable.values() if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        on_cuda = all(p.is_cuda for p in trainable.values())
+        return torch.optim.AdamW(
+            [g for g in groups if g["params"]],
+            lr=self.learning_rate,
+            betas=(self.beta1, self.beta2),
+            eps=self.epsilon,
+            fused=True if on_cuda else None,
+        )

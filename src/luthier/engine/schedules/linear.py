@@ -1,0 +1,16 @@
+"""A straight line from 1 to `floor`."""
+
+from pydantic import Field
+
+from luthier.engine.schedules.base import Schedule
+
+
+class Linear(Schedule):
+    """Fall evenly."""
+
+    floor: float = Field(0.0, ge=0, le=1)
+    """Share of the learning rate that is left at the last step."""
+
+    def decay(self, progress: float) -> float:
+        """1 - (1 - floor) progress"""
+        return 1 - (1 - self.floor) * progress

@@ -1,0 +1,138 @@
+"""Attention over a forest, given to any transformers decoder through its `AttentionInterface`.
+
+A token sees the tokens of its own node up to itself and all tokens of the nodes above. On CPU each node is one call
+of scaled dot product attention over the keys of its path; on CUDA the whole forest is one FlexAttention call whose
+mask tests ancestry with the entry and exit times of a depth-first walk (never run on a GPU so far, see docs/gpu.md).
+Model code is neither forked nor patched: `model(ids, position_ids=..., forest=forest)` reaches `forest_attention`
+as a keyword argument.
+
+Shapes: (1, heads, N, head size) queries; keys and values may have fewer heads (grouped queries).
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from luthier.errors import ModelError
+from luthier.models.forest import Forest
+
+NAME = "luthier_forest"
+
+
+def forest_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The attention of one layer; returns ((1, N, heads, head size), None) as transformers expects.
+
+    Raises:
+        ModelError: the layer asks for something that is not computed here (soft-capping, sinks, attention dropout).
+    """
+    forest: Forest | None = kwargs.get("forest")
+    if forest is None:
+        raise ModelError("a model set to forest attention was called without `forest=`; use Scorer")
+    if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None or kwargs.get("dropout"):
+        raise ModelError("this model's attention uses soft-capping, sinks or dropout, which forests do not compute")
+    scale, window = kwargs.get("scaling"), kwargs.get("sliding_window")
+    if query.device.type == "cuda":
+        out = _flex(query, key, value, forest, scale, window)
+    else:
+        out = _node_by_node(query, key, value, forest, scale, window)
+    return out.transpose(1, 2), None
+
+
+def _node_by_node(
+    query: Tensor, key: Tensor, value: Tensor, forest: Forest, scale: float | None, window: int | None
+) -> Tensor:
+    """(1, heads, N, head size), one call for each node."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    outputs = []
+    for node, (start, end) in enumerate(zip(forest.starts, forest.ends, strict=True)):
+        path = forest.path(node)
+        q = query[:, :, start:end]
+        depth = sum(forest.ends[n] - forest.starts[n] for n in path)
+        if len(path) == 1:
+            k, v = key[:, :, start:end], value[:, :, start:end]
+        else:
+            k = torch.cat([key[:, :, forest.starts[n] : forest.ends[n]] for n in path], dim=2)
+            v = torch.cat([value[:, :, forest.starts[n] : forest.ends[n]] for n in path], dim=2)
+        if len(path) == 1 and (window is None or window >= depth):
+            outputs.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale))
+        else:
+            mask = _path_mask(end - start, depth, window, q.device)
+            outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale))
+    return torch.cat(outputs, dim=2)
+
+
+@lru_cache(maxsize=256)
+def _path_mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
+    """(queries, keys) bool: the last `queries` positions of a path of `keys` tokens, causal, within the window."""
+    position = torch.arange(keys - queries, keys, device=device)[:, None]
+    other = torch.arange(keys, device=device)[None, :]
+    allowed = other <= position
+    return allowed if window is None else allowed & (other > position - window)
+
+
+def _flex(query: Tensor, key: Tensor, value: Tensor, forest: Forest, scale: float | None, window: int | None) -> Tensor:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    block_mask = _block_mask(forest, window, str(query.device))
+    return _compiled_flex(flex_attention)(query, key, value, block_mask=block_mask, scale=scale, enable_gqa=True)
+
+
+@lru_cache(maxsize=1)
+def _compiled_flex(flex_attention: Any) -> Any:
+    return torch.compile(flex_attention, dynamic=True)
+
+
+_MASKS: dict[int | None, tuple[Forest, Any]] = {}  # one mask a window, for the forest that was used last
+
+
+def _block_mask(forest: Forest, window: int | None, device: str) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    held = _MASKS.get(window)
+    if held is not None and held[0] is forest:
+        return held[1]
+    enter_N, leave_N = (t.to(device) for t in ancestry(forest))
+    positions_N = forest.positions_N.to(device)
+
+    def visible(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        above = (enter_N[k] <= enter_N[q]) & (leave_N[q] <= leave_N[k]) & (positions_N[k] <= positions_N[q])
+        return above if window is None else above & (positions_N[k] > positions_N[q] - window)
+
+    count = len(forest.ids_N)
+    mask = create_block_mask(visible, B=None, H=None, Q_LEN=count, KV_LEN=count, device=device)
+    _MASKS[window] = (forest, mask)
+    return mask
+
+
+def ancestry(forest: Forest) -> tuple[Tensor, Tensor]:
+    """(N,) entry and exit time of each token's node: node a is above or equal to b iff a enters first and leaves last."""
+    count = len(forest.starts)
+    last = list(range(count))  # depth-first order: a node's descendants follow it
+    for node in range(count - 1, -1, -1):
+        parent = forest.parents[node]
+        if parent >= 0:
+            last[parent] = max(last[parent], last[node])
+    lengths = torch.tensor([e - s for s, e in zip(forest.starts, forest.ends, strict=True)])
+    return torch.arange(count).repeat_interleave(lengths), torch.tensor(last).repeat_interleave(lengths)
+
+
+def _no_mask(*_args: Any, **_kwargs: Any) -> None:
+    return None
+
+
+AttentionInterface.register(NAME, forest_attention)
+AttentionMaskInterface.register(NAME, _no_mask)

@@ -1,0 +1,81 @@
+"""Token log-probabilities of a batch, computed only where a token is trained on.
+
+Prompts cost no vocabulary projection: the model is asked for logits at the positions that predict a trained token
+(`logits_to_keep` takes an index tensor), and a position shared by several rows is projected once.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from luthier.errors import ModelError
+from luthier.models import attention
+from luthier.models.forest import Batch
+
+
+class Scorer:
+    """Scores batches under one model, in whatever state its adapter is."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def token_logprobs(self, batch: Batch) -> Tensor:
+        """(K,) log-probability (float32, or float64 for a float64 model) of each trained-on token, in the order of `batch.row_K`."""
+        if not len(batch.hidden_H):
+            return torch.zeros(0, device=batch.row_K.device)
+        logits_HV = self.logits(batch)
+        # bfloat16 is widened: a softmax over a large vocabulary needs the precision
+        logits_HV = logits_HV.to(torch.promote_types(logits_HV.dtype, torch.float32))
+        if len(batch.hidden_H) != len(batch.target_Q):  # one position predicts several next tokens
+            logits_HV = logits_HV[batch.hidden_Q]
+        logprobs_Q = -F.cross_entropy(logits_HV, batch.target_Q, reduction="none")
+        return logprobs_Q[batch.prediction_K]
+
+    def logits(self, batch: Batch) -> Tensor:
+        """(H, vocabulary) logits at the positions `batch.hidden_H`."""
+        forest = batch.forest
+        with forest_mode(self.model):
+            out = self.model(
+                input_ids=forest.ids_N[None],
+                position_ids=forest.positions_N[None],
+                forest=forest,
+                logits_to_keep=batch.hidden_H,
+                use_cache=False,
+            )
+        logits: Tensor = out.logits[0]
+        return logits
+
+
+@contextmanager
+def forest_mode(model: Any) -> Iterator[None]:
+    """Let the model attend over forests while it is open; generation and others see its own attention again.
+
+    The training loop holds it open over the backward pass too, where activation checkpointing calls layers again.
+    """
+    config = model.config
+    before = config._attn_implementation
+    config._attn_implementation = attention.NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def require_forest(model: Any) -> None:
+    """Check that the model's layers can attend over a forest.
+
+    Raises:
+        ModelError: the model keeps a state along the sequence (SSM, linear attention) or has positions that are not
+            one number a token; such models are not supported yet.
+    """
+    kinds = set(model.config.to_dict().get("layer_types") or [])
+    odd = kinds - {"full_attention", "sliding_attention"}
+    if odd or not model._supports_attention_backend:
+        raise ModelError(
+            f"{type(model).__name__} has layers that cannot attend over a forest ({', '.join(sorted(odd)) or 'own attention'}). "
+            "Luthier trains decoders whose layers are plain attention (Llama, Qwen, Gemma, Mistral, SmolLM ... families)."
+        )
