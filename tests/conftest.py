@@ -95,7 +95,7 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_tiny(tiny_model_folder: Path) -> "Callable[..., LoadedModel]":
-    """`make_tiny()` loads a copy of the tiny model that the test may edit; `make_tiny(double=True)` holds it in float64."""
+    """`make_tiny()` loads a copy of the tiny model that a test may edit; `make_tiny(double=True)` holds it in float64."""
     import torch
 
     from luthier.models.catalog import resolve

@@ -7,12 +7,13 @@ that suggests the nearest known one.
 import difflib
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from luthier.errors import RecipeError
 
@@ -22,7 +23,25 @@ Tree = dict[str, Any]
 class Settings(BaseModel):
     """The base of every group of settings: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    # strict: "8" is not 8, true is not 1, and nothing a user wrote is bent until it fits
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _freeze_lists(cls, values: Any) -> Any:
+        """TOML and JSON have only lists; settings hold tuples, so that nobody can change them."""
+        return {key: _frozen(value) for key, value in values.items()} if isinstance(values, Mapping) else values
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
 
 
 S = TypeVar("S", bound=Settings)
@@ -45,10 +64,30 @@ def _explain(cls: type[Settings], error: Any, at: Sequence[str]) -> str:
     name = ".".join(path)
     if error["type"] == "extra_forbidden":
         known = sorted(_fields_at(cls, [str(p) for p in error["loc"][:-1]]))
-        return f"unknown key {name!r}{did_you_mean(path[-1], known)}"
+        home = _home_of(cls, path[-1], at)
+        return f"unknown key {name!r}" + (f"; did you mean {home!r}?" if home else did_you_mean(path[-1], known))
     if error["type"] == "missing":
         return f"{name!r} is missing: it has no default"
-    return f"{name} = {error['input']!r}: {error['msg']}"
+    return f"{name} = {_short(error['input'])}: {_lower_first(error['msg'])}"
+
+
+def _short(value: Any, longest: int = 120) -> str:
+    text = repr(value)
+    return text if len(text) <= longest else text[:longest] + "..."
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _home_of(cls: type[Settings], key: str, at: Sequence[str]) -> str | None:
+    """Where else in `cls` a key of exactly this name lives: the usual mistake is the right key in the wrong table."""
+    homes = []
+    for group, field in cls.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Settings) and key in inner.model_fields:
+            homes.append(".".join([*at, group, key]))
+    return homes[0] if len(homes) == 1 else None
 
 
 def _fields_at(cls: type[Settings], path: Sequence[str]) -> Iterable[str]:
@@ -79,7 +118,7 @@ def read_toml(path: Path) -> Tree:
         RecipeError: the file is missing, is not UTF-8, or is not TOML (with the line).
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such file; `luthier init train.jsonl -o {path}` writes one") from None
     except (IsADirectoryError, PermissionError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -95,9 +134,9 @@ def override(tree: Tree, assignments: Iterable[str]) -> Tree:
     copy: Tree = json.loads(json.dumps(tree, default=str))
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
-        if not equals or not path.strip():
+        *parents, last = keys = [key.strip() for key in path.split(".")]
+        if not equals or not all(keys):
             raise RecipeError(f"--set {assignment!r}: expected key=value, such as training.steps=100")
-        *parents, last = path.strip().split(".")
         node = copy
         for parent in parents:
             node = node.setdefault(parent, {})
@@ -109,9 +148,48 @@ def override(tree: Tree, assignments: Iterable[str]) -> Tree:
 
 def _parse_value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    return parsed["value"] if len(parsed) == 1 else text  # text of several lines can look like more keys
+
+
+def write_toml(tree: Mapping[str, Any]) -> str:
+    """`tree` as TOML text that `read_toml` turns into an equal tree; TOML knows no null, so None is left out.
+
+    Raises:
+        RecipeError: a value is of a kind that TOML cannot hold.
+    """
+    return "\n".join(_toml_lines(tree, ())).strip() + "\n"
+
+
+def _toml_lines(table: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
+    plain = {key: value for key, value in table.items() if value is not None and not isinstance(value, Mapping)}
+    tables = {key: value for key, value in table.items() if isinstance(value, Mapping)}
+    lines = ["", f"[{'.'.join(_toml_key(part) for part in path)}]"] if path and (plain or not tables) else []
+    lines += [f"{_toml_key(key)} = {_toml_value(value)}" for key, value in plain.items()]
+    for key, value in tables.items():
+        lines += _toml_lines(value, (*path, key))
+    return lines
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, str):  # JSON's escapes are TOML's; only DEL is allowed raw by one and not by the other
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        pairs = (f"{_toml_key(key)} = {_toml_value(item)}" for key, item in value.items() if item is not None)
+        return "{ " + ", ".join(pairs) + " }"
+    if isinstance(value, Sequence):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    raise RecipeError(f"{value!r} cannot be written as TOML: expected text, numbers, true or false, lists or tables")
 
 
 def canonical_hash(value: Any) -> str:

@@ -5,10 +5,11 @@ their settings from the file of that name in the part's directory; nothing else 
 """
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, field_serializer, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny, field_serializer, model_validator
 
 from luthier import registry
 from luthier.config import Settings, Tree, build, canonical_hash, override, read_toml
@@ -85,6 +86,17 @@ class DataSettings(Settings):
     """Share of training rows that may lose tokens to `training.max_tokens` before the run is refused."""
 
 
+N = TypeVar("N")
+
+
+def _off(value: Any) -> Any:
+    return None if value is False else value
+
+
+OrOff: TypeAlias = Annotated[N | None, BeforeValidator(_off, json_schema_input_type=N | Literal[False])]
+"""A setting that `false` switches off: TOML has no null, and leaving the key out means the default."""
+
+
 class TrainingSettings(Settings):
     """How long, how much at once, and when to look."""
 
@@ -102,14 +114,18 @@ class TrainingSettings(Settings):
     """Gradients are scaled down to this norm when they exceed it."""
     validate_every: int | None = Field(None, ge=1)
     """Steps between validations; absent: about ten in the run."""
-    patience: int | None = Field(3, ge=1)
-    """Stop after this many validations without a better loss; absent (false in `--set`): never stop early."""
+    patience: OrOff[PositiveInt] = 3
+    """Stop after this many validations without a better loss; `false`: never stop early."""
     save_every: int | None = Field(None, ge=1)
     """Steps between checkpoints; absent: at every validation."""
     keep: int = Field(2, ge=1)
     """Checkpoints kept beside the best one."""
     gradient_checkpointing: bool = False
     """Recompute layers in the backward pass: less memory, about a third slower, same result."""
+
+    @field_serializer("patience", when_used="json")
+    def _dump_patience(self, patience: int | None) -> int | Literal[False]:
+        return False if patience is None else patience
 
 
 class ForgettingSettings(Settings):
@@ -154,8 +170,12 @@ class EvaluationSettings(Settings):
             return values
         tables = values.get("systems") or {name: {} for name in ("zero_shot", "few_shot", "fine_tuned")}
         if not isinstance(tables, Mapping):
-            raise RecipeError(f"evaluation.systems = {tables!r}: expected tables such as [evaluation.systems.zero_shot]")
-        built = {name: build_part(SYSTEMS, table, name, ["evaluation", "systems", name]) for name, table in tables.items()}
+            raise RecipeError(
+                f"evaluation.systems = {tables!r}: expected tables such as [evaluation.systems.zero_shot]"
+            )
+        built = {
+            name: build_part(SYSTEMS, table, name, ["evaluation", "systems", name]) for name, table in tables.items()
+        }
         return {**values, "systems": built}
 
     @field_serializer("systems")
@@ -234,10 +254,36 @@ def load(path: Path, assignments: Sequence[str] = ()) -> Recipe:
 
 
 def absolute_paths(tree: Tree, folder: Path) -> Tree:
-    """A copy in which every path of the recipe that is relative is read from `folder`, the recipe's own."""
-    copy = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
-    for group, keys in (("data", ("train", "validation", "test")), ("evaluation", ("json_schema",))):
-        table = copy.get(group)
-        if isinstance(table, dict):
-            table.update({k: str(folder / v) for k in keys if isinstance(v := table.get(k), str)})
-    return copy
+    """A copy in which every path of the recipe that is relative is read from `folder`, the recipe's own.
+
+    Names that are no paths stay as they are: a hub id or catalog name, a built-in template, `builtin`, `none`.
+    """
+    tree = deepcopy(tree)
+    for *groups, key in _PATHS:
+        table: Any = tree
+        for group in groups:
+            table = table.get(group) if isinstance(table, dict) else None
+        value = table.get(key) if isinstance(table, dict) else None
+        if isinstance(value, str) and _is_path(key, value, folder):
+            table[key] = str(folder / value)
+    return tree
+
+
+_PATHS = (
+    ("model", "name"),
+    ("model", "template"),
+    ("data", "train"),
+    ("data", "validation"),
+    ("data", "test"),
+    ("evaluation", "json_schema"),
+    ("evaluation", "forgetting", "multiple_choice"),
+    ("evaluation", "forgetting", "text"),
+)
+
+
+def _is_path(key: str, value: str, folder: Path) -> bool:
+    if key == "name":  # `org/model` is a hub id unless there is such a folder
+        return (folder / value).exists()
+    if key == "template":
+        return value.endswith(".jinja")
+    return key not in ("multiple_choice", "text") or value not in ("builtin", "none")
