@@ -57,20 +57,18 @@ def _node_by_node(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    # split, not slices: the backward pass of a slice fills and adds a tensor as large as the whole
+    lengths = [end - start for start, end in zip(forest.starts, forest.ends, strict=True)]
+    spans = [x.split(lengths, dim=2) for x in (query, key, value)]
     outputs = []
-    for node, (start, end) in enumerate(zip(forest.starts, forest.ends, strict=True)):
+    for node, q in enumerate(spans[0]):
         path = forest.path(node)
-        q = query[:, :, start:end]
-        depth = sum(forest.ends[n] - forest.starts[n] for n in path)
-        if len(path) == 1:
-            k, v = key[:, :, start:end], value[:, :, start:end]
-        else:
-            k = torch.cat([key[:, :, forest.starts[n] : forest.ends[n]] for n in path], dim=2)
-            v = torch.cat([value[:, :, forest.starts[n] : forest.ends[n]] for n in path], dim=2)
+        k, v = (x[node] if len(path) == 1 else torch.cat([x[n] for n in path], dim=2) for x in spans[1:])
+        depth = k.shape[2]
         if len(path) == 1 and (window is None or window >= depth):
             outputs.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale))
         else:
-            mask = _path_mask(end - start, depth, window, q.device)
+            mask = _path_mask(lengths[node], depth, window, q.device)
             outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale))
     return torch.cat(outputs, dim=2)
 

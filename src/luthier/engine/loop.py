@@ -1,0 +1,113 @@
+"""The training loop. Every objective and adapter runs through `train`, which reads from top to bottom.
+
+Promises, each with a test: how a step is split into micro-batches cannot change its gradient, because losses are sums
+and are divided once by the weight of the whole step; the order inside a step is fixed: learn, validate, save; a run
+that is resumed after any checkpoint ends with bit-identical weights.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from luthier.data.source import micro_batches
+from luthier.engine import checkpoint
+from luthier.engine.run import Run
+from luthier.errors import NonFiniteStep
+from luthier.models.forest import Batch, build_batch
+from luthier.models.scorer import forest_mode
+from luthier.objectives.base import Mean, merge_metrics
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step did; the command line, the server and the tests all read these."""
+
+    number: int
+    seconds: float
+    metrics: Mapping[str, float]
+
+
+def train(run: Run) -> Iterator[Step]:
+    """Yield one `Step` per optimizer step. To stop, stop asking: the run is whole between steps.
+
+    Raises:
+        NonFiniteStep: the gradient norm was NaN or infinite; the weights were not updated.
+        StorageError: a checkpoint could not be written; earlier ones are intact.
+    """
+    if run.state.best_loss is None:
+        run.state.best_loss = validation_loss(run)
+        checkpoint.save(run)
+    for number in range(run.state.step + 1, run.steps + 1):
+        started = time.perf_counter()
+        metrics = _learn(run, number)
+        run.state.step = number
+        last = number == run.steps
+        if last or number % run.validate_every == 0:
+            metrics["validation_loss"] = _validate(run)
+        seconds = time.perf_counter() - started
+        run.state.seconds += seconds
+        stop = run.state.stopped_early
+        if last or stop or number % run.save_every == 0 or run.state.best_step == number:
+            checkpoint.save(run)
+        yield Step(number, seconds, metrics)
+        if stop:
+            return
+
+
+def _learn(run: Run, number: int) -> dict[str, float]:
+    """One optimizer step: sum over micro-batches, divide once, clip, update."""
+    rate = run.learning_rate * run.schedule.factor(number, run.steps)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    batches = _batches(run, number)
+    weight = sum(run.objective.weight(batch) for batch in batches)
+    run.model.train()
+    parts = []
+    for batch in batches:
+        with forest_mode(run.model):
+            loss = run.objective.loss(run.models, batch)
+            (loss.total / weight).backward()
+        parts.append(loss.metrics)
+    parameters = list(run.injected.trainable.values())
+    grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, run.settings.max_grad_norm))
+    if not torch.isfinite(torch.tensor(grad_norm)):
+        run.optimizer.zero_grad(set_to_none=True)
+        raise NonFiniteStep(number, grad_norm, tuple(name for batch in batches for name in batch.row_ids))
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    tokens = sum(batch.logical_tokens for batch in batches)
+    trained = sum(len(batch.row_K) for batch in batches)
+    run.state.tokens += tokens
+    run.state.trained_tokens += trained
+    averages = {name: mean.value() for name, mean in merge_metrics(parts).items()}
+    return {"tokens": tokens, "trained_tokens": trained, **averages, "learning_rate": rate, "grad_norm": grad_norm}
+
+
+def _batches(run: Run, number: int) -> list[Batch]:
+    rows = micro_batches(run.source.step(number), run.settings.micro_batch_tokens)
+    return [build_batch(group).to(run.device) for group in rows]
+
+
+@torch.no_grad()
+def validation_loss(run: Run) -> float:
+    """The objective's mean over all validation units, without dropout."""
+    run.model.eval()
+    means = []
+    for group in micro_batches(run.validation, run.settings.micro_batch_tokens):
+        batch = build_batch(group).to(run.device)
+        means.append(Mean(float(run.objective.loss(run.models, batch).total), run.objective.weight(batch)))
+    return merge_metrics([{"loss": mean} for mean in means])["loss"].value()
+
+
+def _validate(run: Run) -> float:
+    """Measure, remember the best step, and decide whether to stop early."""
+    loss, state = validation_loss(run), run.state
+    if state.best_loss is None or loss < state.best_loss:
+        state.best_loss, state.best_step, state.validations_without_gain = loss, state.step, 0
+    else:
+        state.validations_without_gain += 1
+    patience = run.settings.patience
+    state.stopped_early = patience is not None and state.validations_without_gain >= patience
+    return loss

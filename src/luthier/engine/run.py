@@ -1,0 +1,64 @@
+"""The parts of one training, held together. `assemble` builds a Run; `train` moves it; nothing else needs to know all."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from luthier.adapters.base import Injected
+from luthier.data.source import Source, Unit
+from luthier.engine.schedules.base import Schedule
+from luthier.objectives.base import Models, Objective
+from luthier.recipe import TrainingSettings
+
+
+@dataclass
+class State:
+    """Everything of a training that moves and is not a tensor."""
+
+    step: int = 0
+    best_step: int = 0
+    best_loss: float | None = None
+    validations_without_gain: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    seconds: float = 0.0
+    stopped_early: bool = False
+
+    def dump(self) -> dict[str, Any]:
+        """Plain values for a file."""
+        return asdict(self)
+
+
+@dataclass
+class Run:
+    """One training, in whatever state it is between two steps."""
+
+    settings: TrainingSettings
+    steps: int
+    model: nn.Module
+    models: Models
+    objective: Objective
+    injected: Injected
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    learning_rate: float
+    source: Source
+    validation: list[Unit]
+    checkpoints: Path
+    fingerprint: str
+    """Hash of everything that decides the result; a checkpoint of another fingerprint is refused."""
+    device: torch.device
+    state: State = field(default_factory=State)
+
+    @property
+    def validate_every(self) -> int:
+        """Steps between validations."""
+        return self.settings.validate_every or max(1, round(self.steps / 10))
+
+    @property
+    def save_every(self) -> int:
+        """Steps between checkpoints."""
+        return self.settings.save_every or self.validate_every
