@@ -18,10 +18,14 @@ from luthier.models.forest import Batch
 
 
 class Scorer:
-    """Scores batches under one model, in whatever state its adapter is."""
+    """Scores batches under one model, in whatever state its adapter is.
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    `autocast` is the type that matrix products are computed in when the weights are held in float32 (full
+    fine-tuning); it is opened for each forward pass alone, since a longer one caches copies of weights that move.
+    """
+
+    def __init__(self, model: nn.Module, autocast: torch.dtype | None = None) -> None:
+        self.model, self.autocast = model, autocast
 
     def token_logprobs(self, batch: Batch) -> Tensor:
         """(K,) log-probability (float32, or float64 for a float64 model) of each trained-on token, in the order of `batch.row_K`."""
@@ -38,7 +42,8 @@ class Scorer:
     def logits(self, batch: Batch) -> Tensor:
         """(H, vocabulary) logits at the positions `batch.hidden_H`."""
         forest = batch.forest
-        with forest_mode(self.model):
+        device = forest.ids_N.device.type
+        with forest_mode(self.model), torch.autocast(device, self.autocast, enabled=self.autocast is not None):
             out = self.model(
                 input_ids=forest.ids_N[None],
                 position_ids=forest.positions_N[None],

@@ -1,0 +1,216 @@
+"""Recipe -> the parts of a run. The one module that knows every part; it reads like a packing list."""
+
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from luthier import __version__, recipe as recipes
+from luthier.adapters.base import Adapter, Injected
+from luthier.config import Settings, build, canonical_hash
+from luthier.data.source import Source, Unit
+from luthier.data.templates import Template, build_template
+from luthier.engine.optimizers.base import OptimizerSettings
+from luthier.engine.run import Run
+from luthier.engine.schedules.base import Schedule
+from luthier.errors import DataError, ModelError, RecipeError
+from luthier.examples import Example
+from luthier.models.catalog import resolve
+from luthier.models.load import LoadedModel, load
+from luthier.models.scorer import Scorer, require_forest
+from luthier.objectives.base import Models, Objective
+from luthier.recipe import Recipe
+
+T = TypeVar("T", bound=Settings)
+TEMPLATE_FILE = "template.jinja"
+RECORD = "run.json"
+
+
+def part(settings: Settings, kind: type[T], key: str) -> T:
+    """The part of a recipe as what it must be.
+
+    Raises:
+        RecipeError: a plug-in put something else under this key.
+    """
+    if not isinstance(settings, kind):
+        raise RecipeError(f"{key}.type: {type(settings).__name__} is not a {kind.__name__}")
+    return settings
+
+
+def open_model(recipe: Recipe) -> LoadedModel:
+    """The base model of the recipe, fetched if need be, verified and loaded."""
+    loaded = load(resolve(recipe.model.name), recipe.model.precision, recipe.model.device)
+    require_forest(loaded.model)
+    return loaded
+
+
+def template_for(recipe: Recipe, loaded: LoadedModel, max_tokens: int | None = None) -> Template:
+    """The template that this run trains, evaluates and serves with."""
+    return build_template(loaded, recipe.model.template, loss_on=recipe.data.loss_on, max_tokens=max_tokens)
+
+
+def objective_of(recipe: Recipe) -> Objective:
+    """The recipe's objective."""
+    return part(recipe.objective, Objective, "objective")  # type: ignore[type-abstract]
+
+
+def units_of(recipe: Recipe, examples: Sequence[Example], template: Template) -> list[Unit]:
+    """The training rows of each example, in the order of the examples.
+
+    Raises:
+        DataError: an example is of a kind that the objective does not train on.
+    """
+    objective = objective_of(recipe)
+    units = []
+    for example in examples:
+        if not isinstance(example, objective.accepts):
+            kinds = " or ".join(kind.__name__ for kind in objective.accepts)
+            raise DataError(
+                f"the objective trains on {kinds}, but this row is a {type(example).__name__}; "
+                "set objective.type or data.format",
+                example.where.path,
+                example.where.line,
+            )
+        units.append(objective.rows(example, template))
+    return units
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A model with its adapter in it, and the cast that the objective sees."""
+
+    injected: Injected
+    models: Models
+
+
+class _Reference:
+    """The policy with its adapter off."""
+
+    def __init__(self, scorer: Scorer, injected: Injected) -> None:
+        self._scorer, self._injected = scorer, injected
+
+    def token_logprobs(self, batch: Any) -> torch.Tensor:
+        with self._injected.disabled():
+            return self._scorer.token_logprobs(batch)
+
+
+def make_trainable(recipe: Recipe, loaded: LoadedModel, scored_dtype: torch.dtype) -> Trainable:
+    """Put the adapter in. With full fine-tuning a reference, if the objective needs one, is a frozen copy of the base."""
+    adapter = part(recipe.adapter, Adapter, "adapter")  # type: ignore[type-abstract]
+    objective = objective_of(recipe)
+    is_full = recipes.dump_part(recipe.adapter)["type"] == "full"
+    frozen = copy.deepcopy(loaded.model) if is_full and objective.needs_reference else None
+    injected = adapter.inject(loaded.model, recipe.seed)
+    autocast = scored_dtype if is_full and scored_dtype != torch.float32 else None
+    policy = Scorer(loaded.model, autocast)
+    if not objective.needs_reference:
+        return Trainable(injected, Models(policy))
+    reference = _Reference(policy, injected) if frozen is None else Scorer(frozen.requires_grad_(False).eval())
+    return Trainable(injected, Models(policy, reference))
+
+
+def build_run(
+    recipe: Recipe, loaded: LoadedModel, trainable: Trainable, units: dict[str, list[Unit]], fingerprint: str, folder: Path
+) -> Run:
+    """All parts of a training, at step 0."""
+    torch.manual_seed(recipe.seed)
+    if recipe.training.gradient_checkpointing:
+        loaded.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    optimizer = part(recipe.optimizer, OptimizerSettings, "optimizer")  # type: ignore[type-abstract]
+    source = Source(units["train"], recipe.training.rows_per_step, recipe.seed)
+    return Run(
+        settings=recipe.training,
+        steps=recipe.training.steps or math.ceil(recipe.training.epochs * source.steps_per_epoch()),
+        model=loaded.model,
+        models=trainable.models,
+        objective=objective_of(recipe),
+        injected=trainable.injected,
+        optimizer=optimizer.build(trainable.injected.trainable),
+        schedule=part(recipe.schedule, Schedule, "schedule"),  # type: ignore[type-abstract]
+        learning_rate=optimizer.learning_rate,
+        source=source,
+        validation=units["validation"],
+        checkpoints=folder / "checkpoints",
+        fingerprint=fingerprint,
+        device=loaded.device,
+    )
+
+
+def fingerprint_of(recipe: Recipe, loaded: LoadedModel, template: Template, units: dict[str, list[Unit]]) -> str:
+    """Hash of everything that decides the trained weights: settings, model, template, token ids and masks, versions."""
+    settings = {k: v for k, v in recipe.dump().items() if k not in ("evaluation", "cost", "data")}
+    data = {name: _hash_units(group) for name, group in units.items()}
+    versions = [__version__, torch.__version__, str(loaded.dtype), loaded.device.type, torch.get_num_threads()]
+    return canonical_hash([settings, loaded.files.fingerprint, template.sha256, data, versions])
+
+
+def _hash_units(units: Sequence[Unit]) -> str:
+    digest = hashlib.sha256()
+    for unit in units:
+        for row in unit:
+            digest.update(np.asarray(row.ids, dtype=np.int64).tobytes())
+            digest.update(np.asarray(row.loss_mask, dtype=np.float32).tobytes())
+        digest.update(b"|")
+    return digest.hexdigest()
+
+
+def save_artifact(folder: Path, recipe: Recipe, loaded: LoadedModel, injected: Injected, template: Template) -> None:
+    """Write what training made: the adapter in the layout of `peft`, the template as it was, and where both came from."""
+    injected.save(folder, recipe.model.name)
+    (folder / TEMPLATE_FILE).write_text(template.source, encoding="utf-8")
+    record = {
+        "luthier": __version__,
+        "recipe": recipe.dump(),
+        "model": {"name": recipe.model.name, "fingerprint": loaded.files.fingerprint},
+        "template": {"name": template.name, "sha256": template.sha256},
+    }
+    (folder / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `open_trained` returns: a trained model that is ready to answer."""
+
+    name: str
+    recipe: Recipe
+    loaded: LoadedModel
+    template: Template
+    injected: Injected
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        """The base model alone while open."""
+        with self.injected.disabled():
+            yield
+
+
+def open_trained(run_folder: Path, device: str | None = None) -> Trained:
+    """Load the model that a run trained, with the template that it was trained with.
+
+    Raises:
+        ModelError: the run has no adapter yet, its base model is another one than it was, or a file does not fit.
+    """
+    folder = run_folder / "adapter"
+    if not (folder / RECORD).is_file():
+        raise ModelError(f"{folder}: no trained model here; `luthier run` or `luthier train` makes one")
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    recipe = build(Recipe, record["recipe"])
+    loaded = load(resolve(recipe.model.name), recipe.model.precision, device or recipe.model.device)
+    if loaded.files.fingerprint != record["model"]["fingerprint"]:
+        raise ModelError(
+            f"{recipe.model.name} is not the model that this run was trained on (its files differ); "
+            "a LoRA on another base would answer nonsense. Train again, or restore the files."
+        )
+    template = build_template(loaded, str(folder / TEMPLATE_FILE), loss_on=recipe.data.loss_on)
+    adapter = part(recipe.adapter, Adapter, "adapter")  # type: ignore[type-abstract]
+    injected = adapter.restore(loaded.model, folder)
+    loaded.model.eval()
+    return Trained(run_folder.resolve().name, recipe, loaded, template, injected)
