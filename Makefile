@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: env demo test check numerics chaos bench clean
+.PHONY: env demo test check numerics chaos bench reference format clean
 
 env: $(STAMP)
 
@@ -13,3 +13,45 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
+
+# Two workers, one thread each: more threads than cores only wait for one another.
+PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q --timeout 600
+WORKERS ?= 2
+
+# Everything that needs no second library to compare with and kills no process. Fetches the default model once.
+test: env
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not numerics and not chaos"
+
+# What to run before every commit: style, types, import directions, and the tests that need no download.
+check: env
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not slow and not numerics and not chaos"
+
+# Luthier against transformers, peft and trl, at tiny size.
+numerics: env
+	$(PYTEST) -m numerics
+
+# Kill real processes at random moments, resume, and compare the weights bit by bit.
+chaos: env
+	$(PYTEST) -m chaos
+
+# Measure; every result names the machine, the versions and the commit it was taken with.
+bench: env
+	OMP_NUM_THREADS=$(WORKERS) $(BIN)/python -m benchmarks
+
+# Write the generated parts of the documentation and the frozen command line again, after a change that is meant.
+reference: env
+	$(BIN)/luthier recipe --reference > docs/recipes.md.new && mv docs/recipes.md.new docs/recipes.md
+	$(BIN)/python tests/contract/test_cli_surface.py > tests/contract/cli_surface.txt.new \
+		&& mv tests/contract/cli_surface.txt.new tests/contract/cli_surface.txt
+
+format: env
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
