@@ -28,6 +28,7 @@ class Settings(BaseModel):
         frozen=True,
         extra="forbid",
         strict=True,
+        validate_default=True,  # 32 as the default of a float becomes 32.0, so that it hashes as a given 32.0 does
         allow_inf_nan=False,
         use_attribute_docstrings=True,
         protected_namespaces=(),

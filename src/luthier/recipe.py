@@ -21,6 +21,17 @@ OPTIMIZERS = "luthier.engine.optimizers"
 SCHEDULES = "luthier.engine.schedules"
 SYSTEMS = "luthier.evaluation.systems"
 
+PARTS: Mapping[str, tuple[str, str]] = {
+    "adapter": (ADAPTERS, "lora"),
+    "objective": (OBJECTIVES, "sft"),
+    "optimizer": (OPTIMIZERS, "adamw"),
+    "schedule": (SCHEDULES, "cosine"),
+}
+"""Keys of a recipe whose settings come from a registry: its package, and the `type` when none is given."""
+
+DEFAULT_SYSTEMS = ("zero_shot", "few_shot", "fine_tuned")
+"""What is compared when a recipe names no system."""
+
 
 def build_part(package: str, values: Any, default: str, at: Sequence[str]) -> Settings:
     """Settings of the part that `values["type"]` names in `package`.
@@ -44,8 +55,9 @@ def dump_part(part: Settings) -> Tree:
     return {"type": registry.name_of(part), **part.model_dump(mode="json")}
 
 
-def _part(package: str, default: str, at: str) -> BeforeValidator:
-    return BeforeValidator(lambda values: build_part(package, values, default, [at]))
+def _part(key: str) -> BeforeValidator:
+    package, default = PARTS[key]
+    return BeforeValidator(lambda values: build_part(package, values, default, [key]))
 
 
 class ModelSettings(Settings):
@@ -168,7 +180,7 @@ class EvaluationSettings(Settings):
     def _build_systems(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        tables = values.get("systems") or {name: {} for name in ("zero_shot", "few_shot", "fine_tuned")}
+        tables = values.get("systems") or {name: {} for name in DEFAULT_SYSTEMS}
         if not isinstance(tables, Mapping):
             raise RecipeError(
                 f"evaluation.systems = {tables!r}: expected tables such as [evaluation.systems.zero_shot]"
@@ -207,19 +219,17 @@ class Recipe(Settings):
     """The base model."""
     data: DataSettings
     """The rows."""
-    adapter: Annotated[SerializeAsAny[Settings], _part(ADAPTERS, "lora", "adapter")] = Field(
-        default_factory=dict, validate_default=True
-    )
+    adapter: Annotated[SerializeAsAny[Settings], _part("adapter")] = Field(default_factory=dict, validate_default=True)
     """What is trained: a file name in `luthier/adapters` as `type`, and its settings."""
-    objective: Annotated[SerializeAsAny[Settings], _part(OBJECTIVES, "sft", "objective")] = Field(
+    objective: Annotated[SerializeAsAny[Settings], _part("objective")] = Field(
         default_factory=dict, validate_default=True
     )
     """What is minimized: a file name in `luthier/objectives` as `type`, and its settings."""
-    optimizer: Annotated[SerializeAsAny[Settings], _part(OPTIMIZERS, "adamw", "optimizer")] = Field(
+    optimizer: Annotated[SerializeAsAny[Settings], _part("optimizer")] = Field(
         default_factory=dict, validate_default=True
     )
     """How steps are taken: a file name in `luthier/engine/optimizers` as `type`, and its settings."""
-    schedule: Annotated[SerializeAsAny[Settings], _part(SCHEDULES, "cosine", "schedule")] = Field(
+    schedule: Annotated[SerializeAsAny[Settings], _part("schedule")] = Field(
         default_factory=dict, validate_default=True
     )
     """How the learning rate moves: a file name in `luthier/engine/schedules` as `type`, and its settings."""
