@@ -1,0 +1,76 @@
+"""Everything in a row reaches the model.
+
+A template prints nothing for a field that it does not know, so tools, tool calls or system messages vanish without an
+error, and the model is taught to answer from nothing. Every text of a row is looked for in the decoded tokens.
+"""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from luthier.examples import Document
+from luthier.preflight._cases import Case
+from luthier.preflight._text import decode, leaves, message_leaves, occurs
+from luthier.preflight.base import Fault, Gate, GateResult, Stage, Subject
+
+# words of JSON Schema that a template may write in its own way
+SCHEMA_WORDS = frozenset(
+    (
+        "type",
+        "function",
+        "name",
+        "description",
+        "parameters",
+        "properties",
+        "required",
+        "items",
+        "enum",
+        "default",
+        "object",
+        "string",
+        "integer",
+        "number",
+        "boolean",
+        "array",
+        "additionalProperties",
+        "title",
+        "format",
+        "strict",
+    )
+)
+
+
+class NothingDropped(Gate):
+    """Each text, tool and tool call of a row is in its tokens."""
+
+    proves: ClassVar[str] = "Every text, tool description and tool call of a row occurs in the tokens made from it."
+    stage: ClassVar[Stage] = "rows"
+    advice: ClassVar[str] = (
+        "The template has no place for them. For tools and tool calls set model.template = 'chatml_tools'; for others "
+        "name a .jinja file that renders them."
+    )
+
+    def check(self, subject: Subject) -> GateResult:
+        """Decode each row and look for every leaf of its messages and tools."""
+        faults, looked = [], 0
+        for case in subject.cases:
+            if case.error:
+                continue
+            texts = [decode(subject.tokenizer, row.ids) for row in case.whole]
+            wanted = list(_wanted(case))
+            looked += len(wanted)
+            missing = [path for path, leaf in wanted if not any(occurs(leaf, text) for text in texts)]
+            if missing:
+                more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+                faults.append(Fault(case.row_id, f"not in its tokens: {', '.join(missing[:4])}{more}", case.where))
+        return self.judge(faults, f"{looked:,} texts of {subject.coverage()} are all there.", texts=looked)
+
+
+def _wanted(case: Case) -> Iterator[tuple[str, Any]]:
+    """(path, leaf) of everything that one case must show."""
+    if isinstance(case.example, Document):
+        yield "text", case.example.text
+    last = max((turn.index for turn in case.turns), default=len(case.messages) - 1)
+    for index, message in enumerate(case.messages[: last + 1]):  # what follows the last trained reply may be left out
+        yield from message_leaves(message, f"messages[{index}]")
+    for index, tool in enumerate(case.tools):
+        yield from ((path, leaf) for path, leaf in leaves(tool, f"tools[{index}]") if leaf not in SCHEMA_WORDS)

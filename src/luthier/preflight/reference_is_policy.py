@@ -1,0 +1,64 @@
+"""At step 0 the policy is its reference, and the reference stays where it is when the policy moves.
+
+For preference learning all margins are then 0 and the sigmoid loss is ln 2. A reference with the adapter left on passes
+that test and follows the policy for ever after; so the adapter is moved, and the reference must not be.
+"""
+
+import math
+from typing import ClassVar
+
+import torch
+
+from luthier.objectives.dpo import DPO
+from luthier.preflight._probe import differences, evaluating, nudged, probe_rows, scored, tolerance
+from luthier.preflight.base import Gate, GateResult, Stage, Subject
+
+LOSS_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+COARSE = 2e-2  # bfloat16
+
+
+class ReferenceIsPolicy(Gate):
+    """The reference equals the policy before step 1, and does not follow it."""
+
+    proves: ClassVar[str] = (
+        "Before step 1 the reference scores as the policy does, and it does not move when the policy moves."
+    )
+    stage: ClassVar[Stage] = "model"
+    advice: ClassVar[str] = (
+        "The reference must be the model before training: no dropout (adapter.dropout = 0) and no adapter in it."
+    )
+
+    def check(self, subject: Subject) -> GateResult:
+        """Score real rows with both in the mode of training, then again with the adapter moved."""
+        if not subject.objective.needs_reference:
+            return self.passes("This objective has no reference.")
+        loaded, models = subject.need_model(), subject.need_models()
+        if models.reference is None:
+            return self.fails("The objective needs a reference and was given none.")
+        rows = probe_rows(subject)
+        rows = rows[: len(rows) // 2 * 2] or rows * 2  # a pair objective takes rows two by two
+        if not rows:
+            return self.fails("There is no row with a trained token to score.")
+        batch = subject.batches.build(rows).to(loaded.device)
+        with evaluating(loaded.model, training=True):
+            policy, reference = scored(models.policy, batch), scored(models.reference, batch)
+            with torch.no_grad():
+                loss = subject.objective.loss(models, batch)
+            with nudged(subject.need_injected()):
+                moved, held = scored(models.policy, batch), scored(models.reference, batch)
+        largest, mean = differences(policy, reference)
+        details = {"largest_difference": largest, "mean_difference": mean, "loss": float(loss.total) / (len(rows) / 2)}
+        problems = []
+        allowed = tolerance(loaded.dtype)
+        if not (largest <= allowed.largest and mean <= allowed.mean):
+            problems.append(f"policy and reference differ by up to {largest:.2g} nats before anything was trained.")
+        if isinstance(subject.objective, DPO) and subject.objective.penalty == "sigmoid":
+            off = abs(details["loss"] - math.log(2))
+            if not off <= LOSS_TOLERANCE.get(loaded.dtype, COARSE):
+                problems.append(f"the loss at step 0 is {details['loss']:.4f}, expected ln 2 = {math.log(2):.4f}.")
+        if not all(torch.equal(a, b) for a, b in zip(reference, held, strict=True)):
+            problems.append("the reference moved when the adapter was moved: the adapter is on in it.")
+        if all(torch.equal(a, b) for a, b in zip(policy, moved, strict=True)):
+            problems.append("the policy did not move when the adapter was moved.")
+        said = f"Policy and reference differ by at most {largest:.2g} nats; the loss is {details['loss']:.4f}."
+        return self.fails(" ".join(problems), **details) if problems else self.passes(said, **details)

@@ -1,0 +1,75 @@
+"""Rows of one batch cannot see each other.
+
+If attention crosses from one row into the next, every row is trained on a context that it will never have. One row's
+own tokens are replaced; the log-probabilities of all other rows must stay equal to the last bit.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+
+from luthier.examples import Row
+from luthier.preflight._probe import evaluating, probe_rows, scored
+from luthier.preflight.base import Gate, GateResult, Stage, Subject
+
+
+class RowIsolation(Gate):
+    """Changing one row leaves the others bit-identical."""
+
+    proves: ClassVar[str] = "Changing the tokens of one row of a batch leaves every other row bit-identical."
+    stage: ClassVar[Stage] = "model"
+    advice: ClassVar[str] = "Attention leaks between rows on this model; please report the model's name."
+
+    def check(self, subject: Subject) -> GateResult:
+        """Score the batch, change the first row that can be changed, then the last, and score again each time."""
+        loaded, scorer = subject.need_model(), subject.need_models().policy
+        rows = probe_rows(subject)
+        rows = [*rows, *(_tail_changed(row, subject) for row in rows[:1])] if len(rows) == 1 else rows
+        if not rows:
+            return self.fails("There is no row with a trained token to score.")
+        changeable = [i for i, row in enumerate(rows) if _own_from(i, rows) < len(row.ids)]
+        if not changeable:
+            return self.passes(
+                "All rows looked at are beginnings of one another; nothing can be changed apart.", probes=0
+            )
+        victims = sorted({changeable[0], changeable[-1]})
+        leaks = []
+        with evaluating(loaded.model):
+            before = scored(scorer, subject.batches.build(rows).to(loaded.device))
+            for victim in victims:
+                changed = [
+                    _replace(row, _own_from(i, rows), rows) if i == victim else row for i, row in enumerate(rows)
+                ]
+                after = scored(scorer, subject.batches.build(changed).to(loaded.device))
+                others = [i for i in range(len(rows)) if i != victim]
+                leaks += [rows[i].id for i in others if not torch.equal(before[i], after[i])]
+        details = {"rows": len(rows), "probes": len(victims), "leaks": len(leaks)}
+        if leaks:
+            named = ", ".join(repr(row_id) for row_id in leaks[:5])
+            return self.fails(f"Changing another row changed the scores of the rows {named}.", **details)
+        return self.passes(f"{len(victims)} of {len(rows)} rows were changed; no other row moved by a bit.", **details)
+
+
+def _own_from(index: int, rows: Sequence[Row]) -> int:
+    """The position from which on the tokens of a row can change without another row's tree changing its shape."""
+    mine = rows[index].ids
+    return max(_common(mine, other.ids) for i, other in enumerate(rows) if i != index) + 1
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _replace(row: Row, start: int, rows: Sequence[Row]) -> Row:
+    """The row with other tokens from `start` on, taken from the rows so that they are in the vocabulary."""
+    pool = sorted({token for other in rows for token in other.ids})
+    following = dict(zip(pool, [*pool[1:], pool[0]], strict=True))
+    return Row((*row.ids[:start], *(following[token] for token in row.ids[start:])), row.loss_mask, row.id)
+
+
+def _tail_changed(row: Row, subject: Subject) -> Row:
+    """A second row for a file that has one: the same beginning, another end."""
+    vocabulary = len(subject.tokenizer)
+    half = len(row.ids) // 2
+    return Row((*row.ids[:half], *((t + 1) % vocabulary for t in row.ids[half:])), row.loss_mask, f"{row.id}/changed")
