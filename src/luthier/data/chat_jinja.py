@@ -1,0 +1,140 @@
+"""Chat templates run here: other people's Jinja, in an immutable sandbox, with the helpers that templates expect.
+
+The environment behaves as the one of `transformers` does (block trimming, `raise_exception`, `strftime_now`, `tojson`
+without HTML escaping, loop controls), so a model's own template renders the text its authors meant. `{% generation %}`
+marks are accepted and change nothing: which tokens are trained on is decided elsewhere, from the prompt's own end.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+from luthier.errors import TemplateError
+from luthier.examples import Message
+
+PRIVATE_USE = range(0xE000, 0xF900)
+"""Code points that no text uses by agreement; one of them serves as the escape character."""
+
+
+class _GenerationMark(Extension):
+    """`{% generation %}...{% endgeneration %}` renders its body and nothing else."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """The body of the block, as if the marks were not there."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _PlainNamespace(Namespace):
+    """Jinja's namespace without underscore names, which lead from data into the interpreter."""
+
+    def __init__(self, *args: Any, **values: Any) -> None:
+        merged = dict(*args, **values)
+        for name in merged:
+            self._require_plain(name)
+        super().__init__(merged)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._require_plain(name)
+        super().__setitem__(name, value)
+
+    @staticmethod
+    def _require_plain(name: Any) -> None:
+        if isinstance(name, str) and name.startswith("_"):
+            raise jinja2.exceptions.SecurityError(f"a chat template may not set the attribute {name!r}")
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateRuntimeError(str(message))
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)
+
+
+def _plain_dict(*args: Any, **values: Any) -> dict[Any, Any]:
+    return dict(*args, **values)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
+    if not ensure_ascii:
+        return text
+    # escape characters must come through whole, or they could not be taken out again
+    return "".join(c if ord(c) < 128 or ord(c) in PRIVATE_USE else json.dumps(c)[1:-1] for c in text)
+
+
+def compile_template(source: str, name: str) -> jinja2.Template:
+    """Compile a chat template once; rendering it touches neither files nor the interpreter.
+
+    Raises:
+        TemplateError: the source is not Jinja, with the line.
+    """
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationMark, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals.update(
+        raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_plain_dict, namespace=_PlainNamespace
+    )
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateError(f"template {name!r}, line {error.lineno}: not Jinja: {error.message}") from None
+
+
+def message_dict(message: Message, arguments_as_text: bool, developer_as_system: bool) -> dict[str, Any]:
+    """What a template sees of one message: the shape of the OpenAI API, arguments as an object unless asked otherwise."""
+    role = "system" if developer_as_system and message.role == "developer" else message.role
+    seen: dict[str, Any] = {"role": role, "content": message.content}
+    if message.tool_calls:
+        calls = []
+        for call in message.tool_calls:
+            arguments = plain(call.arguments)
+            text_or_object = json.dumps(arguments, ensure_ascii=False) if arguments_as_text else arguments
+            function = {"name": call.name, "arguments": text_or_object}
+            calls.append({"type": "function", "function": function} | ({"id": call.id} if call.id is not None else {}))
+        seen["tool_calls"] = calls
+    if message.tool_call_id is not None:
+        seen["tool_call_id"] = message.tool_call_id
+    if message.name is not None:
+        seen["name"] = message.name
+    return seen
+
+
+def plain(value: Any) -> Any:
+    """`value` rebuilt from dicts, lists and scalars, so that a template gets hold of nothing with methods of its own."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TemplateError(f"a value of type {type(value).__name__} is not JSON and cannot be shown to a chat template")
+
+
+def leaf_strings(value: Any) -> list[str]:
+    """Every string inside plain data, in order; keys of objects are not among them."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping):
+        return [leaf for item in value.values() for leaf in leaf_strings(item)]
+    if isinstance(value, Sequence):
+        return [leaf for item in value for leaf in leaf_strings(item)]
+    return []

@@ -1,0 +1,82 @@
+"""What a chat template can do, found by rendering small conversations of made-up words and looking for the words.
+
+Templates do not declare what they leave out: SmolLM2's renders neither tools nor tool calls, and says nothing.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jinja2
+
+Render = Callable[[Sequence[dict[str, Any]], list[Any] | None, bool], str]
+"""(messages, tools, add_generation_prompt) -> text; raises one of RENDER_ERRORS."""
+
+RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError)
+"""What a template can raise by its own fault while it renders."""
+
+CAPABILITIES = ("system", "tools", "tool_calls", "tool_results")
+
+_USER = {"role": "user", "content": "quelzap"}
+_ASSISTANT = {"role": "assistant", "content": "brofind"}
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "vortlink",
+        "description": "does mirplex",
+        "parameters": {"type": "object", "properties": {"dwaxel": {"type": "string", "description": "a fribnot"}}},
+    },
+}
+
+
+def _calling(arguments: Any) -> dict[str, Any]:
+    function = {"name": "vortlink", "arguments": arguments}
+    return {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "id": "call00001", "function": function}],
+    }
+
+
+def _attempt(render: Render, messages: Sequence[dict[str, Any]], tools: list[Any] | None = None) -> str:
+    """The rendered text, or "" if the template refuses."""
+    try:
+        return render(messages, tools, False)
+    except RENDER_ERRORS:
+        return ""
+
+
+def wants_arguments_as_text(render: Render) -> bool:
+    """Whether the template writes a call's arguments as they come, and so needs them as JSON text."""
+    arguments = {"dwaxel": "stumril"}
+    as_object = _attempt(render, [_USER, _calling(arguments)], [_TOOL])
+    if '"stumril"' in as_object:
+        return False
+    return '"stumril"' in _attempt(render, [_USER, _calling(json.dumps(arguments))], [_TOOL])
+
+
+def find_capabilities(render: Render, arguments_as_text: bool) -> frozenset[str]:
+    """Which of CAPABILITIES the template renders."""
+    arguments: Any = {"dwaxel": "stumril"}
+    call = _calling(json.dumps(arguments) if arguments_as_text else arguments)
+    result = {"role": "tool", "content": "gorvane", "tool_call_id": "call00001", "name": "vortlink"}
+    system = _attempt(render, [{"role": "system", "content": "hespral"}, _USER, _ASSISTANT])
+    tools = _attempt(render, [_USER, _ASSISTANT], [_TOOL])
+    calls = _attempt(render, [_USER, call], [_TOOL])
+    called = calls.replace(_attempt(render, [_USER, _ASSISTANT], [_TOOL]).partition("quelzap")[0], "")
+    results = _attempt(render, [_USER, call, result, _ASSISTANT], [_TOOL])
+    found = {
+        "system": "hespral" in system,
+        "tools": "vortlink" in tools and "mirplex" in tools,
+        "tool_calls": "vortlink" in called and "stumril" in called,
+        "tool_results": "gorvane" in results,
+    }
+    return frozenset(name for name, there in found.items() if there)
+
+
+def skeleton(render: Render) -> tuple[str, str]:
+    """A rendered conversation of made-up words, and what of it stands behind the reply; both "" if it is refused."""
+    text = _attempt(render, [{"role": "system", "content": "hespral"}, _USER, _ASSISTANT]) or _attempt(
+        render, [_USER, _ASSISTANT]
+    )
+    return text, text[text.rindex("brofind") + len("brofind") :] if "brofind" in text else ""

@@ -1,0 +1,518 @@
+"""Messages to token ids and loss mask: one render path for training, evaluation and serving.
+
+A conversation is rendered by a Jinja chat template, usually the model's own. Let P_k be what is served before the k-th
+turn: the messages before it, rendered with the generation prompt. A training row is cut at the end of every P_k and
+each piece is encoded by itself, so that the ids before a trained reply are exactly `prompt_ids(messages[:k])`. What is
+trained on begins there and ends with the first stop token after the reply.
+
+Where a template renders history otherwise than it was served (Qwen3 drops earlier thinking), no single row can be
+faithful to all turns; then every trained turn becomes a row of its own. Content can never become a control token: see
+`control_tokens`. Left out: images and other parts of a message that are not text.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from luthier.config import did_you_mean
+from luthier.data.chat_jinja import compile_template, leaf_strings, message_dict, plain
+from luthier.data.control_tokens import After, ControlTokens
+from luthier.data.replies import parse_reply_text
+from luthier.data.template_probes import RENDER_ERRORS, find_capabilities, skeleton, wants_arguments_as_text
+from luthier.errors import TemplateError
+from luthier.examples import NOWHERE, Conversation, Document, Message, Row, Where
+from luthier.models.load import LoadedModel
+
+LossOn: TypeAlias = Literal["assistant", "last_assistant", "all"]
+Tools: TypeAlias = Sequence[Mapping[str, Any]]
+
+BUILTIN = resources.files("luthier.data") / "templates_builtin"
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What became of one example."""
+
+    rows: tuple[Row, ...]
+    truncated_tokens: int = 0
+    """Tokens cut off on the right, over all rows."""
+    truncated_trained_tokens: int = 0
+    """Those of them that would have been trained on."""
+    dropped_messages: int = 0
+    """Messages after the last turn that is trained on; nothing would have been learned from them."""
+    split: bool = False
+    """Whether the template forced a row for each trained turn."""
+
+
+@dataclass(frozen=True)
+class _Chat:
+    """Messages as the template sees them, guarded."""
+
+    messages: tuple[dict[str, Any], ...]
+    tools: list[Any] | None
+    escape: str
+    where: Where
+
+    def first(self, count: int) -> "_Chat":
+        return _Chat(self.messages[:count], self.tools, self.escape, self.where)
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """One assistant turn in a rendered text: its reply, stop token included, is text[start:end]."""
+
+    index: int
+    start: int
+    end: int
+
+
+class Template:
+    """Renders conversations and documents for one tokenizer.
+
+    Attributes:
+        name: what the recipe calls it.
+        source: the Jinja text; "" for a model without a chat template, which can render documents only.
+        sha256: of the source.
+        stop_ids: ids that end an assistant turn, the template's own end-of-turn token among them.
+        end_of_turn_id: the token that this template writes after a reply, or None if it writes none.
+        capabilities: which of "system", "tools", "tool_calls" and "tool_results" the template renders at all.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        source: str,
+        name: str = "model",
+        *,
+        stop_ids: frozenset[int] = frozenset(),
+        loss_on: LossOn = "assistant",
+        max_tokens: int | None = None,
+    ) -> None:
+        self.name, self.source = name, source
+        self.sha256 = hashlib.sha256(source.encode()).hexdigest()
+        self.loss_on: LossOn = loss_on
+        self.max_tokens = max_tokens
+        self._bos_id: int | None = tokenizer.bos_token_id
+        self._eos_id: int | None = tokenizer.eos_token_id
+        self._bos_ids = _added_bos(tokenizer)
+        self._tokens = ControlTokens(tokenizer.backend_tokenizer)
+        self._jinja = compile_template(source, name)
+        self._specials = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
+        self._developer_as_system = "developer" not in source
+        self._arguments_as_text = wants_arguments_as_text(self._render)
+        self.capabilities = find_capabilities(self._render, self._arguments_as_text)
+        whole, tail = skeleton(self._render)
+        self.end_of_turn_id: int | None = next(iter(self._tokens.found_in(tail)), None)
+        self.stop_ids = stop_ids | ({self.end_of_turn_id} if self.end_of_turn_id is not None else frozenset())
+        self._tokens.reserve({*self._tokens.found_in(whole), *self.stop_ids})
+
+    # what other modules call
+
+    def rows(self, example: Conversation | Document) -> tuple[Row, ...]:
+        """The training sequences of one example: one row, or one a trained turn where the template demands it.
+
+        Raises:
+            TemplateError: the template refuses a message, or training and serving would see different text.
+        """
+        return self.render(example).rows
+
+    def render(self, example: Conversation | Document) -> Rendered:
+        """The same rows, with the count of what `max_tokens` cut off.
+
+        Raises:
+            TemplateError: as `rows`.
+        """
+        if isinstance(example, Document):
+            return self._truncate([self._document_row(example)])
+        chat = self._chat(example.messages, example.tools, example.where)
+        if self.loss_on == "all":
+            return self._truncate([self._whole_row(chat, example)])
+        trained = {k: w for k, w in self._weights(example.messages).items() if w}
+        if not trained:  # nothing to learn; the pre-flight says so, with the line
+            text = self._text(chat, False)
+            ids, _ = self._encode(chat, text, self._turns(chat, text))
+            return self._truncate([_row(ids, [0.0] * len(ids), example.id)])
+        last = max(trained) + 1
+        rows, split = self._conversation_rows(chat.first(last), trained, example.id)
+        return replace(self._truncate(rows), dropped_messages=len(chat.messages) - last, split=split)
+
+    def reply_row(self, conversation: Conversation, reply: tuple[Message, ...]) -> Row:
+        """One row in which only the assistant turns of `reply`, the last messages of `conversation`, are trained on.
+
+        Raises:
+            TemplateError: as `rows`; also if the template cannot hold several turns of the reply in one row.
+        """
+        messages = conversation.messages
+        if not reply or tuple(messages[-len(reply) :]) != tuple(reply):
+            raise TemplateError(f"{conversation.where}: the reply must be the last messages of the conversation")
+        first = len(messages) - len(reply)
+        weights = {k: _weight(m) for k, m in enumerate(messages) if k >= first and m.role == "assistant"}
+        trained = {k: w for k, w in weights.items() if w}
+        if not trained:
+            raise TemplateError(f"{conversation.where}: the reply has no assistant message to train on")
+        chat = self._chat(messages, conversation.tools, conversation.where)
+        rows, _ = self._conversation_rows(chat.first(max(trained) + 1), trained, conversation.id)
+        if len(rows) != 1:
+            raise TemplateError(
+                f"{conversation.where}: template {self.name!r} renders earlier turns otherwise than they were served, so a "
+                f"reply of {len(trained)} assistant messages does not fit in one row; give the last message only"
+            )
+        return self._truncate(rows).rows[0]
+
+    def prompt_ids(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
+        """What is served: the messages, ended by the generation prompt. Training rows begin with exactly these ids.
+
+        Raises:
+            TemplateError: the template refuses a message.
+        """
+        chat = self._chat(messages, tools, NOWHERE)
+        text = self._text(chat, True)
+        return self._encode(chat, text, self._turns(chat, text))[0]
+
+    def parse_reply(self, ids: Sequence[int]) -> Message:
+        """The assistant message that generated ids mean, up to the first stop id; its tool calls are parsed.
+
+        A tool call that is not valid JSON stays in the text. Special tokens other than stop ids are left out.
+        """
+        return parse_reply_text(self._decode(ids))
+
+    def text(self, messages: Sequence[Message], tools: Tools = (), add_generation_prompt: bool = False) -> str:
+        """The rendered text, for people to read; ids come from `prompt_ids` and `rows` only.
+
+        Raises:
+            TemplateError: the template refuses a message.
+        """
+        chat = self._chat(messages, tools, NOWHERE)
+        text = self._text(chat, add_generation_prompt)
+        return text.replace(chat.escape, "") if chat.escape else text
+
+    def dropped_strings(self, conversation: Conversation) -> list[str]:
+        """Strings of the conversation that its rendering leaves out: content, tool names, arguments, descriptions.
+
+        A string counts as rendered if it stands in the text as it is, JSON-escaped, or with its ends trimmed. Strings
+        of a kind that the template never renders are listed even where the same word happens to occur elsewhere.
+
+        Raises:
+            TemplateError: the template refuses a message.
+        """
+        text = self.text(conversation.messages, conversation.tools)
+        dropped = [s for s in leaf_strings(plain(conversation.tools)) if not self._shows("tools", s, text)]
+        for message in conversation.messages:
+            kind = "tool_results" if message.role == "tool" else "system" if message.role == "system" else ""
+            dropped += [s for s in (message.content,) if not self._shows(kind, s, text)]
+            for call in message.tool_calls:
+                leaves = [call.name, *leaf_strings(plain(call.arguments))]
+                dropped += [s for s in leaves if not self._shows("tool_calls", s, text)]
+        return dropped
+
+    # training rows
+
+    def _weights(self, messages: Sequence[Message]) -> dict[int, float]:
+        """Weight of each assistant turn, as `loss_on` and the messages' own weights say."""
+        turns = {k: _weight(m) for k, m in enumerate(messages) if m.role == "assistant"}
+        if self.loss_on == "last_assistant" and turns:
+            last = max(turns)
+            return {last: turns[last]}
+        return turns
+
+    def _conversation_rows(self, chat: _Chat, trained: Mapping[int, float], id: str) -> tuple[list[Row], bool]:
+        """One row if every trained turn stands in it as it was served, else a row for each trained turn."""
+        text = self._text(chat, False)
+        turns = self._turns(chat, text)
+        if set(trained) <= {turn.index for turn in turns}:
+            ids, spans = self._encode(chat, text, turns)
+            mask = [0.0] * len(ids)
+            for turn, (start, end) in spans.items():
+                mask[start:end] = [trained.get(turn, 0.0)] * (end - start)
+            return [_row(ids, mask, id)], False
+        return [self._turn_row(chat.first(k + 1), w, f"{id}#{k}") for k, w in sorted(trained.items())], True
+
+    def _turn_row(self, chat: _Chat, weight: float, id: str) -> Row:
+        """The last message of `chat` as the reply to the prompt that is served before it."""
+        history = chat.first(len(chat.messages) - 1)
+        prompt = self._text(history, True)
+        ids, _ = self._encode(history, prompt, self._turns(history, prompt))
+        reply = self._reply_text(chat, prompt)
+        completion = self._tokens.encode(reply, chat.escape, "text")
+        return _row(ids + completion, [0.0] * len(ids) + [weight] * len(completion), id)
+
+    def _reply_text(self, chat: _Chat, prompt: str) -> str:
+        """The rendering of the last message from the end of `prompt` to its stop token."""
+        whole = self._text(chat, False)
+        if whole.startswith(prompt):
+            return whole[len(prompt) : self._end_of_reply(whole, len(prompt))]
+        # The generation prompt holds more than the rendered turn does (such as an empty thinking block). Where the
+        # reply's own text begins is found with a stand-in for its content.
+        header = self._header(chat)
+        number = len(chat.messages)
+        if not whole.startswith(header) or not prompt.startswith(header):
+            raise TemplateError(
+                f"{chat.where}: message {number} (assistant): template {self.name!r} renders this turn in training behind "
+                "other text than is served before it, so training would teach a prompt that never comes; use another "
+                'template, or train on the last turn only (data.loss_on = "last_assistant")'
+            )
+        reply = whole[len(header) : self._end_of_reply(whole, len(header))]
+        for opening, closing in (("<think>", "</think>"), ("<|channel>", "<channel|>")):
+            extra = prompt[len(header) :]
+            if extra.count(opening) > extra.count(closing) and closing not in reply:
+                raise TemplateError(
+                    f"{chat.where}: message {number} (assistant): the generation prompt of template {self.name!r} opens "
+                    f"{opening}, and this reply never closes it; put {closing} after the reasoning in the reply, or use "
+                    "a template without thinking"
+                )
+        return reply
+
+    def _header(self, chat: _Chat) -> str:
+        """What is rendered before the content of the last message."""
+        stand_in = "\uf8ffcontent\uf8ff"
+        swapped = {**chat.messages[-1], "content": stand_in}
+        swapped.pop("tool_calls", None)
+        text = self._text(_Chat((*chat.messages[:-1], swapped), chat.tools, chat.escape, chat.where), False)
+        return text[: text.rindex(stand_in)] if stand_in in text else text
+
+    def _document_row(self, document: Document) -> Row:
+        escape = self._tokens.choose_escape([document.text])
+        text = self._tokens.guard(document.text, escape)
+        ids = [*self._bos_ids, *self._tokens.encode(text, escape, "token" if self._bos_ids else "start")]
+        if self._eos_id is not None:
+            ids.append(self._eos_id)
+        return _row(ids, [0.0] + [1.0] * (len(ids) - 1), document.id)
+
+    def _whole_row(self, chat: _Chat, example: Conversation) -> Row:
+        """Every token but the first is trained on; an assistant turn that has a weight of its own keeps it."""
+        text = self._text(chat, False)
+        ids, spans = self._encode(chat, text, self._turns(chat, text))
+        mask = [1.0] * len(ids)
+        for index, (start, end) in spans.items():
+            mask[start:end] = [_weight(example.messages[index])] * (end - start)
+        return _row(ids, [0.0, *mask[1:]], example.id)
+
+    def _truncate(self, rows: Sequence[Row]) -> Rendered:
+        limit = self.max_tokens
+        if limit is None or all(len(row.ids) <= limit for row in rows):
+            return Rendered(tuple(rows))
+        kept = [Row(row.ids[:limit], row.loss_mask[:limit], row.id) for row in rows]
+        tokens = sum(len(row.ids) for row in rows) - sum(len(row.ids) for row in kept)
+        trained = sum(row.trained_tokens for row in rows) - sum(row.trained_tokens for row in kept)
+        return Rendered(tuple(kept), tokens, trained)
+
+    # text
+
+    def _chat(self, messages: Sequence[Message], tools: Tools, where: Where) -> _Chat:
+        if not self.source:
+            raise TemplateError(
+                f"{where}: this model has no chat template; set model.template to a built-in one "
+                f"({', '.join(builtin_names())}) or to a .jinja file"
+            )
+        dicts = [message_dict(m, self._arguments_as_text, self._developer_as_system) for m in messages]
+        listed = plain(tools)
+        try:
+            escape = self._tokens.choose_escape(_all_strings([dicts, listed]) + [self.source])
+        except TemplateError as error:
+            raise TemplateError(f"{where}: {error}") from None
+        if not escape:
+            return _Chat(tuple(dicts), listed or None, "", where)
+        guarded = tuple(self._guarded_message(m, escape) for m in dicts)
+        return _Chat(guarded, self._guarded(listed, escape) or None, escape, where)
+
+    def _guarded_message(self, message: dict[str, Any], escape: str) -> dict[str, Any]:
+        guarded = {key: value if key == "role" else self._guarded(value, escape) for key, value in message.items()}
+        if message["role"] == "assistant":
+            guarded["content"] = self._tokens.guard(message["content"], escape, reply=True)
+        return guarded
+
+    def _guarded(self, value: Any, escape: str) -> Any:
+        if isinstance(value, str):
+            return self._tokens.guard(value, escape)
+        if isinstance(value, dict):
+            return {self._tokens.guard(key, escape): self._guarded(item, escape) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._guarded(item, escape) for item in value]
+        return value
+
+    def _text(self, chat: _Chat, add_generation_prompt: bool) -> str:
+        try:
+            return self._render(chat.messages, chat.tools, add_generation_prompt)
+        except RENDER_ERRORS as error:
+            raise self._explain(chat, add_generation_prompt, error) from None
+
+    def _render(self, messages: Sequence[dict[str, Any]], tools: list[Any] | None, add_generation_prompt: bool) -> str:
+        return self._jinja.render(
+            messages=list(messages),
+            tools=tools,
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+            **self._specials,
+        )
+
+    def _explain(self, chat: _Chat, add_generation_prompt: bool, error: Exception) -> TemplateError:
+        """Blame the first message with which the template fails in the same way."""
+        blamed = len(chat.messages)
+        for count in range(1, len(chat.messages)):
+            try:
+                self._render(chat.messages[:count], chat.tools, add_generation_prompt)
+            except RENDER_ERRORS as early:
+                if str(early) == str(error):
+                    blamed = count
+                    break
+        role = chat.messages[blamed - 1]["role"] if blamed else "none"
+        return TemplateError(
+            f"{chat.where}: message {blamed} ({role}): template {self.name!r} cannot render it: {error}. "
+            "Change the row, or choose another model.template"
+        )
+
+    # ids
+
+    def _turns(self, chat: _Chat, text: str) -> list[_Turn]:
+        """The assistant turns that stand in `text` just as they were served and answered, in order."""
+        turns = []
+        for index, message in enumerate(chat.messages):
+            if message["role"] != "assistant":
+                continue
+            prompt = self._text(chat.first(index), True)
+            if not text.startswith(prompt):
+                continue
+            whole = self._text(chat.first(index + 1), False)
+            if whole.startswith(prompt):
+                end = self._end_of_reply(whole, len(prompt))
+                if text.startswith(whole[:end]):
+                    turns.append(_Turn(index, len(prompt), end))
+        return turns
+
+    def _end_of_reply(self, whole: str, start: int) -> int:
+        """Where the first stop token after `start` ends; the end of the text if the template writes none."""
+        end = self._tokens.find(whole, self.stop_ids, start, len(whole))
+        return len(whole) if end is None else end
+
+    def _encode(self, chat: _Chat, text: str, turns: Sequence[_Turn]) -> tuple[list[int], dict[int, tuple[int, int]]]:
+        """Ids of `text`, cut where replies begin and end, and for each turn the span of ids that is its reply."""
+        ids: list[int] = []
+        spans: dict[int, tuple[int, int]] = {}
+        at = 0
+        for turn in turns:
+            ids += self._tokens.encode(text[at : turn.start], chat.escape, self._after(ids))
+            start = len(ids)
+            ids += self._tokens.encode(text[turn.start : turn.end], chat.escape, "text")
+            spans[turn.index] = (start, len(ids))
+            at = turn.end
+        ids += self._tokens.encode(text[at:], chat.escape, self._after(ids))
+        self._require_one_bos(chat, ids)
+        return ids, spans
+
+    def _after(self, ids: Sequence[int]) -> After:
+        if not ids:
+            return "start"
+        return "token" if ids[-1] in self._tokens.texts else "text"
+
+    def _require_one_bos(self, chat: _Chat, ids: Sequence[int]) -> None:
+        if self._bos_id is not None and list(ids[:2]) == [self._bos_id] * 2:
+            raise TemplateError(
+                f"{chat.where}: template {self.name!r} writes the beginning-of-sequence token twice; remove one from it"
+            )
+
+    def _shows(self, kind: str, text: str, rendered: str) -> bool:
+        """Whether `rendered` holds `text`, given that the template renders strings of this kind at all."""
+        if not text.strip():
+            return True
+        if kind and kind not in self.capabilities:
+            return False
+        forms = (text, text.strip(), json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1])
+        return any(form in rendered for form in forms)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        """Text of generated ids up to the first stop id, special tokens left out."""
+        kept: list[int] = []
+        for i in ids:
+            if i in self.stop_ids:
+                break
+            if i not in self._tokens.special_ids:
+                kept.append(i)
+        return self._tokens.decode(kept)
+
+
+def _row(ids: Sequence[int], mask: Sequence[float], id: str) -> Row:
+    return Row(tuple(ids), tuple(mask), id)
+
+
+def _weight(message: Message) -> float:
+    return 1.0 if message.weight is None else message.weight
+
+
+def _all_strings(value: Any) -> list[str]:
+    """Leaf strings and keys of plain data."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [text for key, item in value.items() for text in (key, *_all_strings(item))]
+    if isinstance(value, list):
+        return [text for item in value for text in _all_strings(item)]
+    return []
+
+
+def _added_bos(tokenizer: Any) -> list[int]:
+    """The ids that the tokenizer itself puts before plain text: one BOS, or nothing."""
+    bos = tokenizer.bos_token_id
+    ids = tokenizer.backend_tokenizer.encode("a", add_special_tokens=True).ids
+    return [bos] if bos is not None and ids[:1] == [bos] else []
+
+
+def builtin_names() -> list[str]:
+    """Names of the templates that come with Luthier."""
+    return sorted(entry.name.removesuffix(".jinja") for entry in BUILTIN.iterdir() if entry.name.endswith(".jinja"))
+
+
+def build_template(
+    loaded: LoadedModel, name: str = "model", *, loss_on: LossOn = "assistant", max_tokens: int | None = None
+) -> Template:
+    """The template that a recipe names: `model` for the model's own, a built-in one, or a path to a .jinja file.
+
+    Raises:
+        TemplateError: nothing is called `name`, the file cannot be read, or a built-in template's control tokens are
+            not in the model's vocabulary.
+    """
+    source = _find_source(loaded, name)
+    return Template(loaded.tokenizer, source, name, stop_ids=loaded.stop_ids, loss_on=loss_on, max_tokens=max_tokens)
+
+
+def _find_source(loaded: LoadedModel, name: str) -> str:
+    if name == "model":
+        return _own_source(loaded)
+    if name in builtin_names():
+        return _builtin_source(loaded, name)
+    path = Path(name)
+    if path.suffix not in (".jinja", ".j2", ".txt"):
+        raise TemplateError(
+            f"unknown template {name!r}{did_you_mean(name, ['model', *builtin_names()])} (or give a .jinja file)"
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TemplateError(f"template file {path}: cannot be read: {error}") from None
+
+
+def _own_source(loaded: LoadedModel) -> str:
+    source = loaded.tokenizer.chat_template
+    if isinstance(source, Mapping):
+        if "default" not in source:
+            raise TemplateError(f"{loaded.files.name}: several chat templates {sorted(source)} and none is 'default'")
+        source = source["default"]
+    return source or ""
+
+
+def _builtin_source(loaded: LoadedModel, name: str) -> str:
+    tokenizer = loaded.tokenizer
+    vocabulary = {t.content for t in tokenizer.backend_tokenizer.get_added_tokens_decoder().values()}
+    missing = [t for t in ("<|im_start|>", "<|im_end|>") if t not in vocabulary]
+    if missing:
+        raise TemplateError(
+            f"template {name!r} needs the control tokens {', '.join(missing)}, which {loaded.files.name} does not have; "
+            'use model.template = "model" or a .jinja file made for this model'
+        )
+    source = (BUILTIN / f"{name}.jinja").read_text(encoding="utf-8")
+    # a model that was trained with a BOS before every text keeps it; ChatML itself has none
+    opens = bool(_added_bos(tokenizer)) and tokenizer.bos_token != "<|im_start|>"
+    return "{{- bos_token -}}\n" + source if opens else source

