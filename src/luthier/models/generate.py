@@ -1,0 +1,345 @@
+"""Answers from a model: greedy or sampled, many prompts at once.
+
+What all prompts begin with is computed once; prompts are laid end to end without padding; each answer leaves the batch
+when it ends, and the next prompt takes its place. A row's answer does not depend on which rows it is computed with (but
+for rounding), and its random numbers are a pure function of (seed, its place among the prompts, token number).
+
+Left out: beam search, repetition penalties, speculative decoding.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from luthier.errors import ModelError
+from luthier.examples import Row
+from luthier.models.decode import Slots, evaluating
+from luthier.models.forest import build_batch
+from luthier.models.load import LoadedModel
+from luthier.models.scorer import Scorer, require_forest
+
+MAX_ROWS = 96
+MIN_SHARED = 16
+PREFILL_TOKENS = 4096
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with (rows finished, rows in all)."""
+Question: TypeAlias = tuple[Sequence[int], Sequence[Sequence[int]]]
+"""A prompt and the sequences of tokens to choose from."""
+
+
+class Sampling(TypedDict, total=False):
+    """How the next token is chosen; all of it optional."""
+
+    temperature: float
+    """0: the most likely token. Otherwise logits are divided by it."""
+    top_p: float
+    """Sample only from the smallest set of tokens whose probabilities add up to at least this (Holtzman et al. 2019,
+    arXiv:1904.09751)."""
+    seed: int | Sequence[int]
+    """One number for all prompts, or one for each: then a prompt's answer does not depend on its place."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One answer."""
+
+    ids: tuple[int, ...]
+    """New tokens, without the one that ended the answer."""
+    logprob_sum: float
+    """Log-probability of `ids` under the model itself (temperature 1), with the stop token's if there was one."""
+    finished: bool
+    """Whether a stop token ended it; False: it ran into the limit."""
+    prompt_tokens: int
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens that the model wrote, the stop token included."""
+        return len(self.ids) + self.finished
+
+
+@dataclass
+class _Writing:
+    """An answer in the making."""
+
+    index: int
+    limit: int
+    ids: list[int]
+    logprob_sum: float = 0.0
+
+
+class _Chooser:
+    """Chooses the next token of each row."""
+
+    def __init__(self, rows: int, temperature: float = 0.0, top_p: float = 1.0, seed: int | Sequence[int] = 0) -> None:
+        if temperature < 0 or not 0 < top_p <= 1:
+            raise ValueError(f"temperature {temperature} must be 0 or more, and top_p {top_p} above 0 and at most 1")
+        self.temperature, self.top_p = temperature, top_p
+        keys = [(seed, i) for i in range(rows)] if isinstance(seed, int) else [(s, 0) for s in seed]
+        if len(keys) != rows:
+            raise ValueError(f"{len(keys)} seeds for {rows} prompts")
+        self.streams = (
+            [np.random.Generator(np.random.Philox(np.random.SeedSequence(key))) for key in keys] if temperature else []
+        )
+
+    def choose(self, logits_BV: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(B,) chosen tokens and (B,) their log-probabilities at temperature 1."""
+        logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
+        if self.temperature:
+            uniform_B = torch.tensor(
+                [self.streams[row].random() for row in rows], dtype=torch.float64, device=logits_BV.device
+            )
+            tokens_B = sample(torch.softmax(logits_BV / self.temperature, dim=-1), uniform_B, self.top_p)
+        else:
+            tokens_B = logits_BV.argmax(dim=-1)
+        chosen_B = logits_BV.gather(1, tokens_B[:, None])[:, 0]
+        return tokens_B, chosen_B - logits_BV.logsumexp(dim=-1)
+
+
+def sample(probs_BV: Tensor, uniform_B: Tensor, top_p: float = 1.0) -> Tensor:
+    """(B,) tokens drawn by inverting the distribution function at `uniform_B`, which lies in [0, 1).
+
+    With `top_p` below 1 only the most likely tokens that together reach it can be drawn, at least one.
+    """
+    order_BV = None
+    probs_BV = probs_BV.double()  # a float32 running sum over a large vocabulary loses the tail
+    if top_p < 1:
+        probs_BV, order_BV = probs_BV.sort(dim=-1, descending=True, stable=True)
+        before_BV = probs_BV.cumsum(-1) - probs_BV
+        probs_BV = probs_BV.masked_fill(before_BV >= top_p, 0.0)
+    cumulative_BV = probs_BV.cumsum(-1)
+    target_B1 = (uniform_B * cumulative_BV[:, -1])[:, None]
+    drawn_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True)
+    return (drawn_B1 if order_BV is None else order_BV.gather(1, drawn_B1))[:, 0]
+
+
+def generate(
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int | Sequence[int],
+    stop_ids: frozenset[int] | None = None,
+    batch_tokens: int = 16384,
+    on_progress: Progress | None = None,
+    **sampling: Unpack[Sampling],
+) -> list[Generation]:
+    """One answer to each prompt, in the order given.
+
+    Args:
+        loaded: the model, in whatever state its adapter is; it is run without dropout.
+        prompts: token ids, each at least one. The same prompt may stand there several times (a group of rollouts).
+        max_new_tokens: the longest answer, for all or for each. An answer also ends where the model's context does.
+        stop_ids: tokens that end an answer; None: those of the model.
+        batch_tokens: most tokens held in memory at once; bounds memory, and changes results by rounding only.
+        on_progress: called whenever rows finish.
+        sampling: `temperature`, `top_p`, `seed`; absent: greedy.
+
+    Raises:
+        ModelError: a prompt is empty or leaves no room in the model's context, or the model's layers are not plain
+            attention.
+    """
+    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    limits = _require_room(loaded, prompts, limits)
+    chooser = _Chooser(len(prompts), **sampling)
+    stops = loaded.stop_ids if stop_ids is None else stop_ids
+    prefix = _shared_prefix(prompts)
+    # longest first: rows in flight are of like length, and memory that is too small is noticed at once
+    waiting = deque(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), tuple(prompts[i]))))
+    own = max((len(p) - prefix + min(limit, 128) for p, limit in zip(prompts, limits, strict=True)), default=0)
+    slots = Slots(loaded.model, loaded.device, min(MAX_ROWS, len(prompts)), own)
+    writing: list[_Writing] = []
+    results: dict[int, Generation] = {}
+    if prompts:
+        slots.set_prefix(prompts[0][:prefix])
+    logits_BV: Tensor | None = None
+    while waiting or writing:
+        admitted = _admit(waiting, writing, prompts, limits, batch_tokens, prefix)
+        if admitted:
+            new_BV = _prefill(slots, [prompts[i][prefix:] for i in admitted])
+            writing.extend(_Writing(i, limits[i], []) for i in admitted)
+            logits_BV = new_BV if logits_BV is None else torch.cat([logits_BV, new_BV])
+        tokens_B, ended = _advance(chooser, logits_BV, writing, stops)
+        if ended:
+            for slot in ended:
+                results[writing[slot].index] = _result(writing[slot], stops, len(prompts[writing[slot].index]))
+            order = slots.drop(ended)
+            writing = [writing[slot] for slot in order]
+            tokens_B = tokens_B[order]
+            if on_progress is not None:
+                on_progress(len(results), len(prompts))
+        logits_BV = slots.step(tokens_B) if writing else None
+    return [results[i] for i in range(len(prompts))]
+
+
+def _require_room(loaded: LoadedModel, prompts: Sequence[Sequence[int]], limits: list[int]) -> list[int]:
+    require_forest(loaded.model)
+    if len(limits) != len(prompts) or any(limit < 1 for limit in limits):
+        raise ValueError(f"max_new_tokens must be at least 1, one for all or one for each of {len(prompts)} prompts")
+    for number, prompt in enumerate(prompts):
+        if not 0 < len(prompt) < loaded.max_tokens:
+            raise ModelError(
+                f"prompt {number} has {len(prompt)} tokens; the model takes 1 to {loaded.max_tokens - 1} and needs "
+                "room for an answer. Shorten it, or use a model with a longer context"
+            )
+    return [min(limit, loaded.max_tokens - len(prompt)) for limit, prompt in zip(limits, prompts, strict=True)]
+
+
+def _shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with; every prompt keeps at least one token of its own."""
+    if len(prompts) < 2:
+        return 0
+    low, high = min(map(tuple, prompts)), max(map(tuple, prompts))  # what the extremes share, all share
+    shared = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+    shared = min(shared, min(map(len, prompts)) - 1)
+    return shared if shared >= MIN_SHARED else 0
+
+
+def _admit(
+    waiting: "deque[int]",
+    writing: list[_Writing],
+    prompts: Sequence[Sequence[int]],
+    limits: list[int],
+    batch_tokens: int,
+    prefix: int,
+) -> list[int]:
+    """Take from `waiting` what fits, in groups: a prompt on its own would waste a pass over the weights."""
+    if writing and len(writing) > MAX_ROWS * 3 // 4:
+        return []
+    held = prefix + sum(len(prompts[w.index]) - prefix + w.limit for w in writing)
+    admitted: list[int] = []
+    while waiting and len(writing) + len(admitted) < MAX_ROWS:
+        needed = len(prompts[waiting[0]]) - prefix + limits[waiting[0]]
+        if held + needed > batch_tokens and (writing or admitted):
+            break
+        held += needed
+        admitted.append(waiting.popleft())
+    return admitted
+
+
+def _prefill(slots: Slots, own: Sequence[Sequence[int]]) -> Tensor:
+    """(len(own), V) logits after each prompt; equal neighbors are computed once, and few enough tokens at a time."""
+    counts = Counter(map(tuple, own))
+    parts, size = [], 0
+    group: list[tuple[int, ...]] = []
+    for prompt in dict.fromkeys(map(tuple, own)):
+        if group and size + len(prompt) > PREFILL_TOKENS:
+            parts.append(slots.prefill(group, [counts[p] for p in group]))
+            group, size = [], 0
+        group.append(prompt)
+        size += len(prompt)
+    parts.append(slots.prefill(group, [counts[p] for p in group]))
+    return torch.cat(parts)
+
+
+@torch.inference_mode()
+def _advance(
+    chooser: _Chooser, logits_BV: Tensor | None, writing: list[_Writing], stops: frozenset[int]
+) -> tuple[Tensor, list[int]]:
+    """Choose a token for each row and note it; returns the tokens and the slots of the rows that end with them."""
+    assert logits_BV is not None
+    tokens_B, logprobs_B = chooser.choose(logits_BV, [w.index for w in writing])
+    ended = []
+    for slot, (row, token, logprob) in enumerate(zip(writing, tokens_B.tolist(), logprobs_B.tolist(), strict=True)):
+        row.ids.append(token)
+        row.logprob_sum += logprob
+        if token in stops or len(row.ids) == row.limit:
+            ended.append(slot)
+    return tokens_B, ended
+
+
+def _result(row: _Writing, stops: frozenset[int], prompt_tokens: int) -> Generation:
+    finished = row.ids[-1] in stops
+    return Generation(tuple(row.ids[:-1] if finished else row.ids), row.logprob_sum, finished, prompt_tokens)
+
+
+def stream(
+    loaded: LoadedModel,
+    prompt: Sequence[int],
+    *,
+    max_new_tokens: int,
+    stop_ids: frozenset[int] | None = None,
+    **sampling: Unpack[Sampling],
+) -> Iterator[int]:
+    """The answer to one prompt, token by token as it is written; the stop token ends it and is not yielded.
+
+    The tokens are those that `generate` gives to the same prompt alone. Between tokens the model may do other work.
+
+    Raises:
+        ModelError: as `generate`, at the first token.
+    """
+    (limit,) = _require_room(loaded, [prompt], [max_new_tokens])
+    stops = loaded.stop_ids if stop_ids is None else stop_ids
+    chooser = _Chooser(1, **sampling)
+    slots = Slots(loaded.model, loaded.device)
+    logits_1V = slots.prefill([prompt], [1])
+    row = _Writing(0, limit, [])
+    while True:
+        tokens_1, ended = _advance(chooser, logits_1V, [row], stops)
+        if row.ids[-1] in stops:
+            return
+        yield row.ids[-1]
+        if ended:
+            return
+        logits_1V = slots.step(tokens_1)
+
+
+def score_choices(loaded: LoadedModel, prompt_ids: Sequence[int], choices: Sequence[Sequence[int]]) -> list[float]:
+    """Log-probability of each choice, a sequence of tokens, after the prompt; the prompt is computed once."""
+    return score_choices_batch(loaded, [(prompt_ids, choices)])[0]
+
+
+def score_choices_batch(
+    loaded: LoadedModel,
+    questions: Sequence[Question],
+    *,
+    batch_tokens: int = 8192,
+    on_progress: Progress | None = None,
+) -> list[list[float]]:
+    """`score_choices` for many (prompt, choices), several at a time; exact prefix sharing, in the order given.
+
+    Raises:
+        ModelError: the model's layers are not plain attention.
+        ValueError: a prompt or a choice has no token.
+    """
+    require_forest(loaded.model)
+    scores: list[list[float]] = []
+    for group in _groups(questions, batch_tokens):
+        scores.extend(_score_group(loaded, group))
+        if on_progress is not None:
+            on_progress(len(scores), len(questions))
+    return scores
+
+
+def _groups(questions: Sequence[Question], batch_tokens: int) -> Iterator[list[Question]]:
+    size = 0
+    group: list[Question] = []
+    for prompt, choices in questions:
+        if not prompt or not choices or not all(choices):
+            raise ValueError("a multiple-choice question needs a prompt and choices of at least one token each")
+        tokens = len(prompt) + sum(map(len, choices))
+        if group and size + tokens > batch_tokens:
+            yield group
+            group, size = [], 0
+        group.append((prompt, choices))
+        size += tokens
+    if group:
+        yield group
+
+
+@torch.inference_mode()
+def _score_group(loaded: LoadedModel, group: list[Question]) -> list[list[float]]:
+    rows = [
+        Row((*prompt, *choice), (0.0,) * len(prompt) + (1.0,) * len(choice))
+        for prompt, choices in group
+        for choice in choices
+    ]
+    batch = build_batch(rows).to(loaded.device)
+    with evaluating(loaded.model):
+        sums = iter(batch.sum_rows(Scorer(loaded.model).token_logprobs(batch)).tolist())
+    return [[next(sums) for _ in choices] for _, choices in group]
