@@ -1,0 +1,178 @@
+"""What a run cost and what its answers will cost, from measured seconds and tokens and the recipe's prices.
+
+    here    = seconds / 3600 * machine_usd_per_hour
+    hosted  = (prompt tokens * input price + completion tokens * output price) / 1,000,000
+    break-even answers = paid once / (baseline's cost of an answer - fine-tuned model's cost of an answer)
+
+Nothing is fetched and nothing is assumed: an amount whose inputs were not measured is null. Left out: people's time for
+labeling rows, storage, and the idle hours of a machine that waits for questions.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from luthier.recipe import CostSettings
+from luthier.report.schema import BreakEven, Cost, Expense, System, SystemCost, Training
+from luthier.report.text import count, duration, usd
+
+MILLION = 1_000_000
+QUARTERS = 4
+
+
+def build_cost(
+    prices: CostSettings,
+    systems: Sequence[System],
+    training: Training | None,
+    stages: Mapping[str, float],
+    contest: tuple[str | None, str | None],
+) -> Cost:
+    """Cost of a run. `stages` are measured seconds by stage; `contest` names the fine-tuned system and the best baseline."""
+    run = run_expenses(prices, systems, training, stages)
+    run_usd = sum(e.usd for e in run) if run else None
+    hosted = hosted_training(prices, training)
+    answers = tuple(system_cost(prices, system) for system in systems)
+    by_name = {cost.system: cost for cost in answers}
+    fine_tuned, baseline = by_name.get(contest[0] or ""), by_name.get(contest[1] or "")
+    pair = (fine_tuned, baseline) if fine_tuned and baseline else None
+    return Cost(
+        prices={k: float(v) for k, v in prices.model_dump().items() if k.endswith(("_tokens", "_hour"))},
+        answers_per_month=prices.answers_per_month,
+        run=run,
+        run_usd=run_usd,
+        hosted_training=hosted,
+        systems=answers,
+        break_even=break_evens(prices, pair, run_usd, hosted) if pair else (),
+        quarterly=quarterly(run_usd, hosted),
+    )
+
+
+def _here(prices: CostSettings, name: str, seconds: float) -> Expense:
+    """seconds / 3600 * machine_usd_per_hour."""
+    amount = seconds / 3600 * prices.machine_usd_per_hour
+    return Expense(name=name, usd=amount, formula=f"{duration(seconds)} × {usd(prices.machine_usd_per_hour)} an hour")
+
+
+def run_expenses(
+    prices: CostSettings, systems: Sequence[System], training: Training | None, stages: Mapping[str, float]
+) -> tuple[Expense, ...]:
+    """This run on this machine: training, evaluation of each system, and every other stage with a measured time.
+
+    Training seconds are those of `training.json` (they span resumes), else those of the stage; evaluation seconds are
+    those of the stage `evaluate:<system>`, which hold the loading of the model too, else the system's own. Each second
+    is counted once.
+    """
+    trained = training.seconds if training is not None and training.seconds is not None else stages.get("train")
+    expenses = [] if trained is None else [_here(prices, "Training", trained)]
+    for system in systems:
+        seconds = stages.get(f"evaluate:{system.name}", system.seconds)
+        if seconds is not None:
+            expenses.append(_here(prices, f"Evaluating {system.name}", seconds))
+    measured = {"train", *(f"evaluate:{system.name}" for system in systems)}
+    rest = sum(seconds for stage, seconds in stages.items() if stage not in measured)
+    if rest:
+        others = ", ".join(stage for stage in stages if stage not in measured)
+        expenses.append(_here(prices, f"Everything else ({others})", rest))
+    return tuple(expenses)
+
+
+def hosted_training(prices: CostSettings, training: Training | None) -> Expense | None:
+    """tokens / 1,000,000 * hosted_training price; tokens are those of all rows of all steps, prompts included."""
+    if training is None or training.tokens is None:
+        return None
+    price = prices.hosted_training_usd_per_million_tokens
+    formula = f"{count(training.tokens)} tokens × {usd(price)} a million"
+    return Expense(name="The same training, hosted", usd=training.tokens / MILLION * price, formula=formula)
+
+
+def system_cost(prices: CostSettings, system: System) -> SystemCost:
+    """Cost of a thousand answers, from the averages over the n test rows.
+
+    here = seconds / n / 3600 * machine price * 1000. hosted = (prompt / n * input price + completion / n * output price)
+    / 1,000,000 * 1000; a few-shot prompt is longer, so it costs more. A system without tokens has no hosted price.
+    """
+    n = system.n
+    seconds = system.seconds / n if system.seconds is not None and n else None
+    tokens = system.tokens if n and system.tokens is not None and system.tokens.prompt else None
+    prompt, completion = (tokens.prompt / n, tokens.completion / n) if tokens else (None, None)
+    here = None if seconds is None else seconds / 3600 * prices.machine_usd_per_hour * 1000
+    hosted = None
+    if prompt is not None and completion is not None:
+        paid = prompt * prices.hosted_input_usd_per_million_tokens + completion * prices.hosted_output_usd_per_million_tokens
+        hosted = paid / MILLION * 1000
+    months = prices.answers_per_month / 1000
+    return SystemCost(
+        system=system.name,
+        seconds_per_answer=seconds,
+        prompt_tokens_per_answer=prompt,
+        completion_tokens_per_answer=completion,
+        here_usd_per_thousand=here,
+        hosted_usd_per_thousand=hosted,
+        here_usd_per_month=None if here is None else here * months,
+        hosted_usd_per_month=None if hosted is None else hosted * months,
+    )
+
+
+def break_evens(
+    prices: CostSettings, pair: tuple[SystemCost, SystemCost], run_usd: float | None, hosted: Expense | None
+) -> tuple[BreakEven, ...]:
+    """Fine-tuned against the best baseline in the three ways one can choose between: here, hosted, and moving from one to the other."""
+    tuned, base = pair
+    ways = (
+        ("Fine-tuned here against the baseline here", run_usd, tuned.here_usd_per_thousand, base.here_usd_per_thousand),
+        (
+            "Fine-tuned hosted against the baseline hosted",
+            hosted.usd if hosted else None,
+            tuned.hosted_usd_per_thousand,
+            base.hosted_usd_per_thousand,
+        ),
+        ("Fine-tuned here against the baseline hosted", run_usd, tuned.here_usd_per_thousand, base.hosted_usd_per_thousand),
+    )
+    return tuple(
+        break_even(name, once, mine, theirs, prices.answers_per_month)
+        for name, once, mine, theirs in ways
+        if once is not None and mine is not None and theirs is not None
+    )
+
+
+def break_even(name: str, once_usd: float, mine: float, theirs: float, answers_per_month: int) -> BreakEven:
+    """answers = once / ((theirs - mine) / 1000), rounded up; never, if an answer costs no less than the baseline's.
+
+    `mine` and `theirs` are dollars for a thousand answers of the fine-tuned model and of the baseline.
+    """
+    saving = (theirs - mine) / 1000
+    answers = math.ceil(once_usd / saving) if saving > 0 else None
+    if answers is None:
+        more = "as much as" if theirs == mine else f"{usd(mine - theirs)} more than"
+        explanation = f"Never on cost alone: a thousand answers cost {more} the baseline's."
+        months = None
+    else:
+        months = answers / answers_per_month
+        explanation = f"After {count(answers)} answers, which is {_span(months)} at {count(answers_per_month)} a month."
+    return BreakEven(
+        name=name,
+        once_usd=once_usd,
+        fine_tuned_usd_per_thousand=mine,
+        baseline_usd_per_thousand=theirs,
+        answers=answers,
+        months=months,
+        explanation=explanation,
+    )
+
+
+def _span(months: float) -> str:
+    """Months as minutes to years, for reading; a month has 30.4 days."""
+    hours = months * 30.4 * 24
+    for size, unit in ((24 * 365.25, "years"), (24 * 30.4, "months"), (24.0, "days"), (1.0, "hours")):
+        if hours >= size * 1.5:
+            return f"{hours / size:,.1f} {unit}"
+    return f"{max(1, round(hours * 60))} minutes" if hours * 60 >= 1.5 else "a minute"
+
+
+def quarterly(run_usd: float | None, hosted: Expense | None) -> tuple[Expense, ...]:
+    """Four runs a year, each at the price of this one: when data or base model change, the whole run is done again."""
+    amounts = (("here", run_usd), ("training hosted", hosted.usd if hosted else None))
+    return tuple(
+        Expense(name=f"Again each quarter, {where}", usd=QUARTERS * amount, formula=f"{QUARTERS} × {usd(amount)} a year")
+        for where, amount in amounts
+        if amount is not None
+    )

@@ -1,0 +1,163 @@
+"""`report.html` from a `Report`: one page without network, script or picture files, safe to open and to forward.
+
+Every value that reaches the page passes `visible` and then Jinja's escaping; there is no `safe` filter in the template
+and no markup made in Python, so a row of data can only ever be text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import PurePath
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from luthier.report import plot, text
+from luthier.report.decision import COARSEST_EFFECT, FEWEST_ROWS, MOST_FAILURES, SMALL_EFFECT, is_loss
+from luthier.report.schema import Report, System
+
+BADGES = {
+    "prompt": "Use a plain prompt",
+    "few_shot": "Use a prompt with examples",
+    "fine_tune": "Fine-tune",
+    "external": "No language model needed",
+    "not_yet": "Not yet",
+}
+FOLD = 420
+"""Texts longer than this many characters are folded."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One of the numbers at the top of the page."""
+
+    name: str
+    value: str
+    note: str
+
+
+def render_page(report: Report) -> str:
+    """The whole page as text."""
+    best = report.evaluation and report.evaluation.primary_metric
+    return _template().render(
+        report=report,
+        badge=BADGES[report.verdict.recommendation],
+        tiles=tiles(report),
+        ladder=plot.ladder_plot(report),
+        differences=plot.difference_plot(report),
+        curve=plot.curve_plot(report.training),
+        metrics=metric_names(report.systems, best or ""),
+        failures=[(s.name, m, f) for s in report.systems for m, f in s.failures.items()],
+        rules={"small": SMALL_EFFECT, "coarsest": COARSEST_EFFECT, "rows": FEWEST_ROWS, "failures": MOST_FAILURES},
+    )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("luthier.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": text.number,
+        "p_value": text.p_value,
+        "usd": text.usd,
+        "count": text.count,
+        "compact": text.compact,
+        "duration": text.duration,
+        "memory": text.memory,
+        "percent": text.percent,
+        "label": text.label,
+        "toml": text.toml,
+        "as_text": text.as_text,
+        "file_name": file_name,
+        "first_line": first_line,
+    }
+    environment.globals |= {
+        "interval": text.interval,
+        "difference": text.difference,
+        "before_after": plot.before_after,
+        "is_loss": is_loss,
+        "fold": FOLD,
+    }
+    return environment.get_template("page.html.jinja")
+
+
+def _finalize(value: Any) -> Any:
+    # markup is what a macro of the template returned: its data went through here already
+    return text.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def file_name(path: str) -> str:
+    """The last two parts of a path: enough to find the file, without the folders of whoever ran it."""
+    return "/".join(PurePath(path).parts[-2:]) if PurePath(path).is_absolute() else path
+
+
+def first_line(value: str, most: int = 140) -> str:
+    """The start of a text on one line."""
+    line = " ".join(value[: most * 2].split())
+    return line if len(line) <= most and len(value) <= most * 2 else line[:most].rstrip() + " …"
+
+
+def metric_names(systems: Sequence[System], primary: str) -> list[str]:
+    """Every measured metric, the primary one first, then in the order of the systems."""
+    seen = dict.fromkeys([primary, *(m for s in systems for m in s.metrics)])
+    return [m for m in seen if any(m in s.metrics for s in systems)]
+
+
+def tiles(report: Report) -> list[Tile]:
+    """The key numbers, as far as they were measured."""
+    return [*_score_tiles(report), *_failure_tiles(report), *_forgetting_tiles(report), *_cost_tiles(report)]
+
+
+def _score_tiles(report: Report) -> list[Tile]:
+    verdict, evaluation = report.verdict, report.evaluation
+    shown = next((s for name in (verdict.system, verdict.fine_tuned) for s in report.systems if s.name == name), None)
+    if evaluation is None or shown is None:
+        return []
+    m = shown.metrics[evaluation.primary_metric]
+    known = "" if m.low is None or m.high is None else text.interval(m.value, m.low, m.high).partition(" ")[2] + ", "
+    found = [Tile(f"{text.label(evaluation.primary_metric)}, {shown.name}", text.number(m.value), f"{known}{text.count(shown.n)} rows")]
+    d = verdict.difference
+    if d is not None and d.difference is not None:
+        value, _, bounds = text.difference(d.difference, d.low, d.high).partition(" ")
+        found.append(Tile(f"{d.a} minus {d.b}", value, bounds or "no interval"))
+    return found
+
+
+def _failure_tiles(report: Report) -> list[Tile]:
+    name = report.verdict.system or report.verdict.fine_tuned
+    system = next((s for s in report.systems if s.name == name), None)
+    if system is None or not system.failures:
+        return []
+    metric, worst = max(system.failures.items(), key=lambda item: item[1].per_million)
+    note = f"{text.label(metric)}; at most {text.count(worst.per_million_high)}"
+    return [Tile("Failures per million", text.count(worst.per_million), note)]
+
+
+def _forgetting_tiles(report: Report) -> list[Tile]:
+    if report.forgetting is None or not report.forgetting.measures:
+        return []
+    measures = report.forgetting.measures
+    shown = next((m for m in measures if is_loss(m)), measures[0])
+    d = shown.difference
+    value, _, bounds = text.difference(d.value, d.low, d.high).partition(" ")
+    return [Tile("Forgetting", value, f"{bounds} {text.label(shown.name)}".strip())]
+
+
+def _cost_tiles(report: Report) -> list[Tile]:
+    cost, found = report.cost, []
+    if cost.run_usd is not None:
+        seconds = report.training.seconds if report.training else None
+        found.append(Tile("This run cost", text.usd(cost.run_usd), f"{text.duration(seconds)} of training" if seconds else "this machine"))
+    name = report.verdict.system or report.verdict.fine_tuned
+    paid = next((c for c in cost.systems if c.system == name), None)
+    if paid is not None and paid.here_usd_per_thousand is not None:
+        hosted = "" if paid.hosted_usd_per_thousand is None else f"; hosted {text.usd(paid.hosted_usd_per_thousand)}"
+        found.append(Tile("A thousand answers", text.usd(paid.here_usd_per_thousand), f"here{hosted}"))
+    return found

@@ -1,0 +1,510 @@
+"""What a report says, as data: `report.json` is this, and `report.html` is drawn from nothing else.
+
+The parts that come straight from a run's folder (systems, differences, findings, gates, forgetting, training) have the
+shape of the files they are read from; the verdict, the cost and the picked rows are worked out here. Numbers that were
+not finite where they were measured are null. Money is US dollars, time is seconds, shares are 0 to 1.
+"""
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Recommendation = Literal["prompt", "few_shot", "fine_tune", "external", "not_yet"]
+Severity = Literal["error", "warning", "note"]
+
+
+class Part(BaseModel):
+    """The base of every part: frozen; keys that a newer Luthier wrote are passed over, not refused."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class Interval(Part):
+    """A measured value and the interval around it at the confidence of the evaluation."""
+
+    value: float | None = None
+    """The value; null if it was not finite."""
+    low: float | None = None
+    """Lower end; null if no interval was computed."""
+    high: float | None = None
+    """Upper end; null if no interval was computed."""
+
+
+class Tokens(Part):
+    """Tokens of all answers of one system."""
+
+    prompt: int = 0
+    """Tokens read."""
+    completion: int = 0
+    """Tokens written."""
+
+
+class Failures(Part):
+    """How often an answer did not have the wanted form."""
+
+    count: int
+    """Failed answers among the test rows."""
+    per_million: float
+    """The same share, per million answers."""
+    per_million_high: float
+    """Upper bound of that share that n rows allow: with none seen in n rows, it is far from zero."""
+
+
+class System(Part):
+    """What was evaluated: a model with its prompt, or an external program."""
+
+    name: str
+    """The name of its table in the recipe."""
+    type: str
+    """The file in `luthier/evaluation/systems` that ran it."""
+    note: str | None = None
+    """What a reader must know of it."""
+    held_out: bool = True
+    """False: it may have seen the test rows, so it is shown, never chosen, and never a baseline."""
+    baseline: bool = False
+    """True: nothing was trained for it."""
+    n: int = Field(ge=0)
+    """Test rows it answered."""
+    metrics: dict[str, Interval] = {}
+    """Metric name to value and interval."""
+    tokens: Tokens | None = None
+    """Tokens read and written over all rows; null for a program that has no tokens."""
+    seconds: float | None = None
+    """Seconds it took to answer all rows, on the machine of `run.machine`."""
+    failures: dict[str, Failures] = {}
+    """Format failures by metric."""
+    details: dict[str, Any] = {}
+    """Anything else that the system or a metric reports, such as scores by class."""
+
+
+class Difference(Part):
+    """`a` minus `b` on the same rows."""
+
+    a: str
+    """The system that the difference favors when it is positive (for a metric where higher is better)."""
+    b: str
+    """The system it is compared with."""
+    metric: str
+    """What is compared."""
+    difference: float | None = None
+    """Value of `a` minus value of `b`."""
+    low: float | None = None
+    """Lower end of its interval."""
+    high: float | None = None
+    """Upper end of its interval."""
+    p_value: float | None = None
+    """Probability of a difference at least this large if there were none."""
+    test: str | None = None
+    """How interval and p-value were computed."""
+
+
+class Evaluation(Part):
+    """How the systems were measured."""
+
+    task: str
+    """What kind of answer was expected."""
+    primary_metric: str
+    """The metric that decides."""
+    confidence: float = 0.95
+    """Coverage of every interval."""
+    n: int = 0
+    """Test rows."""
+    lower_is_better: tuple[str, ...] = ("perplexity",)
+    """Metrics for which a smaller value is the better one."""
+    minimum_detectable_effect: dict[str, float | None] = {}
+    """By metric: the smallest true difference that this many rows would show four times in five."""
+
+
+class Evidence(Part):
+    """One fact that the verdict rests on."""
+
+    text: str
+    """The fact, in a sentence."""
+    source: str
+    """The file of the run's folder that it comes from."""
+
+
+class Verdict(Part):
+    """What to do, and why."""
+
+    recommendation: Recommendation
+    """The rung of the ladder to take; `not_yet` when the run cannot tell."""
+    sentence: str
+    """The whole of it for someone who reads one sentence."""
+    rule: str
+    """The rule of `luthier/report/decision.py` that decided."""
+    system: str | None = None
+    """The system that is recommended; null for `not_yet`."""
+    fine_tuned: str | None = None
+    """The best fine-tuned system that counts."""
+    baseline: str | None = None
+    """The best held-out system without training: what fine-tuning had to beat."""
+    difference: Difference | None = None
+    """Fine-tuned minus best baseline on the primary metric."""
+    warnings: tuple[str, ...] = ()
+    """What could make the verdict misleading."""
+    evidence: tuple[Evidence, ...] = ()
+    """The facts, each with its source."""
+    would_change: tuple[str, ...] = ()
+    """What would lead to another recommendation."""
+
+
+class Change(Part):
+    """The paired change of a forgetting measure, after minus before."""
+
+    value: float | None = None
+    """After minus before."""
+    low: float | None = None
+    """Lower end of its interval."""
+    high: float | None = None
+    """Upper end of its interval."""
+    p_value: float | None = None
+    """Probability of a change at least this large if there were none."""
+
+
+class Measure(Part):
+    """One measure of general ability, before and after training."""
+
+    name: str
+    """Such as multiple choice accuracy."""
+    unit: str = ""
+    """Such as share or perplexity."""
+    n: int = 0
+    """Questions, or tokens of text."""
+    higher_is_better: bool = True
+    """Which direction is a loss of ability."""
+    before: Interval
+    """The base model."""
+    after: Interval
+    """The fine-tuned model."""
+    difference: Change
+    """After minus before, paired."""
+
+
+class Forgetting(Part):
+    """What general ability the training cost."""
+
+    measures: tuple[Measure, ...] = ()
+    """Each with before, after and change."""
+    verdict: str = ""
+    """In a sentence."""
+
+
+class Place(Part):
+    """A line of a data file."""
+
+    path: str
+    """The file."""
+    line: int
+    """1-based line, or row number in CSV and Parquet."""
+
+
+class Finding(Part):
+    """What a data check reports."""
+
+    check: str
+    """The check's name."""
+    severity: Severity
+    """Errors stop a run."""
+    message: str
+    """What was found."""
+    advice: str = ""
+    """What to do about it."""
+    where: tuple[Place, ...] = ()
+    """The first places; `count` says how many there are."""
+    count: int = 0
+    """How often."""
+
+
+class Split(Part):
+    """How the rows were divided."""
+
+    train: int = 0
+    """Rows trained on."""
+    validation: int = 0
+    """Rows that chose the checkpoint."""
+    test: int = 0
+    """Rows that nothing was chosen on."""
+    groups: int = 0
+    """Groups of rows that were kept on one side."""
+    dropped_duplicates: int = 0
+    """Repeated training rows left out."""
+    leaks: int = 0
+    """Rows found on both sides of the split."""
+
+
+class Data(Part):
+    """The rows: how they were split, and what the checks found."""
+
+    split: Split | None = None
+    """Null if the run has no split yet."""
+    findings: tuple[Finding, ...] = ()
+    """Errors first, then warnings, then notes."""
+    checked: bool = False
+    """False: no data check has run, so no finding means nothing."""
+
+
+class Gate(Part):
+    """A pre-flight proof."""
+
+    gate: str
+    """Its name."""
+    proves: str = ""
+    """What it proves when it passes."""
+    passed: bool
+    """False stops a run."""
+    message: str = ""
+    """What it found."""
+    details: Any = None
+    """The numbers behind it."""
+
+
+class LossPoint(Part):
+    """A point of the training curve: the mean over a few steps when the run is long."""
+
+    step: int
+    """Last step of the point."""
+    loss: float | None
+    """Mean loss over the steps of the point; null if it was not finite."""
+    smoothed: float | None
+    """Exponential moving average of the loss up to here, corrected for its start."""
+
+
+class ValidationPoint(Part):
+    """One validation."""
+
+    step: int
+    """After this step."""
+    loss: float | None
+    """Validation loss; null if it was not finite."""
+
+
+class Training(Part):
+    """How the training went."""
+
+    steps: int | None = None
+    """Steps taken."""
+    planned_steps: int | None = None
+    """Steps asked for."""
+    stopped: Literal["finished", "early", "interrupted", "unknown"] = "unknown"
+    """Why it ended; unknown while it runs or if it was killed."""
+    best_step: int | None = None
+    """The step whose weights were kept."""
+    best_validation_loss: float | None = None
+    """Its validation loss."""
+    seconds: float | None = None
+    """Seconds of training."""
+    tokens: int | None = None
+    """Tokens in all rows of all steps, prompts included: what a hosted service bills."""
+    trained_tokens: int | None = None
+    """Tokens that the loss was computed on."""
+    trainable_parameters: int | None = None
+    """Numbers that were trained."""
+    total_parameters: int | None = None
+    """Numbers in the model."""
+    peak_memory_bytes: int | None = None
+    """Most memory held."""
+    curve: tuple[LossPoint, ...] = ()
+    """Training loss, at most a few hundred points."""
+    validation: tuple[ValidationPoint, ...] = ()
+    """Validation losses."""
+
+
+class Expense(Part):
+    """An amount and how it was worked out."""
+
+    name: str
+    """What it is for."""
+    usd: float
+    """The amount."""
+    formula: str
+    """The numbers it was worked out from, in words."""
+
+
+class SystemCost(Part):
+    """What answers of one system cost."""
+
+    system: str
+    """The system."""
+    seconds_per_answer: float | None = None
+    """Measured on this machine."""
+    prompt_tokens_per_answer: float | None = None
+    """Measured."""
+    completion_tokens_per_answer: float | None = None
+    """Measured."""
+    here_usd_per_thousand: float | None = None
+    """A thousand answers on this machine."""
+    hosted_usd_per_thousand: float | None = None
+    """A thousand answers from a hosted model that reads and writes as many tokens; null without tokens."""
+    here_usd_per_month: float | None = None
+    """At `cost.answers_per_month`, on this machine."""
+    hosted_usd_per_month: float | None = None
+    """At `cost.answers_per_month`, hosted."""
+
+
+class BreakEven(Part):
+    """From how many answers on fine-tuning has paid for itself."""
+
+    name: str
+    """Which two ways of answering are compared."""
+    once_usd: float
+    """Paid once, for the fine-tuned model."""
+    fine_tuned_usd_per_thousand: float
+    """Then, for a thousand answers."""
+    baseline_usd_per_thousand: float
+    """For a thousand answers of the best baseline."""
+    answers: int | None
+    """Answers at which both cost the same; null: never."""
+    months: float | None
+    """At `cost.answers_per_month`."""
+    explanation: str
+    """The same in a sentence."""
+
+
+class Cost(Part):
+    """What the run cost, and what answers will."""
+
+    prices: dict[str, float]
+    """The recipe's prices."""
+    answers_per_month: int
+    """The recipe's expected volume."""
+    run: tuple[Expense, ...]
+    """This run, by stage, on this machine."""
+    run_usd: float | None
+    """Their sum; null if no time was recorded."""
+    hosted_training: Expense | None
+    """The same training tokens on a hosted service."""
+    systems: tuple[SystemCost, ...]
+    """By system."""
+    break_even: tuple[BreakEven, ...]
+    """Fine-tuned against the best baseline; empty if either is missing."""
+    quarterly: tuple[Expense, ...]
+    """Doing the whole of it again each quarter, for a year."""
+
+
+class Turn(Part):
+    """One message of a prompt."""
+
+    role: str
+    """Who speaks."""
+    text: str
+    """What is said; tool calls as JSON."""
+
+
+class Answer(Part):
+    """What one system answered to a row."""
+
+    system: str
+    """The system."""
+    text: str
+    """Its answer."""
+    score: float | None
+    """Its score on `score_metric` of the rows; null if the record has none."""
+    mark: Literal["right", "partly", "wrong", "unscored"]
+    """Full score, some, none, or no score between 0 and 1."""
+
+
+class ComparedRow(Part):
+    """A test row on which the systems differ."""
+
+    id: str
+    """The row's id."""
+    prompt: tuple[Turn, ...]
+    """What the fine-tuned system (else the first) was asked."""
+    target: str
+    """The wanted answer."""
+    answers: tuple[Answer, ...]
+    """One for each system."""
+
+
+class ComparedRows(Part):
+    """Rows where the systems differ: the widest disagreements, wins and losses in turn."""
+
+    score_metric: str | None = None
+    """The score by which rows were picked."""
+    compared: int = 0
+    """Rows that every system answered."""
+    differ: int = 0
+    """Rows on which the scores differ."""
+    better: int = 0
+    """Rows where the fine-tuned system scores above the best baseline."""
+    worse: int = 0
+    """Rows where it scores below."""
+    rows: tuple[ComparedRow, ...] = ()
+    """At most ten."""
+
+
+class Run(Part):
+    """What was run: enough to run it again and to tell whether it is the same."""
+
+    name: str
+    """Name of the run's folder."""
+    luthier: str | None = None
+    """Version that ran it."""
+    created: str | None = None
+    """When, as ISO 8601."""
+    machine: dict[str, Any] = {}
+    """Processor, cores, memory, GPU."""
+    versions: dict[str, str] = {}
+    """Package versions."""
+    model: dict[str, Any] = {}
+    """Name, origin, license, digests, parameters."""
+    template: dict[str, Any] = {}
+    """Name and digest of the chat template."""
+    data: dict[str, Any] = {}
+    """Data files with digest and rows."""
+    git: str | None = None
+    """Commit, if the run started in a repository."""
+    recipe_sha256: str | None = None
+    """Digest of the effective recipe."""
+    recipe: dict[str, Any] = {}
+    """The effective recipe, defaults included."""
+    stages: dict[str, float] = {}
+    """Seconds by stage."""
+
+
+class Missing(Part):
+    """A part that the run's folder does not have, or not whole."""
+
+    part: str
+    """The file."""
+    reason: str
+    """What is wrong."""
+    remedy: str
+    """What to do."""
+
+
+class Report(Part):
+    """A whole report."""
+
+    verdict: Verdict
+    """What to do."""
+    evaluation: Evaluation | None = None
+    """How it was measured; null if nothing was."""
+    systems: tuple[System, ...] = ()
+    """In the order of the recipe."""
+    differences: tuple[Difference, ...] = ()
+    """Paired."""
+    forgetting: Forgetting | None = None
+    """Null if it was not measured."""
+    cost: Cost
+    """Money."""
+    data: Data
+    """Rows."""
+    training: Training | None = None
+    """Null if there was none."""
+    preflight: tuple[Gate, ...] = ()
+    """Gates; empty if none has run."""
+    compared_rows: ComparedRows = ComparedRows()
+    """Rows where systems differ."""
+    run: Run
+    """What was run."""
+    missing: tuple[Missing, ...] = ()
+    """Parts that are absent; empty for a whole run."""
+
+
+def schema_text() -> str:
+    """The JSON schema of `report.json` as the text of `docs/report.schema.json`."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Report.model_json_schema(mode="serialization")}
+    return json.dumps(schema, indent=2) + "\n"
