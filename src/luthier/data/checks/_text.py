@@ -1,0 +1,194 @@
+"""The texts of an example, taken apart once for all checks, and findings as text that is safe on a terminal."""
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from luthier.data.checks.base import SEVERITIES, Finding
+from luthier.examples import Conversation, Document, Example, Message, Preference
+
+_FOLD = bytes(
+    code + 32 if 65 <= code <= 90 else code if 48 <= code <= 57 or 97 <= code <= 122 or code >= 128 else 32
+    for code in range(256)
+)
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+
+def message_text(message: Message) -> str:
+    """What a message says: its content, and its tool calls as canonical JSON."""
+    if not message.tool_calls:
+        return message.content
+    calls = [{"name": call.name, "arguments": call.arguments} for call in message.tool_calls]
+    text = json.dumps(calls, ensure_ascii=False, sort_keys=True, default=str)
+    return f"{message.content}\n{text}" if message.content else text
+
+
+def joined(messages: Iterable[Message]) -> str:
+    """The texts of messages, a line break between them."""
+    return "\n".join([message_text(message) for message in messages])
+
+
+def normalized(text: str) -> bytes:
+    """Text as UTF-8 in which only words and numbers are left: case folded, one blank between words.
+
+    Two texts that differ in case, spacing, punctuation or Unicode form alone normalize to equal bytes.
+    """
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text).casefold()
+    return b" ".join(text.encode("utf-8", "surrogatepass").translate(_FOLD).split())
+
+
+def canonical(text: str) -> bytes:
+    """Text as UTF-8 that two askers would call the same: case folded, blanks collapsed, no punctuation at the ends.
+
+    Unlike `normalized` it keeps the punctuation inside, so `3+5` and `3-5` stay apart.
+    """
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    folded = " ".join(text.casefold().split())
+    return (folded.strip(" .,;:!?\"'") or folded).encode("utf-8", "surrogatepass")
+
+
+def digest(data: bytes) -> int:
+    """64 bits that stand for `data`; among a million different texts two agree with probability 3e-8."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def text_digest(text: str) -> int:
+    """`digest` of a text as it is, lone surrogates included."""
+    return digest(text.encode("utf-8", "surrogatepass"))
+
+
+class View:
+    """The texts of one example.
+
+    `system` the system and developer turns; `prompt` the other turns before the reply; `reply` what is trained on
+    (last assistant turn, chosen reply, document); `rejected` the other reply of a preference; `full` all but system.
+    """
+
+    __slots__ = ("_exact", "_row", "example", "full", "prompt", "rejected", "reply", "system")
+
+    def __init__(self, example: Example) -> None:
+        self.example = example
+        self._row: bytes | None = None
+        self._exact: int | None = None
+        self.system, self.prompt, self.reply, self.rejected = "", "", "", ""
+        if isinstance(example, Document):
+            self.reply = self.full = example.text
+            return
+        if isinstance(example, Preference):
+            self._split_turns(example.prompt)
+            self.reply, self.rejected = joined(example.chosen), joined(example.rejected)
+            self.full = f"{self.prompt}\n{self.reply}\n{self.rejected}"
+            return
+        completion = example.completion
+        self._split_turns(example.prompt)
+        self.reply = "" if completion is None else message_text(completion)
+        self.full = f"{self.prompt}\n{self.reply}"
+        rest = example.messages[len(example.prompt) + 1 :]
+        if rest:
+            self.full = f"{self.full}\n{joined(rest)}"
+
+    def _split_turns(self, messages: Sequence[Message]) -> None:
+        self.system = joined(m for m in messages if m.role in ("system", "developer"))
+        self.prompt = joined(m for m in messages if m.role not in ("system", "developer"))
+
+    def normalized_row(self) -> bytes:
+        """`normalized(full)`, worked out once."""
+        if self._row is None:
+            self._row = normalized(self.full)
+        return self._row
+
+    def exact(self) -> int:
+        """The digest of `exact_content`, worked out once."""
+        if self._exact is None:
+            self._exact = text_digest(exact_content(self.example))
+        return self._exact
+
+
+class _Latest:
+    """The view of the example seen last: every check asks for the same one in turn."""
+
+    view: View | None = None
+
+
+def view(example: Example) -> View:
+    """The texts of `example`; asking again for the same object costs nothing."""
+    latest = _Latest.view
+    if latest is None or latest.example is not example:
+        latest = _Latest.view = View(example)
+    return latest
+
+
+def exact_content(example: Example) -> str:
+    """All that makes a row what it is for training: roles, texts, tool calls and tools; not its id or place."""
+    if isinstance(example, Document):
+        return example.text
+    if isinstance(example, Conversation):
+        parts = [f"{m.role}\x1f{message_text(m)}\x1f{'' if m.weight is None else m.weight}" for m in example.messages]
+    else:
+        sides = (("prompt", example.prompt), ("chosen", example.chosen), ("rejected", example.rejected))
+        parts = [f"{side}\x1f{m.role}\x1f{message_text(m)}" for side, messages in sides for m in messages]
+    if example.tools:
+        parts.append(json.dumps(example.tools, ensure_ascii=False, sort_keys=True, default=str))
+    return "\x1e".join(parts)
+
+
+def safe(text: str) -> str:
+    """Text that cannot move a cursor, change a color or hide itself: such characters are shown as escapes."""
+    return _UNSAFE.sub(lambda match: match.group().encode("unicode_escape").decode("ascii"), text)
+
+
+def quoted(names: Iterable[str], most: int = 5) -> str:
+    """Short names in quotes, at most `most` of them, each at most 40 characters."""
+    listed = list(names)
+    shown = ", ".join(repr(name if len(name) <= 40 else name[:39] + "…") for name in listed[:most])
+    return shown if len(listed) <= most else f"{shown} and {len(listed) - most} more"
+
+
+def rows(count: int) -> str:
+    """`1 row`, `2 rows`, `1,000 rows`."""
+    return "1 row" if count == 1 else f"{count:,} rows"
+
+
+def share(part: int, whole: int) -> str:
+    """`part` of `whole` in percent, with as many digits as it takes to be told from zero."""
+    percent = 100 * part / whole if whole else 0.0
+    return f"{percent:.0f} %" if percent >= 10 else f"{percent:.1f} %" if percent >= 0.1 else f"{percent:.2g} %"
+
+
+def render_findings(findings: Iterable[Finding], places: int = 5) -> str:
+    """Findings as plain text, one paragraph each and a count at the end; safe to print whatever the data holds.
+
+    Args:
+        findings: in the order in which they shall stand.
+        places: at most this many places are listed for each.
+    """
+    listed = list(findings)
+    blocks = [_render(finding, places) for finding in listed]
+    counts = {severity: sum(finding.severity == severity for finding in listed) for severity in SEVERITIES}
+    totals = ", ".join(f"{count} {severity}{'' if count == 1 else 's'}" for severity, count in counts.items() if count)
+    return "\n".join([*blocks, f"data checks: {totals or 'nothing found'}"])
+
+
+def _render(finding: Finding, places: int) -> str:
+    lines = [f"{finding.severity:<8} {finding.check}: {safe(finding.message)}"]
+    if finding.where:
+        shown, hidden = finding.where[:places], finding.count - min(places, len(finding.where))
+        more = f"; and {hidden:,} more" if hidden > 0 else ""
+        lines.append(f"         where: {'; '.join(_grouped(shown))}{more}")
+    if finding.advice:
+        lines.append(f"         do:    {safe(finding.advice)}")
+    return "\n".join(lines)
+
+
+def _grouped(places: Iterable) -> list[str]:
+    """Places with the path said once for consecutive lines of one file."""
+    groups: list[tuple[str, list[str]]] = []
+    for place in places:
+        if not groups or groups[-1][0] != place.path:
+            groups.append((place.path, []))
+        groups[-1][1].append(str(place.line))
+    return [f"{safe(path)}, line{'s' if len(lines) > 1 else ''} {', '.join(lines)}" for path, lines in groups]
