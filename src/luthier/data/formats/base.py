@@ -152,7 +152,7 @@ def sniff(path: Path) -> str:
                 fits[name] += 1
                 first_fit.setdefault(name, record)
     full = [name for name in modules if fits[name] == records]
-    chosen = full or list(first_fit)
+    chosen = full or [name for name in modules if fits[name]]
     if len(chosen) == 1:
         return chosen[0]
     raise DataError(_explain(chosen, first_fit, list(seen), modules), path)
