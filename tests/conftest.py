@@ -81,6 +81,7 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_key_value_heads=2,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
+        initializer_range=0.15,  # with the usual 0.02 the frozen head is too small for any adapter to lift a logit
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -88,6 +89,8 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = LlamaForCausalLM(config)
+        # padding is end of turn, and torch starts the padding row at zero: with tied weights its logit could never rise
+        model.get_input_embeddings().weight.data[tokenizer.pad_token_id].normal_(std=config.initializer_range)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -95,7 +98,7 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_tiny(tiny_model_folder: Path) -> "Callable[..., LoadedModel]":
-    """`make_tiny()` loads a copy of the tiny model that a test may edit; `make_tiny(double=True)` holds it in float64."""
+    """`make_tiny()` loads a tiny model that a test may edit; `make_tiny(double=True)` holds it in float64."""
     import torch
 
     from luthier.models.catalog import resolve
