@@ -118,26 +118,25 @@ def _render(
 ) -> Iterator[Case]:
     rows, whole = objective.rows(example, template), objective.rows(example, untruncated)
     if isinstance(example, Preference):
-        replies = (example.chosen, example.rejected)
-        if not len(rows) == len(whole) == len(replies):
+        both = (example.chosen, example.rejected)
+        if not len(rows) == len(whole) == len(both):
             yield Case(example, (), error=f"{len(rows)} rows for a pair of replies; expected one for each")
             return
-        for index, reply in enumerate(replies):
+        for index, reply in enumerate(both):
             messages = example.prompt + reply
             turns = _turns(messages, example.tools, range(len(example.prompt), len(messages)), template)
             yield Case(example, messages, example.tools, rows[index : index + 1], whole[index : index + 1], turns)
     elif isinstance(example, Document):
         yield Case(example, (), (), rows, whole)
     else:
-        wanted = range(len(example.messages))
+        replies = [i for i, m in enumerate(example.messages) if m.role == "assistant"]
+        wanted = replies[-1:] if loss_on == "last_assistant" else replies
         turns = _turns(example.messages, example.tools, wanted, template)
-        if loss_on == "last_assistant":
-            turns = turns[-1:]
         yield Case(example, example.messages, example.tools, rows, whole, turns)
 
 
 def _turns(
-    messages: tuple[Message, ...], tools: tuple[Any, ...], wanted: range, template: Template
+    messages: tuple[Message, ...], tools: tuple[Any, ...], wanted: Sequence[int], template: Template
 ) -> tuple[Turn, ...]:
     return tuple(
         Turn(i, messages[i], tuple(template.prompt_ids(messages[:i], tools)))

@@ -7,6 +7,8 @@ it has learned anything, the mask or the targets are off, or dropout is on where
 from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar
 
+import torch
+
 from luthier.adapters.base import Injected
 from luthier.examples import Row
 from luthier.objectives.sft import SFT
@@ -32,7 +34,7 @@ class BaseLoss(Gate):
         if not rows:
             return self.fails("There is no row with a trained token to score.")
         batch = subject.batches.build(rows).to(loaded.device)
-        with evaluating(loaded.model):
+        with torch.no_grad(), evaluating(loaded.model):
             found = scored(models.policy, batch)
             total = float(subject.objective.loss(models, batch).total) if isinstance(subject.objective, SFT) else None
             with _base(subject.need_injected()):

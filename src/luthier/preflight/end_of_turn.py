@@ -6,7 +6,8 @@ tuned model talks without end.
 
 from typing import ClassVar
 
-from luthier.preflight._cases import Case, spans
+from luthier.examples import Document, Row
+from luthier.preflight._cases import Case
 from luthier.preflight.base import Fault, Gate, GateResult, Stage, Subject
 
 LEAST_SHARE = 0.99
@@ -23,40 +24,37 @@ class EndOfTurn(Gate):
     )
 
     def check(self, subject: Subject) -> GateResult:
-        """Look at the last token of each trained span; spans that the cut ended are the gate `truncation`'s matter."""
+        """Find the first stop token behind each reply's prompt; it must be there and be trained on.
+
+        A reply whose end the cut took is the gate `truncation`'s matter and is left out.
+        """
         stops = subject.template.stop_ids
-        ended, faults = 0, []
+        ended, missed = 0, 0
+        faults = []
         for case in subject.cases:
-            for wanted, found, row_id in _ends(case, stops):
-                ended += min(wanted, found)
-                if found < wanted:
-                    faults.append(
-                        Fault(row_id, f"{wanted - found} of {wanted} replies have no trained end", case.where)
-                    )
-        total = ended + sum(1 for _ in faults)
+            found = [_trained_end(case, row, len(turn.prompt_ids), stops) for turn, row in case.turn_rows()]
+            if isinstance(case.example, Document):
+                found = [_trained_end(case, row, len(row.ids) - 1, stops) for row in case.whole]
+            ended += found.count(True)
+            if missing := found.count(False):
+                missed += missing
+                faults.append(Fault(case.row_id, f"{missing} of its replies have no trained end", case.where))
+        total = ended + missed
         share = ended / total if total else 0.0
-        details = {"replies_ended": ended, "share": share, "stop_ids": sorted(stops)}
-        if total and share >= LEAST_SHARE:
-            return self.passes(f"{share:.1%} of the replies end with a trained stop token.", **details)
+        details = {"ended": ended, "share": share, "stop_ids": sorted(stops)}
         if not total:
             return self.fails("There is no reply that ends within its row.", **details)
+        if share >= LEAST_SHARE:
+            return self.passes(f"{share:.1%} of the replies end with a trained stop token.", **details)
         return self.judge(faults, "", **details)
 
 
-def _ends(case: Case, stops: frozenset[int]) -> list[tuple[int, int, str]]:
-    """(ends wanted, ends found, row id) of each row that the cut left whole."""
-    result = []
-    for index, row in enumerate(case.whole):
-        if index >= len(case.rows) or len(case.rows[index].ids) < len(row.ids):
-            continue
-        kept = case.rows[index]
-        everything = len(spans(kept)) == 1 and spans(kept)[0].start <= 1  # loss on all tokens: one span, many replies
-        turns = [turn for turn, holder in case.turn_rows() if holder is row]
-        if everything and turns:
-            first = min(len(turn.prompt_ids) for turn in turns)
-            found = sum(1 for i in range(first, len(kept.ids)) if kept.loss_mask[i] and kept.ids[i] in stops)
-            result.append((len(turns), found, kept.id))
-        else:
-            ends = [kept.ids[span.end - 1] in stops for span in spans(kept)]
-            result.append((max(len(turns), 1), sum(ends), kept.id))
-    return result
+def _trained_end(case: Case, whole: Row, start: int, stops: frozenset[int]) -> bool | None:
+    """Whether the first stop token from `start` on is trained on; None if the cut took it."""
+    kept = next((row for row, other in zip(case.rows, case.whole, strict=False) if other is whole), None)
+    end = next((i for i in range(start, len(whole.ids)) if whole.ids[i] in stops), None)
+    if end is None:
+        return False
+    if kept is None or end >= len(kept.ids):
+        return None
+    return bool(kept.loss_mask[end])

@@ -62,15 +62,22 @@ class NothingDropped(Gate):
             if missing:
                 more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
                 faults.append(Fault(case.row_id, f"not in its tokens: {', '.join(missing[:4])}{more}", case.where))
-        return self.judge(faults, f"{looked:,} texts of {subject.coverage()} are all there.", texts=looked)
+        behind = sum(len(case.messages) - 1 - _last(case) for case in subject.cases)
+        said = f"{looked:,} texts of {subject.coverage()} are all there."
+        said += f" {behind:,} messages behind the last trained reply are left out." if behind else ""
+        return self.judge(faults, said, texts=looked, messages_behind_last_reply=behind)
+
+
+def _last(case: Case) -> int:
+    """Index of the last message that a row must show: nothing is learned from what follows the last trained reply."""
+    return max((turn.index for turn in case.turns), default=len(case.messages) - 1)
 
 
 def _wanted(case: Case) -> Iterator[tuple[str, Any]]:
     """(path, leaf) of everything that one case must show."""
     if isinstance(case.example, Document):
         yield "text", case.example.text
-    last = max((turn.index for turn in case.turns), default=len(case.messages) - 1)
-    for index, message in enumerate(case.messages[: last + 1]):  # what follows the last trained reply may be left out
+    for index, message in enumerate(case.messages[: _last(case) + 1]):
         yield from message_leaves(message, f"messages[{index}]")
     for index, tool in enumerate(case.tools):
         yield from ((path, leaf) for path, leaf in leaves(tool, f"tools[{index}]") if leaf not in SCHEMA_WORDS)
