@@ -1,0 +1,55 @@
+"""Answer OpenAI's chat and completions API with a trained run.
+
+The prompt is made by the template that the run was trained with, so that a request costs and means what a training row
+did. Two models are listed: the run's, under the name of its folder, and `base`, the model before training.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, such as runs/demo")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; any but loopback needs a key")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one and prints it")
+    parser.add_argument(
+        "--api-key-env", metavar="NAME", help="environment variable that holds the key clients must send"
+    )
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="a further name in Host headers"
+    )
+    parser.add_argument("--base", action="store_true", help="refuse to start if the base model cannot be served beside")
+    parser.add_argument("--rows", type=int, default=16, help="completions computed together (default 16)")
+    parser.add_argument(
+        "--queue", type=int, default=64, help="requests in the server at once; more get a 429 (default 64)"
+    )
+    parser.add_argument("--deadline", type=float, default=600.0, metavar="SECONDS", help="longest time for one answer")
+    parser.add_argument("--max-tokens", type=int, default=1024, help="longest chat answer when a request sets no limit")
+    parser.add_argument("--device", help="as model.device of the recipe; absent: the recipe's")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until ctrl-C."""
+    from luthier.assemble import open_trained
+    from luthier.serve import server
+    from luthier.serve.app import HttpLimits
+    from luthier.serve.backend import LocalBackend
+    from luthier.serve.lane import Limits
+    from luthier.serve.models import served_models
+
+    limits = HttpLimits(deadline_seconds=args.deadline, default_tokens=args.max_tokens)
+    rows = Limits(rows=args.rows)
+    server.require_sensible(limits, rows, args.queue)
+    address = server.Address(args.host, args.port, args.api_key_env, tuple(args.allow_host))
+    access = server.access_for(address, server.environment())
+    bound = server.listen(address)
+    trained = open_trained(args.run, args.device)
+    models = served_models(trained.name, trained.loaded, trained.template, trained.injected, require_base=args.base)
+    backend = LocalBackend(models, rows, args.queue)
+    server.set_up_log()
+    names = " and ".join(repr(served.name) for served in models)
+    print(f"serving {names} at {server.url_of(bound)} (ctrl-C ends it)", file=sys.stderr, flush=True)
+    server.serve(backend, bound, access, limits)
+    return 0

@@ -1,0 +1,86 @@
+"""One line of log for each request: its id, route, status, duration and token counts, and no text of a client's.
+
+A failure that nobody foresaw becomes a 500 with the request's id, and its kind and place go to the log. Its message
+does not: it may quote a prompt.
+"""
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from luthier.serve.api_error import internal
+from luthier.serve.replies import new_id
+from luthier.serve.worker import FAILURES, place_of
+
+log = logging.getLogger("luthier.serve")
+
+KEY = "luthier.request"
+ROUTES = ("/healthz", "/v1/models", "/v1/chat/completions", "/v1/completions")
+
+
+@dataclass
+class _Notes:
+    """What the handlers tell the log."""
+
+    id: str
+    status: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+def note_tokens(scope: Scope, usage: dict[str, Any] | None) -> None:
+    """Let the log line of this request say how many tokens it took."""
+    notes = scope.get(KEY)
+    if usage and isinstance(notes, _Notes):
+        notes.prompt_tokens, notes.completion_tokens = usage["prompt_tokens"], usage["completion_tokens"]
+
+
+class AccessLog:
+    """ASGI middleware around the application."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on and write its line."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        notes = scope[KEY] = _Notes(new_id("req"))
+        started = time.perf_counter()
+
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                notes.status = message["status"]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", notes.id.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except FAILURES as error:
+            log.error("id=%s failed: %s in %s", notes.id, type(error).__name__, place_of(error))
+            if not notes.status:
+                await JSONResponse(internal(notes.id).body(), 500)(scope, receive, noted)
+        finally:
+            _write(scope, notes, time.perf_counter() - started)
+
+
+def _write(scope: Scope, notes: _Notes, seconds: float) -> None:
+    path = scope["path"]
+    route = path if path in ROUTES else "/v1/models/{id}" if path.startswith("/v1/models/") else "-"
+    level = logging.DEBUG if route == "/healthz" else logging.INFO
+    log.log(
+        level,
+        "id=%s method=%s route=%s status=%s ms=%.0f prompt_tokens=%d completion_tokens=%d",
+        notes.id,
+        scope["method"] if scope["method"] in ("GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS") else "-",
+        route,
+        notes.status or "gone",
+        seconds * 1000,
+        notes.prompt_tokens,
+        notes.completion_tokens,
+    )

@@ -1,0 +1,265 @@
+"""The HTTP side: routes, limits on what a request may cost, and answers in OpenAI's shapes.
+
+The order of checks is fixed: Host and Origin, key, size and type of the body, fields, model, queue, template, context.
+Only what has passed them all reaches the model.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
+
+from luthier.serve.access_log import AccessLog, note_tokens
+from luthier.serve.api_error import ApiError, model_not_found
+from luthier.serve.backend import Backend, Seat
+from luthier.serve.chat import ChatRequest, parse_chat
+from luthier.serve.completion import CompletionRequest, parse_completion
+from luthier.serve.guard import HostGuard, KeyCheck
+from luthier.serve.models import ServedModel
+from luthier.serve.replies import chat_choice, completion_choice, head, model_card, new_id, usage
+from luthier.serve.streams import EventStream, chat_events, completion_events, hang_up
+from luthier.serve.work import Completion, Work
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class HttpLimits:
+    """What one request may cost before it is refused."""
+
+    body_bytes: int = 4 * 1024 * 1024
+    """Largest body."""
+    body_seconds: float = 30.0
+    """Longest time for a body to arrive."""
+    deadline_seconds: float = 600.0
+    """Longest time for an answer, waiting included."""
+    default_tokens: int = 1024
+    """Longest chat answer when the client sets no limit."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may use the server."""
+
+    key: str | None = field(default=None, repr=False)
+    """Bearer key that every request must carry; None asks for none."""
+    hosts: tuple[str, ...] = ()
+    """Names besides loopback that a Host header may have."""
+    any_address: bool = False
+    """Whether any IP address may stand in a Host header (a server bound to all interfaces)."""
+
+
+def build_app(backend: Backend, access: Access | None = None, limits: HttpLimits | None = None) -> ASGIApp:
+    """The application; its lifespan starts and stops the backend."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        backend.start()
+        try:
+            yield
+        finally:
+            backend.stop()
+
+    access, limits = access or Access(), limits or HttpLimits()
+    app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    api = Api(backend, limits)
+    router = APIRouter(prefix="/v1", dependencies=[Depends(KeyCheck(access.key))])
+    router.add_api_route("/models", api.list_models, methods=["GET"], response_model=None)
+    router.add_api_route("/models/{name:path}", api.get_model, methods=["GET"], response_model=None)
+    router.add_api_route("/chat/completions", api.chat, methods=["POST"], response_model=None)
+    router.add_api_route("/completions", api.completions, methods=["POST"], response_model=None)
+    app.include_router(router)
+    app.add_api_route("/healthz", api.health, methods=["GET"], response_model=None)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    return HostGuard(AccessLog(app), access.hosts, access.any_address)
+
+
+class Api:
+    """The handlers."""
+
+    def __init__(self, backend: Backend, limits: HttpLimits) -> None:
+        self._backend, self._limits = backend, limits
+
+    async def health(self) -> Response:
+        """200 while requests can be answered, 503 otherwise; the one route that needs no key."""
+        healthy = self._backend.healthy
+        return JSONResponse({"status": "ok" if healthy else "down"}, 200 if healthy else 503)
+
+    async def list_models(self) -> Response:
+        """GET /v1/models"""
+        cards = [model_card(served) for served in self._backend.models.values()]
+        return JSONResponse({"object": "list", "data": cards})
+
+    async def get_model(self, name: str) -> Response:
+        """GET /v1/models/{id}"""
+        return JSONResponse(model_card(self._served(name)))
+
+    async def chat(self, request: Request) -> Response:
+        """POST /v1/chat/completions"""
+        asked = parse_chat(await self._body(request))
+        served = self._served(asked.common.model)
+        with _Held(self._backend.seat()) as held:
+            ids = await self._backend.prompt_ids(served.name, asked.messages, asked.tools)
+            work = self._work(served, asked, tuple(ids))
+            if asked.common.stream:
+                return EventStream(chat_events(self._backend, served, asked, work), held.keep())
+            return await self._answer_chat(request, asked, served, work)
+
+    async def completions(self, request: Request) -> Response:
+        """POST /v1/completions"""
+        asked = parse_completion(await self._body(request))
+        served = self._served(asked.common.model)
+        with _Held(self._backend.seat()) as held:
+            works = [self._work(served, asked, await self._prompt(served, p)) for p in asked.prompts]
+            if asked.common.stream:
+                return EventStream(completion_events(self._backend, served, asked, works), held.keep())
+            return await self._answer_completions(request, asked, served, works)
+
+    async def _answer_chat(self, request: Request, asked: ChatRequest, served: ServedModel, work: Work) -> Response:
+        created = int(time.time())
+        done = await _unless_gone(request, self._backend.complete(work))
+        scored = work.sampling.top_logprobs is not None
+        body = head("chat.completion", new_id("chatcmpl"), created, served)
+        body["choices"] = [chat_choice(i, c, served, bool(asked.tools), scored) for i, c in enumerate(done)]
+        return _finished(request, body, len(work.ids), done)
+
+    async def _answer_completions(
+        self, request: Request, asked: CompletionRequest, served: ServedModel, works: list[Work]
+    ) -> Response:
+        created = int(time.time())
+        groups = await _unless_gone(request, _all(self._backend, works))
+        done = [completion for group in groups for completion in group]
+        scored = asked.common.sampling.top_logprobs is not None
+        body = head("text_completion", new_id("cmpl"), created, served)
+        body["choices"] = [completion_choice(i, c, scored) for i, c in enumerate(done)]
+        return _finished(request, body, sum(len(work.ids) for work in works), done)
+
+    def _served(self, name: str) -> ServedModel:
+        served = self._backend.models.get(name)
+        if served is None:
+            raise model_not_found(name, list(self._backend.models))
+        return served
+
+    async def _prompt(self, served: ServedModel, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
+        if isinstance(prompt, str):
+            return tuple(await self._backend.text_ids(served.name, prompt))
+        return prompt
+
+    def _work(self, served: ServedModel, asked: ChatRequest | CompletionRequest, ids: tuple[int, ...]) -> Work:
+        common, room = asked.common, served.loaded.max_tokens - len(ids)
+        if not ids:
+            raise ApiError("'prompt' is empty: there is nothing to continue.", param="prompt")
+        vocabulary = served.vocabulary
+        if not all(0 <= token < vocabulary for token in (*ids, *common.sampling.logit_bias)):
+            raise ApiError(f"Token ids must be between 0 and {vocabulary - 1}.", param="prompt", code="out_of_range")
+        wanted = asked.max_tokens
+        if room < (wanted or 1):
+            raise ApiError(
+                f"This model's context is {served.loaded.max_tokens} tokens: the prompt has {len(ids)} and "
+                f"{wanted or 'at least 1'} more were asked for.",
+                param="messages" if isinstance(asked, ChatRequest) else "prompt",
+                code="context_length_exceeded",
+            )
+        return Work(
+            model=served.name,
+            ids=ids,
+            max_new_tokens=wanted or min(room, self._limits.default_tokens),
+            sampling=common.sampling,
+            n=common.n,
+            stop=common.stop,
+            deadline_seconds=self._limits.deadline_seconds,
+        )
+
+    async def _body(self, request: Request) -> bytes:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":  # a form can be posted by any web page, JSON cannot
+            raise ApiError("The content type must be application/json.", status=415)
+        limit = self._limits.body_bytes
+        too_large = ApiError(f"The body may have at most {limit} bytes.", status=413, code="body_too_large")
+        length = request.headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > limit:
+            raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._limits.body_seconds):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > limit:
+                        raise too_large
+        except TimeoutError:
+            raise ApiError("The body took too long to arrive.", status=408) from None
+        return bytes(body)
+
+
+class _Held:
+    """A seat that is given back when the block ends, unless the answer keeps it."""
+
+    def __init__(self, seat: Seat) -> None:
+        self._seat: Seat | None = seat
+
+    def keep(self) -> Seat:
+        """Leave the seat to whoever sends the answer."""
+        if self._seat is None:
+            raise ValueError("the seat is already kept")
+        seat, self._seat = self._seat, None
+        return seat
+
+    def __enter__(self) -> "_Held":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._seat is not None:
+            self._seat.release()
+
+
+def _finished(request: Request, body: dict[str, Any], prompt_tokens: int, done: list[Completion]) -> Response:
+    body["usage"] = usage(prompt_tokens, sum(c.done.generated_tokens for c in done))
+    note_tokens(request.scope, body["usage"])
+    return JSONResponse(body)
+
+
+async def _all(backend: Backend, works: list[Work]) -> list[list[Completion]]:
+    tasks = [asyncio.ensure_future(backend.complete(work)) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
+    """Await `answer`, and cancel it as soon as the client hangs up."""
+    task = asyncio.ensure_future(answer)
+    watch = asyncio.ensure_future(hang_up(request.receive))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ApiError("The client closed the connection.", status=499)
+        return task.result()
+    finally:
+        task.cancel()
+        watch.cancel()
+
+
+async def _api_error(_: Request, error: Exception) -> Response:
+    if not isinstance(error, ApiError):
+        raise error
+    return JSONResponse(error.body(), error.status, headers=error.headers)
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    """What the router itself refuses: an unknown path or method."""
+    if not isinstance(error, HTTPException):
+        raise error
+    message = {404: "There is no such path.", 405: "This path does not take this method."}.get(
+        error.status_code, "Refused."
+    )
+    return JSONResponse(ApiError(message, status=error.status_code).body(), error.status_code, headers=error.headers)

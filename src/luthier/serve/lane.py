@@ -1,0 +1,259 @@
+"""One model's batch: prompts are computed in blocks, then all rows take a token at a time, joining and leaving freely.
+
+A request waits in its lane until there is room for all its completions at their longest, so that memory is bounded
+before anything is computed. Everything here runs in the worker's thread.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luthier.serve.api_error import deadline_passed
+from luthier.serve.key_values import KeyValues, PrefixStore, Row
+from luthier.serve.models import ServedModel, text_config
+from luthier.serve.sampling import Sampler
+from luthier.serve.text import Detokenizer, ReplyText, StopText, TokenText
+from luthier.serve.work import Delta, Done, Event, Failed, StopReason, TokenScore, Work
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a lane holds at once."""
+
+    rows: int = 16
+    """Completions that are computed together."""
+    cache_tokens: int = 65_536
+    """Rows times their greatest length; bounds the memory of keys and values."""
+    prefix_tokens: int = 8_192
+    """Tokens of recent prompts whose keys and values are kept for reuse."""
+    block: int = 64
+    """Prompt tokens computed between two tokens of the running rows."""
+
+
+class NonFiniteLogits(RuntimeError):
+    """The model answered with NaN or infinity."""
+
+
+@dataclass(eq=False)
+class Request:
+    """One piece of work on its way through the worker. `cancelled` may be set by any thread."""
+
+    work: Work
+    deliver: Callable[[Event], None]
+    deadline: float
+    cancelled: bool = False
+    running: int = 0
+    prefill: "Prefill | None" = None
+
+    def cancel(self) -> None:
+        """Give the request up; nothing is delivered any more."""
+        self.cancelled = True
+
+    def send(self, event: Event) -> None:
+        """Deliver an event unless the client is gone."""
+        if not self.cancelled:
+            self.deliver(event)
+
+    @property
+    def longest(self) -> int:
+        """Tokens that a row of it may come to hold."""
+        return len(self.work.ids) + self.work.max_new_tokens
+
+
+@dataclass(eq=False)
+class Prefill:
+    """A prompt that is being computed."""
+
+    cache: KeyValues
+    done: int
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One completion that is being generated."""
+
+    request: Request
+    index: int
+    sampler: Sampler
+    text: Detokenizer
+    stop: StopText
+    ids: list[int] = field(default_factory=list)
+    scores: list[TokenScore] = field(default_factory=list)
+
+
+class Lane:
+    """The requests of one served model."""
+
+    def __init__(self, served: ServedModel, limits: Limits) -> None:
+        self.served, self.limits = served, limits
+        self.waiting: deque[Request] = deque()
+        self._layers = int(text_config(served.loaded).num_hidden_layers)
+        self._reply = ReplyText(served.loaded.tokenizer, served.template)
+        self._names = TokenText(served.loaded.tokenizer)
+        self._stop_ids = served.stop_ids
+        self._prefixes = PrefixStore(limits.block, limits.prefix_tokens)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all rows; for a start, and after a failure that may have left the cache half written."""
+        self._cache = KeyValues(self._layers)
+        self._rows: list[Sequence] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self._rows or self.waiting)
+
+    def requests(self) -> list[Request]:
+        """All requests in the lane."""
+        return list(dict.fromkeys([*(row.request for row in self._rows), *self.waiting]))
+
+    def running_requests(self) -> list[Request]:
+        """The requests that have rows in the batch."""
+        return list(dict.fromkeys(row.request for row in self._rows))
+
+    def drop_lost(self) -> None:
+        """Let go of requests whose client is gone or whose time is up."""
+        now = time.monotonic()
+        for request in self.requests():
+            if not request.cancelled and now >= request.deadline:
+                request.send(Failed(deadline_passed(request.work.deadline_seconds)))
+                request.cancel()
+        self.waiting = deque(r for r in self.waiting if not r.cancelled)
+        for i in range(len(self._rows) - 1, -1, -1):
+            if self._rows[i].request.cancelled:
+                self._remove(i)
+
+    def discard(self, request: Request) -> None:
+        """Take a waiting request out."""
+        self.waiting = deque(r for r in self.waiting if r is not request)
+
+    def next_prefill(self) -> Request | None:
+        """The request at the head of the lane if there is room for it."""
+        if not self.waiting:
+            return None
+        request = self.waiting[0]
+        rows = len(self._rows) + request.work.n
+        longest = max([request.longest, *(row.request.longest for row in self._rows)])
+        fits = rows <= self.limits.rows and rows * longest <= self.limits.cache_tokens
+        return request if fits or not self._rows else None
+
+    def prefill(self, request: Request) -> None:
+        """Compute one more block of a waiting request's prompt; after the last one it joins the batch."""
+        ids = request.work.ids
+        state = request.prefill or self._begin(request)
+        end = min(len(ids), state.done + self.limits.block)
+        block = torch.tensor([ids[state.done : end]])
+        positions = torch.arange(state.done, end)[None]
+        logits_1V = self._forward(block, positions, state.cache)
+        state.done = end
+        if end < len(ids):
+            return
+        row = state.cache.row(0)
+        request.prefill = None
+        self.discard(request)
+        self._prefixes.add(ids, row)
+        self._join(request, row, logits_1V[0])
+
+    def step(self) -> None:
+        """One more token for every row."""
+        if not self._rows:
+            return
+        last = torch.tensor([[row.ids[-1]] for row in self._rows])
+        positions = torch.tensor(self._cache.lengths())[:, None]
+        logits_BV = self._forward(last, positions, self._cache)
+        _require_finite(logits_BV)
+        for i in range(len(self._rows) - 1, -1, -1):  # from the back: the last row takes a leaving row's place
+            if not self._take(self._rows[i], logits_BV[i]):
+                self._remove(i)
+
+    def _begin(self, request: Request) -> Prefill:
+        cache = KeyValues(self._layers, rows=1)
+        found = self._prefixes.find(request.work.ids)
+        if found is not None:
+            cache.load(*found)
+        request.prefill = Prefill(cache, cache.width)
+        return request.prefill
+
+    def _forward(self, ids: Tensor, positions: Tensor, cache: KeyValues) -> Tensor:
+        """(B, V) float32 logits behind the last of `ids` (B, n), whose keys and values join the cache."""
+        new = ids.shape[1]
+        cache.reserve(new)
+        mask = cache.mask(new)
+        device = self.served.loaded.device
+        with self.served.activate():
+            out: Any = self.served.loaded.model(
+                input_ids=ids.to(device),
+                position_ids=positions.to(device),
+                attention_mask=None if mask is None else mask.to(device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        cache.advance(new)
+        logits: Tensor = out.logits[:, -1].float().cpu()
+        return logits
+
+    def _join(self, request: Request, row: Row, logits_V: Tensor) -> None:
+        _require_finite(logits_V)
+        for index in range(request.work.n):
+            sampler = Sampler(request.work.sampling, index)
+            sequence = Sequence(request, index, sampler, Detokenizer(self._reply), StopText(request.work.stop))
+            request.running += 1
+            if self._take(sequence, logits_V):
+                self._cache.append(row)
+                self._rows.append(sequence)
+            else:
+                request.running -= 1
+
+    def _take(self, row: Sequence, logits_V: Tensor) -> bool:
+        """Choose a row's next token and send what it completes; False if the row is over."""
+        work = row.request.work
+        token = row.sampler.choose(logits_V)
+        row.ids.append(token)
+        if token in self._stop_ids:
+            self._finish(row, "stop", len(row.ids) - 1)
+            return False
+        if work.sampling.top_logprobs is not None:
+            row.scores.append(row.sampler.score(logits_V, token, self._names))
+        text = row.stop.add(row.text.add(token))
+        if row.stop.found:
+            self._finish(row, "stop", len(row.ids), text)
+            return False
+        if len(row.ids) == work.max_new_tokens:
+            self._finish(row, "length", len(row.ids), text)
+            return False
+        if text:
+            self._send(row, text)
+        return True
+
+    def _send(self, row: Sequence, text: str) -> None:
+        scores, row.scores = tuple(row.scores), []
+        if text or scores:
+            row.request.send(Delta(row.index, text, scores))
+
+    def _finish(self, row: Sequence, reason: StopReason, kept: int, text: str = "") -> None:
+        """Send what is left of a row, and its end; `kept` tokens of it are the reply."""
+        if not row.stop.found:
+            text += row.stop.add(row.text.flush())
+        cut = row.stop.found  # an unfinished character at the very end cannot complete a stop text, but its flush may
+        self._send(row, text if cut else text + row.stop.flush())
+        done = Done(row.index, "stop" if cut else reason, tuple(row.ids[:kept]), len(row.ids), cut)
+        row.request.send(done)
+
+    def _remove(self, index: int) -> None:
+        self._cache.drop(index)
+        self._rows[index].request.running -= 1
+        self._rows[index] = self._rows[-1]
+        self._rows.pop()
+
+
+def _require_finite(logits: Tensor) -> None:
+    # the maximum is NaN or infinite if any logit is NaN or +inf, or if all are -inf
+    if not bool(torch.isfinite(logits.amax(dim=-1)).all()):
+        raise NonFiniteLogits("the model's logits are NaN or infinite")

@@ -1,0 +1,89 @@
+"""A model under a name: what requests may ask for."""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from luthier.adapters.base import Injected
+from luthier.config import canonical_hash
+from luthier.data.templates import Template
+from luthier.errors import ServeError
+from luthier.models.load import LoadedModel
+
+BASE = "base"
+"""The name of the model before training."""
+
+ATTENTION = {"full_attention", "sliding_attention"}
+"""Layers whose state is keys and values, which the server's cache can hold."""
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One name in the list of models. Several may share one `loaded`, each with its own state of the adapter."""
+
+    name: str
+    loaded: LoadedModel
+    template: Template
+    """The one trained with: its `prompt_ids` made the training prompts too."""
+    activate: Callable[[], AbstractContextManager[None]]
+    """While it is open, the model computes as this name promises (adapter on, or off)."""
+    created: int = 0
+    """Unix seconds; shown in the list of models."""
+    fingerprint: str = ""
+    """Identifies weights and template; `system_fingerprint` in answers."""
+    stop_ids: frozenset[int] = field(init=False)
+    """Tokens that end a turn."""
+    vocabulary: int = field(init=False)
+    """Token ids are below this."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "vocabulary", int(text_config(self.loaded).vocab_size))
+        object.__setattr__(self, "stop_ids", frozenset(self.loaded.stop_ids | self.template.stop_ids))
+
+
+def text_config(loaded: LoadedModel) -> Any:
+    """The settings of the language model inside, as `transformers` holds them."""
+    model: Any = loaded.model
+    return model.config.get_text_config()
+
+
+def require_servable(served: ServedModel) -> None:
+    """Refuse a model whose layers keep a state that the server's batches cannot hold.
+
+    Raises:
+        ServeError: there are layers other than full or sliding attention.
+    """
+    config = text_config(served.loaded).to_dict()
+    others = sorted(set(config.get("layer_types") or ATTENTION) - ATTENTION)
+    if others:
+        raise ServeError(
+            f"{served.name}: this model has layers of the kind {', '.join(others)}; only attention layers can "
+            "be served. Export the model and serve it with another engine."
+        )
+
+
+def served_models(
+    name: str, loaded: LoadedModel, template: Template, injected: Injected, *, require_base: bool = False
+) -> list[ServedModel]:
+    """The models of one run: the trained one under `name`, and `base` if the adapter can be switched off.
+
+    Raises:
+        ServeError: the run itself is called `base`, or `require_base` and the run trained all weights.
+    """
+    if name == BASE:
+        raise ServeError(f"a run called {BASE!r} would hide the base model's name; rename its folder")
+    identity = canonical_hash([loaded.files.fingerprint, template.sha256, name])[:12]
+    created = int(time.time())
+    trained = ServedModel(name, loaded, template, nullcontext, created, f"fp_{identity}")
+    try:
+        with injected.disabled():
+            pass
+    except NotImplementedError:
+        if require_base:
+            raise ServeError(
+                f"{name} trained all weights, so its base model is not in it; serve without --base"
+            ) from None
+        return [trained]
+    return [trained, ServedModel(BASE, loaded, template, injected.disabled, created, f"fp_{identity}_base")]

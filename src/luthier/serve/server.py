@@ -1,0 +1,139 @@
+"""Starting the server: where it may listen, and a clean end."""
+
+import logging
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import uvicorn
+
+from luthier.errors import ServeError
+from luthier.serve.app import Access, HttpLimits, build_app
+from luthier.serve.backend import LocalBackend
+from luthier.serve.chat import MAX_N
+from luthier.serve.guard import is_address, is_loopback
+from luthier.serve.lane import Limits
+
+MAX_CONNECTIONS = 512
+HEADER_BYTES = 32 * 1024
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the server listens, and who may use it."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key; the key itself never stands on a command line."""
+    allow_hosts: tuple[str, ...] = ()
+
+
+def require_sensible(http: HttpLimits, rows: Limits, queue: int) -> None:
+    """Check the limits that the command line sets.
+
+    Raises:
+        ServeError: one is out of range.
+    """
+    for name, value, low, high in (
+        ("--rows", rows.rows, MAX_N, 256),
+        ("--queue", queue, 1, 4096),
+        ("--deadline", http.deadline_seconds, 1, 86_400),
+        ("--max-tokens", http.default_tokens, 1, 1_000_000),
+    ):
+        if not low <= value <= high:
+            raise ServeError(f"{name} {value}: expected {low} to {high}")
+
+
+def access_for(address: Address, environment: Mapping[str, str]) -> Access:
+    """Who may use a server at this address.
+
+    Raises:
+        ServeError: the address can be reached from other machines and there is no key, or the key's variable is
+            missing or holds less than 16 characters.
+    """
+    key = None
+    if address.api_key_env is not None:
+        key = environment.get(address.api_key_env, "").strip()
+        if len(key) < 16:
+            found = "is not set" if not key else "holds a key of less than 16 characters"
+            raise ServeError(f"--api-key-env {address.api_key_env}: the variable {found}; set it to a long random text")
+    local = is_loopback(address.host)
+    if not local and key is None:
+        raise ServeError(
+            f"--host {address.host} can be reached from other machines, so a key is needed: put a long random text "
+            "into an environment variable and name it with --api-key-env"
+        )
+    wildcard = address.host in ("0.0.0.0", "::", "")
+    names = address.allow_hosts if wildcard else (*address.allow_hosts, address.host)
+    return Access(key, names, any_address=wildcard)
+
+
+def listen(address: Address) -> socket.socket:
+    """A bound socket, taken before the model is loaded so that a busy port is known at once.
+
+    Raises:
+        ServeError: the port is taken, or this machine has no such address.
+    """
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((address.host, address.port))
+        found.listen(128)
+    except (OSError, OverflowError) as error:
+        found.close()
+        raise ServeError(
+            f"cannot listen on {address.host}:{address.port}: {error}; choose another --port or --host"
+        ) from None
+    return found
+
+
+def url_of(bound: socket.socket) -> str:
+    """What a client gives as `base_url`."""
+    host, port = bound.getsockname()[:2]
+    if is_address(host) and ":" in host:
+        host = f"[{host}]"
+    return f"http://{host}:{port}/v1"
+
+
+def serve(backend: LocalBackend, bound: socket.socket, access: Access, limits: HttpLimits | None = None) -> None:
+    """Answer requests until ctrl-C or SIGTERM; what is in flight is finished first."""
+    limits = limits or HttpLimits()
+    config = uvicorn.Config(
+        build_app(backend, access, limits),
+        http="h11",
+        ws="none",
+        lifespan="on",
+        access_log=False,  # it would write paths that clients chose
+        log_level="warning",
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        h11_max_incomplete_event_size=HEADER_BYTES,
+        timeout_graceful_shutdown=int(limits.deadline_seconds),
+    )
+    try:
+        uvicorn.Server(config).run(sockets=[bound])
+    except KeyboardInterrupt:  # uvicorn repeats the signal when all is finished
+        pass
+    finally:
+        bound.close()
+
+
+def set_up_log(names: Sequence[str] = ("luthier.serve",)) -> None:
+    """Write the server's own lines to standard error, one a request."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for name in names:
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+        logger.propagate = False
+
+
+def environment() -> Mapping[str, str]:
+    """The process's own environment."""
+    return os.environ

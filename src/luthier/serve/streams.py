@@ -1,0 +1,223 @@
+"""Server-sent events: a completion as it is generated, in OpenAI's chunks.
+
+The status line waits for the first event, so that a request that fails before its first token gets a real status; a
+failure after that is an error event, which the `openai` client raises. When the client hangs up, its work is cancelled.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
+
+from starlette.background import BackgroundTask
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from luthier.serve.access_log import note_tokens
+from luthier.serve.api_error import ApiError
+from luthier.serve.backend import Backend, Seat
+from luthier.serve.chat import ChatRequest
+from luthier.serve.completion import CompletionRequest
+from luthier.serve.models import ServedModel
+from luthier.serve.replies import (
+    Json,
+    chat_logprobs,
+    completion_logprobs,
+    head,
+    new_id,
+    reply_of,
+    tool_calls_json,
+    usage,
+)
+from luthier.serve.work import Completion, Delta, Done, Event, TokenScore, Work
+
+
+class EventStream(Response):
+    """Sends what `events` yields; gives `seat` back when all is sent or the client is gone."""
+
+    def __init__(self, events: AsyncGenerator[Json, None], seat: Seat) -> None:
+        self._events, self._seat = events, seat
+        self.status_code = 200
+        self.background: BackgroundTask | None = None
+        self.init_headers({"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send until the end, or until the client hangs up."""
+        pump = asyncio.ensure_future(self._pump(scope, receive, send))
+        watch = asyncio.ensure_future(hang_up(receive))
+        try:
+            await asyncio.wait({pump, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if pump.done():
+                pump.result()
+        finally:
+            pump.cancel()
+            watch.cancel()
+            await asyncio.gather(pump, watch, return_exceptions=True)
+            await self._events.aclose()
+            self._seat.release()
+
+    async def _pump(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+        try:
+            async for event in self._events:
+                if not started:
+                    started = True
+                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                note_tokens(scope, event.get("usage"))
+                await send({"type": "http.response.body", "body": _frame(event), "more_body": True})
+        except ApiError as error:
+            if not started:
+                await JSONResponse(error.body(), error.status, headers=error.headers)(scope, receive, send)
+                return
+            await send({"type": "http.response.body", "body": _frame(error.body()), "more_body": False})
+            return
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
+
+
+def _frame(event: Json) -> bytes:
+    return b"data: " + json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+async def hang_up(receive: Receive) -> None:
+    """Return when the client has closed the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def chat_events(
+    backend: Backend, served: ServedModel, asked: ChatRequest, work: Work
+) -> AsyncGenerator[Json, None]:
+    """The chunks of a chat completion."""
+    chunks = _ChatChunks(served, asked, work)
+    async with aclosing(backend.stream(work)) as events:
+        async for event in events:
+            for chunk in chunks.of(event):
+                yield chunk
+    if asked.common.include_usage:
+        yield {**chunks.base, "choices": [], "usage": usage(len(work.ids), chunks.generated)}
+
+
+class _ChatChunks:
+    """Events of one request as chunks.
+
+    If tools were offered, a completion is sent when it is whole: until then nobody can tell text from a tool call.
+    """
+
+    def __init__(self, served: ServedModel, asked: ChatRequest, work: Work) -> None:
+        self.base = head("chat.completion.chunk", new_id("chatcmpl"), int(time.time()), served)
+        self.generated = 0
+        self._served, self._usage, self._n = served, asked.common.include_usage, work.n
+        self._held = [_Whole() for _ in range(work.n)] if asked.tools else []
+        self._greeted = False
+
+    def of(self, event: Event) -> Iterator[Json]:
+        """The chunks that an event makes; the first one brings the role of every choice."""
+        if not self._greeted:
+            self._greeted = True
+            for index in range(self._n):
+                yield self._chunk(index, {"role": "assistant", "content": "", "refusal": None})
+        if isinstance(event, Delta):
+            if self._held:
+                self._held[event.index].add(event)
+            else:
+                yield self._chunk(event.index, {"content": event.text}, tokens=event.tokens)
+        elif isinstance(event, Done):
+            self.generated += event.generated_tokens
+            yield from self._end(event)
+
+    def _end(self, done: Done) -> Iterator[Json]:
+        reason: str = done.reason
+        if self._held:
+            completion = self._held[done.index].finish(done)
+            reply, reason = reply_of(completion, self._served, True)
+            if reply.content or completion.tokens:
+                yield self._chunk(done.index, {"content": reply.content}, tokens=completion.tokens)
+            for i, call in enumerate(tool_calls_json(reply.tool_calls)):
+                yield self._chunk(done.index, {"tool_calls": [{"index": i, **call}]})
+        yield self._chunk(done.index, {}, reason)
+
+    def _chunk(self, index: int, delta: Json, reason: str | None = None, tokens: Sequence[TokenScore] = ()) -> Json:
+        choice = {"index": index, "delta": delta, "logprobs": chat_logprobs(tokens or None), "finish_reason": reason}
+        return _with_usage({**self.base, "choices": [choice]}, self._usage)
+
+
+async def completion_events(
+    backend: Backend, served: ServedModel, asked: CompletionRequest, works: Sequence[Work]
+) -> AsyncGenerator[Json, None]:
+    """The chunks of a plain completion; the choices of the k-th prompt follow those of the one before."""
+    base = head("text_completion", new_id("cmpl"), int(time.time()), served)
+    scored = asked.common.sampling.top_logprobs is not None
+    lengths: dict[int, int] = {}
+    generated = 0
+    async with aclosing(_merged(backend, works)) as events:
+        async for k, event in events:
+            if not isinstance(event, Delta | Done):
+                continue
+            index = k * works[k].n + event.index
+            choice: Json = {"index": index, "text": "", "logprobs": None, "finish_reason": None}
+            if isinstance(event, Delta):
+                offset = lengths.get(index, 0)
+                lengths[index] = offset + len(event.text)
+                choice |= {
+                    "text": event.text,
+                    "logprobs": completion_logprobs(event.tokens if scored else None, offset),
+                }
+            else:
+                generated += event.generated_tokens
+                choice["finish_reason"] = event.reason
+            yield _with_usage({**base, "choices": [choice]}, asked.common.include_usage)
+    counts = usage(sum(len(work.ids) for work in works), generated)
+    if asked.common.include_usage:
+        yield {**base, "choices": [], "usage": counts}
+
+
+def _with_usage(chunk: Json, include: bool) -> Json:
+    """When usage was asked for, every chunk but the last has `"usage": null`, as in OpenAI's streams."""
+    return {**chunk, "usage": None} if include else chunk
+
+
+class _Whole:
+    """Collects the pieces of one completion."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._tokens: list[TokenScore] = []
+
+    def add(self, delta: Delta) -> None:
+        self._texts.append(delta.text)
+        self._tokens.extend(delta.tokens)
+
+    def finish(self, done: Done) -> Completion:
+        return Completion("".join(self._texts), tuple(self._tokens), done)
+
+
+async def _merged(backend: Backend, works: Sequence[Work]) -> AsyncGenerator[tuple[int, Event], None]:
+    """Events of several pieces of work as they come, each with the number of its work."""
+    events: asyncio.Queue[tuple[int, Event | ApiError | None]] = asyncio.Queue()
+
+    async def follow(k: int) -> None:
+        try:
+            async with aclosing(backend.stream(works[k])) as own:
+                async for event in own:
+                    events.put_nowait((k, event))
+        except ApiError as error:
+            events.put_nowait((k, error))
+        else:
+            events.put_nowait((k, None))
+
+    tasks = [asyncio.ensure_future(follow(k)) for k in range(len(works))]
+    try:
+        left = len(works)
+        while left:
+            k, event = await events.get()
+            if isinstance(event, ApiError):
+                raise event
+            if event is None:
+                left -= 1
+            else:
+                yield k, event
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

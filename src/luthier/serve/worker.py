@@ -1,0 +1,152 @@
+"""One thread owns the model. Requests reach it through a queue, and their tokens leave it through callbacks.
+
+Between any two tokens it takes in new requests, lets go of cancelled and late ones, computes one block of one waiting
+prompt, and then one token for every running row of every served model. So nothing is computed in two threads at once,
+a long prompt holds nobody up for longer than a block, and a request that fails takes at most its own batch with it.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from luthier.errors import LuthierError
+from luthier.serve.api_error import ApiError, internal, model_not_found, too_many
+from luthier.serve.lane import Lane, Limits, Request
+from luthier.serve.models import ServedModel, require_servable
+from luthier.serve.work import Event, Failed, Work
+
+log = logging.getLogger("luthier.serve")
+
+# What torch, tokenizers and this package raise when one computation fails. Named one by one, so that a
+# KeyboardInterrupt or SystemExit still ends the process.
+FAILURES = (
+    RuntimeError,  # torch, out of memory included
+    MemoryError,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    LookupError,
+    AssertionError,
+    AttributeError,
+    OSError,
+    LuthierError,
+)
+
+
+def place_of(error: BaseException) -> str:
+    """File, line and function in which an error arose."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return "unknown place"
+    code = trace.tb_frame.f_code
+    return f"{Path(code.co_filename).name}, line {trace.tb_lineno}, {code.co_name}"
+
+
+class Worker:
+    """Runs the lanes of all served models in a thread of its own."""
+
+    def __init__(self, models: Mapping[str, ServedModel], limits: Limits, capacity: int) -> None:
+        for served in models.values():
+            require_servable(served)
+        self.capacity = capacity
+        self._lanes = {name: Lane(served, limits) for name, served in models.items()}
+        self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._open = 0
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="luthier-model", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the current token; requests that are still there fail. Returns when the thread is over."""
+        self._closing = True
+        self._inbox.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether requests are being worked on."""
+        return self._thread.is_alive() and not self._closing
+
+    def submit(self, work: Work, deliver: Callable[[Event], None]) -> Request:
+        """Queue a piece of work; `deliver` is called from the worker's thread, once for each event.
+
+        Raises:
+            ApiError: 404 for a model that is not served, 429 if the queue is full, 503 if the worker is closing.
+        """
+        if work.model not in self._lanes:
+            raise model_not_found(work.model, list(self._lanes))
+        if not self.healthy:
+            raise ApiError("The server is shutting down.", status=503)
+        with self._lock:
+            if self._open >= self.capacity:
+                raise too_many()
+            self._open += 1
+        request = Request(work, deliver, time.monotonic() + work.deadline_seconds)
+        self._inbox.put(request)
+        return request
+
+    def _run(self) -> None:
+        with torch.inference_mode():
+            while not self._closing:
+                self._take_in()
+                for lane in self._lanes.values():
+                    self._turn(lane)
+        for lane in self._lanes.values():
+            for request in lane.requests():
+                request.send(Failed(ApiError("The server is shutting down.", status=503)))
+
+    def _take_in(self) -> None:
+        """Move new requests to their lanes; wait for one if there is nothing else to do."""
+        wait = not any(lane.busy for lane in self._lanes.values())
+        while True:
+            try:
+                request = self._inbox.get(block=wait)
+            except queue.Empty:
+                return
+            wait = False
+            if request is not None:
+                self._lanes[request.work.model].waiting.append(request)
+
+    def _turn(self, lane: Lane) -> None:
+        """One block of a prompt and one token for all rows of one lane."""
+        before = lane.requests()
+        lane.drop_lost()
+        head = lane.next_prefill()
+        if head is not None:
+            try:
+                lane.prefill(head)
+            except FAILURES as error:
+                lane.discard(head)
+                # if it has begun to join the batch, the other rows cannot be trusted either
+                touched = [head, *(r for r in lane.running_requests() if head.running and r is not head)]
+                self._fail(lane, touched, error)
+        try:
+            lane.step()
+        except FAILURES as error:
+            self._fail(lane, lane.running_requests(), error)
+        gone = len(before) - sum(1 for request in lane.requests() if request in before)
+        with self._lock:
+            self._open -= gone
+
+    def _fail(self, lane: Lane, requests: list[Request], error: BaseException) -> None:
+        # its message may quote what a client sent, so the log has the kind of failure and its place only
+        kind = type(error).__name__
+        log.error("model=%s requests=%d failed: %s in %s", lane.served.name, len(requests), kind, place_of(error))
+        running = set(map(id, lane.running_requests()))
+        if any(id(request) in running for request in requests):
+            lane.reset()
+        for request in requests:
+            request.send(Failed(internal()))
+            request.cancel()
