@@ -118,7 +118,12 @@ def make_trainable(recipe: Recipe, loaded: LoadedModel, scored_dtype: torch.dtyp
 
 
 def build_run(
-    recipe: Recipe, loaded: LoadedModel, trainable: Trainable, units: dict[str, list[Unit]], fingerprint: str, folder: Path
+    recipe: Recipe,
+    loaded: LoadedModel,
+    trainable: Trainable,
+    units: dict[str, list[Unit]],
+    fingerprint: str,
+    folder: Path,
 ) -> Run:
     """All parts of a training, at step 0."""
     torch.manual_seed(recipe.seed)

@@ -77,7 +77,11 @@ class Terminal:
         self._shown = now
         share = min(done / total, 1.0) if total else 0.0
         left = self._left(share, now - self._started)
-        text = f"  {self._title} {share:4.0%}" + (f"  {note}" if note else "") + (f"  about {duration(left)} left" if left else "")
+        text = (
+            f"  {self._title} {share:4.0%}"
+            + (f"  {note}" if note else "")
+            + (f"  about {duration(left)} left" if left else "")
+        )
         if self._live:
             self._out.write("\r\x1b[2K" + text[:160])
             self._out.flush()

@@ -215,7 +215,9 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     if not isinstance(config.get("target_modules"), (list, str)):
         raise ModelError(f"{path}: target_modules is missing")
     if isinstance(config["target_modules"], str) and config["target_modules"] != "all-linear":
-        raise ModelError(f"{path}: target_modules is a pattern ({config['target_modules']!r}); only lists are supported")
+        raise ModelError(
+            f"{path}: target_modules is a pattern ({config['target_modules']!r}); only lists are supported"
+        )
     return config
 
 

@@ -62,12 +62,16 @@ class Batch:
 
     def sum_rows(self, values_K: Tensor) -> Tensor:
         """(R,) sums of `values_K` over each row's trained-on tokens."""
-        return torch.zeros(self.row_count, dtype=values_K.dtype, device=values_K.device).index_add(0, self.row_K, values_K)
+        return torch.zeros(self.row_count, dtype=values_K.dtype, device=values_K.device).index_add(
+            0, self.row_K, values_K
+        )
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its tensors on `device`."""
         moved = {name: getattr(self, name).to(device) for name in _TENSORS}
-        forest = replace(self.forest, ids_N=self.forest.ids_N.to(device), positions_N=self.forest.positions_N.to(device))
+        forest = replace(
+            self.forest, ids_N=self.forest.ids_N.to(device), positions_N=self.forest.positions_N.to(device)
+        )
         return replace(self, forest=forest, **moved)
 
 

@@ -37,6 +37,8 @@ def _ipo(margin_P: Tensor, beta: float) -> Tensor:
 
 
 PENALTIES = {"sigmoid": _sigmoid, "hinge": _hinge, "ipo": _ipo}
+# IPO's square grows with the length of a reply; its authors averaged over tokens, as TRL's documentation reports
+PER_TOKEN = frozenset({"ipo"})
 
 
 class DPO(Objective):
@@ -53,9 +55,13 @@ class DPO(Objective):
     def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
         """Two rows: prompt + chosen, prompt + rejected, with only the replies trained on."""
         if not isinstance(example, Preference):
-            raise DataError("DPO needs preference pairs (prompt, chosen, rejected)", example.where.path, example.where.line)
+            raise DataError(
+                "DPO needs preference pairs (prompt, chosen, rejected)", example.where.path, example.where.line
+            )
         return tuple(
-            template.reply_row(Conversation(example.prompt + reply, example.tools, example.where, f"{example.id}/{name}"), reply)
+            template.reply_row(
+                Conversation(example.prompt + reply, example.tools, example.where, f"{example.id}/{name}"), reply
+            )
             for name, reply in (("chosen", example.chosen), ("rejected", example.rejected))
         )
 
@@ -67,6 +73,8 @@ class DPO(Objective):
         """Summed penalty of the margins."""
         log_ratio_K = models.policy.token_logprobs(batch) - no_grad_logprobs(models.reference, batch)
         log_ratio_R = batch.sum_rows(log_ratio_K * batch.loss_mask_K)
+        if self.penalty in PER_TOKEN:
+            log_ratio_R = log_ratio_R / batch.sum_rows(batch.loss_mask_K).to(log_ratio_R.dtype)
         chosen_P, rejected_P = log_ratio_R[0::2], log_ratio_R[1::2]
         margin_P = chosen_P - rejected_P
         losses_P = PENALTIES[self.penalty](margin_P, self.beta)

@@ -1,0 +1,130 @@
+"""What every adapter must do; cases are found by listing the directory."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from luthier import registry
+from luthier.adapters.base import Adapter, Injected
+from luthier.errors import ModelError
+from luthier.models.forest import build_batch
+from luthier.models.scorer import Scorer
+from luthier.recipe import ADAPTERS
+from tests.engine_runs import random_units, tiny_llama
+
+NAMES = registry.names(ADAPTERS)
+BATCH = build_batch([row for unit in random_units(3) for row in unit])
+
+
+def logprobs(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return Scorer(model).token_logprobs(BATCH)
+
+
+def adapter(name: str) -> Adapter:
+    return registry.load_class(ADAPTERS, name, Adapter)()
+
+
+def move(injected: Injected) -> None:
+    """Change every trained tensor, the same way each time."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in injected.trainable.values():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_injected_model_computes_what_its_base_computed(name: str) -> None:
+    base, model = tiny_llama(), tiny_llama()
+    adapter(name).inject(model, seed=0)
+    assert torch.equal(logprobs(base), logprobs(model))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exactly_the_trainable_tensors_ask_for_gradients_and_are_float32(name: str) -> None:
+    model = tiny_llama(dtype=torch.bfloat16)
+    trainable = adapter(name).inject(model, seed=0).trainable
+    wanted = {id(p) for p in model.parameters() if p.requires_grad}
+    assert wanted == {id(p) for p in trainable.values()}
+    assert all(p.dtype == torch.float32 for p in trainable.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_trainable_tensor_is_reached_by_the_gradient_once_it_moves(name: str) -> None:
+    model = tiny_llama()
+    injected = adapter(name).inject(model, seed=0)
+    move(injected)
+    Scorer(model).token_logprobs(BATCH).sum().backward()
+    for tensor_name, parameter in injected.trainable.items():
+        assert parameter.grad is not None and parameter.grad.norm() > 0, tensor_name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_save_and_restore_give_equal_logits_in_a_fresh_model(name: str, tmp_path: Path) -> None:
+    model = tiny_llama()
+    injected = adapter(name).inject(model, seed=0)
+    move(injected)
+    injected.save(tmp_path, "tiny")
+    fresh = tiny_llama()
+    adapter(name).restore(fresh, tmp_path)
+    assert torch.equal(logprobs(model), logprobs(fresh))
+    assert not torch.equal(logprobs(fresh), logprobs(tiny_llama()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_renamed_or_missing_tensor_is_refused(name: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = tiny_llama()
+    adapter(name).inject(model, seed=0).save(tmp_path, "tiny")
+    (path,) = tmp_path.glob("*.safetensors")
+    tensors = load_file(path)
+    first = next(iter(tensors))
+    tensors[first + ".inner"] = tensors.pop(first)
+    save_file(tensors, path)
+    with pytest.raises(ModelError, match="missing"):
+        adapter(name).restore(tiny_llama(), tmp_path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_merged_model_equals_adapted_model_and_has_the_base_s_shape(name: str) -> None:
+    base, model = tiny_llama(), tiny_llama()
+    injected = adapter(name).inject(model, seed=0)
+    move(injected)
+    adapted = logprobs(model)
+    injected.merge()
+    assert {n for n, _ in model.named_parameters()} == {n for n, _ in base.named_parameters()}
+    torch.testing.assert_close(logprobs(model), adapted, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_disabled_is_the_base_bit_for_bit_or_is_refused(name: str) -> None:
+    model = tiny_llama()
+    injected = adapter(name).inject(model, seed=0)
+    move(injected)
+    adapted = logprobs(model)
+    try:
+        context = injected.disabled()
+    except NotImplementedError:
+        return
+    with context:
+        assert torch.equal(logprobs(model), logprobs(tiny_llama()))
+    assert torch.equal(logprobs(model), adapted)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equal_seeds_give_equal_adapters(name: str) -> None:
+    first, second = (adapter(name).inject(tiny_llama(), seed=7).trainable for _ in range(2))
+    assert all(torch.equal(first[n], second[n]) for n in first)
+
+
+def test_lora_names_its_targets_or_refuses() -> None:
+    from luthier.adapters.lora import LoRA
+
+    injected = LoRA(targets=("q_proj",)).inject(tiny_llama(), seed=0)
+    assert len(injected.layers) == 2 and all(n.endswith("q_proj") for n in injected.layers)
+    with pytest.raises(ModelError, match="query.*matches no linear layer.*q_proj"):
+        LoRA(targets=("query",)).inject(tiny_llama(), seed=0)
+    with pytest.raises(ModelError, match="lm_head"):  # tied to the embedding: merging would write the update twice
+        LoRA(targets=("lm_head",)).inject(tiny_llama(), seed=0)

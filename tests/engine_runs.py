@@ -1,0 +1,103 @@
+"""Small real trainings for the tests of the engine: a tiny random Llama on random rows, with any recipe."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from luthier.adapters.base import Adapter
+from luthier.config import build, canonical_hash
+from luthier.data.source import Source, Unit
+from luthier.engine.run import Run
+from luthier.engine.schedules.base import Schedule
+from luthier.engine.optimizers.base import OptimizerSettings
+from luthier.examples import Row
+from luthier.models.scorer import Scorer
+from luthier.objectives.base import Models, Objective
+from luthier.recipe import (
+    ADAPTERS,
+    OBJECTIVES,
+    OPTIMIZERS,
+    SCHEDULES,
+    TrainingSettings,
+    build_part,
+    dump_part,
+)
+
+VOCABULARY = 61
+PARTS = {
+    "adapter": (ADAPTERS, "lora"),
+    "objective": (OBJECTIVES, "sft"),
+    "optimizer": (OPTIMIZERS, "adamw"),
+    "schedule": (SCHEDULES, "cosine"),
+}
+
+
+def tiny_llama(seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                vocab_size=VOCABULARY,
+                tie_word_embeddings=True,
+            )
+        )
+    return model.to(dtype)
+
+
+def random_units(count: int, rows_per_unit: int = 1, seed: int = 0) -> list[Unit]:
+    """Units whose rows share a 17-token prompt; the rows of a unit also share the rest of their prompt."""
+    rng = random.Random(seed)
+    system = [rng.randrange(VOCABULARY) for _ in range(17)]
+    units: list[Unit] = []
+    for index in range(count):
+        prompt = system + [rng.randrange(VOCABULARY) for _ in range(rng.randrange(1, 8))]
+        rows = []
+        for part in range(rows_per_unit):
+            reply = [rng.randrange(VOCABULARY) for _ in range(rng.randrange(2, 9))]
+            rows.append(Row(tuple(prompt + reply), (0.0,) * len(prompt) + (1.0,) * len(reply), f"{index}/{part}"))
+        units.append(tuple(rows))
+    return units
+
+
+def make_run(folder: Path, dtype: torch.dtype = torch.float32, **tables: Any) -> Run:
+    """A run at step 0; keyword arguments are tables of the recipe."""
+    tables.setdefault("training", {"steps": 6, "rows_per_step": 4})
+    tables.setdefault("optimizer", {"learning_rate": 1e-2})
+    seed = tables.pop("seed", 0)
+    settings = build(TrainingSettings, tables.pop("training"))
+    parts = {key: build_part(package, tables.pop(key, {}), default, [key]) for key, (package, default) in PARTS.items()}
+    assert not tables, f"unknown tables {sorted(tables)}"
+    adapter, objective, optimizer, schedule = parts.values()
+    assert isinstance(adapter, Adapter) and isinstance(objective, Objective)
+    assert isinstance(optimizer, OptimizerSettings) and isinstance(schedule, Schedule)
+    model = tiny_llama(dtype=dtype)
+    torch.manual_seed(seed)
+    reference = tiny_llama(dtype=dtype) if objective.needs_reference else None
+    injected = adapter.inject(model, seed)
+    if dtype == torch.float64:
+        model.double()
+    per_unit = 2 if objective.needs_reference else 1
+    return Run(
+        settings=settings,
+        steps=settings.steps or 6,
+        model=model,
+        models=Models(Scorer(model), Scorer(reference.eval()) if reference is not None else None),
+        objective=objective,
+        injected=injected,
+        optimizer=optimizer.build(injected.trainable),
+        schedule=schedule,
+        learning_rate=optimizer.learning_rate,
+        source=Source(random_units(10, per_unit), settings.rows_per_step, seed),
+        validation=random_units(4, per_unit, seed=9),
+        checkpoints=folder / "checkpoints",
+        fingerprint=canonical_hash([seed, *(dump_part(p) for p in parts.values())]),
+        device=torch.device("cpu"),
+    )
