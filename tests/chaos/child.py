@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import torch
+from tests.engine_runs import make_run
 
 from luthier.engine import checkpoint
 from luthier.engine.loop import train
-from tests.engine_runs import make_run
 
 STEPS = 60
 
