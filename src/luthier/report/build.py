@@ -3,14 +3,14 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from luthier import config
 from luthier.errors import StorageError
 from luthier.recipe import CostSettings
 from luthier.report.cost import build_cost
-from luthier.report.decision import Facts, contest, decide
+from luthier.report.decision import contest, decide
 from luthier.report.folder import Metrics, RunParts, read_run
+from luthier.report.ladder import Facts
 from luthier.report.page import render_page
 from luthier.report.rows import compare_rows
 from luthier.report.schema import ComparedRows, Data, LossPoint, Report, Run, Training, ValidationPoint
@@ -66,7 +66,9 @@ def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
     Raises:
         StorageError: the folder cannot be written.
     """
-    return write_text(folder / "report.json", report_json(report)), write_text(folder / "report.html", render_page(report))
+    return write_text(folder / "report.json", report_json(report)), write_text(
+        folder / "report.html", render_page(report)
+    )
 
 
 def report_json(report: Report) -> str:
@@ -87,7 +89,9 @@ def write_text(path: Path, text: str) -> Path:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise StorageError(f"{path}: cannot be written: {error}. Free space, or name another place with --out.") from None
+        raise StorageError(
+            f"{path}: cannot be written: {error}. Free space, or name another place with --out."
+        ) from None
     return path
 
 
@@ -126,47 +130,37 @@ def build_training(training: Training | None, metrics: Metrics | None) -> Traini
 
 
 def build_curve(losses: Mapping[int, float | None]) -> tuple[LossPoint, ...]:
-    """Training loss by step, grouped into at most CURVE_POINTS means, with a moving average.
+    """Training loss by step, grouped into at most CURVE_POINTS means, with a centered moving average.
 
-    smoothed_t = m_t / (1 - a^t), m_t = a m_(t-1) + (1 - a) loss_t, over steps; its memory 1 / (1 - a) is a twentieth of
-    the run and at least 4 steps. A step whose loss was not finite is skipped by the average.
+    The average is over the finite losses of the steps within a fortieth of the run (at least 2 steps) on either side:
+    unlike a trailing one, it does not lag behind a loss that falls fast at the start.
     """
     steps = list(losses)
-    keep = 1 - 1 / max(4.0, len(steps) / 20)
+    values = [losses[step] for step in steps]
+    sums, counts = [0.0], [0]
+    for value in values:
+        sums.append(sums[-1] + (value or 0.0))
+        counts.append(counts[-1] + (value is not None))
+
+    def mean(start: int, stop: int) -> float | None:
+        start, stop = max(0, start), min(len(values), stop)
+        seen = counts[stop] - counts[start]
+        return (sums[stop] - sums[start]) / seen if seen else None
+
+    reach = max(2, len(steps) // 40)
     group = max(1, -(-len(steps) // CURVE_POINTS))
-    points, average, seen = [], 0.0, 0
+    points = []
     for start in range(0, len(steps), group):
-        chunk = steps[start : start + group]
-        finite = [loss for step in chunk if (loss := losses[step]) is not None]
-        for loss in finite:
-            average, seen = keep * average + (1 - keep) * loss, seen + 1
-        mean = sum(finite) / len(finite) if finite else None
-        points.append(LossPoint(step=chunk[-1], loss=mean, smoothed=average / (1 - keep**seen) if seen else None))
+        stop = min(start + group, len(steps))
+        middle = (start + stop - 1) // 2
+        points.append(
+            LossPoint(step=steps[stop - 1], loss=mean(start, stop), smoothed=mean(middle - reach, middle + reach + 1))
+        )
     return tuple(points)
 
 
 def build_run(parts: RunParts) -> Run:
     """What was run, from the manifest and the recipe."""
-    m = parts.manifest
-    stages = m.get("stages") or {}
-    return Run(
-        name=parts.folder.resolve().name,
-        luthier=m.get("luthier"),
-        created=m.get("created"),
-        machine=m.get("machine") or {},
-        versions=m.get("versions") or {},
-        model=m.get("model") or {},
-        template=m.get("template") or {},
-        data=m.get("data") or {},
-        git=m.get("git"),
-        recipe_sha256=m.get("recipe_sha256"),
-        recipe=parts.recipe,
-        stages={name: seconds for name, stage in stages.items() if (seconds := _seconds(stage)) is not None},
-    )
-
-
-def _seconds(stage: Any) -> float | None:
-    seconds = stage.get("seconds") if isinstance(stage, Mapping) else None
-    return float(seconds) if isinstance(seconds, int | float) else None
-
-
+    stages = {name: stage.seconds for name, stage in parts.manifest.stages.items() if stage.seconds is not None}
+    recorded = parts.manifest.model_dump(exclude={"stages"})
+    return Run(name=parts.folder.resolve().name, recipe=parts.recipe, stages=stages, **recorded)

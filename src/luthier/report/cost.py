@@ -26,7 +26,10 @@ def build_cost(
     stages: Mapping[str, float],
     contest: tuple[str | None, str | None],
 ) -> Cost:
-    """Cost of a run. `stages` are measured seconds by stage; `contest` names the fine-tuned system and the best baseline."""
+    """Cost of a run.
+
+    `stages` are measured seconds by stage; `contest` names the fine-tuned system and the best baseline.
+    """
     run = run_expenses(prices, systems, training, stages)
     run_usd = sum(e.usd for e in run) if run else None
     hosted = hosted_training(prices, training)
@@ -87,8 +90,10 @@ def hosted_training(prices: CostSettings, training: Training | None) -> Expense 
 def system_cost(prices: CostSettings, system: System) -> SystemCost:
     """Cost of a thousand answers, from the averages over the n test rows.
 
-    here = seconds / n / 3600 * machine price * 1000. hosted = (prompt / n * input price + completion / n * output price)
-    / 1,000,000 * 1000; a few-shot prompt is longer, so it costs more. A system without tokens has no hosted price.
+    here   = seconds / n / 3600 * machine price * 1000
+    hosted = (prompt / n * input price + completion / n * output price) / 1,000,000 * 1000
+
+    A few-shot prompt is longer, so it costs more. A system without tokens has no hosted price.
     """
     n = system.n
     seconds = system.seconds / n if system.seconds is not None and n else None
@@ -97,7 +102,10 @@ def system_cost(prices: CostSettings, system: System) -> SystemCost:
     here = None if seconds is None else seconds / 3600 * prices.machine_usd_per_hour * 1000
     hosted = None
     if prompt is not None and completion is not None:
-        paid = prompt * prices.hosted_input_usd_per_million_tokens + completion * prices.hosted_output_usd_per_million_tokens
+        paid = (
+            prompt * prices.hosted_input_usd_per_million_tokens
+            + completion * prices.hosted_output_usd_per_million_tokens
+        )
         hosted = paid / MILLION * 1000
     months = prices.answers_per_month / 1000
     return SystemCost(
@@ -115,7 +123,7 @@ def system_cost(prices: CostSettings, system: System) -> SystemCost:
 def break_evens(
     prices: CostSettings, pair: tuple[SystemCost, SystemCost], run_usd: float | None, hosted: Expense | None
 ) -> tuple[BreakEven, ...]:
-    """Fine-tuned against the best baseline in the three ways one can choose between: here, hosted, and moving from one to the other."""
+    """Fine-tuned against the best baseline, three ways: both here, both hosted, and moving from hosted to here."""
     tuned, base = pair
     ways = (
         ("Fine-tuned here against the baseline here", run_usd, tuned.here_usd_per_thousand, base.here_usd_per_thousand),
@@ -125,7 +133,12 @@ def break_evens(
             tuned.hosted_usd_per_thousand,
             base.hosted_usd_per_thousand,
         ),
-        ("Fine-tuned here against the baseline hosted", run_usd, tuned.here_usd_per_thousand, base.hosted_usd_per_thousand),
+        (
+            "Fine-tuned here against the baseline hosted",
+            run_usd,
+            tuned.here_usd_per_thousand,
+            base.hosted_usd_per_thousand,
+        ),
     )
     return tuple(
         break_even(name, once, mine, theirs, prices.answers_per_month)
@@ -143,11 +156,11 @@ def break_even(name: str, once_usd: float, mine: float, theirs: float, answers_p
     answers = math.ceil(once_usd / saving) if saving > 0 else None
     if answers is None:
         more = "as much as" if theirs == mine else f"{usd(mine - theirs)} more than"
-        explanation = f"Never on cost alone: a thousand answers cost {more} the baseline's."
+        explanation = f"never on cost alone: a thousand answers cost {more} the baseline's."
         months = None
     else:
         months = answers / answers_per_month
-        explanation = f"After {count(answers)} answers, which is {_span(months)} at {count(answers_per_month)} a month."
+        explanation = f"after {count(answers)} answers, which is {_span(months)} at {count(answers_per_month)} a month."
     return BreakEven(
         name=name,
         once_usd=once_usd,
@@ -172,7 +185,9 @@ def quarterly(run_usd: float | None, hosted: Expense | None) -> tuple[Expense, .
     """Four runs a year, each at the price of this one: when data or base model change, the whole run is done again."""
     amounts = (("here", run_usd), ("training hosted", hosted.usd if hosted else None))
     return tuple(
-        Expense(name=f"Again each quarter, {where}", usd=QUARTERS * amount, formula=f"{QUARTERS} × {usd(amount)} a year")
+        Expense(
+            name=f"Again each quarter, {where}", usd=QUARTERS * amount, formula=f"{QUARTERS} × {usd(amount)} a year"
+        )
         for where, amount in amounts
         if amount is not None
     )

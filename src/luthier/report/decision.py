@@ -1,4 +1,4 @@
-"""From measurements to one recommendation: the rules, in the order in which they are asked. The first that speaks decides.
+"""From measurements to one recommendation: the rules, in the order they are asked. The first that speaks decides.
 
 1. unmeasured    nothing, or no held-out comparison, was measured                                  -> not_yet
 2. blocked       the data has errors, or a pre-flight gate failed                                  -> not_yet
@@ -16,160 +16,21 @@ means both that the paired interval leaves zero out and that the difference matt
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from statistics import NormalDist
 
-from luthier.report.schema import (
-    Cost,
-    Difference,
-    Evaluation,
-    Evidence,
-    Finding,
-    Forgetting,
-    Gate,
-    Measure,
-    Recommendation,
-    Split,
-    System,
-    Training,
-    Verdict,
+from luthier.report.ladder import (
+    COARSEST_EFFECT,
+    FEWEST_ROWS,
+    MOST_FAILURES,
+    RUNGS,
+    SMALL_EFFECT,
+    Facts,
+    Ladder,
+    failure_share,
+    is_reliable,
+    rung,
 )
-from luthier.report.text import count, difference, interval, label, number, percent, usd
-
-SMALL_EFFECT = 0.02
-"""Least difference worth acting on: two points of a score from 0 to 1, or 2 % of the baseline's value on another scale."""
-COARSEST_EFFECT = 0.10
-"""A tie means nothing if the test could not have seen a difference of ten points."""
-FEWEST_ROWS = 20
-"""Below this many test rows a bootstrap interval is not to be trusted, whatever it says."""
-MOST_FAILURES = 0.05
-"""A system of which more than one answer in twenty lacks the wanted form is not fit for use."""
-POWER = 0.8
-"""Share of true effects of the minimum detectable size that a test of this size shows."""
-
-RUNGS: tuple[Recommendation, ...] = ("external", "prompt", "few_shot", "fine_tune")
-"""From the cheapest to run and keep to the dearest."""
-
-
-def rung(system: System) -> Recommendation:
-    """The rung of the ladder that a system stands on, by its type; what is trained and no external program is fine-tuned."""
-    if system.type == "command":
-        return "external"
-    if not system.baseline:
-        return "fine_tune"
-    return "few_shot" if system.type == "few_shot" else "prompt"
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a verdict is made of: the measured parts of a report."""
-
-    evaluation: Evaluation | None = None
-    systems: tuple[System, ...] = ()
-    differences: tuple[Difference, ...] = ()
-    forgetting: Forgetting | None = None
-    findings: tuple[Finding, ...] = ()
-    split: Split | None = None
-    preflight: tuple[Gate, ...] = ()
-    training: Training | None = None
-
-
-class Ladder:
-    """The systems as the rules see them: who may be chosen, who is best, and who is clearly better than whom."""
-
-    def __init__(self, facts: Facts) -> None:
-        self.facts = facts
-        self.metric = facts.evaluation.primary_metric if facts.evaluation else ""
-        self.sign = -1 if facts.evaluation and self.metric in facts.evaluation.lower_is_better else 1
-        self.eligible = tuple(s for s in facts.systems if s.held_out and self.value(s) is not None)
-        self.fine_tuned = self.best("fine_tune")
-        self.baseline = self.best("prompt", "few_shot")
-        self.external = self.best("external")
-
-    def value(self, system: System) -> float | None:
-        """Value on the primary metric; None if it was not measured."""
-        return system.metrics[self.metric].value if self.metric in system.metrics else None
-
-    def goodness(self, system: System) -> float:
-        """Value with the sign that makes more better."""
-        return self.sign * (self.value(system) or 0.0)
-
-    def best(self, *rungs: Recommendation, reliable: bool = False) -> System | None:
-        """The best eligible system of these rungs; of equals, the cheaper."""
-        among = [s for s in self.eligible if rung(s) in rungs and (not reliable or is_reliable(s))]
-        return max(among, key=lambda s: (self.goodness(s), -RUNGS.index(rung(s))), default=None)
-
-    @property
-    def unit(self) -> float:
-        """What effects are a share of: 1 for scores from 0 to 1, else the size of the best baseline's value."""
-        values = [v for s in self.eligible if (v := self.value(s)) is not None]
-        if all(0 <= v <= 1 for v in values):
-            return 1.0
-        return abs(self.value(self.baseline) or 0.0) if self.baseline else max(abs(v) for v in values)
-
-    def difference(self, a: System, b: System) -> Difference:
-        """`a` minus `b` on the primary metric: the paired one if it was measured, else from the two intervals.
-
-        Without a paired measurement the half-widths are added as for independent samples, which is wider than the
-        paired interval when the systems agree on most rows: it errs on the side of "cannot tell".
-        """
-        for d in self.facts.differences:
-            if d.metric == self.metric and (d.a, d.b) == (a.name, b.name):
-                return d
-            if d.metric == self.metric and (d.a, d.b) == (b.name, a.name):
-                return _turned(d)
-        mine, theirs = a.metrics[self.metric], b.metrics[self.metric]
-        if mine.value is None or theirs.value is None:
-            return Difference(a=a.name, b=b.name, metric=self.metric)
-        center, low, high = mine.value - theirs.value, None, None
-        if None not in (mine.low, mine.high, theirs.low, theirs.high):
-            half = (((mine.high or 0) - (mine.low or 0)) ** 2 + ((theirs.high or 0) - (theirs.low or 0)) ** 2) ** 0.5 / 2
-            low, high = center - half, center + half
-        text = "not paired: from the two intervals"
-        return Difference(a=a.name, b=b.name, metric=self.metric, difference=center, low=low, high=high, test=text)
-
-    def clearly_better(self, a: System, b: System) -> bool:
-        """The interval of a minus b lies on a's side of zero, and the difference is worth acting on."""
-        d = self.difference(a, b)
-        if d.difference is None or d.low is None or d.high is None:
-            return False
-        least = d.low if self.sign > 0 else -d.high
-        return least > 0 and self.sign * d.difference >= SMALL_EFFECT * self.unit
-
-    def excludes_zero(self, a: System, b: System) -> bool:
-        """The interval of a minus b lies wholly on one side of zero."""
-        d = self.difference(a, b)
-        return d.low is not None and d.high is not None and (d.low > 0 or d.high < 0)
-
-    def detectable(self, a: System, b: System) -> float | None:
-        """Smallest true difference that the test would show in POWER of cases, as a share of `unit`.
-
-        As measured, else (z_confidence + z_power) / z_confidence times the half-width of the interval of a minus b.
-        """
-        evaluation = self.facts.evaluation
-        measured = evaluation.minimum_detectable_effect.get(self.metric) if evaluation else None
-        d = self.difference(a, b)
-        if measured is None and evaluation is not None and d.low is not None and d.high is not None:
-            z = NormalDist().inv_cdf(0.5 + evaluation.confidence / 2)
-            measured = (z + NormalDist().inv_cdf(POWER)) / z * (d.high - d.low) / 2
-        return None if measured is None or not self.unit else measured / self.unit
-
-
-def _turned(d: Difference) -> Difference:
-    def negative(value: float | None) -> float | None:
-        return None if value is None else -value
-
-    turned = {"a": d.b, "b": d.a, "difference": negative(d.difference), "low": negative(d.high), "high": negative(d.low)}
-    return d.model_copy(update=turned)
-
-
-def failure_share(system: System) -> float:
-    """Largest share of answers that lack the wanted form, over the metrics that count failures; 0 if none does."""
-    return max((f.per_million / 1e6 for f in system.failures.values()), default=0.0)
-
-
-def is_reliable(system: System) -> bool:
-    """At most MOST_FAILURES of its answers lack the wanted form."""
-    return failure_share(system) <= MOST_FAILURES
+from luthier.report.schema import Cost, Evidence, Finding, Measure, Recommendation, System, Training, Verdict
+from luthier.report.text import count, difference, first_line, interval, label, number, percent, usd
 
 
 @dataclass(frozen=True)
@@ -193,7 +54,9 @@ def unmeasured(ladder: Ladder) -> Outcome | None:
     if ladder.fine_tuned is None:
         best = ladder.best(*RUNGS)
         so_far = f"; the best so far is {ladder_text(ladder, best)}" if best else ""
-        return _not_yet(f"no held-out fine-tuned model was measured{so_far}.", "Train, and evaluate the fine-tuned model.")
+        return _not_yet(
+            f"no held-out fine-tuned model was measured{so_far}.", "Train, and evaluate the fine-tuned model."
+        )
     if ladder.baseline is None and ladder.external is None:
         return _not_yet(
             f"{ladder_text(ladder, ladder.fine_tuned)} has nothing held out to be compared with.",
@@ -208,7 +71,7 @@ def blocked(ladder: Ladder) -> Outcome | None:
     if errors:
         return _not_yet(
             f"the data has {_plural(len(errors), 'blocking finding')}, so no number here can be trusted; "
-            f"the first: {errors[0].message.rstrip('.')}.",
+            f"the first: {first_line(errors[0].message).rstrip('.')}.",
             "Mend the data (see the data findings) and run again.",
         )
     failed = [g for g in ladder.facts.preflight if not g.passed]
@@ -237,8 +100,8 @@ def unreliable(ladder: Ladder) -> Outcome | None:
         return None
     best = min(ladder.eligible, key=failure_share)
     return _not_yet(
-        f"even the most reliable system, {best.name}, fails the wanted format in {percent(failure_share(best))} of its answers; "
-        f"more than {percent(MOST_FAILURES)} is not fit for use.",
+        f"even the most reliable system, {best.name}, fails the wanted format in {percent(failure_share(best))} "
+        f"of its answers; more than {percent(MOST_FAILURES)} is not fit for use.",
         "More training rows, a stronger base model, or decoding that is bound to the schema.",
     )
 
@@ -254,11 +117,14 @@ def coarse(ladder: Ladder) -> Outcome | None:
         return None
     n = min(tuned.n, rival.n)
     needed = "more" if detectable is None else f"about {count(n * (detectable / COARSEST_EFFECT) ** 2)}"
-    shown = "no interval was measured" if detectable is None else (
-        f"{_plural(n, 'test row')} would show only differences of {number(detectable * ladder.unit, 2)} or more"
+    shown = (
+        "no interval was measured"
+        if detectable is None
+        else (f"{_plural(n, 'test row')} would show only differences of {number(detectable * ladder.unit, 2)} or more")
     )
     return _not_yet(
-        f"{tuned.name} against {rival.name} is {_difference_text(ladder, tuned, rival)} on {label(ladder.metric)}, and {shown}.",
+        f"{spoken(tuned)} against {spoken(rival)} is {_difference_text(ladder, tuned, rival)} "
+        f"on {label(ladder.metric)}, and {shown}.",
         f"Measure on {needed} test rows.",
     )
 
@@ -274,14 +140,14 @@ def external(ladder: Ladder) -> Outcome | None:
     against = ""
     if tuned is not None:
         verb = "beats" if ladder.clearly_better(program, tuned) else "ties with"
-        against = f" and {verb} {tuned.name} ({_difference_text(ladder, program, tuned)})"
+        against = f" and {verb} {spoken(tuned)} ({_difference_text(ladder, program, tuned)})"
     return Outcome(
         "external",
-        f"No language model is needed: the external program {ladder_text(ladder, program)}{against}.",
+        f"No language model is needed: the program {_reaches(ladder, program)}{against}.",
         program,
         (
             f"Rows unlike these, on which {program.name} is clearly worse than a language model.",
-            f"A fine-tuned model at least {number(SMALL_EFFECT * ladder.unit, 2)} better, with an interval clear of zero.",
+            f"A fine-tuned model {_enough(ladder)} better, with an interval clear of zero.",
         ),
     )
 
@@ -292,13 +158,13 @@ def fine_tune(ladder: Ladder) -> Outcome | None:
     rival = baseline or ladder.external
     if tuned is None or rival is None or not ladder.clearly_better(tuned, rival):
         return None
-    gain = f"{_difference_text(ladder, tuned, rival)} over {rival.name}, the best without training"
+    gain = f"{_difference_text(ladder, tuned, rival)} over {spoken(rival)}, the best without training"
     return Outcome(
         "fine_tune",
-        f"Fine-tune: {ladder_text(ladder, tuned)}, {gain}.",
+        f"Fine-tune: {_reaches(ladder, tuned)}, {gain}.",
         tuned,
         (
-            f"A prompt that comes within {number(SMALL_EFFECT * ladder.unit, 2)} of {tuned.name} on the same rows.",
+            f"A prompt that comes within {number(SMALL_EFFECT * ladder.unit, 2)} of {spoken(tuned)} on the same rows.",
             "Test rows from another time or source on which the gain is gone.",
         ),
     )
@@ -314,15 +180,15 @@ def cheaper_rung(ladder: Ladder) -> Outcome | None:
     if best is None:
         return None
     chosen = next(s for s in prompts if s is best or not ladder.clearly_better(best, s))
-    how = "A plain prompt is enough" if rung(chosen) == "prompt" else "A prompt with examples is enough"
+    how = "Use a plain prompt" if rung(chosen) == "prompt" else "Use a prompt with examples"
     tuned = ladder.fine_tuned
     against = f"; {_why_not(ladder, tuned, chosen)}" if tuned else ""
     return Outcome(
         rung(chosen),
-        f"{how}: {ladder_text(ladder, chosen)}{against}.",
+        f"{how}: {_reaches(ladder, chosen)}{against}.",
         chosen,
         (
-            f"A fine-tuned model that is at least {number(SMALL_EFFECT * ladder.unit, 2)} better than {(ladder.baseline or best).name}, "
+            f"A fine-tuned model that is {_enough(ladder)} better than {spoken(ladder.baseline or best)}, "
             "with an interval clear of zero: more or cleaner training rows, more steps, a larger base model.",
         ),
     )
@@ -331,12 +197,12 @@ def cheaper_rung(ladder: Ladder) -> Outcome | None:
 def _why_not(ladder: Ladder, tuned: System, chosen: System) -> str:
     shown = _difference_text(ladder, tuned, chosen)
     if not is_reliable(tuned):
-        return f"{tuned.name} ({shown}) fails the wanted format in {percent(failure_share(tuned))} of its answers"
+        return f"{spoken(tuned)} ({shown}) fails the wanted format in {percent(failure_share(tuned))} of its answers"
     if ladder.clearly_better(chosen, tuned):
-        return f"training made it worse ({tuned.name}: {shown})"
+        return f"{spoken(tuned)} is worse ({shown})"
     if ladder.excludes_zero(tuned, chosen):
-        return f"the difference of {tuned.name} is real but too small to matter ({shown})"
-    return f"training brought no clear gain ({tuned.name}: {shown})"
+        return f"the difference to {spoken(tuned)} is too small to matter ({shown})"
+    return f"training brought no clear gain ({shown})"
 
 
 def left_over(ladder: Ladder) -> Outcome:
@@ -373,7 +239,7 @@ def contest(facts: Facts) -> tuple[str | None, str | None]:
 
 
 def decide(facts: Facts, cost: Cost | None = None) -> Verdict:
-    """The recommendation by the first rule that speaks, with its sentence, evidence, warnings and what would change it."""
+    """The recommendation of the first rule that speaks, with sentence, evidence, warnings and what would change it."""
     ladder = Ladder(facts)
     for rule in RULES:
         outcome = rule(ladder)
@@ -387,18 +253,23 @@ def _verdict(ladder: Ladder, rule: str, outcome: Outcome, cost: Cost | None) -> 
     tuned, baseline = ladder.fine_tuned, ladder.baseline
     sentence = outcome.sentence + _cost_text(outcome, cost)
     if warnings and outcome.recommendation != "not_yet":
-        sentence += f" Mind: {warnings[0][0].lower()}{warnings[0][1:]}"
+        sentence += f" Mind: {'; '.join(dict.fromkeys(w.short for w in warnings))}."
     return Verdict(
         recommendation=outcome.recommendation,
         sentence=sentence,
+        headline=outcome.sentence,
         rule=rule,
         system=outcome.system.name if outcome.system else None,
         fine_tuned=tuned.name if tuned else None,
         baseline=baseline.name if baseline else None,
         difference=ladder.difference(tuned, baseline) if tuned and baseline else None,
-        warnings=warnings,
+        warnings=tuple(w.text for w in warnings),
         evidence=_evidence(ladder, cost),
-        would_change=(*outcome.would_change, *_cheaper_by_volume(outcome, cost), *_still_falling(ladder.facts.training)),
+        would_change=(
+            *outcome.would_change,
+            *_cheaper_by_volume(outcome, cost),
+            *_still_falling(ladder.facts.training),
+        ),
     )
 
 
@@ -409,7 +280,25 @@ def _plural(n: int, noun: str) -> str:
 def ladder_text(ladder: Ladder, system: System) -> str:
     """`fine_tuned reaches field F1 0.912 [0.894, 0.929] on 150 unseen rows`."""
     m = system.metrics[ladder.metric]
-    return f"{system.name} reaches {label(ladder.metric)} {interval(m.value, m.low, m.high)} on {count(system.n)} unseen rows"
+    value = interval(m.value, m.low, m.high)
+    return f"{system.name} reaches {label(ladder.metric)} {value} on {count(system.n)} unseen rows"
+
+
+def spoken(system: System) -> str:
+    """A system in a sentence: a plain phrase for the three of the usual ladder, else its name."""
+    usual = {"zero_shot": "the plain prompt", "few_shot": "few-shot prompting", "fine_tuned": "the fine-tuned model"}
+    return usual.get(system.name, system.name) if system.name == system.type else system.name
+
+
+def _reaches(ladder: Ladder, system: System) -> str:
+    """`the fine-tuned model reaches field F1 0.912 on 150 unseen rows`."""
+    value = number(ladder.value(system))
+    return f"{spoken(system)} reaches {label(ladder.metric)} {value} on {count(system.n)} unseen rows"
+
+
+def _enough(ladder: Ladder) -> str:
+    """The least difference worth acting on, on the scale of the metric."""
+    return f"at least {number(SMALL_EFFECT * ladder.unit, 2)}"
 
 
 def _difference_text(ladder: Ladder, a: System, b: System) -> str:
@@ -424,9 +313,9 @@ def _cost_text(outcome: Outcome, cost: Cost | None) -> str:
     paid = next((c for c in cost.systems if c.system == outcome.system.name), None)
     answers = usd(paid.here_usd_per_thousand) if paid and paid.here_usd_per_thousand is not None else None
     if outcome.recommendation == "fine_tune" and cost.run_usd is not None:
-        per = f", and a thousand answers cost {answers} here" if answers else ""
-        return f" The whole run cost {usd(cost.run_usd)}{per}."
-    return f" A thousand answers cost {answers} here." if answers else ""
+        per = f"; a thousand answers cost {answers}" if answers else ""
+        return f" The run cost {usd(cost.run_usd)}{per}."
+    return f" A thousand answers cost {answers}." if answers else ""
 
 
 def _cheaper_by_volume(outcome: Outcome, cost: Cost | None) -> tuple[str, ...]:
@@ -447,22 +336,42 @@ def _still_falling(training: Training | None) -> tuple[str, ...]:
     return ("Longer training: the validation loss was still falling at the last step.",)
 
 
-def _warnings(ladder: Ladder) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class _Warning:
+    """A doubt: a few words for the sentence, and the whole of it."""
+
+    short: str
+    text: str
+
+
+def _warnings(ladder: Ladder) -> tuple[_Warning, ...]:
     facts = ladder.facts
-    lost = [m for m in facts.forgetting.measures if is_loss(m)] if facts.forgetting else []
-    found = [
-        f"General ability fell: {label(m.name)} changed by {difference(m.difference.value, m.difference.low, m.difference.high)}."
-        for m in lost
-    ]
+    found = []
+    for m in facts.forgetting.measures if facts.forgetting else ():
+        if is_loss(m):
+            change = difference(m.difference.value, m.difference.low, m.difference.high)
+            found.append(
+                _Warning("some general ability was lost", f"General ability fell: {label(m.name)} changed by {change}.")
+            )
     if facts.split is not None and facts.split.leaks:
-        found.append(f"{_plural(facts.split.leaks, 'row')} stood on both sides of the split.")
-    found += [f"The data checks warn of {f.check.replace('_', ' ')} ({_plural(f.count, 'place')})." for f in _doubts(facts.findings)]
+        leaks = f"{_plural(facts.split.leaks, 'row')} stood on both sides of the split, so the scores may flatter."
+        found.append(_Warning("some test rows leaked into training", leaks))
+    for f in _doubts(facts.findings):
+        text = f"The data checks warn of {f.check.replace('_', ' ')}: {first_line(f.message).rstrip('.')}."
+        found.append(_Warning("the data checks doubt some labels or rows", text))
     if facts.training is not None and facts.training.stopped == "interrupted":
-        found.append("The training was interrupted; the model is its best checkpoint so far.")
+        text = "The training was interrupted; the model is its best checkpoint so far."
+        found.append(_Warning("the training was interrupted", text))
     best = ladder.best(*RUNGS)
     for system in facts.systems:
-        if not system.held_out and ladder.value(system) is not None and best and ladder.goodness(system) > ladder.goodness(best):
-            found.append(f"{system.name} scores higher, but it may have seen the test rows, so it does not count.")
+        if (
+            not system.held_out
+            and ladder.value(system) is not None
+            and best
+            and ladder.goodness(system) > ladder.goodness(best)
+        ):
+            text = f"{system.name} scores higher, but it may have seen the test rows, so it does not count."
+            found.append(_Warning(f"{system.name} scores higher, but may have seen the test rows", text))
     return tuple(found)
 
 
@@ -482,21 +391,31 @@ def _doubts(findings: Sequence[Finding]) -> list[Finding]:
 
 def _evidence(ladder: Ladder, cost: Cost | None) -> tuple[Evidence, ...]:
     facts, found = ladder.facts, []
-    for system in sorted(ladder.eligible, key=ladder.goodness, reverse=True):
-        failing = "" if is_reliable(system) else f", but fails the wanted format in {percent(failure_share(system))} of its answers"
-        found.append(Evidence(text=f"{ladder_text(ladder, system)}{failing}.", source="evaluation.json"))
     for a, b in ((ladder.fine_tuned, ladder.baseline), (ladder.fine_tuned, ladder.external)):
         if a and b:
             d = ladder.difference(a, b)
             how = f" ({d.test})" if d.test else ""
             text = f"{a.name} minus {b.name}: {_difference_text(ladder, a, b)}{how}."
             found.append(Evidence(text=text, source="evaluation.json"))
+    for system in sorted(ladder.eligible, key=ladder.goodness, reverse=True):
+        failing = (
+            ""
+            if is_reliable(system)
+            else f", but fails the wanted format in {percent(failure_share(system))} of its answers"
+        )
+        found.append(Evidence(text=f"{ladder_text(ladder, system)}{failing}.", source="evaluation.json"))
     for system in facts.systems:
         if not system.held_out:
-            text = f"{system.name} is left out of the decision: it is not held out. {system.note or ''}".strip()
+            note = f" Its note: {system.note.rstrip('.')}." if system.note else ""
+            text = f"{system.name} is left out of the decision, because it may have seen the test rows.{note}"
             found.append(Evidence(text=text, source="evaluation.json"))
     if facts.forgetting is not None and facts.forgetting.verdict:
         found.append(Evidence(text=facts.forgetting.verdict, source="forgetting.json"))
-    if cost is not None:
-        found += [Evidence(text=f"{b.name}: {b.explanation}", source="recipe.json, manifest.json, evaluation.json") for b in cost.break_even]
+    for paid in cost.break_even[:1] if cost is not None else ():
+        found.append(
+            Evidence(
+                text=f"Break-even. {paid.name}: {paid.explanation}",
+                source="recipe.json, manifest.json, evaluation.json",
+            )
+        )
     return tuple(found)

@@ -16,7 +16,18 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from luthier.errors import DataError
-from luthier.report.schema import Difference, Evaluation, Finding, Forgetting, Gate, Missing, Split, System, Training
+from luthier.report.schema import (
+    Difference,
+    Evaluation,
+    Finding,
+    Forgetting,
+    Gate,
+    Missing,
+    Part,
+    Split,
+    System,
+    Training,
+)
 
 T = TypeVar("T")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -42,13 +53,45 @@ class _Measured(Evaluation):
     """Paired."""
 
 
+class Stage(Part):
+    """What the manifest records of a stage."""
+
+    seconds: float | None = None
+    """How long it took; null while it runs."""
+
+
+class Manifest(Part):
+    """`manifest.json`: what was run, with what, on what."""
+
+    luthier: str | None = None
+    """Version."""
+    created: str | None = None
+    """When, as ISO 8601."""
+    machine: dict[str, Any] = {}
+    """Processor, cores, memory, GPU."""
+    versions: dict[str, str] = {}
+    """Package versions."""
+    model: dict[str, Any] = {}
+    """Name, origin, license, digests, parameters."""
+    template: dict[str, Any] = {}
+    """Name and digest."""
+    data: dict[str, Any] = {}
+    """Data files with digest and rows."""
+    git: str | None = None
+    """Commit."""
+    recipe_sha256: str | None = None
+    """Digest of the effective recipe."""
+    stages: dict[str, Stage] = {}
+    """By stage."""
+
+
 @dataclass
 class RunParts:
     """Everything that a run's folder holds, None where it holds nothing."""
 
     folder: Path
     recipe: dict[str, Any] = field(default_factory=dict)
-    manifest: dict[str, Any] = field(default_factory=dict)
+    manifest: Manifest = field(default_factory=Manifest)
     split: Split | None = None
     findings: list[Finding] | None = None
     preflight: list[Gate] | None = None
@@ -87,7 +130,7 @@ def read_run(folder: Path) -> RunParts:
         raise DataError(f"not a run's folder: it holds none of {', '.join(WRITTEN_BY)}", folder)
     parts = RunParts(folder)
     parts.recipe = _read(parts, "recipe.json", dict[str, Any]) or {}
-    parts.manifest = _read(parts, "manifest.json", dict[str, Any]) or {}
+    parts.manifest = _read(parts, "manifest.json", Manifest) or Manifest()
     parts.findings = _read(parts, "findings.json", list[Finding])
     parts.split = _read(parts, "data/split.json", Split)
     parts.preflight = _read(parts, "preflight.json", list[Gate])
@@ -137,8 +180,12 @@ def _text(path: Path) -> str:
         raise DataError(f"cannot be read: {error}", path) from None
 
 
-def parse_json(text: str, path: Path, line: int | None = None, on_odd: Callable[[str], None] = lambda what: None) -> Any:
-    """The value of a JSON text; numbers that are not finite become null and lone surrogates their escape, and `on_odd` is told.
+def parse_json(
+    text: str, path: Path, line: int | None = None, on_odd: Callable[[str], None] = lambda what: None
+) -> Any:
+    """The value of a JSON text.
+
+    Numbers that are not finite become null and lone surrogates their escape; `on_odd` is told of either.
 
     Raises:
         DataError: it is not JSON; carries file and line.
@@ -190,7 +237,9 @@ def read_lines(path: Path, name: str, missing: list[Missing]) -> Iterator[tuple[
                 if raw.endswith(b"\n"):
                     raise error if isinstance(error, DataError) else DataError(str(error), path, line) from None
                 reason = f"ends in the middle of line {line}: the process was killed while it wrote"
-                missing.append(Missing(part=name, reason=reason, remedy="run the stage again; it goes on where it stopped"))
+                missing.append(
+                    Missing(part=name, reason=reason, remedy="run the stage again; it goes on where it stopped")
+                )
                 return
             if not isinstance(value, dict):
                 raise DataError(f"expected a JSON object, found {text.strip()[:40]!r}", path, line)
@@ -233,7 +282,9 @@ def _read_metrics(parts: RunParts) -> Metrics | None:
 
     return Metrics(
         losses=column("loss"),
-        validation={step: v for step, v in column("validation_loss").items() if steps[step]["validation_loss"] is not None},
+        validation={
+            step: v for step, v in column("validation_loss").items() if steps[step]["validation_loss"] is not None
+        },
         seconds=sum(v or 0.0 for v in column("seconds").values()),
         tokens=int(sum(v or 0 for v in column("tokens").values())),
         trained_tokens=int(sum(v or 0 for v in column("trained_tokens").values())),

@@ -14,7 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from luthier.report import plot, text
-from luthier.report.decision import COARSEST_EFFECT, FEWEST_ROWS, MOST_FAILURES, SMALL_EFFECT, is_loss
+from luthier.report.decision import is_loss
+from luthier.report.ladder import COARSEST_EFFECT, FEWEST_ROWS, MOST_FAILURES, SMALL_EFFECT
 from luthier.report.schema import Report, System
 
 BADGES = {
@@ -39,7 +40,7 @@ class Tile:
 
 def render_page(report: Report) -> str:
     """The whole page as text."""
-    best = report.evaluation and report.evaluation.primary_metric
+    primary = report.evaluation.primary_metric if report.evaluation else ""
     return _template().render(
         report=report,
         badge=BADGES[report.verdict.recommendation],
@@ -47,7 +48,8 @@ def render_page(report: Report) -> str:
         ladder=plot.ladder_plot(report),
         differences=plot.difference_plot(report),
         curve=plot.curve_plot(report.training),
-        metrics=metric_names(report.systems, best or ""),
+        metrics=metric_names(report.systems, primary),
+        best=best_values(report),
         failures=[(s.name, m, f) for s in report.systems for m, f in s.failures.items()],
         rules={"small": SMALL_EFFECT, "coarsest": COARSEST_EFFECT, "rows": FEWEST_ROWS, "failures": MOST_FAILURES},
     )
@@ -76,7 +78,7 @@ def _template() -> Template:
         "toml": text.toml,
         "as_text": text.as_text,
         "file_name": file_name,
-        "first_line": first_line,
+        "first_line": text.first_line,
     }
     environment.globals |= {
         "interval": text.interval,
@@ -98,16 +100,21 @@ def file_name(path: str) -> str:
     return "/".join(PurePath(path).parts[-2:]) if PurePath(path).is_absolute() else path
 
 
-def first_line(value: str, most: int = 140) -> str:
-    """The start of a text on one line."""
-    line = " ".join(value[: most * 2].split())
-    return line if len(line) <= most and len(value) <= most * 2 else line[:most].rstrip() + " …"
-
-
 def metric_names(systems: Sequence[System], primary: str) -> list[str]:
     """Every measured metric, the primary one first, then in the order of the systems."""
     seen = dict.fromkeys([primary, *(m for s in systems for m in s.metrics)])
     return [m for m in seen if any(m in s.metrics for s in systems)]
+
+
+def best_values(report: Report) -> dict[str, float]:
+    """The best value of each metric among the held-out systems."""
+    down = report.evaluation.lower_is_better if report.evaluation else ()
+    found: dict[str, list[float]] = {}
+    for system in report.systems:
+        for metric, measured in system.metrics.items():
+            if system.held_out and measured.value is not None:
+                found.setdefault(metric, []).append(measured.value)
+    return {metric: min(values) if metric in down else max(values) for metric, values in found.items()}
 
 
 def tiles(report: Report) -> list[Tile]:
@@ -122,7 +129,13 @@ def _score_tiles(report: Report) -> list[Tile]:
         return []
     m = shown.metrics[evaluation.primary_metric]
     known = "" if m.low is None or m.high is None else text.interval(m.value, m.low, m.high).partition(" ")[2] + ", "
-    found = [Tile(f"{text.label(evaluation.primary_metric)}, {shown.name}", text.number(m.value), f"{known}{text.count(shown.n)} rows")]
+    found = [
+        Tile(
+            f"{text.label(evaluation.primary_metric)}, {shown.name}",
+            text.number(m.value),
+            f"{known}{text.count(shown.n)} rows",
+        )
+    ]
     d = verdict.difference
     if d is not None and d.difference is not None:
         value, _, bounds = text.difference(d.difference, d.low, d.high).partition(" ")
@@ -154,7 +167,13 @@ def _cost_tiles(report: Report) -> list[Tile]:
     cost, found = report.cost, []
     if cost.run_usd is not None:
         seconds = report.training.seconds if report.training else None
-        found.append(Tile("This run cost", text.usd(cost.run_usd), f"{text.duration(seconds)} of training" if seconds else "this machine"))
+        found.append(
+            Tile(
+                "This run cost",
+                text.usd(cost.run_usd),
+                f"{text.duration(seconds)} of training" if seconds else "this machine",
+            )
+        )
     name = report.verdict.system or report.verdict.fine_tuned
     paid = next((c for c in cost.systems if c.system == name), None)
     if paid is not None and paid.here_usd_per_thousand is not None:

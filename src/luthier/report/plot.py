@@ -37,7 +37,7 @@ class Axis:
         return round(min(100.0, max(0.0, (value - self.low) / (self.high - self.low) * 100)), 3)
 
 
-def build_axis(values: Sequence[float], least_span: float = 0.0, most_ticks: int = 5) -> Axis:
+def build_axis(values: Sequence[float], least_span: float = 0.0, most_ticks: int = 7) -> Axis:
     """An axis that holds all values with some air around them, with ticks at round numbers.
 
     `values` must hold at least one finite number; `least_span` keeps equal values from being blown up.
@@ -51,7 +51,9 @@ def build_axis(values: Sequence[float], least_span: float = 0.0, most_ticks: int
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     numbers = [i * step for i in range(first, math.floor(high / step) + 1)]
     axis = Axis(low, high, ())
-    return Axis(low, high, tuple(Tick(axis.at(n), number(n + 0.0 if abs(n) > step / 2 else 0.0, decimals)) for n in numbers))
+    return Axis(
+        low, high, tuple(Tick(axis.at(n), number(n + 0.0 if abs(n) > step / 2 else 0.0, decimals)) for n in numbers)
+    )
 
 
 def _round_step(least: float) -> float:
@@ -141,7 +143,7 @@ def difference_to(report: Report, system: str, baseline: str, metric: str) -> In
 
 
 def difference_plot(report: Report) -> DotPlot | None:
-    """Every system minus the best baseline; None without a baseline or a measured difference."""
+    """Every system whose difference to the best baseline was measured; None if there is none."""
     baseline = report.verdict.baseline
     if report.evaluation is None or baseline is None:
         return None
@@ -157,10 +159,11 @@ def difference_plot(report: Report) -> DotPlot | None:
             kind(s),
             s.held_out,
             s.name == report.verdict.system,
-            difference(d.value, d.low, d.high) if d.value is not None else "not measured",
-            None if d.value is None else _dot(axis, d.value, d.low, d.high),
+            difference(d.value, d.low, d.high),
+            _dot(axis, d.value, d.low, d.high),
         )
         for s, d in found
+        if d.value is not None
     )
     return DotPlot(rungs, axis, axis.at(0.0))
 
@@ -241,7 +244,9 @@ def curve_plot(training: Training | None) -> CurvePlot | None:
     )
 
 
-def _smoothed(curve: Sequence[LossPoint], point: Callable[[int, float], tuple[float, float]]) -> list[tuple[float, float]]:
+def _smoothed(
+    curve: Sequence[LossPoint], point: Callable[[int, float], tuple[float, float]]
+) -> list[tuple[float, float]]:
     return [point(p.step, p.smoothed) for p in curve if p.smoothed is not None]
 
 

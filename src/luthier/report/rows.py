@@ -31,7 +31,12 @@ class _Line:
 
 
 def compare_rows(
-    folder: Path, names: Sequence[str], primary: str, fine_tuned: str | None, baseline: str | None, missing: list[Missing]
+    folder: Path,
+    names: Sequence[str],
+    primary: str,
+    fine_tuned: str | None,
+    baseline: str | None,
+    missing: list[Missing],
 ) -> ComparedRows:
     """Pick rows from `records/<system>.jsonl`; absent or misaligned records are added to `missing`.
 
@@ -107,10 +112,8 @@ def _common_metric(aligned: Sequence[Mapping[str, _Line]], primary: str) -> str 
 
 def _gap(row: Mapping[str, _Line], metric: str, fine_tuned: str | None, baseline: str | None) -> float:
     """Score of the fine-tuned system minus the baseline's; 0 without either."""
-    if fine_tuned not in row or baseline not in row:
-        return 0.0
-    scores = row[fine_tuned].scores, row[baseline].scores
-    return scores[0][metric] - scores[1][metric] if all(metric in s for s in scores) else 0.0
+    pair = [row[name].scores for name in (fine_tuned, baseline) if name is not None and name in row]
+    return pair[0][metric] - pair[1][metric] if len(pair) == 2 and all(metric in s for s in pair) else 0.0
 
 
 def _spread(row: Mapping[str, _Line], metric: str) -> float:

@@ -131,7 +131,9 @@ class Verdict(Part):
     recommendation: Recommendation
     """The rung of the ladder to take; `not_yet` when the run cannot tell."""
     sentence: str
-    """The whole of it for someone who reads one sentence."""
+    """The whole of it for someone who reads nothing else: what to do, by how much, at what cost, and what to mind."""
+    headline: str
+    """The start of `sentence`: what to do, and by how much."""
     rule: str
     """The rule of `luthier/report/decision.py` that decided."""
     system: str | None = None
@@ -268,7 +270,7 @@ class LossPoint(Part):
     loss: float | None
     """Mean loss over the steps of the point; null if it was not finite."""
     smoothed: float | None
-    """Exponential moving average of the loss up to here, corrected for its start."""
+    """Mean loss of the steps around it, a fortieth of the run on either side; null if none was finite."""
 
 
 class ValidationPoint(Part):
@@ -506,5 +508,8 @@ class Report(Part):
 
 def schema_text() -> str:
     """The JSON schema of `report.json` as the text of `docs/report.schema.json`."""
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Report.model_json_schema(mode="serialization")}
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Report.model_json_schema(mode="serialization"),
+    }
     return json.dumps(schema, indent=2) + "\n"

@@ -12,7 +12,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 NOT_MEASURED = "n/a"
-_UPPER = {"f1": "F1", "json": "JSON", "rouge": "ROUGE", "rougel": "ROUGE-L", "bleu": "BLEU", "chrf": "chrF", "rag": "RAG", "kl": "KL"}
+_UPPER = {
+    "f1": "F1",
+    "json": "JSON",
+    "rouge": "ROUGE",
+    "rougel": "ROUGE-L",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "rag": "RAG",
+    "kl": "KL",
+}
 _SUSPECT = re.compile(r"[^\t\n\x20-\x7e\xa1-\xac\xae-\u02ff\u0370-\u058f]")
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
@@ -42,6 +51,12 @@ def _picture(match: re.Match[str]) -> str:
 def as_text(value: Any) -> str:
     """A string as it is, anything else as JSON: `null` for an answer that is not there."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def first_line(value: str, most: int = 140) -> str:
+    """The start of a text on one line."""
+    line = " ".join(value[: most * 2].split())
+    return line if len(line) <= most and len(value) <= most * 2 else line[:most].rstrip() + " …"
 
 
 def label(name: str) -> str:
@@ -124,7 +139,7 @@ def usd(amount: float | None) -> str:
     sign = "\u2212" if amount < 0 else ""
     if size < 0.995:
         return f"{sign}${size:.{max(2, 1 - math.floor(math.log10(size)))}f}"
-    return f"{sign}${size:,.{2 if size < 10_000 else 0}f}"
+    return f"{sign}${size:,.{2 if size < 1000 else 0}f}"
 
 
 def count(value: float | None) -> str:
@@ -178,7 +193,11 @@ def percent(share: float) -> str:
 
 def toml(tree: Mapping[str, Any], at: str = "") -> str:
     """A tree of settings in the manner of TOML, for reading; null settings are shown as comments."""
-    plain = [f"# {k} is not set" if v is None else f"{k} = {_toml_value(v)}" for k, v in tree.items() if not isinstance(v, Mapping)]
+    plain = [
+        f"# {k} is not set" if v is None else f"{k} = {_toml_value(v)}"
+        for k, v in tree.items()
+        if not isinstance(v, Mapping)
+    ]
     blocks = ["\n".join(plain)] if plain else []
     for key, value in tree.items():
         if isinstance(value, Mapping):
