@@ -1,0 +1,118 @@
+"""Make the data of an example: `luthier data addresses`; without a name, list the examples there are.
+
+An example is a folder with an importer.py, whose function `import_rows(out)` writes the files and returns what to say
+about them. It is looked for in ./examples, beside the installed package's checkout, or at a path. Its code is run.
+"""
+
+import argparse
+import ast
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import luthier
+from luthier.config import did_you_mean
+from luthier.errors import DataError
+
+IMPORTER = "importer.py"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `luthier data` takes."""
+    parser.add_argument("example", nargs="?", help="name of a folder in examples/, or the path of one")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; absent: runs/EXAMPLE-data")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the importer of the named example, or list them."""
+    if arguments.example is None:
+        print(_listing())
+        return 0
+    folder = find_example(arguments.example)
+    out = arguments.out or Path("runs") / f"{folder.name}-data"
+    if out.exists() and not out.is_dir():
+        raise DataError("is a file; expected a folder to write into", out)
+    for line in load_importer(folder)(out):
+        print(line)
+    return 0
+
+
+def example_homes() -> list[Path]:
+    """Folders in which examples are looked for: ./examples, and that of the checkout this package runs from."""
+    checkout = Path(luthier.__file__).resolve().parents[2] / "examples"
+    homes = [Path("examples").resolve(), checkout]
+    return [home for home in dict.fromkeys(homes) if home.is_dir()]
+
+
+def find_example(name: str) -> Path:
+    """The folder of an example, by name or by path.
+
+    Raises:
+        DataError: there is none; the message lists those that there are.
+    """
+    candidates = [Path(name).expanduser(), *(home / name for home in example_homes())]
+    for folder in candidates:
+        if (folder / IMPORTER).is_file():
+            return folder.resolve()
+    known = sorted(_known())
+    where = " or ".join(str(home) for home in example_homes()) or "./examples"
+    raise DataError(
+        f"no example {name!r}: neither a folder with an {IMPORTER}, nor in {where}{did_you_mean(name, known)}"
+        "; examples come with a checkout of the repository, not with the installed package"
+    )
+
+
+def load_importer(folder: Path) -> "Importer":
+    """Import a folder's importer.py; files beside it can be imported by it, as if it were run as a script.
+
+    Raises:
+        DataError: it defines no function `import_rows`.
+    """
+    path = folder / IMPORTER
+    spec = importlib.util.spec_from_file_location(f"luthier_example_{folder.name}", path)
+    if spec is None or spec.loader is None:
+        raise DataError("cannot be imported as Python", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(folder))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(folder))
+    return Importer(path, module)
+
+
+class Importer:
+    """An example's importer: called with the folder to write into, it returns lines that say what was written."""
+
+    def __init__(self, path: Path, module: ModuleType) -> None:
+        function = vars(module).get("import_rows")
+        if not callable(function):
+            raise DataError("defines no function import_rows(out: Path) -> list[str]", path)
+        self._function = function
+
+    def __call__(self, out: Path) -> list[str]:
+        """Write the example's files into `out`."""
+        return [str(line) for line in self._function(out)]
+
+
+def _known() -> dict[str, Path]:
+    """Examples with an importer, by name; the first home that has one counts."""
+    found: dict[str, Path] = {}
+    for home in example_homes():
+        for path in sorted(home.glob(f"*/{IMPORTER}")):
+            found.setdefault(path.parent.name, path)
+    return found
+
+
+def _listing() -> str:
+    known = _known()
+    if not known:
+        return "no examples here; run this in a checkout of the repository, or name the path of a folder"
+    lines = [f"  {name:<12} {_first_line(path)}" for name, path in known.items()]
+    return "\n".join(["examples with data:", *lines, "", "luthier data NAME makes the data of one."])
+
+
+def _first_line(path: Path) -> str:
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0]
