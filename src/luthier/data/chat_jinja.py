@@ -41,17 +41,17 @@ class _PlainNamespace(Namespace):
     def __init__(self, *args: Any, **values: Any) -> None:
         merged = dict(*args, **values)
         for name in merged:
-            self._require_plain(name)
+            _require_plain(name)
         super().__init__(merged)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        self._require_plain(name)
+        _require_plain(name)
         super().__setitem__(name, value)
 
-    @staticmethod
-    def _require_plain(name: Any) -> None:
-        if isinstance(name, str) and name.startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"a chat template may not set the attribute {name!r}")
+
+def _require_plain(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a chat template may not set the attribute {name!r}")
 
 
 def _raise_exception(message: str) -> None:
@@ -100,7 +100,7 @@ def compile_template(source: str, name: str) -> jinja2.Template:
 
 
 def message_dict(message: Message, arguments_as_text: bool, developer_as_system: bool) -> dict[str, Any]:
-    """What a template sees of one message: the shape of the OpenAI API, arguments as an object unless asked otherwise."""
+    """What a template sees of one message: the shape of the OpenAI API, with arguments as an object or as text."""
     role = "system" if developer_as_system and message.role == "developer" else message.role
     seen: dict[str, Any] = {"role": role, "content": message.content}
     if message.tool_calls:
@@ -119,7 +119,7 @@ def message_dict(message: Message, arguments_as_text: bool, developer_as_system:
 
 
 def plain(value: Any) -> Any:
-    """`value` rebuilt from dicts, lists and scalars, so that a template gets hold of nothing with methods of its own."""
+    """`value` rebuilt from dicts, lists and scalars, so that a template gets nothing with methods of its own."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):

@@ -3,7 +3,8 @@
 A control token is an added token of the tokenizer (`<|im_end|>`, `<tool_call>`). Before a template is rendered, `guard`
 puts an escape character inside every occurrence of one in the content. `encode` then emits control-token ids only for
 what is left whole, which is what the template itself wrote, removes the escape characters, and encodes the text between
-with copies of the tokenizer in which the control tokens cannot be spelled at all.
+with copies of the tokenizer in which the control tokens cannot be spelled at all. Added tokens of white space alone
+(Gemma has them) steer nothing; they are used wherever they occur, as in pre-training.
 
 Three copies are kept, because some tokenizers put a space before a piece of text: `start` for the beginning of a
 sequence, `token` for text after a control token, `text` for text that goes on where other text was cut. Where the
@@ -35,18 +36,25 @@ class ControlTokens:
 
     def __init__(self, backend: Tokenizer) -> None:
         added = backend.get_added_tokens_decoder()
-        self.texts: dict[int, str] = {i: t.content for i, t in added.items() if _is_control(t)}
-        self.ids: dict[str, int] = {text: i for i, text in self.texts.items()}
+        self.control_ids = frozenset(i for i, t in added.items() if _is_control(t))
         self.special_ids = frozenset(i for i, t in added.items() if t.special)
-        self._pattern = _matcher([t for t in added.values() if _is_control(t)])
-        self._guard = self._reply_guard = _Guard(set(self.ids))
-        self._backends = _plain_backends(backend, set(self.ids))
+        self.added_ids = frozenset(added)
+        self._texts = {i: t.content for i, t in added.items()}
+        self._ids = {text: i for i, text in self._texts.items()}
+        self._pattern = _matcher(list(added.values()))
+        control = {self._texts[i] for i in self.control_ids}
+        self._guard = self._reply_guard = _Guard(control)
+        spec = json.loads(backend.to_str())
+        self._backends = _plain_backends(spec, control)
         self._backend = backend
-        self._anchor = self._find_anchor(backend)
+        # a word to put before a reply when it is decoded, if the decoder strips a space at the beginning of a text
+        decoder = json.dumps(spec["decoder"])
+        strips = '"Metaspace"' in decoder or '"Strip"' in decoder
+        self._anchor = list(self._backends["text"].encode("a", add_special_tokens=False).ids) if strips else []
         self._encode_cached = lru_cache(maxsize=_CACHED_SEGMENTS)(self._encode_plain)
 
-    def choose_escape(self, texts: Iterable[str]) -> str:
-        """A private-use character that occurs in none of `texts`, or "" when none of them needs one.
+    def choose_escape(self, texts: Iterable[str], source: str = "") -> str:
+        """A private-use character that is neither in `texts` nor in the template, or "" when no text needs a guard.
 
         Raises:
             TemplateError: the texts use up every private-use character.
@@ -55,7 +63,7 @@ class ControlTokens:
         if not any(self._guard.touches(text) for text in texts):
             return ""
         for code in PRIVATE_USE:
-            if not any(chr(code) in text for text in texts):
+            if chr(code) not in source and not any(chr(code) in text for text in texts):
                 return chr(code)
         raise TemplateError(
             "the row uses every private-use character (U+E000 to U+F8FF), so none is left to keep control tokens "
@@ -64,8 +72,8 @@ class ControlTokens:
 
     def reserve(self, ids: Iterable[int]) -> None:
         """Name the control tokens that even an assistant's content may not hold: turn marks and stop tokens."""
-        reserved = self.special_ids | set(ids)
-        self._reply_guard = _Guard({text for text, i in self.ids.items() if i in reserved})
+        reserved = (self.special_ids | set(ids)) & self.control_ids
+        self._reply_guard = _Guard({self._texts[i] for i in reserved})
 
     def guard(self, text: str, escape: str, reply: bool = False) -> str:
         """`text` with `escape` inside everything that could be, or could become part of, a control token.
@@ -76,7 +84,8 @@ class ControlTokens:
 
     def found_in(self, text: str) -> list[int]:
         """Ids of the control tokens in unguarded text, in order."""
-        return [self._id_of(match.group()) for match in self._pattern.finditer(text)]
+        found = (self._id_of(match.group()) for match in self._pattern.finditer(text))
+        return [i for i in found if i in self.control_ids]
 
     def find(self, text: str, wanted: Iterable[int], start: int, end: int) -> int | None:
         """Where in `text[start:end]` the first token out of `wanted` ends, white space that it swallows included."""
@@ -105,13 +114,7 @@ class ControlTokens:
         return str(self._backend.decode([*self._anchor, *ids], skip_special_tokens=False))[len(before) :]
 
     def _id_of(self, matched: str) -> int:
-        return self.ids[matched] if matched in self.ids else self.ids[matched.strip()]
-
-    def _find_anchor(self, backend: Tokenizer) -> list[int]:
-        """A word to put before a reply when it is decoded, if the decoder strips a space at the beginning of a text."""
-        decoder = json.dumps(json.loads(backend.to_str())["decoder"])
-        strips = '"Metaspace"' in decoder or '"Strip"' in decoder
-        return list(self._backends["text"].encode("a", add_special_tokens=False).ids) if strips else []
+        return self._ids[matched] if matched in self._ids else self._ids[matched.strip()]
 
     def _segment(self, text: str, escape: str, after: After) -> list[int]:
         if escape:
@@ -132,7 +135,7 @@ def _is_control(token: AddedToken) -> bool:
 
 
 def _matcher(tokens: list[AddedToken]) -> re.Pattern[str]:
-    """Finds control tokens as the tokenizer does: leftmost, then longest."""
+    """Finds added tokens as the tokenizer does: leftmost, then longest."""
     parts = []
     for token in sorted(tokens, key=lambda t: len(t.content), reverse=True):
         part = re.escape(token.content)
@@ -186,10 +189,10 @@ class _Guard:
         return places
 
 
-def _plain_backends(backend: Tokenizer, control: set[str]) -> Mapping[After, Tokenizer]:
+def _plain_backends(spec: dict[str, Any], control: set[str]) -> Mapping[After, Tokenizer]:
     """Copies of the tokenizer that cannot spell a control token."""
-    spec = json.loads(backend.to_str())
-    spec["added_tokens"] = [t for t in spec["added_tokens"] if t["content"] not in control]
+    # all of them: one that stayed would get a new number, since those before it are gone
+    spec["added_tokens"] = []
     spec["post_processor"] = spec["truncation"] = spec["padding"] = None
     _unspell(spec["model"], control)
     after_token = {**spec, "pre_tokenizer": _without_prefix(spec["pre_tokenizer"], {"first"})}

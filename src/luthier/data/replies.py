@@ -1,7 +1,7 @@
 """Generated text to an assistant message: the inverse of how `chatml_tools` (and Qwen's template) writes tool calls.
 
-A call is `<tool_call>`, a JSON object with `name` and `arguments`, `</tool_call>`, with white space between. The JSON is
-read by a JSON parser, so the closing tag may occur inside an argument. What does not parse stays text, as it came.
+A call is `<tool_call>`, a JSON object with `name` and `arguments`, `</tool_call>`, with white space between. A JSON
+parser reads the object, so the closing tag may occur inside an argument. What does not parse stays text, as it came.
 """
 
 import json

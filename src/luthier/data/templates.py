@@ -30,6 +30,8 @@ from luthier.models.load import LoadedModel
 LossOn: TypeAlias = Literal["assistant", "last_assistant", "all"]
 Tools: TypeAlias = Sequence[Mapping[str, Any]]
 
+_KINDS = {"system": "system", "developer": "system", "tool": "tool_results"}
+
 BUILTIN = resources.files("luthier.data") / "templates_builtin"
 
 
@@ -101,7 +103,7 @@ class Template:
         self._bos_ids = _added_bos(tokenizer)
         self._tokens = ControlTokens(tokenizer.backend_tokenizer)
         self._jinja = compile_template(source, name)
-        self._specials = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
+        self._specials = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
         self._developer_as_system = "developer" not in source
         self._arguments_as_text = wants_arguments_as_text(self._render)
         self.capabilities = find_capabilities(self._render, self._arguments_as_text)
@@ -109,6 +111,7 @@ class Template:
         self.end_of_turn_id: int | None = next(iter(self._tokens.found_in(tail)), None)
         self.stop_ids = stop_ids | ({self.end_of_turn_id} if self.end_of_turn_id is not None else frozenset())
         self._tokens.reserve({*self._tokens.found_in(whole), *self.stop_ids})
+        self._reply_adds_space = self._adds_space_to_reply()
 
     # what other modules call
 
@@ -158,8 +161,8 @@ class Template:
         rows, _ = self._conversation_rows(chat.first(max(trained) + 1), trained, conversation.id)
         if len(rows) != 1:
             raise TemplateError(
-                f"{conversation.where}: template {self.name!r} renders earlier turns otherwise than they were served, so a "
-                f"reply of {len(trained)} assistant messages does not fit in one row; give the last message only"
+                f"{conversation.where}: template {self.name!r} renders earlier turns otherwise than they were served, "
+                f"so a reply of {len(trained)} assistant messages does not fit in one row; give the last message only"
             )
         return self._truncate(rows).rows[0]
 
@@ -172,6 +175,12 @@ class Template:
         chat = self._chat(messages, tools, NOWHERE)
         text = self._text(chat, True)
         return self._encode(chat, text, self._turns(chat, text))[0]
+
+    def text_ids(self, text: str) -> list[int]:
+        """Raw text as it is served for completion: BOS where the tokenizer puts one, the text, and no end."""
+        escape = self._tokens.choose_escape([text])
+        guarded = self._tokens.guard(text, escape)
+        return [*self._bos_ids, *self._tokens.encode(guarded, escape, "token" if self._bos_ids else "start")]
 
     def parse_reply(self, ids: Sequence[int]) -> Message:
         """The assistant message that generated ids mean, up to the first stop id; its tool calls are parsed.
@@ -202,8 +211,8 @@ class Template:
         text = self.text(conversation.messages, conversation.tools)
         dropped = [s for s in leaf_strings(plain(conversation.tools)) if not self._shows("tools", s, text)]
         for message in conversation.messages:
-            kind = "tool_results" if message.role == "tool" else "system" if message.role == "system" else ""
-            dropped += [s for s in (message.content,) if not self._shows(kind, s, text)]
+            kind = _KINDS.get(message.role, "")
+            dropped += [] if self._shows(kind, message.content, text) else [message.content]
             for call in message.tool_calls:
                 leaves = [call.name, *leaf_strings(plain(call.arguments))]
                 dropped += [s for s in leaves if not self._shows("tool_calls", s, text)]
@@ -237,7 +246,7 @@ class Template:
         prompt = self._text(history, True)
         ids, _ = self._encode(history, prompt, self._turns(history, prompt))
         reply = self._reply_text(chat, prompt)
-        completion = self._tokens.encode(reply, chat.escape, "text")
+        completion = self._tokens.encode(reply, chat.escape, self._after(ids))
         return _row(ids + completion, [0.0] * len(ids) + [weight] * len(completion), id)
 
     def _reply_text(self, chat: _Chat, prompt: str) -> str:
@@ -251,19 +260,18 @@ class Template:
         number = len(chat.messages)
         if not whole.startswith(header) or not prompt.startswith(header):
             raise TemplateError(
-                f"{chat.where}: message {number} (assistant): template {self.name!r} renders this turn in training behind "
-                "other text than is served before it, so training would teach a prompt that never comes; use another "
-                'template, or train on the last turn only (data.loss_on = "last_assistant")'
+                f"{chat.where}: message {number} (assistant): template {self.name!r} renders this turn behind other "
+                "text than is served before it, so training would teach a prompt that never comes; use another template, "
+                'or train on the last turn only (data.loss_on = "last_assistant")'
             )
         reply = whole[len(header) : self._end_of_reply(whole, len(header))]
-        for opening, closing in (("<think>", "</think>"), ("<|channel>", "<channel|>")):
-            extra = prompt[len(header) :]
-            if extra.count(opening) > extra.count(closing) and closing not in reply:
-                raise TemplateError(
-                    f"{chat.where}: message {number} (assistant): the generation prompt of template {self.name!r} opens "
-                    f"{opening}, and this reply never closes it; put {closing} after the reasoning in the reply, or use "
-                    "a template without thinking"
-                )
+        extra = prompt[len(header) :]
+        if extra.count("<think>") > extra.count("</think>") and "</think>" not in reply:
+            raise TemplateError(
+                f"{chat.where}: message {number} (assistant): the generation prompt of template {self.name!r} opens "
+                "<think>, and this reply never closes it; put </think> after the reasoning in the reply, or use a "
+                "template without thinking"
+            )
         return reply
 
     def _header(self, chat: _Chat) -> str:
@@ -275,9 +283,7 @@ class Template:
         return text[: text.rindex(stand_in)] if stand_in in text else text
 
     def _document_row(self, document: Document) -> Row:
-        escape = self._tokens.choose_escape([document.text])
-        text = self._tokens.guard(document.text, escape)
-        ids = [*self._bos_ids, *self._tokens.encode(text, escape, "token" if self._bos_ids else "start")]
+        ids = self.text_ids(document.text)
         if self._eos_id is not None:
             ids.append(self._eos_id)
         return _row(ids, [0.0] + [1.0] * (len(ids) - 1), document.id)
@@ -311,7 +317,7 @@ class Template:
         dicts = [message_dict(m, self._arguments_as_text, self._developer_as_system) for m in messages]
         listed = plain(tools)
         try:
-            escape = self._tokens.choose_escape(_all_strings([dicts, listed]) + [self.source])
+            escape = self._tokens.choose_escape(_all_strings([dicts, listed]), self.source)
         except TemplateError as error:
             raise TemplateError(f"{where}: {error}") from None
         if not escape:
@@ -396,7 +402,7 @@ class Template:
         for turn in turns:
             ids += self._tokens.encode(text[at : turn.start], chat.escape, self._after(ids))
             start = len(ids)
-            ids += self._tokens.encode(text[turn.start : turn.end], chat.escape, "text")
+            ids += self._tokens.encode(text[turn.start : turn.end], chat.escape, self._after(ids))
             spans[turn.index] = (start, len(ids))
             at = turn.end
         ids += self._tokens.encode(text[at:], chat.escape, self._after(ids))
@@ -406,7 +412,7 @@ class Template:
     def _after(self, ids: Sequence[int]) -> After:
         if not ids:
             return "start"
-        return "token" if ids[-1] in self._tokens.texts else "text"
+        return "token" if ids[-1] in self._tokens.added_ids else "text"
 
     def _require_one_bos(self, chat: _Chat, ids: Sequence[int]) -> None:
         if self._bos_id is not None and list(ids[:2]) == [self._bos_id] * 2:
@@ -423,6 +429,15 @@ class Template:
         forms = (text, text.strip(), json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1])
         return any(form in rendered for form in forms)
 
+    def _adds_space_to_reply(self) -> bool:
+        """Whether the tokenizer puts a space of its own before a reply, because a control token stands before it."""
+        try:
+            prompt = self._render([{"role": "user", "content": "a"}], None, True)
+        except RENDER_ERRORS:
+            return False
+        after = self._after(self._tokens.encode(prompt, "", "start"))
+        return self._tokens.encode("a", "", after) != self._tokens.encode("a", "", "text")
+
     def _decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids up to the first stop id, special tokens left out."""
         kept: list[int] = []
@@ -431,7 +446,8 @@ class Template:
                 break
             if i not in self._tokens.special_ids:
                 kept.append(i)
-        return self._tokens.decode(kept)
+        text = self._tokens.decode(kept)
+        return text.removeprefix(" ") if self._reply_adds_space else text
 
 
 def _row(ids: Sequence[int], mask: Sequence[float], id: str) -> Row:
@@ -509,7 +525,7 @@ def _builtin_source(loaded: LoadedModel, name: str) -> str:
     missing = [t for t in ("<|im_start|>", "<|im_end|>") if t not in vocabulary]
     if missing:
         raise TemplateError(
-            f"template {name!r} needs the control tokens {', '.join(missing)}, which {loaded.files.name} does not have; "
+            f"template {name!r} needs the control tokens {', '.join(missing)}, which {loaded.files.name} lacks; "
             'use model.template = "model" or a .jinja file made for this model'
         )
     source = (BUILTIN / f"{name}.jinja").read_text(encoding="utf-8")

@@ -1,9 +1,9 @@
 """A model's name becomes a verified local folder: from a path, the catalogue of packages, or the hub, in that order.
 
 The folder is always of one kind: `config.json`, safetensors, tokenizer. What a package or a .gguf file holds is
-converted once into the cache, beside a manifest of the sha256 of every file; `ModelFiles.verify` reads every byte again.
-Nothing is fetched when everything is there, nothing is ever installed or imported, and what was interrupted leaves no
-folder that could pass for whole.
+converted once into the cache, beside a manifest of the sha256 of every file, and `ModelFiles.verify` reads every byte
+again. Nothing is fetched when everything is there, nothing is ever installed or imported, and what was interrupted
+leaves no folder that could pass for whole.
 
 The cache is `$LUTHIER_CACHE`, else `~/.cache/luthier`.
 """
@@ -137,8 +137,8 @@ def resolve(name: str, offline: bool = False, say: Say | None = None) -> ModelFi
         return fetch_from_hub(name, offline)
     shape = f"; no file or folder {path} exists" if _looks_like_path(name) else ""
     raise ModelError(
-        f"unknown model {name!r}{did_you_mean(name, sorted(known()))}{shape}. A model is a local folder with safetensors, a "
-        f".gguf file, a hub id (owner/name), or one of: {', '.join(sorted(known()))}"
+        f"unknown model {name!r}{did_you_mean(name, sorted(known()))}{shape}. A model is a local folder with "
+        f"safetensors, a .gguf file, a hub id (owner/name), or one of: {', '.join(sorted(known()))}"
     )
 
 

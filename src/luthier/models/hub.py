@@ -24,10 +24,10 @@ def fetch_from_hub(name: str, offline: bool) -> ModelFiles:
         ModelError: the hub cannot be reached, there is no such repository, or it has no safetensors.
         StorageError: the disk is full.
     """
-    import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    http_error: type[Exception] = HfHubHTTPError.__bases__[0]  # of whichever HTTP library this version of the hub uses
     with storage_errors(f"fetching {name} from the hub"):
         try:
             folder = Path(
@@ -35,7 +35,7 @@ def fetch_from_hub(name: str, offline: bool) -> ModelFiles:
             )
         except RepositoryNotFoundError:
             raise ModelError(f"{name}: the hub has no such model, or it needs a login (`hf auth login`)") from None
-        except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, ConnectionError) as error:
+        except (http_error, LocalEntryNotFoundError, ConnectionError) as error:
             raise _unreachable(name, offline, error) from None
     if not (folder / "config.json").is_file():
         raise ModelError(f"{name}: the repository has no config.json, so it is no model that can be loaded here")

