@@ -128,6 +128,24 @@ class Slots:
         return logits_MV[0].repeat_interleave(torch.tensor(copies, device=self.device), dim=0)
 
     @torch.inference_mode()
+    def insert(self, row: Sequence[tuple[Tensor, Tensor]], copies: int = 1) -> None:
+        """Put a row that was computed elsewhere, prefix included, into new slots; not together with `set_prefix`.
+
+        Args:
+            row: (C, T, D) keys and values of each layer.
+            copies: how many slots get it.
+        """
+        if self.prefix_tokens:
+            raise ValueError("a row that holds its whole prompt cannot follow a shared prefix")
+        first, length = len(self.lengths), row[0][0].shape[1]
+        self.lengths.extend([length] * copies)
+        self._reserve(len(self.lengths), max(self.lengths))
+        for index, (keys, values) in enumerate(row):
+            layer = self._layer(index, keys[None])
+            layer.keys[first:, :, :length][:copies] = keys
+            layer.values[first:, :, :length][:copies] = values
+
+    @torch.inference_mode()
     def step(self, tokens_B: Tensor) -> Tensor:
         """Add one token to each row; returns the (B, V) logits after it."""
         at = torch.tensor(self.lengths, device=self.device)

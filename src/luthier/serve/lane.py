@@ -8,14 +8,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from luthier.models.decode import Slots
 from luthier.serve.api_error import deadline_passed
-from luthier.serve.key_values import KeyValues, PrefixStore, Row
-from luthier.serve.models import ServedModel, text_config
+from luthier.serve.models import ServedModel
+from luthier.serve.prefill import Prefill, PrefixStore, Row
 from luthier.serve.sampling import Sampler
 from luthier.serve.text import Detokenizer, ReplyText, StopText, TokenText
 from luthier.serve.work import Delta, Done, Event, Failed, StopReason, TokenScore, Work
@@ -48,7 +48,7 @@ class Request:
     deadline: float
     cancelled: bool = False
     running: int = 0
-    prefill: "Prefill | None" = None
+    prefill: Prefill | None = None
 
     def cancel(self) -> None:
         """Give the request up; nothing is delivered any more."""
@@ -63,14 +63,6 @@ class Request:
     def longest(self) -> int:
         """Tokens that a row of it may come to hold."""
         return len(self.work.ids) + self.work.max_new_tokens
-
-
-@dataclass(eq=False)
-class Prefill:
-    """A prompt that is being computed."""
-
-    cache: KeyValues
-    done: int
 
 
 @dataclass(eq=False)
@@ -92,7 +84,6 @@ class Lane:
     def __init__(self, served: ServedModel, limits: Limits) -> None:
         self.served, self.limits = served, limits
         self.waiting: deque[Request] = deque()
-        self._layers = int(text_config(served.loaded).num_hidden_layers)
         self._reply = ReplyText(served.loaded.tokenizer, served.template)
         self._names = TokenText(served.loaded.tokenizer)
         self._stop_ids = served.stop_ids
@@ -101,7 +92,7 @@ class Lane:
 
     def reset(self) -> None:
         """Forget all rows; for a start, and after a failure that may have left the cache half written."""
-        self._cache = KeyValues(self._layers)
+        self._slots = Slots(self.served.loaded.model, self.served.loaded.device)
         self._rows: list[Sequence] = []
 
     @property
@@ -125,9 +116,7 @@ class Lane:
                 request.send(Failed(deadline_passed(request.work.deadline_seconds)))
                 request.cancel()
         self.waiting = deque(r for r in self.waiting if not r.cancelled)
-        for i in range(len(self._rows) - 1, -1, -1):
-            if self._rows[i].request.cancelled:
-                self._remove(i)
+        self._remove([i for i, row in enumerate(self._rows) if row.request.cancelled])
 
     def discard(self, request: Request) -> None:
         """Take a waiting request out."""
@@ -145,71 +134,35 @@ class Lane:
 
     def prefill(self, request: Request) -> None:
         """Compute one more block of a waiting request's prompt; after the last one it joins the batch."""
-        ids = request.work.ids
-        state = request.prefill or self._begin(request)
-        end = min(len(ids), state.done + self.limits.block)
-        block = torch.tensor([ids[state.done : end]])
-        positions = torch.arange(state.done, end)[None]
-        logits_1V = self._forward(block, positions, state.cache)
-        state.done = end
-        if end < len(ids):
+        prefill = request.prefill or Prefill(request.work.ids, self.limits.block, self._prefixes)
+        request.prefill = prefill
+        with self.served.activate():
+            logits_V = prefill.advance(self.served.loaded)
+        if logits_V is None:
             return
-        row = state.cache.row(0)
         request.prefill = None
         self.discard(request)
-        self._prefixes.add(ids, row)
-        self._join(request, row, logits_1V[0])
+        self._join(request, prefill.row(), _finite(logits_V))
 
     def step(self) -> None:
         """One more token for every row."""
         if not self._rows:
             return
-        last = torch.tensor([[row.ids[-1]] for row in self._rows])
-        positions = torch.tensor(self._cache.lengths())[:, None]
-        logits_BV = self._forward(last, positions, self._cache)
-        _require_finite(logits_BV)
-        for i in range(len(self._rows) - 1, -1, -1):  # from the back: the last row takes a leaving row's place
-            if not self._take(self._rows[i], logits_BV[i]):
-                self._remove(i)
-
-    def _begin(self, request: Request) -> Prefill:
-        cache = KeyValues(self._layers, rows=1)
-        found = self._prefixes.find(request.work.ids)
-        if found is not None:
-            cache.load(*found)
-        request.prefill = Prefill(cache, cache.width)
-        return request.prefill
-
-    def _forward(self, ids: Tensor, positions: Tensor, cache: KeyValues) -> Tensor:
-        """(B, V) float32 logits behind the last of `ids` (B, n), whose keys and values join the cache."""
-        new = ids.shape[1]
-        cache.reserve(new)
-        mask = cache.mask(new)
-        device = self.served.loaded.device
+        last_B = torch.tensor([row.ids[-1] for row in self._rows], device=self.served.loaded.device)
         with self.served.activate():
-            out: Any = self.served.loaded.model(
-                input_ids=ids.to(device),
-                position_ids=positions.to(device),
-                attention_mask=None if mask is None else mask.to(device),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        cache.advance(new)
-        logits: Tensor = out.logits[:, -1].float().cpu()
-        return logits
+            logits_BV = self._slots.step(last_B)
+        logits_BV = _finite(logits_BV)
+        over = [i for i, row in enumerate(self._rows) if not self._take(row, logits_BV[i])]
+        self._remove(over)
 
     def _join(self, request: Request, row: Row, logits_V: Tensor) -> None:
-        _require_finite(logits_V)
         for index in range(request.work.n):
             sampler = Sampler(request.work.sampling, index)
             sequence = Sequence(request, index, sampler, Detokenizer(self._reply), StopText(request.work.stop))
-            request.running += 1
             if self._take(sequence, logits_V):
-                self._cache.append(row)
+                request.running += 1
+                self._slots.insert(row)
                 self._rows.append(sequence)
-            else:
-                request.running -= 1
 
     def _take(self, row: Sequence, logits_V: Tensor) -> bool:
         """Choose a row's next token and send what it completes; False if the row is over."""
@@ -246,14 +199,24 @@ class Lane:
         done = Done(row.index, "stop" if cut else reason, tuple(row.ids[:kept]), len(row.ids), cut)
         row.request.send(done)
 
-    def _remove(self, index: int) -> None:
-        self._cache.drop(index)
-        self._rows[index].request.running -= 1
-        self._rows[index] = self._rows[-1]
-        self._rows.pop()
+    def _remove(self, over: list[int]) -> None:
+        if not over:
+            return
+        if len(over) == len(self._rows):
+            self.reset()  # slots never shrink; an empty batch is the moment to give their memory back
+            return
+        for i in over:
+            self._rows[i].request.running -= 1
+        self._rows = [self._rows[i] for i in self._slots.drop(over)]
 
 
-def _require_finite(logits: Tensor) -> None:
+def _finite(logits: Tensor) -> Tensor:
+    """The logits in float32 on the CPU, where tokens are chosen.
+
+    Raises:
+        NonFiniteLogits: one of them is NaN or infinite.
+    """
     # the maximum is NaN or infinite if any logit is NaN or +inf, or if all are -inf
     if not bool(torch.isfinite(logits.amax(dim=-1)).all()):
         raise NonFiniteLogits("the model's logits are NaN or infinite")
+    return logits.float().cpu()

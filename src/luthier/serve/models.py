@@ -15,9 +15,6 @@ from luthier.models.load import LoadedModel
 BASE = "base"
 """The name of the model before training."""
 
-ATTENTION = {"full_attention", "sliding_attention"}
-"""Layers whose state is keys and values, which the server's cache can hold."""
-
 
 @dataclass(frozen=True)
 class ServedModel:
@@ -39,29 +36,9 @@ class ServedModel:
     """Token ids are below this."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "vocabulary", int(text_config(self.loaded).vocab_size))
+        model: Any = self.loaded.model
+        object.__setattr__(self, "vocabulary", int(model.config.get_text_config().vocab_size))
         object.__setattr__(self, "stop_ids", frozenset(self.loaded.stop_ids | self.template.stop_ids))
-
-
-def text_config(loaded: LoadedModel) -> Any:
-    """The settings of the language model inside, as `transformers` holds them."""
-    model: Any = loaded.model
-    return model.config.get_text_config()
-
-
-def require_servable(served: ServedModel) -> None:
-    """Refuse a model whose layers keep a state that the server's batches cannot hold.
-
-    Raises:
-        ServeError: there are layers other than full or sliding attention.
-    """
-    config = text_config(served.loaded).to_dict()
-    others = sorted(set(config.get("layer_types") or ATTENTION) - ATTENTION)
-    if others:
-        raise ServeError(
-            f"{served.name}: this model has layers of the kind {', '.join(others)}; only attention layers can "
-            "be served. Export the model and serve it with another engine."
-        )
 
 
 def served_models(

@@ -25,7 +25,8 @@ class ReplyText:
 
     def __init__(self, tokenizer: Any, template: Template) -> None:
         self._tokenizer = tokenizer
-        self._special = frozenset(tokenizer.all_special_ids)
+        added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+        self._special = frozenset(i for i, token in added.items() if token.special)
         self.anchor: list[int] = tokenizer.encode("a", add_special_tokens=False)
         self.before = self.of(self.anchor)
         probe = tokenizer.encode(" a", add_special_tokens=False)

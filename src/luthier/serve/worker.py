@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 
 from luthier.errors import LuthierError
+from luthier.models.scorer import require_forest
 from luthier.serve.api_error import ApiError, internal, model_not_found, too_many
 from luthier.serve.lane import Lane, Limits, Request
-from luthier.serve.models import ServedModel, require_servable
+from luthier.serve.models import ServedModel
 from luthier.serve.work import Event, Failed, Work
 
 log = logging.getLogger("luthier.serve")
@@ -54,7 +55,7 @@ class Worker:
 
     def __init__(self, models: Mapping[str, ServedModel], limits: Limits, capacity: int) -> None:
         for served in models.values():
-            require_servable(served)
+            require_forest(served.loaded.model)  # the same layers that can be trained on forests can be batched here
         self.capacity = capacity
         self._lanes = {name: Lane(served, limits) for name, served in models.items()}
         self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
