@@ -1,0 +1,1 @@
+"""From files to rows: reading, formats, checks, templates, splits, order."""

@@ -1,0 +1,1 @@
+"""The loop, the parts of a run, and checkpoints."""

@@ -1,0 +1,1 @@
+"""Forms of a trained model for use elsewhere: one file for each."""

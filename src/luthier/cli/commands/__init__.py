@@ -1,0 +1,1 @@
+"""One file for each verb; its docstring is the verb's help."""

@@ -1,0 +1,1 @@
+"""How steps are taken: one file for each optimizer (see `base.py`)."""

@@ -1,0 +1,1 @@
+"""Graders: what gives a reward to an answer. None is built yet."""

@@ -1,0 +1,1 @@
+"""Linear layers that store less: one file for each number format."""
