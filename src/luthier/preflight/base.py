@@ -7,7 +7,7 @@ three moments: on rows before a model is needed, on the model before step 1, and
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from luthier import registry
@@ -180,8 +180,12 @@ class Gate(ABC):
 
 def gates(stage: Stage) -> list[Gate]:
     """All gates of a stage, by name; one from outside is found by its entry point."""
-    every = [registry.load_class(GATES, name, Gate) for name in registry.names(GATES)]
-    return [cls() for cls in every if cls.stage == stage]
+    return [cls() for cls in _classes() if cls.stage == stage]
+
+
+@cache  # finding entry points reads the records of every installed package
+def _classes() -> tuple[type[Gate], ...]:
+    return tuple(registry.load_class(GATES, name, Gate) for name in registry.names(GATES))  # type: ignore[type-abstract]
 
 
 def run_gates(subject: Subject, stage: Stage) -> list[GateResult]:

@@ -24,7 +24,8 @@ class MaskedText(Gate):
         if subject.settings.loss_on == "all":
             return self.passes("Every token is trained on because data.loss_on = 'all' says so.")
         compare = _Comparison(subject)
-        faults, compared = [], 0
+        faults: list[Fault] = []
+        compared = 0
         for case in subject.cases:
             if not case.turns or not case.turn_rows():
                 continue  # a document, or a case that `rendered` has reported

@@ -31,6 +31,11 @@ class ServingPrompt(Gate):
                     here, there = row.ids[at : at + 3], turn.prompt_ids[at : at + 3]
                     message = f"message {turn.index}: token {at} on, trained {list(here)}, served {list(there)}"
                     faults.append(Fault(row.id, message, case.where))
+                elif not any(row.loss_mask[n : n + 1]):
+                    message = (
+                        f"message {turn.index}: the served prompt ends at token {n}, but training does not begin there"
+                    )
+                    faults.append(Fault(row.id, message, case.where))
         documents = not any(case.turns for case in subject.cases)
         success = (
             "Documents have no prompt." if documents else f"{compared:,} prompts are equal in training and serving."

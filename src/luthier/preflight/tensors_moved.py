@@ -54,4 +54,4 @@ def checksums(model: nn.Module, injected: Injected) -> Mapping[str, str]:
 
 def _checksum(tensor: Tensor) -> str:
     data = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(data.numpy()).hexdigest()
+    return hashlib.sha256(data.numpy().data).hexdigest()

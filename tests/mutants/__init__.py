@@ -1,0 +1,1 @@
+"""Failures seeded on purpose, to measure what the pre-flight catches."""
