@@ -5,19 +5,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from luthier.data.control_tokens import ControlTokens
 from luthier.data.templates import Template, build_template
 from luthier.errors import TemplateError
-from luthier.examples import Conversation, Document, Message, ToolCall, Where
+from luthier.examples import Conversation, Document, Message, Role, ToolCall, Where
 from luthier.models.load import LoadedModel
 
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 FORGETS_THINKING = (  # as Qwen3 does: the reasoning of every turn but the last is left out
@@ -73,7 +73,7 @@ def sentencepiece(scheme: str) -> PreTrainedTokenizerFast:
 
 
 def unigram() -> PreTrainedTokenizerFast:
-    """A vocabulary in which the control tokens are pieces with the best scores, as converted SentencePiece models are."""
+    """Control tokens are pieces with the best scores, as in converted SentencePiece models."""
     pieces = [("<unk>", 0.0), *((c, 0.0) for c in CONTROL), *((chr(i), -3.0) for i in range(32, 127)), ("\n", -3.0)]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
     tokenizer.decoder = decoders.Fuse()
@@ -99,7 +99,7 @@ BYTES = TOKENIZERS["byte_level"]
 
 
 def chat(*turns: str | Message, system: str | None = None) -> tuple[Message, ...]:
-    roles = ("user", "assistant")
+    roles: tuple[Role, Role] = ("user", "assistant")
     messages = [t if isinstance(t, Message) else Message(roles[i % 2], t) for i, t in enumerate(turns)]
     return (*([Message("system", system)] if system is not None else []), *messages)
 

@@ -261,7 +261,7 @@ class Template:
         if not whole.startswith(header) or not prompt.startswith(header):
             raise TemplateError(
                 f"{chat.where}: message {number} (assistant): template {self.name!r} renders this turn behind other "
-                "text than is served before it, so training would teach a prompt that never comes; use another template, "
+                "text than is served before it, so training would teach a prompt that never comes; use another one, "
                 'or train on the last turn only (data.loss_on = "last_assistant")'
             )
         reply = whole[len(header) : self._end_of_reply(whole, len(header))]
