@@ -34,7 +34,12 @@ SECRETS: tuple[Pattern, ...] = (
     _pattern("GitLab token", "glpat-", r"\b(glpat-[\w-]{20,})", 3.0),
     _pattern("Slack token", "xox", r"\b(xox[abeoprs]-[A-Za-z0-9-]{10,})", 2.5),
     _pattern("Slack webhook", "hooks.slack.com", r"hooks\.slack\.com/services/(T\w+/B\w+/\w{16,})"),
-    _pattern("API key (sk-...)", "sk-", r"(?<![\w-])(sk-(?:[a-z]{2,8}-)?(?:[a-z0-9]{3,6}-)?[A-Za-z0-9_-]{20,})", 3.5),
+    _pattern(
+        "API key (sk-...)",
+        "sk-",
+        r"(?<![\w-])(sk-(?=[\w-]*\d)(?=[\w-]*[A-Z])(?:[a-z]{2,8}-)?(?:[a-z0-9]{3,6}-)?[A-Za-z0-9_-]{20,})",
+        3.5,
+    ),
     _pattern("Google API key", "AIza", r"\b(AIza[\w-]{35})(?![\w-])", 3.0),
     _pattern("Stripe key", "sk_live_ rk_live_ sk_test_", r"\b((?:sk|rk)_(?:live|test)_[A-Za-z0-9]{16,})", 3.0),
     _pattern("Hugging Face token", "hf_", r"\b(hf_[A-Za-z0-9]{30,})\b", 3.0),
@@ -125,7 +130,7 @@ def personal(text: str) -> set[str]:
 
 def _passes_luhn(text: str) -> bool:
     digits = [int(c) for c in text if c.isdigit()]
-    if not 13 <= len(digits) <= 19 or len(set(digits)) < 3:
+    if not 13 <= len(digits) <= 19 or len(set(digits)) < 2:
         return False
     doubled = [d * 2 - 9 if d > 4 else d * 2 for d in digits[-2::-2]]
     return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0

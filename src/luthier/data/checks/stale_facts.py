@@ -27,7 +27,7 @@ _YEAR = r"(?:19[5-9]\d|20[0-4]\d)"
 _DATE = re.compile(
     rf"\b{_YEAR}-\d\d-\d\d\b|\b{_MONTH}\.? (?:\d{{1,2}}, )?{_YEAR}\b|\b(?:in|since|by|of|from|until) {_YEAR}\b"
 )
-_VERSION = re.compile(r"\b[Vv]ersion \d+(?:\.\d+)*\b|\bv\d+\.\d+(?:\.\d+)?\b|\b[A-Z][A-Za-z]+ \d+\.\d+(?:\.\d+)\b")
+_VERSION = re.compile(r"\b[Vv]ersion \d+(?:\.\d+)*\b|\bv\d+\.\d+(?:\.\d+)?\b|\b[A-Z][A-Za-z]+ \d+\.\d+\.\d+\b(?!\.\d)")
 _NOW = re.compile(
     r"\b(?:currently|nowadays|as of (?:today|now|\d{4}|this writing)|at the moment|at present|"
     r"the latest (?:version|release)|to date|most recent(?:ly)?)\b",
