@@ -7,7 +7,7 @@ their settings from the file of that name in the part's directory; nothing else 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny, field_serializer, model_validator
 
@@ -98,15 +98,14 @@ class DataSettings(Settings):
     """Share of training rows that may lose tokens to `training.max_tokens` before the run is refused."""
 
 
-N = TypeVar("N")
-
-
 def _off(value: Any) -> Any:
     return None if value is False else value
 
 
-OrOff: TypeAlias = Annotated[N | None, BeforeValidator(_off, json_schema_input_type=N | Literal[False])]
-"""A setting that `false` switches off: TOML has no null, and leaving the key out means the default."""
+CountOrOff: TypeAlias = Annotated[
+    PositiveInt | None, BeforeValidator(_off, json_schema_input_type=PositiveInt | Literal[False] | None)
+]
+"""A count that `false` switches off: TOML has no null, and leaving the key out means the default."""
 
 
 class TrainingSettings(Settings):
@@ -126,7 +125,7 @@ class TrainingSettings(Settings):
     """Gradients are scaled down to this norm when they exceed it."""
     validate_every: int | None = Field(None, ge=1)
     """Steps between validations; absent: about ten in the run."""
-    patience: OrOff[PositiveInt] = 3
+    patience: CountOrOff = 3
     """Stop after this many validations without a better loss; `false`: never stop early."""
     save_every: int | None = Field(None, ge=1)
     """Steps between checkpoints; absent: at every validation."""

@@ -170,4 +170,4 @@ def _kind(part: Schema, definitions: Schema) -> str:
         for key, text in BOUNDS.items()
         if key in part
     ]
-    return " ".join([words, ", ".join(bounds)]).strip()
+    return (words + (", " if part.get("type") == "array" and bounds else " ") + ", ".join(bounds)).strip()

@@ -1,0 +1,285 @@
+"""A recipe: what it accepts, what it says when it does not, and that nothing is lost between file, memory and file."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import jsonschema
+import pytest
+
+from luthier import recipe as recipes, registry
+from luthier.cli.main import main
+from luthier.cli.reference import part_class, reference, schema
+from luthier.config import Settings, build, override, read_toml, write_toml
+from luthier.errors import RecipeError
+from luthier.recipe import DEFAULT_SYSTEMS, PARTS, SYSTEMS, Recipe
+
+MINIMAL: dict[str, Any] = {"data": {"train": "/rows/train.jsonl"}}
+
+RICH: dict[str, Any] = {
+    "seed": 7,
+    "model": {"name": "org/model", "precision": "float32"},
+    "data": {
+        "train": "/rows/train.jsonl",
+        "test": "/rows/test.jsonl",
+        "instruction": 'Say "yes"\nor no.',
+        "loss_on": "all",
+    },
+    "adapter": {"type": "lora", "rank": 4, "targets": ["q_proj", "v_proj"]},
+    "objective": {"type": "dpo", "beta": 0.3},
+    "schedule": {"type": "wsd", "decay_share": 0.5},
+    "training": {"steps": 10, "patience": False},
+    "evaluation": {"systems": {"zero_shot": {}, "mine": {"type": "fine_tuned"}}, "forgetting": {"text": "none"}},
+    "cost": {"machine_usd_per_hour": 1},
+}
+
+
+def every_settings_class() -> Iterator[type[Settings]]:
+    """Recipe, its groups, and the settings of every part that can be chosen."""
+    stack: list[type[Settings]] = [Recipe]
+    packages = {package for package, _ in PARTS.values()} | {SYSTEMS}
+    stack += [part_class(package, name) for package in sorted(packages) for name in registry.names(package)]
+    while stack:
+        cls = stack.pop()
+        yield cls
+        for field in cls.model_fields.values():
+            inner = field.annotation
+            if isinstance(inner, type) and issubclass(inner, Settings) and inner is not Settings:
+                stack.append(inner)
+
+
+def refusal(changes: Mapping[str, Any], *assignments: str) -> str:
+    """What is said about the minimal recipe with `changes`."""
+    with pytest.raises(RecipeError) as caught:
+        build(Recipe, override({**MINIMAL, **changes}, assignments))
+    return str(caught.value)
+
+
+def test_only_the_training_rows_have_no_default() -> None:
+    recipe = build(Recipe, MINIMAL)
+    assert registry.name_of(recipe.adapter) == "lora" and registry.name_of(recipe.objective) == "sft"
+    assert tuple(recipe.evaluation.systems) == DEFAULT_SYSTEMS
+    assert refusal({"data": {}}) == "'data.train' is missing: it has no default"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"data": {"train": "x", "trian": "y"}}, "unknown key 'data.trian'; did you mean 'train'?"),
+        ({"zzz": 5}, "known here: adapter, cost, data"),
+        ({"steps": 5}, "unknown key 'steps'; did you mean 'training.steps'?"),
+        ({"training": {"stepz": 5}}, "unknown key 'training.stepz'; did you mean 'steps'"),
+        (
+            {"evaluation": {"forgetting": {"max_row": 5}}},
+            "unknown key 'evaluation.forgetting.max_row'; did you mean 'max_rows'?",
+        ),
+        ({"training": {"steps": "many"}}, "training.steps = 'many': input should be a valid integer"),
+        ({"training": {"steps": 0}}, "training.steps = 0: input should be greater than or equal to 1"),
+        ({"training": {"patience": 0}}, "training.patience = 0: input should be greater than 0"),
+        (
+            {"training": {"gradient_checkpointing": 1}},
+            "training.gradient_checkpointing = 1: input should be a valid boolean",
+        ),
+        ({"data": {"train": "x", "test_share": 0.5}}, "data.test_share = 0.5: input should be less than 0.5"),
+        (
+            {"data": {"train": "x", "loss_on": "user"}},
+            "data.loss_on = 'user': input should be 'assistant', 'last_assistant' or 'all'",
+        ),
+        ({"adapter": {"type": "lroa"}}, "unknown adapter 'lroa'; did you mean 'lora'?"),
+        ({"adapter": {"type": "lora", "rnk": 4}}, "unknown key 'adapter.rnk'; did you mean 'rank'?"),
+        ({"adapter": {"rank": 0}}, "adapter.rank = 0: input should be greater than or equal to 1"),
+        ({"adapter": {"type": 3}}, "adapter.type = 3: expected a name, one of"),
+        ({"adapter": "lora"}, "adapter = 'lora': expected a table such as { type = 'lora' }"),
+        ({"objective": {"type": "rlhf"}}, "unknown objective 'rlhf'; known here:"),
+        ({"optimizer": {"type": "adamw", "learning_rate": -1.0}}, "optimizer.learning_rate = -1.0: "),
+        ({"schedule": {"type": "cosine", "decay_share": 0.1}}, "unknown key 'schedule.decay_share'"),
+        ({"evaluation": {"systems": {"mine": {}}}}, "unknown system 'mine'; known here: "),
+        (
+            {"evaluation": {"systems": {"mine": {"type": "few_shoot"}}}},
+            "unknown system 'few_shoot'; did you mean 'few_shot'",
+        ),
+        ({"evaluation": {"systems": ["few_shot"]}}, "expected tables such as [evaluation.systems.zero_shot]"),
+    ],
+)
+def test_says_what_is_wrong(changes: dict[str, Any], expected: str) -> None:
+    assert expected in refusal(changes)
+
+
+def test_set_reaches_groups_parts_and_the_top() -> None:
+    assignments = [
+        "seed=3",
+        "training.steps=5",
+        "adapter.rank=2",
+        "objective.type=dpo",
+        "objective.beta=0.5",
+        "model.name=a b",
+    ]
+    recipe = build(Recipe, override(MINIMAL, assignments))
+    assert (recipe.seed, recipe.training.steps, recipe.model.name) == (3, 5, "a b")
+    assert recipe.dump()["adapter"]["rank"] == 2
+    assert recipe.dump()["objective"]["type"] == "dpo" and recipe.dump()["objective"]["beta"] == 0.5
+    assert "adapter.rank = 'x'" in refusal({}, "adapter.rank=x")
+
+
+def test_patience_can_be_switched_off() -> None:
+    assert build(Recipe, override(MINIMAL, ["training.patience=false"])).training.patience is None
+    assert build(Recipe, MINIMAL).training.patience == 3
+    assert "training.patience = True" in refusal({}, "training.patience=true")
+
+
+@pytest.mark.parametrize("tree", [MINIMAL, RICH], ids=["minimal", "rich"])
+def test_dump_and_load_give_an_equal_recipe(tree: dict[str, Any], tmp_path: Path) -> None:
+    recipe = build(Recipe, tree)
+    for copy in (recipe.dump(), json.loads(json.dumps(recipe.dump()))):
+        again = build(Recipe, copy)
+        assert again == recipe and again.hash() == recipe.hash()
+    path = tmp_path / "recipe.toml"
+    path.write_text(write_toml(recipe.dump()), encoding="utf-8")
+    assert recipes.load(path) == recipe
+
+
+def test_hash_sees_values_and_not_their_order_or_spelling() -> None:
+    def backwards(tree: Any) -> Any:
+        return {k: backwards(tree[k]) for k in reversed(tree)} if isinstance(tree, dict) else tree
+
+    recipe = build(Recipe, RICH)
+    assert build(Recipe, backwards(RICH)).hash() == recipe.hash()
+    assert build(Recipe, override(RICH, ["cost.machine_usd_per_hour=1.0"])).hash() == recipe.hash()
+    assert build(Recipe, override(MINIMAL, ["adapter.type=lora"])).hash() == build(Recipe, MINIMAL).hash()
+    for change in ("seed=8", "adapter.rank=5", "training.steps=11", "objective.type=sft", "data.instruction=no"):
+        changed = override(RICH, [change] if "type" not in change else ['objective={type="sft"}'])
+        assert build(Recipe, changed).hash() != recipe.hash(), change
+
+
+def test_a_recipe_cannot_be_changed() -> None:
+    recipe = build(Recipe, MINIMAL)
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.training.steps = 3  # type: ignore[misc]
+
+
+def test_paths_are_read_from_the_folder_of_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        'model = { name = "base", template = "own.jinja" }\n'
+        'data = { train = "a.jsonl", validation = "/b.jsonl", test = "sub/c.jsonl" }\n'
+        'evaluation = { json_schema = "s.json", forgetting = { text = "t.txt", multiple_choice = "none" } }\n'
+    )
+    recipe = recipes.load(path)
+    assert (recipe.model.name, recipe.model.template) == (str(tmp_path / "base"), str(tmp_path / "own.jinja"))
+    assert recipe.data.train == str(tmp_path / "a.jsonl") and recipe.data.validation == "/b.jsonl"
+    assert recipe.data.test == str(tmp_path / "sub" / "c.jsonl")
+    assert recipe.evaluation.json_schema == str(tmp_path / "s.json")
+    assert recipe.evaluation.forgetting.text == str(tmp_path / "t.txt")
+    assert recipe.evaluation.forgetting.multiple_choice == "none"
+    untouched = recipes.load(
+        path, ["model.name=org/model", "model.template=model", "evaluation.forgetting.text=builtin"]
+    )
+    assert (untouched.model.name, untouched.model.template) == ("org/model", "model")
+    assert untouched.evaluation.forgetting.text == "builtin"
+
+
+@pytest.mark.parametrize("cls", sorted(set(every_settings_class()), key=str))
+def test_every_setting_is_documented_and_can_be_written_in_a_file(cls: type[Settings]) -> None:
+    for name, field in cls.model_fields.items():
+        assert field.description, f"{cls.__name__}.{name} has no docstring"
+        assert name != "type", f"{cls.__name__}.type would hide the name of the part"
+        kinds = str(field.annotation)
+        assert "list[" not in kinds and "set[" not in kinds, f"{cls.__name__}.{name}: use a tuple, settings are frozen"
+        if field.default is not None and type(None) in get_args(field.annotation):
+            off = build(cls, {**_required(cls), name: False}).model_dump(mode="json")[name]
+            assert off is False, f"{cls.__name__}.{name}: TOML has no null; use OrOff and dump None as false"
+
+
+def _required(cls: type[Settings]) -> dict[str, Any]:
+    return {name: "x" for name, field in cls.model_fields.items() if field.is_required()}
+
+
+def test_reference_names_every_key_with_its_default_and_meaning() -> None:
+    page = reference()
+    for cls in every_settings_class():
+        for name, field in cls.model_fields.items():
+            if name in PARTS or name in ("systems", "forgetting") or name in Recipe.model_fields:
+                continue
+            meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+            assert any(f"| `{name}` |" in line and meaning in line for line in page.splitlines()), (
+                f"{cls.__name__}.{name}"
+            )
+    for package, _ in PARTS.values():
+        assert all(f'### `type = "{name}"`' in page for name in registry.names(package))
+    assert "| `rank` | integer ≥ 1 | `16` |" in page
+    assert '| `duplicates` | `"keep"` or `"drop"` | `"keep"` |' in page
+    assert "| `train` | text | **required** |" in page
+
+
+def test_reference_page_is_current(repository: Path) -> None:
+    written = (repository / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert written == reference(), "docs/recipes.md is out of date: run `make reference` and commit the result"
+
+
+@pytest.fixture(scope="module")
+def validator() -> Any:
+    jsonschema.Draft202012Validator.check_schema(schema())
+    return jsonschema.Draft202012Validator(schema())
+
+
+@pytest.mark.parametrize("tree", [MINIMAL, RICH], ids=["minimal", "rich"])
+def test_schema_accepts_what_is_accepted(validator: Any, tree: dict[str, Any]) -> None:
+    validator.validate(tree)
+    validator.validate(build(Recipe, tree).dump())
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "data.trian=x",
+        "zzz=1",
+        "training.steps=0",
+        'training.steps="5"',
+        "training.patience=0",
+        "data.loss_on=user",
+        "adapter.type=lroa",
+        "adapter.rank=0",
+        "adapter.rnk=4",
+        "adapter=lora",
+        "schedule.decay_share=0.1",
+        "objective.type=full",
+        "evaluation.systems.mine.limit=3",
+        "optimizer.learning_rate=-1.0",
+    ],
+)
+def test_schema_refuses_what_is_refused(validator: Any, assignment: str) -> None:
+    wrong = override(MINIMAL, [assignment])
+    assert not validator.is_valid(wrong)
+    with pytest.raises(RecipeError):
+        build(Recipe, wrong)
+
+
+def test_command_prints_the_effective_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(write_toml(RICH), encoding="utf-8")
+    assert main(["recipe", str(path), "--set", "adapter.rank=3"]) == 0
+    printed = tmp_path / "printed.toml"
+    printed.write_text(capsys.readouterr().out, encoding="utf-8")
+    assert recipes.load(printed) == recipes.load(path, ["adapter.rank=3"])
+    assert read_toml(printed)["training"]["max_tokens"] == Recipe.model_fields["training"].default.max_tokens
+
+
+def test_command_prints_reference_and_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipe", "--reference"]) == 0
+    assert capsys.readouterr().out == reference()
+    assert main(["recipe", "--schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == schema()
+
+
+def test_command_says_what_is_wrong_and_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text("[data]\ntrain = 'x'\n[training]\nstepz = 4\n", encoding="utf-8")
+    assert main(["recipe", str(path)]) == 2
+    assert "unknown key 'training.stepz'; did you mean 'steps'" in capsys.readouterr().err
+    assert main(["recipe", "--schema", "--set", "a=1"]) == 2
+    assert "name the recipe file too" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as leaving:
+        main(["recipe"])
+    assert leaving.value.code == 2
