@@ -73,7 +73,8 @@ def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
 
 def report_json(report: Report) -> str:
     """The text of `report.json`: ASCII only, so that no character of the data acts on a terminal that shows it."""
-    return report.model_dump_json(indent=2, ensure_ascii=True) + "\n"
+    # delete is ASCII, and stands only inside strings
+    return report.model_dump_json(indent=2, ensure_ascii=True).replace("\x7f", "\\u007f") + "\n"
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -153,7 +153,8 @@ def break_even(name: str, once_usd: float, mine: float, theirs: float, answers_p
     `mine` and `theirs` are dollars for a thousand answers of the fine-tuned model and of the baseline.
     """
     saving = (theirs - mine) / 1000
-    answers = math.ceil(once_usd / saving) if saving > 0 else None
+    # rounded first: 10 / 0.0004 is 25000.000000000004 in binary
+    answers = math.ceil(round(once_usd / saving, 6)) if saving > 0 else None
     if answers is None:
         more = "as much as" if theirs == mine else f"{usd(mine - theirs)} more than"
         explanation = f"never on cost alone: a thousand answers cost {more} the baseline's."

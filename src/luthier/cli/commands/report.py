@@ -21,7 +21,9 @@ from luthier.report.text import visible
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `luthier report`."""
     parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="the run's folder")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write one file only: the page (.html) or the data (.json)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write one file only: the page (.html) or the data (.json)"
+    )
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of report.json")
 
 

@@ -1,0 +1,314 @@
+"""Each rule of the decision, from both sides of its line."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from luthier.report.decision import contest, decide
+from luthier.report.ladder import FEWEST_ROWS, Facts, Ladder, failure_share, rung
+from luthier.report.schema import (
+    Change,
+    Difference,
+    Evaluation,
+    Failures,
+    Finding,
+    Forgetting,
+    Gate,
+    Interval,
+    Measure,
+    Split,
+    System,
+    Training,
+    ValidationPoint,
+)
+
+N = 150
+KINDS: Mapping[str, dict[str, Any]] = {
+    "zero_shot": {"type": "zero_shot", "baseline": True},
+    "few_shot": {"type": "few_shot", "baseline": True},
+    "fine_tuned": {"type": "fine_tuned"},
+    "crf": {"type": "command", "baseline": True},
+}
+
+
+def system(name: str, value: float, half: float = 0.03, **changes: Any) -> System:
+    settings = {"n": N, **KINDS[name], **changes}
+    return System(name=name, metrics={"f1": Interval(value=value, low=value - half, high=value + half)}, **settings)
+
+
+def failing(share: float) -> dict[str, Failures]:
+    return {"json_valid": Failures(count=round(share * N), per_million=share * 1e6, per_million_high=share * 1e6 + 2e4)}
+
+
+def facts(values: Mapping[str, float], half: float = 0.03, mde: float | None = 0.05, **changes: Any) -> Facts:
+    """A ladder with these values; every paired difference has the half-width `half`."""
+    systems = tuple(system(name, value) for name, value in values.items())
+    differences = tuple(
+        Difference(
+            a=a,
+            b=b,
+            metric="f1",
+            difference=values[a] - values[b],
+            low=values[a] - values[b] - half,
+            high=values[a] - values[b] + half,
+        )
+        for a in values
+        for b in values
+        if a < b
+    )
+    settings: dict[str, Any] = {
+        "evaluation": Evaluation(task="json", primary_metric="f1", n=N, minimum_detectable_effect={"f1": mde}),
+        "systems": systems,
+        "differences": differences,
+    }
+    return Facts(**{**settings, **changes})
+
+
+LADDER = {"zero_shot": 0.60, "few_shot": 0.80, "fine_tuned": 0.92}
+
+
+def test_nothing_evaluated_is_not_yet() -> None:
+    verdict = decide(Facts())
+    assert (verdict.recommendation, verdict.rule, verdict.system) == ("not_yet", "unmeasured", None)
+    assert "luthier evaluate" in verdict.would_change[0]
+
+
+@pytest.mark.parametrize("missing", ["fine_tuned", "baselines"])
+def test_a_ladder_without_two_sides_is_not_yet(missing: str) -> None:
+    values = {k: v for k, v in LADDER.items() if (k == "fine_tuned") == (missing == "baselines")}
+    verdict = decide(facts(values))
+    assert (verdict.recommendation, verdict.rule) == ("not_yet", "unmeasured")
+    assert ("no held-out fine-tuned model" in verdict.sentence) == (missing == "fine_tuned")
+
+
+@pytest.mark.parametrize(
+    ("severity", "expected"), [("error", "not_yet"), ("warning", "fine_tune"), ("note", "fine_tune")]
+)
+def test_only_errors_in_the_data_block(severity: Any, expected: str) -> None:
+    finding = Finding(check="schema", severity=severity, message="row 7 has no answer.", count=1)
+    assert decide(facts(LADDER, findings=(finding,))).recommendation == expected
+
+
+@pytest.mark.parametrize(("passed", "expected"), [(False, ("not_yet", "blocked")), (True, ("fine_tune", "fine_tune"))])
+def test_a_failed_gate_blocks(passed: bool, expected: tuple[str, str]) -> None:
+    verdict = decide(facts(LADDER, preflight=(Gate(gate="end_of_turn", passed=passed),)))
+    assert (verdict.recommendation, verdict.rule) == expected
+
+
+@pytest.mark.parametrize(("n", "expected"), [(FEWEST_ROWS - 1, "few_rows"), (FEWEST_ROWS, "fine_tune")])
+def test_too_few_rows_for_any_interval(n: int, expected: str) -> None:
+    systems = tuple(system(name, value, n=n) for name, value in LADDER.items())
+    assert decide(facts(LADDER, systems=systems)).rule == expected
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.051, "unreliable"), (0.049, "fine_tune")])
+def test_the_format_floor_holds_for_the_best_system(share: float, expected: str) -> None:
+    systems = tuple(system(name, value, failures=failing(share)) for name, value in LADDER.items())
+    assert decide(facts(LADDER, systems=systems)).rule == expected
+
+
+def test_an_unreliable_fine_tuned_model_is_passed_over() -> None:
+    systems = (system("zero_shot", 0.6), system("few_shot", 0.8), system("fine_tuned", 0.92, failures=failing(0.2)))
+    verdict = decide(facts(LADDER, systems=systems))
+    assert (verdict.recommendation, verdict.system) == ("few_shot", "few_shot")
+    assert "fails the wanted format in 20 %" in verdict.sentence
+
+
+def test_nothing_reliable_that_is_good_enough_is_not_yet() -> None:
+    systems = (
+        system("crf", 0.5),
+        system("zero_shot", 0.6, failures=failing(0.3)),
+        system("fine_tuned", 0.92, failures=failing(0.2)),
+    )
+    verdict = decide(facts({"crf": 0.5, "zero_shot": 0.6, "fine_tuned": 0.92}, systems=systems))
+    assert (verdict.recommendation, verdict.rule) == ("not_yet", "left_over")
+
+
+@pytest.mark.parametrize(
+    ("gain", "half", "expected"),
+    [
+        (0.05, 0.04, "fine_tune"),  # clear of zero and large
+        (0.05, 0.06, "few_shot"),  # touches zero
+        (0.015, 0.005, "few_shot"),  # clear of zero but too small to matter
+        (0.021, 0.005, "fine_tune"),  # clear of zero and just large enough
+        (-0.05, 0.01, "few_shot"),  # clearly worse
+    ],
+)
+def test_fine_tuning_must_be_clear_of_zero_and_large_enough(gain: float, half: float, expected: str) -> None:
+    verdict = decide(facts({"zero_shot": 0.5, "few_shot": 0.8, "fine_tuned": 0.8 + gain}, half))
+    assert verdict.recommendation == expected
+    assert verdict.baseline == "few_shot"
+    assert verdict.difference is not None and verdict.difference.difference == pytest.approx(gain)
+
+
+@pytest.mark.parametrize(("zero", "expected"), [(0.79, "prompt"), (0.74, "few_shot")])
+def test_the_cheaper_prompt_wins_a_tie(zero: float, expected: str) -> None:
+    assert decide(facts({"zero_shot": zero, "few_shot": 0.80, "fine_tuned": 0.81})).recommendation == expected
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        (0.95, "external"),  # clearly better
+        (0.92, "external"),  # equal
+        (0.90, "external"),  # a tie from below
+        (0.85, "fine_tune"),  # clearly worse
+    ],
+)
+def test_an_external_program_that_beats_or_ties_needs_no_language_model(program: float, expected: str) -> None:
+    verdict = decide(facts({**LADDER, "crf": program}))
+    assert verdict.recommendation == expected
+    assert ("No language model is needed" in verdict.sentence) == (expected == "external")
+
+
+def test_a_prompt_that_clearly_beats_the_program_is_not_replaced_by_it() -> None:
+    assert decide(facts({"zero_shot": 0.9, "fine_tuned": 0.7, "crf": 0.7})).recommendation == "prompt"
+
+
+def test_an_external_program_that_is_not_held_out_never_counts() -> None:
+    values = {**LADDER, "crf": 0.99}
+    systems = tuple(system(name, value, held_out=name != "crf") for name, value in values.items())
+    verdict = decide(facts(values, systems=systems))
+    assert (verdict.recommendation, verdict.baseline) == ("fine_tune", "few_shot")
+    assert any("crf scores higher" in warning for warning in verdict.warnings)
+    assert any("crf is left out of the decision" in e.text for e in verdict.evidence)
+
+
+def test_a_baseline_that_is_not_held_out_is_no_baseline() -> None:
+    values = {"zero_shot": 0.6, "few_shot": 0.95, "fine_tuned": 0.8}
+    systems = tuple(system(name, value, held_out=name != "few_shot") for name, value in values.items())
+    verdict = decide(facts(values, systems=systems))
+    assert (verdict.recommendation, verdict.baseline) == ("fine_tune", "zero_shot")
+
+
+def test_a_fine_tuned_model_that_is_not_held_out_is_never_chosen() -> None:
+    systems = (system("zero_shot", 0.6), system("fine_tuned", 0.99, held_out=False))
+    assert decide(facts({"zero_shot": 0.6, "fine_tuned": 0.99}, systems=systems)).recommendation == "not_yet"
+
+
+@pytest.mark.parametrize(("mde", "expected"), [(0.11, "coarse"), (0.10, "cheaper_rung")])
+def test_a_tie_counts_only_if_the_test_could_have_seen_a_difference(mde: float, expected: str) -> None:
+    verdict = decide(facts({"zero_shot": 0.80, "fine_tuned": 0.82}, half=0.05, mde=mde))
+    assert verdict.rule == expected
+
+
+@pytest.mark.parametrize(("half", "expected"), [(0.08, "coarse"), (0.06, "cheaper_rung")])
+def test_without_a_measured_effect_size_it_follows_from_the_interval(half: float, expected: str) -> None:
+    # half-width times (1.96 + 0.84) / 1.96 = 1.43: 0.114 and 0.086
+    verdict = decide(facts({"zero_shot": 0.80, "fine_tuned": 0.82}, half=half, mde=None))
+    assert verdict.rule == expected
+
+
+def test_a_clear_difference_is_never_too_coarse() -> None:
+    assert decide(facts(LADDER, half=0.1, mde=0.15)).rule == "fine_tune"
+
+
+def test_the_rows_that_are_needed_are_named() -> None:
+    verdict = decide(facts({"zero_shot": 0.80, "fine_tuned": 0.82}, half=0.15, mde=0.2))
+    assert "about 600 test rows" in verdict.would_change[0]  # 150 * (0.2 / 0.1) ** 2
+
+
+def test_lower_is_better_turns_every_comparison() -> None:
+    evaluation = Evaluation(
+        task="text", primary_metric="f1", n=N, lower_is_better=("f1",), minimum_detectable_effect={"f1": 0.2}
+    )
+    better = facts({"zero_shot": 12.0, "fine_tuned": 9.0}, half=1.0, evaluation=evaluation)
+    worse = facts({"zero_shot": 9.0, "fine_tuned": 12.0}, half=1.0, evaluation=evaluation)
+    assert decide(better).recommendation == "fine_tune"
+    assert decide(worse).recommendation == "prompt"
+
+
+def test_on_another_scale_effects_are_shares_of_the_baseline() -> None:
+    assert decide(facts({"zero_shot": 50.0, "fine_tuned": 51.5}, half=0.4, mde=1.0)).recommendation == "fine_tune"
+    assert decide(facts({"zero_shot": 50.0, "fine_tuned": 50.5}, half=0.4, mde=1.0)).recommendation == "prompt"
+
+
+def test_a_difference_that_was_measured_the_other_way_round_is_turned() -> None:
+    base = facts({"zero_shot": 0.5, "fine_tuned": 0.8})
+    turned = Difference(a="zero_shot", b="fine_tuned", metric="f1", difference=-0.3, low=-0.35, high=-0.2)
+    verdict = decide(facts({"zero_shot": 0.5, "fine_tuned": 0.8}, differences=(turned,)))
+    assert verdict.difference is not None
+    assert (verdict.difference.a, verdict.difference.low, verdict.difference.high) == ("fine_tuned", 0.2, 0.35)
+    assert decide(base).recommendation == verdict.recommendation == "fine_tune"
+
+
+@pytest.mark.parametrize(("tuned", "expected"), [(0.85, "fine_tune"), (0.83, "prompt")])
+def test_without_a_paired_difference_the_intervals_are_added_as_independent(tuned: float, expected: str) -> None:
+    # half-widths 0.03 and 0.03 give 0.0424, and the gap is 0.05 or 0.03
+    verdict = decide(facts({"zero_shot": 0.80, "fine_tuned": tuned}, differences=()))
+    assert verdict.recommendation == expected
+    assert verdict.difference is not None and "not paired" in (verdict.difference.test or "")
+
+
+def test_missing_intervals_never_prove_anything() -> None:
+    bare = tuple(
+        System(name=name, n=N, metrics={"f1": Interval(value=value)}, **KINDS[name]) for name, value in LADDER.items()
+    )
+    assert decide(facts(LADDER, systems=bare, differences=(), mde=None)).rule == "coarse"
+
+
+def test_forgetting_is_a_warning_only_when_the_interval_is_clear_of_zero() -> None:
+    def measured(low: float, high: float, higher: bool) -> Forgetting:
+        change = Change(value=(low + high) / 2, low=low, high=high)
+        return Forgetting(
+            measures=(
+                Measure(name="choice", higher_is_better=higher, before=Interval(), after=Interval(), difference=change),
+            )
+        )
+
+    lost = [measured(-0.05, -0.01, True), measured(0.1, 0.4, False)]
+    kept = [measured(-0.05, 0.01, True), measured(0.01, 0.05, True), measured(-0.4, -0.1, False)]
+    assert all("general ability was lost" in decide(facts(LADDER, forgetting=f)).sentence for f in lost)
+    assert not any(decide(facts(LADDER, forgetting=f)).warnings for f in kept)
+
+
+def test_leaks_and_label_noise_and_interruption_are_said() -> None:
+    noise = Finding(check="label_errors", severity="warning", message="12 rows look mislabeled", count=12)
+    dull = Finding(check="duplicates", severity="warning", message="3 repeats", count=3)
+    training = Training(stopped="interrupted")
+    verdict = decide(facts(LADDER, findings=(noise, dull), split=Split(leaks=2), training=training))
+    assert [w.split()[0] for w in verdict.warnings] == ["2", "The", "The"]
+    assert "12 rows look mislabeled" in verdict.warnings[1]
+    assert verdict.sentence.startswith(verdict.headline) and "leaked" in verdict.sentence
+    assert not decide(
+        facts(LADDER, findings=(dull,), split=Split(leaks=0), training=Training(stopped="finished"))
+    ).warnings
+
+
+@pytest.mark.parametrize(("best", "expected"), [(30, True), (20, False)])
+def test_a_loss_that_still_falls_would_change_it(best: int, expected: bool) -> None:
+    points = tuple(ValidationPoint(step=s, loss=1.0) for s in (10, 20, 30))
+    training = Training(stopped="finished", best_step=best, validation=points)
+    verdict = decide(facts(LADDER, training=training))
+    assert any("Longer training" in text for text in verdict.would_change) == expected
+
+
+def test_rungs_follow_type_and_baseline() -> None:
+    assert [rung(system(name, 0.5)) for name in KINDS] == ["prompt", "few_shot", "fine_tune", "external"]
+    assert rung(system("zero_shot", 0.5, type="rag")) == "prompt"
+    assert rung(system("fine_tuned", 0.5, type="fine_tuned_rag")) == "fine_tune"
+
+
+def test_contest_names_the_two_sides() -> None:
+    assert contest(facts({**LADDER, "crf": 0.99})) == ("fine_tuned", "few_shot")
+    assert contest(Facts()) == (None, None)
+
+
+def test_of_equals_the_cheaper_is_best() -> None:
+    found = Ladder(facts({"few_shot": 0.8, "zero_shot": 0.8, "fine_tuned": 0.9})).best("prompt", "few_shot")
+    assert found is not None and found.name == "zero_shot"
+
+
+def test_failure_share_is_the_worst_of_the_forms() -> None:
+    both = {**failing(0.02), "schema_valid": failing(0.3)["json_valid"]}
+    assert failure_share(system("zero_shot", 0.5, failures=both)) == pytest.approx(0.3)
+    assert failure_share(system("zero_shot", 0.5)) == 0
+
+
+def test_the_sentence_has_gain_interval_and_system() -> None:
+    sentence = decide(facts(LADDER)).sentence
+    assert sentence == (
+        "Fine-tune: the fine-tuned model reaches F1 0.920 on 150 unseen rows, "
+        "+0.12 [0.09, 0.15] over few-shot prompting, the best without training."
+    )
