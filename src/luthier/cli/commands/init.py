@@ -1,0 +1,480 @@
+"""Write a commented recipe that fits a data file: kind of answer, lengths, instruction, metrics, defaults by size.
+
+    luthier init train.jsonl --test test.jsonl -o recipe.toml
+
+Nothing is trained and no model is needed. The recipe is a start: every line says why it stands there.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.data.profile import MESSAGE_TOKENS, Profile, estimate_tokens, profile
+from luthier.data.write import atomic_text
+from luthier.errors import DataError, EvaluationError, RecipeError
+from luthier.recipe import ModelSettings
+
+SMALL_MODEL = 1_000_000_000
+"""Parameters below which a model likes a higher learning rate."""
+INSTRUCTION_CHARACTERS = 1500
+"""Room for labels in an instruction that is trained with; it costs time in every row."""
+LISTED_BY_ZERO_SHOT, BASELINE_CHARACTERS = 1900, 8000
+"""Fewer characters of labels the system zero_shot lists by itself; more are too many for a prompt."""
+SCHEMA = "schema.json"
+TOKENS_OF_WORK, LEAST_ROWS_SEEN, MOST_ROWS_SEEN = 450_000, 1200, 4000
+"""Training on about 450,000 tokens takes some ten minutes on two cores for a model of 135 million parameters."""
+LARGEST_CONTEXT = 8192
+SAFETY = 1.25
+"""The tokens of a row are an estimate; no row shall be cut."""
+
+TASKS = {
+    "json": "answers are JSON objects",
+    "label": "answers are one of {labels} labels",
+    "tool_calls": "answers call tools",
+    "text": "answers are free text",
+    "preference": "pairs of a better and a worse answer",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a recipe: a key, its value, and why."""
+
+    key: str
+    value: Any
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table of a recipe; `note` stands above it."""
+
+    name: str
+    entries: Sequence[Entry]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known before the recipe is written."""
+
+    train: Profile
+    test: Profile | None
+    validation: Profile | None
+    model: str
+    folder: Path
+    schema: Path | None
+
+    @property
+    def trained_rows(self) -> int:
+        """Rows left to train on, about."""
+        rows = self.train.rows * (1 - (0 if self.test else self.test_share))
+        return max(1, round(rows - (0 if self.validation else self.train.rows * self.validation_share)))
+
+    @property
+    def test_share(self) -> float:
+        """For at least 100 test rows, at most 1,000, and never more than a fifth."""
+        return _share(100, 1000, 0.2, self.train.rows)
+
+    @property
+    def validation_share(self) -> float:
+        """For at least 50 validation rows, at most 500, and never more than 15 %."""
+        return _share(50, 500, 0.15, self.train.rows)
+
+    @property
+    def is_small_model(self) -> bool:
+        """Whether the model is known, or named, to have fewer than a billion parameters."""
+        return parameters_of(self.model) < SMALL_MODEL
+
+    @property
+    def instruction(self) -> str | None:
+        """System message for rows of text and label that have none."""
+        if self.train.format != "text_label" or self.train.has_system:
+            return None
+        listing = label_instruction(self.train.labels)
+        if self.train.labels and len(listing) <= INSTRUCTION_CHARACTERS:
+            return listing
+        return "Classify the text. Answer with its label and nothing else."
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a middling row, about, the instruction included."""
+        return self.train.row_tokens.median + self._instruction_tokens
+
+    @property
+    def longest_tokens(self) -> int:
+        """Tokens of the longest row that is trained or validated on, about."""
+        longest = [p.row_tokens.longest for p in (self.train, self.validation) if p is not None]
+        return max(longest) + self._instruction_tokens
+
+    @property
+    def _instruction_tokens(self) -> int:
+        return round(estimate_tokens(self.instruction)) + MESSAGE_TOKENS if self.instruction else 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `luthier init` takes."""
+    parser.add_argument("train", type=Path, help="training rows: JSONL, JSON, CSV, TSV or Parquet")
+    parser.add_argument(
+        "--test", type=Path, metavar="FILE", help="rows of their own to test on; absent: a share of train"
+    )
+    parser.add_argument("--validation", type=Path, metavar="FILE", help="rows of their own that choose the checkpoint")
+    parser.add_argument("--format", default="auto", help="how a row is read; absent: found by looking at the rows")
+    parser.add_argument("--model", default=ModelSettings().name, help="base model (default: %(default)s)")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("recipe.toml"), help="where to write (default: %(default)s)"
+    )
+    parser.add_argument("--force", action="store_true", help="replace the file if it is there")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look at the data, write the recipe, and say what was found and what comes next.
+
+    Raises:
+        DataError: a file or row cannot be read, or the files do not fit together.
+        RecipeError: the recipe exists and --force was not given.
+        StorageError: the recipe cannot be written.
+    """
+    output: Path = args.output
+    if output.is_dir():
+        raise RecipeError(f"{output}: is a folder; name the file too, such as -o {output / 'recipe.toml'}")
+    if output.exists() and not args.force:
+        raise RecipeError(f"{output}: exists already, and may hold your changes; name another with -o, or add --force")
+    train = profile(args.train, args.format)
+    test, validation = (profile(p, args.format) if p else None for p in (args.test, args.validation))
+    for held_out in (test, validation):
+        _require_same_kind(train, held_out)
+    schema, said = find_schema(train)
+    facts = Facts(train, test, validation, args.model, output.resolve().parent, schema)
+    text = render(facts)
+    with atomic_text(output) as file:
+        file.write(text)
+    print("\n".join([*findings(facts), *said, "", f"Wrote {output}. Look at it, then:"]))
+    print(f"  luthier check {_shell(output)}   what is wrong with the data, and what will be trained, token by token")
+    print(f"  luthier run {_shell(output)}     baselines, training, test, verdict")
+    return 0
+
+
+def _require_same_kind(train: Profile, other: Profile | None) -> None:
+    if other is None:
+        return
+    mine, theirs = ((p.is_raw_text, p.kind == "preference") for p in (train, other))
+    if mine != theirs:
+        raise DataError(
+            f"the rows are {_rows_of(other)}, but {train.path} has {_rows_of(train)}; expected the same", other.path
+        )
+
+
+def _rows_of(found: Profile) -> str:
+    return "raw text" if found.is_raw_text else "preference pairs" if found.kind == "preference" else "conversations"
+
+
+def _shell(path: Path) -> str:
+    text = str(path)
+    return text if re.fullmatch(r"[\w@%+=:,./-]+", text) else "'" + text.replace("'", "'\\''") + "'"
+
+
+# What was found
+
+
+def findings(facts: Facts) -> list[str]:
+    """What the rows are like, for the user."""
+    train = facts.train
+    lines = [f"{train.path}: {train.rows:,} rows in the format {train.format}"]
+    lines.append(f"  task       {describe_task(train)}")
+    for name, of in (("prompts", train.prompt_characters), ("replies", train.reply_characters)):
+        if of.longest:
+            lines.append(f"  {name:<10} {of.median:,} characters in the middle, {of.longest:,} at most")
+    lines.append(
+        f"  rows       about {facts.row_tokens:,} tokens in the middle, {facts.longest_tokens:,} at most (estimated)"
+    )
+    has = [name for name, there in (("tools", train.has_tools), ("system messages", train.has_system)) if there]
+    lines.append(f"  with       {' and '.join(has) or 'neither tools nor system messages'}")
+    lines.append(f"  repeats    {train.repeats:,} of the first {train.looked_at:,} rows ({train.repeat_share:.1%})")
+    for name, other in (("test", facts.test), ("validation", facts.validation)):
+        if other is not None:
+            lines.append(f"{other.path}: {other.rows:,} rows for {name}")
+    return [*lines, *_warnings(facts)]
+
+
+def describe_task(train: Profile) -> str:
+    """The kind of task in words."""
+    if train.is_raw_text:
+        return "text: raw text, trained on from beginning to end"
+    return f"{train.kind}: " + TASKS[train.kind].format(labels=len(train.labels))
+
+
+def _warnings(facts: Facts) -> Iterator[str]:
+    if facts.train.rows < 50:
+        yield f"note: {facts.train.rows} rows are very few; differences between systems will hardly be told from chance"
+    test = facts.test
+    if test is not None and test.kind == "label" and (new := sorted(set(test.labels) - set(facts.train.labels))):
+        yield f"note: {len(new)} labels of {test.path} never occur in {facts.train.path}, so they cannot be learned"
+    if facts.longest_tokens * SAFETY > LARGEST_CONTEXT:
+        yield (
+            f"note: the longest row may have {facts.longest_tokens:,} tokens; training.max_tokens stays at "
+            f"{LARGEST_CONTEXT}, and `luthier check` says which rows would be cut"
+        )
+
+
+def find_schema(train: Profile) -> tuple[Path | None, list[str]]:
+    """schema.json beside the data, if it is a JSON Schema that the replies satisfy; and what to say about it."""
+    path = train.path.parent / SCHEMA
+    if train.kind != "json" or not path.is_file():
+        return None, []
+    import jsonschema
+    from referencing.exceptions import Unresolvable
+
+    from luthier.evaluation.metrics.schema_valid import read_schema
+
+    try:
+        schema = read_schema(path)
+        validator = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)(schema)
+        valid = sum(
+            validator.is_valid(json.loads(reply)) for reply in train.sample_replies if reply.lstrip()[:1] == "{"
+        )
+    except (EvaluationError, Unresolvable, ValueError) as error:
+        return None, [f"note: {path} is left out: {error}"]
+    if schema.get("type") != "object" and "properties" not in schema:
+        return None, [f"note: {path} is left out: it is no schema of an object"]
+    if valid < 0.95 * len(train.sample_replies):
+        looked = len(train.sample_replies)
+        return None, [f"note: {path} is left out: only {valid} of the first {looked} replies satisfy it"]
+    return path, [f"{path}: a JSON Schema that the replies satisfy; it becomes a metric"]
+
+
+# The recipe
+
+
+def render(facts: Facts) -> str:
+    """The recipe as TOML text."""
+    train = facts.train
+    head = [
+        f"# Written by `luthier init` for {_comment(train.path.name)}: {train.rows:,} rows, {describe_task(train)}.",
+        "# Paths are read from this file's folder. Keys that are left out have defaults.",
+        "",
+        "seed = 0",
+    ]
+    return "\n".join([*head, *(line for section in sections(facts) for line in _render_section(section))]) + "\n"
+
+
+def _comment(text: str) -> str:
+    """Foreign text on a comment line: nothing in it can end the line."""
+    return json.dumps(text, ensure_ascii=True)
+
+
+def _render_section(section: Section) -> Iterator[str]:
+    yield ""
+    if section.note:
+        yield from (f"# {line}" for line in section.note.splitlines())
+    yield f"[{section.name}]"
+    lines = [(f"{entry.key} = {toml_value(entry.value)}", entry.why) for entry in section.entries]
+    width = max((len(line) for line, why in lines if why and len(line) <= 44), default=0)
+    for line, why in lines:
+        if len(line) > 44 and why:
+            yield f"# {why}"
+        yield f"{line:<{width}}  # {why}" if why and len(line) <= 44 else line
+
+
+def toml_value(value: Any) -> str:
+    """A value as TOML writes it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        # JSON's escapes are TOML's; DEL alone is allowed bare in the one and not in the other
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, float):
+        mantissa, exponent = f"{value:.6e}".split("e")
+        short = f"{float(mantissa):g}e{int(exponent)}"
+        return short if abs(value) < 0.01 else repr(value)
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(toml_value(item) for item in value) + "]"
+    return str(value)
+
+
+def sections(facts: Facts) -> list[Section]:
+    """The tables of the recipe, in their order."""
+    return [
+        _model(facts),
+        _data(facts),
+        Section("adapter", [Entry("type", "lora", "small matrices beside the frozen weights"), Entry("rank", 16)]),
+        _objective(facts),
+        Section("optimizer", [Entry("type", "adamw"), _learning_rate(facts)]),
+        Section("schedule", [Entry("type", "cosine", "warms up over the first steps, then falls to zero")]),
+        _training(facts),
+        _evaluation(facts),
+        *_systems(facts),
+    ]
+
+
+def _model(facts: Facts) -> Section:
+    entries = [Entry("name", facts.model)]
+    if facts.train.has_tools and "smollm2" in Path(facts.model).name.lower():
+        entries.append(Entry("template", "chatml_tools", "the model's own template would drop the tools"))
+    return Section("model", entries)
+
+
+def _data(facts: Facts) -> Section:
+    train = facts.train
+    profiles = {"train": train, "validation": facts.validation, "test": facts.test}
+    entries = [Entry(name, _relative(p.path, facts.folder)) for name, p in profiles.items() if p is not None]
+    same = {p.format for p in profiles.values() if p is not None} == {train.format}
+    entries.append(Entry("format", train.format if same else "auto", "found by looking at the rows"))
+    if facts.instruction is not None:
+        listed = (
+            "names the labels"
+            if facts.instruction == label_instruction(train.labels)
+            else "the labels are too many to name"
+        )
+        entries.append(Entry("instruction", facts.instruction, f"System message of every row; {listed}."))
+    if facts.validation is None:
+        entries.append(Entry("validation_share", facts.validation_share, "chooses the best checkpoint"))
+    if facts.test is None:
+        entries.append(Entry("test_share", facts.test_share, "nothing is chosen on these rows"))
+    if train.repeats:
+        entries.append(Entry("duplicates", "drop", f"{train.repeats:,} of {train.looked_at:,} rows repeat another"))
+    return Section("data", entries)
+
+
+def _objective(facts: Facts) -> Section:
+    if facts.train.kind == "preference":
+        return Section(
+            "objective",
+            [
+                Entry("type", "dpo", "the chosen reply shall gain on the rejected one"),
+                Entry("beta", 0.1, "pull towards the base model; higher stays closer"),
+            ],
+        )
+    why = "every token of the text" if facts.train.is_raw_text else "loss on the replies only"
+    return Section("objective", [Entry("type", "sft", why)])
+
+
+def _learning_rate(facts: Facts) -> Entry:
+    size = "below a billion parameters" if facts.is_small_model else "a billion parameters or more, or unknown"
+    if facts.train.kind == "preference":
+        return Entry("learning_rate", 5e-5 if facts.is_small_model else 1e-5, f"for DPO with LoRA; model {size}")
+    return Entry("learning_rate", 5e-4 if facts.is_small_model else 2e-4, f"for LoRA; model {size}")
+
+
+def _training(facts: Facts) -> Section:
+    epochs, per_step = plan_work(facts)
+    steps = math.ceil(epochs * facts.trained_rows / per_step)
+    longest = min(LARGEST_CONTEXT, max(128, 64 * math.ceil(facts.longest_tokens * SAFETY / 64)))
+    seen = epochs * facts.trained_rows * facts.row_tokens * (2 if facts.train.kind == "preference" else 1)
+    note = (
+        f"About {steps:,} steps over {_round(seen):,} tokens; `luthier estimate` tells time and memory on this machine."
+    )
+    if seen > 3 * TOKENS_OF_WORK:
+        note += "\nThat is long without a GPU; for a first look run with --set training.steps=300."
+    return Section(
+        "training",
+        [
+            Entry("epochs", epochs, f"passes over about {facts.trained_rows:,} rows"),
+            Entry("rows_per_step", per_step),
+            Entry("max_tokens", longest, f"the longest row has about {facts.longest_tokens:,}, estimated"),
+            Entry("patience", 3, "stop after three validations without a lower loss"),
+        ],
+        note,
+    )
+
+
+def plan_work(facts: Facts) -> tuple[float, int]:
+    """(epochs, rows per step): fewer rows are seen more often, and the work stays at minutes for some 1,000 rows."""
+    rows, is_pairs = facts.trained_rows, facts.train.kind == "preference"
+    tokens = facts.row_tokens * (2 if is_pairs else 1)
+    seen = min(MOST_ROWS_SEEN, max(LEAST_ROWS_SEEN, TOKENS_OF_WORK // max(tokens, 1)))
+    epochs = min(10.0, max(1.0, seen / rows))
+    if is_pairs:
+        epochs = min(epochs, 3.0)  # preferences overfit sooner than replies
+    epochs = round(epochs * 2) / 2 if epochs < 3 else float(round(epochs))
+    per_step = 4 if rows < 150 else 8 if rows < 5000 else 16 if rows < 20_000 else 32
+    return epochs, per_step
+
+
+def _evaluation(facts: Facts) -> Section:
+    train = facts.train
+    metrics = metrics_of(facts)
+    entries = [Entry("task", "text" if train.kind == "preference" else train.kind, describe_task(train).split(": ")[1])]
+    entries += [Entry("metrics", metrics), Entry("primary_metric", metrics[0], "the one that decides")]
+    if facts.schema is not None:
+        entries.append(Entry("json_schema", _relative(facts.schema, facts.folder)))
+    rows, tokens = facts.test.rows if facts.test else train.rows * facts.test_share, train.reply_tokens.median
+    if rows * tokens > 100_000 and not train.is_raw_text:
+        most = max(200, 50 * round(100_000 / tokens / 50))
+        entries.append(Entry("max_rows", most, f"of {round(rows):,} test rows, to keep the evaluation short"))
+    return Section("evaluation", entries)
+
+
+def metrics_of(facts: Facts) -> list[str]:
+    """Names of the metrics that fit the kind of answer, the deciding one first."""
+    if facts.train.is_raw_text:
+        return ["perplexity", "token_accuracy"]
+    kind = facts.train.kind
+    if kind == "json":
+        return ["field_f1", "exact_match", "json_valid", *(["schema_valid"] if facts.schema else [])]
+    if kind == "label":
+        return ["accuracy", "macro_f1"]
+    return ["tool_calls"] if kind == "tool_calls" else ["rouge_l", "chrf"]
+
+
+def _systems(facts: Facts) -> list[Section]:
+    train = facts.train
+    note = "What is compared, on the same test rows:"
+    listing = label_instruction(train.labels)
+    is_named = facts.instruction is None or facts.instruction == listing
+    variants = []
+    if not is_named and LISTED_BY_ZERO_SHOT < len(listing) <= BASELINE_CHARACTERS:
+        variants = [Entry("variants", [listing], "Another prompt to try: without training, labels cannot be known.")]
+    tuned = Section("evaluation.systems.fine_tuned", [], "the model that this run trains")
+    zero = Section("evaluation.systems.zero_shot", variants, f"{note}\nthe base model, with the best of a few prompts")
+    if train.is_raw_text:
+        return [zero, tuned]
+    shots = max(1, min(8, 1200 // max(train.turn_tokens.median, 1)))
+    why = f"solved examples before each question, each about {train.turn_tokens.median:,} tokens"
+    few = Section(
+        "evaluation.systems.few_shot", [Entry("shots", shots, why)], "the base model, shown similar training rows"
+    )
+    return [zero, few, tuned]
+
+
+# Small things
+
+
+def label_instruction(labels: Sequence[str]) -> str:
+    """An instruction that names the labels."""
+    return f"Classify the text. Answer with exactly one of these labels and nothing else: {', '.join(labels)}"
+
+
+def parameters_of(model: str) -> float:
+    """Parameters of a model, as the catalogue or its name tells (`0.5b`, `135M`); infinite if neither does."""
+    from luthier.models.catalog import known
+
+    entry = known().get(model)
+    if entry is not None:
+        return entry.parameters
+    sizes = re.findall(r"(?<![\w.])(\d+(?:\.\d+)?)([mb])(?![a-z])", Path(model).name.lower())
+    scale: dict[str, Callable[[float], float]] = {"m": lambda n: n * 1e6, "b": lambda n: n * 1e9}
+    return scale[sizes[0][1]](float(sizes[0][0])) if sizes else math.inf
+
+
+def _share(least: int, most: int, highest: float, rows: int) -> float:
+    return round(min(highest, max(least / rows, min(0.1, most / rows))), 3) or most / rows
+
+
+def _relative(path: Path, folder: Path) -> str:
+    try:
+        return Path(os.path.relpath(path.resolve(), folder)).as_posix()
+    except ValueError:  # another drive, on Windows
+        return path.resolve().as_posix()
+
+
+def _round(value: float) -> int:
+    """Two significant digits: it is an estimate."""
+    digits = max(0, len(str(int(value))) - 2)
+    return int(round(value, -digits))
