@@ -71,6 +71,8 @@ class Subject:
     """Layers that the recipe asks the adapter to change; empty if it names none."""
     checksums: Mapping[str, str] = field(default_factory=dict)
     """`tensors_moved.checksums(...)` as it was before step 1."""
+    memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+    """What several gates of a stage need and one computes; a copy of the subject starts without it."""
 
     @cached_property
     def cases(self) -> tuple[Case, ...]:

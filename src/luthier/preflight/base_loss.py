@@ -12,7 +12,7 @@ import torch
 from luthier.adapters.base import Injected
 from luthier.examples import Row
 from luthier.objectives.sft import SFT
-from luthier.preflight._probe import differences, evaluating, plain_logprobs, probe_rows, scored, tolerance
+from luthier.preflight._probe import differences, evaluating, plain_logprobs, score_probe, tolerance
 from luthier.preflight.base import Gate, GateResult, Stage, Subject
 
 
@@ -30,12 +30,11 @@ class BaseLoss(Gate):
     def check(self, subject: Subject) -> GateResult:
         """Weighted negative log-likelihood of real rows: by the engine's path, and row by row on the base alone."""
         loaded, models = subject.need_model(), subject.need_models()
-        rows = probe_rows(subject)
-        if not rows:
+        probe = score_probe(subject)
+        if probe is None:
             return self.fails("There is no row with a trained token to score.")
-        batch = subject.batches.build(rows).to(loaded.device)
+        rows, batch, found = probe.rows, probe.batch, probe.logprobs
         with torch.no_grad(), evaluating(loaded.model):
-            found = scored(models.policy, batch)
             total = float(subject.objective.loss(models, batch).total) if isinstance(subject.objective, SFT) else None
             with _base(subject.need_injected()):
                 wanted = [plain_logprobs(loaded.model, row, loaded.device) for row in rows]

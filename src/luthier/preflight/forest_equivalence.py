@@ -6,7 +6,7 @@ shown on this model, in its number format, on real rows, against plain calls of 
 
 from typing import ClassVar
 
-from luthier.preflight._probe import differences, evaluating, plain_logprobs, probe_rows, scored, tolerance
+from luthier.preflight._probe import differences, evaluating, plain_logprobs, score_probe, tolerance
 from luthier.preflight.base import Gate, GateResult, Stage, Subject
 
 
@@ -19,15 +19,13 @@ class ForestEquivalence(Gate):
 
     def check(self, subject: Subject) -> GateResult:
         """Score up to 8 rows both ways, with the adapter as it is, and compare every trained token."""
-        loaded, scorer = subject.need_model(), subject.need_models().policy
-        rows = probe_rows(subject)
-        if not rows:
+        loaded, probe = subject.need_model(), score_probe(subject)
+        if probe is None:
             return self.fails("There is no row with a trained token to score.")
-        batch = subject.batches.build(rows).to(loaded.device)
+        rows, batch = probe.rows, probe.batch
         with evaluating(loaded.model):
-            together = scored(scorer, batch)
             alone = [plain_logprobs(loaded.model, row, loaded.device) for row in rows]
-        largest, mean = differences(together, alone)
+        largest, mean = differences(probe.logprobs, alone)
         allowed = tolerance(loaded.dtype)
         held, counted = len(batch.forest.ids_N), batch.logical_tokens
         details = {

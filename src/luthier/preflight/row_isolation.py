@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 
 from luthier.examples import Row
-from luthier.preflight._probe import evaluating, probe_rows, scored
+from luthier.preflight._probe import evaluating, score_probe, scored
 from luthier.preflight.base import Gate, GateResult, Stage, Subject
 
 
@@ -24,19 +24,21 @@ class RowIsolation(Gate):
     def check(self, subject: Subject) -> GateResult:
         """Score the batch, change the first row that can be changed, then the last, and score again each time."""
         loaded, scorer = subject.need_model(), subject.need_models().policy
-        rows = probe_rows(subject)
-        rows = [*rows, *(_tail_changed(row, subject) for row in rows[:1])] if len(rows) == 1 else rows
-        if not rows:
+        probe = score_probe(subject)
+        if probe is None:
             return self.fails("There is no row with a trained token to score.")
-        changeable = [i for i, row in enumerate(rows) if _own_from(i, rows) < len(row.ids)]
+        rows, before = probe.rows, probe.logprobs
+        changeable = _changeable(rows)
+        if not changeable:  # one row only, or all are beginnings of one another: give the first another end beside it
+            rows = [rows[0], _tail_changed(rows[0], subject)]
+            changeable = _changeable(rows)
+            with evaluating(loaded.model):
+                before = scored(scorer, subject.batches.build(rows).to(loaded.device))
         if not changeable:
-            return self.passes(
-                "All rows looked at are beginnings of one another; nothing can be changed apart.", probes=0
-            )
+            return self.fails("The rows are too short to change one of them apart from the others.")
         victims = sorted({changeable[0], changeable[-1]})
         leaks = []
         with evaluating(loaded.model):
-            before = scored(scorer, subject.batches.build(rows).to(loaded.device))
             for victim in victims:
                 changed = [
                     _replace(row, _own_from(i, rows), rows) if i == victim else row for i, row in enumerate(rows)
@@ -49,6 +51,11 @@ class RowIsolation(Gate):
             named = ", ".join(repr(row_id) for row_id in leaks[:5])
             return self.fails(f"Changing another row changed the scores of the rows {named}.", **details)
         return self.passes(f"{len(victims)} of {len(rows)} rows were changed; no other row moved by a bit.", **details)
+
+
+def _changeable(rows: Sequence[Row]) -> list[int]:
+    """Rows with tokens of their own that can be replaced."""
+    return [i for i, row in enumerate(rows) if len(rows) > 1 and _own_from(i, rows) < len(row.ids)]
 
 
 def _own_from(index: int, rows: Sequence[Row]) -> int:
