@@ -9,10 +9,18 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny, field_serializer, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PositiveInt,
+    SerializeAsAny,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from luthier import registry
-from luthier.config import Settings, Tree, build, canonical_hash, override, read_toml
+from luthier.config import Settings, Tree, build, canonical_hash, did_you_mean, override, read_toml
 from luthier.errors import RecipeError
 
 ADAPTERS = "luthier.adapters"
@@ -20,6 +28,7 @@ OBJECTIVES = "luthier.objectives"
 OPTIMIZERS = "luthier.engine.optimizers"
 SCHEDULES = "luthier.engine.schedules"
 SYSTEMS = "luthier.evaluation.systems"
+METRICS = "luthier.evaluation.metrics"
 
 PARTS: Mapping[str, tuple[str, str]] = {
     "adapter": (ADAPTERS, "lora"),
@@ -188,6 +197,15 @@ class EvaluationSettings(Settings):
             name: build_part(SYSTEMS, table, name, ["evaluation", "systems", name]) for name, table in tables.items()
         }
         return {**values, "systems": built}
+
+    @field_validator("metrics", "primary_metric")
+    @classmethod
+    def _require_known_metrics(cls, value: Any) -> Any:
+        known = registry.names(METRICS)
+        for name in value if isinstance(value, tuple) else [value]:
+            if name is not None and name not in known:
+                raise RecipeError(f"evaluation: unknown metric {name!r}{did_you_mean(name, known)}")
+        return value
 
     @field_serializer("systems")
     def _dump_systems(self, systems: dict[str, Settings]) -> Tree:

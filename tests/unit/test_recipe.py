@@ -99,6 +99,8 @@ def test_only_the_training_rows_have_no_default() -> None:
             {"evaluation": {"systems": {"mine": {"type": "few_shoot"}}}},
             "unknown system 'few_shoot'; did you mean 'few_shot'",
         ),
+        ({"evaluation": {"metrics": ["rouge"]}}, "unknown metric 'rouge'; did you mean 'rouge_l'?"),
+        ({"evaluation": {"primary_metric": "f1"}}, "unknown metric 'f1'"),
         ({"evaluation": {"systems": ["few_shot"]}}, "expected tables such as [evaluation.systems.zero_shot]"),
     ],
 )

@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f"error: the disk is full: {error}. Free space and run the same command again; it goes on.", file=sys.stderr)
+        advice = "Free space and run the same command again; it goes on."
+        print(f"error: the disk is full: {error}. {advice}", file=sys.stderr)
         return LuthierError.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
