@@ -507,6 +507,13 @@ def test_every_private_use_character_taken_is_refused_not_guessed() -> None:
         template.prompt_ids(chat(everything + "<|im_end|>"))
 
 
+def test_half_a_character_is_refused() -> None:
+    with pytest.raises(TemplateError, match="half of a character"):
+        BYTES_TEMPLATE.rows(Conversation(chat("a\ud83d", "yes")))
+    with pytest.raises(TemplateError, match="half of a character"):
+        BYTES_TEMPLATE.rows(Document("a\ud83d"))
+
+
 def test_white_space_tokens_stay_ordinary_text() -> None:
     tokenizer = byte_level()
     tokenizer.add_tokens([AddedToken("\n\n\n", normalized=False, special=False)])

@@ -57,9 +57,11 @@ class ControlTokens:
         """A private-use character that is neither in `texts` nor in the template, or "" when no text needs a guard.
 
         Raises:
-            TemplateError: the texts use up every private-use character.
+            TemplateError: the texts use up every private-use character, or hold half of a character.
         """
         texts = list(texts)
+        for text in texts:
+            _require_encodable(text)
         if not any(self._guard.touches(text) for text in texts):
             return ""
         for code in PRIVATE_USE:
@@ -127,6 +129,18 @@ class ControlTokens:
 
     def _encode_plain(self, text: str, after: After) -> tuple[int, ...]:
         return tuple(self._backends[after].encode(text, add_special_tokens=False).ids)
+
+
+def _require_encodable(text: str) -> None:
+    if text.isascii():
+        return
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise TemplateError(
+            f"the text holds half of a character ({text[error.start]!r} at position {error.start}), a sign of damaged "
+            "encoding; write the whole character, or remove it"
+        ) from None
 
 
 def _is_control(token: AddedToken) -> bool:

@@ -127,10 +127,10 @@ def resolve(name: str, offline: bool = False, say: Say | None = None) -> ModelFi
     """
     say = say or _say
     path = Path(name).expanduser()
-    if path.exists():
+    if name and path.exists():  # an empty name would mean the current folder
         return _local(name, path, say)
     if name in known():
-        return _from_catalog(known()[name], offline, say)
+        return obtain(known()[name], offline, say)
     if _HUB_ID.fullmatch(name) and not name.endswith(".gguf"):
         from luthier.models.hub import fetch_from_hub
 
@@ -157,7 +157,7 @@ def converted_folder(name: str, gguf_sha256: str) -> Path:
     """The folder in the cache of a converted GGUF; a newer converter uses another one."""
     from luthier.models.gguf import CONVERTER
 
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).name)
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
     return cache_folder() / "models" / f"{safe}-{gguf_sha256[:16]}-v{CONVERTER}"
 
 
@@ -186,7 +186,7 @@ def storage_errors(what: str) -> Iterator[None]:
             raise StorageError(
                 f"the disk is full while {what}: {error}. Free space and run again; it goes on."
             ) from None
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise StorageError(f"{what}: {error}. Set LUTHIER_CACHE to a folder that can be written.") from None
         raise
 
@@ -212,7 +212,7 @@ def _local(name: str, path: Path, say: Say) -> ModelFiles:
             f"{path}: expected a folder with config.json and safetensors, or one .gguf file; found {found}"
         )
     sha256 = file_sha256(ggufs[0])
-    folder = converted_folder(name, sha256)
+    folder = converted_folder(ggufs[0].stem, sha256)
     with _lock(folder.name):
         _convert_once(
             ggufs[0], folder, {"origin": f"local file {ggufs[0].resolve()}", "license": None, "gguf": sha256}, say
@@ -237,7 +237,12 @@ def require_safetensors(folder: Path) -> None:
     raise ModelError(f"{folder}: config.json is there, but no .safetensors file")
 
 
-def _from_catalog(entry: Entry, offline: bool, say: Say) -> ModelFiles:
+def obtain(entry: Entry, offline: bool, say: Say) -> ModelFiles:
+    """Fetch and convert a model of the catalogue, unless that was done before.
+
+    Raises:
+        ModelError, StorageError: as `resolve`.
+    """
     folder = converted_folder(entry.name, entry.sha256)
     if not is_cached(entry):
         with _lock(entry.name):

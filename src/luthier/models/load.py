@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 import jinja2
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from luthier.errors import ModelError
@@ -173,8 +174,9 @@ def _load_weights(files: ModelFiles, dtype: torch.dtype) -> Any:
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are reported below, with their names
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{files.name}: cannot be loaded from {files.folder}: {error}") from None
     wrong = {what: sorted(map(str, report[what])) for what in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     for what, keys in wrong.items():
