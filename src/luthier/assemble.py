@@ -102,14 +102,21 @@ class _Reference:
             return self._scorer.token_logprobs(batch)
 
 
-def make_trainable(recipe: Recipe, loaded: LoadedModel, scored_dtype: torch.dtype) -> Trainable:
+def targets_of(recipe: Recipe) -> tuple[str, ...]:
+    """Layers that the recipe asks the adapter to change, by name; empty if it names none."""
+    named = recipes.dump_part(recipe.adapter).get("targets", ())
+    return tuple(name for name in named if name != "all_linear")
+
+
+def make_trainable(recipe: Recipe, loaded: LoadedModel) -> Trainable:
     """Put the adapter in. With full fine-tuning a reference, if the objective needs one, is a frozen copy of the base."""
     adapter = part(recipe.adapter, Adapter, "adapter")  # type: ignore[type-abstract]
     objective = objective_of(recipe)
     is_full = recipes.dump_part(recipe.adapter)["type"] == "full"
     frozen = copy.deepcopy(loaded.model) if is_full and objective.needs_reference else None
     injected = adapter.inject(loaded.model, recipe.seed)
-    autocast = scored_dtype if is_full and scored_dtype != torch.float32 else None
+    # full fine-tuning holds float32 weights; products are still computed in the type that the model was loaded in
+    autocast = loaded.dtype if is_full and loaded.dtype == torch.bfloat16 else None
     policy = Scorer(loaded.model, autocast)
     if not objective.needs_reference:
         return Trainable(injected, Models(policy))

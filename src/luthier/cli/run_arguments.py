@@ -1,0 +1,35 @@
+"""What the verbs that work on a recipe and a run's folder have in common."""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from luthier.progress import Terminal
+    from luthier.recipe import Recipe
+    from luthier.run_folder import RunFolder
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """RECIPE, --out and --set."""
+    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a recipe file; `luthier init` writes one")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/<name of the recipe>)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, such as training.steps=100"
+    )
+
+
+@contextmanager
+def begin(args: argparse.Namespace) -> "Iterator[tuple[Recipe, RunFolder, Terminal]]":
+    """Read the recipe, open and lock the run's folder."""
+    from luthier.progress import Terminal
+    from luthier.recipe import load
+    from luthier.run_folder import RunFolder
+
+    recipe = load(args.recipe, args.set)
+    folder = RunFolder(args.out or Path("runs") / args.recipe.stem)
+    with folder.locked():
+        folder.open(recipe, args.recipe.read_text(encoding="utf-8"))
+        yield recipe, folder, Terminal()
