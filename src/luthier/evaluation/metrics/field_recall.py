@@ -1,0 +1,20 @@
+"""Field recall: of the fields that were wanted, the share that the answers have.
+
+A field is a leaf of the JSON value: its path and its value, both right. An answer that is not JSON misses all fields.
+"""
+
+from luthier.evaluation.metrics._json import field_statistics
+from luthier.evaluation.metrics.base import Array, Metric, Prediction, divide
+
+
+class FieldRecall(Metric):
+    """Field recall over all rows."""
+
+    def statistics(self, prediction: Prediction) -> tuple[float, float, float]:
+        """(fields right, fields in the answer, fields wanted)."""
+        return field_statistics(prediction)
+
+    def values(self, statistics_NS: Array, counts_BN: Array) -> Array:
+        """(B,) over the sums."""
+        sums = counts_BN @ statistics_NS
+        return divide(sums[:, 0], sums[:, 2], 1.0)

@@ -1,0 +1,66 @@
+"""Schema validity: the share of answers that are JSON and satisfy a JSON Schema.
+
+The dialect is the one that the schema names in `$schema`, else 2020-12. References to other documents are not fetched.
+"""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jsonschema
+from referencing.exceptions import Unresolvable
+
+from luthier.errors import EvaluationError
+from luthier.evaluation.metrics._json import NotJson, parse
+from luthier.evaluation.metrics.base import Prediction, RatioMetric
+
+
+def read_schema(path: Path) -> dict[str, Any]:
+    """The JSON Schema in a file.
+
+    Raises:
+        EvaluationError: the file is missing, is not JSON, or is not a schema.
+    """
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8"))
+        jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator).check_schema(schema)
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"{path}: not a readable JSON file: {error}; evaluation.json_schema names it") from None
+    except jsonschema.SchemaError as error:
+        raise EvaluationError(f"{path}: not a JSON Schema: {error.message} at {error.json_path}") from None
+    if not isinstance(schema, dict):
+        raise EvaluationError(f"{path}: expected a JSON Schema, an object with `properties`; found {schema!r}")
+    return schema
+
+
+class SchemaValid(RatioMetric):
+    """Share of answers that are JSON and satisfy the schema."""
+
+    binary: ClassVar[bool] = True
+    counts_failures: ClassVar[bool] = True
+
+    json_schema: str
+    """The JSON Schema file."""
+
+    @cached_property
+    def _validator(self) -> Any:
+        schema = read_schema(Path(self.json_schema))
+        return jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)(schema)
+
+    def statistics(self, prediction: Prediction) -> tuple[float, float]:
+        """(1 if it satisfies the schema, 1).
+
+        Raises:
+            EvaluationError: the schema cannot be read, or refers to something outside the file.
+        """
+        try:
+            value = parse(prediction.output)
+        except NotJson:
+            return 0.0, 1.0
+        try:
+            return float(self._validator.is_valid(value)), 1.0
+        except Unresolvable as error:
+            raise EvaluationError(
+                f"{self.json_schema}: a $ref leads out of the file ({error}); put the definition into $defs"
+            ) from None

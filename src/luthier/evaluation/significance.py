@@ -1,0 +1,240 @@
+"""How sure a measured value is: intervals, paired tests, and what n rows can show at all.
+
+Rows are the unit of resampling. Intervals are BCa bootstrap intervals (Efron 1987); a metric that is right or wrong on
+each row gets the exact binomial one (Clopper and Pearson 1934). Two systems are always compared on the same rows:
+paired bootstrap of the difference, and McNemar's exact test (1947) for right-or-wrong metrics. All of it is seeded.
+
+Shapes: N rows, S statistics a row, B resamples.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from scipy import stats
+
+from luthier.evaluation.metrics.base import Array, Metric
+
+RESAMPLES = 2000
+CHUNK_CELLS = 4_000_000
+"""Cells of a matrix of counts computed at once: 32 MB."""
+BCA_MAX_ROWS = 3000
+"""With more rows the correction, of order 1 / sqrt(N), is not worth its N x N cells."""
+
+Values: TypeAlias = Callable[[Array, Array], Array]
+"""`Metric.values`: (statistics_NS, counts_BN) -> (B,)."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and the confidence interval around it."""
+
+    value: float
+    low: float
+    high: float
+    method: str
+
+    def dump(self) -> dict[str, float | None]:
+        """`value`, `low` and `high`; None for what is not finite, because JSON has no name for it."""
+        return {"value": finite(self.value), "low": finite(self.low), "high": finite(self.high)}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The difference a - b of two systems on the same rows."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    standard_error: float
+    test: str
+
+
+def finite(value: float) -> float | None:
+    """The value, or None if it is infinite or nan."""
+    return value if math.isfinite(value) else None
+
+
+def resample(rows: int, seed: int, resamples: int = RESAMPLES) -> Iterator[Array]:
+    """Counts (B', N) of bootstrap resamples, in chunks that fit in memory; equal seeds give equal counts."""
+    rng = np.random.default_rng(seed)
+    size = max(1, min(resamples, CHUNK_CELLS // max(rows, 1)))
+    for start in range(0, resamples, size):
+        yield _draw(rng, rows, min(size, resamples - start))
+
+
+def _draw(rng: np.random.Generator, rows: int, resamples: int) -> Array:
+    drawn = rng.integers(0, rows, size=(resamples, rows))
+    drawn += np.arange(resamples)[:, None] * rows
+    return np.bincount(drawn.ravel(), minlength=resamples * rows).reshape(resamples, rows).astype(np.float64)
+
+
+def metric_interval(metric: Metric, statistics_NS: Array, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """The value of a metric with its interval: exact for right-or-wrong metrics, BCa bootstrap for the others.
+
+    Where all rows are perfect, or all are worthless, resampling sees no spread; the far end is then the exact bound
+    for N successes (or failures) out of N, which holds for every mean of scores between worst and best.
+    """
+    rows = len(statistics_NS)
+    if not rows:
+        return Interval(float("nan"), float("nan"), float("nan"), "no rows")
+    if metric.binary:
+        right = float(statistics_NS[:, 0].sum())
+        low, high = clopper_pearson(round(right), rows, confidence)
+        return Interval(right / rows, low, high, "Clopper-Pearson")
+    found = bootstrap_interval(metric.values, statistics_NS, confidence, seed)
+    if found.low == found.high and math.isfinite(metric.worst):
+        return _at_the_end(metric, found.value, rows, confidence)
+    return found
+
+
+def _at_the_end(metric: Metric, value: float, rows: int, confidence: float) -> Interval:
+    span = metric.best - metric.worst
+    margin = abs(span) * clopper_pearson(0, rows, confidence)[1]
+    low, high = sorted((metric.worst, metric.best))
+    return Interval(value, max(low, value - margin), min(high, value + margin), "exact bound: rows do not differ")
+
+
+def bootstrap_interval(
+    values: Values, statistics_NS: Array, confidence: float = 0.95, seed: int = 0, resamples: int = RESAMPLES
+) -> Interval:
+    """The value over all rows with its BCa bootstrap interval (percentile where BCa cannot be computed).
+
+    Args:
+        values: the metric, or any function of its kind.
+        statistics_NS: at least one row.
+        confidence: coverage.
+        seed: decides the resamples.
+        resamples: how many.
+    """
+    rows = len(statistics_NS)
+    value = float(values(statistics_NS, np.ones((1, rows)))[0])
+    drawn = np.concatenate([values(statistics_NS, counts) for counts in resample(rows, seed, resamples)])
+    drawn = drawn[~np.isnan(drawn)]
+    if not len(drawn) or math.isnan(value):
+        return Interval(value, float("nan"), float("nan"), "undefined")
+    tails = _bca_tails(values, statistics_NS, value, drawn, confidence) if rows <= BCA_MAX_ROWS else None
+    method = "BCa bootstrap" if tails else "percentile bootstrap"
+    low, high = np.quantile(drawn, tails or ((1 - confidence) / 2, (1 + confidence) / 2))
+    return Interval(value, float(low), float(high), method)
+
+
+def _bca_tails(
+    values: Values, statistics_NS: Array, value: float, drawn: Array, confidence: float
+) -> tuple[float, float] | None:
+    """The two quantiles of the resampled values that bound the interval, corrected for bias and skewness.
+
+    Efron 1987, equation 6.8: Phi(z0 + (z0 + z) / (1 - a (z0 + z))), a from the jackknife.
+    """
+    below = (np.mean(drawn < value) + np.mean(drawn <= value)) / 2
+    if not 0 < below < 1:
+        return None
+    bias = stats.norm.ppf(below)
+    left_out = _jackknife(values, statistics_NS)
+    centered = left_out.mean() - left_out
+    spread = float((centered**2).sum())
+    if math.isnan(spread) or spread == 0:
+        return None
+    acceleration = float((centered**3).sum()) / (6 * spread**1.5)
+    tails = []
+    for tail in ((1 - confidence) / 2, (1 + confidence) / 2):
+        z = bias + stats.norm.ppf(tail)
+        if acceleration * z >= 1:
+            return None
+        tails.append(float(stats.norm.cdf(bias + z / (1 - acceleration * z))))
+    return tails[0], tails[1]
+
+
+def _jackknife(values: Values, statistics_NS: Array) -> Array:
+    """(N,) the value without each row."""
+    rows = len(statistics_NS)
+    size = max(1, CHUNK_CELLS // rows)
+    parts = []
+    for start in range(0, rows, size):
+        stop = min(start + size, rows)
+        counts = np.ones((stop - start, rows))
+        counts[np.arange(stop - start), np.arange(start, stop)] = 0
+        parts.append(values(statistics_NS, counts))
+    return np.concatenate(parts)
+
+
+def compare(metric: Metric, a_NS: Array, b_NS: Array, confidence: float = 0.95, seed: int = 0) -> Comparison:
+    """The difference a - b on the same rows, with its paired percentile bootstrap interval and p-value.
+
+    The p-value is that of McNemar's exact test for a right-or-wrong metric, else twice the smaller share of resamples
+    on either side of no difference, which says "significant" exactly when the interval excludes 0.
+
+    Raises:
+        ValueError: the systems did not answer the same number of rows, or none.
+    """
+    if len(a_NS) != len(b_NS) or not len(a_NS):
+        raise ValueError(
+            f"a paired comparison needs the same rows for both, at least one; found {len(a_NS)} and {len(b_NS)}"
+        )
+    rows = len(a_NS)
+    ones = np.ones((1, rows))
+    difference = float(metric.values(a_NS, ones)[0] - metric.values(b_NS, ones)[0])
+    drawn = np.concatenate([metric.values(a_NS, c) - metric.values(b_NS, c) for c in resample(rows, seed)])
+    drawn = drawn[~np.isnan(drawn)]
+    if not len(drawn):
+        return Comparison(difference, float("nan"), float("nan"), float("nan"), float("nan"), "undefined")
+    low, high = (float(q) for q in np.quantile(drawn, ((1 - confidence) / 2, (1 + confidence) / 2)))
+    p_value = bootstrap_p_value(drawn)
+    test = "paired bootstrap"
+    if metric.binary:
+        better = int(((a_NS[:, 0] > 0) & (b_NS[:, 0] == 0)).sum())
+        worse = int(((a_NS[:, 0] == 0) & (b_NS[:, 0] > 0)).sum())
+        p_value, test = mcnemar(better, worse), "McNemar's exact test; paired bootstrap interval"
+    standard_error = float(drawn.std(ddof=1)) if len(drawn) > 1 else float("nan")
+    if low == high and math.isfinite(metric.worst):  # every resample agrees: what n rows allow is all that is known
+        margin = abs(metric.best - metric.worst) * clopper_pearson(0, rows, confidence)[1]
+        low, high, standard_error = low - margin, high + margin, margin / float(stats.norm.ppf((1 + confidence) / 2))
+    return Comparison(difference, low, high, p_value, standard_error, test)
+
+
+def bootstrap_p_value(drawn: Array) -> float:
+    """Two-sided p-value of resampled differences; never 0, because so few resamples cannot say that."""
+    resamples = len(drawn)
+    tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+    return min(1.0, 2 * (tail + 1) / (resamples + 1))
+
+
+def mcnemar(better: int, worse: int) -> float:
+    """Two-sided exact p-value of McNemar's test: rows that only one system gets right, `better` of one and `worse` of
+    the other, are a fair coin if the systems are equally good."""
+    if better + worse == 0:
+        return 1.0
+    return float(stats.binomtest(better, better + worse, 0.5).pvalue)
+
+
+def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The exact binomial interval of a share; covers at least `confidence`."""
+    if not 0 <= successes <= trials or not trials:
+        raise ValueError(f"{successes} successes of {trials} trials")
+    alpha = 1 - confidence
+    low = 0.0 if successes == 0 else float(stats.beta.ppf(alpha / 2, successes, trials - successes + 1))
+    high = 1.0 if successes == trials else float(stats.beta.ppf(1 - alpha / 2, successes + 1, trials - successes))
+    return low, high
+
+
+def failures_per_million(failures: int, rows: int, confidence: float = 0.95) -> dict[str, float]:
+    """Failures, per million answers, and the one-sided upper bound that this many rows allow.
+
+    At 0 failures the bound is 1 - (1 - confidence) ** (1 / n), about 3 / n at 95 % (the rule of three): 200 rows
+    without a failure still allow nearly 15,000 in a million.
+    """
+    if not 0 <= failures <= rows or not rows:
+        raise ValueError(f"{failures} failures of {rows} rows")
+    high = 1.0 if failures == rows else float(stats.beta.ppf(confidence, failures + 1, rows - failures))
+    return {"count": failures, "per_million": 1e6 * failures / rows, "per_million_high": 1e6 * high}
+
+
+def minimum_detectable_effect(standard_error: float, confidence: float = 0.95, power: float = 0.8) -> float:
+    """The smallest true difference that a paired comparison finds with probability `power`.
+
+    (z of 1 - alpha / 2 + z of power) * standard error of the difference; the standard error already has n in it.
+    """
+    return float(stats.norm.ppf((1 + confidence) / 2) + stats.norm.ppf(power)) * standard_error

@@ -1,0 +1,28 @@
+"""The fine-tuned model, asked exactly as it was trained: the row's own prompt, nothing added."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from luthier.errors import EvaluationError
+from luthier.evaluation.answering import answer_with_model
+from luthier.evaluation.systems.base import Answers, Context, System
+from luthier.examples import Conversation
+
+
+class FineTuned(System):
+    """The base model with the trained adapter."""
+
+    is_baseline: ClassVar[bool] = False
+    uses_adapter: ClassVar[bool] = True
+
+    def answer(self, rows: Sequence[Conversation], context: Context) -> Answers:
+        """The model's answers, adapter on.
+
+        Raises:
+            EvaluationError: nothing was trained yet.
+        """
+        if context.tuned_fingerprint is None:
+            raise EvaluationError(
+                "the system fine_tuned needs trained weights; run `luthier train` first, or leave it out"
+            )
+        return Answers(*answer_with_model(rows, [row.prompt for row in rows], context, "fine_tuned"))

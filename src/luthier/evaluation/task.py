@@ -1,0 +1,99 @@
+"""What kind of answer the rows want, and the metrics that fit it."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+from luthier import registry
+from luthier.config import build
+from luthier.data.templates import Template
+from luthier.errors import EvaluationError
+from luthier.evaluation.metrics._json import NotJson, parse
+from luthier.evaluation.metrics.base import Metric
+from luthier.examples import Conversation
+
+METRICS = "luthier.evaluation.metrics"
+LONGEST_LABEL = 80
+ROWS_LOOKED_AT = 2000
+
+Task: TypeAlias = Literal["json", "label", "tool_calls", "text"]
+
+
+def detect_task(rows: Sequence[Conversation]) -> Task:
+    """The kind of answer: `tool_calls` where rows offer tools, `json` where every target is a JSON object or list,
+    `label` where few short answers come again and again, else `text`. Give it training rows: there are more of them."""
+    rows = rows[:ROWS_LOOKED_AT]
+    if any(row.tools or (row.completion is not None and row.completion.tool_calls) for row in rows):
+        return "tool_calls"
+    targets = [_target(row) for row in rows]
+    if targets and all(_is_json(target) for target in targets):
+        return "json"
+    texts = [str(target).strip() for target in targets]
+    short = all(0 < len(text) <= LONGEST_LABEL and "\n" not in text for text in texts)
+    given = bool(rows) and all(isinstance(row.target, str) for row in rows)
+    return "label" if short and texts and (given or len(set(texts)) <= len(texts) / 3) else "text"
+
+
+def _target(row: Conversation) -> Any:
+    if row.target is not None:
+        return row.target
+    return row.completion.content if row.completion is not None else ""
+
+
+def _is_json(target: Any) -> bool:
+    if isinstance(target, str):
+        try:
+            target = parse(target)
+        except NotJson:
+            return False
+    return isinstance(target, dict | list)
+
+
+def choose_metrics(task: str, has_schema: bool = False) -> tuple[str, ...]:
+    """Names of the metrics that fit a task; the first one decides."""
+    if task == "json":
+        schema = ("schema_valid",) if has_schema else ()
+        return ("field_f1", "exact_match", "json_valid", *schema, "field_precision", "field_recall")
+    return {
+        "label": ("accuracy", "macro_f1", "exact_match"),
+        "tool_calls": ("tool_calls",),
+        "text": ("rouge_l", "chrf", "exact_match", "token_accuracy", "perplexity"),
+    }[task]
+
+
+def build_metrics(names: Sequence[str], json_schema: str | None = None) -> dict[str, Metric]:
+    """Metrics by name; one that needs the schema gets it.
+
+    Raises:
+        RecipeError: there is no metric of that name.
+        EvaluationError: a metric needs a schema and none is given.
+    """
+    built = {}
+    for name in names:
+        cls = registry.load_class(METRICS, name, Metric)  # type: ignore[type-abstract]
+        values: dict[str, Any] = {}
+        if "json_schema" in cls.model_fields:
+            if json_schema is None:
+                raise EvaluationError(
+                    f"the metric {name} needs a JSON Schema; name the file in evaluation.json_schema, or leave it out"
+                )
+            values["json_schema"] = json_schema
+        built[name] = build(cls, values, ["evaluation", "metrics", name])
+    return built
+
+
+def longest_answer_tokens(template: Template, train: Sequence[Conversation]) -> int:
+    """Room for an answer: the longest reply of the training rows in tokens, and a quarter more; at least 16.
+
+    Raises:
+        EvaluationError: no training row has a reply.
+        TemplateError: the template refuses a row.
+    """
+    longest = 0
+    for row in train:
+        if row.completion is not None:
+            asked = Conversation((*row.prompt, row.completion), row.tools, row.where, row.id)
+            longest = max(longest, template.reply_row(asked, (row.completion,)).trained_tokens)
+    if not longest:
+        raise EvaluationError("no training row has an assistant message; set evaluation.max_new_tokens")
+    return max(16, math.ceil(longest * 1.25))
