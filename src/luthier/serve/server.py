@@ -10,7 +10,7 @@ import uvicorn
 
 from luthier.errors import ServeError
 from luthier.serve.app import Access, HttpLimits, build_app
-from luthier.serve.backend import LocalBackend
+from luthier.serve.backend import Backend
 from luthier.serve.chat import MAX_N
 from luthier.serve.guard import is_address, is_loopback
 from luthier.serve.lane import Limits
@@ -98,8 +98,8 @@ def url_of(bound: socket.socket) -> str:
     return f"http://{host}:{port}/v1"
 
 
-def serve(backend: LocalBackend, bound: socket.socket, access: Access, limits: HttpLimits | None = None) -> None:
-    """Answer requests until ctrl-C or SIGTERM; what is in flight is finished first."""
+def build_server(backend: Backend, access: Access, limits: HttpLimits | None = None) -> uvicorn.Server:
+    """A server that is ready to run."""
     limits = limits or HttpLimits()
     config = uvicorn.Config(
         build_app(backend, access, limits),
@@ -115,8 +115,13 @@ def serve(backend: LocalBackend, bound: socket.socket, access: Access, limits: H
         h11_max_incomplete_event_size=HEADER_BYTES,
         timeout_graceful_shutdown=int(limits.deadline_seconds),
     )
+    return uvicorn.Server(config)
+
+
+def run(server: uvicorn.Server, bound: socket.socket) -> None:
+    """Answer requests until ctrl-C or SIGTERM; what is in flight is finished first."""
     try:
-        uvicorn.Server(config).run(sockets=[bound])
+        server.run(sockets=[bound])
     except KeyboardInterrupt:  # uvicorn repeats the signal when all is finished
         pass
     finally:

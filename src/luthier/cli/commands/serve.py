@@ -51,5 +51,5 @@ def run(args: argparse.Namespace) -> int:
     server.set_up_log()
     names = " and ".join(repr(served.name) for served in models)
     print(f"serving {names} at {server.url_of(bound)} (ctrl-C ends it)", file=sys.stderr, flush=True)
-    server.serve(backend, bound, access, limits)
+    server.run(server.build_server(backend, access, limits), bound)
     return 0
