@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from luthier.data.formats.base import read_examples
 from luthier.data.read import MAX_LINE_BYTES, Record, loads, read_records

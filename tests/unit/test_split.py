@@ -7,8 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from luthier.data.formats.base import read_examples
 from luthier.data.split import Leak, Split, find_leaks, fold, near_duplicates, split

@@ -229,13 +229,17 @@ def find_schema(train: Profile) -> tuple[Path | None, list[str]]:
     if train.kind != "json" or not path.is_file():
         return None, []
     import jsonschema
+    from referencing import Registry
     from referencing.exceptions import Unresolvable
 
     from luthier.evaluation.metrics.schema_valid import read_schema
 
     try:
         schema = read_schema(path)
-        validator = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)(schema)
+        validator = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)(
+            schema,
+            registry=Registry(),  # the default one would fetch what a $ref names
+        )
         valid = sum(
             validator.is_valid(json.loads(reply)) for reply in train.sample_replies if reply.lstrip()[:1] == "{"
         )
