@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from luthier.config import did_you_mean
 from luthier.data.chat_jinja import compile_template, leaf_strings, message_dict, plain
@@ -25,7 +25,9 @@ from luthier.data.replies import parse_reply_text
 from luthier.data.template_probes import RENDER_ERRORS, find_capabilities, skeleton, wants_arguments_as_text
 from luthier.errors import TemplateError
 from luthier.examples import NOWHERE, Conversation, Document, Message, Row, Where
-from luthier.models.load import LoadedModel
+
+if TYPE_CHECKING:  # torch takes seconds to import, and this module needs none of it
+    from luthier.models.load import LoadedModel
 
 LossOn: TypeAlias = Literal["assistant", "last_assistant", "all"]
 Tools: TypeAlias = Sequence[Mapping[str, Any]]
@@ -482,7 +484,7 @@ def builtin_names() -> list[str]:
 
 
 def build_template(
-    loaded: LoadedModel, name: str = "model", *, loss_on: LossOn = "assistant", max_tokens: int | None = None
+    loaded: "LoadedModel", name: str = "model", *, loss_on: LossOn = "assistant", max_tokens: int | None = None
 ) -> Template:
     """The template that a recipe names: `model` for the model's own, a built-in one, or a path to a .jinja file.
 
@@ -494,7 +496,7 @@ def build_template(
     return Template(loaded.tokenizer, source, name, stop_ids=loaded.stop_ids, loss_on=loss_on, max_tokens=max_tokens)
 
 
-def _find_source(loaded: LoadedModel, name: str) -> str:
+def _find_source(loaded: "LoadedModel", name: str) -> str:
     if name == "model":
         return _own_source(loaded)
     if name in builtin_names():
@@ -510,7 +512,7 @@ def _find_source(loaded: LoadedModel, name: str) -> str:
         raise TemplateError(f"template file {path}: cannot be read: {error}") from None
 
 
-def _own_source(loaded: LoadedModel) -> str:
+def _own_source(loaded: "LoadedModel") -> str:
     source = loaded.tokenizer.chat_template
     if isinstance(source, Mapping):
         if "default" not in source:
@@ -519,7 +521,7 @@ def _own_source(loaded: LoadedModel) -> str:
     return source or ""
 
 
-def _builtin_source(loaded: LoadedModel, name: str) -> str:
+def _builtin_source(loaded: "LoadedModel", name: str) -> str:
     tokenizer = loaded.tokenizer
     vocabulary = {t.content for t in tokenizer.backend_tokenizer.get_added_tokens_decoder().values()}
     missing = [t for t in ("<|im_start|>", "<|im_end|>") if t not in vocabulary]

@@ -31,6 +31,9 @@ from luthier.errors import ModelError, StorageError
 Kind: TypeAlias = Literal["folder", "gguf", "package", "hub"]
 Say: TypeAlias = Callable[[str], None]
 
+CONVERTER = 1
+"""Raise it when `gguf.convert` writes something else: models in the cache are then converted anew."""
+
 MANIFEST = "manifest.json"
 _CHUNK_BYTES = 1 << 22
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -155,8 +158,6 @@ def cache_folder() -> Path:
 
 def converted_folder(name: str, gguf_sha256: str) -> Path:
     """The folder in the cache of a converted GGUF; a newer converter uses another one."""
-    from luthier.models.gguf import CONVERTER
-
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
     return cache_folder() / "models" / f"{safe}-{gguf_sha256[:16]}-v{CONVERTER}"
 

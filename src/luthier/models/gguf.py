@@ -14,9 +14,6 @@ import torch
 
 from luthier.errors import ModelError
 
-CONVERTER = 1
-"""Raise it when the output changes: old conversions in the cache are then made anew."""
-
 BFLOAT16_ABOVE_PARAMETERS = 1_000_000_000
 """Larger models are kept as bfloat16; at this size float32 copies of 4-bit weights only cost disk."""
 
