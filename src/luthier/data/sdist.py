@@ -123,18 +123,19 @@ def _fetch(archive: SourceArchive, path: Path) -> list[str]:
 
 def _indexes() -> list[str]:
     """The indexes that pip uses, in its order: index-url, then extra-index-url."""
-    asked = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
-    ).stdout
-    settings = {"index-url": _PYPI, "extra-index-url": ""}
-    for line in asked.splitlines():  # such as: global.index-url='https://mirror.example/simple'
-        key, _, value = line.partition("=")
-        name = key.rpartition(".")[2]
-        if name in settings:
-            settings[name] = value.strip("'\"")
-    for name in settings:
-        settings[name] = os.environ.get("PIP_" + name.upper().replace("-", "_"), settings[name])
-    return [*settings["index-url"].split(), *settings["extra-index-url"].replace("\\n", " ").split()]
+    given = {name: os.environ.get(f"PIP_{name.upper().replace('-', '_')}") for name in ("index-url", "extra-index-url")}
+    if None in given.values():
+        given = {**_pip_settings(), **{name: value for name, value in given.items() if value is not None}}
+    main, extra = given.get("index-url") or _PYPI, given.get("extra-index-url") or ""
+    return [main, *extra.replace("\\n", " ").split()]
+
+
+def _pip_settings() -> dict[str, str | None]:
+    """What pip's configuration files say, without the section: {"index-url": "https://mirror.example/simple"}."""
+    command = [sys.executable, "-m", "pip", "config", "list"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    pairs = (line.partition("=") for line in said.splitlines())  # such as: global.index-url='https://...'
+    return {key.rpartition(".")[2]: value.strip("'\"") for key, _, value in pairs}
 
 
 class _Links(HTMLParser):

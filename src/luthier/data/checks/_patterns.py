@@ -73,8 +73,9 @@ _IBAN_LENGTHS = {
     "SA": 24, "SE": 24, "SI": 19, "SK": 24, "SM": 27, "TR": 26, "UA": 29,
 }  # fmt: skip
 _IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w.]*\d)")
-_IPV6 = re.compile(r"(?<![\w:])(?:[0-9A-Fa-f]{1,4}:){3,7}(?::|[0-9A-Fa-f]{1,4})(?![\w:])")
-_MANY_DIGITS = re.compile(r"(?:\d[^\dA-Za-z]{0,3}){7}|[A-Z]{2}\d{2} ?[A-Z0-9]{4}|(?:[0-9A-Fa-f]{1,4}:){3}")
+_IPV6 = re.compile(r"(?<![\w:])[0-9A-Fa-f:]{6,39}(?![\w:])")
+_SEVEN_DIGITS = re.compile(r"\d(?:[^\dA-Za-z]{0,3}\d){6}")
+_LONG_RUN = re.compile(r"[\w.-]{15}")
 
 
 def entropy(text: str) -> float:
@@ -85,12 +86,11 @@ def entropy(text: str) -> float:
 def secrets(text: str) -> set[str]:
     """Kinds of secrets that `text` holds."""
     held: set[str] = set()
-    for kind, hints, form, least in SECRETS:
-        for hint in hints:
-            if hint in text:
-                if any(not least or entropy(match.group(1)) >= least for match in form.finditer(text)):
-                    held.add(kind)
-                break
+    if _LONG_RUN.search(text) or "://" in text or "PRIVATE KEY" in text:
+        for kind, hints, form, least in SECRETS:
+            hinted = any(hint in text for hint in hints)
+            if hinted and any(not least or entropy(match.group(1)) >= least for match in form.finditer(text)):
+                held.add(kind)
     if ("=" in text or ":" in text) and _assigns_secret(text):
         held.add("assigned password or token")
     return held
@@ -113,7 +113,9 @@ def personal(text: str) -> set[str]:
     held: set[str] = set()
     if "@" in text and any(not _RESERVED_DOMAIN.search(match.group(1)) for match in _EMAIL.finditer(text)):
         held.add("email")
-    if not _MANY_DIGITS.search(text):
+    if _holds_public_address(text):
+        held.add("ip")
+    if not _SEVEN_DIGITS.search(text):
         return held
     if _PHONE.search(text):
         held.add("phone")
@@ -123,9 +125,12 @@ def personal(text: str) -> set[str]:
         held.add("card")
     if any(_is_iban(match.group()) for match in _IBAN.finditer(text)):
         held.add("iban")
-    if any(_is_public(match.group()) for form in (_IPV4, _IPV6) for match in form.finditer(text)):
-        held.add("ip")
     return held
+
+
+def _holds_public_address(text: str) -> bool:
+    forms = [form for form, sign, least in ((_IPV4, ".", 3), (_IPV6, ":", 2)) if text.count(sign) >= least]
+    return any(_is_public(match.group()) for form in forms for match in form.finditer(text))
 
 
 def _passes_luhn(text: str) -> bool:
@@ -152,6 +157,7 @@ def _is_public(text: str) -> bool:
         address = ipaddress.ip_address(text)
     except ValueError:
         return False
+    # versions such as 2.1.0.4 look like addresses; the blocks that begin with 1 to 4 are given up for them
     return address.is_global and not (address.version == 4 and text.startswith(("1.", "2.", "3.", "4.")))
 
 

@@ -56,11 +56,12 @@ class Encoding(TextScan):
     }
 
     def scan(self, text: str) -> set[str]:
-        """The kinds of damage in a text; plain ASCII takes two searches."""
+        """The kinds of damage in a text; plain ASCII takes no regular expression."""
         held: set[str] = set()
         if "&" in text and _ENTITY.search(text):
             held.add("entity")
-        if _CONTROL.search(text):
+        plain = text.replace("\n", "").replace("\t", "").replace("\r", "")
+        if not plain.isprintable() and _CONTROL.search(plain):
             held.add("control")
         return held if text.isascii() else held | _beyond_ascii(text)
 
