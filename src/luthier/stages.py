@@ -68,7 +68,7 @@ def prepare_data(recipe: Recipe, folder: RunFolder, progress: Progress) -> Data:
         _require_no_errors([Finding.from_dict(f) for f in folder.read("findings.json")])
         return Data(*(list(read_examples(folder / f"data/{name}.jsonl")) for name in SPLITS))
     with progress.stage("check", "reading and checking the data"), folder.timed("check"):
-        data, counts = _divide(recipe)
+        data, counts = divide(recipe)
         findings = run_checks(data.named())
         folder.write("findings.json", [finding.to_dict() for finding in findings])
         _require_no_errors(findings)
@@ -94,7 +94,12 @@ def _digests(recipe: Recipe) -> list[str]:
     return digests
 
 
-def _divide(recipe: Recipe) -> tuple[Data, dict[str, Any]]:
+def divide(recipe: Recipe) -> tuple[Data, dict[str, Any]]:
+    """Read and split the rows of a recipe, and count; nothing is written.
+
+    Raises:
+        DataError: a row cannot be read, or there are too few to split.
+    """
     settings = recipe.data
 
     def read(path: str) -> list[Example]:

@@ -73,6 +73,24 @@ def load(files: ModelFiles, precision: str = "auto", device: str = "auto", verif
     return LoadedModel(model, tokenizer, stop_ids, _max_tokens(model, tokenizer), files, dtype, target)
 
 
+def open_without_weights(files: ModelFiles) -> LoadedModel:
+    """The model's tokenizer and shape: its tensors hold nothing (meta device), so only rows can be made with it.
+
+    Raises:
+        ModelError: the model is of a kind that cannot be used, or its tokenizer cannot be read.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    _require_supported(files)
+    tokenizer = _load_tokenizer(files)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(files.folder, local_files_only=True))
+    if (files.folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(files.folder, local_files_only=True)
+    limit = _max_tokens(model, tokenizer)
+    return LoadedModel(model, tokenizer, _stop_ids(model, tokenizer), limit, files, torch.float32, torch.device("meta"))
+
+
 def choose_device(device: str) -> torch.device:
     """The device that a setting names; `auto` takes cuda, then mps, then cpu.
 
