@@ -64,12 +64,13 @@ def _learn(run: Run, number: int) -> dict[str, float]:
     batches = _batches(run, number)
     weight = sum(run.objective.weight(batch) for batch in batches)
     run.model.train()
-    parts = []
+    parts: list[Mapping[str, Mean]] = []
     for batch in batches:
         with forest_mode(run.model):
             loss = run.objective.loss(run.models, batch)
             (loss.total / weight).backward()
-        parts.append(loss.metrics)
+        mean = Mean(float(loss.total.detach()), run.objective.weight(batch))
+        parts.append({"loss": mean, **loss.metrics})  # every objective has a loss to show, whatever else it reports
     parameters = list(run.injected.trainable.values())
     grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, run.settings.max_grad_norm))
     if not torch.isfinite(torch.tensor(grad_norm)):
