@@ -21,8 +21,8 @@ FIXTURE = Path(__file__).parents[1] / "fixtures" / "run"
 ATTACKS = (
     "<script>alert(1)</script>",
     "<img src=x onerror=alert(1)>",
-    "[click](javascript:alert(1)) ![x](http://203.0.113.9/p.png)",
-    "\x1b[2J\x1b]8;;http://203.0.113.9\x07link\x1b]8;;\x07",
+    "[click](javascript:alert(1)) ![x](http://example.invalid/p.png)",
+    "\x1b[2J\x1b]8;;http://example.invalid\x07link\x1b]8;;\x07",
     "</style></pre></details></section><style>*{display:none}</style>",
     "\u202e\u2066txt.exe\u2069 \u200b\ufeff \u2028 \U000e0041",
     '" onmouseover="alert(1)" x=\'',

@@ -44,6 +44,12 @@ def test_without_training_json_the_stage_counts() -> None:
     assert run_expenses(PRICES, (), None, {"train": 100.0})[0].usd == pytest.approx(0.1)
 
 
+def test_one_stage_for_all_evaluation_is_not_counted_twice() -> None:
+    expenses = run_expenses(PRICES, (FEW, TUNED), None, {"evaluate": 230.0})
+    assert [e.name for e in expenses] == ["Everything else (evaluate)"]
+    assert expenses[0].usd == pytest.approx(0.23)
+
+
 def test_nothing_measured_costs_nothing_known() -> None:
     cost = build_cost(PRICES, (), None, {}, (None, None))
     assert (cost.run, cost.run_usd, cost.hosted_training, cost.break_even, cost.quarterly) == ((), None, None, (), ())

@@ -252,9 +252,10 @@ def test_forgetting_is_a_warning_only_when_the_interval_is_clear_of_zero() -> No
     def measured(low: float, high: float, higher: bool) -> Forgetting:
         change = Change(value=(low + high) / 2, low=low, high=high)
         return Forgetting(
+            verdict="clear",
             measures=(
                 Measure(name="choice", higher_is_better=higher, before=Interval(), after=Interval(), difference=change),
-            )
+            ),
         )
 
     lost = [measured(-0.05, -0.01, True), measured(0.1, 0.4, False)]
@@ -286,6 +287,7 @@ def test_a_loss_that_still_falls_would_change_it(best: int, expected: bool) -> N
 
 def test_rungs_follow_type_and_baseline() -> None:
     assert [rung(system(name, 0.5)) for name in KINDS] == ["prompt", "few_shot", "fine_tune", "external"]
+    assert rung(system("zero_shot", 0.5, baseline=False, held_out=False)) == "prompt"
     assert rung(system("zero_shot", 0.5, type="rag")) == "prompt"
     assert rung(system("fine_tuned", 0.5, type="fine_tuned_rag")) == "fine_tune"
 
@@ -312,3 +314,20 @@ def test_the_sentence_has_gain_interval_and_system() -> None:
         "Fine-tune: the fine-tuned model reaches F1 0.920 on 150 unseen rows, "
         "+0.12 [0.09, 0.15] over few-shot prompting, the best without training."
     )
+
+
+@pytest.mark.parametrize(
+    ("verdict", "short"),
+    [
+        ("slight", "a little general ability was lost"),
+        ("clear", "general ability was lost"),
+        ("none measured", "one measure"),
+    ],
+)
+def test_forgetting_is_said_as_strongly_as_it_was_measured(verdict: str, short: str) -> None:
+    change = Change(value=-0.03, low=-0.05, high=-0.01)
+    lost = Measure(name="choice", before=Interval(), after=Interval(), difference=change)
+    found = decide(facts(LADDER, forgetting=Forgetting(verdict=verdict, measures=(lost,))))
+    assert f"Mind: {short}" in found.sentence
+    assert found.warnings == ("General ability fell: choice changed by \u22120.03 [\u22120.05, \u22120.01].",)
+    assert verdict not in [e.text for e in found.evidence]

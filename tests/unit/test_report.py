@@ -433,10 +433,14 @@ def test_every_section_has_its_numbers(run: Path) -> None:
 
 
 def test_paths_are_shown_without_the_folders_of_whoever_ran_it(run: Path) -> None:
-    place = {"path": "/home/someone/secret/addresses/train.jsonl", "line": 3}
-    change(run / "findings.json", lambda f: f[0].update(where=[place]))
+    path = "/data/someone/secret/addresses/train.jsonl"
+    change(run / "findings.json", lambda f: f[0].update(where=[{"path": path, "line": 3}]))
+    change(run / "recipe.json", lambda r: r["data"].update(train=path))
+    change(run / "manifest.json", lambda m: m["data"]["train"].update(path=f"a share of {path}"))
+    change(run / "manifest.json", lambda m: m["model"].update(name="/data/someone/models/small"))
     text = render_page(build_report(run))
-    assert "addresses/train.jsonl:3" in text and "someone" not in text
+    assert "addresses/train.jsonl:3" in text and "a share of addresses/train.jsonl" in text and "models/small" in text
+    assert "someone" not in text and "secret" not in text
 
 
 def test_the_command_writes_both_files_and_prints_the_verdict(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,14 +60,14 @@ def run_expenses(
 ) -> tuple[Expense, ...]:
     """This run on this machine: training, evaluation of each system, and every other stage with a measured time.
 
-    Training seconds are those of `training.json` (they span resumes), else those of the stage; evaluation seconds are
-    those of the stage `evaluate:<system>`, which hold the loading of the model too, else the system's own. Each second
-    is counted once.
+    Training seconds are those of `training.json` (they span resumes), else those of the stage. Evaluation seconds are
+    those of the stage `evaluate:<system>`, which hold more than answering; else of the stage `evaluate`, which is then
+    all systems at once; else the system's own. Each second is counted once.
     """
     trained = training.seconds if training is not None and training.seconds is not None else stages.get("train")
     expenses = [] if trained is None else [_here(prices, "Training", trained)]
     for system in systems:
-        seconds = stages.get(f"evaluate:{system.name}", system.seconds)
+        seconds = stages.get(f"evaluate:{system.name}", None if "evaluate" in stages else system.seconds)
         if seconds is not None:
             expenses.append(_here(prices, f"Evaluating {system.name}", seconds))
     measured = {"train", *(f"evaluate:{system.name}" for system in systems)}

@@ -29,7 +29,17 @@ from luthier.report.ladder import (
     is_reliable,
     rung,
 )
-from luthier.report.schema import Cost, Evidence, Finding, Measure, Recommendation, System, Training, Verdict
+from luthier.report.schema import (
+    Cost,
+    Evidence,
+    Finding,
+    Forgetting,
+    Measure,
+    Recommendation,
+    System,
+    Training,
+    Verdict,
+)
 from luthier.report.text import count, difference, first_line, interval, label, number, percent, usd
 
 
@@ -336,6 +346,19 @@ def _still_falling(training: Training | None) -> tuple[str, ...]:
     return ("Longer training: the validation loss was still falling at the last step.",)
 
 
+FORGETTING = {
+    "none measured": ("one measure of general ability fell", "No loss of general ability was measured."),
+    "slight": ("a little general ability was lost", "General ability fell slightly, and certainly."),
+    "clear": ("general ability was lost", "General ability fell clearly."),
+}
+"""What `forgetting.json` calls its result: a few words for a warning, and a sentence."""
+
+
+def forgetting_sentence(forgetting: Forgetting) -> str:
+    """The result of the forgetting measures as a sentence."""
+    return FORGETTING.get(forgetting.verdict, ("", forgetting.verdict))[1]
+
+
 @dataclass(frozen=True)
 class _Warning:
     """A doubt: a few words for the sentence, and the whole of it."""
@@ -350,9 +373,8 @@ def _warnings(ladder: Ladder) -> tuple[_Warning, ...]:
     for m in facts.forgetting.measures if facts.forgetting else ():
         if is_loss(m):
             change = difference(m.difference.value, m.difference.low, m.difference.high)
-            found.append(
-                _Warning("some general ability was lost", f"General ability fell: {label(m.name)} changed by {change}.")
-            )
+            short = FORGETTING.get(facts.forgetting.verdict if facts.forgetting else "", FORGETTING["clear"])[0]
+            found.append(_Warning(short, f"General ability fell: {label(m.name)} changed by {change}."))
     if facts.split is not None and facts.split.leaks:
         leaks = f"{_plural(facts.split.leaks, 'row')} stood on both sides of the split, so the scores may flatter."
         found.append(_Warning("some test rows leaked into training", leaks))
@@ -410,7 +432,7 @@ def _evidence(ladder: Ladder, cost: Cost | None) -> tuple[Evidence, ...]:
             text = f"{system.name} is left out of the decision, because it may have seen the test rows.{note}"
             found.append(Evidence(text=text, source="evaluation.json"))
     if facts.forgetting is not None and facts.forgetting.verdict:
-        found.append(Evidence(text=facts.forgetting.verdict, source="forgetting.json"))
+        found.append(Evidence(text=forgetting_sentence(facts.forgetting), source="forgetting.json"))
     for paid in cost.break_even[:1] if cost is not None else ():
         found.append(
             Evidence(

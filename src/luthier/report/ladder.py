@@ -36,11 +36,8 @@ RUNGS: tuple[Recommendation, ...] = ("external", "prompt", "few_shot", "fine_tun
 
 def rung(system: System) -> Recommendation:
     """The rung of the ladder that a system stands on; what is neither external nor a baseline is fine-tuned."""
-    if system.type == "command":
-        return "external"
-    if not system.baseline:
-        return "fine_tune"
-    return "few_shot" if system.type == "few_shot" else "prompt"
+    known: dict[str, Recommendation] = {"command": "external", "zero_shot": "prompt", "few_shot": "few_shot"}
+    return known.get(system.type, "prompt" if system.baseline else "fine_tune")
 
 
 @dataclass(frozen=True)

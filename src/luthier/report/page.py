@@ -4,7 +4,7 @@ Every value that reaches the page passes `visible` and then Jinja's escaping; th
 and no markup made in Python, so a row of data can only ever be text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import PurePath
@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from luthier.report import plot, text
-from luthier.report.decision import is_loss
+from luthier.report.decision import forgetting_sentence, is_loss
 from luthier.report.ladder import COARSEST_EFFECT, FEWEST_ROWS, MOST_FAILURES, SMALL_EFFECT
 from luthier.report.schema import Report, System
 
@@ -78,6 +78,7 @@ def _template() -> Template:
         "toml": text.toml,
         "as_text": text.as_text,
         "file_name": file_name,
+        "shortened": shortened,
         "first_line": text.first_line,
     }
     environment.globals |= {
@@ -85,6 +86,7 @@ def _template() -> Template:
         "difference": text.difference,
         "before_after": plot.before_after,
         "is_loss": is_loss,
+        "forgetting_sentence": forgetting_sentence,
         "fold": FOLD,
     }
     return environment.get_template("page.html.jinja")
@@ -95,9 +97,20 @@ def _finalize(value: Any) -> Any:
     return text.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def file_name(path: str) -> str:
-    """The last two parts of a path: enough to find the file, without the folders of whoever ran it."""
-    return "/".join(PurePath(path).parts[-2:]) if PurePath(path).is_absolute() else path
+def file_name(text: str) -> str:
+    """The last two parts of an absolute path, also after a few words: without the folders of whoever ran it."""
+    words, slash, path = text.partition("/")
+    absolute = slash and (not words or words.endswith(" ")) and "\n" not in text
+    return words + "/".join(PurePath(path).parts[-2:]) if absolute else text
+
+
+def shortened(tree: Any) -> Any:
+    """A copy of plain values in which every absolute path is its last two parts."""
+    if isinstance(tree, Mapping):
+        return {key: shortened(value) for key, value in tree.items()}
+    if isinstance(tree, Sequence) and not isinstance(tree, str):
+        return [shortened(value) for value in tree]
+    return file_name(tree) if isinstance(tree, str) else tree
 
 
 def metric_names(systems: Sequence[System], primary: str) -> list[str]:

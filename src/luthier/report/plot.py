@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from luthier.report.ladder import rung
 from luthier.report.schema import Interval, LossPoint, Report, System, Training
 from luthier.report.text import difference, interval, number
 
@@ -98,7 +99,7 @@ class DotPlot:
 
 def kind(system: System) -> str:
     """The color of a system: external program, baseline, or fine-tuned."""
-    return "external" if system.type == "command" else "base" if system.baseline else "tuned"
+    return {"external": "external", "fine_tune": "tuned"}.get(rung(system), "base")
 
 
 def _least_span(values: Sequence[float]) -> float:

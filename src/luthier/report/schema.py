@@ -190,7 +190,7 @@ class Forgetting(Part):
     measures: tuple[Measure, ...] = ()
     """Each with before, after and change."""
     verdict: str = ""
-    """In a sentence."""
+    """`none measured`, `slight` or `clear`, or a sentence."""
 
 
 class Place(Part):
@@ -234,6 +234,8 @@ class Split(Part):
     """Repeated training rows left out."""
     leaks: int = 0
     """Rows found on both sides of the split."""
+    notes: tuple[str, ...] = ()
+    """Where a share could not be kept, and why."""
 
 
 class Data(Part):
