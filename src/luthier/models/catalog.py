@@ -13,7 +13,9 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sys
+import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -192,6 +194,12 @@ def storage_errors(what: str) -> Iterator[None]:
         raise
 
 
+def sweep(folder: Path, prefix: str) -> None:
+    """Remove what killed processes left; the caller holds the lock, so nobody is at work there."""
+    for left in folder.glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -262,14 +270,13 @@ def _convert_once(gguf: Path, folder: Path, record: Mapping[str, Any], say: Say)
     """Convert into a temporary folder, write the manifest last, and rename: the folder appears whole or not at all."""
     if (folder / MANIFEST).is_file():
         return
-    import shutil
-    import tempfile
-
     from luthier.models.gguf import convert
 
     with storage_errors(f"converting {gguf.name}"):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as parent:
+        prefix = f".converting-{folder.name}-"
+        sweep(folder.parent, prefix)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=prefix) as parent:
             made = Path(parent) / folder.name
             made.mkdir()
             say(f"converting {gguf.name} to a plain model folder (once; up to a minute or two)")
