@@ -38,25 +38,25 @@ def _side(parts: Split) -> dict[str, str]:
 
 
 def test_nothing_is_lost_and_the_order_is_kept() -> None:
-    rows = _rows(500)
+    rows = _rows(200)
     parts = split(rows, SHARES, 0)
     everything = [*parts.train, *parts.validation, *parts.test]
     assert sorted(everything, key=lambda e: e.where.line) == rows
     for part in (parts.train, parts.validation, parts.test):
         assert [e.where.line for e in part] == sorted(e.where.line for e in part)
     assert parts.counts == {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)}
-    assert (parts.groups, parts.leaks, parts.notes) == (500, (), ())
+    assert (parts.groups, parts.leaks, parts.notes) == (200, (), ())
 
 
 def test_shares_hold_within_sampling_error() -> None:
-    parts = split(_rows(3000), {"validation": 0.2, "test": 0.1}, 0)
+    parts = split(_rows(1000), {"validation": 0.2, "test": 0.1}, 0)
     for name, share in (("validation", 0.2), ("test", 0.1)):
-        deviation = abs(parts.counts[name] - 3000 * share) / (3000 * share * (1 - share)) ** 0.5
+        deviation = abs(parts.counts[name] - 1000 * share) / (1000 * share * (1 - share)) ** 0.5
         assert deviation < 4, (name, parts.counts)
 
 
 def test_the_split_depends_on_the_seed_and_on_nothing_else() -> None:
-    rows = _rows(300)
+    rows = _rows(150)
     first = _side(split(rows, SHARES, 0))
     assert first == _side(split(rows, SHARES, 0))
     assert first == _side(split(rows[::-1], SHARES, 0))  # without near duplicates not even on the order
@@ -85,7 +85,7 @@ def _asked(example: Example) -> str:
     return example.messages[1].content
 
 
-def _alone(rows: list[Example], seeds: int = 12) -> bool:
+def _alone(rows: list[Example], seeds: int = 16) -> bool:
     """Whether two marked rows ever stand on different sides."""
     return any(len({_side(split(rows, SHARES, seed))[i] for i in ("a", "b")}) > 1 for seed in range(seeds))
 
@@ -113,7 +113,7 @@ def _alone(rows: list[Example], seeds: int = 12) -> bool:
     ],
 )
 def test_equal_and_nearly_equal_prompts_stay_together(first: str, second: str, together: bool) -> None:
-    filler = _rows(40)
+    filler = _rows(20)
     pair: list[Example] = [_row(first), _row(second)]
     marked = [
         Conversation(e.messages, id=name) for e, name in zip(pair, "ab", strict=True) if isinstance(e, Conversation)
@@ -138,7 +138,7 @@ def test_a_constant_question_about_the_system_message_makes_no_single_group() ->
 
 
 def test_a_group_stays_together_and_joins_its_prompts() -> None:
-    rows = _rows(60)
+    rows = _rows(20)
     marked = [
         Conversation((Message("user", "one"),), id="a", group="g"),
         Conversation((Message("user", "two"),), group="g"),
