@@ -17,7 +17,10 @@ class MaskedText(Gate):
 
     proves: ClassVar[str] = "The trained tokens decode to the trained replies of the data, each with its end mark."
     stage: ClassVar[Stage] = "rows"
-    advice: ClassVar[str] = "The loss mask selects other text than the replies; this is a fault of the template's mask."
+    advice: ClassVar[str] = (
+        "What is trained on is not what the data says: if nothing_dropped fails too, mend that first; "
+        "otherwise this is a fault of the template's mask."
+    )
 
     def check(self, subject: Subject) -> GateResult:
         """Pair the spans of trained tokens with the replies and compare their texts."""
@@ -60,7 +63,8 @@ class _Comparison:
             return "control tokens inside the reply are trained on"
         text = decode(self.tokenizer, body)
         if turn.message.tool_calls:
-            missing = [path for path, leaf in message_leaves(turn.message, "reply") if not occurs(leaf, text)]
+            leaves = message_leaves(turn.message, "reply")
+            missing = list(dict.fromkeys(path for path, leaf in leaves if not occurs(leaf, text)))
             return f"trained text lacks {', '.join(missing[:3])}" if missing else ""
         if self._plain(text) not in [self._plain(form) for form in forms(turn.message.content)]:
             return f"trained text of {len(text)} characters, reply of {len(turn.message.content)}; they differ"

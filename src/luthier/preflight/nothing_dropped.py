@@ -58,7 +58,9 @@ class NothingDropped(Gate):
             texts = [decode(subject.tokenizer, row.ids) for row in case.whole]
             wanted = list(_wanted(case))
             looked += len(wanted)
-            missing = [path for path, leaf in wanted if not any(occurs(leaf, text) for text in texts)]
+            missing = list(
+                dict.fromkeys(path for path, leaf in wanted if not any(occurs(leaf, text) for text in texts))
+            )
             if missing:
                 more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
                 faults.append(Fault(case.row_id, f"not in its tokens: {', '.join(missing[:4])}{more}", case.where))

@@ -5,6 +5,7 @@ white space; near duplicates are the data checks' matter.
 """
 
 import hashlib
+from collections.abc import Sequence
 from typing import ClassVar
 
 from luthier.config import canonical_hash
@@ -23,26 +24,34 @@ class SplitsDisjoint(Gate):
 
     def check(self, subject: Subject) -> GateResult:
         """Look each held-out prompt up among the training prompts."""
-        seen = {prompt_key(example): example for example in subject.examples}
+        held_out = [(split, example) for split, examples in subject.held_out.items() for example in examples]
+        with_system = _asks_one_thing([*subject.examples, *(example for _, example in held_out)])
+        seen = {prompt_key(example, with_system): example for example in subject.examples}
         faults = []
-        for split, examples in subject.held_out.items():
-            for example in examples:
-                twin = seen.get(prompt_key(example))
-                if twin is not None:
-                    message = f"this prompt of the {split} rows is trained on too ({twin.where}, row {twin.id!r})"
-                    faults.append(Fault(example.id, message, example.where))
-        count = sum(len(examples) for examples in subject.held_out.values())
-        success = f"None of {count:,} held-out prompts is among {len(subject.examples):,} training rows."
-        return self.judge(faults, success, held_out=count)
+        for split, example in held_out:
+            twin = seen.get(prompt_key(example, with_system))
+            if twin is not None:
+                message = f"this prompt of the {split} rows is trained on too ({twin.where}, row {twin.id!r})"
+                faults.append(Fault(example.id, message, example.where))
+        success = f"None of {len(held_out):,} held-out prompts is among {len(subject.examples):,} training rows."
+        return self.judge(faults, success, held_out=len(held_out))
 
 
-def prompt_key(example: Example) -> bytes:
-    """Equal for examples that ask the same: what was said before the reply, system messages apart, and the tools."""
+def _asks_one_thing(examples: Sequence[Example]) -> bool:
+    """Whether the users all ask the same ("Summarize.") about texts that stand in the system messages."""
+    asked = {prompt_key(example, with_system=False) for example in examples}
+    whole = {prompt_key(example, with_system=True) for example in examples}
+    return len(asked) * 10 <= len(whole)
+
+
+def prompt_key(example: Example, with_system: bool) -> bytes:
+    """Equal for examples that ask the same: what was said before the reply, and the tools; system messages if asked."""
     if isinstance(example, Document):
         asked: list[object] = [_fold(example.text)]
     else:
-        said = [(m.role, _fold(m.content)) for m in example.prompt if m.role not in ("system", "developer")]
-        asked = [said, list(example.tools)]
+        said = [(m.role, _fold(m.content)) for m in example.prompt]
+        kept = [turn for turn in said if with_system or turn[0] not in ("system", "developer")]
+        asked = [kept, list(example.tools)]
     return hashlib.sha256(canonical_hash(asked).encode()).digest()
 
 
