@@ -4,7 +4,6 @@ From one definition come validation, `--help`, the JSON schema and the reference
 that suggests the nearest known one.
 """
 
-import difflib
 import hashlib
 import json
 import re
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from luthier.errors import RecipeError
+from luthier.errors import RecipeError, did_you_mean as did_you_mean
 
 Tree = dict[str, Any]
 
@@ -100,16 +99,6 @@ def _fields_at(cls: type[Settings], path: Sequence[str]) -> Iterable[str]:
             return []
         cls = inner
     return cls.model_fields
-
-
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """`; did you mean 'x'?` for the nearest known words, or the list of them when none is near."""
-    if not known:
-        return ""
-    close = difflib.get_close_matches(word, known, n=2)
-    if close:
-        return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
-    return "; known here: " + ", ".join(known)
 
 
 def read_toml(path: Path) -> Tree:

@@ -15,6 +15,8 @@
 A message says what was found, where, what was expected, and what to do about it.
 """
 
+import difflib
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -74,3 +76,13 @@ class NonFiniteStep(LuthierError):
             f"step {step}: the gradient norm is {grad_norm}; the weights were not updated.{rows} "
             "Lower optimizer.learning_rate, or look at these rows with `luthier check --show`."
         )
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """`; did you mean 'x'?` for the nearest known words, or the list of them when none is near."""
+    if not known:
+        return ""
+    close = difflib.get_close_matches(word, known, n=2)
+    if close:
+        return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
+    return "; known here: " + ", ".join(known)

@@ -14,8 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from luthier.config import did_you_mean
-from luthier.errors import RecipeError
+from luthier.errors import RecipeError, did_you_mean
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""Check a recipe and print it with every default filled in; or print the reference of all keys, or their JSON schema.
+"""Check a recipe and print it in full; or print the reference of all keys, or their JSON schema.
 
 Printed recipes are TOML and read back to an equal recipe. Nothing is run and no data file is opened.
 """
@@ -7,9 +7,6 @@ import argparse
 import json
 from pathlib import Path
 
-from luthier import recipe as recipes
-from luthier.cli.reference import reference, schema
-from luthier.config import write_toml
 from luthier.errors import RecipeError
 
 
@@ -28,6 +25,10 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         RecipeError: the recipe, or a `--set`, is wrong; or `--set` was given without a recipe.
     """
+    from luthier import recipe as recipes  # here, so that --help waits for nothing
+    from luthier.cli.reference import reference, schema
+    from luthier.config import write_toml
+
     if options.recipe is None and options.set:
         raise RecipeError("--set changes a recipe: name the recipe file too")
     if options.reference:
