@@ -11,6 +11,7 @@ than half of the rows have in common. Where nearly all rows ask the same and dif
 whole prompt counts. Left out: similarity of meaning.
 """
 
+import functools
 import hashlib
 import re
 import unicodedata
@@ -217,28 +218,50 @@ def _boilerplate(texts: Sequence[str]) -> Shingles:
 def near_duplicates(texts: Sequence[str], joined: Callable[[int, int], bool]) -> Iterator[tuple[int, int]]:
     """Pairs (later, earlier) of different folded texts whose Jaccard similarity is at least 0.8.
 
-    `joined(a, b)` tells whether two are known to belong together already; such pairs are left out.
+    `joined(a, b)` tells whether two are known to belong together already; such pairs are left out. Memory: some 200
+    bytes a text.
     """
-    from datasketch import MinHash, MinHashLSH  # half a second to import, and small files of one group do without
-
     if len(texts) < 2:
         return
     common = _boilerplate(texts)
-    index = MinHashLSH(num_perm=BANDS * BAND_ROWS, params=(BANDS, BAND_ROWS))
-    empty = MinHash(num_perm=BANDS * BAND_ROWS, hashfunc=int)
-    kept: list[Shingles] = []
-    for number, text in enumerate(texts):
-        shingles = np.setdiff1d(_shingles(text), common, assume_unique=True)
-        kept.append(shingles)
-        if not len(shingles):
-            continue  # nothing of its own to compare; equal texts are one already
-        minhash = empty.copy()
-        minhash.update_batch(shingles.tolist())
-        candidates = [other for other in sorted(index.query(minhash)) if not joined(number, other)]
-        for other in candidates[:MAX_CANDIDATES]:
-            if _jaccard(shingles, kept[other]) >= NEAR and not joined(number, other):
+
+    @functools.lru_cache(maxsize=4096)  # of a million long texts not all can be kept
+    def own(number: int) -> Shingles:
+        return np.setdiff1d(_shingles(texts[number]), common, assume_unique=True)
+
+    for number, candidates in _candidates(_signatures(own, len(texts))):
+        for other in candidates:
+            if not joined(number, other) and len(own(number)) and _jaccard(own(number), own(other)) >= NEAR:
                 yield number, other
-        index.insert(number, minhash, check_duplication=False)
+
+
+def _signatures(own: Callable[[int], Shingles], count: int) -> npt.NDArray[np.uint64]:
+    """(texts, bands) a 64-bit hash of each band of each text's MinHash."""
+    from datasketch import MinHash  # half a second to import
+
+    empty = MinHash(num_perm=BANDS * BAND_ROWS, hashfunc=int)
+    mixers = np.random.default_rng(0).integers(1, 2**63, BAND_ROWS, dtype=np.uint64) | np.uint64(1)
+    signatures = np.empty((count, BANDS), np.uint64)
+    for number in range(count):
+        minhash = empty.copy()
+        minhash.update_batch(own(number).tolist())
+        bands = np.asarray(minhash.hashvalues, dtype=np.uint64).reshape(BANDS, BAND_ROWS)
+        signatures[number] = (bands * mixers).sum(axis=1, dtype=np.uint64)  # wraps around: a multilinear hash
+    return signatures
+
+
+def _candidates(signatures: npt.NDArray[np.uint64]) -> Iterator[tuple[int, list[int]]]:
+    """For each text that agrees with earlier ones in a whole band: its number and theirs, at most 200, in order."""
+    runs: dict[int, list[Shingles]] = {}
+    for band in signatures.T:
+        order = np.argsort(band, kind="stable").astype(np.uint32)  # stable: within a run, numbers rise
+        begins = np.concatenate([[True], band[order[1:]] != band[order[:-1]]])
+        starts = np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))
+        for at in np.flatnonzero(~begins):
+            start = starts[at]
+            runs.setdefault(int(order[at]), []).append(order[start : min(at, start + MAX_CANDIDATES)])
+    for number in sorted(runs):
+        yield number, np.unique(np.concatenate(runs[number]))[:MAX_CANDIDATES].tolist()
 
 
 def _jaccard(a: Shingles, b: Shingles) -> float:
