@@ -153,3 +153,20 @@ def test_texts_are_numbered_in_the_order_they_came_in() -> None:
     signed, numbers = signatures.close()
     assert numbers.tolist() == [n for n in range(3000) if n % 3]
     assert signed.shape == (2000, 128)
+
+
+def test_blocks_are_joined_in_order_and_texts_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"word{n} other{n * 7} third{n * 13} fourth{n}".encode() for n in range(1100)]
+    keep = np.arange(1100) % 5 != 0
+
+    def sign(select: np.ndarray | None) -> tuple[list[int], list[bytes]]:
+        signatures = _minhash.Signatures()
+        for text in texts:
+            signatures.add(text)
+        signed, numbers = signatures.close(select)
+        return numbers.tolist(), [row.tobytes() for row in signed]
+
+    numbers, whole = sign(None)
+    monkeypatch.setattr(_minhash, "_BLOCK", 97)
+    assert sign(None) == (numbers, whole)
+    assert sign(keep) == (np.flatnonzero(keep).tolist(), [whole[n] for n in np.flatnonzero(keep)])

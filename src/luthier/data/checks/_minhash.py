@@ -25,7 +25,7 @@ BAND_BYTES = 8
 BANDS = ORDERS // BAND_BYTES
 NEAR = 0.8
 MIN_SHINGLES = 4
-_LEARN_FROM, _BATCH = 1024, 256
+_LEARN_FROM, _BATCH, _BLOCK = 1024, 256, 65536
 _COMMON_SHARE, _COMMON_ROWS = 0.1, 10
 _PAD = b"\0" * 16
 _TABLE_BITS = 16
@@ -87,19 +87,33 @@ class Signatures:
         if len(self._waiting) >= (_LEARN_FROM if self._common is None else _BATCH):
             self._sign_waiting()
 
-    def close(self) -> tuple[U8, I64]:
+    def close(self, keep: NDArray[np.bool_] | None = None) -> tuple[U8, I64]:
         """Signatures (M, 128) of the texts that have enough of their own to be compared, and their numbers (M,).
 
-        The object is empty afterwards.
+        `keep` (one truth value for each text added) leaves texts out. The object is empty afterwards.
         """
         self._sign_waiting()
-        total = np.empty((len(self._rows), ORDERS), dtype=np.uint8)
+        numbers = np.array(self._rows, dtype=np.int64)
+        kept = np.ones(len(numbers), dtype=bool) if keep is None else keep[numbers]
+        total = np.empty((int(kept.sum()), ORDERS), dtype=np.uint8)
         end = len(total)
-        while self._blocks:  # from the back, so that memory is given up as it is copied
-            block = self._blocks.pop()
+        for start in range((len(self._blocks) - 1) * _BLOCK, -1, -_BLOCK):  # from the back: memory is given up at once
+            mask = kept[start : start + _BLOCK]
+            block = self._blocks.pop()[: len(mask)][mask]
             total[end - len(block) : end] = block
             end -= len(block)
-        return total, np.array(self._rows, dtype=np.int64)
+        return total, numbers[kept]
+
+    def _store(self, signatures: U8, numbers: I64) -> None:
+        """Append to blocks of 8 MiB, which the system takes back as soon as they are dropped."""
+        while len(signatures):
+            filled = len(self._rows) % _BLOCK
+            if filled == 0:
+                self._blocks.append(np.empty((_BLOCK, ORDERS), dtype=np.uint8))
+            taken = min(_BLOCK - filled, len(signatures))
+            self._blocks[-1][filled : filled + taken] = signatures[:taken]
+            self._rows.extend(numbers[:taken].tolist())
+            signatures, numbers = signatures[taken:], numbers[taken:]
 
     def _sign_waiting(self) -> None:
         if self._common is None:
@@ -120,8 +134,7 @@ class Signatures:
         self._added += len(texts)
         if not signed.size:
             return
-        self._rows.extend((signed + first).tolist())
-        self._blocks.append(self.sign(hashes[own], np.bincount(owner[own], minlength=len(texts))[signed]))
+        self._store(self.sign(hashes[own], np.bincount(owner[own], minlength=len(texts))[signed]), signed + first)
 
     def sign(self, hashes: U32, counts: I64) -> U8:
         """Signatures (R, 128) of R texts from their shingles, text after text; every count is at least 1."""

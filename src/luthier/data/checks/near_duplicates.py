@@ -34,12 +34,10 @@ class NearDuplicates(Check):
 
     def findings(self) -> list[Finding]:
         """One warning that counts rows; exact repeats are left to their own check."""
-        signatures, numbers = self._signatures.close()
         digests = np.frombuffer(self._digests, dtype=np.uint64)
         unique = np.zeros(len(digests), dtype=bool)
         unique[np.unique(digests, return_index=True)[1]] = True
-        kept = unique[numbers]
-        signatures, numbers = signatures[kept], numbers[kept]
+        signatures, numbers = self._signatures.close(unique)
         group, likeness = _minhash.groups(signatures)
         later = np.flatnonzero(group != np.arange(len(group)))
         if not later.size:
