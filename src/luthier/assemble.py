@@ -22,6 +22,7 @@ from luthier.engine.optimizers.base import OptimizerSettings
 from luthier.engine.run import Run
 from luthier.engine.schedules.base import Schedule
 from luthier.errors import DataError, ModelError, RecipeError
+from luthier.evaluation.systems.base import System
 from luthier.examples import Example
 from luthier.models.catalog import resolve
 from luthier.models.load import LoadedModel, load
@@ -108,20 +109,35 @@ def targets_of(recipe: Recipe) -> tuple[str, ...]:
     return tuple(name for name in named if name != "all_linear")
 
 
+def is_full(recipe: Recipe) -> bool:
+    """Whether the base itself trains, so that no base is left to switch back to."""
+    return recipes.dump_part(recipe.adapter)["type"] == "full"
+
+
+def is_model_system(system: Settings) -> bool:
+    """Whether a system of the recipe is answered by the run's model."""
+    return part(system, System, "evaluation.systems").is_model  # type: ignore[type-abstract]
+
+
 def make_trainable(recipe: Recipe, loaded: LoadedModel) -> Trainable:
     """Put the adapter in. With full fine-tuning a reference, if the objective needs one, is a frozen copy of the base."""
     adapter = part(recipe.adapter, Adapter, "adapter")  # type: ignore[type-abstract]
     objective = objective_of(recipe)
-    is_full = recipes.dump_part(recipe.adapter)["type"] == "full"
-    frozen = copy.deepcopy(loaded.model) if is_full and objective.needs_reference else None
+    full = is_full(recipe)
+    frozen = copy.deepcopy(loaded.model) if full and objective.needs_reference else None
     injected = adapter.inject(loaded.model, recipe.seed)
     # full fine-tuning holds float32 weights; products are still computed in the type that the model was loaded in
-    autocast = loaded.dtype if is_full and loaded.dtype == torch.bfloat16 else None
+    autocast = loaded.dtype if full and loaded.dtype == torch.bfloat16 else None
     policy = Scorer(loaded.model, autocast)
     if not objective.needs_reference:
         return Trainable(injected, Models(policy))
     reference = _Reference(policy, injected) if frozen is None else Scorer(frozen.requires_grad_(False).eval())
     return Trainable(injected, Models(policy, reference))
+
+
+def planned_steps(recipe: Recipe, rows: int) -> int:
+    """How many optimizer steps the recipe asks for."""
+    return recipe.training.steps or math.ceil(recipe.training.epochs * rows / recipe.training.rows_per_step)
 
 
 def build_run(
@@ -140,7 +156,7 @@ def build_run(
     source = Source(units["train"], recipe.training.rows_per_step, recipe.seed)
     return Run(
         settings=recipe.training,
-        steps=recipe.training.steps or math.ceil(recipe.training.epochs * source.steps_per_epoch()),
+        steps=planned_steps(recipe, len(units["train"])),
         model=loaded.model,
         models=trainable.models,
         objective=objective_of(recipe),

@@ -50,7 +50,7 @@ class RunFolder:
         path = self.path / name
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
-    def open(self, recipe: Recipe, source: str) -> None:
+    def open(self, recipe: Recipe, file: Path) -> None:
         """Make the folder, or go on in it if it was made by the same recipe.
 
         Raises:
@@ -67,8 +67,9 @@ class RunFolder:
                 f"{self.path} holds a run of another recipe (changed: {', '.join(changed)}). "
                 "Choose another folder with --out, or remove this one."
             )
-        with atomic_text(self.path / "recipe.toml") as file:
-            file.write(source)
+        source = file.read_text(encoding="utf-8")
+        with atomic_text(self.path / "recipe.toml") as copy:
+            copy.write(source)
         self.write("recipe.json", recipe.dump())
         manifest = self.read("manifest.json") or {"created": _now(), "stages": {}}
         manifest |= {
@@ -76,6 +77,7 @@ class RunFolder:
             "machine": machine(),
             "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
             "recipe_sha256": recipe.hash(),
+            "recipe_folder": str(file.resolve().parent),
             "git": _git(),
         }
         self.write("manifest.json", manifest)
@@ -91,10 +93,14 @@ class RunFolder:
         try:
             yield
         finally:
-            manifest = self.read("manifest.json")
-            spent = manifest["stages"].get(stage, {}).get("seconds", 0.0) + time.perf_counter() - started
-            manifest["stages"][stage] = {"seconds": round(spent, 3)}
-            self.write("manifest.json", manifest)
+            self.add_seconds(stage, time.perf_counter() - started)
+
+    def add_seconds(self, stage: str, seconds: float) -> None:
+        """Add to the seconds that a stage has taken."""
+        manifest = self.read("manifest.json")
+        spent = manifest["stages"].get(stage, {}).get("seconds", 0.0) + seconds
+        manifest["stages"][stage] = {"seconds": round(spent, 3)}
+        self.write("manifest.json", manifest)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -140,7 +140,11 @@ def _sources(recipe: Recipe, data: Data) -> dict[str, Any]:
     paths = {"train": recipe.data.train, "validation": recipe.data.validation, "test": recipe.data.test}
     digests = iter(_digests(recipe))
     return {
-        name: {"path": path or f"a share of {recipe.data.train}", "sha256": next(digests) if path else None, "rows": len(rows)}
+        name: {
+            "path": path or f"a share of {recipe.data.train}",
+            "sha256": next(digests) if path else None,
+            "rows": len(rows),
+        }
         for (name, path), rows in zip(paths.items(), data.named().values(), strict=True)
     }
 

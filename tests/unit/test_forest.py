@@ -22,7 +22,12 @@ from luthier.models.scorer import Scorer
 
 VOCABULARY = 97
 SMALL = dict(
-    hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2, vocab_size=VOCABULARY, head_dim=16
+    hidden_size=64,
+    intermediate_size=96,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=VOCABULARY,
+    head_dim=16,
 )
 FAMILIES = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(num_hidden_layers=3, **SMALL)),

@@ -13,9 +13,14 @@ if TYPE_CHECKING:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """RECIPE, --out and --set."""
-    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a recipe file; `luthier init` writes one")
+    """RECIPE, --set and --out."""
+    add_recipe_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/<name of the recipe>)")
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """RECIPE and --set."""
+    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a recipe file; `luthier init` writes one")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, such as training.steps=100"
     )
@@ -31,5 +36,5 @@ def begin(args: argparse.Namespace) -> "Iterator[tuple[Recipe, RunFolder, Termin
     recipe = load(args.recipe, args.set)
     folder = RunFolder(args.out or Path("runs") / args.recipe.stem)
     with folder.locked():
-        folder.open(recipe, args.recipe.read_text(encoding="utf-8"))
+        folder.open(recipe, args.recipe)
         yield recipe, folder, Terminal()

@@ -1,0 +1,37 @@
+"""Measure a run's systems again: what is on disk and still true is kept.
+
+example:
+  luthier evaluate runs/demo
+"""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `luthier evaluate`."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, trained or not")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate the baselines and, if the run has been trained, the trained model; print the table."""
+    from luthier.adapters.base import Adapter
+    from luthier.assemble import part
+    from luthier.evaluate import measure_base, measure_tuned, reopen
+    from luthier.progress import Terminal
+    from luthier.run_folder import RunFolder, recipe_of
+    from luthier.stages import prepare_data
+
+    folder, progress = RunFolder(args.run), Terminal()
+    recipe = recipe_of(args.run)
+    with folder.locked():
+        opened = reopen(folder, recipe, prepare_data(recipe, folder, progress), progress)
+        measure_base(opened, progress)
+        if (folder / "adapter").is_dir():
+            adapter = part(recipe.adapter, Adapter, "adapter")  # type: ignore[type-abstract]
+            injected = adapter.restore(opened.loaded.model, folder / "adapter")
+            measure_tuned(opened, injected, progress)
+        else:
+            progress.say("  not trained yet: `luthier train` or `luthier run` does that")
+    print(folder / "evaluation.json")
+    return 0

@@ -1,0 +1,163 @@
+"""Memory, time and money of a run before it begins.
+
+Memory is predicted from the model's shape and the largest micro-batch that this data will make. Time is measured: one
+typical training step and a short generation are timed on this machine and multiplied.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from luthier import assemble
+from luthier.data.source import micro_batches
+from luthier.engine.run import Run
+from luthier.models.forest import build_batch
+from luthier.models.generate import generate
+from luthier.models.memory import Load, Memory, Shape, predict, shape_of
+from luthier.models.scorer import forest_mode
+from luthier.stages import Opened
+
+SCANNED_STEPS = 500
+# shares of the machine's matrix rate that the parts of a run reach, for a plan without a measurement
+_TRAINING_SHARE, _WRITING_TOKENS_PER_SECOND = 0.25, 150.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take."""
+
+    memory: Memory
+    steps: int
+    tokens: int
+    """Training tokens over all steps, shared ones counted for each row."""
+    step_seconds: float
+    training_seconds: float
+    evaluation_seconds: float
+    usd: float
+    hosted_usd: float
+
+    @property
+    def seconds(self) -> float:
+        """Training and evaluation together."""
+        return self.training_seconds + self.evaluation_seconds
+
+
+def largest_load(run: Run) -> Load:
+    """The largest micro-batch of the first steps, by computed tokens; the order of rows is known, so this is exact."""
+    tokens = positions = 0
+    for number in range(1, min(run.steps, SCANNED_STEPS) + 1):
+        for rows in micro_batches(run.source.step(number), run.settings.micro_batch_tokens):
+            batch = build_batch(rows)
+            tokens = max(tokens, len(batch.forest.ids_N))
+            positions = max(positions, len(batch.hidden_H))
+    for rows in micro_batches(run.validation, run.settings.micro_batch_tokens):
+        batch = build_batch(rows)
+        # without a graph only one layer's activations live, but the logits are as large
+        positions = max(positions, len(batch.hidden_H) // 2)
+    return Load(tokens, positions)
+
+
+def predict_memory(opened: Opened, run: Run, shape: Shape, process: int) -> Memory:
+    """Peak bytes of the training of `run`."""
+    return predict(
+        shape,
+        opened.loaded.dtype,
+        sum(p.numel() for p in run.injected.trainable.values()),
+        largest_load(run),
+        full=assemble.is_full(opened.recipe),
+        checkpointing=opened.recipe.training.gradient_checkpointing,
+        process=process,
+    )
+
+
+def estimate(opened: Opened, process: int) -> Estimate:
+    """Predict and measure; puts an adapter into the model, which is not usable for training afterwards.
+
+    Args:
+        opened: a run whose rows have passed the gates.
+        process: bytes that the process held before the model was loaded.
+    """
+    recipe, shape = opened.recipe, shape_of(opened.loaded.model)
+    writing = _writing_seconds(opened)
+    trainable = assemble.make_trainable(recipe, opened.loaded)
+    run = assemble.build_run(recipe, opened.loaded, trainable, opened.units, "", opened.folder.path)
+    memory = predict_memory(opened, run, shape, process)
+    step_seconds = _step_seconds(run)
+    tokens = sum(len(row.ids) for number in range(1, run.steps + 1) for unit in run.source.step(number) for row in unit)
+    validations = run.steps // run.validate_every + 1
+    per_row = step_seconds / recipe.training.rows_per_step / 3  # a forward pass is about a third of a step
+    training = run.steps * step_seconds + validations * len(run.validation) * per_row
+    hourly = recipe.cost.machine_usd_per_hour
+    return Estimate(
+        memory=memory,
+        steps=run.steps,
+        tokens=tokens,
+        step_seconds=step_seconds,
+        training_seconds=training,
+        evaluation_seconds=writing,
+        usd=(training + writing) / 3600 * hourly,
+        hosted_usd=tokens / 1e6 * recipe.cost.hosted_training_usd_per_million_tokens,
+    )
+
+
+def _step_seconds(run: Run) -> float:
+    """Seconds of one optimizer step: the second and third of three, with the gradients thrown away."""
+    seconds = []
+    for number in range(1, 4):
+        started = time.perf_counter()
+        for rows in micro_batches(run.source.step(number), run.settings.micro_batch_tokens):
+            with forest_mode(run.model):
+                run.objective.loss(run.models, build_batch(rows).to(run.device)).total.backward()
+        run.optimizer.zero_grad(set_to_none=True)
+        seconds.append(time.perf_counter() - started)
+    return sum(seconds[1:]) / 2
+
+
+def _writing_seconds(opened: Opened) -> float:
+    """Seconds for all model systems to answer the test rows, from a sample of them."""
+    from luthier.evaluate import conversations, longest_answer
+
+    rows = conversations(opened.data.test)[: opened.recipe.evaluation.max_rows]
+    sample = rows[:8]
+    if not sample:
+        return 0.0
+    prompts = [opened.template.prompt_ids(row.prompt, row.tools) for row in sample]
+    limit = longest_answer(opened)
+    started = time.perf_counter()
+    with torch.inference_mode():
+        generate(opened.loaded, prompts, max_new_tokens=limit, stop_ids=opened.template.stop_ids)
+    per_row = (time.perf_counter() - started) / len(sample)
+    models = sum(1 for system in opened.recipe.evaluation.systems.values() if assemble.is_model_system(system))
+    return per_row * len(rows) * models
+
+
+def plan(opened: Opened) -> Mapping[str, float]:
+    """A rough plan of seconds by stage, for the time to finish; the stages' own pace corrects it as they go."""
+    shape = shape_of(opened.loaded.model)
+    rate = _matrix_rate(opened.loaded.dtype)
+    rows = opened.units["train"]
+    tokens = (
+        sum(len(row.ids) for unit in rows for row in unit) / max(len(rows), 1) * opened.recipe.training.rows_per_step
+    )
+    steps = assemble.planned_steps(opened.recipe, len(rows))
+    training = steps * tokens * 6 * shape.parameters / (rate * _TRAINING_SHARE)
+    tests = min(len(opened.data.test), opened.recipe.evaluation.max_rows or len(opened.data.test))
+    writing = tests * 60 / _WRITING_TOKENS_PER_SECOND * shape.parameters / 135e6
+    systems = {
+        f"evaluate:{name}": writing * (1.5 if name == "few_shot" else 1.2)
+        for name, system in opened.recipe.evaluation.systems.items()
+        if assemble.is_model_system(system)
+    }
+    return {"model": 15.0, "train": training, "forgetting": 60.0, "report": 2.0, **systems}
+
+
+def _matrix_rate(dtype: torch.dtype) -> float:
+    """Floating point operations per second of a product of the usual size on this CPU."""
+    a, b = torch.ones(512, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
+    torch.nn.functional.linear(a, b)
+    started = time.perf_counter()
+    for _ in range(5):
+        torch.nn.functional.linear(a, b)
+    return 5 * 2 * 512 * 576 * 1536 / (time.perf_counter() - started)

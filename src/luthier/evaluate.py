@@ -1,0 +1,195 @@
+"""The evaluation stages of a run: the base and the baselines before training, the trained model after it.
+
+The base is measured while the model is still the base, so full fine-tuning, which overwrites it, is compared in the
+same way as an adapter. What is on disk and still true is used again.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from luthier import assemble
+from luthier.adapters.base import Injected
+from luthier.config import canonical_hash
+from luthier.data.templates import Template
+from luthier.errors import EvaluationError
+from luthier.evaluation.forgetting import (
+    Ability,
+    compare_ability,
+    load_items,
+    measure_ability,
+    write_forgetting,
+)
+from luthier.evaluation.harness import Evaluation, Options, evaluate
+from luthier.evaluation.metrics.base import Metric
+from luthier.evaluation.systems.base import Context, System
+from luthier.evaluation.task import build_metrics, choose_metrics, detect_task, longest_answer_tokens
+from luthier.examples import Conversation, Document, Example, Preference
+from luthier.models.load import LoadedModel
+from luthier.progress import Progress
+from luthier.recipe import Recipe
+from luthier.run_folder import RunFolder
+from luthier.stages import Data, Opened
+
+BASE_ABILITY = "forgetting_base.json"
+Switch = Callable[[], AbstractContextManager[None]]
+
+
+def conversations(examples: Sequence[Example]) -> list[Conversation]:
+    """The rows as questions with a wanted answer: a preference pair asks its prompt and wants the chosen reply.
+
+    Raises:
+        EvaluationError: a row is raw text, which asks nothing.
+    """
+    rows = []
+    for example in examples:
+        if isinstance(example, Document):
+            raise EvaluationError(
+                f"{example.where}: raw text asks no question, so no answer can be compared. `luthier train` trains on it; "
+                "for a report name test rows with questions in data.test"
+            )
+        if isinstance(example, Preference):
+            messages = example.prompt + example.chosen
+            example = Conversation(messages, example.tools, example.where, example.id, group=example.group)
+        rows.append(example)
+    return rows
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of every system: rows, task, metrics and the room for an answer."""
+
+    test: list[Conversation]
+    train: list[Conversation]
+    validation: list[Conversation]
+    task: str
+    metrics: Mapping[str, Metric]
+    primary: str
+    schema_file: str | None
+    max_new_tokens: int
+
+
+def question_of(recipe: Recipe, data: Data, template: Template) -> Question:
+    """Work out task and metrics from the recipe and the rows.
+
+    Raises:
+        EvaluationError: the rows cannot be evaluated, or a metric is unknown or misses its schema.
+    """
+    settings = recipe.evaluation
+    train, validation, test = (conversations(rows) for rows in (data.train, data.validation, data.test))
+    task = detect_task(train) if settings.task == "auto" else settings.task
+    names = settings.metrics or choose_metrics(task, settings.json_schema is not None)
+    primary = settings.primary_metric or names[0]
+    metrics = build_metrics(list(dict.fromkeys([primary, *names])), settings.json_schema)
+    limit = settings.max_new_tokens or longest_answer_tokens(template, train)
+    return Question(test[: settings.max_rows], train, validation, task, metrics, primary, settings.json_schema, limit)
+
+
+def longest_answer(opened: Opened) -> int:
+    """Most tokens of an answer in this run's evaluation."""
+    return question_of(opened.recipe, opened.data, opened.template).max_new_tokens
+
+
+def measure_base(opened: Opened, progress: Progress) -> None:
+    """Let every system that does not need training answer the test rows, and measure the base's general ability."""
+    baselines = {name: system for name, system in _systems(opened.recipe).items() if not system.uses_adapter}
+    _evaluate(opened, baselines, nullcontext, None, progress)
+    _base_ability(opened, progress)
+
+
+def measure_tuned(opened: Opened, injected: Injected, progress: Progress) -> Evaluation:
+    """Let the trained model answer, compare it with what `measure_base` measured, and measure what it forgot."""
+    tuned = hashlib.sha256()
+    for path in sorted((opened.folder / "adapter").glob("*.safetensors")):
+        with path.open("rb") as file:
+            tuned.update(hashlib.file_digest(file, "sha256").digest())
+    evaluation = _evaluate(opened, _systems(opened.recipe), injected.disabled, tuned.hexdigest(), progress)
+    before = _base_ability(opened, progress, injected.disabled)
+    with progress.stage("forgetting", "forgetting"), opened.folder.timed("forgetting"):
+        items = load_items(opened.recipe.evaluation.forgetting, opened.loaded)
+        after = measure_ability(opened.loaded, items, on_progress=_told(progress))
+        values = compare_ability(before, after, items, opened.recipe.evaluation.confidence)
+        write_forgetting(opened.folder.path, values)
+    return evaluation
+
+
+def _systems(recipe: Recipe) -> dict[str, System]:
+    """Baselines first, in the order of the recipe."""
+    kind = System
+    found = {
+        name: assemble.part(settings, kind, f"evaluation.systems.{name}")  # type: ignore[type-abstract]
+        for name, settings in recipe.evaluation.systems.items()
+    }
+    return dict(sorted(found.items(), key=lambda item: item[1].uses_adapter))
+
+
+def _evaluate(
+    opened: Opened, systems: Mapping[str, System], disabled: Switch, tuned: str | None, progress: Progress
+) -> Evaluation:
+    recipe, folder = opened.recipe, opened.folder
+    question = question_of(recipe, opened.data, opened.template)
+    schema = json.loads(Path(question.schema_file).read_text(encoding="utf-8")) if question.schema_file else None
+    context = Context(
+        loaded=opened.loaded,
+        template=opened.template,
+        adapter_disabled=disabled,
+        train=question.train,
+        validation=question.validation,
+        max_new_tokens=question.max_new_tokens,
+        task=question.task,
+        primary_metric=question.metrics[question.primary],
+        base_fingerprint=canonical_hash([opened.loaded.files.fingerprint, str(opened.loaded.dtype)]),
+        tuned_fingerprint=tuned,
+        json_schema=schema,
+        train_file=(folder / "data/train.jsonl").resolve(),
+        recipe_folder=Path(folder.read("manifest.json")["recipe_folder"]),
+        on_progress=_told(progress),
+    )
+    options = Options(folder.path, question.primary, recipe.evaluation.confidence, recipe.seed)
+    evaluation: Evaluation | None = None
+    asked: dict[str, System] = {}
+    for name, system in systems.items():  # one more at a time, so that each has its own line and seconds
+        asked[name] = system
+        with progress.stage(f"evaluate:{name}", f"{name} on {len(question.test):,} test rows"):
+            evaluation = evaluate(asked, question.test, context, question.metrics, options)
+        measured = evaluation.measured[name]
+        if not measured.reused:
+            folder.add_seconds(f"evaluate:{name}", measured.seconds)
+        interval = evaluation.intervals[name][question.primary]
+        progress.say(f"    {question.primary} {interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]")
+    if evaluation is None:
+        raise EvaluationError("the recipe names no system to evaluate; add one under [evaluation.systems]")
+    return evaluation
+
+
+def _told(progress: Progress) -> Callable[[str, int, int], None]:
+    return lambda what, done, total: progress.update(done, total, what)
+
+
+def _base_ability(opened: Opened, progress: Progress, disabled: Switch = nullcontext) -> Ability:
+    """General ability of the base, measured once and kept in the run's folder."""
+    settings = opened.recipe.evaluation.forgetting
+    key = canonical_hash([settings.model_dump(), opened.loaded.files.fingerprint, str(opened.loaded.dtype)])
+    kept = opened.folder.read(BASE_ABILITY)
+    if kept is not None and kept["key"] == key:
+        return Ability({name: np.array(values) for name, values in kept["statistics"].items()})
+    with progress.stage("ability", "general ability of the base"), opened.folder.timed("forgetting"), disabled():
+        items = load_items(settings, opened.loaded)
+        ability = measure_ability(opened.loaded, items, on_progress=_told(progress))
+    statistics = {name: values.tolist() for name, values in ability.statistics.items()}
+    opened.folder.write(BASE_ABILITY, {"key": key, "statistics": statistics})
+    return ability
+
+
+def reopen(folder: RunFolder, recipe: Recipe, data: Data, progress: Progress) -> Opened:
+    """A run with its base model in memory, for evaluation alone: nothing is proved again."""
+    with progress.stage("open", f"loading {recipe.model.name}"):
+        loaded: LoadedModel = assemble.open_model(recipe)
+        template: Any = assemble.template_for(recipe, loaded, min(recipe.training.max_tokens, loaded.max_tokens))
+    return Opened(recipe, folder, data, loaded, template, {})
