@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
+from math import isfinite
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from luthier import registry
@@ -138,8 +139,12 @@ class GateResult:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def dump(self) -> dict[str, Any]:
-        """Plain values, as they are written to `preflight.json`."""
-        return asdict(self)
+        """Plain values, as they are written to `preflight.json`; JSON has no NaN or infinity, so these become text."""
+        values = asdict(self)
+        details = {
+            key: str(v) if isinstance(v, float) and not isfinite(v) else v for key, v in values["details"].items()
+        }
+        return {**values, "details": details}
 
 
 class Gate(ABC):
