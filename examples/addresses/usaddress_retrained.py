@@ -15,8 +15,8 @@ import pycrfsuite
 import usaddress
 from address_labels import to_json, user_text
 
-# L1 and L2 penalties; 100 rounds of L-BFGS take two seconds of one core, and more changed nothing that mattered
-SETTINGS = {"c1": 0.1, "c2": 0.01, "feature.minfreq": 0, "max_iterations": 100}
+# L1 and L2 penalties, the best of five tried on the validation rows of seed 0: no L1, a strong L2
+SETTINGS = {"c1": 0.0, "c2": 1.0, "feature.minfreq": 0}
 
 
 def labeled_rows(path: Path) -> Iterator[list[tuple[str, str]]]:
