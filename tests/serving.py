@@ -86,9 +86,10 @@ def running(
     http: HttpLimits | None = None,
     limits: Limits | None = None,
     queue: int = 64,
+    backend: LocalBackend | None = None,
 ) -> Iterator[str]:
     """A server in a thread; gives its base URL, and ends it as ctrl-C would."""
-    backend = LocalBackend(models, limits, queue)
+    backend = backend or LocalBackend(models, limits, queue)
     bound = listen(Address(port=0))
     url = url_of(bound)
     server = build_server(backend, access or Access(), http)

@@ -2,18 +2,28 @@
 
 import asyncio
 import json
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
-from serving import CALLS, COUNT, LEARNED, UNICODE, WEATHER, Tiny, learn, running
+from openai.types.chat import ChatCompletion
+from tests.serving import CALLS, COUNT, LEARNED, UNICODE, WEATHER, Tiny, learn, running
 
+from luthier.assemble import save_artifact
+from luthier.config import build
 from luthier.models.generate import generate
 from luthier.models.load import LoadedModel
+from luthier.recipe import Recipe
 from luthier.serve.app import HttpLimits
 from luthier.serve.lane import Limits
 
@@ -155,7 +165,8 @@ def test_tool_calls_come_back_parsed(client: OpenAI) -> None:
 
 
 def test_tool_calls_stream(client: OpenAI) -> None:
-    names, arguments, text, reason = {}, dict.fromkeys((0, 1), ""), "", None
+    names: dict[int, str] = {}
+    arguments, text, reason = dict.fromkeys((0, 1), ""), "", None
     for chunk in client.chat.completions.create(
         model="tiny-run", messages=ASK_WEATHER, tools=TOOLS, temperature=0, stream=True
     ):
@@ -198,7 +209,7 @@ def test_logprobs_follow_the_text(client: OpenAI, stream: bool) -> None:
     asked: dict[str, Any] = {"model": "tiny-run", "messages": SCRIPTS, "temperature": 0}
     asked |= {"logprobs": True, "top_logprobs": 3}
     if stream:
-        scores = []
+        scores: list[Any] = []
         for chunk in client.chat.completions.create(**asked, stream=True):
             logprobs = chunk.choices[0].logprobs
             scores += (logprobs.content or []) if logprobs else []
@@ -283,29 +294,30 @@ def test_twenty_concurrent_requests_equal_single_ones(client: OpenAI) -> None:
     assert together == alone * 4
 
 
-def test_concurrent_requests_share_their_steps(client: OpenAI) -> None:
-    def ask(_: int) -> str | None:
-        answer = client.chat.completions.create(model="tiny-run", messages=COUNTING, temperature=0)
-        return answer.choices[0].message.content
+def test_concurrent_requests_share_their_steps(tiny: Tiny) -> None:
+    calls: list[None] = []
 
-    ask(0)
-    started = time.perf_counter()
-    for i in range(8):
-        ask(i)
-    one_by_one = time.perf_counter() - started
-    started = time.perf_counter()
-    with ThreadPoolExecutor(8) as pool:
+    @contextmanager
+    def counted() -> Iterator[None]:
+        calls.append(None)
+        yield
+
+    served = replace(tiny.served()[0], activate=counted)
+    with running([served]) as url, ThreadPoolExecutor(8) as pool:
+        client = OpenAI(base_url=url, api_key="none", max_retries=0)
+
+        def ask(_: int) -> str:
+            return str(_text(client.chat.completions.create(model="tiny-run", messages=COUNTING, temperature=0)))
+
+        ask(0)
+        alone = len(calls)
         assert list(pool.map(ask, range(8))) == [COUNT] * 8
-    assert time.perf_counter() - started < one_by_one
+    together = len(calls) - alone
+    assert together < 4 * alone, f"8 requests took {together} calls of the model, one takes {alone}"
 
 
-def _wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.01)
-    return False
+def _text(answer: ChatCompletion) -> str | None:
+    return answer.choices[0].message.content
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -340,23 +352,20 @@ def test_a_client_that_hangs_up_frees_its_place(tiny: Tiny, stream: bool) -> Non
 
 
 def test_a_full_queue_is_429_with_retry_after(tiny: Tiny) -> None:
-    with running(tiny.served(), queue=2) as url, ThreadPoolExecutor(2) as pool:
+    with running(tiny.served(), queue=2) as url:
         client = OpenAI(base_url=url, api_key="none", max_retries=0)
         asked: dict[str, Any] = {"model": "base", "messages": SCRIPTS, "max_tokens": 300, "logit_bias": {"2": -100}}
-        busy = [pool.submit(client.chat.completions.create, **asked) for _ in range(2)]
-        refused: list[openai.RateLimitError] = []
-
-        def try_once() -> bool:
-            try:
-                client.chat.completions.create(model="base", messages=SCRIPTS, max_tokens=1)
-            except openai.RateLimitError as error:
-                refused.append(error)
-            return bool(refused)
-
-        assert _wait_until(try_once)
-        assert refused[0].response.headers["retry-after"] == "1"
-        assert refused[0].code == "rate_limit_exceeded"
-        assert all(b.result(timeout=30).choices[0].finish_reason == "length" for b in busy)
+        busy = [client.chat.completions.create(**asked, stream=True) for _ in range(2)]
+        for stream in busy:
+            next(iter(stream))
+        for streaming in (False, True):
+            with pytest.raises(openai.RateLimitError) as caught:
+                client.chat.completions.create(model="base", messages=SCRIPTS, max_tokens=1, stream=streaming)
+            assert caught.value.response.headers["retry-after"] == "1"
+            assert caught.value.code == "rate_limit_exceeded"
+        for stream in busy:
+            assert list(stream)[-1].choices[0].finish_reason == "length"
+        client.chat.completions.create(model="base", messages=SCRIPTS, max_tokens=1)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -382,9 +391,10 @@ def test_rows_wait_for_room_in_the_cache(tiny: Tiny) -> None:
     ):
         client = OpenAI(base_url=url, api_key="none", max_retries=0)
 
-        def ask(_: int) -> str | None:
+        def ask(_: int) -> str:
             asked: dict[str, Any] = {"model": "tiny-run", "messages": COUNTING, "temperature": 0, "max_tokens": 60}
-            return client.chat.completions.create(**asked).choices[0].message.content
+            answer = client.chat.completions.create(**asked)
+            return str(answer.choices[0].message.content)
 
         assert list(pool.map(ask, range(6))) == [COUNT] * 6
 
@@ -408,3 +418,63 @@ def test_the_async_client_works_too(url: str) -> None:
             return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
     assert asyncio.run(ask()) == COUNT
+
+
+def _write_run(folder: Path, tiny: Tiny) -> None:
+    """What training leaves in a run's folder."""
+    data = {"train": str(folder / "train.jsonl")}
+    adapter = {"type": "lora", "rank": 64, "alpha": 64.0}
+    recipe = build(Recipe, {"model": {"name": str(tiny.loaded.files.folder)}, "data": data, "adapter": adapter})
+    save_artifact(folder / "adapter", recipe, tiny.loaded, tiny.injected, tiny.template)
+
+
+@pytest.mark.slow
+def test_luthier_serve_answers_and_ctrl_c_lets_answers_finish(tiny: Tiny, tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    _write_run(folder, tiny)
+    command = [
+        sys.executable,
+        "-m",
+        "luthier.cli.main",
+        "serve",
+        str(folder),
+        "--port",
+        "0",
+        "--base",
+        "--device",
+        "cpu",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert "'demo' and 'base'" in line, line
+        client = OpenAI(base_url=line.split(" at ")[1].split(" ")[0], api_key="none", max_retries=8)
+        assert _text(client.chat.completions.create(model="demo", messages=SCRIPTS, temperature=0)) == UNICODE
+        bias = {"2": -100}
+        stream = client.chat.completions.create(
+            model="base", messages=SCRIPTS, max_tokens=400, stream=True, logit_bias=bias
+        )
+        next(iter(stream))
+        process.send_signal(signal.SIGINT)
+        assert list(stream)[-1].choices[0].finish_reason == "length", "ctrl-C cut an answer short"
+        assert process.wait(timeout=20) == 0
+        rest = process.stderr.read()
+        assert "Traceback" not in rest and UNICODE not in rest and "route=/v1/chat/completions status=200" in rest
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_luthier_serve_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from luthier.cli.main import main
+
+    for extra, message in (
+        ([], "no trained model here"),
+        (["--host", "0.0.0.0"], "--api-key-env"),
+        (["--api-key-env", "LUTHIER_TEST_ABSENT"], "is not set"),
+        (["--rows", "2"], "--rows 2"),
+        (["--deadline", "nan"], "--deadline nan"),
+    ):
+        assert main(["serve", str(tmp_path / "nothing"), "--port", "0", *extra]) == 2
+        assert message in capsys.readouterr().err

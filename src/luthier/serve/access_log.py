@@ -39,6 +39,12 @@ def note_tokens(scope: Scope, usage: dict[str, Any] | None) -> None:
         notes.prompt_tokens, notes.completion_tokens = usage["prompt_tokens"], usage["completion_tokens"]
 
 
+def request_id(scope: Scope) -> str:
+    """The id that this request has in the log; "" outside of it."""
+    notes = scope.get(KEY)
+    return notes.id if isinstance(notes, _Notes) else ""
+
+
 class AccessLog:
     """ASGI middleware around the application."""
 

@@ -11,13 +11,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from luthier.serve.access_log import AccessLog, note_tokens
-from luthier.serve.api_error import ApiError, model_not_found
+from luthier.serve.access_log import AccessLog, note_tokens, request_id
+from luthier.serve.api_error import ApiError, internal, model_not_found
 from luthier.serve.backend import Backend, Seat
 from luthier.serve.chat import ChatRequest, parse_chat
 from luthier.serve.completion import CompletionRequest, parse_completion
@@ -57,7 +58,16 @@ class Access:
 
 
 def build_app(backend: Backend, access: Access | None = None, limits: HttpLimits | None = None) -> ASGIApp:
-    """The application; its lifespan starts and stops the backend."""
+    """The application behind its guards; its lifespan starts and stops the backend."""
+    access = access or Access()
+    routes = build_routes(backend, access, limits or HttpLimits())
+    return HostGuard(AccessLog(routes), access.hosts, access.any_address)
+
+
+def build_routes(backend: Backend, access: Access, limits: HttpLimits) -> FastAPI:
+    """All routes. The application itself asks for the key, for any route that it will ever have; /healthz alone is not
+    one of its own routes, and free.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -68,18 +78,24 @@ def build_app(backend: Backend, access: Access | None = None, limits: HttpLimits
             backend.stop()
 
     access, limits = access or Access(), limits or HttpLimits()
-    app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        lifespan=lifespan,
+        dependencies=[Depends(KeyCheck(access.key))],
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     api = Api(backend, limits)
-    router = APIRouter(prefix="/v1", dependencies=[Depends(KeyCheck(access.key))])
-    router.add_api_route("/models", api.list_models, methods=["GET"], response_model=None)
-    router.add_api_route("/models/{name:path}", api.get_model, methods=["GET"], response_model=None)
-    router.add_api_route("/chat/completions", api.chat, methods=["POST"], response_model=None)
-    router.add_api_route("/completions", api.completions, methods=["POST"], response_model=None)
-    app.include_router(router)
-    app.add_api_route("/healthz", api.health, methods=["GET"], response_model=None)
+    app.add_api_route("/v1/models", api.list_models, methods=["GET"], response_model=None)
+    app.add_api_route("/v1/models/{name:path}", api.get_model, methods=["GET"], response_model=None)
+    app.add_api_route("/v1/chat/completions", api.chat, methods=["POST"], response_model=None)
+    app.add_api_route("/v1/completions", api.completions, methods=["POST"], response_model=None)
+    app.router.routes.append(Route("/healthz", api.health, methods=["GET"]))
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
-    return HostGuard(AccessLog(app), access.hosts, access.any_address)
+    app.add_exception_handler(Exception, _unforeseen)
+    return app
 
 
 class Api:
@@ -88,7 +104,7 @@ class Api:
     def __init__(self, backend: Backend, limits: HttpLimits) -> None:
         self._backend, self._limits = backend, limits
 
-    async def health(self) -> Response:
+    async def health(self, _: Request) -> Response:
         """200 while requests can be answered, 503 otherwise; the one route that needs no key."""
         healthy = self._backend.healthy
         return JSONResponse({"status": "ok" if healthy else "down"}, 200 if healthy else 503)
@@ -253,6 +269,11 @@ async def _api_error(_: Request, error: Exception) -> Response:
     if not isinstance(error, ApiError):
         raise error
     return JSONResponse(error.body(), error.status, headers=error.headers)
+
+
+async def _unforeseen(request: Request, _: Exception) -> Response:
+    """What is sent; starlette then raises the error again, and the log takes note of its kind."""
+    return JSONResponse(internal(request_id(request.scope)).body(), 500)
 
 
 async def _http_error(_: Request, error: Exception) -> Response:

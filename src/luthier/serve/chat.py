@@ -181,7 +181,8 @@ def _content(fields: Fields, required: bool) -> str:
         return value
     if not isinstance(value, list):
         raise fields.wrong("content", "a string or an array of parts")
-    return "".join(_part(Fields(part, f"{fields.path('content')}[{i}]")) for i, part in enumerate(value))
+    # joined as the reader of training rows joins them
+    return "\n".join(_part(Fields(part, f"{fields.path('content')}[{i}]")) for i, part in enumerate(value))
 
 
 def _part(fields: Fields) -> str:
@@ -242,9 +243,7 @@ def _tool(value: Any, at: str) -> Mapping[str, Any]:
     function.only("strict", (False,), "arguments are not constrained to the schema")
     function.finish()
     fields.finish()
-    # a null is left out: training data has no `"strict": null` either, and the prompt must look the same
-    kept = {k: v for k, v in value["function"].items() if v is not None}
-    return {"type": "function", "function": kept}
+    return dict(value)  # as it came, key order and all: so it stands in training rows, and so it must be rendered
 
 
 def _refuse_the_rest(fields: Fields) -> None:
