@@ -5,6 +5,7 @@ was. `luthier run` is these in order.
 """
 
 import hashlib
+import json
 import resource
 import shutil
 import signal
@@ -18,12 +19,13 @@ from typing import Any
 
 from luthier import assemble
 from luthier.config import canonical_hash
+from luthier.data.checks._text import exact_content
 from luthier.data.checks.base import Finding, run_checks
 from luthier.data.formats.base import read_examples
 from luthier.data.source import Unit
 from luthier.data.split import split
 from luthier.data.templates import Template
-from luthier.data.write import example_values, write_examples
+from luthier.data.write import write_examples
 from luthier.engine import checkpoint
 from luthier.engine.loop import Step, train
 from luthier.engine.run import Run
@@ -122,10 +124,10 @@ def divide(recipe: Recipe) -> tuple[Data, dict[str, Any]]:
 
 
 def _without_repeats(examples: Sequence[Example]) -> tuple[list[Example], int]:
-    """The examples without exact repeats of an earlier one, ids apart, and how many were dropped."""
+    """The examples without exact repeats of an earlier one, and how many were dropped; ids and extra fields apart."""
     seen: dict[str, Example] = {}
     for example in examples:
-        seen.setdefault(canonical_hash({k: v for k, v in example_values(example).items() if k != "id"}), example)
+        seen.setdefault(exact_content(example), example)
     return list(seen.values()), len(examples) - len(seen)
 
 
@@ -323,16 +325,12 @@ def _interruptible() -> Iterator[threading.Event]:
 
 
 def _metrics_line(step: Step) -> str:
-    import json
-
     values = {"step": step.number, "seconds": round(step.seconds, 4), **step.metrics}
     return json.dumps(values) + "\n"
 
 
 def _keep_lines(path: Path, last_step: int) -> None:
     """Drop the lines of steps that will be done again, and a last line that was cut off."""
-    import json
-
     if not path.is_file():
         return
     lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]

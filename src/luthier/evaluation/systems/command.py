@@ -8,6 +8,7 @@ names. It runs in the recipe's folder, is given as a list of arguments, and neve
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -27,7 +28,7 @@ class Command(System):
     is_model: ClassVar[bool] = False
 
     command: tuple[str, ...] = Field(min_length=1)
-    """The program and its arguments, such as ["python", "examples/usaddress_system.py"]."""
+    """The program and its arguments; a program called `python` is the Python that Luthier itself runs in."""
     timeout_seconds: float = Field(600.0, gt=0)
     """It is ended, and the evaluation fails, if it takes longer."""
 
@@ -61,8 +62,9 @@ class Command(System):
         if context.train_file is not None:
             environment["LUTHIER_TRAIN"] = str(context.train_file.resolve())
         try:
+            program = sys.executable if self.command[0] == "python" else self.command[0]
             done = subprocess.run(
-                self.command,
+                [program, *self.command[1:]],
                 input=stdin,
                 capture_output=True,
                 encoding="utf-8",
