@@ -39,6 +39,8 @@ def train(run: Run) -> Iterator[Step]:
     if run.state.best_loss is None:
         run.state.best_loss = validation_loss(run)
         checkpoint.save(run)
+    if run.state.stopped_early:  # resumed after its last step: there is nothing more to do
+        return
     for number in range(run.state.step + 1, run.steps + 1):
         started = time.perf_counter()
         metrics = _learn(run, number)
