@@ -3,6 +3,7 @@
 One code path for every model system, so that systems differ in their prompts and in the adapter, and in nothing else.
 """
 
+import copy
 import time
 from collections.abc import Iterator, Sequence
 
@@ -38,11 +39,7 @@ def answer_with_model(
     start = time.perf_counter()
     ids = [context.template.prompt_ids(prompt, row.tools) for row, prompt in zip(rows, prompts, strict=True)]
     for row, prompt_ids in zip(rows, ids, strict=True):
-        if len(prompt_ids) >= context.loaded.max_tokens:
-            raise EvaluationError(
-                f"row {row.id} ({row.where}): its prompt has {len(prompt_ids)} tokens, and the model's context ends at "
-                f"{context.loaded.max_tokens}; shorten the row, or use a model with a longer context"
-            )
+        _require_room(row, len(prompt_ids) + 1, context)
     written = generate(
         context.loaded,
         ids,
@@ -72,19 +69,30 @@ def answer_with_model(
     return answers, seconds
 
 
+def _require_room(row: Conversation, tokens: int, context: Context) -> None:
+    if tokens > context.loaded.max_tokens:
+        raise EvaluationError(
+            f"row {row.id} ({row.where}): with an answer it needs at least {tokens} tokens, and the model's context "
+            f"ends at {context.loaded.max_tokens}; shorten the row, or use a model with a longer context"
+        )
+
+
 def score_targets_of(rows: Sequence[Conversation], prompts: Prompts, context: Context) -> list[TargetScore]:
     """The wanted reply of each row under the model, told each token before it predicts the next.
 
     Raises:
         EvaluationError: a row has no assistant message to score.
     """
+    template = copy.copy(context.template)
+    template.max_tokens = None  # training may cut rows; a reply that is cut would look like an easy one
     rendered = []
     for row, prompt in zip(rows, prompts, strict=True):
         if row.completion is None:
             raise EvaluationError(f"row {row.id} ({row.where}): no assistant message, so there is no reply to score")
         reply = Message("assistant", row.completion.content, tool_calls=row.completion.tool_calls)
         asked = Conversation((*prompt, reply), row.tools, row.where, row.id)
-        rendered.append(context.template.reply_row(asked, (reply,)))
+        rendered.append(template.reply_row(asked, (reply,)))
+        _require_room(row, len(rendered[-1].ids), context)
     return [score for group in group_rows(rendered, 4096) for score in _score(group, context)]
 
 

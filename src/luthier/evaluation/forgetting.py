@@ -1,8 +1,8 @@
 """What training cost in general ability: multiple choice and perplexity on general text, before and after.
 
-Before is the same model with its adapter off, so both sides see the same items and differences are paired. An answer is
-chosen by likelihood, once divided by its length in bytes and once as it is: neither is right for every test, so both are
-reported. Text is scored in windows of 512 tokens, each by itself.
+Before is the same model with its adapter off, so both sides see the same items and differences are paired. An answer
+is chosen by likelihood, once divided by its length in bytes and once as it is: neither is right for every test, so both
+are reported. Text is scored in windows of 512 tokens, each by itself.
 """
 
 import inspect
@@ -253,8 +253,8 @@ def read_questions(path: Path) -> list[Question]:
         )
         if not good:
             raise EvaluationError(
-                f"{path}, line {number}: expected question (text), choices (two or more texts) and answer (the index of the "
-                f"right one, from 0); found {line.strip()[:120]}"
+                f"{path}, line {number}: expected question (text), choices (two or more texts) and answer (the index "
+                f"of the right one, from 0); found {line.strip()[:120]}"
             )
         assert isinstance(answer, int) and isinstance(question, str) and isinstance(choices, list)
         found.append(
@@ -341,7 +341,7 @@ def _windows(text: str, loaded: LoadedModel, max_tokens: int) -> tuple[tuple[int
 
 
 def _encode_start(text: str, loaded: LoadedModel, max_tokens: int) -> list[int]:
-    """The first `max_tokens` tokens. Only as much text is encoded as can be needed: a token has rarely over 12 letters."""
+    """The first `max_tokens` tokens. Only as much text is encoded as is likely needed: few tokens are that long."""
     ids: list[int] = loaded.tokenizer(text[: 16 * max_tokens], add_special_tokens=False).input_ids
     if len(ids) < max_tokens < len(text):
         ids = loaded.tokenizer(text, add_special_tokens=False).input_ids

@@ -1,5 +1,6 @@
 """What kind of answer the rows want, and the metrics that fit it."""
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
@@ -89,6 +90,8 @@ def longest_answer_tokens(template: Template, train: Sequence[Conversation]) -> 
         EvaluationError: no training row has a reply.
         TemplateError: the template refuses a row.
     """
+    template = copy.copy(template)
+    template.max_tokens = None  # training may cut rows; the answer to them is as long as it is
     longest = 0
     for row in train:
         if row.completion is not None:

@@ -12,6 +12,9 @@ import numpy as np
 from luthier.evaluation.metrics._target import target_score
 from luthier.evaluation.metrics.base import Array, Metric, Prediction, ratio
 
+LARGEST_MEAN = 200.0
+"""Nats per token at which perplexity stops to grow."""
+
 
 class Perplexity(Metric):
     """Perplexity of the target under teacher forcing."""
@@ -31,4 +34,5 @@ class Perplexity(Metric):
 
     def values(self, statistics_NS: Array, counts_BN: Array) -> Array:
         """(B,) exp of the mean negative log-probability."""
-        return np.exp(np.minimum(ratio(counts_BN @ statistics_NS), 700.0))  # e^700 is about the largest float
+        # a model this surprised is broken; the cap keeps squares of differences within the range of a float
+        return np.exp(np.minimum(ratio(counts_BN @ statistics_NS), LARGEST_MEAN))

@@ -151,6 +151,16 @@ def with_instruction(messages: tuple[Message, ...], instruction: str) -> tuple[M
     return (Message("system", instruction), *messages)
 
 
+def after_question(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
+    """The messages with `text` after what the user wrote last; as a message of its own if no user wrote anything."""
+    for index in range(len(messages) - 1, -1, -1):
+        message = messages[index]
+        if message.role == "user":
+            asked = Message("user", f"{message.content.rstrip()}\n\n{text}", name=message.name)
+            return (*messages[:index], asked, *messages[index + 1 :])
+    return (*messages, Message("user", text))
+
+
 def messages_as_values(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Messages as plain values, for records and external programs."""
     return [message_values(message) for message in messages]

@@ -1,0 +1,155 @@
+"""Every metric in the directory: right answers get the best value, garbage the worst, and it can be bootstrapped."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from luthier import registry
+from luthier.evaluation.metrics.base import Metric, Prediction, TargetScore
+from luthier.evaluation.significance import compare, metric_interval
+from luthier.evaluation.task import METRICS, build_metrics
+from luthier.examples import Message, ToolCall
+
+NAMES = registry.names(METRICS)
+ROWS = 12
+SCHEMA = {"type": "object", "required": ["name", "age"], "properties": {"age": {"type": "integer"}}}
+
+
+@pytest.fixture
+def schema_file(tmp_path: Path) -> str:
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps(SCHEMA), encoding="utf-8")
+    return str(path)
+
+
+def build(name: str, schema_file: str) -> Metric:
+    return build_metrics([name], schema_file)[name]
+
+
+def target(name: str, row: int) -> Any:
+    """A wanted answer of the kind that the metric is for."""
+    if name in ("accuracy", "macro_f1"):
+        return ("yes", "no", "maybe")[row % 3]
+    if name in ("rouge_l", "chrf", "perplexity", "token_accuracy"):
+        return f"The answer to question {row} is known to everybody here."
+    return {"name": f"person {row}", "age": row}
+
+
+def perfect(name: str, row: int) -> Prediction:
+    wanted = target(name, row)
+    text = wanted if isinstance(wanted, str) else json.dumps(wanted)
+    calls = (ToolCall("find", {"who": row}),) if name == "tool_calls" and row % 4 else ()
+    message = Message("assistant", text, tool_calls=calls)
+    return Prediction(f"r{row}", (), text, wanted, message, message, TargetScore(10, 0.0, 10))
+
+
+def garbage(name: str, row: int) -> Prediction:
+    """Wrong in every respect; a field metric gets fields, or precision would have nothing to judge."""
+    right = perfect(name, row)
+    output = '{"zzz": 0}' if name.startswith("field_") else "@@@"
+    reply = Message("assistant", "@@@", tool_calls=(ToolCall("unheard_of", {}),))
+    score = TargetScore(10, -1e9, 0)
+    return Prediction(right.id, (), output, right.target, right.expected, reply, score)
+
+
+def stack(metric: Metric, predictions: list[Prediction]) -> np.ndarray:
+    return np.array([metric.statistics(p) for p in predictions], dtype=np.float64)
+
+
+def test_the_promised_metrics_are_there() -> None:
+    promised = "exact_match json_valid schema_valid field_f1 accuracy macro_f1 rouge_l chrf token_accuracy perplexity"
+    assert set(promised.split()) | {"tool_calls", "field_precision", "field_recall"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_right_answers_are_best_and_garbage_is_worst(name: str, schema_file: str) -> None:
+    metric = build(name, schema_file)
+    right = metric.value(stack(metric, [perfect(name, r) for r in range(ROWS)]))
+    wrong = metric.value(stack(metric, [garbage(name, r) for r in range(ROWS)]))
+    assert right == pytest.approx(metric.best)
+    if math.isinf(metric.worst):
+        assert wrong > 1e80
+    else:
+        assert wrong == pytest.approx(metric.worst)
+    assert (right > wrong) == metric.higher_is_better
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_mixture_lies_between(name: str, schema_file: str) -> None:
+    metric = build(name, schema_file)
+    mixed = [perfect(name, r) if r % 2 else garbage(name, r) for r in range(ROWS)]
+    value = metric.value(stack(metric, mixed))
+    low, high = sorted((metric.worst, metric.best))
+    assert low < value < high
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_rows_have_no_value(name: str, schema_file: str) -> None:
+    metric = build(name, schema_file)
+    assert math.isnan(metric.value(np.zeros((0, 3))))
+    assert math.isnan(metric_interval(metric, np.zeros((0, 3))).low)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_counting_a_row_twice_is_having_it_twice(name: str, schema_file: str) -> None:
+    """The vectorized bootstrap stands on this: counts must mean what repeating rows means."""
+    metric = build(name, schema_file)
+    statistics = stack(metric, [perfect(name, r) if r % 3 else garbage(name, r) for r in range(ROWS)])
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        counts = rng.multinomial(ROWS, [1 / ROWS] * ROWS)
+        repeated = np.repeat(statistics, counts, axis=0)
+        expected = metric.value(repeated)
+        found = metric.values(statistics, counts[None].astype(np.float64))
+        assert found.shape == (1,)
+        assert found[0] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_order_of_rows_does_not_matter(name: str, schema_file: str) -> None:
+    metric = build(name, schema_file)
+    statistics = stack(metric, [perfect(name, r) if r % 3 else garbage(name, r) for r in range(ROWS)])
+    assert metric.value(statistics) == pytest.approx(metric.value(statistics[::-1]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_intervals_and_differences(name: str, schema_file: str) -> None:
+    metric = build(name, schema_file)
+    good = stack(metric, [perfect(name, r) if r % 4 else garbage(name, r) for r in range(ROWS)])
+    bad = stack(metric, [perfect(name, r) if r % 4 == 1 else garbage(name, r) for r in range(ROWS)])
+    interval = metric_interval(metric, good)
+    assert interval.low <= interval.value <= interval.high
+    assert interval.low < interval.high
+    change = compare(metric, good, bad)
+    assert change.difference == pytest.approx(metric.value(good) - metric.value(bad))
+    assert change.low <= change.difference <= change.high
+    assert 0 < change.p_value <= 1
+    same = compare(metric, good, good)
+    assert same.difference == 0 and same.p_value == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_row_scores(name: str, schema_file: str) -> None:
+    metric = build(name, schema_file)
+    score = metric.row_score(metric.statistics(perfect(name, 1)))
+    if not metric.scores_rows:
+        assert score is None
+        return
+    assert score == pytest.approx(metric.best)
+    wrong = metric.row_score(metric.statistics(garbage(name, 1)))
+    assert wrong is not None and score is not None and (wrong < score) == metric.higher_is_better
+    if metric.binary:
+        assert (score, wrong) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_declarations_are_consistent(name: str, schema_file: str) -> None:
+    metric = build(name, schema_file)
+    assert (metric.best > metric.worst) == metric.higher_is_better
+    assert metric.binary or not metric.counts_failures, "failures can only be counted where a row is right or wrong"
+    widths = {len(metric.statistics(p(name, r))) for p in (perfect, garbage) for r in range(ROWS)}
+    assert len(widths) == 1

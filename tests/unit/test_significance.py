@@ -1,0 +1,195 @@
+"""Intervals cover what they promise, and tests agree with textbooks."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from scipy import stats
+
+from luthier.evaluation.metrics.base import Array, Metric, Prediction, RatioMetric
+from luthier.evaluation.metrics.field_f1 import FieldF1
+from luthier.evaluation.significance import (
+    bootstrap_interval,
+    clopper_pearson,
+    compare,
+    failures_per_million,
+    mcnemar,
+    metric_interval,
+    minimum_detectable_effect,
+    resample,
+)
+
+
+class Mean(RatioMetric):
+    """The plain mean of scores."""
+
+    def statistics(self, prediction: Prediction) -> tuple[float, float]:
+        return float(prediction.output), 1.0
+
+
+class Right(Mean):
+    """The same, right or wrong."""
+
+    binary = True
+
+
+def scores(values: npt.ArrayLike) -> Array:
+    column = np.asarray(values, dtype=np.float64)
+    return np.stack([column, np.ones_like(column)], axis=1)
+
+
+def test_resamples_are_seeded_and_draw_n_rows() -> None:
+    first = np.concatenate(list(resample(30, seed=1, resamples=500)))
+    again = np.concatenate(list(resample(30, seed=1, resamples=500)))
+    other = np.concatenate(list(resample(30, seed=2, resamples=500)))
+    assert first.shape == (500, 30)
+    assert (first == again).all() and (first != other).any()
+    assert (first.sum(axis=1) == 30).all()
+    assert first.mean() == pytest.approx(1.0)
+    assert first.var() == pytest.approx(1 - 1 / 30, rel=0.05)  # binomial, not a permutation
+
+
+def test_chunks_do_not_change_the_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = np.concatenate(list(resample(20, seed=3, resamples=100)))
+    monkeypatch.setattr("luthier.evaluation.significance.CHUNK_CELLS", 70)
+    parts = list(resample(20, seed=3, resamples=100))
+    assert len(parts) > 30
+    assert (np.concatenate(parts) == whole).all()
+
+
+@pytest.mark.parametrize("shape", ["skewed", "corpus"])
+def test_intervals_cover_the_truth(shape: str) -> None:
+    """95 % intervals of 600 simulated data sets; 93 to 97 % of them must hold the true value."""
+    rng = np.random.default_rng(5)
+    held, datasets, rows = 0, 600, 80
+    metric: Metric = Mean() if shape == "skewed" else FieldF1()
+    for seed in range(datasets):
+        if shape == "skewed":  # most rows nearly perfect, a tail of bad ones
+            statistics, truth = scores(rng.beta(4, 1, rows)), 4 / 5
+        else:  # fields right, answered and wanted: a ratio of sums with dependent parts
+            wanted = rng.integers(2, 9, rows)
+            right = rng.binomial(wanted, 0.7).astype(float)
+            statistics = np.stack([right, right + rng.binomial(3, 0.4, rows), wanted], axis=1)
+            truth = 2 * 3.5 / (3.5 + 1.2 + 5.0)
+        interval = bootstrap_interval(metric.values, statistics, seed=seed, resamples=500)
+        assert interval.method == "BCa bootstrap"
+        held += interval.low <= truth <= interval.high
+    assert 0.93 <= held / datasets <= 0.97
+
+
+def test_paired_differences_cover_the_truth_and_false_alarms_are_rare() -> None:
+    rng = np.random.default_rng(6)
+    held = alarms = 0
+    datasets, rows = 200, 60
+    for seed in range(datasets):
+        hardness = rng.normal(size=rows)  # shared by both systems: what pairing is for
+        a = scores(hardness + rng.normal(scale=0.3, size=rows) + 0.1)
+        b = scores(hardness + rng.normal(scale=0.3, size=rows))
+        change = compare(Unbounded(), a, b, seed=seed)
+        held += change.low <= 0.1 <= change.high
+        same = compare(Unbounded(), b, scores(hardness + rng.normal(scale=0.3, size=rows)), seed=seed)
+        alarms += same.p_value < 0.05
+        assert (same.p_value < 0.05) == (not same.low <= 0 <= same.high) or abs(same.p_value - 0.05) < 0.005
+    assert 0.92 <= held / datasets <= 0.98
+    assert 0.02 <= alarms / datasets <= 0.08
+
+
+class Unbounded(Mean):
+    """Scores without a worst value."""
+
+    worst = float("-inf")
+    best = float("inf")
+
+
+def test_pairing_makes_intervals_narrow() -> None:
+    rng = np.random.default_rng(7)
+    hardness = rng.normal(size=100)
+    a, b = scores(hardness + 0.1), scores(hardness)
+    change = compare(Unbounded(), a, b)
+    single = bootstrap_interval(Mean().values, a)
+    assert change.low > 0.09 and change.high < 0.11
+    assert single.high - single.low > 0.3
+
+
+def test_bca_agrees_with_scipy() -> None:
+    values = np.random.default_rng(8).exponential(size=60)
+    ours = bootstrap_interval(Mean().values, scores(values), resamples=20_000)
+    theirs = stats.bootstrap((values,), np.mean, n_resamples=20_000, method="BCa", rng=1).confidence_interval
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), rel=0.02)
+    plain = np.quantile(
+        [values[np.random.default_rng(i).integers(0, 60, 60)].mean() for i in range(4000)], [0.025, 0.975]
+    )
+    assert ours.high > plain[1] + 0.01, "the correction for skewness moves the interval"
+
+
+def test_right_or_wrong_metrics_get_the_exact_interval() -> None:
+    found = metric_interval(Right(), scores([1.0] * 47 + [0.0] * 3))
+    expected = stats.binomtest(47, 50).proportion_ci(0.95, method="exact")
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.method == "Clopper-Pearson"
+
+
+def test_all_rows_perfect_is_not_certainty() -> None:
+    perfect = metric_interval(Mean(), scores([1.0] * 200))
+    assert perfect.value == 1 and perfect.high == 1
+    assert perfect.low == pytest.approx(0.025 ** (1 / 200))
+    hopeless = metric_interval(Mean(), scores([0.0] * 200))
+    assert hopeless.low == 0 and hopeless.high == pytest.approx(1 - 0.025 ** (1 / 200))
+
+
+def test_systems_that_never_differ_may_still_differ_a_little() -> None:
+    same = compare(Right(), scores([1.0] * 100), scores([1.0] * 100))
+    assert same.difference == 0 and same.p_value == 1
+    assert same.low == pytest.approx(-(1 - 0.025 ** (1 / 100))) and same.high == -same.low
+    assert same.standard_error > 0
+
+
+@pytest.mark.parametrize(("better", "worse"), [(0, 0), (1, 0), (8, 2), (2, 8), (30, 10), (5, 5)])
+def test_mcnemar_is_the_binomial_test(better: int, worse: int) -> None:
+    n, k = better + worse, max(better, worse)
+    tail = sum(math.comb(n, i) for i in range(k, n + 1)) / 2**n if n else 1.0
+    assert mcnemar(better, worse) == pytest.approx(min(1.0, 2 * tail) if better != worse else 1.0)
+
+
+def test_binary_metrics_are_compared_by_mcnemar() -> None:
+    a, b = scores([1] * 20 + [0] * 5 + [1] * 8 + [0] * 2), scores([1] * 20 + [0] * 5 + [0] * 8 + [1] * 2)
+    change = compare(Right(), a, b)
+    assert change.difference == pytest.approx(6 / 35)
+    assert change.p_value == pytest.approx(mcnemar(8, 2))
+    assert change.test.startswith("McNemar")
+
+
+def test_clopper_pearson_ends() -> None:
+    assert clopper_pearson(0, 10)[0] == 0 and clopper_pearson(10, 10)[1] == 1
+    assert clopper_pearson(0, 10)[1] == pytest.approx(1 - 0.025 ** (1 / 10))
+    with pytest.raises(ValueError, match="3 successes of 2 trials"):
+        clopper_pearson(3, 2)
+
+
+def test_no_failures_still_allow_some() -> None:
+    found = failures_per_million(0, 200)
+    assert found["count"] == 0 and found["per_million"] == 0
+    assert found["per_million_high"] == pytest.approx(1e6 * (1 - 0.05 ** (1 / 200)))
+    assert found["per_million_high"] == pytest.approx(3e6 / 200, rel=0.01)  # the rule of three
+    some = failures_per_million(4, 200)
+    assert some["per_million"] == pytest.approx(20_000) and some["per_million_high"] > 20_000
+    assert failures_per_million(5, 5)["per_million_high"] == 1e6
+
+
+def test_the_detectable_effect_is_detected_four_times_in_five() -> None:
+    rng = np.random.default_rng(9)
+    rows, spread = 100, 0.5
+    effect = minimum_detectable_effect(spread / math.sqrt(rows))
+    found = 0
+    for seed in range(200):
+        a, b = scores(rng.normal(effect, spread, rows)), scores(np.zeros(rows))
+        found += compare(Unbounded(), a, b, seed=seed).p_value < 0.05
+    assert 0.74 <= found / 200 <= 0.86
+
+
+def test_different_rows_cannot_be_paired() -> None:
+    with pytest.raises(ValueError, match="same rows"):
+        compare(Mean(), scores([1.0]), scores([1.0, 0.0]))
+    with pytest.raises(ValueError, match="same rows"):
+        compare(Mean(), scores([]), scores([]))
