@@ -3,17 +3,36 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.mutants.bench import Bench, dpo_bench, train_three_steps
 
 from luthier import registry
+from luthier.adapters.lora import LoRA
+from luthier.data.formats.base import read_examples
+from luthier.data.templates import build_template
 from luthier.errors import PreflightError, TemplateError
 from luthier.examples import Row
+from luthier.models.catalog import resolve
 from luthier.models.forest import Batch
-from luthier.preflight.base import GATES, BatchBuilder, Gate, GateResult, Subject, gates, require, run_gates
-from mutants.bench import Bench, dpo_bench, train_three_steps
+from luthier.models.load import load, open_without_weights
+from luthier.models.scorer import Scorer
+from luthier.objectives.base import Models
+from luthier.objectives.sft import SFT
+from luthier.preflight.base import (
+    GATES,
+    BatchBuilder,
+    Gate,
+    GateResult,
+    RowSettings,
+    Subject,
+    gates,
+    require,
+    run_gates,
+)
 
 NAMES = registry.names(GATES)
 STAGES = ("rows", "model", "steps")
@@ -162,3 +181,45 @@ def test_a_difference_that_is_not_finite_still_makes_valid_json() -> None:
 
     for result in run_gates(Bench().with_model(spoil), "model"):
         json.dumps(result.dump(), allow_nan=False)
+
+
+def _real(folder: Path, data: Path, template_name: str) -> Subject:
+    """The default model's rows over real data, without its weights."""
+    loaded = open_without_weights(resolve(str(folder)))
+    examples = list(read_examples(data / "train.jsonl"))
+    return Subject(
+        examples=examples,
+        template=build_template(loaded, template_name, max_tokens=2048),
+        untruncated=build_template(loaded, template_name),
+        tokenizer=loaded.tokenizer,
+        objective=SFT(),
+        settings=RowSettings(max_tokens=2048),
+        held_out={"test": list(read_examples(data / "test.jsonl"))},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "template_name", "refused"),
+    [
+        ("json_extraction", "model", []),
+        ("toolcalls", "chatml_tools", []),
+        ("toolcalls", "model", ["masked_text", "nothing_dropped"]),
+    ],
+)
+def test_rows_of_the_default_model_over_real_data(
+    real_model_folder: Path, shared_data: Path, name: str, template_name: str, refused: list[str]
+) -> None:
+    results = run_gates(_real(real_model_folder, shared_data / name, template_name), "rows")
+    assert [r.gate for r in results if not r.passed] == refused
+
+
+@pytest.mark.slow
+def test_the_default_model_passes_the_gates_on_the_model(real_model_folder: Path, shared_data: Path) -> None:
+    loaded = load(resolve(str(real_model_folder)))
+    subject = _real(real_model_folder, shared_data / "json_extraction", "model")
+    subject.examples = subject.examples[:64]
+    subject.loaded = loaded
+    subject.injected = LoRA(rank=4).inject(loaded.model, 0)
+    subject.models = Models(Scorer(loaded.model))
+    require(run_gates(subject, "model"))

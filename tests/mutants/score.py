@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from .bench import failed_gates
-from .seeds import MUTANTS, Mutant
+from tests.mutants.bench import failed_gates
+from tests.mutants.seeds import MUTANTS, Mutant
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "preflight.md"
 BEGIN, END = "<!-- mutants: begin -->", "<!-- mutants: end -->"

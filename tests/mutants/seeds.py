@@ -8,15 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-
-from luthier.adapters.lora import LoRA
-from luthier.examples import Conversation, Message, Row, Where
-from luthier.models.scorer import Scorer
-from luthier.objectives.base import Models
-from luthier.preflight.base import RowSettings, Stage, Subject
-
-from . import parts
-from .bench import (
+from tests.mutants import parts
+from tests.mutants.bench import (
     OWN_TEMPLATE,
     Bench,
     dpo_bench,
@@ -26,7 +19,13 @@ from .bench import (
     tokenizer,
     train_three_steps,
 )
-from .parts import first_trained, last_trained, masked, without, wrong_template
+from tests.mutants.parts import first_trained, last_trained, masked, without, wrong_template
+
+from luthier.adapters.lora import LoRA
+from luthier.examples import Conversation, Message, Row, Where
+from luthier.models.scorer import Scorer
+from luthier.objectives.base import Models
+from luthier.preflight.base import RowSettings, Stage, Subject
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
 """Every seeded failure is refused by the gate that it names, and a correct run by none; the docs tell the same."""
 
 import pytest
+from tests.mutants.bench import Bench, documents, dpo_bench, full_bench, train_three_steps
+from tests.mutants.score import BEGIN, END, PAGE, measure, table
+from tests.mutants.seeds import MUTANTS, Mutant
 
 from luthier import registry
 from luthier.preflight.base import GATES, RowSettings, run_gates
-
-from .bench import Bench, documents, dpo_bench, full_bench, train_three_steps
-from .score import BEGIN, END, PAGE, measure, table
-from .seeds import MUTANTS, Mutant
 
 CLEAN = {
     "chatml": lambda: Bench(),
@@ -17,6 +16,8 @@ CLEAN = {
     "loss_on_all": lambda: Bench(settings=RowSettings(512, loss_on="all")),
     "last_assistant": lambda: Bench(settings=RowSettings(512, loss_on="last_assistant")),
     "documents": lambda: Bench(examples=documents(), held_out={}),
+    "documents_without_chat_template": lambda: Bench(examples=documents(), held_out={}, source=""),
+    "documents_with_bos": lambda: Bench(kind="bos", examples=documents(), held_out={}),
     "accepted_truncation": lambda: Bench(settings=RowSettings(405, max_truncated_share=0.5)),
 }
 

@@ -25,6 +25,8 @@ class Boilerplate(Gate):
         """Look at the loss mask of the tokens that end every served prompt."""
         if subject.settings.loss_on == "all":
             return self.passes("Every token is trained on because data.loss_on = 'all' says so.")
+        if not any(case.turns for case in subject.cases):  # a base model may have no chat template to probe
+            return self.passes("There are no replies, so the server writes nothing before one.")
         length = generation_prompt_length(subject.template)
         faults, looked = [], 0
         for case in subject.cases:

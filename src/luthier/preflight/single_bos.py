@@ -23,10 +23,12 @@ class SingleBos(Gate):
         bos: int | None = subject.tokenizer.bos_token_id
         if bos is None:
             return self.passes("This tokenizer has no such token.")
-        short = subject.template.prompt_ids((Message("user", "a"),))
-        long = subject.template.prompt_ids((Message("user", "a"), Message("assistant", "b"), Message("user", "c")))
+        short, long = [], []
+        if any(case.messages for case in subject.cases):  # a base model may have no chat template to probe
+            short = subject.template.prompt_ids((Message("user", "a"),))
+            long = subject.template.prompt_ids((Message("user", "a"), Message("assistant", "b"), Message("user", "c")))
         opens_turns = long.count(bos) > short.count(bos)
-        faults = [Fault("", problem) for problem in [_served(subject.tokenizer, bos, short)] if problem]
+        faults = [Fault("", problem) for problem in [_served(subject.tokenizer, bos, short)] if problem and short]
         for case in subject.cases:
             for row in case.rows:
                 problem = _wrong(row.ids, bos, opens_turns)

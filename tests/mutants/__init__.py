@@ -1,1 +1,0 @@
-"""Failures seeded on purpose, to measure what the pre-flight catches."""
