@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from pydantic import Field
 
 from luthier.config import Settings, build, canonical_hash, did_you_mean, override, read_toml, write_toml

@@ -40,7 +40,7 @@ def test_load_class_finds_the_one_public_class_and_its_name_leads_back() -> None
 def test_unknown_names_suggest_the_nearest() -> None:
     with pytest.raises(RecipeError, match="unknown schedule 'cosin'; did you mean 'cosine'"):
         registry.load(SCHEDULES, "cosin")
-    with pytest.raises(RecipeError, match="unknown schedule 'zzzz'; known here: .*cosine.*linear"):
+    with pytest.raises(RecipeError, match=r"unknown schedule 'zzzz'; known here: .*cosine.*linear"):
         registry.load_class(SCHEDULES, "zzzz", Settings)
 
 
