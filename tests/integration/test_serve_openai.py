@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,15 @@ from tests.serving import CALLS, COUNT, LEARNED, UNICODE, WEATHER, Tiny, learn, 
 
 from luthier.assemble import save_artifact
 from luthier.config import build
+from luthier.data.templates import build_template
+from luthier.examples import Message
+from luthier.models.catalog import resolve
 from luthier.models.generate import generate
-from luthier.models.load import LoadedModel
+from luthier.models.load import LoadedModel, load
 from luthier.recipe import Recipe
 from luthier.serve.app import HttpLimits
 from luthier.serve.lane import Limits
+from luthier.serve.models import ServedModel
 
 SCRIPTS: list[Any] = [{"role": "user", "content": "Say it in many scripts."}]
 COUNTING: list[Any] = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Count."}]
@@ -418,6 +422,23 @@ def test_the_async_client_works_too(url: str) -> None:
             return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
     assert asyncio.run(ask()) == COUNT
+
+
+@pytest.mark.slow
+def test_the_default_model_answers_and_repeats_itself(real_model_folder: Path) -> None:
+    loaded = load(resolve(str(real_model_folder)), "float32", "cpu")
+    template = build_template(loaded)
+    ask: list[Any] = [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
+    prompt = template.prompt_ids([Message("user", ask[0]["content"])])
+    (expected,) = generate(loaded, [prompt], max_new_tokens=24, stop_ids=template.stop_ids)
+    with running([ServedModel("real", loaded, template, nullcontext)]) as url, ThreadPoolExecutor(8) as pool:
+        client = OpenAI(base_url=url, api_key="none", max_retries=0)
+
+        def once(_: int) -> str:
+            return str(_text(client.chat.completions.create(model="real", messages=ask, temperature=0, max_tokens=24)))
+
+        assert set(pool.map(once, range(8))) == {template.parse_reply(expected.ids).content}
+    assert "Paris" in template.parse_reply(expected.ids).content
 
 
 def _write_run(folder: Path, tiny: Tiny) -> None:
