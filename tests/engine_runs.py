@@ -10,9 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from luthier.adapters.base import Adapter
 from luthier.config import build, canonical_hash
 from luthier.data.source import Source, Unit
+from luthier.engine.optimizers.base import OptimizerSettings
 from luthier.engine.run import Run
 from luthier.engine.schedules.base import Schedule
-from luthier.engine.optimizers.base import OptimizerSettings
 from luthier.examples import Row
 from luthier.models.scorer import Scorer
 from luthier.objectives.base import Models, Objective

@@ -111,7 +111,7 @@ def targets_of(recipe: Recipe) -> tuple[str, ...]:
 
 def is_full(recipe: Recipe) -> bool:
     """Whether the base itself trains, so that no base is left to switch back to."""
-    return recipes.dump_part(recipe.adapter)["type"] == "full"
+    return str(recipes.dump_part(recipe.adapter)["type"]) == "full"
 
 
 def is_model_system(system: Settings) -> bool:
@@ -120,7 +120,7 @@ def is_model_system(system: Settings) -> bool:
 
 
 def make_trainable(recipe: Recipe, loaded: LoadedModel) -> Trainable:
-    """Put the adapter in. With full fine-tuning a reference, if the objective needs one, is a frozen copy of the base."""
+    """Put the adapter in. A reference, where the objective needs one and the base itself trains, is a frozen copy."""
     adapter = part(recipe.adapter, Adapter, "adapter")  # type: ignore[type-abstract]
     objective = objective_of(recipe)
     full = is_full(recipe)
@@ -191,7 +191,7 @@ def _hash_units(units: Sequence[Unit]) -> str:
 
 
 def save_artifact(folder: Path, recipe: Recipe, loaded: LoadedModel, injected: Injected, template: Template) -> None:
-    """Write what training made: the adapter in the layout of `peft`, the template as it was, and where both came from."""
+    """Write what training made: the adapter as `peft` lays it out, the template, and where both came from."""
     injected.save(folder, recipe.model.name)
     (folder / TEMPLATE_FILE).write_text(template.source, encoding="utf-8")
     record = {

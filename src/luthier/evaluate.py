@@ -51,8 +51,8 @@ def conversations(examples: Sequence[Example]) -> list[Conversation]:
     for example in examples:
         if isinstance(example, Document):
             raise EvaluationError(
-                f"{example.where}: raw text asks no question, so no answer can be compared. `luthier train` trains on it; "
-                "for a report name test rows with questions in data.test"
+                f"{example.where}: raw text asks no question, so no answer can be compared. `luthier train` trains on "
+                "it; for a report name test rows with questions in data.test"
             )
         if isinstance(example, Preference):
             messages = example.prompt + example.chosen
@@ -192,4 +192,4 @@ def reopen(folder: RunFolder, recipe: Recipe, data: Data, progress: Progress) ->
     with progress.stage("open", f"loading {recipe.model.name}"):
         loaded: LoadedModel = assemble.open_model(recipe)
         template: Any = assemble.template_for(recipe, loaded, min(recipe.training.max_tokens, loaded.max_tokens))
-    return Opened(recipe, folder, data, loaded, template, {})
+    return Opened(recipe, folder, data, loaded, template, {}, None)

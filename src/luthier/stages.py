@@ -13,9 +13,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from luthier import assemble
 from luthier.config import canonical_hash
@@ -29,7 +31,7 @@ from luthier.data.write import write_examples
 from luthier.engine import checkpoint
 from luthier.engine.loop import Step, train
 from luthier.engine.run import Run
-from luthier.errors import DataError
+from luthier.errors import DataError, StorageError
 from luthier.examples import Example
 from luthier.models.load import LoadedModel
 from luthier.preflight.base import RowSettings, Subject, require, run_gates
@@ -164,6 +166,8 @@ class Opened:
     loaded: LoadedModel
     template: Template
     units: dict[str, list[Unit]]
+    subject: Subject | None
+    """What the gates looked at, its rows rendered; None where nothing is to be trained."""
 
 
 def open_run(recipe: Recipe, folder: RunFolder, data: Data, progress: Progress) -> Opened:
@@ -193,7 +197,7 @@ def open_run(recipe: Recipe, folder: RunFolder, data: Data, progress: Progress) 
         require(results)
         named = {"train": data.train, "validation": data.validation}
         units = {name: assemble.units_of(recipe, examples, template) for name, examples in named.items()}
-    return Opened(recipe, folder, data, loaded, template, units)
+    return Opened(recipe, folder, data, loaded, template, units, subject)
 
 
 def row_subject(recipe: Recipe, data: Data, loaded: LoadedModel, template: Template) -> Subject:
@@ -229,19 +233,14 @@ def train_stage(opened: Opened, progress: Progress, on_step: Callable[[Step], No
     fingerprint = assemble.fingerprint_of(recipe, loaded, opened.template, opened.units)
     trainable = assemble.make_trainable(recipe, loaded)
     run = assemble.build_run(recipe, loaded, trainable, opened.units, fingerprint, folder.path)
+    subject = None
     if not _resume(run, progress):
-        subject = replace(
-            row_subject(recipe, opened.data, loaded, opened.template),
-            injected=trainable.injected,
-            models=trainable.models,
-            targets=assemble.targets_of(recipe),
-        )
+        subject = opened.subject or row_subject(recipe, opened.data, loaded, opened.template)
+        subject.injected, subject.models = trainable.injected, trainable.models
+        subject.targets = assemble.targets_of(recipe)
         with progress.stage("model", "pre-flight on the model"), folder.timed("preflight"):
             _gates(folder, subject, "model")
-            subject = replace(subject, checksums=checksums(loaded.model, trainable.injected))
-        loaded.model.train()
-    else:
-        subject = None
+            subject.checksums = checksums(loaded.model, trainable.injected)
     with progress.stage("train", "training"), folder.timed("train"), _interruptible() as interrupted:
         _steps(run, opened, subject, progress, on_step, interrupted)
     _finish(run, opened)
@@ -303,7 +302,7 @@ def _steps(
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """While open, the first SIGINT or SIGTERM sets the event, to be looked at between steps; a second one is as usual."""
+    """While open, the first SIGINT or SIGTERM sets the event, looked at between steps; a second one is as usual."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -344,9 +343,16 @@ def _finish(run: Run, opened: Opened) -> None:
     run.model.eval()
     final, temporary = opened.folder / "adapter", opened.folder / ".adapter.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    assemble.save_artifact(temporary, opened.recipe, opened.loaded, run.injected, opened.template)
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
+    try:
+        assemble.save_artifact(temporary, opened.recipe, opened.loaded, run.injected, opened.template)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise StorageError(
+            f"{final}: the trained weights could not be written: {checkpoint.write_failure(error)}. They are safe in "
+            f"{checkpoint.best(run)}: mend this and run the same command again."
+        ) from error
     stopped = "early" if run.state.stopped_early else "finished"
     opened.folder.write("training.json", _summary(run, opened, stopped))
 

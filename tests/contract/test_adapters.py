@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.engine_runs import random_units, tiny_llama
 
 from luthier import registry
 from luthier.adapters.base import Adapter, Injected
@@ -11,7 +12,6 @@ from luthier.errors import ModelError
 from luthier.models.forest import build_batch
 from luthier.models.scorer import Scorer
 from luthier.recipe import ADAPTERS
-from tests.engine_runs import random_units, tiny_llama
 
 NAMES = registry.names(ADAPTERS)
 BATCH = build_batch([row for unit in random_units(3) for row in unit])
@@ -23,7 +23,7 @@ def logprobs(model: torch.nn.Module) -> torch.Tensor:
 
 
 def adapter(name: str) -> Adapter:
-    return registry.load_class(ADAPTERS, name, Adapter)()
+    return registry.load_class(ADAPTERS, name, Adapter)()  # type: ignore[type-abstract]
 
 
 def move(injected: Injected) -> None:
@@ -124,7 +124,7 @@ def test_lora_names_its_targets_or_refuses() -> None:
 
     injected = LoRA(targets=("q_proj",)).inject(tiny_llama(), seed=0)
     assert len(injected.layers) == 2 and all(n.endswith("q_proj") for n in injected.layers)
-    with pytest.raises(ModelError, match="query.*matches no linear layer.*q_proj"):
+    with pytest.raises(ModelError, match=r"query.*matches no linear layer.*q_proj"):
         LoRA(targets=("query",)).inject(tiny_llama(), seed=0)
     with pytest.raises(ModelError, match="lm_head"):  # tied to the embedding: merging would write the update twice
         LoRA(targets=("lm_head",)).inject(tiny_llama(), seed=0)

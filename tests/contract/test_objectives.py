@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.engine_runs import make_run
 
 from luthier import registry
 from luthier.data.source import micro_batches
@@ -11,7 +12,6 @@ from luthier.engine.run import Run
 from luthier.models.forest import build_batch
 from luthier.objectives.base import Objective, merge_metrics
 from luthier.recipe import OBJECTIVES
-from tests.engine_runs import make_run
 
 NAMES = registry.names(OBJECTIVES)
 
@@ -105,4 +105,5 @@ def test_dpo_penalties_at_step_0(penalty: str, value: float, tmp_path: Path) -> 
 
 def test_every_objective_is_one(tmp_path: Path) -> None:
     for name in NAMES:
-        assert registry.load_class(OBJECTIVES, name, Objective)().accepts
+        cls = registry.load_class(OBJECTIVES, name, Objective)  # type: ignore[type-abstract]
+        assert cls().accepts

@@ -1,16 +1,17 @@
 """Our LoRA against `peft`, our losses and trajectories against `transformers` and `trl`."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tests.engine_runs import make_run, random_units, tiny_llama
 
 from luthier.adapters.lora import LoRA
 from luthier.engine.loop import train
 from luthier.models.forest import build_batch
 from luthier.models.scorer import Scorer
 from luthier.objectives.dpo import PENALTIES
-from tests.engine_runs import make_run, random_units, tiny_llama
 
 pytestmark = pytest.mark.numerics
 
@@ -67,9 +68,9 @@ def test_loss_equals_the_model_s_own() -> None:
 def test_dpo_penalties_equal_trl_s_on_the_same_log_probabilities(penalty: str, tmp_path: Path) -> None:
     """TRL computes its losses inside the trainer; the same formulas through its own `DPOTrainer` on one batch."""
     from datasets import Dataset
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
     from trl import DPOConfig, DPOTrainer
-    from tokenizers import Tokenizer, models, pre_tokenizers
 
     run = make_run(tmp_path, objective={"type": "dpo", "penalty": penalty, "beta": 0.3}, adapter={"type": "full"})
     noise = torch.Generator().manual_seed(2)
@@ -128,7 +129,7 @@ def test_dpo_penalties_equal_trl_s_on_the_same_log_probabilities(penalty: str, t
 
 def test_sft_trajectory_equals_a_plain_loop(tmp_path: Path) -> None:
     """Ten steps of the engine against ten steps written out with transformers and torch alone."""
-    tables = {
+    tables: dict[str, Any] = {
         "adapter": {"type": "full"},
         "schedule": {"type": "constant", "warmup_share": 0.0},
         "training": {"steps": 10, "rows_per_step": 4, "max_grad_norm": 1e9, "patience": 1000},

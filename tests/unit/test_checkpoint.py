@@ -3,16 +3,19 @@
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tests.engine_runs import make_run
 
 from luthier.engine import checkpoint
 from luthier.engine.loop import train
 from luthier.errors import CheckpointError, StorageError
-from tests.engine_runs import make_run
 
-EVERY_STEP = {"training": {"steps": 5, "rows_per_step": 4, "save_every": 1, "keep": 10, "patience": 100}}
+EVERY_STEP: dict[str, Any] = {
+    "training": {"steps": 5, "rows_per_step": 4, "save_every": 1, "keep": 10, "patience": 100}
+}
 
 
 def trained(folder: Path) -> Path:
@@ -77,11 +80,11 @@ def test_rotation_keeps_the_newest_the_best_and_one_to_fall_back_on(tmp_path: Pa
 def test_an_interrupted_save_leaves_nothing_that_passes_for_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that fills up at any sync of a save: earlier checkpoints stay, the half one is gone, training can go on."""
+    """A disk that fills up at any sync of a save: earlier checkpoints stay, the half one is gone."""
     run = make_run(tmp_path, **EVERY_STEP)
     steps = train(run)
     next(steps)
-    syncs = 0
+    syncs = fail_at = 0
     real = checkpoint._sync
 
     def full_disk(path: Path) -> None:
@@ -93,9 +96,9 @@ def test_an_interrupted_save_leaves_nothing_that_passes_for_whole(
 
     monkeypatch.setattr(checkpoint, "_sync", full_disk)
     run.state.step = 2
-    for fail_at in range(1, 7):
-        syncs = 0
-        with pytest.raises(StorageError, match="disk is full.*Earlier checkpoints are intact"):
+    for moment in range(1, 7):
+        syncs, fail_at = 0, moment
+        with pytest.raises(StorageError, match=r"disk is full.*Earlier checkpoints are intact"):
             checkpoint.save(run)
         found = checkpoint.latest(run.checkpoints)
         assert found is not None and found.step == 1 and not found.skipped

@@ -4,8 +4,7 @@ import random
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -54,7 +53,8 @@ def make_rows(seed: int, count: int = 6) -> list[Row]:
 
 def make_model(family: str) -> torch.nn.Module:
     torch.manual_seed(1)
-    return FAMILIES[family]().double().eval()
+    model: torch.nn.Module = FAMILIES[family]().double().eval()
+    return model
 
 
 def plain_logprobs(model: torch.nn.Module, row: Row) -> torch.Tensor:

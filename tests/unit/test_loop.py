@@ -2,19 +2,20 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tests.engine_runs import make_run, random_units
 
+from luthier import registry
 from luthier.data.source import Source, order
 from luthier.engine import checkpoint
 from luthier.engine.loop import train, validation_loss
 from luthier.engine.run import Run
 from luthier.engine.schedules.base import Schedule
-from luthier import registry
 from luthier.errors import NonFiniteStep
 from luthier.recipe import SCHEDULES
-from tests.engine_runs import make_run, random_units
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
@@ -25,7 +26,7 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
 
 
-DROPOUT = {
+DROPOUT: dict[str, Any] = {
     "adapter": {"type": "lora", "dropout": 0.2},
     "training": {"steps": 7, "rows_per_step": 4, "save_every": 1, "patience": 100},
 }
@@ -34,7 +35,10 @@ DROPOUT = {
 @pytest.mark.parametrize("adapter", ["lora", "full"])
 @pytest.mark.parametrize("stop", [1, 3, 6])
 def test_a_resumed_run_ends_with_bit_identical_weights(adapter: str, stop: int, tmp_path: Path) -> None:
-    tables = {**DROPOUT, "adapter": {"type": adapter, **({"dropout": 0.2} if adapter == "lora" else {})}}
+    tables: dict[str, Any] = {
+        **DROPOUT,
+        "adapter": {"type": adapter, **({"dropout": 0.2} if adapter == "lora" else {})},
+    }
     whole = make_run(tmp_path / "whole", **tables)
     steps = [step.metrics for step in train(whole)]
     first = make_run(tmp_path / "parts", **tables)
@@ -65,7 +69,7 @@ def test_the_learning_rate_follows_the_schedule_and_warms_up(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", registry.names(SCHEDULES))
 def test_schedules_stay_between_0_and_1(name: str) -> None:
-    schedule = registry.load_class(SCHEDULES, name, Schedule)()
+    schedule = registry.load_class(SCHEDULES, name, Schedule)()  # type: ignore[type-abstract]
     for steps in (1, 2, 3, 10, 997):
         factors = [schedule.factor(step, steps) for step in range(1, steps + 1)]
         assert all(0 <= f <= 1 for f in factors)
@@ -94,7 +98,7 @@ def test_early_stopping_keeps_the_best_checkpoint(tmp_path: Path) -> None:
     assert run.state.stopped_early and len(steps) < 200
     assert run.state.best_step == run.state.step - 2 * 3
     measured = {s.number: s.metrics["validation_loss"] for s in steps if "validation_loss" in s.metrics}
-    assert run.state.best_loss == min([*measured.values(), run.state.best_loss])
+    assert run.state.best_loss == measured[run.state.best_step] == min(measured.values())
     checkpoint.load_weights(run, checkpoint.best(run))
     assert validation_loss(run) == run.state.best_loss
 

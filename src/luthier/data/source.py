@@ -20,7 +20,8 @@ def _mix(x: np.ndarray) -> np.ndarray:
     """splitmix64 (Steele et al. 2014): a bijection of 64-bit integers that scatters neighbours."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed
 
 
 def order(count: int, seed: int, epoch: int) -> np.ndarray:

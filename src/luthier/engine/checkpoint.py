@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -54,15 +55,21 @@ def save(run: Run) -> Path:
             shutil.rmtree(place)
         temporary.rename(place)
         _sync(run.checkpoints)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
         raise StorageError(
-            f"{place}: the checkpoint could not be written: {reason}. Earlier checkpoints are intact: "
+            f"{place}: the checkpoint could not be written: {write_failure(error)}. Earlier checkpoints are intact: "
             "mend this and run the same command again; it goes on from there."
         ) from error
     _rotate(run)
     return place
+
+
+def write_failure(error: OSError | SafetensorError) -> str:
+    """Why a file could not be written, in words; safetensors gives an error of its own when the disk is full."""
+    number = error.errno if isinstance(error, OSError) else None
+    full = number in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
+    return "the disk is full" if full else str(error)
 
 
 def _write(run: Run, folder: Path) -> None:

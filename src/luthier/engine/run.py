@@ -1,4 +1,4 @@
-"""The parts of one training, held together. `assemble` builds a Run; `train` moves it; nothing else needs to know all."""
+"""The parts of one training, held together: `assemble` builds a Run, `train` moves it."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

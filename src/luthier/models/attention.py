@@ -86,7 +86,8 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, forest: Forest, scale: floa
     from torch.nn.attention.flex_attention import flex_attention
 
     block_mask = _block_mask(forest, window, str(query.device))
-    return _compiled_flex(flex_attention)(query, key, value, block_mask=block_mask, scale=scale, enable_gqa=True)
+    out: Tensor = _compiled_flex(flex_attention)(query, key, value, block_mask=block_mask, scale=scale, enable_gqa=True)
+    return out
 
 
 @lru_cache(maxsize=1)
@@ -117,7 +118,7 @@ def _block_mask(forest: Forest, window: int | None, device: str) -> Any:
 
 
 def ancestry(forest: Forest) -> tuple[Tensor, Tensor]:
-    """(N,) entry and exit time of each token's node: node a is above or equal to b iff a enters first and leaves last."""
+    """(N,) entry and exit time of each token's node: a is above or equal to b iff a enters first and leaves last."""
     count = len(forest.starts)
     last = list(range(count))  # depth-first order: a node's descendants follow it
     for node in range(count - 1, -1, -1):

@@ -28,7 +28,7 @@ class Scorer:
         self.model, self.autocast = model, autocast
 
     def token_logprobs(self, batch: Batch) -> Tensor:
-        """(K,) log-probability (float32, or float64 for a float64 model) of each trained-on token, in the order of `batch.row_K`."""
+        """(K,) log-probability of each trained-on token, in the order of `batch.row_K`; float32 at least."""
         if not len(batch.hidden_H):
             return torch.zeros(0, device=batch.row_K.device)
         logits_HV = self.logits(batch)
@@ -81,6 +81,7 @@ def require_forest(model: Any) -> None:
     odd = kinds - {"full_attention", "sliding_attention"}
     if odd or not model._supports_attention_backend:
         raise ModelError(
-            f"{type(model).__name__} has layers that cannot attend over a forest ({', '.join(sorted(odd)) or 'own attention'}). "
-            "Luthier trains decoders whose layers are plain attention (Llama, Qwen, Gemma, Mistral, SmolLM ... families)."
+            f"{type(model).__name__} has layers that cannot attend over a forest "
+            f"({', '.join(sorted(odd)) or 'attention of its own'}). Luthier trains decoders whose layers are plain "
+            "attention (the Llama, Qwen, Gemma, Mistral, SmolLM families, among others)."
         )

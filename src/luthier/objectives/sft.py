@@ -7,7 +7,8 @@ smoothing and dynamic re-weighting (DFT), which are separate objectives.
 """
 
 from luthier.data.templates import Template
-from luthier.examples import Example, Row
+from luthier.errors import DataError
+from luthier.examples import Example, Preference, Row
 from luthier.models.forest import Batch
 from luthier.objectives.base import Loss, Mean, Models, Objective
 
@@ -17,6 +18,8 @@ class SFT(Objective):
 
     def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
         """The rows of a conversation or document as the template renders them."""
+        if isinstance(example, Preference):
+            raise DataError("sft learns one reply, not a pair; use dpo", example.where.path, example.where.line)
         return template.rows(example)
 
     def weight(self, batch: Batch) -> float:

@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
     memory, available = found.memory, psutil.virtual_memory().total
     parts = ", ".join(f"{name} {value / 2**30:.2f}" for name, value in vars(memory).items())
     print(
-        f"memory    {memory.total / 2**30:.2f} GiB at most while training ({parts}); this machine has {available / 2**30:.1f}"
+        f"memory    {memory.total / 2**30:.2f} GiB at most while training ({parts}); "
+        f"this machine has {available / 2**30:.1f}"
     )
     print(
         f"time      {duration(found.seconds)}: training {duration(found.training_seconds)} "

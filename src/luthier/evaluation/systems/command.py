@@ -2,7 +2,8 @@
 
 It gets one JSON object a line on its standard input, `{"id", "messages", "tools"}`, writes one a line to its standard
 output, `{"id", "output"}`, and finds the training rows in the file that the environment variable `LUTHIER_TRAIN`
-names. It runs in the recipe's folder, is given as a list of arguments, and never goes through a shell.
+names. It runs in the recipe's folder, is given as a list of arguments, and never goes through a shell; `python` is the
+interpreter that runs Luthier.
 """
 
 import json
@@ -10,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -58,13 +60,14 @@ class Command(System):
         return " ".join(self.command)
 
     def _run(self, stdin: str, context: Context) -> str:
-        environment = dict(os.environ, PYTHONIOENCODING="utf-8")
+        # "python" must be the interpreter that runs Luthier, with its packages, even where no environment is active
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        environment = dict(os.environ, PYTHONIOENCODING="utf-8", PATH=path)
         if context.train_file is not None:
             environment["LUTHIER_TRAIN"] = str(context.train_file.resolve())
         try:
-            program = sys.executable if self.command[0] == "python" else self.command[0]
             done = subprocess.run(
-                [program, *self.command[1:]],
+                self.command,
                 input=stdin,
                 capture_output=True,
                 encoding="utf-8",

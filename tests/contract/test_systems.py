@@ -1,0 +1,153 @@
+"""Every system in the directory answers all rows once, in order, leaves the model as it was, and can be recorded."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+
+from luthier import registry
+from luthier.adapters.lora import LoRA
+from luthier.config import build
+from luthier.data.templates import build_template
+from luthier.evaluation.systems.base import Context, System
+from luthier.evaluation.task import build_metrics
+from luthier.examples import Conversation, Message
+from luthier.models.load import LoadedModel
+from luthier.recipe import SYSTEMS, dump_part
+
+NAMES = registry.names(SYSTEMS)
+
+ECHO = """
+import json, sys
+for line in sys.stdin:
+    row = json.loads(line)
+    print(json.dumps({"id": row["id"], "output": row["messages"][-1]["content"]}))
+"""
+
+
+def rows(count: int, prefix: str) -> list[Conversation]:
+    return [
+        Conversation(
+            (
+                Message("system", "Answer with JSON."),
+                Message("user", f"The {prefix} number {i} is a {word}."),
+                Message("assistant", json.dumps({"number": i, "kind": word})),
+            ),
+            id=f"{prefix}-{i}",
+        )
+        for i, word in zip(range(count), ["street", "city", "letter", "meeting", "team", "state"] * 5, strict=False)
+    ]
+
+
+@pytest.fixture(scope="module")
+def context(make_tiny: Callable[..., LoadedModel], tmp_path_factory: pytest.TempPathFactory) -> Context:
+    loaded = make_tiny()
+    injected = LoRA(rank=4).inject(loaded.model, seed=0)
+    with torch.no_grad():
+        for name, parameter in injected.trainable.items():
+            if name.endswith("lora_B"):
+                parameter.normal_(generator=torch.Generator().manual_seed(1))
+    return Context(
+        loaded=loaded,
+        template=build_template(loaded, "model"),
+        adapter_disabled=injected.disabled,
+        train=rows(12, "train"),
+        validation=rows(3, "validation"),
+        max_new_tokens=6,
+        task="json",
+        primary_metric=build_metrics(["field_f1"])["field_f1"],
+        base_fingerprint="base",
+        tuned_fingerprint="tuned",
+        recipe_folder=tmp_path_factory.mktemp("recipe"),
+    )
+
+
+def system(name: str) -> System:
+    settings: dict[str, Any] = {"command": [sys.executable, "-c", ECHO]} if name == "command" else {}
+    return build(registry.load_class(SYSTEMS, name, System), settings)  # type: ignore[type-abstract]
+
+
+def test_the_promised_systems_are_there() -> None:
+    assert {"zero_shot", "few_shot", "fine_tuned", "command"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_row_is_answered_in_order(name: str, context: Context) -> None:
+    test = rows(5, "test")
+    answers = system(name).answer(test, context).answers
+    assert [answer.id for answer in answers] == [row.id for row in test]
+    for row, answer in zip(test, answers, strict=True):
+        assert answer.prompt and row.completion not in answer.prompt, "the wanted answer must not be in the prompt"
+        assert isinstance(answer.output, str)
+        assert row.prompt[1].content in "".join(message.content for message in answer.prompt)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_targets_play_no_part_in_the_answers(name: str, context: Context) -> None:
+    test = rows(4, "test")
+    swapped = [Conversation((*row.prompt, Message("assistant", "other")), id=row.id, target={"x": 1}) for row in test]
+    first, second = (system(name).answer(which, context).answers for which in (test, swapped))
+    assert [(a.output, a.prompt) for a in first] == [(a.output, a.prompt) for a in second]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_answers_depend_on_the_adapter_as_declared(name: str, context: Context) -> None:
+    """A baseline that is measured with the adapter on by mistake would be the worst error of all."""
+    test = rows(4, "test")
+    there = [a.output for a in system(name).answer(test, context).answers]
+    with context.adapter_disabled():
+        off = [a.output for a in system(name).answer(test, _without_switch(context)).answers]
+    assert (there != off) == system(name).uses_adapter
+
+
+def _without_switch(context: Context) -> Context:
+    from dataclasses import replace
+
+    return replace(context, adapter_disabled=nullcontext)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_model_is_left_as_it_was(name: str, context: Context) -> None:
+    model: Any = context.loaded.model
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        before = model(ids).logits
+        system(name).answer(rows(3, "test"), context)
+        assert torch.equal(model(ids).logits, before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_models_count_tokens_and_score_targets_when_asked(name: str, context: Context) -> None:
+    from dataclasses import replace
+
+    chosen = system(name)
+    answers = chosen.answer(rows(3, "test"), replace(context, score_targets=True)).answers
+    for answer in answers:
+        assert (answer.prompt_tokens is not None) == chosen.is_model
+        assert (answer.target_score is not None) == chosen.is_model
+        if answer.target_score is not None:
+            assert answer.target_score.tokens > 5 and answer.target_score.logprob_sum < 0
+            assert 0 <= answer.target_score.correct <= answer.target_score.tokens
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_survive_the_recipe(name: str) -> None:
+    chosen = system(name)
+    dumped = json.loads(json.dumps(dump_part(chosen)))
+    assert dumped.pop("type") == name
+    again: System = build(type(chosen), dumped)
+    assert again == chosen
+    assert build(type(chosen), {**dumped, "held_out": False, "note": "seen"}).note == "seen"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_progress_is_told(name: str, context: Context) -> None:
+    from dataclasses import replace
+
+    told: list[tuple[str, int, int]] = []
+    system(name).answer(rows(3, "test"), replace(context, on_progress=lambda *what: told.append(what)))
+    assert told[-1][1:] == (3, 3)
