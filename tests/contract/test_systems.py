@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -35,7 +35,7 @@ def rows(count: int, prefix: str) -> list[Conversation]:
             (
                 Message("system", "Answer with JSON."),
                 Message("user", f"The {prefix} number {i} is a {word}."),
-                Message("assistant", json.dumps({"number": i, "kind": word})),
+                Message("assistant", json.dumps({"number": f"{prefix} {i}", "kind": word})),
             ),
             id=f"{prefix}-{i}",
         )

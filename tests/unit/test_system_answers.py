@@ -146,7 +146,7 @@ def test_suggestions_name_keys_and_labels(context: Context) -> None:
     parsed = [row("a", '{"name": 1}'), row("b", '{"name": 1, "age": 2}'), row("c", "no json")]
     for text in suggested(replace(context, task="json", train=parsed)):
         assert "name" in text and "age" in text
-    schema = {"properties": {"city": {}}}
+    schema: dict[str, Any] = {"properties": {"city": {}}}
     assert all("city" in text for text in suggested(replace(context, task="json", json_schema=schema)))
     many = [row(str(i), f"label number {i} of a great many" * 3) for i in range(200)]
     assert all(len(text) < 200 for text in suggested(replace(context, task="label", train=many)))
