@@ -17,10 +17,13 @@ from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from torch import nn
 
+from luthier.adapters.full import Full
 from luthier.config import build
+from luthier.data.formats.messages import parse
+from luthier.data.read import Record
 from luthier.data.templates import Template, build_template
-from luthier.errors import ServeError
-from luthier.examples import Message, ToolCall
+from luthier.errors import ModelError, ServeError
+from luthier.examples import Conversation, Message, ToolCall, Where
 from luthier.models.generate import generate
 from luthier.models.load import LoadedModel
 from luthier.serve.api_error import ApiError
@@ -31,6 +34,7 @@ from luthier.serve.fields import Fields
 from luthier.serve.lane import Limits
 from luthier.serve.models import ServedModel, served_models
 from luthier.serve.prefill import Prefill, PrefixStore
+from luthier.serve.replies import reply_of
 from luthier.serve.sampling import Sampler
 from luthier.serve.text import Detokenizer, ReplyText, StopText, TokenText
 from luthier.serve.work import Completion, Delta, Done, Sampling, Work
@@ -358,8 +362,6 @@ def test_a_model_of_layers_that_cannot_be_batched_is_refused(
     loaded = make_tiny()
     model: Any = loaded.model
     model.config.layer_types = ["linear_attention", "full_attention"]
-    from luthier.errors import ModelError
-
     with pytest.raises(ModelError, match="linear_attention"):
         Worker({"x": ServedModel("x", loaded, template, nullcontext)}, Limits(), 1)
 
@@ -432,8 +434,6 @@ def test_two_models_of_one_name_are_refused(served: ServedModel) -> None:
 
 
 def test_a_run_called_base_and_a_full_run_with_base(make_tiny: Callable[..., LoadedModel], template: Template) -> None:
-    from luthier.adapters.full import Full
-
     loaded = make_tiny()
     injected = build(Full, {}).inject(loaded.model, 0)
     with pytest.raises(ServeError, match="rename"):
@@ -569,9 +569,6 @@ def test_messages_are_read_as_training_rows_are() -> None:
         Message("tool", "y", tool_call_id="c1"),
     )
     assert json.dumps(asked.tools) == json.dumps(tools), "the order of keys is part of the prompt"
-    from luthier.data.formats.messages import parse
-    from luthier.data.read import Record
-    from luthier.examples import Conversation, Where
 
     plain = [{k: v for k, v in dict(m).items() if v is not None or k == "content"} for m in messages]
     row = parse(Record({"messages": plain, "tools": tools}, Where("x.jsonl", 1)), None)
@@ -593,8 +590,6 @@ def test_an_integer_is_an_integer_in_range(value: Any) -> None:
 
 
 def test_reply_of_a_cut_completion_is_text(served: ServedModel) -> None:
-    from luthier.serve.replies import reply_of
-
     ids = tuple(served.loaded.tokenizer.encode('<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'))
     whole = Completion("text", (), Done(0, "stop", ids, len(ids), False))
     assert reply_of(whole, served, True)[1] == "tool_calls"
