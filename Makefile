@@ -14,6 +14,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
 
+# The main job: messy addresses to strict JSON, with a verdict at the end. A stopped demo goes on when called again.
+demo: env
+	$(BIN)/luthier data addresses
+	$(BIN)/luthier run recipes/addresses.toml --out runs/demo
+
 # Two workers, one thread each: more threads than cores only wait for one another.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q --timeout 600
 WORKERS ?= 2

@@ -1,0 +1,96 @@
+"""Predicted and measured peak memory of training, in a fresh process for each setting.
+
+For each row of the table one process predicts (`luthier.estimate.predict_memory`, nothing is trained) and another one
+trains four steps, and the operating system says how much it held at most. Rows are of random words,
+so that lengths can be chosen. Exits with 1 if a prediction is off by more than 15 %.
+"""
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+LIMIT = 0.15
+WORDS = "street road lake hill north south old new upper lower green white king queen mill bridge church park".split()
+SETTINGS: dict[str, dict[str, object]] = {
+    "lora, short rows": {"words": 60, "set": []},
+    "lora, long rows": {"words": 400, "set": []},
+    "lora, long rows, checkpointing": {"words": 400, "set": ["training.gradient_checkpointing=true"]},
+    "lora, float32": {"words": 60, "set": ["model.precision=float32"]},
+    "full": {"words": 60, "set": ["adapter.type=full", "optimizer.learning_rate=1e-5"]},
+}
+
+
+def write_rows(path: Path, words: int) -> None:
+    rng = random.Random(0)
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(64):
+            text = " ".join(rng.choice(WORDS) for _ in range(words))
+            reply = " ".join(rng.choice(WORDS) for _ in range(words // 2))
+            messages = [{"role": "user", "content": text}, {"role": "assistant", "content": reply}]
+            file.write(json.dumps({"id": str(number), "messages": messages}) + "\n")
+
+
+def child(mode: str, recipe_file: str, *assignments: str) -> None:
+    """Print the bytes that are predicted or measured."""
+    import psutil
+
+    process = psutil.Process().memory_info().rss
+    from luthier import assemble
+    from luthier.engine.loop import train
+    from luthier.estimate import predict_memory
+    from luthier.models.memory import shape_of
+    from luthier.progress import Silent
+    from luthier.recipe import load
+    from luthier.run_folder import RunFolder
+    from luthier.stages import open_run, peak_memory_bytes, prepare_data
+
+    recipe = load(Path(recipe_file), assignments)
+    process = max(process, psutil.Process().memory_info().rss)
+    with tempfile.TemporaryDirectory() as place:
+        folder = RunFolder(Path(place))
+        folder.open(recipe, Path(recipe_file))
+        opened = open_run(recipe, folder, prepare_data(recipe, folder, Silent()), Silent())
+        shape = shape_of(opened.loaded.model)
+        trainable = assemble.make_trainable(recipe, opened.loaded)
+        run = assemble.build_run(recipe, opened.loaded, trainable, opened.units, "", folder.path)
+        if mode == "predict":
+            print(predict_memory(opened, run, shape, process).total)
+        else:
+            for _ in train(run):
+                pass
+            print(peak_memory_bytes())
+
+
+def ask(mode: str, recipe: Path, assignments: list[str]) -> int:
+    command = [sys.executable, __file__, mode, str(recipe), *assignments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return int(done.stdout.split()[-1])
+
+
+def main() -> int:
+    worst = 0.0
+    print(f"{'setting':<34} {'predicted':>10} {'measured':>10} {'off by':>8}")
+    with tempfile.TemporaryDirectory() as place:
+        for name, setting in SETTINGS.items():
+            rows, recipe = Path(place) / "rows.jsonl", Path(place) / "recipe.toml"
+            write_rows(rows, int(str(setting["words"])))
+            recipe.write_text('[data]\ntrain = "rows.jsonl"\n[training]\nsteps = 4\n', encoding="utf-8")
+            assignments = list(setting["set"])  # type: ignore[call-overload]
+            predicted, measured = (ask(mode, recipe, assignments) for mode in ("predict", "measure"))
+            off = predicted / measured - 1
+            worst = max(worst, abs(off))
+            print(f"{name:<34} {predicted / 2**30:>6.2f} GiB {measured / 2**30:>6.2f} GiB {off:>+8.1%}", flush=True)
+    print(f"limit: {LIMIT:.0%}")
+    return int(worst > LIMIT)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        child(*sys.argv[1:])
+    else:
+        sys.exit(main())
