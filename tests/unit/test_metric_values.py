@@ -59,7 +59,12 @@ def test_field_f1_counts_leaves_over_all_rows() -> None:
         ('{"a": ["x", "x"]}', {"a": ["x", "y"]}, 1),
         ('{"a.b": 1}', {"a": {"b": 1}}, 0),
         ('```json\n{"a": 1}\n```', {"a": 1}, 1),
-        ('Here you are: {"a": 1}', {"a": 1}, 0),
+        ('Here you are: {"a": 1}. Anything else?', {"a": 1}, 1),
+        ('{"a": 1} {"a": 2}', {"a": 2}, 0),
+        ('{"b": {"a": 1}, ', {"a": 1}, 0),
+        ('{"b": {"a": 1}, ', {"b": {"a": 1}}, 0),
+        ('So: {"a": NaN}', {"a": 1}, 0),
+        ("{" * 100_000, {"a": 1}, 0),
         ('{"a": 1', {"a": 1}, 0),
         ('{"a": NaN}', {"a": 1}, 0),
     ],
@@ -83,6 +88,7 @@ def test_exact_match_compares_values_where_the_target_is_one() -> None:
     metric = ExactMatch()
     assert value(metric, answered(' {"b": 2, "a": 1}\n', {"a": 1, "b": 2})) == 1
     assert value(metric, answered('{"a": [1, 2]}', {"a": [2, 1]})) == 0  # the order of a list is part of the value
+    assert value(metric, answered('Sure: {"a": 1}!', {"a": 1})) == 1
     assert value(metric, answered(" Paris\n", "Paris")) == 1
     assert value(metric, answered("paris", "Paris")) == 0
     assert value(metric, answered('{"a":1}', '{"a": 1}')) == 0  # a text target is a text

@@ -9,8 +9,6 @@ from typing import Any
 from luthier.errors import EvaluationError
 from luthier.evaluation.metrics.base import Prediction
 
-_FENCE = re.compile(r"\s*```[a-zA-Z]*\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
-
 
 class NotJson(ValueError):
     """A text is not JSON."""
@@ -32,14 +30,28 @@ def _refuse(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def parse_fenced(text: str) -> Any:
-    """As `parse`, but a text that is one Markdown code block and nothing else counts as what is in the block.
+_decoder = json.JSONDecoder(parse_constant=_refuse)
+
+
+def find(text: str) -> Any:
+    """The value of a JSON text, or else of the first object or list in it, whatever stands around it.
+
+    What a program does that looks for the braces: an untrained model that explains its answer is judged by the answer.
+    Only the first brace or bracket is tried, so a piece of a cut-off object never counts as the object.
 
     Raises:
-        NotJson: neither is JSON.
+        NotJson: there is none, or the first one is not JSON to its end.
     """
-    fenced = _FENCE.fullmatch(text)
-    return parse(fenced.group(1) if fenced else text)
+    try:
+        return parse(text)
+    except NotJson:
+        start = re.search(r"[{\[]", text)
+        if start is None:
+            raise
+    try:
+        return _decoder.raw_decode(text, start.start())[0]
+    except (ValueError, RecursionError) as error:
+        raise NotJson(str(error)) from None
 
 
 def target_value(prediction: Prediction) -> Any:
@@ -95,14 +107,14 @@ def _plain(value: Any) -> Any:
 
 
 def field_statistics(prediction: Prediction) -> tuple[float, float, float]:
-    """(fields right, fields in the answer, fields wanted); an answer that is no JSON has no fields.
+    """(fields right, fields in the answer, fields wanted); an answer without JSON has no fields.
 
     Raises:
         EvaluationError: the target is not JSON.
     """
     wanted = leaves(target_value(prediction))
     try:
-        found = leaves(parse_fenced(prediction.output))
+        found = leaves(find(prediction.output))
     except NotJson:
         found = Counter()
     return float((wanted & found).total()), float(found.total()), float(wanted.total())

@@ -113,13 +113,13 @@ class Retriever:
         asked = words(question(row))
         scores = self._index.get_scores(asked) if asked else [0.0] * len(self.train)
         order = sorted(range(len(self.train)), key=lambda i: (-float(scores[i]), i))
-        chosen: list[int] = []
+        chosen: dict[str, int] = {}  # by question: the same example twice would teach nothing
         for index in order:
             if len(chosen) == count:
                 break
             if not self._gives_away(index, row, frozenset(asked)):
-                chosen.append(index)
-        return [self.train[index] for index in reversed(chosen)]
+                chosen.setdefault(question(self.train[index]), index)
+        return [self.train[index] for index in reversed(chosen.values())]
 
     def _gives_away(self, index: int, row: Conversation, asked: frozenset[str]) -> bool:
         other = self.train[index]
