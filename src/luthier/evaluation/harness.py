@@ -35,8 +35,8 @@ from luthier.evaluation.systems.base import Answers, Context, System, messages_a
 from luthier.examples import Conversation
 from luthier.recipe import dump_part
 
-FORMAT = 1
-"""Of the files beside the records; another number makes old ones unusable."""
+FORMAT = 2
+"""Of the files beside the records; raise it when a metric changes its meaning, and old ones are not used again."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
