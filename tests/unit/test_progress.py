@@ -1,0 +1,54 @@
+"""Progress: what is shown, and the time to finish."""
+
+import io
+
+import pytest
+
+from luthier import progress
+from luthier.progress import Terminal, duration
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (9.96, "10.0 s"),
+        (42, "42 s"),
+        (185, "3 min 05 s"),
+        (3599.6, "1 h 00 min"),
+        (7800, "2 h 10 min"),
+    ],
+)
+def test_durations_read_naturally(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_time_to_finish_is_the_stage_s_own_pace_and_the_plan_of_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    terminal = Terminal({"a": 100.0, "b": 50.0}, out)
+    with terminal.stage("a", "first"):
+        now[0] = 20.0
+        terminal.update(1, 10, "step 1")  # a tenth in 20 s: 180 s more here, and 50 s to come
+        assert out.getvalue().splitlines()[-1] == "  first  10%  step 1  about 3 min 50 s left"
+        now[0] = 200.0
+    with terminal.stage("b", "second"):  # the first took twice its plan, so the second will
+        now[0] = 211.0
+        terminal.update(0.01, 1)
+        assert out.getvalue().splitlines()[-1].endswith("about 39 s left")
+    assert terminal.seconds == {"a": 200.0, "b": 11.0}
+
+
+def test_off_a_terminal_a_line_comes_every_ten_seconds_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    terminal = Terminal(out=out)
+    with terminal.stage("a", "work"):
+        for second in range(1, 61):
+            now[0] = float(second)
+            terminal.update(second, 60)
+    lines = out.getvalue().splitlines()
+    assert 5 <= len(lines) <= 8 and lines[-1] == "  work: 1 min 00 s"
+    assert "\x1b" not in out.getvalue()
