@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.engine_runs import tiny_llama
 
 from luthier.models.memory import Load, Memory, Shape, predict, shape_of
-from tests.engine_runs import tiny_llama
 
 SHAPE = Shape(layers=30, hidden=576, feed_forward=1536, vocabulary=49152, parameters=134_515_008)
 LOAD = Load(tokens=1000, positions=400)
