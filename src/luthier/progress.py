@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
@@ -44,10 +44,15 @@ class Terminal:
     stages to come, scaled by how the finished ones compared with their plan.
     """
 
-    def __init__(self, plan: dict[str, float] | None = None, out: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        plan: dict[str, float] | None = None,
+        out: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.plan = dict(plan or {})
         self.seconds: dict[str, float] = {}
-        self._out = out or sys.stderr
+        self._out, self._clock = out or sys.stderr, clock
         self._live = self._out.isatty()
         self._name, self._title = "", ""
         self._started = self._shown = 0.0
@@ -60,18 +65,18 @@ class Terminal:
     @contextmanager
     def stage(self, name: str, title: str) -> Iterator[None]:
         """Time a stage and show it."""
-        self._name, self._title, self._started, self._shown = name, title, time.monotonic(), 0.0
+        self._name, self._title, self._started, self._shown = name, title, self._clock(), float("-inf")
         self.update(0, 1)
         try:
             yield
         finally:
-            self.seconds[name] = time.monotonic() - self._started
+            self.seconds[name] = self._clock() - self._started
             self._clear()
         self.say(f"  {title}: {duration(self.seconds[name])}")
 
     def update(self, done: float, total: float, note: str = "") -> None:
         """Show the share done and the time to finish, at most ten times a second (every 10 s off a terminal)."""
-        now = time.monotonic()
+        now = self._clock()
         if now - self._shown < (0.1 if self._live else 10.0):
             return
         self._shown = now

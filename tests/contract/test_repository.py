@@ -29,11 +29,8 @@ REGISTRIES = (
     "luthier.data.formats",
     "luthier.engine.optimizers",
     "luthier.engine.schedules",
-    "luthier.evaluation.graders",
     "luthier.evaluation.metrics",
     "luthier.evaluation.systems",
-    "luthier.export",
-    "luthier.models.quantize",
     "luthier.objectives",
     "luthier.preflight",
 )

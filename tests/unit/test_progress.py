@@ -4,7 +4,6 @@ import io
 
 import pytest
 
-from luthier import progress
 from luthier.progress import Terminal, duration
 
 
@@ -23,11 +22,10 @@ def test_durations_read_naturally(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_time_to_finish_is_the_stage_s_own_pace_and_the_plan_of_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_to_finish_is_the_stage_s_own_pace_and_the_plan_of_the_rest() -> None:
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     out = io.StringIO()
-    terminal = Terminal({"a": 100.0, "b": 50.0}, out)
+    terminal = Terminal({"a": 100.0, "b": 50.0}, out, lambda: now[0])
     with terminal.stage("a", "first"):
         now[0] = 20.0
         terminal.update(1, 10, "step 1")  # a tenth in 20 s: 180 s more here, and 50 s to come
@@ -40,11 +38,10 @@ def test_time_to_finish_is_the_stage_s_own_pace_and_the_plan_of_the_rest(monkeyp
     assert terminal.seconds == {"a": 200.0, "b": 11.0}
 
 
-def test_off_a_terminal_a_line_comes_every_ten_seconds_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_off_a_terminal_a_line_comes_every_ten_seconds_at_most() -> None:
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     out = io.StringIO()
-    terminal = Terminal(out=out)
+    terminal = Terminal(out=out, clock=lambda: now[0])
     with terminal.stage("a", "work"):
         for second in range(1, 61):
             now[0] = float(second)

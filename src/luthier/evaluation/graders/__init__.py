@@ -1,1 +1,0 @@
-"""Graders: what gives a reward to an answer. None is built yet."""

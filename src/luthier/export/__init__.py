@@ -1,1 +1,0 @@
-"""Forms of a trained model for use elsewhere: one file for each."""

@@ -1,1 +1,0 @@
-"""Linear layers that store less: one file for each number format."""
