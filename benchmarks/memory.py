@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 LIMIT = 0.15
-WORDS = "street road lake hill north south old new upper lower green white king queen mill bridge church park".split()
+WORDS = ["street", "road", "lake", "hill", "north", "south", "old", "new", "green", "king", "mill", "bridge", "park"]
 SETTINGS: dict[str, dict[str, object]] = {
     "lora, short rows": {"words": 60, "set": []},
     "lora, long rows": {"words": 400, "set": []},

@@ -20,7 +20,7 @@ from luthier.models.scorer import forest_mode
 from luthier.stages import Opened
 
 SCANNED_STEPS = 500
-# for a plan without a measurement: untuned answers ramble and several prompts are tried; trained ones stop where they should
+# for a plan without a measurement: untuned answers ramble, several prompts are tried, and trained answers end
 _EFFORT = {"zero_shot": 1.6, "few_shot": 0.8, "fine_tuned": 0.4}
 # the share of the machine's matrix rate that training reaches, shared tokens counted for each row; speed of writing
 _TRAINING_SHARE, _WRITING_TOKENS_PER_SECOND = 0.5, 150.0

@@ -4,6 +4,7 @@ It is a short TOML file. Parts with a `type` (adapter, objective, optimizer, sch
 their settings from the file of that name in the part's directory; nothing else needs to know them.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -292,7 +293,7 @@ def absolute_paths(tree: Tree, folder: Path) -> Tree:
             table = table.get(group) if isinstance(table, dict) else None
         value = table.get(key) if isinstance(table, dict) else None
         if isinstance(value, str) and _is_path(key, value, folder):
-            table[key] = str(folder / value)
+            table[key] = os.path.normpath(folder / value)
     return tree
 
 

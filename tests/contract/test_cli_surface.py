@@ -103,6 +103,7 @@ def test_the_installed_command_is_the_same_program() -> None:
     assert done.stdout == f"luthier {__version__}\n"
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_not_an_error() -> None:
     program = "import sys; from luthier.cli.main import main; sys.exit(main(['recipe', '--reference']))"
     done = subprocess.run(

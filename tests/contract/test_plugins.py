@@ -75,6 +75,7 @@ def test_it_is_listed_without_being_imported(site: Path) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["probe_objective", "probe_objective:Probe"])
 def test_its_settings_are_read_checked_and_written_back(site: Path, target: str) -> None:
     (site / "luthier_probe-1.0.dist-info" / "entry_points.txt").write_text(f"[luthier.objectives]\nprobe = {target}\n")
@@ -165,6 +166,7 @@ def recipe(tiny_model_folder: Path, tmp_path: Path, write_jsonl: Callable[..., P
     return path
 
 
+@pytest.mark.slow
 def test_it_trains_through_the_command_line(site: Path, recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = ["train", str(recipe), "--out", str(out)]

@@ -236,6 +236,7 @@ def test_bad_settings_are_one_clear_message_and_exit_code_2(
     assert says in error and "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_clear_message_and_loses_nothing(recipe: Path, tmp_path: Path) -> None:
     """A file size limit makes every write of a checkpoint fail as a full disk does."""
     out = tmp_path / "out"

@@ -57,6 +57,7 @@ def test_it_learns_its_rows_and_answers_with_them(
     assert "After:  'In Norway.'" in printed and "Before: 'In Norway.'" not in printed
 
 
+@pytest.mark.slow
 def test_it_runs_from_the_command_line(
     repository: Path, tiny_model_folder: Path, write_jsonl: Callable[..., Path]
 ) -> None:
