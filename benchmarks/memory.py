@@ -35,29 +35,23 @@ def write_rows(path: Path, words: int) -> None:
 
 def child(mode: str, recipe_file: str, *assignments: str) -> None:
     """Print the bytes that are predicted or measured."""
-    import psutil
-
-    process = psutil.Process().memory_info().rss
     from luthier import assemble
     from luthier.engine.loop import train
     from luthier.estimate import predict_memory
-    from luthier.models.memory import shape_of
     from luthier.progress import Silent
     from luthier.recipe import load
     from luthier.run_folder import RunFolder
     from luthier.stages import open_run, peak_memory_bytes, prepare_data
 
     recipe = load(Path(recipe_file), assignments)
-    process = max(process, psutil.Process().memory_info().rss)
     with tempfile.TemporaryDirectory() as place:
         folder = RunFolder(Path(place))
         folder.open(recipe, Path(recipe_file))
         opened = open_run(recipe, folder, prepare_data(recipe, folder, Silent()), Silent())
-        shape = shape_of(opened.loaded.model)
         trainable = assemble.make_trainable(recipe, opened.loaded)
         run = assemble.build_run(recipe, opened.loaded, trainable, opened.units, "", folder.path)
         if mode == "predict":
-            print(predict_memory(opened, run, shape, process).total)
+            print(predict_memory(opened, run).total)
         else:
             for _ in train(run):
                 pass

@@ -176,7 +176,7 @@ def fingerprint_of(recipe: Recipe, loaded: LoadedModel, template: Template, unit
     """Hash of everything that decides the trained weights: settings, model, template, token ids and masks, versions."""
     settings = {k: v for k, v in recipe.dump().items() if k not in ("evaluation", "cost", "data")}
     data = {name: _hash_units(group) for name, group in units.items()}
-    versions = [__version__, torch.__version__, str(loaded.dtype), loaded.device.type, torch.get_num_threads()]
+    versions = [__version__, torch.__version__, str(loaded.dtype), loaded.device.type]
     return canonical_hash([settings, loaded.files.fingerprint, template.sha256, data, versions])
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 from luthier import assemble, registry
@@ -15,7 +16,7 @@ from luthier.data.source import micro_batches
 from luthier.engine.run import Run
 from luthier.models.forest import build_batch
 from luthier.models.generate import generate
-from luthier.models.memory import Load, Memory, Shape, predict, shape_of
+from luthier.models.memory import Load, Memory, held_bytes, predict, shape_of
 from luthier.models.scorer import forest_mode
 from luthier.stages import Opened
 
@@ -61,8 +62,10 @@ def largest_load(run: Run) -> Load:
     return Load(tokens, positions)
 
 
-def predict_memory(opened: Opened, run: Run, shape: Shape, process: int) -> Memory:
-    """Peak bytes of the training of `run`."""
+def predict_memory(opened: Opened, run: Run) -> Memory:
+    """Peak bytes of the training of `run`; what the process itself holds is read off the present one."""
+    shape = shape_of(opened.loaded.model)
+    process = psutil.Process().memory_info().rss - held_bytes(opened.loaded.model)
     return predict(
         shape,
         opened.loaded.dtype,
@@ -74,19 +77,14 @@ def predict_memory(opened: Opened, run: Run, shape: Shape, process: int) -> Memo
     )
 
 
-def estimate(opened: Opened, process: int) -> Estimate:
-    """Predict and measure; puts an adapter into the model, which is not usable for training afterwards.
-
-    Args:
-        opened: a run whose rows have passed the gates.
-        process: bytes that the process held before the model was loaded.
-    """
-    recipe, shape = opened.recipe, shape_of(opened.loaded.model)
-    writing = _writing_seconds(opened)
+def estimate(opened: Opened) -> Estimate:
+    """Predict and measure for a run whose rows passed the gates; its model cannot be trained afterwards."""
+    recipe = opened.recipe
     trainable = assemble.make_trainable(recipe, opened.loaded)
     run = assemble.build_run(recipe, opened.loaded, trainable, opened.units, "", opened.folder.path)
-    memory = predict_memory(opened, run, shape, process)
+    memory = predict_memory(opened, run)
     step_seconds = _step_seconds(run)
+    writing = _writing_seconds(opened)
     tokens = sum(len(row.ids) for number in range(1, run.steps + 1) for unit in run.source.step(number) for row in unit)
     validations = run.steps // run.validate_every + 1
     per_row = step_seconds / recipe.training.rows_per_step / 3  # a forward pass is about a third of a step

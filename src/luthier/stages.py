@@ -27,7 +27,7 @@ from luthier.data.formats.base import read_examples
 from luthier.data.source import Unit
 from luthier.data.split import split
 from luthier.data.templates import Template
-from luthier.data.write import write_examples
+from luthier.data.write import atomic_text, write_examples
 from luthier.engine import checkpoint
 from luthier.engine.loop import Step, train
 from luthier.engine.run import Run
@@ -334,7 +334,8 @@ def _keep_lines(path: Path, last_step: int) -> None:
         return
     lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
     kept = [line for line in lines if json.loads(line)["step"] <= last_step]
-    path.write_text("".join(kept), encoding="utf-8")
+    with atomic_text(path) as file:
+        file.writelines(kept)
 
 
 def _finish(run: Run, opened: Opened) -> None:

@@ -56,9 +56,14 @@ def shape_of(model: Any) -> Shape:
     )
 
 
+def held_bytes(model: Any) -> int:
+    """Bytes of the parameters of a model as it is now."""
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
 @dataclass(frozen=True)
 class Load:
-    """The largest micro-batch: tokens computed, positions whose logits are needed, and tokens of its longest row."""
+    """The largest micro-batch: tokens computed, and positions whose logits are needed."""
 
     tokens: int
     positions: int
@@ -76,7 +81,7 @@ def predict(
         load: the largest micro-batch.
         full: whether the base itself trains (then in float32, with products in `dtype`).
         checkpointing: whether layers are computed again in the backward pass.
-        process: bytes that the process holds before the model is loaded.
+        process: bytes that the process holds beside the model.
     """
     short = dtype in (torch.bfloat16, torch.float16)
     kind = "autocast" if full and short else "bfloat16" if short else "float32"

@@ -31,12 +31,11 @@ def run(args: argparse.Namespace) -> int:
     from luthier.stages import open_run, prepare_data
 
     recipe = load(args.recipe, args.set)
-    process = psutil.Process().memory_info().rss
     with tempfile.TemporaryDirectory(prefix="luthier-estimate-") as place:
         folder, progress = RunFolder(Path(place)), Terminal()
         folder.open(recipe, args.recipe)
         opened = open_run(recipe, folder, prepare_data(recipe, folder, progress), progress)
-        found = estimate(opened, process)
+        found = estimate(opened)
     memory, available = found.memory, psutil.virtual_memory().total
     parts = ", ".join(f"{name} {value / 2**30:.2f}" for name, value in vars(memory).items())
     print(
