@@ -279,13 +279,15 @@ def _steps(
     on_step: Callable[[Step], None] | None,
     interrupted: threading.Event,
 ) -> None:
+    if run.steps < PROVEN_AT:  # LoRA's A has no gradient at step 1, and a schedule may end at zero: nothing to show yet
+        progress.say(f"  {run.steps} steps are too few to show that every trained tensor moves")
     path = opened.folder / "metrics.jsonl"
     _keep_lines(path, run.state.step)
     with path.open("a", encoding="utf-8") as log:
         for step in train(run):
             log.write(_metrics_line(step))
             log.flush()
-            if subject is not None and step.number == min(PROVEN_AT, run.steps):
+            if subject is not None and step.number == PROVEN_AT:
                 _gates(opened.folder, subject, "steps")
             if on_step is not None:
                 on_step(step)
