@@ -21,6 +21,7 @@ from luthier.models.scorer import forest_mode
 from luthier.stages import Opened
 
 SCANNED_STEPS = 500
+PROCESS_BYTES = 600 * 2**20  # Python, torch and transformers at work, without a model
 # for a plan without a measurement: untuned answers ramble, several prompts are tried, and trained answers end
 _EFFORT = {"zero_shot": 1.6, "few_shot": 0.8, "fine_tuned": 0.4}
 # the share of the machine's matrix rate that training reaches, shared tokens counted for each row; speed of writing
@@ -65,7 +66,8 @@ def largest_load(run: Run) -> Load:
 def predict_memory(opened: Opened, run: Run) -> Memory:
     """Peak bytes of the training of `run`; what the process itself holds is read off the present one."""
     shape = shape_of(opened.loaded.model)
-    process = psutil.Process().memory_info().rss - held_bytes(opened.loaded.model)
+    # weights that are mapped from a file count as held only once they are touched, hence the floor
+    process = max(psutil.Process().memory_info().rss - held_bytes(opened.loaded.model), PROCESS_BYTES)
     return predict(
         shape,
         opened.loaded.dtype,
