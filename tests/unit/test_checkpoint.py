@@ -12,6 +12,7 @@ from tests.engine_runs import make_run
 from luthier.engine import checkpoint
 from luthier.engine.loop import train
 from luthier.errors import CheckpointError, StorageError
+from luthier.files import sync
 
 EVERY_STEP: dict[str, Any] = {
     "training": {"steps": 5, "rows_per_step": 4, "save_every": 1, "keep": 10, "patience": 100}
@@ -85,16 +86,15 @@ def test_an_interrupted_save_leaves_nothing_that_passes_for_whole(
     steps = train(run)
     next(steps)
     syncs = fail_at = 0
-    real = checkpoint._sync
 
     def full_disk(path: Path) -> None:
         nonlocal syncs
         syncs += 1
         if syncs == fail_at:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        real(path)
+        sync(path)
 
-    monkeypatch.setattr(checkpoint, "_sync", full_disk)
+    monkeypatch.setattr(checkpoint, "sync", full_disk)
     run.state.step = 2
     for moment in range(1, 7):
         syncs, fail_at = 0, moment

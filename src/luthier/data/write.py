@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from luthier.errors import DataError, StorageError
 from luthier.examples import Conversation, Example, Message, Preference
+from luthier.files import sync
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> int:
@@ -111,7 +112,7 @@ def atomic_text(path: Path) -> Iterator[IO[str]]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise _storage_error(path, error) from None
     finally:
@@ -124,14 +125,3 @@ def _storage_error(path: Path, error: OSError) -> StorageError:
     if error.errno == errno.ENOENT:
         return StorageError(f"{path}: there is no folder {str(path.parent)!r}; make it first")
     return StorageError(f"{path}: cannot be written: {error.strerror or error}")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut. Windows cannot open folders, and needs no such call."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,9 +8,7 @@ verifies, so a kill or a full disk at any moment leaves the earlier checkpoints 
 """
 
 import errno
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from torch import Tensor
 from luthier.adapters.base import by_name, require_same_tensors
 from luthier.engine.run import Run, State
 from luthier.errors import CheckpointError, StorageError
+from luthier.files import sha256_of, sync
 
 MANIFEST = "manifest.json"
 
@@ -54,7 +53,7 @@ def save(run: Run) -> Path:
         if place.exists():  # left by an earlier try at the same step: the content is the same or it was damaged
             shutil.rmtree(place)
         temporary.rename(place)
-        _sync(run.checkpoints)
+        sync(run.checkpoints)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise StorageError(
@@ -81,24 +80,11 @@ def _write(run: Run, folder: Path) -> None:
     (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
     files = {}
     for path in sorted(folder.iterdir()):
-        _sync(path)
-        files[path.name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
+        sync(path)
+        files[path.name] = {"sha256": sha256_of(path), "bytes": path.stat().st_size}
     (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
-    _sync(folder / MANIFEST)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    sync(folder / MANIFEST)
+    sync(folder)
 
 
 def _rotate(run: Run) -> None:
@@ -122,7 +108,7 @@ def problem(folder: Path) -> str | None:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         for name, expected in files.items():
             path = folder / name
-            if path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
+            if path.stat().st_size != expected["bytes"] or sha256_of(path) != expected["sha256"]:
                 return f"{name} is not what its manifest says"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"

@@ -9,7 +9,6 @@ The cache is `$LUTHIER_CACHE`, else `~/.cache/luthier`.
 """
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -29,6 +28,7 @@ from filelock import FileLock
 
 from luthier.config import canonical_hash, did_you_mean
 from luthier.errors import ModelError, StorageError
+from luthier.files import sha256_of, sync
 
 Kind: TypeAlias = Literal["folder", "gguf", "package", "hub"]
 Say: TypeAlias = Callable[[str], None]
@@ -37,7 +37,6 @@ CONVERTER = 1
 """Raise it when `gguf.convert` writes something else: models in the cache are then converted anew."""
 
 MANIFEST = "manifest.json"
-_CHUNK_BYTES = 1 << 22
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
@@ -167,16 +166,7 @@ def converted_folder(name: str, gguf_sha256: str) -> Path:
 def digests(folder: Path) -> dict[str, str]:
     """sha256 of each model file of a folder, by name; reads every byte."""
     names = sorted({path for pattern in _FILES for path in folder.glob(pattern) if path.is_file()})
-    return {path.name: file_sha256(path) for path in names if path.name != MANIFEST}
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return {path.name: sha256_of(path) for path in names if path.name != MANIFEST}
 
 
 @contextmanager
@@ -220,7 +210,7 @@ def _local(name: str, path: Path, say: Say) -> ModelFiles:
         raise ModelError(
             f"{path}: expected a folder with config.json and safetensors, or one .gguf file; found {found}"
         )
-    sha256 = file_sha256(ggufs[0])
+    sha256 = sha256_of(ggufs[0])
     folder = converted_folder(ggufs[0].stem, sha256)
     with _lock(folder.name):
         _convert_once(
@@ -284,19 +274,11 @@ def _convert_once(gguf: Path, folder: Path, record: Mapping[str, Any], say: Say)
             manifest = {**record, "files": digests(made)}
             (made / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
             for path in made.iterdir():
-                _fsync(path)
+                sync(path)
             if folder.exists():  # without a manifest it was never whole
                 shutil.rmtree(folder)
             made.rename(folder)
-            _fsync(folder.parent)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            sync(folder.parent)
 
 
 def _read_manifest(name: str, folder: Path, kind: Kind) -> ModelFiles:

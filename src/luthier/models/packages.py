@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import IO
 
 from luthier.errors import ModelError, StorageError
-from luthier.models.catalog import Entry, Part, Say, file_sha256, storage_errors, sweep
+from luthier.files import sha256_of
+from luthier.models.catalog import Entry, Part, Say, storage_errors, sweep
 
 _CHUNK_BYTES = 1 << 22
 
@@ -32,7 +33,7 @@ def fetch_gguf(entry: Entry, cache: Path, offline: bool, say: Say) -> Path:
     whole = cache / "gguf" / f"{entry.name}-{entry.sha256[:16]}.gguf"
     with storage_errors(f"fetching {entry.name}"):
         whole.parent.mkdir(parents=True, exist_ok=True)
-        if whole.is_file() and file_sha256(whole) == entry.sha256:
+        if whole.is_file() and sha256_of(whole) == entry.sha256:
             return whole
         pieces = cache / "parts" / entry.name
         sweep(pieces, ".fetching-")
@@ -47,7 +48,7 @@ def _fetch_part(entry: Entry, index: int, folder: Path, offline: bool, say: Say)
     part = entry.parts[index]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{index:03d}-{part.sha256[:16]}"
-    if path.is_file() and file_sha256(path) == part.sha256:
+    if path.is_file() and sha256_of(path) == part.sha256:
         return path
     installed = _installed(part)
     if installed is not None:
