@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from luthier import __version__, recipe as recipes
+from luthier import __version__
 from luthier.adapters.base import Adapter, Injected
 from luthier.config import Settings, build, canonical_hash
 from luthier.data.source import Source, Unit
@@ -46,11 +46,21 @@ def part(settings: Settings, kind: type[T], key: str) -> T:
     return settings
 
 
-def open_model(recipe: Recipe) -> LoadedModel:
-    """The base model of the recipe, fetched if need be, verified and loaded."""
-    loaded = load(resolve(recipe.model.name), recipe.model.precision, recipe.model.device)
+def open_model(recipe: Recipe, device: str | None = None) -> LoadedModel:
+    """The base model of the recipe, fetched if need be, verified and loaded; on `device`, or where the recipe says."""
+    loaded = load(resolve(recipe.model.name), recipe.model.precision, device or recipe.model.device)
     require_forest(loaded.model)
     return loaded
+
+
+def adapter_of(recipe: Recipe) -> Adapter:
+    """The recipe's adapter."""
+    return part(recipe.adapter, Adapter, "adapter")  # type: ignore[type-abstract]
+
+
+def longest_row(recipe: Recipe, loaded: LoadedModel) -> int:
+    """Most tokens of a row: what the recipe allows, and never more than the model's context."""
+    return min(recipe.training.max_tokens, loaded.max_tokens)
 
 
 def template_for(recipe: Recipe, loaded: LoadedModel, max_tokens: int | None = None) -> Template:
@@ -103,17 +113,6 @@ class _Reference:
             return self._scorer.token_logprobs(batch)
 
 
-def targets_of(recipe: Recipe) -> tuple[str, ...]:
-    """Layers that the recipe asks the adapter to change, by name; empty if it names none."""
-    named = recipes.dump_part(recipe.adapter).get("targets", ())
-    return tuple(name for name in named if name != "all_linear")
-
-
-def is_full(recipe: Recipe) -> bool:
-    """Whether the base itself trains, so that no base is left to switch back to."""
-    return str(recipes.dump_part(recipe.adapter)["type"]) == "full"
-
-
 def is_model_system(system: Settings) -> bool:
     """Whether a system of the recipe is answered by the run's model."""
     return part(system, System, "evaluation.systems").is_model  # type: ignore[type-abstract]
@@ -121,18 +120,18 @@ def is_model_system(system: Settings) -> bool:
 
 def make_trainable(recipe: Recipe, loaded: LoadedModel) -> Trainable:
     """Put the adapter in. A reference, where the objective needs one and the base itself trains, is a frozen copy."""
-    adapter = part(recipe.adapter, Adapter, "adapter")  # type: ignore[type-abstract]
-    objective = objective_of(recipe)
-    full = is_full(recipe)
-    frozen = copy.deepcopy(loaded.model) if full and objective.needs_reference else None
+    adapter, objective = adapter_of(recipe), objective_of(recipe)
     injected = adapter.inject(loaded.model, recipe.seed)
-    # full fine-tuning holds float32 weights; products are still computed in the type that the model was loaded in
-    autocast = loaded.dtype if full and loaded.dtype == torch.bfloat16 else None
+    # an overwritten base is held in float32; products are still computed in the type that the model was loaded in
+    autocast = loaded.dtype if adapter.overwrites_base and loaded.dtype == torch.bfloat16 else None
     policy = Scorer(loaded.model, autocast)
     if not objective.needs_reference:
         return Trainable(injected, Models(policy))
-    reference = _Reference(policy, injected) if frozen is None else Scorer(frozen.requires_grad_(False).eval())
-    return Trainable(injected, Models(policy, reference))
+    if not adapter.overwrites_base:
+        return Trainable(injected, Models(policy, _Reference(policy, injected)))
+    # copied after the injection, so that at step 0 policy and reference compute the same bits
+    frozen = copy.deepcopy(loaded.model).requires_grad_(False).eval()
+    return Trainable(injected, Models(policy, Scorer(frozen, autocast)))
 
 
 def planned_steps(recipe: Recipe, rows: int) -> int:
@@ -220,25 +219,47 @@ class Trained:
             yield
 
 
+def artifact_record(folder: Path) -> dict[str, Any]:
+    """What `save_artifact` noted beside the weights in `folder`.
+
+    Raises:
+        ModelError: there is no trained model.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        raise ModelError(f"{folder}: no trained model here; `luthier run` or `luthier train` makes one")
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
+def require_same_base(record: dict[str, Any], loaded: LoadedModel) -> None:
+    """Check that an artifact was trained on this very base.
+
+    Raises:
+        ModelError: it was trained on other files.
+    """
+    if loaded.files.fingerprint != record["model"]["fingerprint"]:
+        raise ModelError(
+            f"{loaded.files.name} is not the model that this run was trained on (its files differ); "
+            "a LoRA on another base would answer nonsense. Train again, or restore the files."
+        )
+
+
 def open_trained(run_folder: Path, device: str | None = None) -> Trained:
     """Load the model that a run trained, with the template that it was trained with.
 
     Raises:
-        ModelError: the run has no adapter yet, its base model is another one than it was, or a file does not fit.
+        ModelError: the run has no adapter yet, its base model is another one than it was, a file does not fit, or the
+            template was changed since.
     """
     folder = run_folder / "adapter"
-    if not (folder / RECORD).is_file():
-        raise ModelError(f"{folder}: no trained model here; `luthier run` or `luthier train` makes one")
-    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    record = artifact_record(folder)
     recipe = build(Recipe, record["recipe"])
-    loaded = load(resolve(recipe.model.name), recipe.model.precision, device or recipe.model.device)
-    if loaded.files.fingerprint != record["model"]["fingerprint"]:
-        raise ModelError(
-            f"{recipe.model.name} is not the model that this run was trained on (its files differ); "
-            "a LoRA on another base would answer nonsense. Train again, or restore the files."
-        )
+    loaded = open_model(recipe, device)
+    require_same_base(record, loaded)
     template = build_template(loaded, str(folder / TEMPLATE_FILE), loss_on=recipe.data.loss_on)
-    adapter = part(recipe.adapter, Adapter, "adapter")  # type: ignore[type-abstract]
-    injected = adapter.restore(loaded.model, folder)
+    if template.sha256 != record["template"]["sha256"]:
+        raise ModelError(f"{folder / TEMPLATE_FILE} is not the template that this run was trained with; restore it")
+    injected = adapter_of(recipe).restore(loaded.model, folder)
     loaded.model.eval()
     return Trained(run_folder.resolve().name, recipe, loaded, template, injected)

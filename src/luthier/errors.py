@@ -68,12 +68,12 @@ class ServeError(LuthierError):
 
 
 class NonFiniteStep(LuthierError):
-    """The gradient of a step was NaN or infinite; the weights were left as they were."""
+    """A gradient, or the loss of the untrained model, was NaN or infinite; the weights were left as they were."""
 
-    def __init__(self, step: int, grad_norm: float, row_ids: tuple[str, ...] = ()) -> None:
+    def __init__(self, step: int, value: float, row_ids: tuple[str, ...] = (), what: str = "gradient norm") -> None:
         rows = f" Rows of the step: {', '.join(row_ids)}." if row_ids else ""
         super().__init__(
-            f"step {step}: the gradient norm is {grad_norm}; the weights were not updated.{rows} "
+            f"step {step}: the {what} is {value}; the weights were not updated.{rows} "
             "Lower optimizer.learning_rate, or look at these rows with `luthier check --show`."
         )
 

@@ -73,7 +73,7 @@ def predict_memory(opened: Opened, run: Run) -> Memory:
         opened.loaded.dtype,
         sum(p.numel() for p in run.injected.trainable.values()),
         largest_load(run),
-        full=assemble.is_full(opened.recipe),
+        full=assemble.adapter_of(opened.recipe).overwrites_base,
         checkpointing=opened.recipe.training.gradient_checkpointing,
         process=process,
     )

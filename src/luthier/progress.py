@@ -21,6 +21,9 @@ class Progress(Protocol):
     def update(self, done: float, total: float, note: str = "") -> None:
         """How much of the present stage is done."""
 
+    def resume(self, done: float, total: float) -> None:
+        """How much of the present stage was done by an earlier process."""
+
 
 class Silent:
     """Says nothing; for tests and for callers that only want the result."""
@@ -34,6 +37,9 @@ class Silent:
         yield
 
     def update(self, done: float, total: float, note: str = "") -> None:
+        """Nothing."""
+
+    def resume(self, done: float, total: float) -> None:
         """Nothing."""
 
 
@@ -55,6 +61,8 @@ class Terminal:
         self._out, self._clock = out or sys.stderr, clock
         self._live = self._out.isatty()
         self._name, self._title = "", ""
+        self._share = 0.0
+        self._from = 0.0, 0.0  # share done and time from which on the pace of this stage is counted
         self._started = self._shown = 0.0
 
     def say(self, text: str) -> None:
@@ -66,7 +74,8 @@ class Terminal:
     def stage(self, name: str, title: str) -> Iterator[None]:
         """Time a stage and show it."""
         self._name, self._title, self._started, self._shown = name, title, self._clock(), float("-inf")
-        self.update(0, 1)
+        self.resume(0, 1)
+        self._show("")
         try:
             yield
         finally:
@@ -76,26 +85,37 @@ class Terminal:
 
     def update(self, done: float, total: float, note: str = "") -> None:
         """Show the share done and the time to finish, at most ten times a second (every 10 s off a terminal)."""
+        share = min(done / total, 1.0) if total else 0.0
+        if share < self._share:  # the next of several parts of this stage began
+            self.resume(0, 1)
+        self._share = share
+        self._show(note)
+
+    def resume(self, done: float, total: float) -> None:
+        """This much of the present stage was done before; it says nothing about the pace."""
+        self._share = min(done / total, 1.0) if total else 0.0
+        self._from = self._share, self._clock()
+
+    def _show(self, note: str) -> None:
         now = self._clock()
         if now - self._shown < (0.1 if self._live else 10.0):
             return
         self._shown = now
-        share = min(done / total, 1.0) if total else 0.0
-        left = self._left(share, now - self._started)
-        text = (
-            f"  {self._title} {share:4.0%}"
-            + (f"  {note}" if note else "")
-            + (f"  about {duration(left)} left" if left else "")
-        )
+        left = self._left(now)
+        text = f"  {self._title} {self._share:4.0%}" + (f"  {note}" if note else "")
+        text += f"  about {duration(left)} left" if left else ""
         if self._live:
             self._out.write("\r\x1b[2K" + text[:160])
             self._out.flush()
-        elif share:
+        elif self._share:
             print(text, file=self._out, flush=True)
 
-    def _left(self, share: float, elapsed: float) -> float:
-        planned = self.plan.get(self._name, 0.0)
-        here = elapsed * (1 - share) / share if share > 0.02 else max(planned - elapsed, 0.0)
+    def _left(self, now: float) -> float:
+        begun, since = self._from
+        if self._share - begun > 0.02:
+            here = (now - since) * (1 - self._share) / (self._share - begun)
+        else:
+            here = max(self.plan.get(self._name, 0.0) * (1 - begun) - (now - since), 0.0)
         done = [name for name in self.seconds if self.plan.get(name)]
         spent, guessed = sum(self.seconds[n] for n in done), sum(self.plan[n] for n in done)
         pace = spent / guessed if guessed > 5 else 1.0

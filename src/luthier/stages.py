@@ -5,12 +5,13 @@ was. `luthier run` is these in order.
 """
 
 import json
+import os
 import resource
 import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +23,15 @@ from luthier import assemble
 from luthier.config import canonical_hash
 from luthier.data.checks._text import exact_content
 from luthier.data.checks.base import Finding, run_checks
-from luthier.data.formats.base import read_examples
+from luthier.data.formats.base import read_examples, sniff
 from luthier.data.source import Unit
 from luthier.data.split import split
 from luthier.data.templates import Template
 from luthier.data.write import atomic_text, write_examples
 from luthier.engine import checkpoint
 from luthier.engine.loop import Step, train
-from luthier.engine.run import Run
-from luthier.errors import DataError, StorageError
+from luthier.engine.run import Run, State
+from luthier.errors import DataError, PreflightError, StorageError
 from luthier.examples import Example
 from luthier.files import sha256_of
 from luthier.models.load import LoadedModel
@@ -40,7 +41,7 @@ from luthier.progress import Progress, duration
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")  # keys of `data` in a recipe, too
 PROVEN_AT = 3  # the step after which the gates of stage `steps` look
 
 
@@ -66,11 +67,15 @@ def prepare_data(recipe: Recipe, folder: RunFolder, progress: Progress) -> Data:
     Raises:
         DataError: a row cannot be read, or a check found an error; `findings.json` then tells all of it.
     """
-    key = canonical_hash([recipe.data.model_dump(), recipe.seed, _digests(recipe)])
+    digests = _digests(recipe)
+    key = canonical_hash([recipe.data.model_dump(), recipe.seed, digests])
     kept = folder.read("data/split.json")
     if kept is not None and kept["key"] == key:
         _require_no_errors([Finding.from_dict(f) for f in folder.read("findings.json")])
         return Data(*(list(read_examples(folder / f"data/{name}.jsonl")) for name in SPLITS))
+    if recipe.data.format == "auto":
+        for path in filter(None, _files(recipe).values()):
+            progress.say(f"  {path}: read as {sniff(Path(path))}")
     with progress.stage("check", "reading and checking the data"), folder.timed("check"):
         data, counts = divide(recipe)
         findings = run_checks(data.named())
@@ -79,19 +84,24 @@ def prepare_data(recipe: Recipe, folder: RunFolder, progress: Progress) -> Data:
         for name, examples in data.named().items():
             write_examples(folder / f"data/{name}.jsonl", examples)
         folder.write("data/split.json", {**counts, "key": key})
-        folder.record(data=_sources(recipe, data))
+        folder.record(data=_sources(recipe, data, digests))
     rows = ", ".join(f"{len(examples):,} {name}" for name, examples in data.named().items())
     worst = ", ".join(f"{sum(f.severity == s for f in findings)} {s}s" for s in ("warning", "note"))
     progress.say(f"  rows: {rows}; findings: {worst} (in findings.json and the report)")
     return data
 
 
-def _digests(recipe: Recipe) -> list[str]:
-    paths = [p for p in (recipe.data.train, recipe.data.validation, recipe.data.test) if p is not None]
-    digests = []
-    for path in paths:
+def _files(recipe: Recipe) -> dict[str, str | None]:
+    """The file of each split, None where it is a share of the training rows."""
+    return {name: path for name, path in recipe.data.model_dump().items() if name in SPLITS}
+
+
+def _digests(recipe: Recipe) -> dict[str, str]:
+    digests = {}
+    for name, path in _files(recipe).items():
         try:
-            digests.append(sha256_of(Path(path)))
+            if path is not None:
+                digests[name] = sha256_of(Path(path))
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror}", path) from None
     return digests
@@ -108,28 +118,28 @@ def divide(recipe: Recipe) -> tuple[Data, dict[str, Any]]:
     def read(path: str) -> list[Example]:
         return list(read_examples(Path(path), settings.format, settings.instruction))
 
-    given = {"validation": settings.validation, "test": settings.test}
+    given = {name: path for name, path in _files(recipe).items() if name != "train"}
     taken = {name: read(path) for name, path in given.items() if path is not None}
     shares = {"validation": settings.validation_share, "test": settings.test_share}
     shares = {name: share for name, share in shares.items() if name not in taken}
     parts = split(read(settings.train), shares, recipe.seed, taken=taken)
-    training, dropped = list(parts.train), 0
-    if settings.duplicates == "drop":
-        training, dropped = _without_repeats(training)
-    counts = {**parts.counts, "train": len(training), "groups": parts.groups, "leaks": len(parts.leaks)}
+    training = _without_repeats(parts.train) if settings.duplicates == "drop" else parts.train
     return Data(training, parts.validation, parts.test), {
-        **counts,
-        "dropped_duplicates": dropped,
+        **parts.counts,
+        "train": len(training),
+        "groups": parts.groups,
+        "leaks": len(parts.leaks),
+        "dropped_duplicates": len(parts.train) - len(training),
         "notes": list(parts.notes),
     }
 
 
-def _without_repeats(examples: Sequence[Example]) -> tuple[list[Example], int]:
-    """The examples without exact repeats of an earlier one, and how many were dropped; ids and extra fields apart."""
+def _without_repeats(examples: Sequence[Example]) -> list[Example]:
+    """The examples without exact repeats of an earlier one; ids and extra fields apart."""
     seen: dict[str, Example] = {}
     for example in examples:
         seen.setdefault(exact_content(example), example)
-    return list(seen.values()), len(examples) - len(seen)
+    return list(seen.values())
 
 
 def _require_no_errors(findings: Sequence[Finding]) -> None:
@@ -139,16 +149,14 @@ def _require_no_errors(findings: Sequence[Finding]) -> None:
         raise DataError(f"the data checks found {len(errors)} error(s):\n" + "\n".join(lines))
 
 
-def _sources(recipe: Recipe, data: Data) -> dict[str, Any]:
-    paths = {"train": recipe.data.train, "validation": recipe.data.validation, "test": recipe.data.test}
-    digests = iter(_digests(recipe))
+def _sources(recipe: Recipe, data: Data, digests: Mapping[str, str]) -> dict[str, Any]:
     return {
         name: {
             "path": path or f"a share of {recipe.data.train}",
-            "sha256": next(digests) if path else None,
-            "rows": len(rows),
+            "sha256": digests.get(name),
+            "rows": len(data.named()[name]),
         }
-        for (name, path), rows in zip(paths.items(), data.named().values(), strict=True)
+        for name, path in _files(recipe).items()
     }
 
 
@@ -177,8 +185,7 @@ def open_run(recipe: Recipe, folder: RunFolder, data: Data, progress: Progress) 
     """
     with progress.stage("open", f"loading {recipe.model.name}"), folder.timed("open"):
         loaded = assemble.open_model(recipe)
-        longest = min(recipe.training.max_tokens, loaded.max_tokens)
-        template = assemble.template_for(recipe, loaded, longest)
+        template = assemble.template_for(recipe, loaded, assemble.longest_row(recipe, loaded))
     folder.record(
         model={
             "name": recipe.model.name,
@@ -208,7 +215,7 @@ def row_subject(recipe: Recipe, data: Data, loaded: LoadedModel, template: Templ
         tokenizer=loaded.tokenizer,
         objective=assemble.objective_of(recipe),
         settings=RowSettings(
-            max_tokens=min(recipe.training.max_tokens, loaded.max_tokens),
+            max_tokens=assemble.longest_row(recipe, loaded),
             max_truncated_share=recipe.data.max_truncated_share,
             loss_on=recipe.data.loss_on,
         ),
@@ -234,7 +241,9 @@ def train_stage(opened: Opened, progress: Progress, on_step: Callable[[Step], No
     run = assemble.build_run(recipe, loaded, trainable, opened.units, fingerprint, folder.path)
     subject = None
     if not _resume(run, progress):
-        subject = opened.subject or row_subject(recipe, opened.data, loaded, opened.template)
+        subject = opened.subject
+        if subject is None:
+            raise PreflightError("this run was opened for evaluation; open_run proves its rows before it trains")
         subject.injected, subject.models = trainable.injected, trainable.models
         subject.targets = assemble.adapter_of(recipe).named_targets
         with progress.stage("model", "pre-flight on the model"), folder.timed("preflight"):
@@ -281,10 +290,11 @@ def _steps(
     if run.steps < PROVEN_AT:  # LoRA's A has no gradient at step 1, and a schedule may end at zero: nothing to show yet
         progress.say(f"  {run.steps} steps are too few to show that every trained tensor moves")
     path = opened.folder / "metrics.jsonl"
-    _keep_lines(path, run.state.step)
+    _mend_log(path, run.state)
+    progress.resume(run.state.step, run.steps)
     with path.open("a", encoding="utf-8") as log:
         for step in train(run):
-            log.write(_metrics_line(step))
+            log.write(_metrics_line(run.state))
             log.flush()
             if subject is not None and step.number == PROVEN_AT:
                 _gates(opened.folder, subject, "steps")
@@ -313,7 +323,8 @@ def _interruptible() -> Iterator[threading.Event]:
     def on_signal(number: int, _frame: Any) -> None:
         event.set()
         signal.signal(number, before[signal.Signals(number)])
-        print("\nfinishing this step and saving (once more: stop at once)", file=sys.stderr, flush=True)
+        # not print: a handler may come in the middle of another print, which its buffer refuses
+        os.write(2, b"\nfinishing this step and saving (once more: stop at once)\n")
 
     for number in before:
         signal.signal(number, on_signal)
@@ -324,17 +335,17 @@ def _interruptible() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _metrics_line(step: Step) -> str:
-    values = {"step": step.number, "seconds": round(step.seconds, 4), **step.metrics}
-    return json.dumps(values) + "\n"
+def _metrics_line(state: State) -> str:
+    return json.dumps(state.last) + "\n"
 
 
-def _keep_lines(path: Path, last_step: int) -> None:
-    """Drop the lines of steps that will be done again, and a last line that was cut off."""
-    if not path.is_file():
-        return
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    kept = [line for line in lines if json.loads(line)["step"] <= last_step]
+def _mend_log(path: Path, state: State) -> None:
+    """Drop the lines of steps that will be done again and one that was cut off; add one that a kill came before."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    kept = [line for line in lines if json.loads(line)["step"] < state.step]
+    if state.step:
+        kept.append(_metrics_line(state))
     with atomic_text(path) as file:
         file.writelines(kept)
 

@@ -78,13 +78,23 @@ def test_schedules_stay_between_0_and_1(name: str) -> None:
 
 def test_a_non_finite_gradient_stops_before_the_update_and_names_the_rows(tmp_path: Path) -> None:
     run = make_run(tmp_path)
+    steps = train(run)
+    next(steps)
     before = weights(run)
     with torch.no_grad():
         run.model.get_parameter("model.norm.weight").fill_(math.nan)
-    with pytest.raises(NonFiniteStep, match=r"step 1.*weights were not updated.*Rows of the step: \d+/0"):
-        run.state.best_loss = 1.0
-        list(train(run))
+    with pytest.raises(NonFiniteStep, match=r"step 2.*weights were not updated.*Rows of the step: \d+/0"):
+        next(steps)
     assert equal(before, weights(run))
+
+
+def test_a_base_that_computes_nan_is_refused_before_step_1(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    with torch.no_grad():
+        run.model.get_parameter("model.norm.weight").fill_(math.nan)
+    with pytest.raises(NonFiniteStep, match="step 0: the validation loss of the untrained model is nan"):
+        next(train(run))
+    assert not run.checkpoints.exists()
 
 
 def test_early_stopping_keeps_the_best_checkpoint(tmp_path: Path) -> None:

@@ -38,6 +38,30 @@ def test_time_to_finish_is_the_stage_s_own_pace_and_the_plan_of_the_rest() -> No
     assert terminal.seconds == {"a": 200.0, "b": 11.0}
 
 
+def test_what_an_earlier_process_did_does_not_make_this_one_look_fast() -> None:
+    now = [0.0]
+    out = io.StringIO()
+    terminal = Terminal(out=out, clock=lambda: now[0])
+    with terminal.stage("a", "training"):
+        terminal.resume(50, 100)
+        now[0] = 100.0
+        terminal.update(60, 100)  # ten of a hundred in 100 s: 400 s more
+        assert out.getvalue().splitlines()[-1].endswith("60%  about 6 min 40 s left")
+
+
+def test_a_stage_of_several_parts_counts_the_pace_of_the_present_one() -> None:
+    now = [0.0]
+    out = io.StringIO()
+    terminal = Terminal(out=out, clock=lambda: now[0])
+    with terminal.stage("a", "answers"):
+        now[0] = 100.0
+        terminal.update(9, 10, "trying prompts")
+        terminal.update(0, 10, "answering")
+        now[0] = 120.0
+        terminal.update(1, 10, "answering")
+        assert out.getvalue().splitlines()[-1].endswith("answering  about 3 min 00 s left")
+
+
 def test_off_a_terminal_a_line_comes_every_ten_seconds_at_most() -> None:
     now = [0.0]
     out = io.StringIO()

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -50,6 +51,14 @@ class Injected(ABC):
 
 class Adapter(Settings, ABC):
     """Settings of one family of adapters; the file name is its name in a recipe."""
+
+    overwrites_base: ClassVar[bool] = False
+    """Whether the base weights themselves train, in float32, so that `Injected.disabled` is refused."""
+
+    @property
+    def named_targets(self) -> tuple[str, ...]:
+        """Endings of layer names that the settings ask for one by one; empty if they name none."""
+        return ()
 
     @abstractmethod
     def inject(self, model: nn.Module, seed: int) -> Injected:

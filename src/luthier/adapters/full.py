@@ -8,6 +8,7 @@ left to switch back to, so `disabled` is refused and an objective that needs a r
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -53,6 +54,8 @@ class InjectedFull(Injected):
 
 class Full(Adapter):
     """Train every parameter of the model."""
+
+    overwrites_base: ClassVar[bool] = True
 
     def inject(self, model: nn.Module, seed: int) -> InjectedFull:
         """Turn the weights into float32 and let all of them train; nothing is random, so `seed` has no effect."""

@@ -26,6 +26,7 @@ from luthier.errors import ModelError
 
 WEIGHTS = "adapter_model.safetensors"
 SETTINGS = "adapter_config.json"
+ALL_LINEAR = "all_linear"
 PREFIX = "base_model.model."  # what peft puts before every name
 
 
@@ -130,8 +131,13 @@ class LoRA(Adapter):
     """The update is scaled by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the adapter's input, while training."""
-    targets: tuple[str, ...] = ("all_linear",)
+    targets: tuple[str, ...] = (ALL_LINEAR,)
     """`all_linear` for every linear layer but the output head, or endings of layer names such as `q_proj`."""
+
+    @property
+    def named_targets(self) -> tuple[str, ...]:
+        """The targets, unless they are all linear layers."""
+        return () if self.targets == (ALL_LINEAR,) else self.targets
 
     def inject(self, model: nn.Module, seed: int) -> InjectedLoRA:
         """Wrap each target; everything else is frozen.
@@ -160,7 +166,7 @@ class LoRA(Adapter):
             rank=config["r"],
             alpha=config["lora_alpha"],
             dropout=config.get("lora_dropout", 0.0),
-            targets=("all_linear",) if targets == "all-linear" else tuple(targets),
+            targets=(ALL_LINEAR,) if targets == "all-linear" else tuple(targets),
         )
         injected = found.inject(model, seed=0)
         injected.load(folder)
@@ -169,7 +175,7 @@ class LoRA(Adapter):
     def _choose(self, model: nn.Module) -> dict[str, nn.Linear]:
         head = model.get_output_embeddings()  # type: ignore[operator]
         linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
-        if self.targets == ("all_linear",):
+        if not self.named_targets:
             return linears
         chosen: dict[str, nn.Linear] = {}
         for target in self.targets:
@@ -212,8 +218,9 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     odd = [key for key, plain in _PLAIN.items() if config.get(key) not in plain]
     if odd:
         raise ModelError(f"{path}: {', '.join(odd)} is set, which is not supported by the adapter `lora`")
-    if not isinstance(config.get("target_modules"), (list, str)):
-        raise ModelError(f"{path}: target_modules is missing")
+    missing = [key for key in ("r", "lora_alpha", "target_modules") if config.get(key) is None]
+    if missing:
+        raise ModelError(f"{path}: {', '.join(missing)} is missing; a LoRA cannot be read without it")
     if isinstance(config["target_modules"], str) and config["target_modules"] != "all-linear":
         raise ModelError(
             f"{path}: target_modules is a pattern ({config['target_modules']!r}); only lists are supported"

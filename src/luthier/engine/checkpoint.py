@@ -44,13 +44,15 @@ def save(run: Run) -> Path:
         StorageError: the disk is full or the folder cannot be written; earlier checkpoints are intact.
     """
     place = run.checkpoints / f"step-{run.state.step:06d}"
+    if place.exists() and problem(place) is None:  # a stop right after a checkpoint: this step is saved already
+        return place
     temporary = run.checkpoints / f".{place.name}.tmp"
     try:
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         _write(run, temporary)
-        if place.exists():  # left by an earlier try at the same step: the content is the same or it was damaged
+        if place.exists():  # it is damaged
             shutil.rmtree(place)
         temporary.rename(place)
         sync(run.checkpoints)

@@ -5,6 +5,7 @@ and are divided once by the weight of the whole step; the order inside a step is
 that is resumed after any checkpoint ends with bit-identical weights.
 """
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -33,11 +34,13 @@ def train(run: Run) -> Iterator[Step]:
     """Yield one `Step` per optimizer step. To stop, stop asking: the run is whole between steps.
 
     Raises:
-        NonFiniteStep: the gradient norm was NaN or infinite; the weights were not updated.
+        NonFiniteStep: a gradient norm, or the first validation loss, was NaN or infinite; no weight was updated.
         StorageError: a checkpoint could not be written; earlier ones are intact.
     """
-    if run.state.best_loss is None:
+    if run.state.step == 0:
         run.state.best_loss = validation_loss(run)
+        if not math.isfinite(run.state.best_loss):
+            raise NonFiniteStep(0, run.state.best_loss, what="validation loss of the untrained model")
         checkpoint.save(run)
     if run.state.stopped_early:  # resumed after its last step: there is nothing more to do
         return
@@ -50,6 +53,7 @@ def train(run: Run) -> Iterator[Step]:
             metrics["validation_loss"] = _validate(run)
         seconds = time.perf_counter() - started
         run.state.seconds += seconds
+        run.state.last = {"step": number, "seconds": round(seconds, 4), **metrics}
         stop = run.state.stopped_early
         if last or stop or number % run.save_every == 0 or run.state.best_step == number:
             checkpoint.save(run)
@@ -75,7 +79,7 @@ def _learn(run: Run, number: int) -> dict[str, float]:
         parts.append({"loss": mean, **loss.metrics})  # every objective has a loss to show, whatever else it reports
     parameters = list(run.injected.trainable.values())
     grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, run.settings.max_grad_norm))
-    if not torch.isfinite(torch.tensor(grad_norm)):
+    if not math.isfinite(grad_norm):
         run.optimizer.zero_grad(set_to_none=True)
         raise NonFiniteStep(number, grad_norm, tuple(name for batch in batches for name in batch.row_ids))
     run.optimizer.step()
@@ -107,7 +111,7 @@ def validation_loss(run: Run) -> float:
 def _validate(run: Run) -> float:
     """Measure, remember the best step, and decide whether to stop early."""
     loss, state = validation_loss(run), run.state
-    if state.best_loss is None or loss < state.best_loss:
+    if state.best_loss is None or loss < state.best_loss:  # NaN is no gain
         state.best_loss, state.best_step, state.validations_without_gain = loss, state.step, 0
     else:
         state.validations_without_gain += 1

@@ -26,6 +26,8 @@ class State:
     trained_tokens: int = 0
     seconds: float = 0.0
     stopped_early: bool = False
+    last: dict[str, float] = field(default_factory=dict)
+    """The last step's line of `metrics.jsonl`: a kill may come after the checkpoint and before the line."""
 
     def dump(self) -> dict[str, Any]:
         """Plain values for a file."""

@@ -73,7 +73,7 @@ def _node_by_node(
     return torch.cat(outputs, dim=2)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)  # serves the layers of one step; a mask of a long windowed row is megabytes
 def _path_mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
     """(queries, keys) bool: the last `queries` positions of a path of `keys` tokens, causal, within the window."""
     position = torch.arange(keys - queries, keys, device=device)[:, None]

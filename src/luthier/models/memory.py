@@ -2,8 +2,8 @@
 
 A training process holds: itself (Python, torch), the weights, for each trained number its gradient and two optimizer
 moments, and for the largest micro-batch the activations kept for the backward pass and the logits of the positions
-that are trained on. The coefficients are counted from what autograd saves in a decoder of the Llama family (norms in
-float32, rotary attention, gated feed-forward); `benchmarks/memory.py` compares prediction and measurement.
+that are trained on. The coefficients were first counted from what autograd saves in a decoder of the Llama family
+(norms in float32, rotary attention, gated feed-forward) and then fitted to what processes held: `benchmarks/memory.py`.
 """
 
 from dataclasses import dataclass
