@@ -17,7 +17,7 @@ from typing import Any
 from luthier import registry
 from luthier.data.read import Record, kind_of, read_records
 from luthier.errors import DataError
-from luthier.examples import Example, Message
+from luthier.examples import Conversation, Example, Message
 
 FORMATS = "luthier.data.formats"
 SNIFFED_ROWS = 50
@@ -95,22 +95,42 @@ class Fields:
             raise self.error(f"{both[0]!r} is both a field of the row and an entry of 'extra'; expected it once")
         return {**rest, **nested}
 
+    def with_system(self, messages: tuple[Message, ...], instruction: str | None) -> tuple[Message, ...]:
+        """`messages`, led by the row's own field `system` or else by `instruction`, unless they have a system turn.
 
-def with_system(
-    fields: Fields, messages: tuple[Message, ...], instruction: str | None, system: str | None = None
-) -> tuple[Message, ...]:
-    """`messages`, led by the row's own `system` text or else by `instruction`, unless they have a system turn.
+        Raises:
+            DataError: the row has a system turn and a `system` text that says something else.
+        """
+        system = self.optional_text("system") or None
+        own = next((m for m in messages if m.role in ("system", "developer")), None)
+        if own is not None:
+            if system is not None and system != own.content:
+                raise self.error("the row has a system message and a different field 'system'; expected one of them")
+            return messages
+        text = system if system is not None else instruction
+        return messages if text is None else (Message("system", text), *messages)
 
-    Raises:
-        DataError: the row has a system turn and a `system` text that says something else.
-    """
-    own = next((m for m in messages if m.role in ("system", "developer")), None)
-    if own is not None:
-        if system is not None and system != own.content:
-            raise fields.error("the row has a system message and a different field 'system'; expected one of them")
-        return messages
-    text = system if system is not None else instruction
-    return messages if text is None else (Message("system", text), *messages)
+    def conversation(
+        self,
+        messages: tuple[Message, ...],
+        instruction: str | None,
+        tools: tuple[Mapping[str, Any], ...] = (),
+        label: str | None = None,
+    ) -> Conversation:
+        """These turns with what every format reads alike: `system`, `id`, `target`, `group`, the rest as `extra`.
+
+        Call it last. `label`, where a format has one, stands for `target`.
+        """
+        target = self.take("target")
+        return Conversation(
+            self.with_system(messages, instruction),
+            tools,
+            self.where,
+            self.id(),
+            target if label is None else label,
+            self.group(),
+            self.extra(),
+        )
 
 
 def read_examples(path: Path, format: str = "auto", instruction: str | None = None) -> Iterator[Example]:

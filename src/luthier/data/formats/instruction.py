@@ -7,7 +7,7 @@ a system message and `history` a list of earlier [question, answer] turns, as so
 from collections.abc import Mapping
 from typing import Any
 
-from luthier.data.formats.base import Fields, with_system
+from luthier.data.formats.base import Fields
 from luthier.data.read import Record, kind_of
 from luthier.examples import Conversation, Message
 
@@ -36,15 +36,7 @@ def parse(record: Record, instruction: str | None = None) -> Conversation:
         Message("user", f"{asked}\n\n{given}" if asked and given else asked or given or ""),
         Message("assistant", fields.text("output")),
     )
-    return Conversation(
-        with_system(fields, messages, instruction, fields.optional_text("system") or None),
-        (),
-        record.where,
-        fields.id(),
-        fields.take("target"),
-        fields.group(),
-        fields.extra(),
-    )
+    return fields.conversation(messages, instruction)
 
 
 def _history(fields: Fields) -> tuple[Message, ...]:

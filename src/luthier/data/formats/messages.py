@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.data.formats._chat import ChatFields
-from luthier.data.formats.base import with_system
 from luthier.data.read import Record
 from luthier.examples import Conversation
 
@@ -37,12 +36,4 @@ def parse(record: Record, instruction: str | None = None) -> Conversation:
     messages = fields.messages(fields.require("messages"), "messages")
     if fields.values.get("functions"):
         raise fields.error("'functions' is OpenAI's old shape and would be lost; write the functions as 'tools'")
-    return Conversation(
-        with_system(fields, messages, instruction, fields.optional_text("system") or None),
-        fields.tools(fields.take("tools")),
-        record.where,
-        fields.id(),
-        fields.take("target"),
-        fields.group(),
-        fields.extra(),
-    )
+    return fields.conversation(messages, instruction, fields.tools(fields.take("tools")))

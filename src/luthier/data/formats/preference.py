@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.data.formats._chat import ChatFields, require_reply, shared_prefix
-from luthier.data.formats.base import with_system
 from luthier.data.formats.prompt_completion import side
 from luthier.data.read import Record, kind_of
 from luthier.examples import Message, Preference
@@ -41,7 +40,7 @@ def parse(record: Record, instruction: str | None = None) -> Preference:
     require_reply(fields, chosen, "preferred_output" if is_openai else "chosen")
     require_reply(fields, rejected, "non_preferred_output" if is_openai else "rejected")
     return Preference(
-        with_system(fields, prompt, instruction, fields.optional_text("system") or None),
+        fields.with_system(prompt, instruction),
         chosen,
         rejected,
         fields.tools(tools),

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.data.formats._chat import ChatFields, require_reply
-from luthier.data.formats.base import with_system
 from luthier.data.read import Record
 from luthier.examples import Conversation, Message, Role
 
@@ -35,15 +34,7 @@ def parse(record: Record, instruction: str | None = None) -> Conversation:
             "the row has a completion and a label of true or false (unpaired preferences, as KTO takes them), which no "
             "format here reads; keep the good completions only, or write pairs of chosen and rejected"
         )
-    return Conversation(
-        with_system(fields, prompt + completion, instruction, fields.optional_text("system") or None),
-        fields.tools(fields.take("tools")),
-        record.where,
-        fields.id(),
-        fields.take("target"),
-        fields.group(),
-        fields.extra(),
-    )
+    return fields.conversation(prompt + completion, instruction, fields.tools(fields.take("tools")))
 
 
 def side(fields: ChatFields, name: str, role: Role) -> tuple[Message, ...]:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.data.formats._chat import ChatFields, parse_json
-from luthier.data.formats.base import with_system
 from luthier.data.read import Record, kind_of
 from luthier.examples import Conversation, Message, Role
 
@@ -48,15 +47,7 @@ def parse(record: Record, instruction: str | None = None) -> Conversation:
     if not isinstance(turns, list):
         raise fields.error(f"'conversations' is {kind_of(turns)}; expected a list of {_EXPECTED}")
     messages = tuple(_turn(fields, turn, f"conversations[{i}]") for i, turn in enumerate(turns))
-    return Conversation(
-        with_system(fields, messages, instruction, fields.optional_text("system") or None),
-        fields.tools(fields.take("tools")),
-        record.where,
-        fields.id(),
-        fields.take("target"),
-        fields.group(),
-        fields.extra(),
-    )
+    return fields.conversation(messages, instruction, fields.tools(fields.take("tools")))
 
 
 def _turn(fields: ChatFields, turn: Any, at: str) -> Message:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from luthier.data.formats.base import Fields, with_system
+from luthier.data.formats.base import Fields
 from luthier.data.read import Record, kind_of
 from luthier.examples import Conversation, Message
 
@@ -31,15 +31,7 @@ def parse(record: Record, instruction: str | None = None) -> Conversation:
     if fields.values.get("target") is not None:
         raise fields.error("the row has both 'label' and 'target'; expected one of them, since the label is the target")
     messages = (Message("user", text), Message("assistant", label))
-    return Conversation(
-        with_system(fields, messages, instruction, fields.optional_text("system") or None),
-        (),
-        record.where,
-        fields.id(),
-        label,
-        fields.group(),
-        fields.extra(),
-    )
+    return fields.conversation(messages, instruction, label=label)
 
 
 def _label(fields: Fields) -> str:
