@@ -229,8 +229,9 @@ def test_tools_and_calls_arrive_whole_and_arguments_are_parsed() -> None:
 
 def test_tools_may_be_json_text_or_bare_functions() -> None:
     bare = {"name": "f", "parameters": {"type": "object"}}
-    example = _parse("messages", {"messages": [USER], "tools": json.dumps([bare])})
-    assert example.tools == ({"type": "function", "function": bare},)
+    for given in (bare, {"type": "function", **bare}):
+        example = _parse("messages", {"messages": [USER], "tools": json.dumps([given])})
+        assert example.tools == ({"type": "function", "function": bare},)
 
 
 def test_no_assistant_turn_is_left_to_the_checks() -> None:

@@ -115,12 +115,13 @@ def test_roles_of_preferences() -> None:
         (Conversation((U, turn("assistant", ""), U, A)), "an empty reply"),
         (Preference((U,), (A,), ()), "an empty reply"),
         (Preference((U,), (turn("assistant", ""),), (A,)), "an empty reply"),
+        (Preference((U,), (turn("assistant", ""),), ()), "an empty reply"),
         (Document("  "), "no text"),
     ],
 )
 def test_empty(row: Example, phrase: str) -> None:
-    (finding,) = found("empty", [*clean(5), row])
-    assert finding.severity == "error"
+    (finding,) = found("empty", [*clean(5), row, row])
+    assert (finding.severity, finding.count) == ("error", 2)  # each row once, though both have the same place
     assert phrase in finding.message
 
 

@@ -131,6 +131,11 @@ def test_a_json_array_keeps_the_line_of_every_object(tmp_path: Path) -> None:
     assert [(r.values["a"], r.where.line) for r in read_records(path)] == [(1, 3), (2, 3), (3, 4)]
 
 
+def test_the_rows_of_an_array_on_one_line_have_names_of_their_own(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.json", json.dumps([{"text": str(n)} for n in range(3)]))
+    assert [(e.id, e.where.line) for e in read_examples(path)] == [("a:1", 1), ("a:2", 1), ("a:3", 1)]
+
+
 @pytest.mark.parametrize(
     ("text", "line", "said"),
     [

@@ -30,10 +30,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row as plain values (what JSON can hold), and where it stands."""
+    """One row as plain values (what JSON can hold), and where it stands.
+
+    `number` counts the rows of a JSON array from 1, since several may stand on one line; 0 where the line tells all.
+    """
 
     values: dict[str, Any]
     where: Where
+    number: int = 0
 
 
 class _Unusable(ValueError):
@@ -232,7 +236,7 @@ def _skip_blank(text: str, start: int) -> int:
 def _read_json(path: Path) -> Iterator[Record]:
     data = _without_bom(path.read_bytes(), path)
     text, escapes = _decode(data, path, 1), _has_surrogate_escape(data)
-    at, line, counted = _skip_blank(text, 0), 1, 0
+    at, line, counted, number = _skip_blank(text, 0), 1, 0, 0
     if at == len(text):
         return
     if text[at] != "[":
@@ -240,7 +244,7 @@ def _read_json(path: Path) -> Iterator[Record]:
         raise DataError(f"expected one JSON array of objects, [{{...}}, ...]{hint}", path, 1 + text.count("\n", 0, at))
     at = _skip_blank(text, at + 1)
     if text[at : at + 1] == "]":
-        at = _require_end(text, at, path)
+        _require_end(text, at, path)
         return
     while True:
         line, counted = line + text.count("\n", counted, at), at
@@ -248,7 +252,8 @@ def _read_json(path: Path) -> Iterator[Record]:
         values = _require_object(value, path, line)
         if escapes:
             _require_encodable(values, path, line)
-        yield Record(values, Where(str(path), line))
+        number += 1
+        yield Record(values, Where(str(path), line), number)
         at = _skip_blank(text, at)
         if text[at : at + 1] == "]":
             _require_end(text, at, path)
@@ -260,11 +265,10 @@ def _read_json(path: Path) -> Iterator[Record]:
         at = _skip_blank(text, at + 1)
 
 
-def _require_end(text: str, at: int, path: Path) -> int:
+def _require_end(text: str, at: int, path: Path) -> None:
     at = _skip_blank(text, at + 1)
     if at != len(text):
         raise DataError("something follows the end of the JSON array", path, 1 + text.count("\n", 0, at))
-    return at
 
 
 # CSV

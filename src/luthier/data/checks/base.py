@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from luthier import registry
 from luthier.errors import DataError
-from luthier.examples import NOWHERE, Example, Where
+from luthier.examples import Example, Where
 
 PACKAGE = "luthier.data.checks"
 Severity: TypeAlias = Literal["error", "warning", "note"]
@@ -115,18 +115,14 @@ class Places:
 class Tally:
     """How many rows were concerned, and the places of the first of them."""
 
-    __slots__ = ("_seen", "count", "where")
+    __slots__ = ("count", "where")
 
     def __init__(self) -> None:
         self.count = 0
         self.where: list[Where] = []
-        self._seen: Where | None = None
 
     def add(self, where: Where) -> None:
-        """Count a row once, however many times in a row it is added."""
-        if where == self._seen and where is not NOWHERE:
-            return
-        self._seen = where
+        """Count a row; two rows may stand on one line (of a JSON array)."""
         self.count += 1
         if len(self.where) < PLACES_KEPT:
             self.where.append(where)

@@ -6,7 +6,7 @@ An empty reply teaches the model to say nothing; an empty prompt teaches it to a
 from collections.abc import Sequence
 
 from luthier.data.checks.base import Check, Finding, Tally
-from luthier.examples import Conversation, Document, Example, Message
+from luthier.examples import Conversation, Document, Example, Message, Preference
 
 
 class Empty(Check):
@@ -25,9 +25,8 @@ class Empty(Check):
             prompt, replies = example.messages, [m for m in example.messages if m.role == "assistant"]
         else:
             prompt, replies = example.prompt, [*example.chosen, *example.rejected]
-            if not example.chosen or not example.rejected:
-                self._replies.add(example.where)
-        if any(_is_empty(message) for message in replies):
+        is_one_sided = isinstance(example, Preference) and not (example.chosen and example.rejected)
+        if is_one_sided or any(_is_empty(message) for message in replies):
             self._replies.add(example.where)
         if _asks_nothing(prompt):
             self._prompts.add(example.where)

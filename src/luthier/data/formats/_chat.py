@@ -146,7 +146,9 @@ class ChatFields(Fields):
 
     def _tool(self, value: Any, at: str) -> Mapping[str, Any]:
         if isinstance(value, Mapping):
-            tool = value if "function" in value else {"type": "function", "function": value}
+            # a bare function may carry the type beside its name, as in OpenAI's Responses API
+            bare = {key: item for key, item in value.items() if (key, item) != ("type", "function")}
+            tool = value if "function" in value else {"type": "function", "function": bare}
             function = tool["function"]
             if isinstance(function, Mapping) and isinstance(function.get("name"), str) and function["name"]:
                 return tool

@@ -28,6 +28,7 @@ class Fields:
 
     def __init__(self, record: Record) -> None:
         self.values, self.where = record.values, record.where
+        self._number = record.number or record.where.line
         self._claimed: set[str] = set()
 
     def error(self, message: str) -> DataError:
@@ -66,8 +67,8 @@ class Fields:
         return value
 
     def id(self) -> str:
-        """Claim `id`; a row without one is called `<file stem>:<line>`."""
-        return self._name("id") or f"{Path(self.where.path).stem}:{self.where.line}"
+        """Claim `id`; a row without one is called `<file stem>:<line>`, in a JSON array `<file stem>:<number>`."""
+        return self._name("id") or f"{Path(self.where.path).stem}:{self._number}"
 
     def group(self) -> str | None:
         """Claim `group`; None if absent or empty (an empty cell names no group)."""
