@@ -205,6 +205,18 @@ def test_leakage_between_validation_and_test() -> None:
     assert "in train or validation" in finding.message
 
 
+def test_a_constant_question_about_the_system_turn_is_no_leak() -> None:
+    def about(number: int, path: str) -> Conversation:
+        messages = (turn("system", question(number)), turn("user", "Summarize."), turn("assistant", f"Case {number}."))
+        return Conversation(messages, where=Where(path, number))
+
+    train = [about(number, "train.jsonl") for number in range(1, 60)]
+    test = [about(number, "test.jsonl") for number in range(100, 120)]
+    assert found("leakage", train, test=test) == []
+    (finding,) = found("leakage", train, test=[*test, about(7, "test.jsonl")])
+    assert (finding.severity, finding.count, finding.where) == ("error", 1, (Where("test.jsonl", 7),))
+
+
 def test_leakage_keeps_signs_apart() -> None:
     assert found("leakage", [chat(1, "3+5")], test=[chat(2, "3-5")]) == []
 

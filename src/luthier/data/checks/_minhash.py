@@ -119,13 +119,12 @@ class Signatures:
         if self._common is None:
             self._common = common_shingles(list(dict.fromkeys(self._waiting)))
         for start in range(0, len(self._waiting), _BATCH):
-            self._sign(self._waiting[start : start + _BATCH])
+            self._sign(self._waiting[start : start + _BATCH], self._common)
         self._waiting = []
 
-    def _sign(self, texts: list[bytes]) -> None:
+    def _sign(self, texts: list[bytes], common: NDArray[np.bool_]) -> None:
         hashes, counts = shingles(texts)
-        assert self._common is not None
-        own = ~self._common[hashes & np.uint32((1 << _TABLE_BITS) - 1)]
+        own = ~common[hashes & np.uint32((1 << _TABLE_BITS) - 1)]
         owner = np.repeat(np.arange(len(texts)), counts)
         enough = np.bincount(owner[own], minlength=len(texts)) >= MIN_SHINGLES
         own &= enough[owner]

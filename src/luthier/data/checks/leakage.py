@@ -2,6 +2,7 @@
 
 Inputs are compared exactly (case, spacing and punctuation at the ends aside) by 64-bit hashes, and nearly by MinHash;
 a later split is compared with all earlier ones, so validation must not hold training rows, nor test validation rows.
+Where all rows ask the same about a text in the system turn ("Summarize."), that turn belongs to the input too.
 """
 
 from array import array
@@ -29,7 +30,7 @@ class Leakage(Check):
     def __init__(self) -> None:
         self._names: list[str] = []
         self._stages = array("q")
-        self._digests, self._places = array("Q"), Places()
+        self._asked, self._whole, self._places = array("Q"), array("Q"), Places()
         self._signatures = _minhash.Signatures()
 
     def see(self, example: Example, split: str) -> None:
@@ -39,14 +40,16 @@ class Leakage(Check):
         texts = view(example)
         text = texts.reply if isinstance(example, Document) else texts.prompt
         self._stages.append(self._names.index(split))
-        self._digests.append(digest(canonical(text)))
+        asked = digest(canonical(text))
+        self._asked.append(asked)
+        self._whole.append(digest(canonical(f"{texts.system}\n{text}")) if texts.system else asked)
         self._signatures.add(normalized(text))
         self._places.add(example.where)
 
     def findings(self) -> list[Finding]:
         """For each later split an error for inputs seen before, and a warning for inputs much like one seen before."""
         stages = np.array(self._stages, dtype=np.int64)
-        digests = np.frombuffer(self._digests, dtype=np.uint64)
+        digests = self._inputs()
         found: list[Finding] = []
         signatures, numbers = self._signatures.close()
         likeness, nearest = _minhash.nearest_earlier(signatures, stages[numbers])
@@ -59,6 +62,11 @@ class Leakage(Check):
             chosen = np.flatnonzero(close)
             found += self._report(name, int(here.sum()), numbers[chosen], numbers[nearest[chosen]], likeness[chosen])
         return found
+
+    def _inputs(self) -> NDArray[np.uint64]:
+        """(N,) a digest of each input; the system turn counts where, as in the split, it makes ten times as many."""
+        asked, whole = (np.frombuffer(kept, dtype=np.uint64) for kept in (self._asked, self._whole))
+        return whole if len(np.unique(asked)) * 10 <= len(np.unique(whole)) else asked
 
     def _report(
         self,

@@ -56,6 +56,6 @@ class NearDuplicates(Check):
             message += f" ({likeness[example]:.2f})"
         advice = (
             "look at some of them: keep one of each group unless the variants are meant; "
-            "the split keeps a group on one side"
+            "the split keeps those on one side whose prompts are alike"
         )
         return [Finding("near_duplicates", "warning", message, advice, where, int(later.size))]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from luthier.data.checks.base import Check, Finding, Severity, Tally
-from luthier.examples import ROLES, Conversation, Document, Example, Message
+from luthier.examples import Conversation, Document, Example, Message, Preference
 
 _KINDS: dict[str, tuple[Severity, str, str]] = {
     "no_assistant": (
@@ -17,11 +17,6 @@ _KINDS: dict[str, tuple[Severity, str, str]] = {
     ),
     "no_messages": ("error", "no messages at all", "remove these rows"),
     "no_prompt": ("error", "a preference without a prompt", "add the turns that both replies answer"),
-    "unknown_role": (
-        "error",
-        "a role that is none of " + ", ".join(ROLES),
-        "rename the role; `data.format` may be wrong",
-    ),
     "empty_last": (
         "warning",
         "the conversation does not end with an assistant turn; the turns after the last reply are never trained on",
@@ -78,7 +73,7 @@ class Roles(Check):
         for kind in self._faults(example):
             self._tallies[kind].add(example.where)
 
-    def _faults(self, example: Any) -> set[str]:
+    def _faults(self, example: Conversation | Preference) -> set[str]:
         if isinstance(example, Conversation):
             faults = _order_faults(example.messages)
             if example.messages and example.completion is None:
@@ -115,8 +110,6 @@ def _order_faults(messages: Sequence[Message]) -> set[str]:
     calls_open, before, spoken = False, "", False
     for message in messages:
         role = message.role
-        if role not in ROLES:
-            faults.add("unknown_role")
         if role == "system" and spoken:
             faults.add("system_later")
         if role == "assistant" and not spoken:
