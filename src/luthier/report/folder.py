@@ -24,6 +24,7 @@ from luthier.report.schema import (
     Gate,
     Missing,
     Part,
+    Recorded,
     Split,
     System,
     Training,
@@ -60,27 +61,9 @@ class Stage(Part):
     """How long it took; null while it runs."""
 
 
-class Manifest(Part):
-    """`manifest.json`: what was run, with what, on what."""
+class Manifest(Recorded):
+    """`manifest.json`."""
 
-    luthier: str | None = None
-    """Version."""
-    created: str | None = None
-    """When, as ISO 8601."""
-    machine: dict[str, Any] = {}
-    """Processor, cores, memory, GPU."""
-    versions: dict[str, str] = {}
-    """Package versions."""
-    model: dict[str, Any] = {}
-    """Name, origin, license, digests, parameters."""
-    template: dict[str, Any] = {}
-    """Name and digest."""
-    data: dict[str, Any] = {}
-    """Data files with digest and rows."""
-    git: str | None = None
-    """Commit."""
-    recipe_sha256: str | None = None
-    """Digest of the effective recipe."""
     stages: dict[str, Stage] = {}
     """By stage."""
 

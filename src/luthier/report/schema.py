@@ -439,11 +439,9 @@ class ComparedRows(Part):
     """At most ten."""
 
 
-class Run(Part):
-    """What was run: enough to run it again and to tell whether it is the same."""
+class Recorded(Part):
+    """What a run writes down about itself, in `manifest.json`."""
 
-    name: str
-    """Name of the run's folder."""
     luthier: str | None = None
     """Version that ran it."""
     created: str | None = None
@@ -462,6 +460,13 @@ class Run(Part):
     """Commit, if the run started in a repository."""
     recipe_sha256: str | None = None
     """Digest of the effective recipe."""
+
+
+class Run(Recorded):
+    """What was run: enough to run it again and to tell whether it is the same."""
+
+    name: str
+    """Name of the run's folder."""
     recipe: dict[str, Any] = {}
     """The effective recipe, defaults included."""
     stages: dict[str, float] = {}
