@@ -1,10 +1,10 @@
 """A run's folder in, a `Report` out: read the parts, work out cost, verdict and compared rows, and write both files."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from luthier import config
+from luthier.data.write import atomic_text
 from luthier.errors import StorageError
 from luthier.recipe import CostSettings
 from luthier.report.cost import build_cost
@@ -78,21 +78,17 @@ def report_json(report: Report) -> str:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a file by way of a temporary one beside it, so that a reader never sees half of it.
+    """Write a file whole or not at all, and its folder if there is none.
 
     Raises:
         StorageError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(
-            f"{path}: cannot be written: {error}. Free space, or name another place with --out."
-        ) from None
+        raise StorageError(f"{path}: cannot be written: {error}. Name another place with --out.") from None
+    with atomic_text(path) as file:
+        file.write(text)
     return path
 
 

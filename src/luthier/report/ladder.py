@@ -4,6 +4,7 @@ A system that is not held out (it may have seen the test rows) is not on the lad
 the paired interval leaves zero out and that the difference matters in practice.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -93,11 +94,8 @@ class Ladder:
         Without a paired measurement the half-widths are added as for independent samples, which is wider than the
         paired interval when the systems agree on most rows: it errs on the side of "cannot tell".
         """
-        for d in self.facts.differences:
-            if d.metric == self.metric and (d.a, d.b) == (a.name, b.name):
-                return d
-            if d.metric == self.metric and (d.a, d.b) == (b.name, a.name):
-                return _turned(d)
+        if measured := paired(self.facts.differences, a.name, b.name, self.metric):
+            return measured
         mine, theirs = a.metrics[self.metric], b.metrics[self.metric]
         if mine.value is None or theirs.value is None:
             return Difference(a=a.name, b=b.name, metric=self.metric)
@@ -135,6 +133,16 @@ class Ladder:
             z = NormalDist().inv_cdf(0.5 + evaluation.confidence / 2)
             measured = (z + NormalDist().inv_cdf(POWER)) / z * (d.high - d.low) / 2
         return None if measured is None or not self.unit else measured / self.unit
+
+
+def paired(differences: Sequence[Difference], a: str, b: str, metric: str) -> Difference | None:
+    """`a` minus `b` on a metric as it was measured, in either order; None if it was not."""
+    for d in differences:
+        if d.metric == metric and (d.a, d.b) == (a, b):
+            return d
+        if d.metric == metric and (d.a, d.b) == (b, a):
+            return _turned(d)
+    return None
 
 
 def _turned(d: Difference) -> Difference:

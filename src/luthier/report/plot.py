@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from luthier.report.ladder import rung
+from luthier.report.ladder import paired, rung
 from luthier.report.schema import Interval, LossPoint, Report, System, Training
 from luthier.report.text import difference, interval, number
 
@@ -132,25 +132,15 @@ def ladder_plot(report: Report) -> DotPlot | None:
     )
 
 
-def difference_to(report: Report, system: str, baseline: str, metric: str) -> Interval:
-    """`system` minus `baseline` as it was measured, in either order; empty if it was not."""
-    for d in report.differences:
-        if d.metric == metric and (d.a, d.b) == (system, baseline):
-            return Interval(value=d.difference, low=d.low, high=d.high)
-        if d.metric == metric and (d.b, d.a) == (system, baseline):
-            low, high = (None if v is None else -v for v in (d.high, d.low))
-            return Interval(value=None if d.difference is None else -d.difference, low=low, high=high)
-    return Interval()
-
-
 def difference_plot(report: Report) -> DotPlot | None:
     """Every system whose difference to the best baseline was measured; None if there is none."""
     baseline = report.verdict.baseline
     if report.evaluation is None or baseline is None:
         return None
     metric = report.evaluation.primary_metric
-    found = [(s, difference_to(report, s.name, baseline, metric)) for s in report.systems if s.name != baseline]
-    values = [v for _, d in found if d.value is not None for v in (d.value, d.low, d.high) if v is not None]
+    measured = [(s, paired(report.differences, s.name, baseline, metric)) for s in report.systems]
+    found = [(s, d, d.difference) for s, d in measured if d is not None and d.difference is not None]
+    values = [v for _, d, value in found for v in (value, d.low, d.high) if v is not None]
     if not values:
         return None
     axis = build_axis([0.0, *values], _least_span([abs(v) for v in values]))
@@ -160,11 +150,10 @@ def difference_plot(report: Report) -> DotPlot | None:
             kind(s),
             s.held_out,
             s.name == report.verdict.system,
-            difference(d.value, d.low, d.high),
-            _dot(axis, d.value, d.low, d.high),
+            difference(value, d.low, d.high),
+            _dot(axis, value, d.low, d.high),
         )
-        for s, d in found
-        if d.value is not None
+        for s, d, value in found
     )
     return DotPlot(rungs, axis, axis.at(0.0))
 
