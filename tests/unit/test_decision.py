@@ -248,6 +248,11 @@ def test_missing_intervals_never_prove_anything() -> None:
     assert decide(facts(LADDER, systems=bare, differences=(), mde=None)).rule == "coarse"
 
 
+def test_forgetting_that_was_not_measured_is_no_evidence() -> None:
+    found = decide(facts(LADDER, forgetting=Forgetting(verdict="none measured")))
+    assert "forgetting.json" not in [e.source for e in found.evidence]
+
+
 def test_forgetting_is_a_warning_only_when_the_interval_is_clear_of_zero() -> None:
     def measured(low: float, high: float, higher: bool) -> Forgetting:
         change = Change(value=(low + high) / 2, low=low, high=high)

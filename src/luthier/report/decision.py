@@ -431,7 +431,7 @@ def _evidence(ladder: Ladder, cost: Cost | None) -> tuple[Evidence, ...]:
             note = f" Its note: {system.note.rstrip('.')}." if system.note else ""
             text = f"{system.name} is left out of the decision, because it may have seen the test rows.{note}"
             found.append(Evidence(text=text, source="evaluation.json"))
-    if facts.forgetting is not None and facts.forgetting.verdict:
+    if facts.forgetting is not None and facts.forgetting.measures:
         found.append(Evidence(text=forgetting_sentence(facts.forgetting), source="forgetting.json"))
     for paid in cost.break_even[:1] if cost is not None else ():
         found.append(
