@@ -145,6 +145,14 @@ def test_systems_that_never_differ_may_still_differ_a_little() -> None:
     assert same.standard_error > 0
 
 
+@pytest.mark.parametrize("rows", [2, 3, 5, 20, 100])
+@pytest.mark.parametrize("gain", [0.1, 0.5, 1.0])
+def test_systems_that_differ_equally_on_every_row(rows: int, gain: float) -> None:
+    change = compare(Mean(), scores([gain] * rows), scores([0.0] * rows))
+    assert -1 <= change.low < change.high <= 1  # two shares cannot differ by more
+    assert (change.p_value < 0.05) == (change.low > 0)  # a few equal rows prove nothing
+
+
 @pytest.mark.parametrize(("better", "worse"), [(0, 0), (1, 0), (8, 2), (2, 8), (30, 10), (5, 5)])
 def test_mcnemar_is_the_binomial_test(better: int, worse: int) -> None:
     n, k = better + worse, max(better, worse)

@@ -190,8 +190,12 @@ def compare(metric: Metric, a_NS: Array, b_NS: Array, confidence: float = 0.95, 
         p_value, test = mcnemar(better, worse), "McNemar's exact test; paired bootstrap interval"
     standard_error = float(drawn.std(ddof=1)) if len(drawn) > 1 else float("nan")
     if low == high and math.isfinite(metric.worst):  # every resample agrees: what n rows allow is all that is known
-        margin = abs(metric.best - metric.worst) * clopper_pearson(0, rows, confidence)[1]
-        low, high, standard_error = low - margin, high + margin, margin / float(stats.norm.ppf((1 + confidence) / 2))
+        span = abs(metric.best - metric.worst)
+        margin = span * clopper_pearson(0, rows, confidence)[1]
+        low, high = max(-span, low - margin), min(span, high + margin)
+        standard_error = margin / float(stats.norm.ppf((1 + confidence) / 2))
+        if not metric.binary:  # the level at which that interval would just reach 0
+            p_value = max(p_value, min(1.0, 2 * (1 - abs(difference) / span) ** rows))
     return Comparison(difference, low, high, p_value, standard_error, test)
 
 
