@@ -261,6 +261,13 @@ def test_text_of_ones_own(tmp_path: Path) -> None:
         read_questions(tmp_path / "d.txt")
 
 
+def test_a_text_too_short_to_measure_is_refused(tiny_loaded: LoadedModel, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("Too few words.")
+    settings = ForgettingSettings(multiple_choice="none", text=str(tmp_path / "short.txt"))
+    with pytest.raises(EvaluationError, match=r"short\.txt'?: under 16 tokens"):
+        load_items(settings, tiny_loaded)
+
+
 def test_short_contexts_get_short_windows(tiny_loaded: LoadedModel) -> None:
     items = load_items(ForgettingSettings(multiple_choice="none"), replace(tiny_loaded, max_tokens=100))
     assert max(map(len, items.windows)) == 100

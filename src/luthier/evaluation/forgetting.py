@@ -7,7 +7,6 @@ are reported. Text is scored in windows of 512 tokens, each by itself.
 
 import inspect
 import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -36,6 +35,8 @@ from luthier.models.scorer import Scorer
 from luthier.recipe import ForgettingSettings
 
 WINDOW_TOKENS = 512
+LEAST_TOKENS = 16
+"""Of a window: a shorter one is left out."""
 CLEAR_ACCURACY_LOSS = 0.05
 CLEAR_PERPLEXITY_RISE = 0.10
 """As a share of the perplexity before."""
@@ -67,7 +68,7 @@ def load_items(settings: ForgettingSettings, loaded: LoadedModel) -> Items:
     """The questions and the text that the settings name.
 
     Raises:
-        EvaluationError: a file is missing or not of the form expected (with the line).
+        EvaluationError: a file is missing or not of the form expected (with the line), or the text is too short.
     """
     asked: tuple[Question, ...] = ()
     if settings.multiple_choice == "builtin":
@@ -80,6 +81,11 @@ def load_items(settings: ForgettingSettings, loaded: LoadedModel) -> Items:
     elif settings.text != "none":
         text = read_text(Path(settings.text))
     windows = _windows(text, loaded, settings.max_tokens) if text else ()
+    if text and not windows:
+        raise EvaluationError(
+            f"evaluation.forgetting.text = {settings.text!r}: under {LEAST_TOKENS} tokens, too few for a perplexity; "
+            'name a longer text, or "none"'
+        )
     return Items(asked, windows, {"multiple_choice": settings.multiple_choice, "text": settings.text})
 
 
@@ -243,20 +249,19 @@ def read_questions(path: Path) -> list[Question]:
             continue
         values = _object(path, number, line)
         question, choices, answer = values.get("question"), values.get("choices"), values.get("answer")
-        good = (
+        if not (
             isinstance(question, str)
             and isinstance(choices, list)
             and len(choices) >= 2
             and all(isinstance(choice, str) and choice for choice in choices)
-            and type(answer) is int
+            and isinstance(answer, int)
+            and not isinstance(answer, bool)
             and 0 <= answer < len(choices)
-        )
-        if not good:
+        ):
             raise EvaluationError(
                 f"{path}, line {number}: expected question (text), choices (two or more texts) and answer (the index "
                 f"of the right one, from 0); found {line.strip()[:120]}"
             )
-        assert isinstance(answer, int) and isinstance(question, str) and isinstance(choices, list)
         found.append(
             Question(question, tuple(choices), answer, str(values.get("source", "")), str(values.get("id", number)))
         )
@@ -331,13 +336,13 @@ def _is_prose(block: str) -> bool:
 
 
 def _windows(text: str, loaded: LoadedModel, max_tokens: int) -> tuple[tuple[int, ...], ...]:
-    """The first `max_tokens` tokens in windows; a last one of under 16 tokens is left out."""
+    """The first `max_tokens` tokens in windows; a last one of under LEAST_TOKENS is left out."""
     ids = _encode_start(text, loaded, max_tokens)
     size = min(WINDOW_TOKENS, loaded.max_tokens)
     start = _bos(loaded)
     step = size - len(start)
     parts = [ids[i : i + step] for i in range(0, len(ids), step)]
-    return tuple((*start, *part) for part in parts if len(part) >= 16)
+    return tuple((*start, *part) for part in parts if len(part) >= LEAST_TOKENS)
 
 
 def _encode_start(text: str, loaded: LoadedModel, max_tokens: int) -> list[int]:
@@ -352,5 +357,5 @@ def _bos(loaded: LoadedModel) -> tuple[int, ...]:
     """What the tokenizer puts before a text by itself: models that were trained with it fail without."""
     plain: list[int] = loaded.tokenizer("a", add_special_tokens=False).input_ids
     whole: list[int] = loaded.tokenizer("a").input_ids
-    at = math.inf if not plain else next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
-    return tuple(whole[: int(at)]) if at is not math.inf else ()
+    at = next((i for i in range(len(whole)) if plain and whole[i : i + len(plain)] == plain), 0)
+    return tuple(whole[:at])
