@@ -4,7 +4,6 @@ Every system answers the same rows in the same order, so differences are paired.
 the next one starts, and are used again only if system, rows, model, template and metrics are the same as then.
 """
 
-import hashlib
 import itertools
 import json
 import math
@@ -20,7 +19,7 @@ import numpy as np
 from luthier import registry
 from luthier.config import canonical_hash
 from luthier.data.write import atomic_text, example_values
-from luthier.errors import EvaluationError
+from luthier.errors import EvaluationError, StorageError
 from luthier.evaluation.metrics.base import Array, Metric
 from luthier.evaluation.significance import (
     Comparison,
@@ -33,6 +32,7 @@ from luthier.evaluation.significance import (
 )
 from luthier.evaluation.systems.base import Answers, Context, System, messages_as_values, prediction
 from luthier.examples import Conversation
+from luthier.files import sha256_of
 from luthier.recipe import dump_part
 
 FORMAT = 2
@@ -161,7 +161,7 @@ def evaluate(
     try:
         records.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise EvaluationError(f"{records}: cannot be made: {error.strerror or error}") from None
+        raise StorageError(f"{records}: cannot be made: {error.strerror or error}") from None
     measured: dict[str, Measured] = {}
     for name, system in systems.items():
         fingerprint = _fingerprint(shared, system, context)
@@ -233,7 +233,7 @@ def _files_named(value: Any, folder: Path) -> Iterator[tuple[str, str]]:
     if isinstance(value, str):
         path = folder / value
         if 0 < len(value) < 1000 and "\0" not in value and "\n" not in value and path.is_file():
-            yield value, hashlib.sha256(path.read_bytes()).hexdigest()
+            yield value, sha256_of(path)
     elif isinstance(value, Mapping | list | tuple):
         for inner in value.values() if isinstance(value, Mapping) else value:
             yield from _files_named(inner, folder)
@@ -248,8 +248,8 @@ def _measure(
     context: Context,
     metrics: Mapping[str, Metric],
 ) -> Measured:
-    def progress(_what: str, done: int, total: int) -> None:
-        context.on_progress(_what if _what.startswith(name) else f"{name}: {_what}", done, total)
+    def progress(what: str, done: int, total: int) -> None:
+        context.on_progress(what if what.startswith(name) else f"{name}: {what}", done, total)
 
     start = time.perf_counter()
     given = system.answer(rows, replace(context, on_progress=progress))
@@ -301,7 +301,7 @@ def _details(given: Answers) -> dict[str, Any]:
 def _save_state(records: Path, name: str, fingerprint: str, measured: Measured) -> None:
     state = {
         "fingerprint": fingerprint,
-        "records_sha256": hashlib.sha256((records / f"{name}.jsonl").read_bytes()).hexdigest(),
+        "records_sha256": sha256_of(records / f"{name}.jsonl"),
         "seconds": measured.seconds,
         "prompt_tokens": measured.prompt_tokens,
         "completion_tokens": measured.completion_tokens,
@@ -317,7 +317,7 @@ def _reuse(records: Path, name: str, system: System, fingerprint: str) -> Measur
     path = records / f"{name}.state.json"
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
-        digest = hashlib.sha256((records / f"{name}.jsonl").read_bytes()).hexdigest()
+        digest = sha256_of(records / f"{name}.jsonl")
     except (OSError, ValueError):
         return None
     if state.get("fingerprint") != fingerprint or state.get("records_sha256") != digest:

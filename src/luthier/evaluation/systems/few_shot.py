@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 
 from luthier.errors import EvaluationError
@@ -111,10 +112,9 @@ class Retriever:
     def similar(self, row: Conversation, count: int) -> list[Conversation]:
         """At most `count` training rows, the most similar last; never one that equals or nearly equals `row`."""
         asked = words(question(row))
-        scores = self._index.get_scores(asked) if asked else [0.0] * len(self.train)
-        order = sorted(range(len(self.train)), key=lambda i: (-float(scores[i]), i))
+        scores = self._index.get_scores(asked) if asked else np.zeros(len(self.train))
         chosen: dict[str, int] = {}  # by question: the same example twice would teach nothing
-        for index in order:
+        for index in np.argsort(-scores, kind="stable").tolist():  # equal scores: the earlier row
             if len(chosen) == count:
                 break
             if not self._gives_away(index, row, frozenset(asked)):
