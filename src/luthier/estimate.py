@@ -14,6 +14,7 @@ import torch
 from luthier import assemble, registry
 from luthier.data.source import micro_batches
 from luthier.engine.run import Run
+from luthier.evaluate import question_of
 from luthier.models.forest import build_batch
 from luthier.models.generate import generate
 from luthier.models.memory import Load, Memory, held_bytes, predict, shape_of
@@ -49,7 +50,7 @@ class Estimate:
 
 
 def largest_load(run: Run) -> Load:
-    """The largest micro-batch of the first steps, by computed tokens; the order of rows is known, so this is exact."""
+    """The largest micro-batch of the first 500 steps, by computed tokens; the order of rows is known beforehand."""
     tokens = positions = 0
     for number in range(1, min(run.steps, SCANNED_STEPS) + 1):
         for rows in micro_batches(run.source.step(number), run.settings.micro_batch_tokens):
@@ -119,26 +120,21 @@ def _step_seconds(run: Run) -> float:
 
 def _writing_seconds(opened: Opened) -> float:
     """Seconds for all model systems to answer the test rows, from a sample of them."""
-    from luthier.evaluate import conversations, longest_answer
-
-    rows = conversations(opened.data.test)[: opened.recipe.evaluation.max_rows]
-    sample = rows[:8]
-    if not sample:
-        return 0.0
+    question = question_of(opened)
+    sample = question.test[:8]
     prompts = [opened.template.prompt_ids(row.prompt, row.tools) for row in sample]
-    limit = longest_answer(opened)
     started = time.perf_counter()
     with torch.inference_mode():
-        generate(opened.loaded, prompts, max_new_tokens=limit, stop_ids=opened.template.stop_ids)
+        generate(opened.loaded, prompts, max_new_tokens=question.max_new_tokens, stop_ids=opened.template.stop_ids)
     per_row = (time.perf_counter() - started) / len(sample)
     models = sum(1 for system in opened.recipe.evaluation.systems.values() if assemble.is_model_system(system))
-    return per_row * len(rows) * models
+    return per_row * len(question.test) * models
 
 
 def plan(opened: Opened) -> Mapping[str, float]:
     """A rough plan of seconds by stage, for the time to finish; the stages' own pace corrects it as they go."""
     shape = shape_of(opened.loaded.model)
-    rate = _matrix_rate(opened.loaded.dtype)
+    rate = _matrix_rate(opened.loaded.dtype, opened.loaded.device)
     rows = opened.units["train"]
     tokens = (
         sum(len(row.ids) for unit in rows for row in unit) / max(len(rows), 1) * opened.recipe.training.rows_per_step
@@ -155,9 +151,9 @@ def plan(opened: Opened) -> Mapping[str, float]:
     return {"ability": 20.0, "model": 5.0, "train": training, "forgetting": 20.0, **systems}
 
 
-def _matrix_rate(dtype: torch.dtype) -> float:
-    """Floating point operations per second of a product of the usual size on this CPU."""
-    a, b = torch.ones(512, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
+def _matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Floating point operations per second of a product of the usual size on this device."""
+    a, b = torch.ones(512, 576, dtype=dtype, device=device), torch.ones(1536, 576, dtype=dtype, device=device)
     torch.nn.functional.linear(a, b)
     started = time.perf_counter()
     for _ in range(5):

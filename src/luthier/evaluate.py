@@ -9,14 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from luthier import assemble
 from luthier.adapters.base import Injected
 from luthier.config import canonical_hash
-from luthier.data.templates import Template
 from luthier.errors import EvaluationError
 from luthier.evaluation.forgetting import (
     Ability,
@@ -31,7 +29,6 @@ from luthier.evaluation.systems.base import Context, System
 from luthier.evaluation.task import build_metrics, choose_metrics, detect_task, longest_answer_tokens
 from luthier.examples import Conversation, Document, Example, Preference
 from luthier.files import sha256_of
-from luthier.models.load import LoadedModel
 from luthier.progress import Progress
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder
@@ -75,62 +72,63 @@ class Question:
     max_new_tokens: int
 
 
-def question_of(recipe: Recipe, data: Data, template: Template) -> Question:
-    """Work out task and metrics from the recipe and the rows.
+def question_of(opened: Opened) -> Question:
+    """Work out task, metrics and the longest answer from the recipe and the rows; renders every training row.
 
     Raises:
         EvaluationError: the rows cannot be evaluated, or a metric is unknown or misses its schema.
     """
-    settings = recipe.evaluation
+    settings, data = opened.recipe.evaluation, opened.data
     train, validation, test = (conversations(rows) for rows in (data.train, data.validation, data.test))
     task = detect_task(train) if settings.task == "auto" else settings.task
     names = settings.metrics or choose_metrics(task, settings.json_schema is not None)
     primary = settings.primary_metric or names[0]
     metrics = build_metrics(list(dict.fromkeys([primary, *names])), settings.json_schema)
-    limit = settings.max_new_tokens or longest_answer_tokens(template, train)
+    limit = settings.max_new_tokens or longest_answer_tokens(opened.template, train)
     return Question(test[: settings.max_rows], train, validation, task, metrics, primary, settings.json_schema, limit)
 
 
-def longest_answer(opened: Opened) -> int:
-    """Most tokens of an answer in this run's evaluation."""
-    return question_of(opened.recipe, opened.data, opened.template).max_new_tokens
-
-
-def measure_base(opened: Opened, progress: Progress) -> None:
+def measure_base(opened: Opened, question: Question, progress: Progress) -> None:
     """Let every system that does not need training answer the test rows, and measure the base's general ability."""
     baselines = {name: system for name, system in _systems(opened.recipe).items() if not system.uses_adapter}
-    _evaluate(opened, baselines, nullcontext, None, progress)
+    _evaluate(opened, question, baselines, nullcontext, None, progress)
     _base_ability(opened, progress)
 
 
-def measure_tuned(opened: Opened, injected: Injected, progress: Progress) -> Evaluation:
+def measure_tuned(opened: Opened, question: Question, injected: Injected, progress: Progress) -> Evaluation:
     """Let the trained model answer, compare it with what `measure_base` measured, and measure what it forgot."""
     tuned = canonical_hash([sha256_of(path) for path in sorted((opened.folder / "adapter").glob("*.safetensors"))])
-    evaluation = _evaluate(opened, _systems(opened.recipe), injected.disabled, tuned, progress)
+    evaluation = _evaluate(opened, question, _systems(opened.recipe), injected.disabled, tuned, progress)
     before = _base_ability(opened, progress, injected.disabled)
-    with progress.stage("forgetting", "forgetting"), opened.folder.timed("forgetting"):
-        items = load_items(opened.recipe.evaluation.forgetting, opened.loaded)
-        after = measure_ability(opened.loaded, items, on_progress=_told(progress))
-        values = compare_ability(before, after, items, opened.recipe.evaluation.confidence)
-        write_forgetting(opened.folder.path, values)
+    confidence = opened.recipe.evaluation.confidence
+    key = canonical_hash([_ability_key(opened), tuned, confidence])
+    kept = opened.folder.read("forgetting.json")
+    if kept is None or kept.get("key") != key:
+        with progress.stage("forgetting", "forgetting"), opened.folder.timed("forgetting"):
+            items = load_items(opened.recipe.evaluation.forgetting, opened.loaded)
+            after = measure_ability(opened.loaded, items, on_progress=_told(progress))
+            write_forgetting(opened.folder.path, {**compare_ability(before, after, items, confidence), "key": key})
     return evaluation
 
 
 def _systems(recipe: Recipe) -> dict[str, System]:
     """Baselines first, in the order of the recipe."""
-    kind = System
     found = {
-        name: assemble.part(settings, kind, f"evaluation.systems.{name}")  # type: ignore[type-abstract]
+        name: assemble.part(settings, System, f"evaluation.systems.{name}")  # type: ignore[type-abstract]
         for name, settings in recipe.evaluation.systems.items()
     }
     return dict(sorted(found.items(), key=lambda item: item[1].uses_adapter))
 
 
 def _evaluate(
-    opened: Opened, systems: Mapping[str, System], disabled: Switch, tuned: str | None, progress: Progress
+    opened: Opened,
+    question: Question,
+    systems: Mapping[str, System],
+    disabled: Switch,
+    tuned: str | None,
+    progress: Progress,
 ) -> Evaluation:
     recipe, folder = opened.recipe, opened.folder
-    question = question_of(recipe, opened.data, opened.template)
     schema = json.loads(Path(question.schema_file).read_text(encoding="utf-8")) if question.schema_file else None
     context = Context(
         loaded=opened.loaded,
@@ -169,15 +167,20 @@ def _told(progress: Progress) -> Callable[[str, int, int], None]:
     return lambda what, done, total: progress.update(done, total, what)
 
 
+def _ability_key(opened: Opened) -> str:
+    """Changes when the items or the base do."""
+    settings = opened.recipe.evaluation.forgetting
+    return canonical_hash([settings.model_dump(), opened.loaded.files.fingerprint, str(opened.loaded.dtype)])
+
+
 def _base_ability(opened: Opened, progress: Progress, disabled: Switch = nullcontext) -> Ability:
     """General ability of the base, measured once and kept in the run's folder."""
-    settings = opened.recipe.evaluation.forgetting
-    key = canonical_hash([settings.model_dump(), opened.loaded.files.fingerprint, str(opened.loaded.dtype)])
+    key = _ability_key(opened)
     kept = opened.folder.read(BASE_ABILITY)
     if kept is not None and kept["key"] == key:
         return Ability({name: np.array(values) for name, values in kept["statistics"].items()})
     with progress.stage("ability", "general ability of the base"), opened.folder.timed("forgetting"), disabled():
-        items = load_items(settings, opened.loaded)
+        items = load_items(opened.recipe.evaluation.forgetting, opened.loaded)
         ability = measure_ability(opened.loaded, items, on_progress=_told(progress))
     statistics = {name: values.tolist() for name, values in ability.statistics.items()}
     opened.folder.write(BASE_ABILITY, {"key": key, "statistics": statistics})
@@ -187,6 +190,6 @@ def _base_ability(opened: Opened, progress: Progress, disabled: Switch = nullcon
 def reopen(folder: RunFolder, recipe: Recipe, data: Data, progress: Progress) -> Opened:
     """A run with its base model in memory, for evaluation alone: nothing is proved again."""
     with progress.stage("open", f"loading {recipe.model.name}"):
-        loaded: LoadedModel = assemble.open_model(recipe)
-        template: Any = assemble.template_for(recipe, loaded, min(recipe.training.max_tokens, loaded.max_tokens))
+        loaded = assemble.open_model(recipe)
+        template = assemble.template_for(recipe, loaded, assemble.longest_row(recipe, loaded))
     return Opened(recipe, folder, data, loaded, template, {}, None)

@@ -103,10 +103,11 @@ def test_records_follow_the_test_file(finished: Path) -> None:
 
 def test_running_again_does_nothing_twice(finished: Path, recipe: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in (finished / "checkpoints").rglob("*")}
-    records = (finished / "records/fine_tuned.jsonl").stat().st_mtime_ns
+    kept = [finished / name for name in ("records/fine_tuned.jsonl", "forgetting.json", "findings.json")]
+    written = [path.stat().st_mtime_ns for path in kept]
     assert main(["run", str(recipe), "--out", str(finished)]) == 0
     assert {p: p.stat().st_mtime_ns for p in (finished / "checkpoints").rglob("*")} == before
-    assert (finished / "records/fine_tuned.jsonl").stat().st_mtime_ns == records
+    assert [path.stat().st_mtime_ns for path in kept] == written
 
 
 def test_another_recipe_in_the_same_folder_is_refused(
@@ -263,7 +264,10 @@ def test_two_processes_do_not_share_a_folder(recipe: Path, tmp_path: Path, capsy
     assert "another process" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("tables", [{"adapter.type": "full"}, {"objective.type": "dpo", "data.train": "pairs.jsonl"}])
+PAIRS = {"objective.type": "dpo", "data.train": "pairs.jsonl"}
+
+
+@pytest.mark.parametrize("tables", [{"adapter.type": "full"}, PAIRS, {**PAIRS, "adapter.type": "full"}])
 def test_other_adapters_and_objectives_run_through_the_same_command(
     tables: dict[str, str], recipe: Path, tmp_path: Path
 ) -> None:
@@ -277,3 +281,15 @@ def test_other_adapters_and_objectives_run_through_the_same_command(
     out = tmp_path / "out"
     assert main(["run", str(recipe), "--out", str(out), "--set", "training.steps=4", *settings]) == 0
     assert load(out / "training.json")["steps"] == 4 and (out / "report.html").is_file()
+
+
+def test_estimate_tells_memory_time_and_money_and_leaves_nothing(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert main(["estimate", str(recipe)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["memory", "time", "money"]
+    assert "(6 steps of" in lines[1]
+    assert float(lines[0].split()[1]) > 0.5  # GiB: the process alone holds more
+    assert not list(tmp_path.glob("luthier-estimate-*"))

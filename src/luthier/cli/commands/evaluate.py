@@ -14,10 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate the baselines and, if the run has been trained, the trained model; print the table."""
-    from luthier.adapters.base import Adapter
-    from luthier.assemble import part
-    from luthier.evaluate import measure_base, measure_tuned, reopen
+    """Evaluate the baselines and, if the run has been trained, the trained model; print where the table is."""
+    from luthier import assemble
+    from luthier.evaluate import measure_base, measure_tuned, question_of, reopen
     from luthier.progress import Terminal
     from luthier.run_folder import RunFolder, recipe_of
     from luthier.stages import prepare_data
@@ -26,11 +25,12 @@ def run(args: argparse.Namespace) -> int:
     recipe = recipe_of(args.run)
     with folder.locked():
         opened = reopen(folder, recipe, prepare_data(recipe, folder, progress), progress)
-        measure_base(opened, progress)
+        question = question_of(opened)
+        measure_base(opened, question, progress)
         if (folder / "adapter").is_dir():
-            adapter = part(recipe.adapter, Adapter, "adapter")  # type: ignore[type-abstract]
-            injected = adapter.restore(opened.loaded.model, folder / "adapter")
-            measure_tuned(opened, injected, progress)
+            assemble.require_same_base(assemble.artifact_record(folder / "adapter"), opened.loaded)
+            injected = assemble.adapter_of(recipe).restore(opened.loaded.model, folder / "adapter")
+            measure_tuned(opened, question, injected, progress)
         else:
             progress.say("  not trained yet: `luthier train` or `luthier run` does that")
     print(folder / "evaluation.json")

@@ -27,14 +27,13 @@ def run(args: argparse.Namespace) -> int:
     from luthier.stages import open_run, prepare_data, train_stage, training_line
 
     with begin(args) as (recipe, folder, progress):
-        data = prepare_data(recipe, folder, progress)
-        opened = open_run(recipe, folder, data, progress)
-        question_of(recipe, data, opened.template)  # what cannot be evaluated is said before hours of training
+        opened = open_run(recipe, folder, prepare_data(recipe, folder, progress), progress)
+        question = question_of(opened)  # what cannot be evaluated is said before hours of training
         progress.plan = dict(plan(opened))
-        measure_base(opened, progress)
+        measure_base(opened, question, progress)
         trained = train_stage(opened, progress)
         progress.say("  " + training_line(folder.read("training.json")))
-        measure_tuned(opened, trained.injected, progress)
+        measure_tuned(opened, question, trained.injected, progress)
         report = build_report(folder.path)
         print(summary(report, write_report(report, folder.path)[1]))
     return 0
