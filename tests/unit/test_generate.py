@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -88,6 +89,37 @@ def test_rows_that_wait_for_room_get_the_same_answers(double: LoadedModel) -> No
     assert seen[-1] == (20, 20) and len(seen) > 5
 
 
+def test_slots_as_wide_as_the_widest_row_stay_within_the_room() -> None:
+    """One long prompt beside many short ones: all slots are as wide as the widest, so few rows may stand beside it."""
+    needs = [1000, *[100] * 300]
+    waiting, writing, room = deque(range(301)), list[int](), 4000
+    sizes = []
+    while waiting or writing:
+        writing += [needs[i] for i in generation._admit(waiting, writing, needs, room)]
+        assert writing, "something is always admitted, even where nothing fits"
+        assert len(writing) * max(writing) <= room
+        sizes.append(len(writing))
+        del writing[:2]
+    assert sizes[0] == 4 and max(sizes) == 40
+    assert generation._admit(deque([0, 1]), [], needs, 10) == [0]
+
+
+def test_a_wide_row_that_is_gone_leaves_no_wide_slots(double: LoadedModel) -> None:
+    slots = Slots(double.model, double.device)
+    slots.prefill([list(range(3, 203))], [2])
+    slots.drop([1])
+    slots.prefill([[3, 4, 5]], [1])
+    assert {layer.keys.shape[0] * layer.keys.shape[2] for layer in slots._layers.values()} == {2 * 256}
+    slots.drop([0])
+    alone = Slots(double.model, double.device).prefill([[3, 4, 5, 6]], [1])
+    assert torch.equal(slots.prefill([[3, 4, 5, 6]], [9])[3], alone[0])
+    assert {layer.keys.shape[0] * layer.keys.shape[2] for layer in slots._layers.values()} == {10 * 64}
+    one = Slots(double.model, double.device)
+    one.prefill([[3, 4, 5]], [1])
+    token = torch.tensor([7])
+    torch.testing.assert_close(slots.step(token.repeat(10))[0], one.step(token)[0], rtol=0, atol=1e-12)
+
+
 def test_equal_prompts_are_computed_once(double: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [ragged(1, seed=5, shared=20)[0]] * 4 + ragged(2, seed=6)
     computed: list[int] = []
@@ -154,10 +186,11 @@ def test_samples_follow_the_distribution() -> None:
     assert set(only.tolist()) == {1}
 
 
-def test_a_tiny_temperature_is_greedy(double: LoadedModel) -> None:
+@pytest.mark.parametrize("temperature", [1e-6, 1e-320])
+def test_a_tiny_temperature_is_greedy(double: LoadedModel, temperature: float) -> None:
     prompts = ragged(5, seed=10)
     greedy = generate(double, prompts, max_new_tokens=8, stop_ids=NEVER)
-    cold = generate(double, prompts, max_new_tokens=8, stop_ids=NEVER, temperature=1e-6)
+    cold = generate(double, prompts, max_new_tokens=8, stop_ids=NEVER, temperature=temperature)
     assert [a.ids for a in greedy] == [a.ids for a in cold]
 
 
@@ -175,7 +208,9 @@ def test_no_prompts_no_answers(tiny_loaded: LoadedModel) -> None:
     assert generate(tiny_loaded, [], max_new_tokens=5) == []
 
 
-@pytest.mark.parametrize("options", [{"temperature": -1.0}, {"top_p": 0.0}, {"seed": [1, 2]}])
+@pytest.mark.parametrize(
+    "options", [{"temperature": -1.0}, {"temperature": math.nan}, {"top_p": 0.0}, {"seed": [1, 2]}]
+)
 def test_impossible_sampling_is_refused(tiny_loaded: LoadedModel, options: Any) -> None:
     with pytest.raises(ValueError, match=r"temperature|seeds"):
         generate(tiny_loaded, [[5, 6]], max_new_tokens=2, **options)

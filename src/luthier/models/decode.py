@@ -87,6 +87,7 @@ class Slots:
         self.model: Any = model
         self.device = device
         self.expected = rows, tokens
+        self._most = rows * _round_up(tokens)
         self.lengths: list[int] = []
         """Own tokens of the row in each slot."""
         self.prefix_tokens = 0
@@ -194,12 +195,20 @@ class Slots:
         return logits
 
     def _reserve(self, rows: int, tokens: int) -> None:
-        """Make room; memory grows in steps, because few rows need the longest answer that they may have."""
+        """Make room; memory grows in steps, because few rows need the longest answer that they may have.
+
+        What is not needed any more is kept as long as no more is held than was needed at once at some time: otherwise
+        one wide row would make all later ones as wide.
+        """
+        tokens = _round_up(tokens)
+        self._most = max(self._most, rows * tokens)
         for layer in self._layers.values():
             held = layer.keys.shape
             if rows <= held[0] and tokens <= held[2]:
                 continue
-            shape = (max(rows, held[0]), held[1], max(_round_up(tokens), held[2]), held[3])
+            roomy = max(rows, held[0]), max(tokens, held[2])
+            count, width = roomy if roomy[0] * roomy[1] <= self._most else (rows, tokens)
+            shape = (count, held[1], width, held[3])
             layer.keys, layer.values = _grown(layer.keys, shape), _grown(layer.values, shape)
 
     def _layer(self, index: int, key: Tensor) -> _Layer:
@@ -229,7 +238,8 @@ def _round_up(tokens: int) -> int:
 
 def _grown(held: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
     grown = held.new_zeros(shape)  # zeros, not empty: a masked NaN would still poison a product
-    grown[: held.shape[0], :, : held.shape[2]] = held
+    rows, tokens = min(held.shape[0], shape[0]), min(held.shape[2], shape[2])
+    grown[:rows, :, :tokens] = held[:rows, :, :tokens]
     return grown
 
 

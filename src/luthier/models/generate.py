@@ -78,7 +78,7 @@ class _Chooser:
     """Chooses the next token of each row."""
 
     def __init__(self, rows: int, temperature: float = 0.0, top_p: float = 1.0, seed: int | Sequence[int] = 0) -> None:
-        if temperature < 0 or not 0 < top_p <= 1:
+        if not temperature >= 0 or not 0 < top_p <= 1:
             raise ValueError(f"temperature {temperature} must be 0 or more, and top_p {top_p} above 0 and at most 1")
         self.temperature, self.top_p = temperature, top_p
         keys = [(seed, i) for i in range(rows)] if isinstance(seed, int) else [(s, 0) for s in seed]
@@ -95,7 +95,9 @@ class _Chooser:
             uniform_B = torch.tensor(
                 [self.streams[row].random() for row in rows], dtype=torch.float64, device=logits_BV.device
             )
-            tokens_B = sample(torch.softmax(logits_BV / self.temperature, dim=-1), uniform_B, self.top_p)
+            # subtracting the maximum first keeps a tiny temperature from overflowing
+            below_BV = logits_BV - logits_BV.amax(dim=-1, keepdim=True)
+            tokens_B = sample(torch.softmax(below_BV / self.temperature, dim=-1), uniform_B, self.top_p)
         else:
             tokens_B = logits_BV.argmax(dim=-1)
         chosen_B = logits_BV.gather(1, tokens_B[:, None])[:, 0]
@@ -136,7 +138,8 @@ def generate(
         prompts: token ids, each at least one. The same prompt may stand there several times (a group of rollouts).
         max_new_tokens: the longest answer, for all or for each. An answer also ends where the model's context does.
         stop_ids: tokens that end an answer; None: those of the model.
-        batch_tokens: most tokens held in memory at once; bounds memory, and changes results by rounding only.
+        batch_tokens: most tokens held in memory at once: rows times the widest of them, and the shared prefix. A prompt
+            that needs more is answered by itself. Changes results by rounding only.
         on_progress: called whenever rows finish.
         sampling: `temperature`, `top_p`, `seed`; absent: greedy.
 
@@ -149,22 +152,24 @@ def generate(
     chooser = _Chooser(len(prompts), **sampling)
     stops = loaded.stop_ids if stop_ids is None else stop_ids
     prefix = _shared_prefix(prompts)
+    needs = [len(prompt) - prefix + limit for prompt, limit in zip(prompts, limits, strict=True)]
     # longest first: rows in flight are of like length, and memory that is too small is noticed at once
-    waiting = deque(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), tuple(prompts[i]))))
+    waiting = deque(sorted(range(len(prompts)), key=lambda i: (-needs[i], tuple(prompts[i]))))
+    room = batch_tokens - prefix
+    rows = min(MAX_ROWS, len(prompts), max(1, room // max(needs, default=1)))
     own = max((len(p) - prefix + min(limit, 128) for p, limit in zip(prompts, limits, strict=True)), default=0)
-    slots = Slots(loaded.model, loaded.device, min(MAX_ROWS, len(prompts)), own)
+    slots = Slots(loaded.model, loaded.device, rows, own)
     writing: list[_Writing] = []
     results: dict[int, Generation] = {}
     if prompts:
         slots.set_prefix(prompts[0][:prefix])
-    logits_BV: Tensor | None = None
+    logits: list[Tensor] = []  # (rows, V) of those that are being written, then of those that are new
     while waiting or writing:
-        admitted = _admit(waiting, writing, prompts, limits, batch_tokens, prefix)
+        admitted = _admit(waiting, [needs[w.index] for w in writing], needs, room)
         if admitted:
-            new_BV = _prefill(slots, [prompts[i][prefix:] for i in admitted])
+            logits.append(_prefill(slots, [prompts[i][prefix:] for i in admitted]))
             writing.extend(_Writing(i, limits[i], []) for i in admitted)
-            logits_BV = new_BV if logits_BV is None else torch.cat([logits_BV, new_BV])
-        tokens_B, ended = _advance(chooser, logits_BV, writing, stops)
+        tokens_B, ended = _advance(chooser, logits[0] if len(logits) == 1 else torch.cat(logits), writing, stops)
         if ended:
             for slot in ended:
                 results[writing[slot].index] = _result(writing[slot], stops, len(prompts[writing[slot].index]))
@@ -173,7 +178,7 @@ def generate(
             tokens_B = tokens_B[order]
             if on_progress is not None:
                 on_progress(len(results), len(prompts))
-        logits_BV = slots.step(tokens_B) if writing else None
+        logits = [slots.step(tokens_B)] if writing else []
     return [results[i] for i in range(len(prompts))]
 
 
@@ -200,24 +205,23 @@ def _shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
     return shared if shared >= MIN_SHARED else 0
 
 
-def _admit(
-    waiting: "deque[int]",
-    writing: list[_Writing],
-    prompts: Sequence[Sequence[int]],
-    limits: list[int],
-    batch_tokens: int,
-    prefix: int,
-) -> list[int]:
-    """Take from `waiting` what fits, in groups: a prompt on its own would waste a pass over the weights."""
-    if writing and len(writing) > MAX_ROWS * 3 // 4:
+def _admit(waiting: "deque[int]", writing: Sequence[int], needs: Sequence[int], room: int) -> list[int]:
+    """Take from `waiting` what fits, in groups: a prompt on its own would waste a pass over the weights.
+
+    Args:
+        waiting: places among the prompts, in the order of admission.
+        writing: tokens that each row in flight may come to hold.
+        needs: tokens that each prompt and its answer may come to hold, by place.
+        room: most tokens held; slots are as wide as the widest row, so they count as rows times its tokens.
+    """
+    if len(writing) > MAX_ROWS * 3 // 4:
         return []
-    held = prefix + sum(len(prompts[w.index]) - prefix + w.limit for w in writing)
+    widest = max(writing, default=0)
     admitted: list[int] = []
-    while waiting and len(writing) + len(admitted) < MAX_ROWS:
-        needed = len(prompts[waiting[0]]) - prefix + limits[waiting[0]]
-        if held + needed > batch_tokens and (writing or admitted):
+    while waiting and (rows := len(writing) + len(admitted)) < MAX_ROWS:
+        widest = max(widest, needs[waiting[0]])
+        if rows and (rows + 1) * widest > room:
             break
-        held += needed
         admitted.append(waiting.popleft())
     return admitted
 
@@ -239,10 +243,9 @@ def _prefill(slots: Slots, own: Sequence[Sequence[int]]) -> Tensor:
 
 @torch.inference_mode()
 def _advance(
-    chooser: _Chooser, logits_BV: Tensor | None, writing: list[_Writing], stops: frozenset[int]
+    chooser: _Chooser, logits_BV: Tensor, writing: list[_Writing], stops: frozenset[int]
 ) -> tuple[Tensor, list[int]]:
     """Choose a token for each row and note it; returns the tokens and the slots of the rows that end with them."""
-    assert logits_BV is not None
     tokens_B, logprobs_B = chooser.choose(logits_BV, [w.index for w in writing])
     ended = []
     for slot, (row, token, logprob) in enumerate(zip(writing, tokens_B.tolist(), logprobs_B.tolist(), strict=True)):
