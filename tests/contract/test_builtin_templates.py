@@ -131,6 +131,9 @@ def test_a_reply_comes_back_as_it_was(template: Template, reply: Message) -> Non
         '<tool_call>\n{"name": "f", "arguments": {}, "more": 1}\n</tool_call>',
         '<tool_call>\n["f"]\n</tool_call>',
         "<tool_call>\n" + "[" * 100_000,
+        '<tool_call>\n{"name": "f", "arguments": {"x": NaN}}\n</tool_call>',
+        '<tool_call>\n{"name": "f", "arguments": {"x": "\\ud800"}}\n</tool_call>',
+        '<tool_call>\n{"name": "f", "arguments": {"x": ' + "9" * 5000 + "}}\n</tool_call>",
         "text </tool_call> text",
     ],
 )

@@ -41,7 +41,9 @@ def _parse_call(text: str, at: int) -> tuple[ToolCall, int] | None:
     """The call whose JSON begins at `at`, and where its closing tag ends."""
     try:
         value, end = _decoder.raw_decode(text, _skip_space(text, at))
-    except (json.JSONDecodeError, RecursionError):
+        # NaN and half of a character are read, but no file and no answer could hold them
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
         return None
     end = _skip_space(text, end)
     if not text.startswith(CLOSE, end) or not _is_call(value):
