@@ -254,6 +254,9 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         ("gone.gguf", "no file or folder gone.gguf exists"),
         ("zzz", "known here: gemma-3-270m"),
         ("", "unknown model ''"),
+        ("~nobody-of-that-name/model", "no file or folder ~nobody-of-that-name/model exists"),
+        ("n" * 300, "unknown model"),
+        ("owner/double--dash", "neither here nor a name that a model on the hub can have"),
     ],
 )
 def test_an_unknown_name_is_answered_with_what_there_is(

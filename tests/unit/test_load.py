@@ -153,6 +153,11 @@ def test_kinds_of_model_that_are_refused(folder: Path, changes: dict[str, Any], 
         load(resolve(str(folder)), device="cpu")
 
 
+def test_a_quantization_that_the_configuration_leaves_empty_is_none(folder: Path) -> None:
+    edit_json(folder / "config.json", quantization_config=None)
+    load(resolve(str(folder)), device="cpu")
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '"text"'])
 def test_a_damaged_configuration_is_refused(folder: Path, content: str) -> None:
     (folder / "config.json").write_text(content, encoding="utf-8")

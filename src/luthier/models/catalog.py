@@ -130,8 +130,8 @@ def resolve(name: str, offline: bool = False, say: Say | None = None) -> ModelFi
         StorageError: the disk is full or the cache cannot be written.
     """
     say = say or _say
-    path = Path(name).expanduser()
-    if name and path.exists():  # an empty name would mean the current folder
+    path = Path(os.path.expanduser(name))  # unlike Path's, it takes a user who does not exist
+    if name and os.path.exists(path):  # an empty name would mean the current folder; Path's raises for a long name
         return _local(name, path, say)
     if name in known():
         return obtain(known()[name], offline, say)
@@ -142,7 +142,7 @@ def resolve(name: str, offline: bool = False, say: Say | None = None) -> ModelFi
     shape = f"; no file or folder {path} exists" if _looks_like_path(name) else ""
     raise ModelError(
         f"unknown model {name!r}{did_you_mean(name, sorted(known()))}{shape}. A model is a local folder with "
-        f"safetensors, a .gguf file, a hub id (owner/name), or one of: {', '.join(sorted(known()))}"
+        "safetensors, a .gguf file, a hub id (owner/name), or a name that `luthier models` lists"
     )
 
 
@@ -154,7 +154,7 @@ def is_cached(entry: Entry) -> bool:
 def cache_folder() -> Path:
     """Where models are kept."""
     given = os.environ.get("LUTHIER_CACHE")
-    return Path(given).expanduser().resolve() if given else Path.home() / ".cache" / "luthier"
+    return Path(os.path.expanduser(given)).resolve() if given else Path.home() / ".cache" / "luthier"
 
 
 def converted_folder(name: str, gguf_sha256: str) -> Path:

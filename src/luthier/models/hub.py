@@ -25,7 +25,12 @@ def fetch_from_hub(name: str, offline: bool) -> ModelFiles:
         StorageError: the disk is full.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     http_error: type[Exception] = HfHubHTTPError.__bases__[0]  # of whichever HTTP library this version of the hub uses
     with storage_errors(f"fetching {name} from the hub"):
@@ -33,6 +38,8 @@ def fetch_from_hub(name: str, offline: bool) -> ModelFiles:
             folder = Path(
                 snapshot_download(name, allow_patterns=_PATTERNS, ignore_patterns=["*/*"], local_files_only=offline)
             )
+        except HFValidationError as error:
+            raise ModelError(f"{name}: neither here nor a name that a model on the hub can have: {error}") from None
         except RepositoryNotFoundError:
             raise ModelError(f"{name}: the hub has no such model, or it needs a login (`hf auth login`)") from None
         except (http_error, LocalEntryNotFoundError, ConnectionError) as error:

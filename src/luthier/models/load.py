@@ -158,7 +158,7 @@ def _require_supported(files: ModelFiles) -> None:
             f"{files.name}: an encoder-decoder model ({config.get('model_type')}); "
             "only decoder models can be trained for now"
         )
-    if "quantization_config" in config:
+    if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "unknown")
         raise ModelError(
             f"{files.name}: the weights are stored quantized ({method}); give the unquantized model, "
