@@ -21,12 +21,13 @@ SETTINGS = {"c1": 0.0, "c2": 1.0, "feature.minfreq": 0}
 
 def labeled_rows(path: Path) -> Iterator[list[tuple[str, str]]]:
     """The words and labels of each training row."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        row = json.loads(line)
-        labels = row.get("labels") or row.get("extra", {}).get("labels")
-        if labels is None:
-            sys.exit(f"{path}, line {number}: no 'labels'; expected rows that `luthier data addresses` wrote")
-        yield [(word, label) for word, label in labels]
+    with path.open(encoding="utf-8") as file:  # not splitlines(), which also cuts at U+2028 within a text
+        for number, line in enumerate(file, start=1):
+            row = json.loads(line)
+            labels = row.get("labels") or row.get("extra", {}).get("labels")
+            if labels is None:
+                sys.exit(f"{path}, line {number}: no 'labels'; expected rows that `luthier data addresses` wrote")
+            yield [(word, label) for word, label in labels]
 
 
 def fit(rows: Iterator[list[tuple[str, str]]], model: Path) -> None:

@@ -131,6 +131,9 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append(self.path)
+            if self.path.startswith("/garbled/"):
+                self.wfile.write(b"this is no answer of a web server\n")
+                return
             pages = {
                 "/simple/toy/": b'<a href="../../files/toy-0.9.tar.gz">old</a>'
                 b'<a href="../../files/toy-1.0.tar.gz#sha256=x">toy</a>',
@@ -166,6 +169,14 @@ def test_an_archive_is_fetched_once_verified_and_read_in_place(index: list[str],
     for name in ("toy-1.0/link", "toy-1.0/absent"):
         with pytest.raises(DataError, match=name):
             read_members(TOY, [name])
+
+
+def test_an_index_that_answers_nonsense_is_passed_over(index: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    good = os.environ["PIP_INDEX_URL"]
+    monkeypatch.setenv("PIP_INDEX_URL", good.replace("/simple", "/garbled"))
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", good)
+    assert obtain(TOY).read_bytes() == ARCHIVE
+    assert index == ["/garbled/toy/", "/simple/toy/", "/files/toy-1.0.tar.gz"]
 
 
 def test_a_changed_archive_is_refused_and_a_damaged_cache_mended(index: list[str]) -> None:
@@ -255,10 +266,11 @@ def test_the_released_tagger_answers_every_prompt() -> None:
 
 def test_the_retrained_tagger_learns_from_the_training_rows_alone(importer: ModuleType, tmp_path: Path) -> None:
     pytest.importorskip("usaddress", reason="the tagger is not installed: pip install 'luthier[demo]'")
-    labels = [["12", "AddressNumber"], ["Main", "PlaceName"], ["St,", "StateName"], ["Reno,", "Recipient"]]
+    labels = [["12\u2028", "AddressNumber"], ["Main", "PlaceName"], ["St,", "StateName"], ["Reno,", "Recipient"]]
     train = tmp_path / "train.jsonl"
     # in a field of its own, as Luthier writes what no format claims, and beside the others, as the importer does
-    train.write_text("".join(json.dumps(row) + "\n" for row in ({"labels": labels}, {"extra": {"labels": labels}}) * 5))
+    rows = ({"labels": labels}, {"extra": {"labels": labels}}) * 5
+    train.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     done = ask("usaddress_retrained.py", train)
     answers = {row["id"]: json.loads(row["output"]) for row in map(json.loads, done.stdout.splitlines())}
     assert answers["a"]["city"].endswith("Main")

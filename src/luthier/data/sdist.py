@@ -5,6 +5,7 @@ with. Where that does not work (an index that asks pip's keyring for a password)
 digest, so that nothing but the pinned archive is ever opened. It is kept in the cache (`$LUTHIER_CACHE`).
 """
 
+import http.client
 import os
 import re
 import ssl
@@ -12,7 +13,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import urllib.error
 import urllib.request
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -113,12 +113,14 @@ def _fetch(archive: SourceArchive, path: Path) -> list[str]:
             continue
         try:
             link = _link(f"{index.rstrip('/')}/{re.sub(r'[-_.]+', '-', archive.project).lower()}/", archive.filename)
-            if link is not None:
-                path.write_bytes(_get(link, _ARCHIVE_BYTES))
-                return []
-            problems.append(f"{shown} does not list it")
-        except (urllib.error.URLError, ValueError, TimeoutError, ConnectionError, FileNotFoundError) as error:
+            data = None if link is None else _get(link, _ARCHIVE_BYTES)
+        except (OSError, ValueError, http.client.HTTPException) as error:  # no network, a wrong answer, half of one
             problems.append(f"{shown}: {error}")
+            continue
+        if data is not None:
+            path.write_bytes(data)
+            return []
+        problems.append(f"{shown} does not list it")
     return problems
 
 

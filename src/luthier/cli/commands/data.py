@@ -8,8 +8,8 @@ import argparse
 import ast
 import importlib.util
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 
 import luthier
 from luthier.config import did_you_mean
@@ -63,8 +63,10 @@ def find_example(name: str) -> Path:
     )
 
 
-def load_importer(folder: Path) -> "Importer":
-    """Import a folder's importer.py; files beside it can be imported by it, as if it were run as a script.
+def load_importer(folder: Path) -> Callable[[Path], Sequence[str]]:
+    """`import_rows` of a folder's importer.py: it writes into the folder it is given, and returns what to say of that.
+
+    Files beside importer.py can be imported by it, as if it were run as a script.
 
     Raises:
         DataError: it defines no function `import_rows`.
@@ -79,21 +81,11 @@ def load_importer(folder: Path) -> "Importer":
         spec.loader.exec_module(module)
     finally:
         sys.path.remove(str(folder))
-    return Importer(path, module)
-
-
-class Importer:
-    """An example's importer: called with the folder to write into, it returns lines that say what was written."""
-
-    def __init__(self, path: Path, module: ModuleType) -> None:
-        function = vars(module).get("import_rows")
-        if not callable(function):
-            raise DataError("defines no function import_rows(out: Path) -> list[str]", path)
-        self._function = function
-
-    def __call__(self, out: Path) -> list[str]:
-        """Write the example's files into `out`."""
-        return [str(line) for line in self._function(out)]
+    function = vars(module).get("import_rows")
+    if not callable(function):
+        raise DataError("defines no function import_rows(out: Path) -> list[str]", path)
+    importer: Callable[[Path], Sequence[str]] = function
+    return importer
 
 
 def _known() -> dict[str, Path]:

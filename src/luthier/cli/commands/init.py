@@ -10,11 +10,13 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from luthier.config import write_toml
 from luthier.data.profile import MESSAGE_TOKENS, Profile, estimate_tokens, profile
 from luthier.data.write import atomic_text
 from luthier.errors import DataError, EvaluationError, RecipeError
@@ -156,8 +158,9 @@ def run(args: argparse.Namespace) -> int:
     with atomic_text(output) as file:
         file.write(text)
     print("\n".join([*findings(facts), *said, "", f"Wrote {output}. Look at it, then:"]))
-    print(f"  luthier check {_shell(output)}   what is wrong with the data, and what will be trained, token by token")
-    print(f"  luthier run {_shell(output)}     baselines, training, test, verdict")
+    there = shlex.quote(str(output))
+    print(f"  luthier check {there}   what is wrong with the data, and what will be trained, token by token")
+    print(f"  luthier run {there}     baselines, training, test, verdict")
     return 0
 
 
@@ -173,11 +176,6 @@ def _require_same_kind(train: Profile, other: Profile | None) -> None:
 
 def _rows_of(found: Profile) -> str:
     return "raw text" if found.is_raw_text else "preference pairs" if found.kind == "preference" else "conversations"
-
-
-def _shell(path: Path) -> str:
-    text = str(path)
-    return text if re.fullmatch(r"[\w@%+=:,./-]+", text) else "'" + text.replace("'", "'\\''") + "'"
 
 
 # What was found
@@ -240,9 +238,7 @@ def find_schema(train: Profile) -> tuple[Path | None, list[str]]:
             schema,
             registry=Registry(),  # the default one would fetch what a $ref names
         )
-        valid = sum(
-            validator.is_valid(json.loads(reply)) for reply in train.sample_replies if reply.lstrip()[:1] == "{"
-        )
+        valid = sum(_satisfies(validator, reply) for reply in train.sample_replies)
     except (EvaluationError, Unresolvable, ValueError) as error:
         return None, [f"note: {path} is left out: {error}"]
     if schema.get("type") != "object" and "properties" not in schema:
@@ -251,6 +247,13 @@ def find_schema(train: Profile) -> tuple[Path | None, list[str]]:
         looked = len(train.sample_replies)
         return None, [f"note: {path} is left out: only {valid} of the first {looked} replies satisfy it"]
     return path, [f"{path}: a JSON Schema that the replies satisfy; it becomes a metric"]
+
+
+def _satisfies(validator: Any, reply: str) -> bool:
+    try:
+        return bool(validator.is_valid(json.loads(reply)))
+    except (json.JSONDecodeError, RecursionError):
+        return False
 
 
 # The recipe
@@ -278,28 +281,12 @@ def _render_section(section: Section) -> Iterator[str]:
     if section.note:
         yield from (f"# {line}" for line in section.note.splitlines())
     yield f"[{section.name}]"
-    lines = [(f"{entry.key} = {toml_value(entry.value)}", entry.why) for entry in section.entries]
+    lines = [(write_toml({entry.key: entry.value}).rstrip(), entry.why) for entry in section.entries]
     width = max((len(line) for line, why in lines if why and len(line) <= 44), default=0)
     for line, why in lines:
         if len(line) > 44 and why:
             yield f"# {why}"
         yield f"{line:<{width}}  # {why}" if why and len(line) <= 44 else line
-
-
-def toml_value(value: Any) -> str:
-    """A value as TOML writes it."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        # JSON's escapes are TOML's; DEL alone is allowed bare in the one and not in the other
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, float):
-        mantissa, exponent = f"{value:.6e}".split("e")
-        short = f"{float(mantissa):g}e{int(exponent)}"
-        return short if abs(value) < 0.01 else repr(value)
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(toml_value(item) for item in value) + "]"
-    return str(value)
 
 
 def sections(facts: Facts) -> list[Section]:
@@ -463,8 +450,7 @@ def parameters_of(model: str) -> float:
     if entry is not None:
         return entry.parameters
     sizes = re.findall(r"(?<![\w.])(\d+(?:\.\d+)?)([mb])(?![a-z])", Path(model).name.lower())
-    scale: dict[str, Callable[[float], float]] = {"m": lambda n: n * 1e6, "b": lambda n: n * 1e9}
-    return scale[sizes[0][1]](float(sizes[0][0])) if sizes else math.inf
+    return float(sizes[0][0]) * {"m": 1e6, "b": 1e9}[sizes[0][1]] if sizes else math.inf
 
 
 def _share(least: int, most: int, highest: float, rows: int) -> float:
