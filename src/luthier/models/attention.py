@@ -9,6 +9,8 @@ as a keyword argument.
 Shapes: (1, heads, N, head size) queries; keys and values may have fewer heads (grouped queries).
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -129,9 +131,26 @@ def ancestry(forest: Forest) -> tuple[Tensor, Tensor]:
     return torch.arange(count).repeat_interleave(lengths), torch.tensor(last).repeat_interleave(lengths)
 
 
+@contextmanager
+def attending(model: Any, name: str) -> Iterator[None]:
+    """Let the model use the attention registered as `name` while open; afterwards the one it had."""
+    config = model.config
+    before = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def register(name: str, function: Callable[..., tuple[Tensor, None]]) -> None:
+    """Make an attention that finds what it needs in a keyword argument known to transformers; it is given no mask."""
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, _no_mask)
+
+
 def _no_mask(*_args: Any, **_kwargs: Any) -> None:
     return None
 
 
-AttentionInterface.register(NAME, forest_attention)
-AttentionMaskInterface.register(NAME, _no_mask)
+register(NAME, forest_attention)

@@ -19,10 +19,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
 from luthier.errors import ModelError
+from luthier.models.attention import attending, register
 
 NAME = "luthier_decode"
 GROW_TOKENS = 64
@@ -185,7 +184,7 @@ class Slots:
     def _forward(self, ids: Tensor, positions: Tensor, call: _Prefill | _Step, keep: Any) -> Tensor:
         self._call = call
         try:
-            with _attending(self.model), evaluating(self.model):
+            with attending(self.model, NAME), evaluating(self.model):
                 out = self.model(
                     input_ids=ids, position_ids=positions, slots=self, logits_to_keep=keep, use_cache=False
                 )
@@ -321,17 +320,6 @@ def decode_attention(
 
 
 @contextmanager
-def _attending(model: Any) -> Iterator[None]:
-    config = model.config
-    before = config._attn_implementation
-    config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-
-
-@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode (no dropout) while open; afterwards every module is in the mode it was in."""
     training = [module for module in model.modules() if module.training] if model.training else []
@@ -344,9 +332,4 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _no_mask(*_args: Any, **_kwargs: Any) -> None:
-    return None
-
-
-AttentionInterface.register(NAME, decode_attention)
-AttentionMaskInterface.register(NAME, _no_mask)
+register(NAME, decode_attention)

@@ -4,8 +4,7 @@ Prompts cost no vocabulary projection: the model is asked for logits at the posi
 (`logits_to_keep` takes an index tensor), and a position shared by several rows is projected once.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -55,19 +54,12 @@ class Scorer:
         return logits
 
 
-@contextmanager
-def forest_mode(model: Any) -> Iterator[None]:
+def forest_mode(model: Any) -> AbstractContextManager[None]:
     """Let the model attend over forests while it is open; generation and others see its own attention again.
 
     The training loop holds it open over the backward pass too, where activation checkpointing calls layers again.
     """
-    config = model.config
-    before = config._attn_implementation
-    config._attn_implementation = attention.NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+    return attention.attending(model, attention.NAME)
 
 
 def require_forest(model: Any) -> None:
