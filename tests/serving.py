@@ -14,7 +14,7 @@ from luthier.data.templates import Template, build_template
 from luthier.examples import Conversation, Message, ToolCall
 from luthier.models.load import LoadedModel
 from luthier.serve.app import Access, HttpLimits
-from luthier.serve.backend import LocalBackend
+from luthier.serve.backend import Backend
 from luthier.serve.lane import Limits
 from luthier.serve.models import ServedModel, served_models
 from luthier.serve.server import Address, build_server, listen, url_of
@@ -86,10 +86,10 @@ def running(
     http: HttpLimits | None = None,
     limits: Limits | None = None,
     queue: int = 64,
-    backend: LocalBackend | None = None,
+    backend: Backend | None = None,
 ) -> Iterator[str]:
     """A server in a thread; gives its base URL, and ends it as ctrl-C would."""
-    backend = backend or LocalBackend(models, limits, queue)
+    backend = backend or Backend(models, limits, queue)
     bound = listen(Address(port=0))
     url = url_of(bound)
     server = build_server(backend, access or Access(), http)

@@ -1,7 +1,6 @@
-"""The parts of the server, one by one: text out of tokens, sampling, prompts in blocks, parsing, places and limits."""
+"""The parts of the server, one by one: text out of tokens, sampling, prompts in blocks."""
 
 import asyncio
-import json
 import threading
 import time
 from collections import Counter
@@ -13,25 +12,19 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from openai.types import completion_create_params
-from openai.types.chat import completion_create_params as chat_create_params
 from torch import nn
 
 from luthier.adapters.full import Full
+from luthier.adapters.lora import LoRA
 from luthier.config import build
-from luthier.data.formats.messages import parse
-from luthier.data.read import Record
 from luthier.data.templates import Template, build_template
 from luthier.errors import ModelError, ServeError
-from luthier.examples import Conversation, Message, ToolCall, Where
+from luthier.examples import Message
 from luthier.models.generate import generate
 from luthier.models.load import LoadedModel
 from luthier.serve.api_error import ApiError
-from luthier.serve.backend import LocalBackend
-from luthier.serve.chat import NO_EFFECT, parse_chat
-from luthier.serve.completion import NO_EFFECT as COMPLETION_NO_EFFECT, parse_completion
-from luthier.serve.fields import Fields
-from luthier.serve.lane import Limits
+from luthier.serve.backend import Backend
+from luthier.serve.lane import Lane, Limits
 from luthier.serve.models import ServedModel, served_models
 from luthier.serve.prefill import Prefill, PrefixStore
 from luthier.serve.replies import reply_of
@@ -174,6 +167,20 @@ def test_sampling_follows_the_probabilities() -> None:
 def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p: float, allowed: set[int]) -> None:
     sampler = Sampler(Sampling(temperature=1, seed=1, top_p=top_p), 0)
     assert {sampler.choose(torch.tensor([0.5, 0.3, 0.2]).log()) for _ in range(400)} == allowed
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-300, 5e-324])
+def test_a_tiny_temperature_takes_the_likeliest(temperature: float) -> None:
+    assert Sampler(Sampling(temperature=temperature, seed=1), 0).choose(torch.tensor([0.0, 3.0, 1.0])) == 1
+
+
+def test_a_seed_draws_what_generate_draws(served: ServedModel) -> None:
+    seeded: dict[str, Any] = {"temperature": 1.3, "top_p": 0.9, "seed": 11}
+    (expected,) = generate(served.loaded, [[5, 6, 7]], max_new_tokens=12, stop_ids=served.stop_ids, **seeded)
+    with _worker({"tiny": served}) as worker:
+        inbox = _ask(worker, max_new_tokens=12, sampling=Sampling(**seeded))
+        assert inbox.over.wait(5)
+    assert inbox.events[-1].ids == expected.ids
 
 
 def test_penalties_are_openai_s() -> None:
@@ -344,6 +351,43 @@ def test_a_request_that_fails_leaves_the_worker_and_the_others_alive(
         assert worker.healthy
 
 
+def test_a_failure_while_joining_leaves_no_slot_without_a_row(served: ServedModel) -> None:
+    torn: list[Lane] = []
+
+    @contextmanager
+    def tearing() -> Iterator[None]:
+        if not torn:  # as if memory ran out when a row was half put into its slot
+            torn.extend(worker._lanes.values())
+            torn[0]._slots.lengths.append(3)
+            raise MemoryError
+        yield
+
+    with _worker({"tiny": replace(served, activate=tearing)}) as worker:
+        bad = _ask(worker)
+        assert bad.over.wait(5) and bad.events[-1].error.status == 500
+        good = _ask(worker)
+        assert good.over.wait(5) and isinstance(good.events[-1], Done)
+
+
+class _Unheard(Exception):
+    """Not one of the failures that the worker expects."""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_worker_that_dies_fails_what_waits_for_it(served: ServedModel) -> None:
+    @contextmanager
+    def broken() -> Iterator[None]:
+        raise _Unheard
+        yield
+
+    with _worker({"tiny": replace(served, activate=broken)}) as worker:
+        inbox = _ask(worker)
+        assert inbox.over.wait(5) and inbox.events[-1].error.status == 503
+        with pytest.raises(ApiError):
+            _ask(worker)
+        assert not worker.healthy
+
+
 def test_a_failing_step_fails_its_batch_only(served: ServedModel) -> None:
     faulty = replace(served.loaded, model=_Faulty(served.loaded.model, poison=400, how="raise"))
     models = {"bad": replace(served, name="bad", loaded=faulty), "tiny": served}
@@ -367,7 +411,7 @@ def test_a_model_of_layers_that_cannot_be_batched_is_refused(
 
 
 def test_closing_a_stream_cancels_the_work(served: ServedModel) -> None:
-    backend = LocalBackend([served])
+    backend = Backend([served])
     work = Work("tiny", (5, 6, 7), 900, Sampling(temperature=0, logit_bias=dict.fromkeys(served.stop_ids, -100)))
 
     async def scenario() -> float:
@@ -428,9 +472,20 @@ def test_the_worker_s_queue_is_bounded(served: ServedModel) -> None:
         worker.stop()
 
 
+def test_a_fingerprint_tells_other_weights(make_tiny: Callable[..., LoadedModel], template: Template) -> None:
+    loaded = make_tiny()
+    injected = build(LoRA, {"rank": 2}).inject(loaded.model, 0)
+    before = served_models("run", loaded, template, injected)
+    with torch.no_grad():
+        next(iter(injected.trainable.values())).add_(1.0)
+    after = served_models("run", loaded, template, injected)
+    assert before[0].fingerprint != after[0].fingerprint != after[1].fingerprint
+    assert before[1].fingerprint == after[1].fingerprint
+
+
 def test_two_models_of_one_name_are_refused(served: ServedModel) -> None:
     with pytest.raises(ServeError, match="same name"):
-        LocalBackend([served, served])
+        Backend([served, served])
 
 
 def test_a_run_called_base_and_a_full_run_with_base(make_tiny: Callable[..., LoadedModel], template: Template) -> None:
@@ -443,150 +498,7 @@ def test_a_run_called_base_and_a_full_run_with_base(make_tiny: Callable[..., Loa
         served_models("run", loaded, template, injected, require_base=True)
 
 
-# requests
-
-
-def _chat(**fields: Any) -> bytes:
-    return json.dumps({"model": "m", "messages": [{"role": "user", "content": "x"}], **fields}).encode()
-
-
-def _fields_of(params: Any) -> set[str]:
-    return set(params.CompletionCreateParamsBase.__annotations__) | {"stream"}
-
-
-VALID: dict[str, Any] = {
-    "messages": [{"role": "user", "content": "x"}],
-    "model": "m",
-    "frequency_penalty": 0.5,
-    "logit_bias": {"5": 1},
-    "logprobs": True,
-    "max_completion_tokens": 5,
-    "max_tokens": 5,
-    "modalities": ["text"],
-    "n": 2,
-    "parallel_tool_calls": True,
-    "presence_penalty": 0.5,
-    "response_format": {"type": "text"},
-    "seed": 1,
-    "stop": ["x"],
-    "stream_options": {"include_usage": True},
-    "temperature": 0.5,
-    "tool_choice": "auto",
-    "tools": [{"type": "function", "function": {"name": "f"}}],
-    "top_logprobs": 2,
-    "top_p": 0.5,
-    "stream": True,
-}
-REFUSED = {
-    "audio": {"voice": "x", "format": "wav"},
-    "function_call": "auto",
-    "functions": [{"name": "f"}],
-    "moderation": {"model": "x"},
-    "prediction": {"type": "content", "content": "x"},
-    "reasoning_effort": "low",
-    "verbosity": "low",
-    "web_search_options": {},
-}
-
-
-def test_every_field_of_the_chat_api_is_honored_refused_or_documented_without_effect() -> None:
-    assert set(VALID) | set(REFUSED) | set(NO_EFFECT) == _fields_of(chat_create_params)
-    needs = {"top_logprobs": {"logprobs": True}, "stream_options": {"stream": True}}
-    for name, value in VALID.items():
-        parse_chat(_chat(**{name: value, **needs.get(name, {})}))
-    for name in NO_EFFECT:
-        assert parse_chat(_chat(**{name: "anything"})) == parse_chat(_chat())
-    for name, value in REFUSED.items():
-        with pytest.raises(ApiError) as caught:
-            parse_chat(_chat(**{name: value}))
-        assert (caught.value.param, caught.value.code) == (name, "unsupported_parameter")
-
-
-def test_every_field_of_the_completions_api_is_known() -> None:
-    values: dict[str, Any] = {name: VALID[name] for name in VALID if name in _fields_of(completion_create_params)}
-    values |= {"prompt": "x", "logprobs": 2, "best_of": 2, "echo": False, "suffix": None}
-    assert set(values) | set(COMPLETION_NO_EFFECT) == _fields_of(completion_create_params)
-    asked = parse_completion(json.dumps(values).encode())
-    assert asked.prompts == ("x",) and asked.common.sampling.top_logprobs == 2
-    for refused in ({"echo": True}, {"suffix": "x"}, {"best_of": 3}):
-        with pytest.raises(ApiError) as caught:
-            parse_completion(json.dumps({"model": "m", "prompt": "x", **refused}).encode())
-        assert caught.value.code == "unsupported_parameter"
-
-
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"foo": 1}, "foo"),
-        ({"chat_template": "{{ x }}"}, "chat_template"),
-        ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs"),
-        ({"messages": []}, "messages"),
-        ({"messages": None}, "messages"),
-        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role"),
-        ({"messages": [{"role": "user"}]}, "messages[0].content"),
-        ({"messages": [{"role": "user", "content": "x", "weight": 1}]}, "messages[0].weight"),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
-            "messages[0].content[0].type",
-        ),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
-        ({"messages": [{"role": "assistant", "content": "x", "refusal": "no"}]}, "messages[0].refusal"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
-        ({"tool_choice": "required"}, "tool_choice"),
-        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
-        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
-        ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, "tools[0].function.strict"),
-        ({"stream_options": {"include_usage": True}}, "stream_options"),
-        ({"top_logprobs": 2}, "top_logprobs"),
-        ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
-        ({"stop": ["a"] * 5}, "stop"),
-        ({"stop": [""]}, "stop"),
-        ({"modalities": ["audio"]}, "modalities"),
-    ],
-)
-def test_a_bad_field_is_a_400_that_names_it(fields: dict[str, Any], param: str) -> None:
-    with pytest.raises(ApiError) as caught:
-        parse_chat(_chat(**fields))
-    assert caught.value.status == 400 and caught.value.param == param
-    assert caught.value.message
-
-
-def test_messages_are_read_as_training_rows_are() -> None:
-    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": [1, {"b": "é"}]}'}}
-    messages: list[dict[str, Any]] = [
-        {"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
-        {"role": "user", "content": "x", "name": "ann"},
-        {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None, "audio": None, "annotations": []},
-        {"role": "tool", "tool_call_id": "c1", "content": "y"},
-    ]
-    tools = [{"type": "function", "function": {"name": "f", "strict": None, "parameters": {"type": "object"}}}]
-    asked = parse_chat(_chat(messages=messages, tools=tools))
-    assert asked.messages == (
-        Message("developer", "a\nb"),
-        Message("user", "x", name="ann"),
-        Message("assistant", "", (ToolCall("f", {"a": [1, {"b": "é"}]}, "c1"),)),
-        Message("tool", "y", tool_call_id="c1"),
-    )
-    assert json.dumps(asked.tools) == json.dumps(tools), "the order of keys is part of the prompt"
-
-    plain = [{k: v for k, v in dict(m).items() if v is not None or k == "content"} for m in messages]
-    row = parse(Record({"messages": plain, "tools": tools}, Where("x.jsonl", 1)), None)
-    assert isinstance(row, Conversation)
-    assert row.messages == asked.messages
-    assert list(row.tools) == list(asked.tools)
-
-
-@pytest.mark.parametrize("value", [True, "1", float("nan"), float("inf"), -1, 3, [1], {}])
-def test_a_number_is_a_finite_number_in_range(value: Any) -> None:
-    with pytest.raises(ApiError):
-        Fields({"x": value}).number("x", 0, 2, 1.0)
-
-
-@pytest.mark.parametrize("value", [True, "1", 1.0, 0, 9, 10**30])
-def test_an_integer_is_an_integer_in_range(value: Any) -> None:
-    with pytest.raises(ApiError):
-        Fields({"x": value}).integer("x", 1, 8)
+# replies
 
 
 def test_reply_of_a_cut_completion_is_text(served: ServedModel) -> None:

@@ -72,6 +72,11 @@ def too_many() -> ApiError:
     )
 
 
+def gone() -> ApiError:
+    """499: for the log only; the client hung up before there was an answer."""
+    return ApiError("The client closed the connection.", status=499)
+
+
 def deadline_passed(seconds: float) -> ApiError:
     """504: the request ran longer than the server allows."""
     return ApiError(

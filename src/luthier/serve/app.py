@@ -7,19 +7,20 @@ Only what has passed them all reaches the model.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fastapi import Depends, FastAPI, Request
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from luthier.serve.access_log import AccessLog, note_tokens, request_id
-from luthier.serve.api_error import ApiError, internal, model_not_found
-from luthier.serve.backend import Backend, Seat
+from luthier.serve.api_error import ApiError, gone, internal, model_not_found
+from luthier.serve.backend import Backend
 from luthier.serve.chat import ChatRequest, parse_chat
 from luthier.serve.completion import CompletionRequest, parse_completion
 from luthier.serve.guard import HostGuard, KeyCheck
@@ -57,10 +58,9 @@ class Access:
     """Whether any IP address may stand in a Host header (a server bound to all interfaces)."""
 
 
-def build_app(backend: Backend, access: Access | None = None, limits: HttpLimits | None = None) -> ASGIApp:
+def build_app(backend: Backend, access: Access, limits: HttpLimits) -> ASGIApp:
     """The application behind its guards; its lifespan starts and stops the backend."""
-    access = access or Access()
-    routes = build_routes(backend, access, limits or HttpLimits())
+    routes = build_routes(backend, access, limits)
     return HostGuard(AccessLog(routes), access.hosts, access.any_address)
 
 
@@ -77,7 +77,6 @@ def build_routes(backend: Backend, access: Access, limits: HttpLimits) -> FastAP
         finally:
             backend.stop()
 
-    access, limits = access or Access(), limits or HttpLimits()
     app = FastAPI(
         lifespan=lifespan,
         dependencies=[Depends(KeyCheck(access.key))],
@@ -122,21 +121,25 @@ class Api:
         """POST /v1/chat/completions"""
         asked = parse_chat(await self._body(request))
         served = self._served(asked.common.model)
-        with _Held(self._backend.seat()) as held:
+        with ExitStack() as held:
+            held.enter_context(self._backend.seat())
             ids = await self._backend.prompt_ids(served.name, asked.messages, asked.tools)
             work = self._work(served, asked, tuple(ids))
             if asked.common.stream:
-                return EventStream(chat_events(self._backend, served, asked, work), held.keep())
+                events = chat_events(self._backend, served, asked, work)
+                return EventStream(events, held.pop_all(), asked.common.include_usage)
             return await self._answer_chat(request, asked, served, work)
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions"""
         asked = parse_completion(await self._body(request))
         served = self._served(asked.common.model)
-        with _Held(self._backend.seat()) as held:
+        with ExitStack() as held:
+            held.enter_context(self._backend.seat())
             works = [self._work(served, asked, await self._prompt(served, p)) for p in asked.prompts]
             if asked.common.stream:
-                return EventStream(completion_events(self._backend, served, asked, works), held.keep())
+                events = completion_events(self._backend, served, asked, works)
+                return EventStream(events, held.pop_all(), asked.common.include_usage)
             return await self._answer_completions(request, asked, served, works)
 
     async def _answer_chat(self, request: Request, asked: ChatRequest, served: ServedModel, work: Work) -> Response:
@@ -174,8 +177,9 @@ class Api:
         if not ids:
             raise ApiError("'prompt' is empty: there is nothing to continue.", param="prompt")
         vocabulary = served.vocabulary
-        if not all(0 <= token < vocabulary for token in (*ids, *common.sampling.logit_bias)):
-            raise ApiError(f"Token ids must be between 0 and {vocabulary - 1}.", param="prompt", code="out_of_range")
+        for param, tokens in (("prompt", ids), ("logit_bias", common.sampling.logit_bias)):
+            if not all(0 <= token < vocabulary for token in tokens):
+                raise ApiError(f"Token ids must be between 0 and {vocabulary - 1}.", param=param, code="out_of_range")
         wanted = asked.max_tokens
         if room < (wanted or 1):
             raise ApiError(
@@ -212,28 +216,9 @@ class Api:
                         raise too_large
         except TimeoutError:
             raise ApiError("The body took too long to arrive.", status=408) from None
+        except ClientDisconnect:
+            raise gone() from None
         return bytes(body)
-
-
-class _Held:
-    """A seat that is given back when the block ends, unless the answer keeps it."""
-
-    def __init__(self, seat: Seat) -> None:
-        self._seat: Seat | None = seat
-
-    def keep(self) -> Seat:
-        """Leave the seat to whoever sends the answer."""
-        if self._seat is None:
-            raise ValueError("the seat is already kept")
-        seat, self._seat = self._seat, None
-        return seat
-
-    def __enter__(self) -> "_Held":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._seat is not None:
-            self._seat.release()
 
 
 def _finished(request: Request, body: dict[str, Any], prompt_tokens: int, done: list[Completion]) -> Response:
@@ -258,7 +243,7 @@ async def _unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ApiError("The client closed the connection.", status=499)
+            raise gone()
         return task.result()
     finally:
         task.cancel()

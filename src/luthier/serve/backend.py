@@ -1,79 +1,24 @@
-"""What computes completions. The HTTP side knows only this interface; `LocalBackend` is a model in this process."""
+"""What the HTTP side knows of the models: their names, their prompts, a bounded queue, and completions as they come."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
-from typing import Any, Protocol
+from contextlib import aclosing, contextmanager
+from typing import Any
 
 from luthier.errors import ServeError, TemplateError
 from luthier.examples import Message
 from luthier.serve.api_error import ApiError, too_many
 from luthier.serve.lane import Limits
 from luthier.serve.models import ServedModel
-from luthier.serve.work import Completion, Delta, Done, Event, Failed, TokenScore, Work
+from luthier.serve.work import Completion, Delta, Done, Event, Failed, Whole, Work
 from luthier.serve.worker import Worker
 
-
-class Seat:
-    """A place in the bounded queue; held from before a prompt is rendered until the last token is sent."""
-
-    def __init__(self, give_back: Callable[[], None]) -> None:
-        self._give_back = give_back
-        self._taken = True
-
-    def release(self) -> None:
-        """Give the place back; a second call does nothing."""
-        if self._taken:
-            self._taken = False
-            self._give_back()
+MAX_PROMPTS = 16
+"""Prompts that one request to /v1/completions may carry."""
 
 
-class Backend(Protocol):
-    """What the HTTP side needs."""
-
-    def start(self) -> None:
-        """Begin to work."""
-        ...
-
-    def stop(self) -> None:
-        """End; requests that are still there fail."""
-        ...
-
-    @property
-    def models(self) -> Mapping[str, ServedModel]:
-        """What can be asked for, by name."""
-        ...
-
-    @property
-    def healthy(self) -> bool:
-        """Whether requests can be answered."""
-        ...
-
-    def seat(self) -> Seat:
-        """Take a place in the queue, or raise the 429."""
-        ...
-
-    async def prompt_ids(
-        self, model: str, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]
-    ) -> list[int]:
-        """The prompt of a chat, exactly as in training."""
-        ...
-
-    async def text_ids(self, model: str, text: str) -> list[int]:
-        """The prompt of a plain text, exactly as a training document begins."""
-        ...
-
-    def stream(self, work: Work) -> AsyncGenerator[Event, None]:
-        """Events as they come; closing the iterator cancels the work."""
-        ...
-
-    async def complete(self, work: Work) -> list[Completion]:
-        """All `n` completions, in order."""
-        ...
-
-
-class LocalBackend:
+class Backend:
     """Models in this process, computed by one worker thread."""
 
     def __init__(self, models: Sequence[ServedModel], limits: Limits | None = None, queue: int = 64) -> None:
@@ -107,8 +52,9 @@ class LocalBackend:
         """Whether the worker lives."""
         return self._worker.healthy
 
-    def seat(self) -> Seat:
-        """Take a place in the queue.
+    @contextmanager
+    def seat(self) -> Iterator[None]:
+        """A place in the queue; held from before a prompt is rendered until the last token is sent.
 
         Raises:
             ApiError: 429 if none is left.
@@ -116,10 +62,10 @@ class LocalBackend:
         if self.seats_taken >= self._capacity:
             raise too_many()
         self.seats_taken += 1
-        return Seat(self._leave)
-
-    def _leave(self) -> None:
-        self.seats_taken -= 1
+        try:
+            yield
+        finally:
+            self.seats_taken -= 1
 
     async def prompt_ids(
         self, model: str, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]
@@ -181,18 +127,12 @@ class LocalBackend:
         Raises:
             ApiError: as `stream`.
         """
-        texts: list[list[str]] = [[] for _ in range(work.n)]
-        tokens: list[list[TokenScore]] = [[] for _ in range(work.n)]
-        done: dict[int, Done] = {}
+        wholes = [Whole() for _ in range(work.n)]
+        done: dict[int, Completion] = {}
         async with aclosing(self.stream(work)) as events:
             async for event in events:
                 if isinstance(event, Delta):
-                    texts[event.index].append(event.text)
-                    tokens[event.index].extend(event.tokens)
+                    wholes[event.index].add(event)
                 elif isinstance(event, Done):
-                    done[event.index] = event
-        return [Completion("".join(texts[i]), tuple(tokens[i]), done[i]) for i in range(work.n)]
-
-
-MAX_PROMPTS = 16
-"""Prompts that one request to /v1/completions may carry."""
+                    done[event.index] = wholes[event.index].finish(event)
+        return [done[i] for i in range(work.n)]

@@ -1,13 +1,12 @@
 """The body of /v1/chat/completions as typed values. A field is honored, documented to change nothing, or refused."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from luthier.examples import ROLES, Message, ToolCall
 from luthier.serve.api_error import ApiError, unsupported
-from luthier.serve.fields import Fields, kind_of, parse_body
+from luthier.serve.fields import Fields, parse_body, parse_object
 from luthier.serve.work import Sampling
 
 NO_EFFECT = (
@@ -208,16 +207,8 @@ def _tool_call(fields: Fields) -> ToolCall:
     text = function.required_text("arguments")
     function.finish()
     fields.finish()
-    try:
-        arguments = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        raise ApiError(f"{function.path('arguments')!r} must be JSON.", param=function.path("arguments")) from None
-    if not isinstance(arguments, dict):
-        found = kind_of(arguments)
-        raise ApiError(
-            f"{function.path('arguments')!r} must be a JSON object; got {found}.", param=function.path("arguments")
-        )
-    return ToolCall(name, arguments, identity)
+    at = function.path("arguments")
+    return ToolCall(name, parse_object(text or "{}", repr(at), at), identity)
 
 
 def _tools(fields: Fields) -> tuple[Mapping[str, Any], ...]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from luthier.config import did_you_mean
+from luthier.data.read import kind_of
 from luthier.serve.api_error import ApiError, unsupported
 
 MAX_DEPTH = 64
@@ -24,14 +25,28 @@ def parse_body(body: bytes) -> dict[str, Any]:
             character that is no Unicode scalar (a lone surrogate, which no tokenizer can take).
     """
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
-    except RecursionError:
-        raise ApiError(f"The body is nested more than {MAX_DEPTH} deep.") from None
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are its kinds
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
         raise ApiError(f"The body is not JSON: {error}") from None
+    return parse_object(text, "The body")
+
+
+def parse_object(text: str, what: str, param: str | None = None) -> dict[str, Any]:
+    """The JSON object in `text`; `what` and `param` name it in errors.
+
+    Raises:
+        ApiError: as `parse_body`.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ApiError(f"{what} is nested more than {MAX_DEPTH} deep.", param=param) from None
+    except ValueError as error:
+        raise ApiError(f"{what} is not JSON: {error}", param=param) from None
     if not isinstance(value, dict):
-        raise ApiError(f"The body must be a JSON object, not {kind_of(value)}.")
-    _require_sane(value)
+        raise ApiError(f"{what} must be a JSON object, not {kind_of(value)}.", param=param)
+    if problem := _oddity(value):
+        raise ApiError(f"{what} {problem}.", param=param)
     return value
 
 
@@ -39,22 +54,23 @@ def _refuse_constant(text: str) -> Any:
     raise ValueError(f"{text} is not a JSON number")
 
 
-def _require_sane(value: Any) -> None:
-    """Walk without recursion, so that no input can exhaust the stack."""
+def _oddity(value: Any) -> str:
+    """What is wrong somewhere in `value`; empty if nothing. Without recursion: no input can exhaust the stack."""
     stack = [(value, 1)]
     while stack:
         node, depth = stack.pop()
         if depth > MAX_DEPTH:
-            raise ApiError(f"The body is nested more than {MAX_DEPTH} deep.")
+            return f"is nested more than {MAX_DEPTH} deep"
         if isinstance(node, dict):
             stack.extend((key, depth) for key in node)
             stack.extend((item, depth + 1) for item in node.values())
         elif isinstance(node, list):
             stack.extend((item, depth + 1) for item in node)
         elif isinstance(node, float) and not math.isfinite(node):
-            raise ApiError("The body holds a number that is too large.")
+            return "holds a number that is too large"
         elif isinstance(node, str) and not _is_text(node):
-            raise ApiError("The body holds a lone surrogate (\\ud800 to \\udfff), which is not a character.")
+            return "holds a lone surrogate (\\ud800 to \\udfff), which is not a character"
+    return ""
 
 
 def _is_text(text: str) -> bool:
@@ -63,19 +79,6 @@ def _is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def kind_of(value: Any) -> str:
-    """JSON's name for the kind of a value."""
-    names: tuple[tuple[type, str], ...] = (
-        (bool, "a boolean"),
-        (int, "an integer"),
-        (float, "a number"),
-        (str, "a string"),
-        (list, "an array"),
-        (dict, "an object"),
-    )
-    return next((name for kind, name in names if isinstance(value, kind)), "null")
 
 
 class Fields:
@@ -104,11 +107,11 @@ class Fields:
             f"{self.path(name)!r} must be {expected}; got {found}.", param=self.path(name), code="invalid_type"
         )
 
-    def text(self, name: str, default: str | None = None, limit: int | None = None) -> str | None:
-        """A string of at most `limit` characters."""
+    def text(self, name: str, limit: int | None = None) -> str | None:
+        """A string of at most `limit` characters, or None."""
         value = self.get(name)
         if value is None:
-            return default
+            return None
         if not isinstance(value, str):
             raise self.wrong(name, "a string")
         if limit is not None and len(value) > limit:
@@ -117,18 +120,18 @@ class Fields:
 
     def required_text(self, name: str, limit: int | None = None) -> str:
         """A string that must be there."""
-        value = self.text(name, limit=limit)
+        value = self.text(name, limit)
         if value is None:
             raise ApiError(
                 f"{self.path(name)!r} is required.", param=self.path(name), code="missing_required_parameter"
             )
         return value
 
-    def flag(self, name: str, default: bool = False) -> bool:
-        """A boolean."""
+    def flag(self, name: str) -> bool:
+        """A boolean; absent is false."""
         value = self.get(name)
         if value is None:
-            return default
+            return False
         if not isinstance(value, bool):
             raise self.wrong(name, "a boolean")
         return value

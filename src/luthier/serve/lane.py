@@ -47,7 +47,6 @@ class Request:
     deliver: Callable[[Event], None]
     deadline: float
     cancelled: bool = False
-    running: int = 0
     prefill: Prefill | None = None
 
     def cancel(self) -> None:
@@ -94,6 +93,11 @@ class Lane:
         """Forget all rows; for a start, and after a failure that may have left the cache half written."""
         self._slots = Slots(self.served.loaded.model, self.served.loaded.device)
         self._rows: list[Sequence] = []
+
+    @property
+    def whole(self) -> bool:
+        """Whether every row has its slot; not so when a failure came while a request joined."""
+        return len(self._slots) == len(self._rows)
 
     @property
     def busy(self) -> bool:
@@ -156,13 +160,15 @@ class Lane:
         self._remove(over)
 
     def _join(self, request: Request, row: Row, logits_V: Tensor) -> None:
-        for index in range(request.work.n):
-            sampler = Sampler(request.work.sampling, index)
-            sequence = Sequence(request, index, sampler, Detokenizer(self._reply), StopText(request.work.stop))
-            if self._take(sequence, logits_V):
-                request.running += 1
-                self._slots.insert(row)
-                self._rows.append(sequence)
+        work = request.work
+        rows = [
+            Sequence(request, i, Sampler(work.sampling, i), Detokenizer(self._reply), StopText(work.stop))
+            for i in range(work.n)
+        ]
+        rows = [one for one in rows if self._take(one, logits_V)]
+        if rows:
+            self._slots.insert(row, len(rows))
+            self._rows.extend(rows)
 
     def _take(self, row: Sequence, logits_V: Tensor) -> bool:
         """Choose a row's next token and send what it completes; False if the row is over."""
@@ -205,8 +211,6 @@ class Lane:
         if len(over) == len(self._rows):
             self.reset()  # slots never shrink; an empty batch is the moment to give their memory back
             return
-        for i in over:
-            self._rows[i].request.running -= 1
         self._rows = [self._rows[i] for i in self._slots.drop(over)]
 
 

@@ -2,9 +2,10 @@
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from luthier.data.chat_jinja import plain
 from luthier.examples import Message, ToolCall
 from luthier.serve.models import ServedModel
 from luthier.serve.work import Completion, TokenScore
@@ -75,15 +76,6 @@ def tool_calls_json(calls: Sequence[ToolCall]) -> list[Json]:
         }
         for call in calls
     ]
-
-
-def plain(value: Any) -> Any:
-    """Mappings and sequences as the dicts and lists that `json` writes."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value
 
 
 def reply_of(completion: Completion, served: ServedModel, with_tools: bool) -> tuple[Message, str]:

@@ -1,15 +1,16 @@
 """One token out of one row of logits, by the row's own rules and its own random numbers.
 
-Every completion has a generator of its own, seeded from the request: what else is in the batch cannot change its draws.
+Every completion has a stream of its own, a function of (seed, its index): what else is in the batch cannot change its
+draws. Tokens are drawn by the function that evaluation draws with, `models.generate.sample`.
 """
 
-import hashlib
-import secrets
 from collections import Counter
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from luthier.models.generate import sample
 from luthier.serve.text import TokenText
 from luthier.serve.work import Sampling, TokenScore
 
@@ -20,15 +21,13 @@ class Sampler:
     def __init__(self, sampling: Sampling, index: int) -> None:
         self.sampling = sampling
         self._counts: Counter[int] = Counter()
-        self._generator: torch.Generator | None = None
-        if sampling.temperature > 0:
-            seed = secrets.randbits(63) if sampling.seed is None else _seed(sampling.seed, index)
-            self._generator = torch.Generator().manual_seed(seed)
+        key = None if sampling.seed is None else (sampling.seed % 2**64, index)  # None: the system's own entropy
+        self._stream = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
     def choose(self, logits_V: Tensor) -> int:
         """The next token, from finite float32 logits on the CPU."""
         adjusted_V = self._adjust(logits_V)
-        token = int(adjusted_V.argmax()) if self._generator is None else self._draw(adjusted_V, self._generator)
+        token = self._draw(adjusted_V) if self.sampling.temperature else int(adjusted_V.argmax())
         self._counts[token] += 1
         return token
 
@@ -46,17 +45,12 @@ class Sampler:
             logits_V[torch.tensor(list(s.logit_bias))] += torch.tensor(list(s.logit_bias.values()))
         return logits_V
 
-    def _draw(self, logits_V: Tensor, generator: torch.Generator) -> int:
-        # subtracting the maximum first keeps a tiny temperature from overflowing
-        probabilities_V = torch.softmax((logits_V - logits_V.max()) / self.sampling.temperature, dim=-1)
-        if self.sampling.top_p < 1:
-            sorted_V, order_V = probabilities_V.sort(descending=True)
-            before_V = sorted_V.cumsum(0) - sorted_V
-            sorted_V[before_V >= self.sampling.top_p] = 0  # the first always stays: nothing lies before it
-            if self.sampling.top_p == 0:
-                return int(order_V[0])
-            return int(order_V[torch.multinomial(sorted_V, 1, generator=generator)])
-        return int(torch.multinomial(probabilities_V, 1, generator=generator))
+    def _draw(self, logits_V: Tensor) -> int:
+        # float64, and the maximum taken away first: no temperature above 0, however small, overflows or divides 0 by 0
+        probabilities_V = torch.softmax((logits_V - logits_V.max()).double() / self.sampling.temperature, dim=-1)
+        uniform_1 = torch.tensor([self._stream.random()], dtype=torch.float64)
+        # the smallest set that reaches a `top_p` of 0 is the likeliest token alone, as for any tiny one
+        return int(sample(probabilities_V[None], uniform_1, self.sampling.top_p or 1e-12))
 
     def score(self, logits_V: Tensor, token: int, names: TokenText) -> TokenScore:
         """Log-probability of `token` and of the likeliest tokens, under the model itself."""
@@ -65,8 +59,3 @@ class Sampler:
         top = tuple((*names.of(i), v) for i, v in zip(ids.tolist(), values.tolist(), strict=True))
         text, data = names.of(token)
         return TokenScore(text, data, float(logprobs_V[token]), top)
-
-
-def _seed(seed: int, index: int) -> int:
-    """A seed for completion `index`: distinct for each, and the same again for the same request."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{index}".encode()).digest()[:7])

@@ -1,9 +1,8 @@
 """Starting the server: where it may listen, and a clean end."""
 
 import logging
-import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import uvicorn
@@ -12,7 +11,7 @@ from luthier.errors import ServeError
 from luthier.serve.app import Access, HttpLimits, build_app
 from luthier.serve.backend import Backend
 from luthier.serve.chat import MAX_N
-from luthier.serve.guard import is_address, is_loopback
+from luthier.serve.guard import host_name, is_address, is_loopback
 from luthier.serve.lane import Limits
 
 MAX_CONNECTIONS = 512
@@ -50,9 +49,12 @@ def access_for(address: Address, environment: Mapping[str, str]) -> Access:
     """Who may use a server at this address.
 
     Raises:
-        ServeError: the address can be reached from other machines and there is no key, or the key's variable is
-            missing or holds less than 16 characters.
+        ServeError: the address can be reached from other machines and there is no key, the key's variable is missing
+            or holds less than 16 characters, or an allowed host is not a bare name.
     """
+    for name in address.allow_hosts:
+        if not is_address(name) and host_name(name) != name.lower().rstrip("."):
+            raise ServeError(f"--allow-host {name}: expected a name alone, without scheme, port or path")
     key = None
     if address.api_key_env is not None:
         key = environment.get(address.api_key_env, "").strip()
@@ -82,7 +84,7 @@ def listen(address: Address) -> socket.socket:
     try:
         found.bind((address.host, address.port))
         found.listen(128)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         found.close()
         raise ServeError(
             f"cannot listen on {address.host}:{address.port}: {error}; choose another --port or --host"
@@ -128,17 +130,11 @@ def run(server: uvicorn.Server, bound: socket.socket) -> None:
         bound.close()
 
 
-def set_up_log(names: Sequence[str] = ("luthier.serve",)) -> None:
+def set_up_log() -> None:
     """Write the server's own lines to standard error, one a request."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    for name in names:
-        logger = logging.getLogger(name)
-        logger.setLevel(logging.INFO)
-        logger.addHandler(handler)
-        logger.propagate = False
-
-
-def environment() -> Mapping[str, str]:
-    """The process's own environment."""
-    return os.environ
+    logger = logging.getLogger("luthier.serve")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    logger.propagate = False

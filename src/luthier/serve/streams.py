@@ -8,7 +8,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 
 from starlette.background import BackgroundTask
 from starlette.responses import JSONResponse, Response
@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from luthier.serve.access_log import note_tokens
 from luthier.serve.api_error import ApiError
-from luthier.serve.backend import Backend, Seat
+from luthier.serve.backend import Backend
 from luthier.serve.chat import ChatRequest
 from luthier.serve.completion import CompletionRequest
 from luthier.serve.models import ServedModel
@@ -30,14 +30,17 @@ from luthier.serve.replies import (
     tool_calls_json,
     usage,
 )
-from luthier.serve.work import Completion, Delta, Done, Event, TokenScore, Work
+from luthier.serve.work import Delta, Done, Event, TokenScore, Whole, Work
 
 
 class EventStream(Response):
-    """Sends what `events` yields; gives `seat` back when all is sent or the client is gone."""
+    """Sends what `events` yields; closes `held`, the place in the queue, when all is sent or the client is gone.
 
-    def __init__(self, events: AsyncGenerator[Json, None], seat: Seat) -> None:
-        self._events, self._seat = events, seat
+    The last event has no choices and the token counts: they go to the log, and to the client if `with_usage`.
+    """
+
+    def __init__(self, events: AsyncGenerator[Json, None], held: ExitStack, with_usage: bool) -> None:
+        self._events, self._held, self._with_usage = events, held, with_usage
         self.status_code = 200
         self.background: BackgroundTask | None = None
         self.init_headers({"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store"})
@@ -55,7 +58,7 @@ class EventStream(Response):
             watch.cancel()
             await asyncio.gather(pump, watch, return_exceptions=True)
             await self._events.aclose()
-            self._seat.release()
+            self._held.close()
 
     async def _pump(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
@@ -65,6 +68,8 @@ class EventStream(Response):
                     started = True
                     await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                 note_tokens(scope, event.get("usage"))
+                if not event["choices"] and not self._with_usage:
+                    continue
                 await send({"type": "http.response.body", "body": _frame(event), "more_body": True})
         except ApiError as error:
             if not started:
@@ -94,8 +99,7 @@ async def chat_events(
         async for event in events:
             for chunk in chunks.of(event):
                 yield chunk
-    if asked.common.include_usage:
-        yield {**chunks.base, "choices": [], "usage": usage(len(work.ids), chunks.generated)}
+    yield {**chunks.base, "choices": [], "usage": usage(len(work.ids), chunks.generated)}
 
 
 class _ChatChunks:
@@ -108,7 +112,7 @@ class _ChatChunks:
         self.base = head("chat.completion.chunk", new_id("chatcmpl"), int(time.time()), served)
         self.generated = 0
         self._served, self._usage, self._n = served, asked.common.include_usage, work.n
-        self._held = [_Whole() for _ in range(work.n)] if asked.tools else []
+        self._held = [Whole() for _ in range(work.n)] if asked.tools else []
         self._greeted = False
 
     def of(self, event: Event) -> Iterator[Json]:
@@ -167,29 +171,12 @@ async def completion_events(
                 generated += event.generated_tokens
                 choice["finish_reason"] = event.reason
             yield _with_usage({**base, "choices": [choice]}, asked.common.include_usage)
-    counts = usage(sum(len(work.ids) for work in works), generated)
-    if asked.common.include_usage:
-        yield {**base, "choices": [], "usage": counts}
+    yield {**base, "choices": [], "usage": usage(sum(len(work.ids) for work in works), generated)}
 
 
 def _with_usage(chunk: Json, include: bool) -> Json:
     """When usage was asked for, every chunk but the last has `"usage": null`, as in OpenAI's streams."""
     return {**chunk, "usage": None} if include else chunk
-
-
-class _Whole:
-    """Collects the pieces of one completion."""
-
-    def __init__(self) -> None:
-        self._texts: list[str] = []
-        self._tokens: list[TokenScore] = []
-
-    def add(self, delta: Delta) -> None:
-        self._texts.append(delta.text)
-        self._tokens.extend(delta.tokens)
-
-    def finish(self, done: Done) -> Completion:
-        return Completion("".join(self._texts), tuple(self._tokens), done)
 
 
 async def _merged(backend: Backend, works: Sequence[Work]) -> AsyncGenerator[tuple[int, Event], None]:

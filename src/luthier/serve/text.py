@@ -8,6 +8,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
 from luthier.data.templates import Template
 
 REPLACEMENT = "\ufffd"
@@ -147,11 +149,5 @@ class TokenText:
         return str(piece).replace("\u2581", " ").encode()
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """Byte-level vocabularies write a printable Latin-1 byte as itself and the n-th other byte as chr(256 + n)."""
-    shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    hidden = [b for b in range(256) if b not in shown]
-    return {chr(b): b for b in shown} | {chr(256 + n): b for n, b in enumerate(hidden)}
-
-
-_BYTE_OF = _byte_alphabet()
+_BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
+"""What byte-level vocabularies write for a byte."""

@@ -96,3 +96,20 @@ class Completion:
     text: str
     tokens: tuple[TokenScore, ...]
     done: Done
+
+
+class Whole:
+    """Puts one completion together from its pieces."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._tokens: list[TokenScore] = []
+
+    def add(self, delta: Delta) -> None:
+        """The next piece."""
+        self._texts.append(delta.text)
+        self._tokens.extend(delta.tokens)
+
+    def finish(self, done: Done) -> Completion:
+        """The completion, when nothing follows any more."""
+        return Completion("".join(self._texts), tuple(self._tokens), done)

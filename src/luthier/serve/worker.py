@@ -70,8 +70,9 @@ class Worker:
 
     def stop(self) -> None:
         """End after the current token; requests that are still there fail. Returns when the thread is over."""
-        self._closing = True
-        self._inbox.put(None)
+        with self._lock:
+            self._closing = True
+            self._inbox.put(None)
         if self._thread.is_alive():
             self._thread.join()
 
@@ -88,25 +89,31 @@ class Worker:
         """
         if work.model not in self._lanes:
             raise model_not_found(work.model, list(self._lanes))
-        if not self.healthy:
-            raise ApiError("The server is shutting down.", status=503)
-        with self._lock:
+        request = Request(work, deliver, time.monotonic() + work.deadline_seconds)
+        with self._lock:  # what is put in before the end is found there at the end
+            if not self.healthy:
+                raise _closing()
             if self._open >= self.capacity:
                 raise too_many()
             self._open += 1
-        request = Request(work, deliver, time.monotonic() + work.deadline_seconds)
-        self._inbox.put(request)
+            self._inbox.put(request)
         return request
 
     def _run(self) -> None:
-        with torch.inference_mode():
-            while not self._closing:
-                self._take_in()
-                for lane in self._lanes.values():
-                    self._turn(lane)
-        for lane in self._lanes.values():
-            for request in lane.requests():
-                request.send(Failed(ApiError("The server is shutting down.", status=503)))
+        try:
+            with torch.inference_mode():
+                while not self._closing:
+                    self._take_in()
+                    for lane in self._lanes.values():
+                        self._turn(lane)
+        finally:  # also when something that is not in FAILURES ends the thread: nobody may wait for ever
+            with self._lock:
+                self._closing = True
+                self._inbox.put(None)
+            self._take_in()
+            for lane in self._lanes.values():
+                for request in lane.requests():
+                    request.send(Failed(_closing()))
 
     def _take_in(self) -> None:
         """Move new requests to their lanes; wait for one if there is nothing else to do."""
@@ -122,7 +129,7 @@ class Worker:
 
     def _turn(self, lane: Lane) -> None:
         """One block of a prompt and one token for all rows of one lane."""
-        before = lane.requests()
+        before = set(lane.requests())
         lane.drop_lost()
         head = lane.next_prefill()
         if head is not None:
@@ -130,24 +137,25 @@ class Worker:
                 lane.prefill(head)
             except FAILURES as error:
                 lane.discard(head)
-                # if it has begun to join the batch, the other rows cannot be trusted either
-                touched = [head, *(r for r in lane.running_requests() if head.running and r is not head)]
-                self._fail(lane, touched, error)
+                # a failure while it joined the batch leaves slots without rows: then no row can be trusted
+                self._fail(lane, [head] if lane.whole else [head, *lane.running_requests()], error)
         try:
             lane.step()
         except FAILURES as error:
             self._fail(lane, lane.running_requests(), error)
-        gone = len(before) - sum(1 for request in lane.requests() if request in before)
         with self._lock:
-            self._open -= gone
+            self._open -= len(before - set(lane.requests()))
 
     def _fail(self, lane: Lane, requests: list[Request], error: BaseException) -> None:
         # its message may quote what a client sent, so the log has the kind of failure and its place only
         kind = type(error).__name__
         log.error("model=%s requests=%d failed: %s in %s", lane.served.name, len(requests), kind, place_of(error))
-        running = set(map(id, lane.running_requests()))
-        if any(id(request) in running for request in requests):
+        if not lane.whole or not set(requests).isdisjoint(lane.running_requests()):
             lane.reset()
         for request in requests:
             request.send(Failed(internal()))
             request.cancel()
+
+
+def _closing() -> ApiError:
+    return ApiError("The server is shutting down.", status=503)

@@ -5,6 +5,7 @@ did. Two models are listed: the run's, under the name of its folder, and `base`,
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from luthier.assemble import open_trained
     from luthier.serve import server
     from luthier.serve.app import HttpLimits
-    from luthier.serve.backend import LocalBackend
+    from luthier.serve.backend import Backend
     from luthier.serve.lane import Limits
     from luthier.serve.models import served_models
 
@@ -43,11 +44,11 @@ def run(args: argparse.Namespace) -> int:
     rows = Limits(rows=args.rows)
     server.require_sensible(limits, rows, args.queue)
     address = server.Address(args.host, args.port, args.api_key_env, tuple(args.allow_host))
-    access = server.access_for(address, server.environment())
+    access = server.access_for(address, os.environ)
     bound = server.listen(address)
     trained = open_trained(args.run, args.device)
     models = served_models(trained.name, trained.loaded, trained.template, trained.injected, require_base=args.base)
-    backend = LocalBackend(models, rows, args.queue)
+    backend = Backend(models, rows, args.queue)
     server.set_up_log()
     names = " and ".join(repr(served.name) for served in models)
     print(f"serving {names} at {server.url_of(bound)} (ctrl-C ends it)", file=sys.stderr, flush=True)
