@@ -110,6 +110,7 @@ def test_a_recipe_runs_checks_split_and_gates(recipe: Path, capsys: pytest.Captu
     assert main(["check", str(recipe)]) == 0
     out = capsys.readouterr().out
     assert "validation" in out and "pass  serving_prompt" in out
+    assert "train.jsonl: read as messages" in out
     assert "13 gates passed, 0 refused" in out
 
 

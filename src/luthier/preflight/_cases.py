@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from luthier.data.templates import Template
 from luthier.errors import LuthierError
-from luthier.examples import Conversation, Document, Example, Message, Preference, Row, Where
+from luthier.examples import Document, Example, Message, Preference, Row, Where
 from luthier.objectives.base import Objective
 
 T = TypeVar("T")
@@ -24,6 +24,11 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     if count == 1:
         return [items[0]]
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
+
+
+def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens the two begin with together."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ def render_cases(
         try:
             yield from _render(example, objective, template, untruncated, loss_on)
         except LuthierError as error:
-            yield Case(example, (), error=str(error))
+            yield Case(example, (), error=str(error).removeprefix(f"{example.where}: "))
 
 
 def _render(
@@ -160,7 +165,6 @@ def map_strings(example: Example, change: Change) -> Example:
             rejected=_map_messages(example.rejected, change),
             tools=tuple(_map_value(tool, change, "schema") for tool in example.tools),
         )
-    assert isinstance(example, Conversation)
     return replace(
         example,
         messages=_map_messages(example.messages, change),

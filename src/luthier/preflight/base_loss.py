@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from luthier.adapters.base import Injected
 from luthier.examples import Row
@@ -65,9 +66,8 @@ def _weight(rows: list[Row]) -> float:
     return sum(sum(_weights(row)) for row in rows)
 
 
-def _weighted(rows: list[Row], logprobs: object) -> float:
+def _weighted(rows: list[Row], logprobs: list[Tensor]) -> float:
     """The loss of all rows, a mean over the weights of their trained tokens."""
-    assert isinstance(logprobs, list)
     total = sum(
         -weight * float(value)
         for row, values in zip(rows, logprobs, strict=True)

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 
 from luthier.examples import Row
+from luthier.preflight._cases import shared_length
 from luthier.preflight._probe import evaluating, score_probe, scored
 from luthier.preflight.base import Gate, GateResult, Stage, Subject
 
@@ -61,11 +62,7 @@ def _changeable(rows: Sequence[Row]) -> list[int]:
 def _own_from(index: int, rows: Sequence[Row]) -> int:
     """The position from which on the tokens of a row can change without another row's tree changing its shape."""
     mine = rows[index].ids
-    return max(_common(mine, other.ids) for i, other in enumerate(rows) if i != index) + 1
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return max(shared_length(mine, other.ids) for i, other in enumerate(rows) if i != index) + 1
 
 
 def _replace(row: Row, start: int, rows: Sequence[Row]) -> Row:

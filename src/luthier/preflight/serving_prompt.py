@@ -4,9 +4,9 @@ Training and serving that render prompts by different code drift apart: a system
 the reply. Here both are compared token for token, for every trained reply of every row.
 """
 
-from collections.abc import Sequence
 from typing import ClassVar
 
+from luthier.preflight._cases import shared_length
 from luthier.preflight.base import Fault, Gate, GateResult, Stage, Subject
 
 
@@ -27,7 +27,7 @@ class ServingPrompt(Gate):
                 compared += 1
                 n = len(turn.prompt_ids)
                 if row.ids[:n] != turn.prompt_ids:
-                    at = _differs(row.ids, turn.prompt_ids)
+                    at = shared_length(row.ids, turn.prompt_ids)
                     here, there = row.ids[at : at + 3], turn.prompt_ids[at : at + 3]
                     message = f"message {turn.index}: token {at} on, trained {list(here)}, served {list(there)}"
                     faults.append(Fault(row.id, message, case.where))
@@ -41,8 +41,3 @@ class ServingPrompt(Gate):
             "Documents have no prompt." if documents else f"{compared:,} prompts are equal in training and serving."
         )
         return self.judge(faults, success, prompts=compared)
-
-
-def _differs(a: Sequence[int], b: Sequence[int]) -> int:
-    """The first position at which the two differ."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -4,7 +4,6 @@ A test row that was trained on measures memory, not skill. Prompts are compared 
 white space; near duplicates are the data checks' matter.
 """
 
-import hashlib
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -25,11 +24,11 @@ class SplitsDisjoint(Gate):
     def check(self, subject: Subject) -> GateResult:
         """Look each held-out prompt up among the training prompts."""
         held_out = [(split, example) for split, examples in subject.held_out.items() for example in examples]
-        with_system = _asks_one_thing([*subject.examples, *(example for _, example in held_out)])
-        seen = {prompt_key(example, with_system): example for example in subject.examples}
+        keys = _keys([*subject.examples, *(example for _, example in held_out)])
+        seen = dict(zip(keys, subject.examples, strict=False))
         faults = []
-        for split, example in held_out:
-            twin = seen.get(prompt_key(example, with_system))
+        for (split, example), key in zip(held_out, keys[len(subject.examples) :], strict=True):
+            twin = seen.get(key)
             if twin is not None:
                 message = f"this prompt of the {split} rows is trained on too ({twin.where}, row {twin.id!r})"
                 faults.append(Fault(example.id, message, example.where))
@@ -37,14 +36,14 @@ class SplitsDisjoint(Gate):
         return self.judge(faults, success, held_out=len(held_out))
 
 
-def _asks_one_thing(examples: Sequence[Example]) -> bool:
-    """Whether the users all ask the same ("Summarize.") about texts that stand in the system messages."""
-    asked = {prompt_key(example, with_system=False) for example in examples}
-    whole = {prompt_key(example, with_system=True) for example in examples}
-    return len(asked) * 10 <= len(whole)
+def _keys(examples: Sequence[Example]) -> list[str]:
+    """The key of each prompt; with its system messages where the users all ask the same ("Summarize.") about them."""
+    asked = [prompt_key(example, with_system=False) for example in examples]
+    whole = [prompt_key(example, with_system=True) for example in examples]
+    return whole if len(set(asked)) * 10 <= len(set(whole)) else asked
 
 
-def prompt_key(example: Example, with_system: bool) -> bytes:
+def prompt_key(example: Example, with_system: bool) -> str:
     """Equal for examples that ask the same: what was said before the reply, and the tools; system messages if asked."""
     if isinstance(example, Document):
         asked: list[object] = [_fold(example.text)]
@@ -52,7 +51,7 @@ def prompt_key(example: Example, with_system: bool) -> bytes:
         said = [(m.role, _fold(m.content)) for m in example.prompt]
         kept = [turn for turn in said if with_system or turn[0] not in ("system", "developer")]
         asked = [kept, list(example.tools)]
-    return hashlib.sha256(canonical_hash(asked).encode()).digest()
+    return canonical_hash(asked)
 
 
 def _fold(text: str) -> str:

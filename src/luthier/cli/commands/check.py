@@ -153,10 +153,14 @@ def _render_files(args: argparse.Namespace, outcome: Outcome) -> None:
 def _check_recipe(args: argparse.Namespace) -> Outcome:
     from luthier import recipe as recipes
     from luthier.data.checks.base import run_checks
+    from luthier.data.formats.base import sniff
     from luthier.stages import divide
 
     recipe = recipes.load(args.paths[0], args.set)
     outcome = Outcome()
+    for path in (recipe.data.train, recipe.data.validation, recipe.data.test):
+        if path is not None:
+            outcome.formats[path] = sniff(Path(path)) if recipe.data.format == "auto" else recipe.data.format
     started = time.perf_counter()
     data, counts = divide(recipe)
     outcome.rows = {name: len(examples) for name, examples in data.named().items()}
