@@ -4,11 +4,12 @@ The base is measured while the model is still the base, so full fine-tuning, whi
 same way as an adapter. What is on disk and still true is used again.
 """
 
-import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,8 +24,10 @@ from luthier.evaluation.forgetting import (
     measure_ability,
     write_forgetting,
 )
-from luthier.evaluation.harness import Evaluation, Options, evaluate
+from luthier.evaluation.harness import Evaluation, Measured, Options, conclude, measure
 from luthier.evaluation.metrics.base import Metric
+from luthier.evaluation.metrics.schema_valid import read_schema
+from luthier.evaluation.significance import metric_interval
 from luthier.evaluation.systems.base import Context, System
 from luthier.evaluation.task import build_metrics, choose_metrics, detect_task, longest_answer_tokens
 from luthier.examples import Conversation, Document, Example, Preference
@@ -68,7 +71,7 @@ class Question:
     task: str
     metrics: Mapping[str, Metric]
     primary: str
-    schema_file: str | None
+    schema: Mapping[str, Any] | None
     max_new_tokens: int
 
 
@@ -85,7 +88,8 @@ def question_of(opened: Opened) -> Question:
     primary = settings.primary_metric or names[0]
     metrics = build_metrics(list(dict.fromkeys([primary, *names])), settings.json_schema)
     limit = settings.max_new_tokens or longest_answer_tokens(opened.template, train)
-    return Question(test[: settings.max_rows], train, validation, task, metrics, primary, settings.json_schema, limit)
+    schema = read_schema(Path(settings.json_schema)) if settings.json_schema else None
+    return Question(test[: settings.max_rows], train, validation, task, metrics, primary, schema, limit)
 
 
 def measure_base(opened: Opened, question: Question, progress: Progress) -> None:
@@ -129,7 +133,6 @@ def _evaluate(
     progress: Progress,
 ) -> Evaluation:
     recipe, folder = opened.recipe, opened.folder
-    schema = json.loads(Path(question.schema_file).read_text(encoding="utf-8")) if question.schema_file else None
     context = Context(
         loaded=opened.loaded,
         template=opened.template,
@@ -141,26 +144,32 @@ def _evaluate(
         primary_metric=question.metrics[question.primary],
         base_fingerprint=canonical_hash([opened.loaded.files.fingerprint, str(opened.loaded.dtype)]),
         tuned_fingerprint=tuned,
-        json_schema=schema,
+        json_schema=question.schema,
         train_file=(folder / "data/train.jsonl").resolve(),
         recipe_folder=Path(folder.read("manifest.json")["recipe_folder"]),
         on_progress=_told(progress),
     )
     options = Options(folder.path, question.primary, recipe.evaluation.confidence, recipe.seed)
-    evaluation: Evaluation | None = None
-    asked: dict[str, System] = {}
-    for name, system in systems.items():  # one more at a time, so that each has its own line and seconds
-        asked[name] = system
+    measuring = measure(systems, question.test, context, question.metrics, options)
+    measured: dict[str, Measured] = {}
+    for name in systems:
+        started = time.perf_counter()
         with progress.stage(f"evaluate:{name}", f"{name} on {len(question.test):,} test rows"):
-            evaluation = evaluate(asked, question.test, context, question.metrics, options)
-        measured = evaluation.measured[name]
-        if not measured.reused:
-            folder.add_seconds(f"evaluate:{name}", measured.seconds)
-        interval = evaluation.intervals[name][question.primary]
-        progress.say(f"    {question.primary} {interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]")
-    if evaluation is None:
-        raise EvaluationError("the recipe names no system to evaluate; add one under [evaluation.systems]")
-    return evaluation
+            _, measured[name] = next(measuring)
+        if not measured[name].reused:  # all that it took: choosing a prompt and scoring, too
+            folder.add_seconds(f"evaluate:{name}", time.perf_counter() - started)
+        progress.say("    " + _result(measured[name], question, options))
+    return conclude(measured, len(question.test), question.task, question.metrics, options)
+
+
+def _result(measured: Measured, question: Question, options: Options) -> str:
+    """The primary metric of one system in a line."""
+    statistics = measured.statistics.get(question.primary)
+    if statistics is None:
+        return f"{question.primary} cannot be measured: it needs the model's probabilities"
+    metric = question.metrics[question.primary]
+    found = metric_interval(metric, statistics, options.confidence, options.seed)
+    return f"{question.primary} {found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
 def _told(progress: Progress) -> Callable[[str, int, int], None]:
@@ -170,7 +179,9 @@ def _told(progress: Progress) -> Callable[[str, int, int], None]:
 def _ability_key(opened: Opened) -> str:
     """Changes when the items or the base do."""
     settings = opened.recipe.evaluation.forgetting
-    return canonical_hash([settings.model_dump(), opened.loaded.files.fingerprint, str(opened.loaded.dtype)])
+    named = (Path(name) for name in (settings.multiple_choice, settings.text))
+    files = [sha256_of(path) for path in named if path.is_file()]
+    return canonical_hash([settings.model_dump(), files, opened.loaded.files.fingerprint, str(opened.loaded.dtype)])
 
 
 def _base_ability(opened: Opened, progress: Progress, disabled: Switch = nullcontext) -> Ability:

@@ -293,3 +293,22 @@ def test_estimate_tells_memory_time_and_money_and_leaves_nothing(
     assert "(6 steps of" in lines[1]
     assert float(lines[0].split()[1]) > 0.5  # GiB: the process alone holds more
     assert not list(tmp_path.glob("luthier-estimate-*"))
+
+
+def test_a_run_without_baselines_ends_too(recipe: Path, tmp_path: Path) -> None:
+    lonely = recipe.parent / "lonely.toml"
+    lonely.write_text(
+        recipe.read_text().replace("[evaluation.systems.zero_shot]\ntune_rows = 0\n", ""), encoding="utf-8"
+    )
+    assert main(["run", str(lonely), "--out", str(tmp_path / "out"), "--set", "training.steps=3"]) == 0
+    assert [s["name"] for s in load(tmp_path / "out/report.json")["systems"]] == ["fine_tuned"]
+
+
+def test_a_broken_schema_is_told_before_anything_is_measured(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "schema.json").write_text("{broken", encoding="utf-8")
+    setting = f"evaluation.json_schema={tmp_path / 'schema.json'}"
+    assert main(["run", str(recipe), "--out", str(tmp_path / "out"), "--set", setting]) == 2
+    error = capsys.readouterr().err
+    assert "schema.json: not a readable JSON file" in error and "test rows" not in error

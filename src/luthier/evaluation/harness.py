@@ -142,6 +142,20 @@ def evaluate(
 ) -> Evaluation:
     """Let every system answer every row, score the answers, and write records and `evaluation.json`.
 
+    Arguments and errors are those of `measure` and `conclude`, which this is one after the other.
+    """
+    return conclude(dict(measure(systems, rows, context, metrics, options)), len(rows), context.task, metrics, options)
+
+
+def measure(
+    systems: Mapping[str, System],
+    rows: Sequence[Conversation],
+    context: Context,
+    metrics: Mapping[str, Metric],
+    options: Options,
+) -> Iterator[tuple[str, Measured]]:
+    """Let one system after the other answer every row; each is yielded when its records are on disk.
+
     Args:
         systems: by the name that the report shows; baselines first, by custom.
         rows: the test rows; nothing is chosen on them.
@@ -162,12 +176,17 @@ def evaluate(
         records.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{records}: cannot be made: {error.strerror or error}") from None
-    measured: dict[str, Measured] = {}
     for name, system in systems.items():
         fingerprint = _fingerprint(shared, system, context)
         found = _reuse(records, name, system, fingerprint) if options.reuse else None
-        measured[name] = found or _measure(records, name, system, fingerprint, rows, context, metrics)
-    evaluation = summarize(measured, len(rows), context.task, metrics, options)
+        yield name, found or _measure(records, name, system, fingerprint, rows, context, metrics)
+
+
+def conclude(
+    measured: Mapping[str, Measured], rows: int, task: str, metrics: Mapping[str, Metric], options: Options
+) -> Evaluation:
+    """Intervals and paired differences of what was measured on `rows` rows, written to `evaluation.json`."""
+    evaluation = summarize(measured, rows, task, metrics, options)
     with atomic_text(options.folder / "evaluation.json") as file:
         file.write(json.dumps(evaluation.dump(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return evaluation
