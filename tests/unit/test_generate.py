@@ -13,7 +13,7 @@ import torch
 from luthier.errors import ModelError
 from luthier.models import generate as generation
 from luthier.models.decode import Slots
-from luthier.models.generate import generate, sample, score_choices, score_choices_batch, stream
+from luthier.models.generate import generate, sample, score_choices_batch, stream
 from luthier.models.load import LoadedModel
 
 NEVER: frozenset[int] = frozenset()
@@ -31,6 +31,10 @@ def ragged(count: int, seed: int = 0, shared: int = 0, vocabulary: int = 400) ->
     draw = random.Random(seed)
     prefix = [draw.randrange(3, vocabulary) for _ in range(shared)]
     return [prefix + [draw.randrange(3, vocabulary) for _ in range(draw.randint(1, 40))] for _ in range(count)]
+
+
+def score_choices(loaded: LoadedModel, prompt: Sequence[int], choices: Sequence[Sequence[int]]) -> list[float]:
+    return score_choices_batch(loaded, [(prompt, choices)])[0]
 
 
 def by_transformers(model: Any, prompt: Sequence[int], count: int) -> list[int]:

@@ -292,11 +292,6 @@ def stream(
         logits_1V = slots.step(tokens_1)
 
 
-def score_choices(loaded: LoadedModel, prompt_ids: Sequence[int], choices: Sequence[Sequence[int]]) -> list[float]:
-    """Log-probability of each choice, a sequence of tokens, after the prompt; the prompt is computed once."""
-    return score_choices_batch(loaded, [(prompt_ids, choices)])[0]
-
-
 def score_choices_batch(
     loaded: LoadedModel,
     questions: Sequence[Question],
@@ -304,7 +299,9 @@ def score_choices_batch(
     batch_tokens: int = 8192,
     on_progress: Progress | None = None,
 ) -> list[list[float]]:
-    """`score_choices` for many (prompt, choices), several at a time; exact prefix sharing, in the order given.
+    """Log-probability of each choice after its prompt, for each question in the order given.
+
+    Several questions are computed at a time, and what prompts and choices share only once; exact.
 
     Raises:
         ModelError: the model's layers are not plain attention.

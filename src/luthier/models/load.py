@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import jinja2
 import torch
@@ -19,8 +19,6 @@ from torch import nn
 from luthier.errors import ModelError
 from luthier.models.catalog import ModelFiles, require_safetensors
 from luthier.models.gguf import read_config
-
-Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _UNBOUNDED = 1 << 30
