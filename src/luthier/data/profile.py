@@ -133,8 +133,8 @@ class _Seen:
     def add(self, example: Example) -> None:
         """Count one row."""
         self.rows += 1
-        self._measure(example)
         reply = reply_of(example)
+        self._measure(example, reply)
         text = "\n".join(m.content for m in reply)
         if self.rows <= self.limit:
             self.looked_at += 1
@@ -147,8 +147,7 @@ class _Seen:
         elif len(self.replies) <= MOST_LABELS or text in self.replies:
             self.replies[text] += 1
 
-    def _measure(self, example: Example) -> None:
-        reply = reply_of(example)
+    def _measure(self, example: Example, reply: tuple[Message, ...]) -> None:
         if isinstance(example, Document):
             self.prompt.append(0)
             self.reply.append(len(example.text))

@@ -47,10 +47,6 @@ class Source:
         first = (number - 1) * self.rows_per_step
         return [self.units[self._at(position)] for position in range(first, first + self.rows_per_step)]
 
-    def steps_per_epoch(self) -> float:
-        """How many steps see every unit once."""
-        return len(self.units) / self.rows_per_step
-
     def _at(self, position: int) -> int:
         epoch, offset = divmod(position, len(self.units))
         if epoch != self._epoch:

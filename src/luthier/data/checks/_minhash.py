@@ -178,8 +178,8 @@ def _bands(signatures: U8) -> Iterator[tuple[I64, NDArray[np.bool_]]]:
         yield order, np.concatenate(([True], ordered[1:] != ordered[:-1]))
 
 
-def groups(signatures: U8, near: float = NEAR) -> tuple[I64, dict[int, float]]:
-    """Texts in groups of near-duplicates.
+def groups(signatures: U8) -> tuple[I64, dict[int, float]]:
+    """Texts in groups of near-duplicates: each is alike (`NEAR`) to another of its group.
 
     Returns:
         The group of each text (M,), named after its first text; and for each text that joined a group by a pair found
@@ -200,7 +200,7 @@ def groups(signatures: U8, near: float = NEAR) -> tuple[I64, dict[int, float]]:
         if not left.size:
             continue
         alike = similarity(signatures, left, right)
-        close = alike >= near
+        close = alike >= NEAR
         for text, value in zip(right[close].tolist(), alike[close].tolist(), strict=True):
             likeness[text] = max(value, likeness.get(text, 0.0))
         group = _joined(group, left[close], right[close])

@@ -13,6 +13,7 @@ _FOLD = bytes(
     code + 32 if 65 <= code <= 90 else code if 48 <= code <= 57 or 97 <= code <= 122 or code >= 128 else 32
     for code in range(256)
 )
+_SHOWN = 5  # places listed for a finding
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 
@@ -159,24 +160,19 @@ def share(part: int, whole: int) -> str:
     return f"{percent:.0f} %" if percent >= 10 else f"{percent:.1f} %" if percent >= 0.1 else f"{percent:.2g} %"
 
 
-def render_findings(findings: Iterable[Finding], places: int = 5) -> str:
-    """Findings as plain text, one paragraph each and a count at the end; safe to print whatever the data holds.
-
-    Args:
-        findings: in the order in which they shall stand.
-        places: at most this many places are listed for each.
-    """
+def render_findings(findings: Iterable[Finding]) -> str:
+    """Findings in their order as plain text, a paragraph each and a count at the end; safe whatever the data holds."""
     listed = list(findings)
-    blocks = [_render(finding, places) for finding in listed]
+    blocks = [_render(finding) for finding in listed]
     counts = {severity: sum(finding.severity == severity for finding in listed) for severity in SEVERITIES}
     totals = ", ".join(f"{count} {severity}{'' if count == 1 else 's'}" for severity, count in counts.items() if count)
     return "\n".join([*blocks, f"data checks: {totals or 'nothing found'}"])
 
 
-def _render(finding: Finding, places: int) -> str:
+def _render(finding: Finding) -> str:
     lines = [f"{finding.severity:<8} {finding.check}: {safe(finding.message)}"]
     if finding.where:
-        shown, hidden = finding.where[:places], finding.count - min(places, len(finding.where))
+        shown, hidden = finding.where[:_SHOWN], finding.count - min(_SHOWN, len(finding.where))
         more = f"; and {hidden:,} more" if hidden > 0 else ""
         lines.append(f"         where: {'; '.join(_grouped(shown))}{more}")
     if finding.advice:
