@@ -5,7 +5,6 @@ marked as quantized, a digit splitter that is not carried over, a tied matrix th
 that is not an end for generation, and a base model without a chat template.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -152,19 +151,3 @@ def _set_stop_ids(model: Any, tokenizer: Any, reader: Any) -> None:
         eos_token_id=stops[0] if len(stops) == 1 else stops,
         pad_token_id=tokenizer.pad_token_id,
     )
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json as plain values.
-
-    Raises:
-        ModelError: the file is missing or is not a JSON object.
-    """
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as a model's configuration: {error}") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{path}: expected a JSON object, found {type(config).__name__}")
-    return config

@@ -4,11 +4,13 @@ Only weights are read, never code: a repository that brings its own Python, or p
 that the files lack is an error, not a random number.
 """
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -18,7 +20,6 @@ from torch import nn
 
 from luthier.errors import ModelError
 from luthier.models.catalog import ModelFiles, require_safetensors
-from luthier.models.gguf import read_config
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _UNBOUNDED = 1 << 30
@@ -145,7 +146,7 @@ def bfloat16_speedup() -> float:
 
 
 def _require_supported(files: ModelFiles) -> None:
-    config = read_config(files.folder)
+    config = _read_config(files.folder)
     if "auto_map" in config:
         raise ModelError(
             f"{files.name}: config.json asks for Python code of its own (auto_map); code from a model is never run; "
@@ -162,6 +163,22 @@ def _require_supported(files: ModelFiles) -> None:
             f"{files.name}: the weights are stored quantized ({method}); give the unquantized model, "
             "or a GGUF file, which is expanded when it is read"
         )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """config.json as plain values.
+
+    Raises:
+        ModelError: the file is missing or is not a JSON object.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read as a model's configuration: {error}") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path}: expected a JSON object, found {type(config).__name__}")
+    return config
 
 
 def _load_tokenizer(files: ModelFiles) -> Any:
