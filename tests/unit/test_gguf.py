@@ -252,6 +252,26 @@ def test_what_is_no_gguf_is_refused(cache: Path, tmp_path: Path) -> None:
     assert not list((cache / "models").glob(f"*{sha256_of(path)[:16]}*"))
 
 
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [("martian", "architecture martian is not supported"), ("llama", "Cannot build a tokenizer")],
+)
+def test_an_unknown_architecture_or_no_tokenizer_is_refused(
+    cache: Path, tmp_path: Path, architecture: str, message: str
+) -> None:
+    path = tmp_path / "odd.gguf"
+    writer = GGUFWriter(str(path), architecture)
+    writer.add_block_count(1)
+    writer.add_tensor("token_embd.weight", np.zeros((32, 64), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match=rf"odd\.gguf: .*{message}"):
+        resolve(str(path))
+    assert not list((cache / "models").glob(f"*{sha256_of(path)[:16]}*"))
+
+
 @pytest.mark.slow
 def test_two_processes_make_it_once(tmp_path: Path) -> None:
     gguf = write_gguf(tmp_path / "tiny.gguf", template=CHATML)

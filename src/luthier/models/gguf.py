@@ -42,7 +42,7 @@ def convert(gguf: Path, folder: Path) -> None:
     """Write the model in `gguf` to the empty folder `folder`.
 
     Raises:
-        ModelError: the file is not GGUF, or its architecture cannot be read.
+        ModelError: the file is not GGUF, or its architecture or tokenizer cannot be read.
     """
     from gguf import GGUFReader
 
@@ -90,7 +90,10 @@ def _read_tokenizer(gguf: Path, reader: Any) -> Any:
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+    except (ValueError, KeyError, NotImplementedError) as error:
+        raise ModelError(f"{gguf}: its architecture or tokenizer cannot be read from GGUF: {error}") from None
     if _field(reader, "tokenizer.ggml.pre") == "smollm":
         # the reader does not carry the digit splitter over: "\n 12" would be cut as the model never saw it
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
