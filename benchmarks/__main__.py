@@ -62,8 +62,10 @@ def run(name: str) -> int:
                 target.flush()
 
         tell(heading(name) + "\n")
-        command = [sys.executable, "-u", str(FOLDER / f"{name}.py")]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        command = [sys.executable, "-u", "-m", f"benchmarks.{name}"]
+        with subprocess.Popen(
+            command, cwd=FOLDER.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
             for line in process.stdout or ():
                 tell(line)
         tell(f"exit code {process.returncode}\n\n")

@@ -5,15 +5,15 @@ trains four steps, and the operating system says how much it held at most. Rows 
 so that lengths can be chosen. Exits with 1 if a prediction is off by more than 15 %.
 """
 
-import json
-import random
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks._rows import write_recipe
+
+FOLDER = Path(__file__).parent.parent
 LIMIT = 0.15
-WORDS = ["street", "road", "lake", "hill", "north", "south", "old", "new", "green", "king", "mill", "bridge", "park"]
 SETTINGS: dict[str, dict[str, object]] = {
     "lora, short rows": {"words": 60, "set": []},
     "lora, long rows": {"words": 400, "set": []},
@@ -21,16 +21,6 @@ SETTINGS: dict[str, dict[str, object]] = {
     "lora, float32": {"words": 60, "set": ["model.precision=float32"]},
     "full": {"words": 60, "set": ["adapter.type=full", "optimizer.learning_rate=1e-5"]},
 }
-
-
-def write_rows(path: Path, words: int) -> None:
-    rng = random.Random(0)
-    with path.open("w", encoding="utf-8") as file:
-        for number in range(64):
-            text = " ".join(rng.choice(WORDS) for _ in range(words))
-            reply = " ".join(rng.choice(WORDS) for _ in range(words // 2))
-            messages = [{"role": "user", "content": text}, {"role": "assistant", "content": reply}]
-            file.write(json.dumps({"id": str(number), "messages": messages}) + "\n")
 
 
 def child(mode: str, recipe_file: str, *assignments: str) -> None:
@@ -59,8 +49,8 @@ def child(mode: str, recipe_file: str, *assignments: str) -> None:
 
 
 def ask(mode: str, recipe: Path, assignments: list[str]) -> int:
-    command = [sys.executable, __file__, mode, str(recipe), *assignments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "benchmarks.memory", mode, str(recipe), *assignments]
+    done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
     return int(done.stdout.split()[-1])
@@ -71,9 +61,7 @@ def main() -> int:
     print(f"{'setting':<34} {'predicted':>10} {'measured':>10} {'off by':>8}")
     with tempfile.TemporaryDirectory() as place:
         for name, setting in SETTINGS.items():
-            rows, recipe = Path(place) / "rows.jsonl", Path(place) / "recipe.toml"
-            write_rows(rows, int(str(setting["words"])))
-            recipe.write_text('[data]\ntrain = "rows.jsonl"\n[training]\nsteps = 4\n', encoding="utf-8")
+            recipe = write_recipe(Path(place), int(str(setting["words"])))
             assignments = list(setting["set"])  # type: ignore[call-overload]
             predicted, measured = (ask(mode, recipe, assignments) for mode in ("predict", "measure"))
             off = predicted / measured - 1

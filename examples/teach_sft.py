@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> list[float]:
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
     chats = [
-        json.loads(line)["messages"] for line in options.rows.read_text(encoding="utf-8").splitlines() if line.strip()
+        json.loads(line)["messages"] for line in options.rows.read_text(encoding="utf-8").split("\n") if line.strip()
     ]
     rows = [build_row(chat, tokenizer) for chat in chats]
     question = chats[0][:-1]

@@ -26,7 +26,7 @@ from luthier.evaluation.forgetting import (
 )
 from luthier.evaluation.harness import Evaluation, Measured, Options, conclude, measure
 from luthier.evaluation.metrics.base import Metric
-from luthier.evaluation.metrics.schema_valid import read_schema
+from luthier.evaluation.schema import read_schema
 from luthier.evaluation.significance import metric_interval
 from luthier.evaluation.systems.base import Context, System
 from luthier.evaluation.task import build_metrics, choose_metrics, detect_task, longest_answer_tokens

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
+from tests.rendering import left_out
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -71,7 +72,7 @@ def template(request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerFast)
 
 def test_it_renders_everything(template: Template) -> None:
     assert template.capabilities == {"system", "tools", "tool_calls", "tool_results"}
-    assert template.dropped_strings(CONVERSATION) == []
+    assert left_out(template, CONVERSATION) == []
 
 
 def test_it_ends_turns_with_the_end_token(template: Template, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -117,7 +118,7 @@ def test_a_reply_comes_back_as_it_was(template: Template, reply: Message) -> Non
     assert list(row.ids[: len(prompt)]) == prompt
     parsed = template.parse_reply(row.ids[len(prompt) :])
     assert parsed == reply
-    assert template.dropped_strings(Conversation(messages, (TOOL,))) == []
+    assert left_out(template, Conversation(messages, (TOOL,))) == []
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,10 @@ class WrongTemplate:
         return self.inner.source
 
     @property
+    def capabilities(self) -> frozenset[str]:
+        return self.inner.capabilities
+
+    @property
     def stop_ids(self) -> frozenset[int]:
         return self.inner.stop_ids
 

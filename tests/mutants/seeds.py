@@ -11,6 +11,7 @@ import torch
 from tests.mutants import parts
 from tests.mutants.bench import (
     OWN_TEMPLATE,
+    WEATHER,
     Bench,
     dpo_bench,
     preferences,
@@ -161,6 +162,13 @@ def _change_messages(change: Callable[[Message], Message]) -> parts.ExampleChang
 @mutant("A8", "nothing_dropped")
 def own_template_drops_tools_and_calls() -> Subject:
     return Bench(source=OWN_TEMPLATE).subject()
+
+
+@mutant("A8", "nothing_dropped")
+def tools_dropped_where_the_question_holds_their_words() -> Subject:
+    question = "Which of get_weather, Tells the weather of a city., city, Name of the city is asked for in Paris?"
+    row = Conversation((Message("user", question), Message("assistant", "get_weather")), (WEATHER,), id="row-1")
+    return Bench(examples=[row], source=OWN_TEMPLATE).subject()
 
 
 @mutant("A8", "nothing_dropped")

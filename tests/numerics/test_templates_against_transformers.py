@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.rendering import left_out
 
 from luthier.data.formats.base import read_examples
 from luthier.data.templates import BUILTIN, Template
@@ -74,8 +75,8 @@ def test_the_models_own_template_drops_tools_and_the_built_in_one_does_not(token
     tools = Template(tokenizer, (BUILTIN / "chatml_tools.jinja").read_text(encoding="utf-8"), "chatml_tools")
     calls = 0
     for conversation in conversations(shared_data / "toolcalls" / "train.jsonl"):
-        assert tools.dropped_strings(conversation) == [], conversation.where
-        assert own.dropped_strings(conversation), conversation.where
+        assert left_out(tools, conversation) == [], conversation.where
+        assert left_out(own, conversation), conversation.where
         (row,) = tools.rows(conversation)
         prompt = tools.prompt_ids(conversation.prompt, conversation.tools)
         assert list(row.ids[: len(prompt)]) == prompt

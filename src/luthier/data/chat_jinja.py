@@ -127,14 +127,3 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float):
         return value
     raise TemplateError(f"a value of type {type(value).__name__} is not JSON and cannot be shown to a chat template")
-
-
-def leaf_strings(value: Any) -> list[str]:
-    """Every string inside plain data, in order; keys of objects are not among them."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, Mapping):
-        return [leaf for item in value.values() for leaf in leaf_strings(item)]
-    if isinstance(value, Sequence):
-        return [leaf for item in value for leaf in leaf_strings(item)]
-    return []

@@ -11,7 +11,6 @@ faithful to all turns; then every trained turn becomes a row of its own. Content
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from luthier.config import did_you_mean
-from luthier.data.chat_jinja import compile_template, leaf_strings, message_dict, plain
+from luthier.data.chat_jinja import compile_template, message_dict, plain
 from luthier.data.control_tokens import After, ControlTokens
 from luthier.data.replies import parse_reply_text
 from luthier.data.template_probes import RENDER_ERRORS, find_capabilities, skeleton, wants_arguments_as_text
@@ -32,7 +31,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, and this module needs none o
 LossOn: TypeAlias = Literal["assistant", "last_assistant", "all"]
 Tools: TypeAlias = Sequence[Mapping[str, Any]]
 
-_KINDS = {"system": "system", "developer": "system", "tool": "tool_results"}
 
 BUILTIN = resources.files("luthier.data") / "templates_builtin"
 
@@ -200,25 +198,6 @@ class Template:
         chat = self._chat(messages, tools, NOWHERE)
         text = self._text(chat, add_generation_prompt)
         return text.replace(chat.escape, "") if chat.escape else text
-
-    def dropped_strings(self, conversation: Conversation) -> list[str]:
-        """Strings of the conversation that its rendering leaves out: content, tool names, arguments, descriptions.
-
-        A string counts as rendered if it stands in the text as it is, JSON-escaped, or with its ends trimmed. Strings
-        of a kind that the template never renders are listed even where the same word happens to occur elsewhere.
-
-        Raises:
-            TemplateError: the template refuses a message.
-        """
-        text = self.text(conversation.messages, conversation.tools)
-        dropped = [s for s in leaf_strings(plain(conversation.tools)) if not self._shows("tools", s, text)]
-        for message in conversation.messages:
-            kind = _KINDS.get(message.role, "")
-            dropped += [] if self._shows(kind, message.content, text) else [message.content]
-            for call in message.tool_calls:
-                leaves = [call.name, *leaf_strings(plain(call.arguments))]
-                dropped += [s for s in leaves if not self._shows("tool_calls", s, text)]
-        return dropped
 
     # training rows
 
@@ -421,15 +400,6 @@ class Template:
             raise TemplateError(
                 f"{chat.where}: template {self.name!r} writes the beginning-of-sequence token twice; remove one from it"
             )
-
-    def _shows(self, kind: str, text: str, rendered: str) -> bool:
-        """Whether `rendered` holds `text`, given that the template renders strings of this kind at all."""
-        if not text.strip():
-            return True
-        if kind and kind not in self.capabilities:
-            return False
-        forms = (text, text.strip(), json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1])
-        return any(form in rendered for form in forms)
 
     def _adds_space_to_reply(self) -> bool:
         """Whether the tokenizer puts a space of its own before a reply, because a control token stands before it."""

@@ -47,7 +47,7 @@ class Memory:
 
 def shape_of(model: Any) -> Shape:
     """The shape of a transformers decoder."""
-    config = model.config
+    config = model.config.get_text_config()  # of a model with vision, the part that reads and writes text
     return Shape(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,

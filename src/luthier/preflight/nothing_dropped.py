@@ -1,7 +1,8 @@
 """Everything in a row reaches the model.
 
 A template prints nothing for a field that it does not know, so tools, tool calls or system messages vanish without an
-error, and the model is taught to answer from nothing. Every text of a row is looked for in the decoded tokens.
+error, and the model is taught to answer from nothing. Every text of a row is looked for in the decoded tokens; and a
+kind of content that the template never renders is missing even where the question happens to hold the same words.
 """
 
 from collections.abc import Iterator
@@ -58,9 +59,9 @@ class NothingDropped(Gate):
             texts = [decode(subject.tokenizer, row.ids) for row in case.whole]
             wanted = list(_wanted(case))
             looked += len(wanted)
-            missing = list(
-                dict.fromkeys(path for path, leaf in wanted if not any(occurs(leaf, text) for text in texts))
-            )
+            silent = _kinds(case) - subject.template.capabilities
+            missing = [f"any {kind.replace('_', ' ')}" for kind in sorted(silent)]
+            missing += dict.fromkeys(path for path, leaf in wanted if not any(occurs(leaf, text) for text in texts))
             if missing:
                 more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
                 faults.append(Fault(case.row_id, f"not in its tokens: {', '.join(missing[:4])}{more}", case.where))
@@ -73,6 +74,14 @@ class NothingDropped(Gate):
 def _last(case: Case) -> int:
     """Index of the last message that a row must show: nothing is learned from what follows the last trained reply."""
     return max((turn.index for turn in case.turns), default=len(case.messages) - 1)
+
+
+def _kinds(case: Case) -> set[str]:
+    """Kinds of content, as `Template.capabilities` names them, that a row must show."""
+    shown = case.messages[: _last(case) + 1]
+    kinds = {"tools"} if case.tools else set()
+    kinds |= {"tool_calls" for m in shown if m.tool_calls} | {"tool_results" for m in shown if m.role == "tool"}
+    return kinds | {"system" for m in shown if m.role in ("system", "developer") and m.content.strip()}
 
 
 def _wanted(case: Case) -> Iterator[tuple[str, Any]]:

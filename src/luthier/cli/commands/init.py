@@ -226,18 +226,13 @@ def find_schema(train: Profile) -> tuple[Path | None, list[str]]:
     path = train.path.parent / SCHEMA
     if train.kind != "json" or not path.is_file():
         return None, []
-    import jsonschema
-    from referencing import Registry
     from referencing.exceptions import Unresolvable
 
-    from luthier.evaluation.metrics.schema_valid import read_schema
+    from luthier.evaluation.schema import read_schema, validator_of
 
     try:
         schema = read_schema(path)
-        validator = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)(
-            schema,
-            registry=Registry(),  # the default one would fetch what a $ref names
-        )
+        validator = validator_of(schema)
         valid = sum(_satisfies(validator, reply) for reply in train.sample_replies)
     except (EvaluationError, Unresolvable, ValueError) as error:
         return None, [f"note: {path} is left out: {error}"]

@@ -3,35 +3,16 @@
 The dialect is the one that the schema names in `$schema`, else 2020-12. References to other documents are not fetched.
 """
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-import jsonschema
 from referencing.exceptions import Unresolvable
 
 from luthier.errors import EvaluationError
 from luthier.evaluation.metrics._json import NotJson, parse
 from luthier.evaluation.metrics.base import Prediction, RatioMetric
-
-
-def read_schema(path: Path) -> dict[str, Any]:
-    """The JSON Schema in a file.
-
-    Raises:
-        EvaluationError: the file is missing, is not JSON, or is not a schema.
-    """
-    try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
-        jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator).check_schema(schema)
-    except (OSError, ValueError) as error:
-        raise EvaluationError(f"{path}: not a readable JSON file: {error}; evaluation.json_schema names it") from None
-    except jsonschema.SchemaError as error:
-        raise EvaluationError(f"{path}: not a JSON Schema: {error.message} at {error.json_path}") from None
-    if not isinstance(schema, dict):
-        raise EvaluationError(f"{path}: expected a JSON Schema, an object with `properties`; found {schema!r}")
-    return schema
+from luthier.evaluation.schema import read_schema, validator_of
 
 
 class SchemaValid(RatioMetric):
@@ -45,8 +26,7 @@ class SchemaValid(RatioMetric):
 
     @cached_property
     def _validator(self) -> Any:
-        schema = read_schema(Path(self.json_schema))
-        return jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)(schema)
+        return validator_of(read_schema(Path(self.json_schema)))
 
     def statistics(self, prediction: Prediction) -> tuple[float, float]:
         """(1 if it satisfies the schema, 1).
