@@ -24,11 +24,13 @@ from luthier.engine.schedules.base import Schedule
 from luthier.errors import DataError, ModelError, RecipeError
 from luthier.evaluation.systems.base import System
 from luthier.examples import Example
+from luthier.files import sha256_of, sync
 from luthier.models.catalog import resolve
 from luthier.models.load import LoadedModel, load
 from luthier.models.scorer import Scorer, require_forest
 from luthier.objectives.base import Models, Objective
 from luthier.recipe import Recipe
+from luthier.run_folder import RunFolder
 
 T = TypeVar("T", bound=Settings)
 TEMPLATE_FILE = "template.jinja"
@@ -46,11 +48,32 @@ def part(settings: Settings, kind: type[T], key: str) -> T:
     return settings
 
 
-def open_model(recipe: Recipe, device: str | None = None) -> LoadedModel:
-    """The base model of the recipe, fetched if need be, verified and loaded; on `device`, or where the recipe says."""
-    loaded = load(resolve(recipe.model.name), recipe.model.precision, device or recipe.model.device)
+def open_model(recipe: Recipe, precision: str | None = None, device: str | None = None) -> LoadedModel:
+    """The base model of the recipe, fetched if need be, verified and loaded; what is given goes before its settings.
+
+    Raises:
+        ModelError: it cannot be had or used.
+    """
+    settings = recipe.model
+    loaded = load(resolve(settings.name), precision or settings.precision, device or settings.device)
     require_forest(loaded.model)
     return loaded
+
+
+def open_for_run(recipe: Recipe, folder: RunFolder) -> LoadedModel:
+    """The base model as this run held it when it was first opened: `auto` must not mean another thing after a stop.
+
+    Raises:
+        ModelError: it cannot be had or used, or the device of the run is not on this machine.
+    """
+    loaded = open_model(recipe, **(folder.read("manifest.json").get("held") or {}))
+    folder.record(held={"precision": precision_of(loaded), "device": str(loaded.device)})
+    return loaded
+
+
+def precision_of(loaded: LoadedModel) -> str:
+    """The number format of a model, as `model.precision` names it."""
+    return str(loaded.dtype).removeprefix("torch.")
 
 
 def adapter_of(recipe: Recipe) -> Adapter:
@@ -89,6 +112,7 @@ def units_of(recipe: Recipe, examples: Sequence[Example], template: Template) ->
                 "set objective.type or data.format",
                 example.where.path,
                 example.where.line,
+                example.where.row,
             )
         units.append(objective.rows(example, template))
     return units
@@ -189,17 +213,51 @@ def _hash_units(units: Sequence[Unit]) -> str:
     return digest.hexdigest()
 
 
-def save_artifact(folder: Path, recipe: Recipe, loaded: LoadedModel, injected: Injected, template: Template) -> None:
-    """Write what training made: the adapter as `peft` lays it out, the template, and where both came from."""
-    injected.save(folder, recipe.model.name)
+def save_artifact(
+    folder: Path,
+    recipe: Recipe,
+    loaded: LoadedModel,
+    injected: Injected,
+    template: Template,
+    fingerprint: str | None = None,
+) -> None:
+    """Write what training made, so that it is on the disk: weights, template, and where both came from.
+
+    An adapter is laid out as by `peft`; a model that was trained as a whole comes with its tokenizer, so that
+    transformers opens the folder by itself. The sha256 of every file goes into `run.json`, the last file written.
+
+    Args:
+        folder: made if need be.
+        recipe: of the run.
+        loaded: the base, with the number format that it was trained in.
+        injected: the trained tensors.
+        template: that was trained with.
+        fingerprint: of the training (`fingerprint_of`), by which `is_artifact_of` knows the artifact again.
+
+    Raises:
+        OSError, SafetensorError: the disk is full or the folder cannot be written.
+    """
+    injected.save(folder, loaded.files.base_name)
     (folder / TEMPLATE_FILE).write_text(template.source, encoding="utf-8")
+    if adapter_of(recipe).overwrites_base:
+        tokenizer = copy.deepcopy(loaded.tokenizer)
+        tokenizer.chat_template = template.source
+        tokenizer.save_pretrained(folder)
     record = {
         "luthier": __version__,
         "recipe": recipe.dump(),
-        "model": {"name": recipe.model.name, "fingerprint": loaded.files.fingerprint},
+        "model": {
+            "name": recipe.model.name,
+            "fingerprint": loaded.files.fingerprint,
+            "precision": precision_of(loaded),
+        },
         "template": {"name": template.name, "sha256": template.sha256},
+        "training": fingerprint,
+        "files": {path.name: sha256_of(path) for path in sorted(folder.iterdir())},
     }
     (folder / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+    for path in (*folder.iterdir(), folder):
+        sync(path)
 
 
 @dataclass(frozen=True)
@@ -220,16 +278,37 @@ class Trained:
 
 
 def artifact_record(folder: Path) -> dict[str, Any]:
-    """What `save_artifact` noted beside the weights in `folder`.
+    """What `save_artifact` noted beside the weights in `folder`, once every file there is what it wrote.
 
     Raises:
-        ModelError: there is no trained model.
+        ModelError: there is no trained model, or a file of it was changed, added or removed since.
     """
     path = folder / RECORD
     if not path.is_file():
         raise ModelError(f"{folder}: no trained model here; `luthier run` or `luthier train` makes one")
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        written = dict(record["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{path} is damaged ({error!r}); `luthier train` writes it again from its checkpoint"
+        ) from None
+    present = {p.name: sha256_of(p) for p in folder.iterdir() if p.is_file() and p.name != RECORD}
+    changed = sorted(name for name in written.keys() | present.keys() if written.get(name) != present.get(name))
+    if changed:
+        raise ModelError(
+            f"{folder}: {', '.join(changed)} was changed, added or removed since the training wrote this folder; "
+            "restore it, or let `luthier train` write it again from its checkpoint"
+        )
     return record
+
+
+def is_artifact_of(folder: Path, fingerprint: str) -> bool:
+    """Whether `folder` holds the whole artifact of the training with this fingerprint."""
+    try:
+        return bool(artifact_record(folder)["training"] == fingerprint)
+    except ModelError:
+        return False
 
 
 def require_same_base(record: dict[str, Any], loaded: LoadedModel) -> None:
@@ -249,13 +328,12 @@ def open_trained(run_folder: Path, device: str | None = None) -> Trained:
     """Load the model that a run trained, with the template that it was trained with.
 
     Raises:
-        ModelError: the run has no adapter yet, its base model is another one than it was, a file does not fit, or the
-            template was changed since.
+        ModelError: the run has no adapter yet, its base model is another one than it was, or a file was changed since.
     """
     folder = run_folder / "adapter"
     record = artifact_record(folder)
     recipe = build(Recipe, record["recipe"])
-    loaded = open_model(recipe, device)
+    loaded = open_model(recipe, record["model"]["precision"], device)
     require_same_base(record, loaded)
     template = build_template(loaded, str(folder / TEMPLATE_FILE), loss_on=recipe.data.loss_on)
     if template.sha256 != record["template"]["sha256"]:

@@ -8,11 +8,14 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from luthier.errors import RecipeError, did_you_mean as did_you_mean
 
@@ -33,6 +36,12 @@ class Settings(BaseModel):
         protected_namespaces=(),
     )
 
+    @classmethod
+    def tables(cls, values: Mapping[str, Any]) -> "dict[str, type[Settings]]":
+        """The tables in `values`, by key: the usual mistake is the right key in the wrong one."""
+        found = {name: field.annotation for name, field in cls.model_fields.items()}
+        return {name: t for name, t in found.items() if isinstance(t, type) and issubclass(t, Settings)}
+
     @model_validator(mode="before")
     @classmethod
     def _freeze_lists(cls, values: Any) -> Any:
@@ -45,6 +54,48 @@ def _frozen(value: Any) -> Any:
 
 
 S = TypeVar("S", bound=Settings)
+NESTED = "nested_settings"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with settings."""
+
+    path: tuple[str, ...]
+    text: str
+    known: tuple[str, ...] | None = None
+    """Where the key is unknown: the keys that its table has."""
+
+    def tell(self, tables: Mapping[str, type[Settings]]) -> str:
+        """The message; `tables` are where an unknown key may belong instead."""
+        if self.known is None:
+            return self.text
+        key = self.path[-1]
+        homes = [f"{name}.{key}" for name, table in tables.items() if key in table.model_fields]
+        return self.text + (f"; did you mean {homes[0]!r}?" if len(homes) == 1 else did_you_mean(key, self.known))
+
+
+class SettingsError(RecipeError):
+    """Everything that is wrong with a group of settings."""
+
+    def __init__(self, problems: Sequence[Problem], tables: Mapping[str, type[Settings]]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problem.tell(tables) for problem in problems))
+
+
+@contextmanager
+def nested() -> Iterator[None]:
+    """Within a validator: what is wrong with a part is reported together with all else that is wrong.
+
+    Raises:
+        PydanticCustomError: in place of a RecipeError; `build` takes it apart again.
+    """
+    try:
+        yield
+    except SettingsError as error:
+        raise PydanticCustomError(NESTED, "{problems}", {"problems": tuple(error.problems)}) from None
+    except RecipeError as error:
+        raise PydanticCustomError(NESTED, "{problems}", {"problems": (Problem((), str(error)),)}) from None
 
 
 def build(cls: type[S], values: Mapping[str, Any], at: Sequence[str] = ()) -> S:
@@ -56,19 +107,23 @@ def build(cls: type[S], values: Mapping[str, Any], at: Sequence[str] = ()) -> S:
     try:
         return cls.model_validate(dict(values))
     except ValidationError as error:
-        raise RecipeError("\n".join(_explain(cls, e, at) for e in error.errors())) from None
+        problems = [problem for found in error.errors() for problem in _problems(cls, found, at)]
+        tables = {".".join([*at, name]): table for name, table in cls.tables(values).items()}
+        raise SettingsError(problems, tables) from None
 
 
-def _explain(cls: type[Settings], error: Any, at: Sequence[str]) -> str:
-    path = [*at, *(str(part) for part in error["loc"])]
+def _problems(cls: type[Settings], error: Any, at: Sequence[str]) -> Sequence[Problem]:
+    path = (*at, *(str(part) for part in error["loc"]))
     name = ".".join(path)
+    if error["type"] == NESTED:
+        problems: Sequence[Problem] = error["ctx"]["problems"]
+        return problems
     if error["type"] == "extra_forbidden":
         known = sorted(_fields_at(cls, [str(p) for p in error["loc"][:-1]]))
-        home = _home_of(cls, path[-1], at)
-        return f"unknown key {name!r}" + (f"; did you mean {home!r}?" if home else did_you_mean(path[-1], known))
+        return [Problem(path, f"unknown key {name!r}", tuple(known))]
     if error["type"] == "missing":
-        return f"{name!r} is missing: it has no default"
-    return f"{name} = {_short(error['input'])}: {_lower_first(error['msg'])}"
+        return [Problem(path, f"{name!r} is missing: it has no default")]
+    return [Problem(path, f"{name} = {_short(error['input'])}: {_lower_first(error['msg'])}")]
 
 
 def _short(value: Any, longest: int = 120) -> str:
@@ -78,16 +133,6 @@ def _short(value: Any, longest: int = 120) -> str:
 
 def _lower_first(text: str) -> str:
     return text[:1].lower() + text[1:]
-
-
-def _home_of(cls: type[Settings], key: str, at: Sequence[str]) -> str | None:
-    """Where else in `cls` a key of exactly this name lives: the usual mistake is the right key in the wrong table."""
-    homes = []
-    for group, field in cls.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, Settings) and key in inner.model_fields:
-            homes.append(".".join([*at, group, key]))
-    return homes[0] if len(homes) == 1 else None
 
 
 def _fields_at(cls: type[Settings], path: Sequence[str]) -> Iterable[str]:
@@ -111,7 +156,7 @@ def read_toml(path: Path) -> Tree:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such file; `luthier init train.jsonl -o {path}` writes one") from None
-    except (IsADirectoryError, PermissionError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"{path}: not a readable TOML file: {error}") from None
 
 

@@ -31,11 +31,14 @@ class RecipeError(LuthierError):
 
 
 class DataError(LuthierError):
-    """A data file or one of its rows cannot be used."""
+    """A data file or one of its rows cannot be used; `message` is what is wrong, without the place."""
 
-    def __init__(self, message: str, path: str | Path | None = None, line: int | None = None) -> None:
-        self.path, self.line = path, line
-        where = "" if path is None else f"{path}: " if line is None else f"{path}, line {line}: "
+    def __init__(
+        self, message: str, path: str | Path | None = None, line: int | None = None, row: int | None = None
+    ) -> None:
+        self.message, self.path, self.line, self.row = message, path, line, row
+        place = f", row {row}" if row else "" if line is None else f", line {line}"
+        where = "" if path is None else f"{path}{place}: "
         super().__init__(where + message)
 
 

@@ -1,7 +1,7 @@
 """Memory, time and money of a run before it begins.
 
-Memory is predicted from the model's shape and the largest micro-batch that this data will make. Time is measured: one
-typical training step and a short generation are timed on this machine and multiplied.
+Memory is predicted for every stage of a run, from the model's shape and the largest batch of the stage. Time is
+measured: one typical training step and the answers to a few test rows are timed on this machine and multiplied.
 """
 
 import time
@@ -14,17 +14,21 @@ import torch
 from luthier import assemble, registry
 from luthier.data.source import micro_batches
 from luthier.engine.run import Run
-from luthier.evaluate import question_of
+from luthier.evaluate import Question, context_of, question_of
+from luthier.evaluation.answering import SCORED_TOKENS, answer_with_model
+from luthier.evaluation.forgetting import BATCH_TOKENS
+from luthier.evaluation.task import SCORED_TASKS
 from luthier.models.forest import build_batch
-from luthier.models.generate import generate
-from luthier.models.memory import Load, Memory, held_bytes, predict, shape_of
+from luthier.models.generate import MAX_ROWS, PREFILL_TOKENS
+from luthier.models.load import wait_for
+from luthier.models.memory import Load, Memory, held_bytes, predict, predict_forward, shape_of
 from luthier.models.scorer import forest_mode
 from luthier.stages import Opened
 
 SCANNED_STEPS = 500
 PROCESS_BYTES = 600 * 2**20  # Python, torch and transformers at work, without a model
 # for a plan without a measurement: untuned answers ramble, several prompts are tried, and trained answers end
-_EFFORT = {"zero_shot": 1.6, "few_shot": 0.8, "fine_tuned": 0.4}
+_EFFORT = {"zero_shot": 1.6, "few_shot": 1.4, "fine_tuned": 0.4}
 # the share of the machine's matrix rate that training reaches, shared tokens counted for each row; speed of writing
 _TRAINING_SHARE, _WRITING_TOKENS_PER_SECOND = 0.5, 150.0
 
@@ -34,6 +38,8 @@ class Estimate:
     """What a run will take."""
 
     memory: Memory
+    """Of the stage that needs most."""
+    memory_stage: str
     steps: int
     tokens: int
     """Training tokens over all steps, shared ones counted for each row."""
@@ -80,21 +86,64 @@ def predict_memory(opened: Opened, run: Run) -> Memory:
     )
 
 
+def predict_stages(opened: Opened, run: Run, question: Question) -> Mapping[str, Memory]:
+    """Peak bytes of each stage of a whole run: the model is also loaded, answers, and is scored."""
+    shape, dtype = shape_of(opened.loaded.model), opened.loaded.dtype
+    if assemble.adapter_of(opened.recipe).overwrites_base:  # answers are computed in the type of its weights
+        dtype = torch.float32
+    training = predict_memory(opened, run)
+    stored = sum(path.stat().st_size for path in opened.loaded.files.folder.glob("*.safetensors"))
+    held = shape.parameters * opened.loaded.dtype.itemsize
+    return {
+        "loading": Memory(training.process, stored + held, 0, 0, 0),
+        "training": training,
+        "answering": predict_forward(training, shape, dtype, _answering_load(opened, question)),
+        "scoring": predict_forward(training, shape, dtype, _scoring_load(opened, question)),
+    }
+
+
+def _answering_load(opened: Opened, question: Question) -> Load:
+    """The largest batch of prompts, and of rows in flight, each as long as the longest training row can make it."""
+    systems = opened.recipe.evaluation.systems.values()
+    if question.task in SCORED_TASKS or not any(assemble.is_model_system(system) for system in systems):
+        return Load(0, 0)
+    longest = max(len(row.ids) for unit in opened.units["train"] for row in unit)
+    # examples in a prompt, as `few_shot` puts them
+    shots = max(system.model_dump().get("shots", 0) for system in systems)
+    rows = min(max(len(question.test), len(question.validation)), MAX_ROWS)
+    tokens = rows * (longest * (1 + shots) + question.max_new_tokens)
+    return Load(min(tokens, PREFILL_TOKENS), rows, min(tokens, context_of(opened, question).batch_tokens))
+
+
+def _scoring_load(opened: Opened, question: Question) -> Load:
+    """The largest batch of rows whose given tokens are scored: general text, multiple choice, or wanted replies."""
+    forgetting = opened.recipe.evaluation.forgetting
+    text = min(BATCH_TOKENS, forgetting.max_tokens) if forgetting.text != "none" else 0
+    if question.task not in SCORED_TASKS and all(m.needs != "logprobs" for m in question.metrics.values()):
+        return Load(PREFILL_TOKENS if forgetting.multiple_choice != "none" else text, text)
+    rows = [row for unit in opened.units["train"] for row in unit]
+    share = sum(row.trained_tokens for row in rows) / sum(len(row.ids) for row in rows)
+    return Load(SCORED_TOKENS, max(text, int(SCORED_TOKENS * share)))
+
+
 def estimate(opened: Opened) -> Estimate:
     """Predict and measure for a run whose rows passed the gates; its model cannot be trained afterwards."""
     recipe = opened.recipe
     trainable = assemble.make_trainable(recipe, opened.loaded)
     run = assemble.build_run(recipe, opened.loaded, trainable, opened.units, "", opened.folder.path)
-    memory = predict_memory(opened, run)
+    question = question_of(opened)
+    stages = predict_stages(opened, run, question)
+    largest = max(stages, key=lambda stage: stages[stage].total)
     step_seconds = _step_seconds(run)
-    writing = _writing_seconds(opened)
+    writing = _writing_seconds(opened, question)
     tokens = sum(len(row.ids) for number in range(1, run.steps + 1) for unit in run.source.step(number) for row in unit)
     validations = run.steps // run.validate_every + 1
     per_row = step_seconds / recipe.training.rows_per_step / 3  # a forward pass is about a third of a step
     training = run.steps * step_seconds + validations * len(run.validation) * per_row
     hourly = recipe.cost.machine_usd_per_hour
     return Estimate(
-        memory=memory,
+        memory=stages[largest],
+        memory_stage=largest,
         steps=run.steps,
         tokens=tokens,
         step_seconds=step_seconds,
@@ -114,19 +163,17 @@ def _step_seconds(run: Run) -> float:
             with forest_mode(run.model):
                 run.objective.loss(run.models, build_batch(rows).to(run.device)).total.backward()
         run.optimizer.zero_grad(set_to_none=True)
+        wait_for(run.device)
         seconds.append(time.perf_counter() - started)
     return sum(seconds[1:]) / 2
 
 
-def _writing_seconds(opened: Opened) -> float:
-    """Seconds for all model systems to answer the test rows, from a sample of them."""
-    question = question_of(opened)
+def _writing_seconds(opened: Opened, question: Question) -> float:
+    """Seconds for all model systems to answer the test rows, or to score them, from a sample."""
     sample = question.test[:8]
-    prompts = [opened.template.prompt_ids(row.prompt, row.tools) for row in sample]
-    started = time.perf_counter()
-    with torch.inference_mode():
-        generate(opened.loaded, prompts, max_new_tokens=question.max_new_tokens, stop_ids=opened.template.stop_ids)
-    per_row = (time.perf_counter() - started) / len(sample)
+    context = context_of(opened, question)
+    _, seconds = answer_with_model(sample, [row.prompt for row in sample], context, "estimate")
+    per_row = seconds / len(sample)
     models = sum(1 for system in opened.recipe.evaluation.systems.values() if assemble.is_model_system(system))
     return per_row * len(question.test) * models
 
@@ -155,7 +202,9 @@ def _matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Floating point operations per second of a product of the usual size on this device."""
     a, b = torch.ones(512, 576, dtype=dtype, device=device), torch.ones(1536, 576, dtype=dtype, device=device)
     torch.nn.functional.linear(a, b)
+    wait_for(device)
     started = time.perf_counter()
     for _ in range(5):
         torch.nn.functional.linear(a, b)
+    wait_for(device)
     return 5 * 2 * 512 * 576 * 1536 / (time.perf_counter() - started)

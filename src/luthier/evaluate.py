@@ -7,7 +7,7 @@ same way as an adapter. What is on disk and still true is used again.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ import numpy as np
 from luthier import assemble
 from luthier.adapters.base import Injected
 from luthier.config import canonical_hash
-from luthier.errors import EvaluationError
+from luthier.data.split import group_keys
 from luthier.evaluation.forgetting import (
+    WINDOW_TOKENS,
     Ability,
     compare_ability,
     load_items,
@@ -27,10 +28,18 @@ from luthier.evaluation.forgetting import (
 from luthier.evaluation.harness import Evaluation, Measured, Options, conclude, measure
 from luthier.evaluation.metrics.base import Metric
 from luthier.evaluation.schema import read_schema
-from luthier.evaluation.significance import metric_interval
+from luthier.evaluation.significance import Groups, metric_interval, number_groups
 from luthier.evaluation.systems.base import Context, System
-from luthier.evaluation.task import build_metrics, choose_metrics, detect_task, longest_answer_tokens
-from luthier.examples import Conversation, Document, Example, Preference
+from luthier.evaluation.task import (
+    SCORED_TASKS,
+    build_metrics,
+    choose_metrics,
+    detect_task,
+    longest_answer_tokens,
+    require_metrics,
+    require_rows,
+)
+from luthier.examples import Conversation, Example, Preference
 from luthier.files import sha256_of
 from luthier.progress import Progress
 from luthier.recipe import Recipe
@@ -42,22 +51,17 @@ Switch = Callable[[], AbstractContextManager[None]]
 
 
 def conversations(examples: Sequence[Example]) -> list[Conversation]:
-    """The rows as questions with a wanted answer: a preference pair asks its prompt and wants the chosen reply.
+    """The rows as questions with a wanted answer.
 
-    Raises:
-        EvaluationError: a row is raw text, which asks nothing.
+    A preference pair asks its prompt and wants the chosen reply; raw text asks nothing and is left out.
     """
     rows = []
     for example in examples:
-        if isinstance(example, Document):
-            raise EvaluationError(
-                f"{example.where}: raw text asks no question, so no answer can be compared. `luthier train` trains on "
-                "it; for a report name test rows with questions in data.test"
-            )
         if isinstance(example, Preference):
-            messages = example.prompt + example.chosen
-            example = Conversation(messages, example.tools, example.where, example.id, group=example.group)
-        rows.append(example)
+            messages, group, extra = example.prompt + example.chosen, example.group, example.extra
+            example = Conversation(messages, example.tools, example.where, example.id, group=group, extra=extra)
+        if isinstance(example, Conversation):
+            rows.append(example)
     return rows
 
 
@@ -65,8 +69,9 @@ def conversations(examples: Sequence[Example]) -> list[Conversation]:
 class Question:
     """What is asked of every system: rows, task, metrics and the room for an answer."""
 
-    test: list[Conversation]
+    test: Sequence[Example]
     train: list[Conversation]
+    """Where examples are found, as prompts are chosen on `validation`; both are empty where nothing is written."""
     validation: list[Conversation]
     task: str
     metrics: Mapping[str, Metric]
@@ -79,24 +84,32 @@ def question_of(opened: Opened) -> Question:
     """Work out task, metrics and the longest answer from the recipe and the rows; renders every training row.
 
     Raises:
-        EvaluationError: the rows cannot be evaluated, or a metric is unknown or misses its schema.
+        EvaluationError: the rows or a metric do not fit the task, or a metric is unknown or misses its schema.
     """
     settings, data = opened.recipe.evaluation, opened.data
-    train, validation, test = (conversations(rows) for rows in (data.train, data.validation, data.test))
-    task = detect_task(train) if settings.task == "auto" else settings.task
+    alike = {type(row) for row in data.train} == {type(row) for row in data.test}
+    task = detect_task(data.train if alike else data.test) if settings.task == "auto" else settings.task
+    require_rows(task, data.test)
+    is_scored = task in SCORED_TASKS
+    train, validation = ([], []) if is_scored else (conversations(data.train), conversations(data.validation))
+    test = data.test if is_scored else conversations(data.test)
     names = settings.metrics or choose_metrics(task, settings.json_schema is not None)
     primary = settings.primary_metric or names[0]
     metrics = build_metrics(list(dict.fromkeys([primary, *names])), settings.json_schema)
-    limit = settings.max_new_tokens or longest_answer_tokens(opened.template, train)
+    require_metrics(task, metrics)
+    limit = settings.max_new_tokens or (0 if is_scored else longest_answer_tokens(opened.template, train))
     schema = read_schema(Path(settings.json_schema)) if settings.json_schema else None
     return Question(test[: settings.max_rows], train, validation, task, metrics, primary, schema, limit)
 
 
-def measure_base(opened: Opened, question: Question, progress: Progress) -> None:
-    """Let every system that does not need training answer the test rows, and measure the base's general ability."""
+def measure_base(opened: Opened, question: Question, progress: Progress, disabled: Switch = nullcontext) -> None:
+    """Let every system that does not need training answer the test rows, and measure the base's general ability.
+
+    `disabled` opens to the base alone, where an adapter is in the model.
+    """
     baselines = {name: system for name, system in _systems(opened.recipe).items() if not system.uses_adapter}
-    _evaluate(opened, question, baselines, nullcontext, None, progress)
-    _base_ability(opened, progress)
+    _evaluate(opened, question, baselines, disabled, None, progress)
+    _base_ability(opened, progress, disabled)
 
 
 def measure_tuned(opened: Opened, question: Question, injected: Injected, progress: Progress) -> Evaluation:
@@ -133,24 +146,15 @@ def _evaluate(
     progress: Progress,
 ) -> Evaluation:
     recipe, folder = opened.recipe, opened.folder
-    context = Context(
-        loaded=opened.loaded,
-        template=opened.template,
+    context = replace(
+        context_of(opened, question),
         adapter_disabled=disabled,
-        train=question.train,
-        validation=question.validation,
-        max_new_tokens=question.max_new_tokens,
-        task=question.task,
-        primary_metric=question.metrics[question.primary],
-        base_fingerprint=canonical_hash([opened.loaded.files.fingerprint, str(opened.loaded.dtype)]),
         tuned_fingerprint=tuned,
-        json_schema=question.schema,
-        train_file=(folder / "data/train.jsonl").resolve(),
-        recipe_folder=Path(folder.read("manifest.json")["recipe_folder"]),
         on_progress=_told(progress),
     )
     options = Options(folder.path, question.primary, recipe.evaluation.confidence, recipe.seed)
     measuring = measure(systems, question.test, context, question.metrics, options)
+    groups_N = number_groups(group_keys(question.test))
     measured: dict[str, Measured] = {}
     for name in systems:
         started = time.perf_counter()
@@ -158,17 +162,36 @@ def _evaluate(
             _, measured[name] = next(measuring)
         if not measured[name].reused:  # all that it took: choosing a prompt and scoring, too
             folder.add_seconds(f"evaluate:{name}", time.perf_counter() - started)
-        progress.say("    " + _result(measured[name], question, options))
-    return conclude(measured, len(question.test), question.task, question.metrics, options)
+        progress.say("    " + _result(measured[name], groups_N, question, options))
+    return conclude(measured, groups_N, question.task, question.metrics, options)
 
 
-def _result(measured: Measured, question: Question, options: Options) -> str:
+def context_of(opened: Opened, question: Question) -> Context:
+    """What a system may use while the model is the base and nothing shows the progress."""
+    folder = opened.folder
+    return Context(
+        loaded=opened.loaded,
+        template=opened.template,
+        adapter_disabled=nullcontext,
+        train=question.train,
+        validation=question.validation,
+        max_new_tokens=question.max_new_tokens,
+        task=question.task,
+        primary_metric=question.metrics[question.primary],
+        base_fingerprint=canonical_hash([opened.loaded.files.fingerprint, str(opened.loaded.dtype)]),
+        json_schema=question.schema,
+        train_file=(folder / "data/train.jsonl").resolve(),
+        recipe_folder=Path(folder.read("manifest.json")["recipe_folder"]),
+    )
+
+
+def _result(measured: Measured, groups_N: Groups, question: Question, options: Options) -> str:
     """The primary metric of one system in a line."""
     statistics = measured.statistics.get(question.primary)
     if statistics is None:
         return f"{question.primary} cannot be measured: it needs the model's probabilities"
     metric = question.metrics[question.primary]
-    found = metric_interval(metric, statistics, options.confidence, options.seed)
+    found = metric_interval(metric, statistics, options.confidence, options.seed, groups_N)
     return f"{question.primary} {found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
@@ -181,7 +204,9 @@ def _ability_key(opened: Opened) -> str:
     settings = opened.recipe.evaluation.forgetting
     named = (Path(name) for name in (settings.multiple_choice, settings.text))
     files = [sha256_of(path) for path in named if path.is_file()]
-    return canonical_hash([settings.model_dump(), files, opened.loaded.files.fingerprint, str(opened.loaded.dtype)])
+    return canonical_hash(
+        [settings.model_dump(), WINDOW_TOKENS, files, opened.loaded.files.fingerprint, str(opened.loaded.dtype)]
+    )
 
 
 def _base_ability(opened: Opened, progress: Progress, disabled: Switch = nullcontext) -> Ability:
@@ -201,6 +226,6 @@ def _base_ability(opened: Opened, progress: Progress, disabled: Switch = nullcon
 def reopen(folder: RunFolder, recipe: Recipe, data: Data, progress: Progress) -> Opened:
     """A run with its base model in memory, for evaluation alone: nothing is proved again."""
     with progress.stage("open", f"loading {recipe.model.name}"):
-        loaded = assemble.open_model(recipe)
+        loaded = assemble.open_for_run(recipe, folder)
         template = assemble.template_for(recipe, loaded, assemble.longest_row(recipe, loaded))
     return Opened(recipe, folder, data, loaded, template, {}, None)

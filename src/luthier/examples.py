@@ -1,5 +1,6 @@
 """What a row of data means, once it is read: a conversation, a preference, or a document. No torch here."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -10,13 +11,23 @@ ROLES: tuple[Role, ...] = ("system", "developer", "user", "assistant", "tool")
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """The file and the 1-based line (row number in CSV and Parquet) that an example came from."""
+    """The file and the 1-based line (row number in CSV and Parquet) that an example came from.
+
+    `row` counts the rows of a JSON array from 1, since several may stand on one line; 0 where the line tells all.
+    """
 
     path: str
     line: int
+    row: int = 0
 
     def __str__(self) -> str:
-        return f"{self.path}, line {self.line}"
+        path, unit, number = self.parts()
+        return f"{path}, {unit} {number}"
+
+    def parts(self) -> tuple[str, str, int]:
+        """The path as it is shown, `line` or `row`, and which one."""
+        here = os.getcwd() + os.sep  # a path below the current folder reads better, and names no one's home
+        return self.path.removeprefix(here), "row" if self.row else "line", self.row or self.line
 
 
 NOWHERE = Where("<memory>", 0)
@@ -100,6 +111,11 @@ class Document:
     id: str = ""
     group: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """Nothing: raw text is an answer to nobody."""
+        return ()
 
 
 Example: TypeAlias = Conversation | Preference | Document

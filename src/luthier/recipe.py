@@ -6,6 +6,7 @@ their settings from the file of that name in the part's directory; nothing else 
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -17,11 +18,10 @@ from pydantic import (
     SerializeAsAny,
     field_serializer,
     field_validator,
-    model_validator,
 )
 
 from luthier import registry
-from luthier.config import Settings, Tree, build, canonical_hash, did_you_mean, override, read_toml
+from luthier.config import Settings, Tree, build, canonical_hash, did_you_mean, nested, override, read_toml
 from luthier.errors import RecipeError
 
 ADAPTERS = "luthier.adapters"
@@ -51,13 +51,18 @@ def build_part(package: str, values: Any, default: str, at: Sequence[str]) -> Se
     """
     if isinstance(values, Settings):
         return values
+    cls = _part_class(package, values, default, at)
+    return build(cls, {k: v for k, v in values.items() if k != "type"}, at)
+
+
+def _part_class(package: str, values: Any, default: str, at: Sequence[str]) -> type[Settings]:
+    """The settings class of the part that `values["type"]` names; raises as `build_part`."""
     if not isinstance(values, Mapping):
         raise RecipeError(f"{'.'.join(at)} = {values!r}: expected a table such as {{ type = {default!r} }}")
     kind = values.get("type", default)
     if not isinstance(kind, str):
         raise RecipeError(f"{'.'.join(at)}.type = {kind!r}: expected a name, one of {registry.names(package)}")
-    cls = registry.load_class(package, kind, Settings)
-    return build(cls, {k: v for k, v in values.items() if k != "type"}, at)
+    return registry.load_class(package, kind, Settings)
 
 
 def dump_part(part: Settings) -> Tree:
@@ -67,14 +72,33 @@ def dump_part(part: Settings) -> Tree:
 
 def _part(key: str) -> BeforeValidator:
     package, default = PARTS[key]
-    return BeforeValidator(lambda values: build_part(package, values, default, [key]))
+
+    def made(values: Any) -> Settings:
+        with nested():
+            return build_part(package, values, default, [key])
+
+    return BeforeValidator(made)
+
+
+def _systems(tables: Any) -> dict[str, Settings]:
+    """The settings of every system that is compared, by name."""
+    with nested():
+        tables = tables or {name: {} for name in DEFAULT_SYSTEMS}
+        if not isinstance(tables, Mapping):
+            raise RecipeError(
+                f"evaluation.systems = {tables!r}: expected tables such as [evaluation.systems.zero_shot]"
+            )
+        return {
+            name: build_part(SYSTEMS, table, name, ["evaluation", "systems", name]) for name, table in tables.items()
+        }
 
 
 class ModelSettings(Settings):
     """Which base model, and how it is held."""
 
-    name: str = "smollm2-135m-instruct"
-    """A local folder or .gguf file, a hub id, or a name that `luthier models` lists."""
+    name: str = Field("smollm2-135m-instruct", min_length=1)
+    """A local folder or .gguf file, a hub id (`owner/name`, or `owner/name@revision`), or a name that `luthier models`
+    lists."""
     template: str = "model"
     """`model` for the model's own chat template, a built-in one (`chatml_tools`), or a path to a .jinja file."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -86,7 +110,7 @@ class ModelSettings(Settings):
 class DataSettings(Settings):
     """Where the rows are and which of their tokens are trained on."""
 
-    train: str
+    train: str = Field(min_length=1)
     """Training rows: JSONL, JSON, CSV or Parquet; relative to the recipe's folder."""
     validation: str | None = None
     """Rows that choose the best checkpoint; absent: a share of the training rows."""
@@ -165,8 +189,9 @@ class ForgettingSettings(Settings):
 class EvaluationSettings(Settings):
     """What is measured on the test rows, and for which systems."""
 
-    task: Literal["auto", "json", "label", "tool_calls", "text"] = "auto"
-    """What kind of answer is expected; chooses the metrics when none are named."""
+    task: Literal["auto", "json", "label", "tool_calls", "text", "language", "pairs"] = "auto"
+    """What kind of answer is expected; chooses the metrics when none are named. `language` (raw text) and `pairs` are
+    scored, not answered."""
     metrics: tuple[str, ...] = ()
     """Names from `luthier/evaluation/metrics`; absent: those that fit the task."""
     primary_metric: str | None = None
@@ -179,25 +204,10 @@ class EvaluationSettings(Settings):
     """Use only the first this many test rows; absent: all."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """Coverage of every interval in the report."""
-    systems: dict[str, SerializeAsAny[Settings]] = Field(default_factory=dict)
+    systems: Annotated[dict[str, SerializeAsAny[Settings]], BeforeValidator(_systems)] = Field(default_factory=dict)
     """Tables of systems by name, each with a `type`; absent: zero_shot, few_shot and fine_tuned."""
     forgetting: ForgettingSettings = ForgettingSettings()
     """How forgetting is measured."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _build_systems(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        tables = values.get("systems") or {name: {} for name in DEFAULT_SYSTEMS}
-        if not isinstance(tables, Mapping):
-            raise RecipeError(
-                f"evaluation.systems = {tables!r}: expected tables such as [evaluation.systems.zero_shot]"
-            )
-        built = {
-            name: build_part(SYSTEMS, table, name, ["evaluation", "systems", name]) for name, table in tables.items()
-        }
-        return {**values, "systems": built}
 
     @field_validator("metrics", "primary_metric")
     @classmethod
@@ -205,7 +215,8 @@ class EvaluationSettings(Settings):
         known = registry.names(METRICS)
         for name in value if isinstance(value, tuple) else [value]:
             if name is not None and name not in known:
-                raise RecipeError(f"evaluation: unknown metric {name!r}{did_you_mean(name, known)}")
+                with nested():
+                    raise RecipeError(f"evaluation: unknown metric {name!r}{did_you_mean(name, known)}")
         return value
 
     @field_serializer("systems")
@@ -258,6 +269,15 @@ class Recipe(Settings):
     cost: CostSettings = CostSettings()
     """Prices."""
 
+    @classmethod
+    def tables(cls, values: Mapping[str, Any]) -> dict[str, type[Settings]]:
+        """The groups, and the parts that `values` chooses."""
+        found = super().tables(values)
+        for key, (package, default) in PARTS.items():
+            with suppress(RecipeError):  # it is told of already
+                found[key] = _part_class(package, values.get(key, {}), default, [key])
+        return found
+
     @field_serializer("adapter", "objective", "optimizer", "schedule")
     def _dump_part(self, part: Settings) -> Tree:
         return dump_part(part)
@@ -292,7 +312,7 @@ def absolute_paths(tree: Tree, folder: Path) -> Tree:
         for group in groups:
             table = table.get(group) if isinstance(table, dict) else None
         value = table.get(key) if isinstance(table, dict) else None
-        if isinstance(value, str) and _is_path(key, value, folder):
+        if isinstance(value, str) and value and _is_path(key, value, folder):
             table[key] = os.path.normpath(folder / value)
     return tree
 

@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -22,8 +22,10 @@ from luthier.errors import RecipeError, StorageError
 from luthier.recipe import Recipe
 
 VERSIONS = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
-# settings that change no number that was measured: the report reads them anew
-HARMLESS = ("cost",)
+# settings that decide no weight: records carry their own keys, and the report reads prices anew
+HARMLESS = ("cost", "evaluation")
+# what only its own recipe may go on with
+MADE = ("checkpoints/step-*", "adapter", "records", "evaluation.json")
 
 
 class RunFolder:
@@ -46,27 +48,32 @@ class RunFolder:
             file.write("\n")
 
     def read(self, name: str) -> Any:
-        """The content of a JSON file, or None if it is not there."""
-        path = self.path / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-    def open(self, recipe: Recipe, file: Path) -> None:
-        """Make the folder, or go on in it if it was made by the same recipe.
+        """The content of a JSON file, or None if it is not there.
 
         Raises:
-            RecipeError: the folder belongs to another recipe.
+            StorageError: the file is damaged.
+        """
+        path = self.path / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        except ValueError as error:
+            raise StorageError(f"{path} is damaged ({error}); restore it, or begin again in another folder") from None
+
+    def open(self, recipe: Recipe, file: Path) -> None:
+        """Make the folder, or go on in it if nothing in it depends on a setting that has changed since.
+
+        Raises:
+            RecipeError: something was made in the folder by another recipe.
             StorageError: it cannot be written.
         """
         try:
             (self.path / "data").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"{self.path}: the run's folder cannot be made: {error}") from None
-        before = self.read("recipe.json")
-        if before is not None and (changed := _changed(before, recipe.dump())):
-            raise RecipeError(
-                f"{self.path} holds a run of another recipe (changed: {', '.join(changed)}). "
-                "Choose another folder with --out, or remove this one."
-            )
+        before = self.recipe_values()
+        changed = [] if before is None else _changed(before, recipe.dump())
+        if changed:
+            self._begin_anew(changed)
         source = file.read_text(encoding="utf-8")
         with atomic_text(self.path / "recipe.toml") as copy:
             copy.write(source)
@@ -81,6 +88,32 @@ class RunFolder:
             "git": _git(),
         }
         self.write("manifest.json", manifest)
+
+    def recipe_values(self) -> Mapping[str, Any] | None:
+        """The effective settings that the folder was last opened with; None: it never was.
+
+        Raises:
+            StorageError: the file is damaged.
+        """
+        values = self.read("recipe.json")
+        if values is not None and not isinstance(values, Mapping):
+            raise StorageError(f"{self.path / 'recipe.json'} is damaged: it holds no table of settings; restore it")
+        return values
+
+    def _begin_anew(self, changed: Sequence[str]) -> None:
+        """Forget what a first attempt noted before it failed.
+
+        Raises:
+            RecipeError: the other recipe came as far as something that depends on it.
+        """
+        made = sorted(str(path.relative_to(self.path)) for pattern in MADE for path in self.path.glob(pattern))
+        if made:
+            raise RecipeError(
+                f"{self.path} holds a run of another recipe (changed: {', '.join(changed)}; made by it: "
+                f"{', '.join(made[:3])}). Choose another folder with --out, or remove this one."
+            )
+        for name in ("manifest.json", "preflight.json"):
+            (self.path / name).unlink(missing_ok=True)
 
     def record(self, **entries: Any) -> None:
         """Add entries to the manifest."""
@@ -108,9 +141,14 @@ class RunFolder:
 
         Raises:
             RecipeError: another process is at work in it.
+            StorageError: it cannot be made or written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise StorageError(f"{self.path}: this cannot be a run's folder: {error}; choose another one") from None
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -123,11 +161,12 @@ def recipe_of(folder: Path) -> Recipe:
 
     Raises:
         RecipeError: the folder is not a run's.
+        StorageError: its recipe.json is damaged.
     """
-    path = folder / "recipe.json"
-    if not path.is_file():
+    values = RunFolder(folder).recipe_values()
+    if values is None:
         raise RecipeError(f"{folder} is not a run's folder: it has no recipe.json; `luthier run RECIPE --out {folder}`")
-    return build(Recipe, json.loads(path.read_text(encoding="utf-8")))
+    return build(Recipe, values)
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any], at: str = "") -> list[str]:

@@ -6,20 +6,19 @@ was. `luthier run` is these in order.
 
 import json
 import os
-import resource
 import shutil
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
-from luthier import assemble
+from luthier import __version__, assemble
 from luthier.config import canonical_hash
 from luthier.data.checks._text import exact_content
 from luthier.data.checks.base import Finding, run_checks
@@ -29,13 +28,14 @@ from luthier.data.split import split
 from luthier.data.templates import Template
 from luthier.data.write import atomic_text, write_examples
 from luthier.engine import checkpoint
-from luthier.engine.loop import Step, train
+from luthier.engine.loop import Step, train, validation_loss
 from luthier.engine.run import Run, State
 from luthier.errors import DataError, PreflightError, StorageError
 from luthier.examples import Example
-from luthier.files import sha256_of
+from luthier.files import sha256_of, sync
 from luthier.models.load import LoadedModel
-from luthier.preflight.base import RowSettings, Subject, require, run_gates
+from luthier.models.memory import peak_memory_bytes
+from luthier.preflight.base import RowSettings, Stage, Subject, require, run_gates
 from luthier.preflight.tensors_moved import checksums
 from luthier.progress import Progress, duration
 from luthier.recipe import Recipe
@@ -68,22 +68,21 @@ def prepare_data(recipe: Recipe, folder: RunFolder, progress: Progress) -> Data:
         DataError: a row cannot be read, or a check found an error; `findings.json` then tells all of it.
     """
     digests = _digests(recipe)
-    key = canonical_hash([recipe.data.model_dump(), recipe.seed, digests])
+    key = canonical_hash([__version__, recipe.data.model_dump(), recipe.seed, digests])
     kept = folder.read("data/split.json")
-    if kept is not None and kept["key"] == key:
+    if kept is not None and kept["key"] == key and kept["written"] == _written(folder):
         _require_no_errors([Finding.from_dict(f) for f in folder.read("findings.json")])
         return Data(*(list(read_examples(folder / f"data/{name}.jsonl")) for name in SPLITS))
     if recipe.data.format == "auto":
         for path in filter(None, _files(recipe).values()):
             progress.say(f"  {path}: read as {sniff(Path(path))}")
     with progress.stage("check", "reading and checking the data"), folder.timed("check"):
-        data, counts = divide(recipe)
-        findings = run_checks(data.named())
+        data, counts, findings = divide(recipe)
         folder.write("findings.json", [finding.to_dict() for finding in findings])
         _require_no_errors(findings)
         for name, examples in data.named().items():
             write_examples(folder / f"data/{name}.jsonl", examples)
-        folder.write("data/split.json", {**counts, "key": key})
+        folder.write("data/split.json", {**counts, "key": key, "written": _written(folder)})
         folder.record(data=_sources(recipe, data, digests))
     rows = ", ".join(f"{len(examples):,} {name}" for name, examples in data.named().items())
     worst = ", ".join(f"{sum(f.severity == s for f in findings)} {s}s" for s in ("warning", "note"))
@@ -107,8 +106,16 @@ def _digests(recipe: Recipe) -> dict[str, str]:
     return digests
 
 
-def divide(recipe: Recipe) -> tuple[Data, dict[str, Any]]:
-    """Read and split the rows of a recipe, and count; nothing is written.
+def _written(folder: RunFolder) -> dict[str, str | None]:
+    """sha256 of what this stage leaves in the folder, None where a file is missing."""
+    paths = [folder / "findings.json", *(folder / f"data/{name}.jsonl" for name in SPLITS)]
+    return {path.name: sha256_of(path) if path.is_file() else None for path in paths}
+
+
+def divide(recipe: Recipe) -> tuple[Data, dict[str, Any], list[Finding]]:
+    """Read, split and check the rows of a recipe, and count; nothing is written.
+
+    The checks see the repeated rows that `data.duplicates` then leaves out of training.
 
     Raises:
         DataError: a row cannot be read, or there are too few to split.
@@ -123,8 +130,9 @@ def divide(recipe: Recipe) -> tuple[Data, dict[str, Any]]:
     shares = {"validation": settings.validation_share, "test": settings.test_share}
     shares = {name: share for name, share in shares.items() if name not in taken}
     parts = split(read(settings.train), shares, recipe.seed, taken=taken)
+    findings = run_checks(Data(parts.train, parts.validation, parts.test).named())
     training = _without_repeats(parts.train) if settings.duplicates == "drop" else parts.train
-    return Data(training, parts.validation, parts.test), {
+    counts = {
         **parts.counts,
         "train": len(training),
         "groups": parts.groups,
@@ -132,6 +140,7 @@ def divide(recipe: Recipe) -> tuple[Data, dict[str, Any]]:
         "dropped_duplicates": len(parts.train) - len(training),
         "notes": list(parts.notes),
     }
+    return Data(training, parts.validation, parts.test), counts, findings
 
 
 def _without_repeats(examples: Sequence[Example]) -> list[Example]:
@@ -184,7 +193,7 @@ def open_run(recipe: Recipe, folder: RunFolder, data: Data, progress: Progress) 
         PreflightError: a gate refused the rows; `preflight.json` tells all of it.
     """
     with progress.stage("open", f"loading {recipe.model.name}"), folder.timed("open"):
-        loaded = assemble.open_model(recipe)
+        loaded = assemble.open_for_run(recipe, folder)
         template = assemble.template_for(recipe, loaded, assemble.longest_row(recipe, loaded))
     folder.record(
         model={
@@ -198,11 +207,11 @@ def open_run(recipe: Recipe, folder: RunFolder, data: Data, progress: Progress) 
     )
     with progress.stage("rows", "pre-flight over the rows"), folder.timed("preflight"):
         subject = row_subject(recipe, data, loaded, template)
-        results = run_gates(subject, "rows")
-        folder.write("preflight.json", [r.dump() for r in results])
-        require(results)
+        _gates(folder, subject, "rows")
         named = {"train": data.train, "validation": data.validation}
         units = {name: assemble.units_of(recipe, examples, template) for name, examples in named.items()}
+        subject.units = units
+        _gates(folder, subject, "all_rows")
     return Opened(recipe, folder, data, loaded, template, units, subject)
 
 
@@ -227,56 +236,88 @@ def row_subject(recipe: Recipe, data: Data, loaded: LoadedModel, template: Templ
 # Training
 
 
-def train_stage(opened: Opened, progress: Progress, on_step: Callable[[Step], None] | None = None) -> Run:
-    """Train from the newest checkpoint, or prove the model's gates and begin; ends with the best weights in place.
+@dataclass(frozen=True)
+class Prepared:
+    """A run whose adapter is in its model and was proven there; nothing is trained yet."""
+
+    opened: Opened
+    run: Run
+    found: checkpoint.Found | None
+    """Where training goes on; None: it begins."""
+
+    def base(self) -> AbstractContextManager[None]:
+        """The base alone while open, until `train_stage`; where every weight trains, that is still the model itself."""
+        overwrites = assemble.adapter_of(self.opened.recipe).overwrites_base
+        return nullcontext() if overwrites else self.run.injected.disabled()
+
+
+def prepare_training(opened: Opened, progress: Progress) -> Prepared:
+    """Put the adapter in and, if training is to begin, let the gates on the model prove it.
 
     Raises:
-        PreflightError: a gate refused the model before step 1, or the first three steps.
-        NonFiniteStep, StorageError, CheckpointError: see there; what was saved is intact.
-        KeyboardInterrupt: ctrl-C; the step was finished and everything saved.
+        ModelError: the adapter does not fit the model.
+        PreflightError: a gate refused the model.
+        CheckpointError: there are checkpoints and every one is damaged.
     """
-    recipe, folder, loaded = opened.recipe, opened.folder, opened.loaded
+    recipe, folder, loaded, subject = opened.recipe, opened.folder, opened.loaded, opened.subject
+    if subject is None:
+        raise PreflightError("this run was opened for evaluation; open_run proves its rows before it trains")
     fingerprint = assemble.fingerprint_of(recipe, loaded, opened.template, opened.units)
     trainable = assemble.make_trainable(recipe, loaded)
     run = assemble.build_run(recipe, loaded, trainable, opened.units, fingerprint, folder.path)
-    subject = None
-    if not _resume(run, progress):
-        subject = opened.subject
-        if subject is None:
-            raise PreflightError("this run was opened for evaluation; open_run proves its rows before it trains")
+    found = _newest(run, progress)
+    if found is None:
         subject.injected, subject.models = trainable.injected, trainable.models
         subject.targets = assemble.adapter_of(recipe).named_targets
         with progress.stage("model", "pre-flight on the model"), folder.timed("preflight"):
             _gates(folder, subject, "model")
             subject.checksums = checksums(loaded.model, trainable.injected)
-    with progress.stage("train", "training"), folder.timed("train"), _interruptible() as interrupted:
+    return Prepared(opened, run, found)
+
+
+def train_stage(prepared: Prepared, progress: Progress, on_step: Callable[[Step], None] | None = None) -> Run:
+    """Train, from the newest checkpoint or from the beginning; ends with the best weights in place.
+
+    Raises:
+        PreflightError: a gate refused the first three steps; the same command begins again and is refused again.
+        NonFiniteStep, StorageError, CheckpointError: see there; what was saved is intact.
+        KeyboardInterrupt: ctrl-C; the step was finished and everything saved.
+    """
+    opened, run, found = prepared.opened, prepared.run, prepared.found
+    torch.manual_seed(opened.recipe.seed)  # the baselines may have drawn random numbers since the run was built
+    if found is not None:
+        checkpoint.restore(run, found.folder)
+        progress.say(f"  going on after step {found.step} ({found.folder})")
+    subject = opened.subject if found is None else None
+    with progress.stage("train", "training"), opened.folder.timed("train"), _interruptible() as interrupted:
         _steps(run, opened, subject, progress, on_step, interrupted)
-    _finish(run, opened)
+    _finish(run, opened, progress)
     return run
 
 
-def _gates(folder: RunFolder, subject: Subject, stage: Any) -> None:
+def _gates(folder: RunFolder, subject: Subject, stage: Stage) -> None:
+    """Run the gates of a stage, keep their results beside those of the other stages, and require that all passed."""
     results = run_gates(subject, stage)
-    before = [r for r in folder.read("preflight.json") if r["gate"] not in {x.gate for x in results}]
-    folder.write("preflight.json", before + [r.dump() for r in results])
+    kept = {r["gate"]: r for r in folder.read("preflight.json") or []}
+    folder.write("preflight.json", list((kept | {r.gate: r.dump() for r in results}).values()))
     require(results)
 
 
-def _resume(run: Run, progress: Progress) -> bool:
-    """Put the run where its newest whole checkpoint left it; False if it has to begin."""
+def _newest(run: Run, progress: Progress) -> checkpoint.Found | None:
+    """The newest whole checkpoint that the gates have proven; None if training has to begin."""
     for leftover in run.checkpoints.glob(".*.tmp"):
         shutil.rmtree(leftover)
     found = checkpoint.latest(run.checkpoints)
     if found is None:
-        return False
+        return None
     for reason in found.skipped:
         progress.say(f"  passed over a damaged checkpoint: {reason}")
-    if found.step < PROVEN_AT:  # the gates of the first steps have not spoken yet: begin again, it costs seconds
+    # a step's checkpoint is written before the gates look at it, so only a later one shows that they let it pass;
+    # to begin again costs seconds
+    if found.step <= PROVEN_AT:
         shutil.rmtree(run.checkpoints)
-        return False
-    checkpoint.restore(run, found.folder)
-    progress.say(f"  going on after step {found.step} ({found.folder})")
-    return True
+        return None
+    return found
 
 
 def _steps(
@@ -287,7 +328,7 @@ def _steps(
     on_step: Callable[[Step], None] | None,
     interrupted: threading.Event,
 ) -> None:
-    if run.steps < PROVEN_AT:  # LoRA's A has no gradient at step 1, and a schedule may end at zero: nothing to show yet
+    if run.steps < PROVEN_AT:  # LoRA's A has no gradient at step 1: nothing to show yet
         progress.say(f"  {run.steps} steps are too few to show that every trained tensor moves")
     path = opened.folder / "metrics.jsonl"
     _mend_log(path, run.state)
@@ -350,24 +391,46 @@ def _mend_log(path: Path, state: State) -> None:
         file.writelines(kept)
 
 
-def _finish(run: Run, opened: Opened) -> None:
+def _finish(run: Run, opened: Opened, progress: Progress) -> None:
     """Put the best weights in place and write the artifact and `training.json`."""
-    checkpoint.load_weights(run, checkpoint.best(run))
+    final, best = opened.folder / "adapter", checkpoint.best(run)
+    if best.skipped and assemble.is_artifact_of(final, run.fingerprint):
+        progress.say(f"  the best checkpoint is damaged, but {final} has its weights: {best.skipped[0]}")
+        run.injected.load(final)
+    else:
+        _take(run, best, progress)
+        _save_artifact(run, opened, best.folder)
     run.model.eval()
+    stopped = "early" if run.state.stopped_early else "finished"
+    opened.folder.write("training.json", _summary(run, opened, stopped))
+
+
+def _take(run: Run, best: checkpoint.Found, progress: Progress) -> None:
+    """Load the weights of the best checkpoint, or say that it is damaged and which one stands in for it."""
+    checkpoint.load_weights(run, best.folder)
+    if best.skipped:
+        run.state.best_step, run.state.best_loss = best.step, validation_loss(run)
+        progress.say(
+            f"  the best checkpoint is damaged: {'; '.join(best.skipped)}. The newest whole one is used instead, of "
+            f"step {best.step} (validation loss {run.state.best_loss:.4f}); remove {run.checkpoints} to train again"
+        )
+
+
+def _save_artifact(run: Run, opened: Opened, source: Path) -> None:
+    """Write the artifact whole or not at all; `source` is the checkpoint that its weights came from."""
     final, temporary = opened.folder / "adapter", opened.folder / ".adapter.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        assemble.save_artifact(temporary, opened.recipe, opened.loaded, run.injected, opened.template)
+        assemble.save_artifact(temporary, opened.recipe, opened.loaded, run.injected, opened.template, run.fingerprint)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
+        sync(opened.folder.path)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise StorageError(
             f"{final}: the trained weights could not be written: {checkpoint.write_failure(error)}. They are safe in "
-            f"{checkpoint.best(run)}: mend this and run the same command again."
+            f"{source}: mend this and run the same command again."
         ) from error
-    stopped = "early" if run.state.stopped_early else "finished"
-    opened.folder.write("training.json", _summary(run, opened, stopped))
 
 
 def _summary(run: Run, opened: Opened, stopped: str) -> dict[str, Any]:
@@ -383,14 +446,8 @@ def _summary(run: Run, opened: Opened, stopped: str) -> dict[str, Any]:
         "trained_tokens": state.trained_tokens,
         "trainable_parameters": sum(p.numel() for p in run.injected.trainable.values()),
         "total_parameters": sum(p.numel() for p in opened.loaded.model.parameters()),
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": max(state.peak_memory_bytes, peak_memory_bytes(run.device)),
     }
-
-
-def peak_memory_bytes() -> int:
-    """The most memory that this process has held, as the operating system counts it."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def training_line(summary: dict[str, Any]) -> str:

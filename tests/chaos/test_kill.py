@@ -1,5 +1,6 @@
 """`kill -9` at random moments, saves included: every run ends with the weights of an undisturbed one."""
 
+import json
 import os
 import random
 import signal
@@ -7,8 +8,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.chaos.child import STEPS
+from tests.integration.test_run import RECIPE, write_rows
 
 from luthier.engine import checkpoint
 
@@ -36,11 +40,10 @@ def finish(folder: Path) -> str:
 
 
 def kill_once(folder: Path, rng: random.Random) -> bool:
-    """Start, wait for a step, wait a random moment more, kill. Returns whether a save was cut short."""
+    """Start, wait for any step of the run, wait a random moment more, kill. Returns whether a save was cut short."""
     child = start(folder)
     assert child.stdout is not None
-    wanted = rng.randrange(1, 6)
-    for _ in range(wanted):
+    for _ in range(1 + rng.randrange(STEPS)):  # the line that it starts with, and as many steps
         if not child.stdout.readline():
             break
     time.sleep(rng.random() * 0.03)
@@ -63,3 +66,62 @@ def test_20_kills_give_20_identical_final_weights(tmp_path: Path) -> None:
     print(f"{KILLS} kills, {cut_saves} inside a save; {results.count(expected)} of {KILLS} final weights identical")
     assert results == [expected] * KILLS
     assert cut_saves > 0, "no kill hit a save; the test has lost its point"
+
+
+COMMAND_KILLS = 5
+COMMAND_STEPS = 40
+
+
+def start_command(recipe: Path, out: Path) -> "subprocess.Popen[str]":
+    """`luthier train`, as a user starts it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "luthier.cli.main", "train", str(recipe), "--out", str(out)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """The steps of `metrics.jsonl`, without what the clock says."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def kill_command(recipe: Path, out: Path, step: int, moment: float) -> int:
+    """Kill the command `moment` seconds after the line of `step`; returns its exit code (0: it was faster)."""
+    child, log = start_command(recipe, out), out / "metrics.jsonl"
+    while child.poll() is None and (not log.is_file() or len(log.read_bytes().splitlines()) < step):
+        time.sleep(0.002)
+    time.sleep(moment)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    return int(child.returncode)
+
+
+def test_the_real_command_is_killed_again_and_again_and_leaves_what_an_undisturbed_one_does(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    write_rows(tmp_path / "rows.jsonl")
+    recipe = tmp_path / "recipe.toml"
+    settings = f"steps = {COMMAND_STEPS}\nsave_every = 1\npatience = false"
+    content = RECIPE.format(model=tiny_model_folder, steps=COMMAND_STEPS)
+    recipe.write_text(content.replace(f"steps = {COMMAND_STEPS}", settings), encoding="utf-8")
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    undisturbed = start_command(recipe, whole)
+    error = undisturbed.communicate(timeout=300)[1]
+    assert undisturbed.returncode == 0, error
+    rng = random.Random(0)
+    steps = sorted(rng.randrange(COMMAND_STEPS) for _ in range(COMMAND_KILLS))  # 0: before the first
+    codes = [kill_command(recipe, out, step, rng.random() * 0.1) for step in steps]
+    last = start_command(recipe, out)
+    error = last.communicate(timeout=300)[1]
+    assert last.returncode == 0, error
+    print(f"kills after steps {steps}: exit codes {codes}")
+    assert codes.count(-signal.SIGKILL) >= COMMAND_KILLS - 1, "the kills came too late to mean anything"
+    for path in sorted((whole / "adapter").iterdir()):
+        assert (out / "adapter" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert lines_of(out / "metrics.jsonl") == lines_of(whole / "metrics.jsonl")
+    gates = [json.loads((folder / "preflight.json").read_text(encoding="utf-8")) for folder in (whole, out)]
+    assert gates[0] == gates[1]

@@ -1,6 +1,7 @@
 """What every adapter must do; cases are found by listing the directory."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -117,6 +118,48 @@ def test_disabled_is_the_base_bit_for_bit_or_is_refused(name: str) -> None:
 def test_equal_seeds_give_equal_adapters(name: str) -> None:
     first, second = (adapter(name).inject(tiny_llama(), seed=7).trainable for _ in range(2))
     assert all(torch.equal(first[n], second[n]) for n in first)
+
+
+def mixtral() -> Any:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return MixtralForCausalLM(MixtralConfig(**sizes, num_key_value_heads=2, vocab_size=61, num_local_experts=4))
+
+
+def test_all_linear_refuses_to_leave_experts_out_silently() -> None:
+    from luthier.adapters.lora import LoRA
+
+    with pytest.raises(
+        ModelError, match=r"would leave out 6 matrices.*experts.*adapter.targets = \['k_proj', 'o_proj'"
+    ):
+        LoRA().inject(mixtral(), seed=0)
+    assert len(LoRA(targets=("q_proj", "v_proj")).inject(mixtral(), seed=0).layers) == 4
+
+
+def test_a_model_without_linear_layers_is_refused() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from luthier.adapters.lora import LoRA
+
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 64, "vocab_size": 61}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+    for targets in (("all_linear",), ("c_attn",)):
+        with pytest.raises(ModelError, match="GPT2LMHeadModel has no linear layer"):
+            LoRA(targets=targets).inject(model, seed=0)
+
+
+def test_a_folder_of_full_fine_tuning_says_the_type_of_its_weights(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = tiny_llama()
+    model.config.dtype = torch.bfloat16  # what a base that was loaded in bfloat16 says
+    injected = adapter("full").inject(model, seed=0)
+    move(injected)
+    injected.save(tmp_path, "tiny")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert plain.dtype == torch.float32
+    assert torch.equal(logprobs(plain), logprobs(model))
 
 
 def test_lora_names_its_targets_or_refuses() -> None:

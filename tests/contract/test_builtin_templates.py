@@ -135,6 +135,7 @@ def test_a_reply_comes_back_as_it_was(template: Template, reply: Message) -> Non
         '<tool_call>\n{"name": "f", "arguments": {"x": NaN}}\n</tool_call>',
         '<tool_call>\n{"name": "f", "arguments": {"x": "\\ud800"}}\n</tool_call>',
         '<tool_call>\n{"name": "f", "arguments": {"x": ' + "9" * 5000 + "}}\n</tool_call>",
+        '<tool_call>\n{"name": "f", "arguments": ' + '{"a": ' * 600 + "1" + "}" * 601 + "\n</tool_call>",
         "text </tool_call> text",
     ],
 )

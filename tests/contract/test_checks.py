@@ -58,9 +58,19 @@ def odd_rows(path: str) -> Iterator[Example]:
                 yield Preference((asked,), (said,), (said,), where=next(where))
                 yield Preference((), (said,), (Message("assistant", text * 400),), where=next(where))
                 yield Document(text, where=next(where))
-    for number in range(60):  # labels that are private: the balance check quotes labels
-        label = list(PRIVATE.values())[number % 3]
-        yield Conversation((Message("user", f"q{number}"), Message("assistant", label)), where=next(where))
+                fact = Message("assistant", f"As of 2024 {secret} costs $49.99, 12% more than version 1.2.3.")
+                yield Conversation((asked, fact), where=next(where))
+            yield Document(f"{secret} " * 1000, where=next(where))
+
+
+def odd_labels(path: str) -> Iterator[Example]:
+    """Labels that are private and lopsided: the balance check quotes labels."""
+    labels = list(PRIVATE.values())
+    for number in range(200):
+        label = labels[number % 7 if number < 14 else 0]
+        yield Conversation(
+            (Message("user", f"q{number}"), Message("assistant", label)), where=Where(path, 20_000 + number)
+        )
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -86,7 +96,9 @@ def test_one_of_each_kind_passes(name: str) -> None:
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_findings_are_whole_and_private_things_stay_private(name: str) -> None:
-    findings = run_checks({"train": odd_rows("a.jsonl"), "test": odd_rows("b.jsonl")}, only=[name])
+    rows = odd_labels if name == "balance" else odd_rows
+    findings = run_checks({"train": rows("a.jsonl"), "test": rows("b.jsonl")}, only=[name])
+    assert findings
     for finding in findings:
         assert finding.check == name
         assert finding.severity in SEVERITIES
@@ -101,16 +113,8 @@ def test_findings_are_whole_and_private_things_stay_private(name: str) -> None:
     text.encode("utf-8")
 
 
-def test_private_labels_alone_are_hidden() -> None:
-    labels = list(PRIVATE.values())
-    rows = [
-        Conversation((Message("user", f"q{n}"), Message("assistant", labels[n % 7 if n < 14 else 0])))
-        for n in range(200)
-    ]
-    findings = run_checks({"train": rows}, only=["balance"])
-    text = render_findings(findings)
-    assert "hidden" in text
-    assert [kind for kind, secret in PRIVATE.items() if secret in text] == []
+def test_private_labels_are_hidden() -> None:
+    assert "hidden" in render_findings(run_checks({"train": odd_labels("a")}, only=["balance"]))
 
 
 @pytest.mark.parametrize("name", CHECKS)

@@ -241,7 +241,9 @@ def test_no_assistant_turn_is_left_to_the_checks() -> None:
 
 def test_unknown_fields_of_a_message_are_kept() -> None:
     example = _parse("messages", {"messages": [USER, {**USER, "time": 5, "model": None}]})
-    assert example.extra == {"message_fields": [{"message": "messages[1]", "time": 5}]}
+    assert example.extra == {"message_fields": [{"message": "messages[1]", "fields": {"time": 5}}]}
+    example = _parse("messages", {"messages": [{**USER, "message": "kept", "fields": 1}]})
+    assert example.extra == {"message_fields": [{"message": "messages[0]", "fields": {"message": "kept", "fields": 1}}]}
 
 
 @pytest.mark.parametrize(
@@ -266,6 +268,8 @@ def test_unknown_fields_of_a_message_are_kept() -> None:
         ({"role": "assistant", "content": "x", "weight": "1"}, "messages[1].weight is '1'"),
         ({"role": "assistant", "content": "x", "weight": True}, "weight is True"),
         ({"role": "assistant", "content": "x", "weight": -1}, "weight is -1"),
+        ({"role": "assistant", "content": "x", "weight": 10**400}, "weight is 1000000000000000"),
+        ({"role": "assistant", "content": "x", "weight": float("nan")}, "weight is nan"),
         ({"role": "assistant", "content": "x", "function_call": {"name": "f"}}, "write it as tool_calls"),
         ({"role": "assistant", "content": "x", "reasoning_content": "hm"}, "would not be trained on"),
         ({"role": "user", "content": "x", "tool_calls": [{"name": "f"}]}, "only an assistant message can have them"),
@@ -278,6 +282,8 @@ def test_unknown_fields_of_a_message_are_kept() -> None:
         ({"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}, "arguments is text that is not JSON"),
         ({"role": "assistant", "tool_calls": [{"name": "f", "arguments": ""}]}, "arguments is text that is not JSON"),
         ({"role": "assistant", "tool_calls": [{"name": "f", "arguments": "[1]"}]}, "arguments is a list"),
+        ({"role": "assistant", "tool_calls": [{"name": "f", "arguments": "[" * 500 + "]" * 500}]}, "nested too deeply"),
+        ({"role": "assistant", "tool_calls": [{"name": "f", "arguments": '{"a": 1e-400}'}]}, "more digits"),
         ({"role": "assistant", "tool_calls": [{"name": "f", "arguments": '{"a": 1, "a": 2}'}]}, "'a' stands twice"),
     ],
 )
@@ -394,7 +400,7 @@ def test_openai_pairs_keep_tools_and_options() -> None:
     given = {"messages": [ASKED], "tools": tools, "parallel_tool_calls": True}
     example = _parse("preference", {"input": given, "preferred_output": [GOOD], "non_preferred_output": [BAD]})
     assert example.tools == tuple(tools)
-    assert example.extra == {"message_fields": [{"message": "input", "parallel_tool_calls": True}]}
+    assert example.extra == {"message_fields": [{"message": "input", "fields": {"parallel_tool_calls": True}}]}
 
 
 def test_an_implicit_prompt_may_hold_earlier_replies() -> None:
@@ -431,7 +437,19 @@ def test_a_label_is_reply_and_target() -> None:
     assert example.target == "yes"
     assert _parse("text_label", {"text": "t", "label": 3}).target == "3"
     assert _parse("text_label", {"text": "t", "label": True}).target == "true"
+    assert _parse("text_label", {"text": "t", "label": "a", "target": None}).target == "a"
     assert "both 'label' and 'target'" in _refusal("text_label", {"text": "t", "label": "a", "target": "a"})
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv"])
+def test_an_empty_cell_names_no_target(ending: str, tmp_path: Path) -> None:
+    comma = "," if ending == ".csv" else "\t"
+    labels, prompts = tmp_path / f"labels{ending}", tmp_path / f"prompts{ending}"
+    labels.write_text("text,label,target\na,b,\n".replace(",", comma), encoding="utf-8")
+    prompts.write_text("prompt,completion,target\na,b,\nc,d,e\n".replace(",", comma), encoding="utf-8")
+    assert [e.target for e in read_examples(labels) if isinstance(e, Conversation)] == ["b"]
+    assert [e.target for e in read_examples(prompts) if isinstance(e, Conversation)] == [None, "e"]
+    assert _parse("messages", {"messages": [USER], "target": ""}).target == "", "in JSON it is a text like any other"
 
 
 # real files

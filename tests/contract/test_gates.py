@@ -15,7 +15,7 @@ from luthier.adapters.lora import LoRA
 from luthier.data.formats.base import read_examples
 from luthier.data.templates import build_template
 from luthier.errors import PreflightError, TemplateError
-from luthier.examples import Row
+from luthier.examples import Conversation, Message, Row, Where
 from luthier.models.catalog import resolve
 from luthier.models.forest import Batch
 from luthier.models.load import load, open_without_weights
@@ -35,7 +35,7 @@ from luthier.preflight.base import (
 )
 
 NAMES = registry.names(GATES)
-STAGES = ("rows", "model", "steps")
+STAGES = ("rows", "all_rows", "model", "steps")
 
 
 def _gate(name: str) -> Gate:
@@ -58,7 +58,7 @@ def test_each_gate_belongs_to_one_stage() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_results_are_plain_json_with_the_promised_keys(stage: Any) -> None:
-    subject = Bench().with_model()
+    subject = Bench().with_units(max_rows=3) if stage == "all_rows" else Bench().with_model()
     if stage == "steps":
         subject = train_three_steps(subject)
     for result in run_gates(subject, stage):
@@ -134,7 +134,8 @@ def test_probe_rows_are_scored_once_for_all_gates() -> None:
 
     subject = replace(Bench().with_model(), batches=Counting())
     run_gates(subject, "model")
-    assert Counting.built <= 4  # the shared batch, one for the gradient, two with a row changed
+    # the shared batch, one for the adapter's gradient, two with a row changed, one of answers, four of gradients
+    assert Counting.built <= 9
 
 
 def test_rows_are_spread_over_a_long_file_and_the_message_says_so() -> None:
@@ -147,12 +148,55 @@ def test_rows_are_spread_over_a_long_file_and_the_message_says_so() -> None:
     assert "7 of 2,000 rows, spread evenly" in rendered.message
 
 
+def test_rows_that_were_not_rendered_are_a_refusal_and_a_row_behind_the_sample_is_named() -> None:
+    bench = Bench(settings=RowSettings(60, max_truncated_share=1.0))
+    (result,) = run_gates(replace(bench.with_units(max_rows=2), units={}), "all_rows")
+    assert not result.passed and "0 of 12 train rows were rendered" in result.message
+    (result,) = run_gates(bench.with_units(max_rows=2), "all_rows")
+    assert not result.passed and "train.jsonl, line 11: row" in result.message
+    (result,) = run_gates(Bench(settings=RowSettings(60)).with_units(max_rows=2), "all_rows")
+    assert "12 train rows are cut; allowed are 0.0%" in result.message
+
+
+@pytest.mark.parametrize(
+    ("gate", "settings", "source"),
+    [
+        (
+            "rendered",
+            RowSettings(512),
+            "{{ raise_exception('no') }}",
+        ),
+        ("trained_tokens", RowSettings(5, max_truncated_share=1.0), None),
+        ("truncation", RowSettings(5), None),
+    ],
+)
+def test_validation_rows_are_looked_at_too(gate: str, settings: RowSettings, source: str | None) -> None:
+    bench = Bench(settings=settings, source=source)
+    bench.held_out = {"validation": [replace(e, where=Where("validation.jsonl", 3)) for e in bench.examples[:2]]}
+    result = next(r for r in run_gates(bench.subject(), "rows") if r.gate == gate)
+    listed = [fault["where"] for fault in result.details["listed"]]
+    assert not result.passed and "validation.jsonl, line 3" in listed
+
+
 def test_a_leak_behind_the_sample_is_found_all_the_same() -> None:
     bench = Bench()
     bench.held_out = {"validation": [bench.examples[5]]}
     subject = replace(bench.subject(), max_rows=2)
     result = next(r for r in run_gates(subject, "rows") if r.gate == "splits_disjoint")
     assert not result.passed and "train.jsonl, line 6" in result.message
+
+
+def test_a_question_answered_in_an_earlier_turn_is_a_leak_and_one_that_differs_in_case_is_none() -> None:
+    bench = Bench()
+    first = bench.examples[0]
+    assert isinstance(first, Conversation)
+    later = (*first.messages, Message("user", "thanks"), Message("assistant", "You are welcome."))
+    bench.examples[0] = replace(first, messages=later)
+    shouted = tuple(replace(m, content=m.content.upper()) if m.role == "user" else m for m in first.messages)
+    for messages, passes in ((first.messages, False), (shouted, True)):
+        bench.held_out = {"test": [replace(first, messages=messages, where=Where("test.jsonl", 1))]}
+        result = next(r for r in run_gates(bench.subject(), "rows") if r.gate == "splits_disjoint")
+        assert result.passed is passes, result.message
 
 
 def test_a_result_counts_all_faults_and_writes_out_the_first() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def target(name: str, row: int) -> Any:
     """A wanted answer of the kind that the metric is for."""
     if name in ("accuracy", "macro_f1"):
         return ("yes", "no", "maybe")[row % 3]
-    if name in ("rouge_l", "chrf", "perplexity", "token_accuracy"):
+    if name in ("rouge_l", "chrf", "perplexity", "token_accuracy", "bits_per_byte", "pair_accuracy"):
         return f"The answer to question {row} is known to everybody here."
     return {"name": f"person {row}", "age": row}
 
@@ -44,7 +45,8 @@ def perfect(name: str, row: int) -> Prediction:
     text = wanted if isinstance(wanted, str) else json.dumps(wanted)
     calls = (ToolCall("find", {"who": row}),) if name == "tool_calls" and row % 4 else ()
     message = Message("assistant", text, tool_calls=calls)
-    return Prediction(f"r{row}", (), text, wanted, message, message, TargetScore(10, 0.0, 10))
+    certain, hopeless = TargetScore(10, 0.0, 10, 40), TargetScore(10, -1e90, 0, 40)
+    return Prediction(f"r{row}", (), text, wanted, message, message, certain, hopeless)
 
 
 def garbage(name: str, row: int) -> Prediction:
@@ -52,8 +54,8 @@ def garbage(name: str, row: int) -> Prediction:
     right = perfect(name, row)
     output = '{"zzz": 0}' if name.startswith("field_") else "@@@"
     reply = Message("assistant", "@@@", tool_calls=(ToolCall("unheard_of", {}),))
-    score = TargetScore(10, -1e9, 0)
-    return Prediction(right.id, (), output, right.target, right.expected, reply, score)
+    certain, hopeless = TargetScore(10, 0.0, 10, 40), TargetScore(10, -1e90, 0, 40)
+    return Prediction(right.id, (), output, right.target, right.expected, reply, hopeless, certain)
 
 
 def stack(metric: Metric, predictions: list[Prediction]) -> np.ndarray:
@@ -62,7 +64,8 @@ def stack(metric: Metric, predictions: list[Prediction]) -> np.ndarray:
 
 def test_the_promised_metrics_are_there() -> None:
     promised = "exact_match json_valid schema_valid field_f1 accuracy macro_f1 rouge_l chrf token_accuracy perplexity"
-    assert set(promised.split()) | {"tool_calls", "field_precision", "field_recall"} <= set(NAMES)
+    scored = {"bits_per_byte", "pair_accuracy"}
+    assert set(promised.split()) | scored | {"tool_calls", "field_precision", "field_recall"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -85,6 +88,18 @@ def test_a_mixture_lies_between(name: str, schema_file: str) -> None:
     value = metric.value(stack(metric, mixed))
     low, high = sorted((metric.worst, metric.best))
     assert low < value < high
+
+
+HOSTILE = ("", "[" * 500 + "]" * 500, "{" * 100_000, '{"a": 1e999}', "\ud800", "\x00", "9" * 5000, '{"a": {"b": [[]]}}')
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_answer_is_an_error(name: str, schema_file: str) -> None:
+    """An answer may be anything; only a target can be unfit."""
+    metric = build(name, schema_file)
+    for output in HOSTILE:
+        found = metric.statistics(replace(garbage(name, 1), output=output))
+        assert all(map(math.isfinite, found))
 
 
 @pytest.mark.parametrize("name", NAMES)

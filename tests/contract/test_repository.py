@@ -128,6 +128,21 @@ def test_functions_are_short() -> None:
     require_only(found, LONG_FUNCTIONS, f"over {MAX_FUNCTION_LINES} lines")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ruff", "check", "."],
+        ["ruff", "check", ".", "--ignore-noqa", "--select", "F821"],  # an unknown name is never excused
+        ["ruff", "format", "--check", "."],
+        pytest.param(["mypy"], marks=pytest.mark.slow),
+    ],
+    ids=" ".join,
+)
+def test_style_and_types(command: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_functions_are_simple_and_documented() -> None:
     """Complexity <= 10, <= 7 parameters, a docstring on every public name; `noqa` excuses nothing here."""
     command = [sys.executable, "-m", "ruff", "check", "--isolated", "--ignore-noqa", "--output-format", "json"]

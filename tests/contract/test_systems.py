@@ -13,9 +13,10 @@ from luthier import registry
 from luthier.adapters.lora import LoRA
 from luthier.config import build
 from luthier.data.templates import build_template
+from luthier.errors import EvaluationError
 from luthier.evaluation.systems.base import Context, System
 from luthier.evaluation.task import build_metrics
-from luthier.examples import Conversation, Message
+from luthier.examples import Conversation, Document, Example, Message, Preference
 from luthier.models.load import LoadedModel
 from luthier.recipe import SYSTEMS, dump_part
 
@@ -111,6 +112,20 @@ def _without_switch(context: Context) -> Context:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_prompt_that_was_chosen_says_how(name: str, context: Context) -> None:
+    """All systems that try several prompts record them in one form, and the winner is one of them."""
+    details = system(name).answer(rows(2, "test"), context).details
+    json.dumps(details, allow_nan=False)
+    assert ("tried" in details) == (system(name).is_model and system(name).is_baseline)
+    for one in details.get("tried", []):
+        assert {"addition", "place", "validation_score", "rows"} <= one.keys() and one["rows"] == 3
+        assert one["place"] in ("system", "user") and 0 <= one["validation_score"] <= 1
+    if "tried" in details:
+        best = max(details["tried"], key=lambda one: one["validation_score"])
+        assert (details["addition"], details["place"]) == (best["addition"], best["place"])
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_model_is_left_as_it_was(name: str, context: Context) -> None:
     model: Any = context.loaded.model
     ids = torch.tensor([[5, 6, 7]])
@@ -132,6 +147,27 @@ def test_models_count_tokens_and_score_targets_when_asked(name: str, context: Co
         if answer.target_score is not None:
             assert answer.target_score.tokens > 5 and answer.target_score.logprob_sum < 0
             assert 0 <= answer.target_score.correct <= answer.target_score.tokens
+
+
+@pytest.mark.parametrize("task", ["language", "pairs"])
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_that_ask_nothing_are_scored_or_refused(name: str, task: str, context: Context) -> None:
+    from dataclasses import replace
+
+    reply = (Message("assistant", "Yes, it is."),)
+    test: list[Example] = [Document("The street is long.", id="t"), Document("A letter.", id="u")]
+    if task == "pairs":
+        test = [Preference((Message("user", text),), reply, reply, id=text) for text in ("Why?", "When?")]
+    chosen, scored = system(name), replace(context, task=task, train=(), validation=())
+    try:
+        answers = chosen.answer(test, scored).answers
+    except EvaluationError as error:
+        assert str(test[0].id) in str(error) and "scored" in str(error)
+        return
+    for row, answer in zip(test, answers, strict=True):
+        assert (answer.id, answer.output, answer.prompt) == (row.id, "", row.prompt)
+        assert answer.target_score is not None and answer.target_score.logprob_sum < 0
+        assert answer.rejected_score == (answer.target_score if task == "pairs" else None)
 
 
 @pytest.mark.parametrize("name", NAMES)

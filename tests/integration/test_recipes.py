@@ -26,6 +26,7 @@ def test_it_runs_to_a_verdict(recipe: Path, tmp_path: Path, real_model_folder: P
         "evaluation.max_rows": 6,
         "evaluation.max_new_tokens": 48,
         "evaluation.systems.zero_shot.tune_rows": 0,
+        "evaluation.systems.few_shot.tune_rows": 0,
         "evaluation.forgetting.max_rows": 20,
         "evaluation.forgetting.max_tokens": 512,
         "training.steps": 2,

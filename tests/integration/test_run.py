@@ -117,6 +117,74 @@ def test_another_recipe_in_the_same_folder_is_refused(
     assert "optimizer.learning_rate" in capsys.readouterr().err
 
 
+def test_a_failed_first_attempt_does_not_block_the_folder(recipe: Path, tmp_path: Path) -> None:
+    for typo in ("data.train=missing.jsonl", "model.name=no-such-model", "adapter.targets=['query']"):
+        assert main(["train", str(recipe), "--out", str(tmp_path / "out"), "--set", typo]) == 2
+    assert main(["train", str(recipe), "--out", str(tmp_path / "out"), "--set", "training.steps=3"]) == 0
+    assert load(tmp_path / "out/recipe.json")["training"]["steps"] == 3
+    assert main(["train", str(recipe), "--out", str(tmp_path / "out"), "--set", "training.steps=4"]) == 2
+
+
+def test_another_evaluation_after_training_trains_nothing_again(finished: Path, recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    trained = {p: p.stat().st_mtime_ns for p in (*out.glob("adapter/*"), *out.rglob("checkpoints/*/*"))}
+    zero = (out / "records/zero_shot.jsonl").read_bytes()
+    added = ["evaluation.systems.examples={type='few_shot'}", "evaluation.confidence=0.9"]
+    more = [part for setting in added for part in ("--set", setting)]
+    steps = load(out / "manifest.json")["stages"]
+    assert main(["run", str(recipe), "--out", str(out), *more]) == 0
+    assert {p: p.stat().st_mtime_ns for p in trained} == trained
+    assert {s["name"] for s in load(out / "evaluation.json")["systems"]} == {"zero_shot", "fine_tuned", "examples"}
+    assert load(out / "recipe.json")["evaluation"]["confidence"] == 0.9
+    assert (out / "records/zero_shot.jsonl").read_bytes() == zero
+    kept = ("evaluate:zero_shot", "evaluate:fine_tuned")  # measured before and still true: no second was added
+    assert all(load(out / "manifest.json")["stages"][name] == steps[name] for name in kept)
+    metric = ["--set", "evaluation.metrics=['exact_match']", "--set", "evaluation.primary_metric=exact_match"]
+    assert main(["run", str(recipe), "--out", str(out), *more, *metric]) == 0
+    assert {p: p.stat().st_mtime_ns for p in trained} == trained
+    assert all(s["metrics"].keys() == {"exact_match"} for s in load(out / "evaluation.json")["systems"])
+    assert main(["evaluate", str(out)]) == 0
+
+
+@pytest.mark.parametrize("where", ["afile", "afile/x", "/proc/foo"])
+def test_an_impossible_folder_is_one_clear_message(
+    where: str, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "afile").write_text("")
+    assert main(["run", str(recipe), "--out", str(tmp_path / where)]) == 2
+    assert "cannot be a run's folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{"])
+def test_a_damaged_recipe_in_the_folder_is_one_clear_message(
+    content: str, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe.json").write_text(content)
+    for verb in (["evaluate", str(tmp_path)], ["train", str(recipe), "--out", str(tmp_path)]):
+        assert main(verb) == 2
+        assert "recipe.json is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["run.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"files": {}}'])
+def test_serving_a_damaged_run_is_one_clear_message(
+    name: str, content: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished / "adapter", tmp_path / "adapter")
+    (tmp_path / "adapter" / name).write_text(content)
+    assert main(["serve", str(tmp_path), "--port", "0"]) == 2
+    assert name in capsys.readouterr().err or content == '{"files": {}}'
+
+
+def test_a_wrong_name_is_told_before_anything_is_written(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for wrong in ("model.name=no-such-model", "model.device=cuda:99", "model.device=gpu"):
+        assert main(["run", str(recipe), "--out", str(tmp_path / "out"), "--set", wrong]) == 2
+        assert wrong.partition("=")[2] in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_the_trained_model_opens_and_answers_as_it_did(finished: Path, tiny_model_folder: Path) -> None:
     from luthier.assemble import open_trained
     from luthier.examples import Message

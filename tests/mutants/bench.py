@@ -197,6 +197,15 @@ class Bench:
             held_out=self.held_out,
         )
 
+    def with_units(self, max_rows: int) -> Subject:
+        """The subject of the gates over all rows; those over a sample look at `max_rows`."""
+        subject = replace(self.subject(), max_rows=max_rows)
+        subject.units = {
+            name: [self.objective.rows(example, subject.template) for example in examples]
+            for name, examples in subject.splits.items()
+        }
+        return subject
+
     def with_model(self, change: Callable[[Any], None] = lambda model: None) -> Subject:
         """The subject of the model gates; `change` edits the model before the adapter is put in."""
         subject = self.subject()

@@ -58,6 +58,11 @@ class WrongTemplate:
         seen = self.on_messages(messages)
         return self.on_prompt(self.inner.prompt_ids(seen, () if self.drop_served_tools else tools))
 
+    def prompt_ids_before(
+        self, messages: Sequence[Message], indices: Sequence[int], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[list[int]]:
+        return [self.prompt_ids(messages[:index], tools) for index in indices]
+
 
 def wrong_template(subject: Subject, **changes: Any) -> Subject:
     """The subject with both its templates wrapped: the fault is in the code that renders, so it is in both."""
@@ -198,6 +203,53 @@ def add_dropout(model: Any, always: bool = False) -> None:
         return F.dropout(output, 0.1, training=always or model.training)
 
     model.get_input_embeddings().register_forward_hook(drop)
+
+
+class _TenthOfTheGradient(torch.autograd.Function):
+    """Passes values on as they are, and a tenth of their gradient back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return 0.1 * grads[0]
+
+
+def weaken_backward(model: Any) -> None:
+    """The attention over forests gets a backward pass that does not fit its forward pass."""
+
+    def weaken(_module: nn.Module, _args: Any, kwargs: Mapping[str, Any], output: tuple[Tensor, Any]) -> Any:
+        if kwargs.get("forest") is None:
+            return output
+        return (_TenthOfTheGradient.apply(output[0]), *output[1:])  # type: ignore[no-untyped-call]
+
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_hook(weaken, with_kwargs=True)
+
+
+def flatten_decoding(model: Any) -> None:
+    """The attention of generation scales its scores otherwise than the one of training."""
+
+    def scale(factor: float) -> Callable[..., None]:
+        def hook(module: Any, _args: Any, kwargs: Mapping[str, Any], *_output: Any) -> None:
+            if kwargs.get("slots") is not None:
+                module.scaling *= factor
+
+        return hook
+
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_pre_hook(scale(0.3), with_kwargs=True)
+        layer.self_attn.register_forward_hook(scale(1 / 0.3), with_kwargs=True)
+
+
+class MeanOfRowsSFT(SFT):
+    """Averages over the rows of a micro-batch where it should sum."""
+
+    def loss(self, models: Models, batch: Batch) -> Loss:
+        loss = super().loss(models, batch)
+        return replace(loss, total=loss.total / batch.row_count)
 
 
 class UnweightedSFT(SFT):

@@ -3,6 +3,7 @@
 The catalog of silent failures and its numbers are in docs/preflight.md.
 """
 
+import html
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ from tests.mutants.bench import (
     WEATHER,
     Bench,
     dpo_bench,
+    held_out,
     preferences,
     template,
     tiny_model,
@@ -138,7 +140,7 @@ def generation_prompt_without_its_newline() -> Subject:
 
 @mutant("A6", "masked_text")
 def closing_tag_without_its_opening() -> Subject:
-    close = tokenizer("chatml").convert_tokens_to_ids("<|endoftext|>")
+    close = tokenizer("chatml").convert_tokens_to_ids("</think>")
 
     def change(row: Row) -> Row:
         at = first_trained(row)
@@ -213,13 +215,41 @@ def content_encoded_with_control_tokens_on() -> Subject:
     return _rows(encode_again)
 
 
+def _edited_before_it_is_encoded(edit: Callable[[str], str]) -> Subject:
+    """The text of a row is edited, and then encoded with control tokens switched on."""
+
+    def change(row: Row) -> Row:
+        text = tokenizer("chatml").decode(row.ids, skip_special_tokens=False)
+        if edit(text) == text:
+            return row
+        ids = tuple(tokenizer("chatml")(edit(text), add_special_tokens=False)["input_ids"])
+        return Row(ids, (0.0, *[1.0] * (len(ids) - 1)), row.id)
+
+    return _rows(change)
+
+
+@mutant("A10", "no_control_tokens")
+def capitals_folded_into_control_tokens() -> Subject:
+    return _edited_before_it_is_encoded(lambda text: text.replace("<|IM_END|>", "<|im_end|>"))
+
+
+@mutant("A10", "no_control_tokens")
+def references_cut_out_of_content() -> Subject:
+    return _edited_before_it_is_encoded(lambda text: text.replace("[ref]", ""))
+
+
+@mutant("A10", "no_control_tokens")
+def html_entities_of_content_unescaped() -> Subject:
+    return _edited_before_it_is_encoded(html.unescape)
+
+
 @mutant("A14", "splits_disjoint")
 def test_prompt_in_the_training_rows() -> Subject:
     bench = Bench()
     leaked = bench.examples[0]
     assert isinstance(leaked, Conversation)
-    shouted = tuple(replace(m, content=m.content.upper()) if m.role == "user" else m for m in leaked.messages)
-    bench.held_out = {"test": [replace(leaked, messages=shouted, where=Where("test.jsonl", 1))]}
+    spaced = tuple(replace(m, content=f" {m.content}\n") if m.role == "user" else m for m in leaked.messages)
+    bench.held_out = {"test": [replace(leaked, messages=spaced, where=Where("test.jsonl", 1))]}
     return bench.subject()
 
 
@@ -242,6 +272,33 @@ def rows_cut_on_the_left() -> Subject:
     )
     subject.template = cut  # type: ignore[assignment]
     return subject
+
+
+@mutant("A33", "truncation")
+def validation_rows_cut() -> Subject:
+    bench = Bench(settings=RowSettings(max_tokens=405))
+    bench.held_out = {"validation": [_long_row("validation.jsonl")]}
+    return bench.subject()
+
+
+@mutant("A16", "every_row", "all_rows")
+def a_row_behind_the_sample_cut() -> Subject:
+    bench = Bench(settings=RowSettings(max_tokens=405))
+    bench.examples[1] = _long_row("train.jsonl")
+    return bench.with_units(max_rows=2)
+
+
+@mutant("A20", "every_row", "all_rows")
+def a_reply_behind_the_sample_cut_off() -> Subject:
+    bench = Bench(settings=RowSettings(max_tokens=405, max_truncated_share=1.0))
+    bench.held_out = {"validation": [*held_out(), _long_row("validation.jsonl"), *held_out()]}
+    return bench.with_units(max_rows=2)
+
+
+def _long_row(path: str) -> Conversation:
+    """A row whose prompt alone is longer than 405 tokens."""
+    asked = Message("user", "What is the weather in Paris? " * 60)
+    return Conversation((asked, Message("assistant", "Sunny.")), (), Where(path, 2), "long")
 
 
 # labels and loss
@@ -285,6 +342,11 @@ def prompt_longer_than_the_limit() -> Subject:
 @mutant("A23", "base_loss", "model")
 def numerator_without_the_weights_of_the_denominator() -> Subject:
     return Bench(objective=parts.UnweightedSFT()).with_model()
+
+
+@mutant("A21", "gradient_equivalence", "model")
+def loss_averaged_over_each_micro_batch() -> Subject:
+    return Bench(objective=parts.MeanOfRowsSFT()).with_model()
 
 
 @mutant("A23", "label_shift")
@@ -331,6 +393,16 @@ def positions_run_on_through_the_batch() -> Subject:
     # Rotary attention sees only distances, so a row that starts late scores the same: the gap must be inside a row,
     # as it is where a shared prefix and its branches are numbered in the order of the batch.
     return replace(Bench().with_model(), batches=parts.WrongBatches(parts.running_positions))
+
+
+@mutant("own", "gradient_equivalence", "model")
+def backward_pass_of_the_attention_wrong() -> Subject:
+    return Bench().with_model(parts.weaken_backward)
+
+
+@mutant("own", "decode_equivalence", "model")
+def attention_of_generation_scaled_otherwise() -> Subject:
+    return Bench().with_model(parts.flatten_decoding)
 
 
 @mutant("A37", "forest_equivalence", "model")
@@ -381,6 +453,11 @@ def reference_forgotten() -> Subject:
 @mutant("A36", "reference_is_policy", "model")
 def dropout_in_the_passes_that_score() -> Subject:
     return dpo_bench().with_model(parts.add_dropout)
+
+
+@mutant("A36", "reference_is_policy", "model")
+def dropout_inside_the_adapter() -> Subject:
+    return dpo_bench(adapter=LoRA(rank=4, dropout=0.3)).with_model()
 
 
 @mutant("A36", "base_loss", "model")

@@ -1,5 +1,6 @@
 """Our LoRA against `peft`, our losses and trajectories against `transformers` and `trl`."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 from tests.engine_runs import make_run, random_units, tiny_llama
 
-from luthier.adapters.lora import LoRA
+from luthier.adapters.lora import HARMLESS, LoRA
 from luthier.engine.loop import train
+from luthier.errors import ModelError
 from luthier.models.forest import build_batch
 from luthier.models.scorer import Scorer
 from luthier.objectives.dpo import PENALTIES
@@ -52,6 +54,62 @@ def test_we_load_peft_s_adapter_with_equal_logits(targets: str | list[str], tmp_
     LoRA().restore(ours, tmp_path)
     with torch.no_grad():
         torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, atol=1e-6, rtol=0)
+
+
+def trained_by_peft(folder: Path, **settings: Any) -> Any:
+    """A peft LoRA of every linear layer that has moved, saved to `folder`."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM", **settings)
+    theirs = get_peft_model(tiny_llama(), config).eval()
+    noise = torch.Generator().manual_seed(8)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_" in name:
+                parameter.add_(torch.randn(parameter.shape, generator=noise) * 0.05)
+    theirs.save_pretrained(str(folder))
+    return theirs
+
+
+@pytest.mark.parametrize("initialization", [True, "gaussian", "orthogonal"])
+def test_initializations_that_leave_the_base_alone_give_equal_logits(initialization: Any, tmp_path: Path) -> None:
+    theirs = trained_by_peft(tmp_path, init_lora_weights=initialization)
+    ours = tiny_llama()
+    LoRA().restore(ours, tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "olora"},
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"lora_bias": True},
+        {"alpha_pattern": {"q_proj": 3}},
+        {"modules_to_save": ["norm"]},
+    ],
+    ids=lambda settings: next(iter(settings)) + "=" + str(next(iter(settings.values()))),
+)
+def test_variants_that_compute_something_else_are_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    (field,) = settings
+    trained_by_peft(tmp_path, **settings)
+    with pytest.raises(ModelError, match=f"{field} = .*does not compute"):
+        LoRA().restore(tiny_llama(), tmp_path)
+
+
+def test_every_setting_of_peft_is_known_to_be_harmless_or_must_be_off(tmp_path: Path) -> None:
+    """A field that a newer peft adds is refused as soon as it is set."""
+    trained_by_peft(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    plain = json.loads(path.read_text())
+    assert {"velora_config", "kasa_config", "monteclora_config", "loftq_config", "arrow_config"} <= plain.keys()
+    for field in [*plain.keys() - HARMLESS - {"bias", "init_lora_weights"}, "invented_tomorrow"]:
+        path.write_text(json.dumps({**plain, field: {"x": 1}}))
+        with pytest.raises(ModelError, match=field):
+            LoRA().restore(tiny_llama(), tmp_path)
 
 
 def test_loss_equals_the_model_s_own() -> None:

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -195,6 +196,16 @@ def test_foreign_hosts_and_origins_are_403_for_every_method(
         assert not [name for name in sent if name.startswith("access-control-")]
 
 
+def test_a_refused_host_or_origin_has_its_line_of_log(open_server: int, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    logging.getLogger("luthier.serve").propagate = True
+    for headers in ({"Host": "canary.example"}, {"Origin": "https://canary.example"}):
+        caplog.clear()
+        sent = _send(open_server, "GET", "/v1/models", None, headers)[1]
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert "route=/v1/models status=403" in line and sent["x-request-id"] in line and "canary" not in line
+
+
 @pytest.mark.parametrize("headers", [{"Host": "localhost"}, {"Host": "[::1]:80"}, {"Origin": "http://localhost:3000"}])
 def test_local_hosts_and_origins_pass_without_cors(open_server: int, headers: dict[str, str]) -> None:
     status, sent, _ = _send(open_server, "GET", "/v1/models", None, headers)
@@ -304,6 +315,35 @@ def test_a_client_that_goes_away_before_its_body_is_one_line_of_log(
     assert "status=499" in line.getMessage()
 
 
+def test_a_connection_that_sends_no_whole_headers_is_closed(open_server: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("luthier.serve.server.HEADER_SECONDS", 0.3)
+    whole = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for sent in (b"", whole[:-2], whole + whole[:-2]):  # nothing; a half; a half after one that was answered
+        with socket.create_connection(("127.0.0.1", open_server), timeout=4) as connection:
+            connection.sendall(sent)
+            data = b""
+            while chunk := connection.recv(65536):  # a TimeoutError: it was left open
+                data += chunk
+        assert data.count(b"HTTP/1.1 200") == sent.count(b"\r\n\r\n")
+    with socket.create_connection(("127.0.0.1", open_server), timeout=4) as connection, pytest.raises(OSError):
+        for _ in range(100):  # a trickle does not buy time
+            connection.sendall(b"G")
+            time.sleep(0.03)
+
+
+def test_an_answer_may_take_longer_than_the_headers(open_server: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("luthier.serve.server.HEADER_SECONDS", 0.05)
+    assert _chat(open_server, max_tokens=100, logit_bias={})[0] == 200
+    body = json.dumps(CHAT).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    head += "Content-Type: application/json\r\nConnection: close\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", open_server), timeout=10) as connection:
+        connection.sendall(head.encode() + body[:10])
+        time.sleep(0.3)
+        connection.sendall(body[10:])
+        assert b"HTTP/1.1 200" in connection.recv(65536)
+
+
 def test_headers_are_capped(open_server: int) -> None:
     answer = _raw(open_server, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 200_000 + b"\r\n\r\n")
     assert not answer or answer.split(b" ")[1] in (b"400", b"431")
@@ -331,6 +371,31 @@ def test_content_never_becomes_a_control_token(open_server: int, served: ServedM
     answer = json.loads(_send(open_server, "POST", "/v1/completions", text)[2])
     assert answer["usage"]["prompt_tokens"] == len(served.template.text_ids(attack))
     assert not set(served.template.text_ids(attack)) & set(controls)
+
+
+PLAIN = "{% for m in messages if m.role != 'system' and m.role != 'tool' %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}"
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+ASKED = {"role": "user", "content": "x"}
+CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"messages": [{"role": "system", "content": "obey"}, ASKED]}, "messages[0]"),
+        ({"messages": [ASKED, CALLED, ASKED]}, "messages[1].tool_calls"),
+    ],
+)
+def test_what_the_template_would_drop_is_refused(
+    tiny_loaded: LoadedModel, tmp_path: Path, fields: dict[str, Any], param: str
+) -> None:
+    (tmp_path / "plain.jinja").write_text(PLAIN + "{% if add_generation_prompt %}[assistant]{% endif %}")
+    template = build_template(tiny_loaded, str(tmp_path / "plain.jinja"))
+    with running([ServedModel("tiny", tiny_loaded, template, nullcontext)]) as url:
+        status, body = _chat(_port(url), **fields)
+        assert (status, body["error"]["code"], body["error"]["param"]) == (400, "unsupported_parameter", param), body
+        assert _chat(_port(url), tools=[{"type": "function", "function": {"name": "f"}}], tool_choice="none")[0] == 200
 
 
 _json = st.recursive(

@@ -288,6 +288,40 @@ def test_a_hub_model_comes_from_the_hubs_cache(tiny_model_folder: Path, tmp_path
     assert "Traceback" not in absent.stderr
 
 
+def test_a_pinned_commit_in_the_cache_never_asks_the_hub(tiny_model_folder: Path, tmp_path: Path) -> None:
+    for commit in ("0" * 40, "1" * 40):
+        shutil.copytree(tiny_model_folder, tmp_path / "models--someone--tiny" / "snapshots" / commit)
+    code = "\n".join(
+        [
+            "import socket",
+            "def refuse(*_): raise SystemExit('the network was touched')",
+            "socket.socket.connect = socket.getaddrinfo = refuse",
+            "from luthier.models.catalog import resolve",
+            f"print(resolve('someone/tiny@' + {'1' * 40!r}).origin)",
+        ]
+    )
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"hub: someone/tiny at {'1' * 40}"
+    absent = _resolve_in_new_process(f"someone/tiny@{'2' * 40}", {"HF_HUB_CACHE": str(tmp_path)})
+    assert absent.returncode == 2 and "not in the hub's cache" in absent.stderr
+
+
+def test_a_branch_is_taken_by_its_name(tiny_model_folder: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "models--someone--tiny"
+    shutil.copytree(tiny_model_folder, repository / "snapshots" / ("3" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "v2").write_text("3" * 40)
+    done = _resolve_in_new_process("someone/tiny@v2", {"HF_HUB_CACHE": str(tmp_path)})
+    assert done.returncode == 0 and f"hub: someone/tiny at {'3' * 40}" in done.stdout, done.stderr
+
+
+def test_offline_needs_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--offline"]) == 2
+    assert "name it" in capsys.readouterr().err
+
+
 def test_a_hub_that_cannot_be_reached_is_one_clear_message(tmp_path: Path) -> None:
     code = "from luthier.cli.main import main; raise SystemExit(main(['models', 'someone/other']))"
     nobody_listens = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "0"}

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from luthier.cli.commands.check import MAX_KINDS, Broken
 from luthier.cli.main import main
+from luthier.errors import DataError
 
 Write = Callable[[str, list[dict[str, Any]]], Path]
 
@@ -53,11 +55,80 @@ def test_an_error_in_the_data_is_exit_code_2(write_jsonl: Write, capsys: pytest.
     assert "leakage" in capsys.readouterr().out
 
 
-def test_a_row_without_an_assistant_turn_is_refused(write_jsonl: Write, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_without_an_assistant_turn_is_refused(
+    tmp_path: Path, write_jsonl: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [*ROWS, {"messages": [{"role": "user", "content": "Anybody?"}]}]
     assert main(["check", str(write_jsonl("train.jsonl", rows))]) == 2
+    assert _error(capsys, "roles") == ["where: " + str(tmp_path / "train.jsonl") + ", line 13"]
+
+
+def _error(capsys: pytest.CaptureFixture[str], check: str) -> list[str]:
+    """Where the errors of a check were found, as printed."""
+    lines = capsys.readouterr().out.splitlines()
+    found = [i for i, line in enumerate(lines) if line.startswith(f"error    {check}: ")]
+    return [lines[i + 1].strip() for i in found]
+
+
+BROKEN = [
+    '{"messages": [}',
+    '{"messages": "x"}',
+    '{"messages": [{"role": "bot", "content": "a"}]}',
+    '{"messages": [[}',
+]
+
+
+def test_every_row_that_cannot_be_read_is_counted_and_the_rest_is_checked(
+    tmp_path: Path, write_jsonl: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = write_jsonl("train.jsonl", [*ROWS, ROWS[0]])
+    lines = train.read_text(encoding="utf-8").splitlines()
+    for place, line in zip((2, 4, 6, 8), BROKEN, strict=True):
+        lines.insert(place, line)  # lines 3, 5, 7 and 9
+    train.write_text("\n".join(lines), encoding="utf-8")
+
+    assert main(["check", str(train)]) == 2
+    out = capsys.readouterr().out
+    assert "rows: 13 train" in out
+    assert "schema: 2 rows cannot be read; the first: broken JSON: Expecting value at character 15" in out
+    assert f"where: {train}, lines 3, 9" in out
+    assert "schema: 1 row cannot be read: 'messages' is a string" in out and f"{train}, line 5" in out
+    assert "unknown role 'bot'" in out and f"{train}, line 7" in out
+    assert "exact_duplicates" in out, "the rows that can be read are checked"
+
+    assert main(["check", str(train), "--json"]) == 2
+    values = json.loads(capsys.readouterr().out)
+    assert (values["passed"], values["error"], values["rows"]) == (False, "", {"train": 13})
+    schema = [finding for finding in values["findings"] if finding["check"] == "schema"]
+    assert [finding["count"] for finding in schema] == [2, 1, 1]
+    assert [[place["line"] for place in finding["where"]] for finding in schema] == [[3, 9], [5], [7]]
+
+
+def test_the_bad_rows_of_a_recipes_files_are_all_counted_too(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (tmp_path / "train.jsonl").open("a", encoding="utf-8") as file:
+        file.write("\n".join(BROKEN))
+    assert main(["check", str(recipe)]) == 2
+    out = capsys.readouterr().out
+    assert out.count("error    schema: ") == 3 and "the gates were left out" in out and "rows: 12 train" in out
+
+
+def test_many_kinds_of_bad_rows_are_told_apart_up_to_a_limit() -> None:
+    broken = Broken()
+    for number in range(500):
+        broken.add(DataError(f"the role {'x' * number} at character {number}", "a.jsonl", number + 1))
+    findings = broken.findings()
+    assert len(findings) == MAX_KINDS + 1 and sum(finding.count for finding in findings) == 500
+    assert findings[-1].message == f"{500 - MAX_KINDS} rows cannot be read: something else"
+    assert [place.line for place in findings[-1].where] == list(range(MAX_KINDS + 1, MAX_KINDS + 21))
+
+
+def test_json_is_printed_even_where_nothing_can_be_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(tmp_path / "absent.jsonl"), "--json"]) == 2
     captured = capsys.readouterr()
-    assert "13" in captured.out + captured.err
+    values = json.loads(captured.out)
+    assert not values["passed"] and "no such file" in values["error"] and "no such file" in captured.err
 
 
 def _refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -80,7 +151,8 @@ def test_bad_input_gives_one_clear_message(
     lines = broken.read_text(encoding="utf-8").splitlines()
     lines[6] = '{"messages": [{"role": "user",'
     broken.write_text("\n".join(lines), encoding="utf-8")
-    assert "line 7" in _refusal(["check", str(broken)], capsys)
+    assert main(["check", str(broken)]) == 2
+    assert _error(capsys, "schema") == [f"where: {broken}, line 7"]
 
     assert "did you mean 'rank'" in _refusal(["check", str(recipe), "--set", "adapter.rnak=3"], capsys)
     assert "no-such-model" in _refusal(["check", str(recipe), "--set", "model.name=no-such-model"], capsys)

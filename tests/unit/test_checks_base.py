@@ -1,22 +1,30 @@
 """Findings, their text, the run over all checks, and the signatures that near-duplicates are found by."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from datasketch import MinHash
 
 from luthier.data.checks import _minhash
-from luthier.data.checks._text import canonical, normalized, render_findings, safe, view
+from luthier.data.checks._text import normalized, render_findings, safe, view
 from luthier.data.checks.base import PLACES_KEPT, Finding, Places, Tally, run_checks
+from luthier.data.prompts import canonical
 from luthier.errors import DataError, RecipeError
 from luthier.examples import Conversation, Message, Where
 
 FINDING = Finding("empty", "error", "an empty reply", "remove it", (Where("a.jsonl", 3),), 7)
+IN_ARRAY = Finding("empty", "error", "an empty reply", "remove it", (Where("a.json", 1, 31), Where("a.json", 1, 32)), 2)
 
 
 def test_a_finding_survives_json() -> None:
-    assert Finding.from_dict(json.loads(json.dumps(FINDING.to_dict()))) == FINDING
+    for finding in (FINDING, IN_ARRAY):
+        assert Finding.from_dict(json.loads(json.dumps(finding.to_dict()))) == finding
+    before_rows_had_numbers = FINDING.to_dict() | {"where": [{"path": "a.jsonl", "line": 3}]}
+    assert Finding.from_dict(before_rows_had_numbers) == FINDING
 
 
 @pytest.mark.parametrize(
@@ -34,7 +42,7 @@ def test_a_finding_keeps_twenty_places() -> None:
 
 def test_places_and_tallies() -> None:
     places = Places()
-    kept = [Where("a", 1), Where("b", 2**31), Where("a", 3)]
+    kept = [Where("a", 1), Where("b", 2**31, 7), Where("a", 3)]
     assert [places.add(where) for where in kept] == [0, 1, 2]
     assert [places[index] for index in range(len(places))] == kept
     tally = Tally()
@@ -65,6 +73,13 @@ def test_rendering_is_plain_and_counts() -> None:
 def test_lines_of_one_file_stand_together() -> None:
     where = (Where("a", 1), Where("a", 2), Where("b", 3))
     assert "where: a, lines 1, 2; b, line 3\n" in render_findings([Finding("x", "note", "m", "", where, 3)]) + "\n"
+    assert "where: a.json, rows 31, 32\n" in render_findings([IN_ARRAY])
+
+
+def test_places_are_named_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = render_findings([Finding("x", "note", "m", "", (Where(str(tmp_path / "data" / "a.jsonl"), 4),), 1)])
+    assert "where: data/a.jsonl, line 4" in text
 
 
 def test_safe_text_can_be_encoded() -> None:
@@ -153,6 +168,43 @@ def test_texts_are_numbered_in_the_order_they_came_in() -> None:
     signed, numbers = signatures.close()
     assert numbers.tolist() == [n for n in range(3000) if n % 3]
     assert signed.shape == (2000, 128)
+
+
+def test_a_long_text_in_pieces_has_the_same_shingles_and_signature() -> None:
+    generator = np.random.default_rng(5)
+    words = [bytes(generator.integers(97, 123, size, dtype=np.uint8)) for size in generator.integers(1, 14, 4000)]
+    for text in (b" ".join(words), "日本語テキスト".encode() * 900, b"x" * 3000, b"", b"a b"):
+        whole = _minhash.shingles([text])[0].tolist()
+        for size in (1, 97, 1000):
+            assert [value for piece in _minhash.pieces(text, size) for value in piece.tolist()] == whole
+    long = b" ".join(words * 80)  # of 2.5 MB: three pieces
+    signatures = _minhash.Signatures()
+    for text in (b"a b c d e", long, b"short", b"a b c d e"):
+        signatures.add(text)
+    signed, numbers = signatures.close()
+    assert numbers.tolist() == [0, 1, 3]
+    assert signed[1].tolist() == signatures.sign(*_minhash.shingles([long]))[0].tolist()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux, which tells a process its peak memory")
+def test_long_rows_are_checked_in_constant_memory(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from luthier.data.checks.base import run_checks\n"
+        "from luthier.examples import Document\n"
+        "text = ' '.join(f'word{n * 7919 % 99991}' for n in range(int(sys.argv[1])))\n"
+        "rows = (Document(f'{n} {text} {n}') for n in range(40))\n"
+        "run_checks({'train': rows, 'test': [Document('x')]}, only=['leakage', 'near_duplicates', 'secrets'])\n"
+        # not ru_maxrss, which a process inherits from the one that started it
+        "print(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])"
+    )
+
+    def peak_kib(words: int) -> int:
+        done = subprocess.run([sys.executable, "-c", program, str(words)], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    short, long = peak_kib(20), peak_kib(50_000)  # 40 rows of 160 bytes and of 470 KB: together 19 MB
+    assert long - short < 150 * 1024
 
 
 def test_blocks_are_joined_in_order_and_texts_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

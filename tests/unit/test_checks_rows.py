@@ -90,6 +90,51 @@ def test_roles(messages: Sequence[Message], tools: tuple, severity: str, phrase:
     assert lines(finding) == [7]
 
 
+def call(*ids: str | None, **arguments: object) -> Message:
+    return Message("assistant", tool_calls=tuple(ToolCall("weather", arguments, id=name) for name in ids))
+
+
+def result(name: str | None) -> Message:
+    return Message("tool", "12 degrees", tool_call_id=name)
+
+
+STRICT = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+STRICT_WEATHER = ({"type": "function", "function": {"name": "weather", "parameters": STRICT}},)
+
+
+@pytest.mark.parametrize(
+    ("messages", "tools", "phrase"),
+    [
+        ((U, call("c1"), U, A), WEATHER, "without a result"),
+        ((U, call("c1", "c2"), result("c2"), A), WEATHER, "without a result"),
+        ((U, call("c1"), result("c1"), result("c1"), call("c2"), A), WEATHER, "without a result"),
+        ((U, call(None, None), result(None), A), WEATHER, "without a result"),
+        ((U, call("c1", "c2"), result("c1"), result("c3")), WEATHER, "no open call"),
+        ((U, call("c1", city=7), result("c1"), A), STRICT_WEATHER, "do not fit"),
+        ((U, call("c1")), STRICT_WEATHER, "do not fit"),
+    ],
+)
+def test_tool_calls_and_their_results(messages: Sequence[Message], tools: tuple, phrase: str) -> None:
+    findings = found("roles", [*clean(5), Conversation(tuple(messages), tools, where=Where("a.jsonl", 7))])
+    assert [finding.severity for finding in findings if phrase in finding.message] == ["warning"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "tools"),
+    [
+        ((U, call("c1", "c2")), WEATHER),  # a row may end with its calls: that is what it teaches
+        ((U, call("c1", "c2"), result("c2"), result("c1"), A), WEATHER),
+        ((U, call("c1"), result(None), A), WEATHER),
+        ((U, call(None), result("c9"), A), WEATHER),
+        ((U, call("c1", city="Oslo"), result("c1"), call("c1", city="Rome"), result("c1"), A), STRICT_WEATHER),
+        ((U, call("c1")), ({"name": "weather", "parameters": {"type": "no such type"}},)),
+        ((U, call("c1")), ({"name": "weather", "parameters": {"$ref": "https://example.com/schema.json"}},)),
+    ],
+)
+def test_tool_use_in_order_has_no_findings(messages: Sequence[Message], tools: tuple) -> None:
+    assert found("roles", [Conversation(tuple(messages), tools)]) == []
+
+
 def test_roles_accepts_tool_use_and_several_results() -> None:
     two = Message(
         "assistant", tool_calls=(ToolCall("weather", {"city": "Oslo"}), ToolCall("weather", {"city": "Rome"}))
@@ -143,7 +188,10 @@ def test_exact_duplicates_count_repeats_not_groups() -> None:
     rows += [chat(70, question(9), "It means that case 9 is being looked at by a colleague.")]
     (finding,) = found("exact_duplicates", rows)
     assert (finding.severity, finding.count, lines(finding)) == ("warning", 3, [61, 62, 71])
-    assert "2 different rows occur more than once, up to 3 times; line 61 repeats line 4" in finding.message
+    assert (
+        "2 different rows occur more than once, up to 3 times; train.jsonl, line 61 repeats train.jsonl, line 4"
+        in finding.message
+    )
 
 
 def test_exact_duplicates_look_at_roles_weights_and_tools() -> None:
@@ -155,6 +203,12 @@ def test_exact_duplicates_look_at_roles_weights_and_tools() -> None:
     assert found("exact_duplicates", same) == []
     swapped = [Preference((U,), (A,), (T,)), Preference((U,), (T,), (A,))]
     assert found("exact_duplicates", swapped) == []
+
+
+def test_the_advice_on_duplicates_is_that_of_the_split() -> None:
+    train, test = found("exact_duplicates", [*clean(9), chat(3)], test=[chat(20, path="t"), chat(20, path="t")])
+    assert train.advice.startswith("data.duplicates")
+    assert test.advice.startswith("remove them")
 
 
 def test_exact_duplicates_of_two_splits_are_leaks_not_repeats() -> None:
@@ -170,7 +224,7 @@ def test_near_duplicates_find_case_punctuation_and_one_changed_word() -> None:
     ]
     (finding,) = found("near_duplicates", [*rows, *variants])
     assert (finding.severity, lines(finding), finding.count) == ("warning", [301, 302, 303], 3)
-    assert "line 301 is like line 6 (1.00)" in finding.message
+    assert "train.jsonl, line 301 is like train.jsonl, line 6 (1.00)" in finding.message
 
 
 def test_near_duplicates_leave_exact_ones_to_their_check() -> None:
@@ -185,17 +239,89 @@ def test_a_shared_instruction_in_the_user_turn_makes_no_near_duplicates() -> Non
     assert unlearned.count == 8
 
 
-def test_leakage_exact_is_an_error_and_near_a_warning() -> None:
+def test_leakage_is_an_error_where_the_same_is_asked_and_else_a_warning() -> None:
     test = clean(100, "test.jsonl", first=500)
     test += [
-        chat(900, f"  {question(5).upper()}! ", "another answer", "test.jsonl"),
-        chat(901, question(6).replace("; tell", " and tell"), path="test.jsonl"),
+        chat(900, f"  {question(5)}\n", "another answer", "test.jsonl"),
+        chat(901, f"{question(6).upper()}!", path="test.jsonl"),
+        chat(902, question(7).replace("; tell", " and tell"), path="test.jsonl"),
     ]
-    exact, near = found("leakage", clean(), test=test)
-    assert (exact.severity, exact.count, exact.where) == ("error", 1, (Where("test.jsonl", 901),))
-    assert "test.jsonl, line 901 and train.jsonl, line 6" in exact.message
-    assert (near.severity, near.count, near.where) == ("warning", 1, (Where("test.jsonl", 902),))
-    assert "train.jsonl, line 7" in near.message
+    same, alike, near = found("leakage", clean(), test=test)
+    assert (same.severity, same.count, same.where) == ("error", 1, (Where("test.jsonl", 901),))
+    assert "test.jsonl, line 901 and train.jsonl, line 6" in same.message
+    assert (alike.severity, alike.count, alike.where) == ("warning", 1, (Where("test.jsonl", 902),))
+    assert "train.jsonl, line 7" in alike.message
+    assert (near.severity, near.count, near.where) == ("warning", 1, (Where("test.jsonl", 903),))
+    assert "train.jsonl, line 8" in near.message
+
+
+@pytest.mark.parametrize(
+    ("trained", "held_out", "severities"),
+    [
+        ("What is 25?", "What is 2⁵?", []),
+        ("What is 5!", "What is 5?", ["warning"]),
+        ("What is US", "what is us", ["warning"]),
+        ("Où  est-ce?", "Ou\u0300 est-ce?", ["error"]),
+        ("3+5", "3-5", []),
+    ],
+)
+def test_what_is_equal_only_after_folding_is_no_error(trained: str, held_out: str, severities: list[str]) -> None:
+    findings = found("leakage", [chat(1, trained)], test=[chat(2, held_out)])
+    assert [finding.severity for finding in findings] == severities
+
+
+def test_the_same_text_under_another_system_turn_or_with_other_tools_is_no_error() -> None:
+    def translate(number: int, into: str) -> Conversation:
+        messages = (turn("system", f"Translate to {into}."), turn("user", question(number)), turn("assistant", into))
+        return Conversation(messages, where=Where(into, number))
+
+    (finding,) = found(
+        "leakage",
+        [translate(n, "French") for n in range(50)],
+        test=[translate(n, "German") for n in range(40)],
+    )
+    assert (finding.severity, finding.count) == ("warning", 40)
+    asked = turn("user", question(1))
+    (finding,) = found("leakage", [Conversation((asked, A), WEATHER)], test=[Conversation((asked, A))])
+    assert finding.severity == "warning"
+
+
+def _talk(*texts: str, weights: dict[int, float] | None = None, path: str = "train.jsonl") -> Conversation:
+    """A chat of alternating user and assistant turns."""
+    messages = tuple(
+        turn("assistant" if index % 2 else "user", text, weight=(weights or {}).get(index))
+        for index, text in enumerate(texts)
+    )
+    return Conversation(messages, where=Where(path, 1))
+
+
+@pytest.mark.parametrize(
+    ("trained", "held_out", "severities"),
+    [
+        (_talk(question(3), "a", "thanks", "b"), _talk(question(3), "c"), ["error"]),  # answered in the first turn
+        (
+            _talk("hello", "hi", question(3), "a", "thanks", "b"),
+            _talk(question(3), "c"),
+            ["error"],
+        ),  # and in the second
+        (_talk(question(3), "a", "so?", "b", "thanks", "c"), _talk(question(3), "a", "so?", "d"), ["error"]),
+        (_talk(question(3), "a", "thanks", "b", weights={1: 0.0}), _talk(question(3), "c"), ["warning"]),  # near alone
+        (_talk(question(3), "a"), _talk("hello", "hi", question(3), "c"), ["warning"]),  # after another turn
+        (_talk("thanks", "a", "hello", "b"), _talk(question(4), "a", "thanks", "b"), []),
+    ],
+)
+def test_leakage_looks_at_every_trained_turn(
+    trained: Conversation, held_out: Conversation, severities: list[str]
+) -> None:
+    rows = [*clean(30, first=100), trained]
+    findings = found("leakage", rows, test=[held_out])
+    assert [finding.severity for finding in findings] == severities
+
+
+def test_a_turn_that_many_rows_share_is_a_template_and_no_leak() -> None:
+    again = "Now say the same thing once more, please."
+    train = [_talk(question(n), "a", again, "b") for n in range(40)]
+    assert found("leakage", train, test=[_talk(question(500), "a", again, "b")]) == []
 
 
 def test_leakage_between_validation_and_test() -> None:
@@ -217,16 +343,21 @@ def test_a_constant_question_about_the_system_turn_is_no_leak() -> None:
     assert (finding.severity, finding.count, finding.where) == ("error", 1, (Where("test.jsonl", 7),))
 
 
-def test_leakage_keeps_signs_apart() -> None:
-    assert found("leakage", [chat(1, "3+5")], test=[chat(2, "3-5")]) == []
-
-
 def test_contradictions_of_labels_are_a_warning() -> None:
     rows = [chat(n, answer=TOPICS[n % 10]) for n in range(50)]
     rows += [chat(60, f"{question(4)} ", "another"), chat(61, question(4).upper(), TOPICS[4])]
     (finding,) = found("contradictions", rows)
-    assert (finding.severity, finding.count, lines(finding)) == ("warning", 3, [5, 61, 62])
+    assert (finding.severity, finding.count, lines(finding)) == ("warning", 2, [5, 61])
     assert "1 input has more than one answer" in finding.message
+
+
+def test_contradictions_but_for_case_or_punctuation_are_a_note() -> None:
+    rows = [chat(n, answer=TOPICS[n % 10]) for n in range(50)]
+    (finding,) = found("contradictions", [*rows, chat(60, "5!", "120"), chat(61, "5", "5"), chat(62, "2⁵", "32")])
+    assert (finding.severity, finding.count, lines(finding)) == ("note", 2, [61, 62])
+    assert found("contradictions", [chat(60, "2⁵", "32"), chat(61, "25", "25")]) == []
+    (finding,) = found("contradictions", [chat(60, "caf\u00e9  au lait", "a"), chat(61, "cafe\u0301 au lait", "b")])
+    assert finding.severity == "warning"  # one word in two Unicode forms, and blanks
 
 
 def test_contradictions_compare_json_by_content() -> None:
@@ -289,6 +420,18 @@ def test_balance_warns_of_untrained_and_inconsistent_labels() -> None:
     messages = [finding.message for finding in found("balance", train, test=test)]
     assert any("train never shows: 'stolen'" in message for message in messages)
     assert any("written in several ways: 'in transit', 'In-Transit'" in message for message in messages)
+
+
+def test_balance_stands_one_odd_answer_in_a_hundred_and_names_it() -> None:
+    rows = labeled({"ok": 190, "late": 9})
+    odd = chat(
+        500, answer="This is no label, but a long sentence that somebody wrote into the wrong column of a table."
+    )
+    messages = {finding.message: finding for finding in found("balance", [*rows, odd])}
+    (named,) = [finding for message, finding in messages.items() if "no label" in message]
+    assert (named.severity, named.count, lines(named)) == ("warning", 1, [501])
+    assert any("95 % of train have the answer 'ok'" in message for message in messages)
+    assert found("balance", [*rows, odd, odd, odd]) == []  # more than one in a hundred: these are no labels
 
 
 def test_one_answer_everywhere() -> None:

@@ -1,10 +1,17 @@
 """Checks that look into the text of a row: encoding, secrets, personal data, stale facts, suspicious answers."""
 
+import json
+import re
+import time
+from collections.abc import Mapping
+from typing import ClassVar
+
 import pytest
 
-from luthier.data.checks import _patterns
+from luthier.data.checks import _patterns, encoding, stale_facts, suspicious_answers
+from luthier.data.checks._scan import Kind, TextScan
 from luthier.data.checks.base import Finding, run_checks
-from luthier.examples import Conversation, Document, Example, Message, Preference, Where
+from luthier.examples import Conversation, Document, Example, Message, Preference, ToolCall, Where
 
 # put together at run time, so that scanners of this repository find no secrets in it
 AWS = "AKIA" + "J7Q2ZP5XW3M8RT6B"
@@ -90,6 +97,136 @@ def test_a_secret_in_a_shared_system_turn_counts_for_each_row() -> None:
     assert len(finding.where) == 20
 
 
+def _hidden(secret: str) -> list[Example]:
+    """Rows that hold a secret where a reader of the contents alone does not look."""
+    asked, said = Message("user", "Write the file."), Message("assistant", "Done, as you asked.")
+    called = Message("assistant", tool_calls=(ToolCall("write", {"lines": [{"text": f"config:\n{secret}"}]}),))
+    tools = {"type": "function", "function": {"name": "write", "description": f"Use\n{secret} here", "parameters": {}}}
+    result = Message("tool", json.dumps({"file": f"config:\n{secret}"}), tool_call_id="c1")
+    return [
+        Conversation((asked, called)),
+        Conversation((asked, said), tools=(tools,)),
+        Conversation((asked, Message("assistant", json.dumps({"cfg": f"line\n{secret}"})))),
+        Conversation((asked, Message("assistant", "", (ToolCall("write", {}, "c1"),)), result, said)),
+        Conversation((asked, said), target={"cfg": [f"line\n{secret}"]}),
+        Conversation((Message("user", "Write the file.", name=secret), said)),
+        Conversation((asked, called, Message("tool", "ok", tool_call_id=secret), said)),
+        Conversation((Message("system", json.dumps({"rule": f"use\n{secret}"})), asked, said)),
+        Preference((asked,), (called,), (said,)),
+        Document(json.dumps([{"cfg": f"line\n{secret}"}])),
+    ]
+
+
+@pytest.mark.parametrize("place", range(10))
+def test_secrets_and_personal_data_are_found_wherever_a_row_holds_them(place: int) -> None:
+    assert found("secrets", _hidden("hello")[place]) == []
+    (finding,) = found("secrets", _hidden(GITHUB)[place])
+    assert "GitHub token" in finding.message
+    (finding,) = found("personal_data", _hidden(EMAIL)[place])
+    assert "email" in finding.message
+    assert [f.severity for f in found("encoding", _hidden("NUL \x00 here")[place])] == ["warning"]
+
+
+def test_a_password_under_a_key_of_arguments_is_found() -> None:
+    call = ToolCall("connect", {"login": {"password": PASSWORD.partition(": ")[2]}})
+    (finding,) = found("secrets", Conversation((Message("user", "go"), Message("assistant", tool_calls=(call,)))))
+    assert "assigned password" in finding.message
+
+
+class Counting(TextScan):
+    """Keeps the texts that it is asked to scan."""
+
+    check = "counting"
+    kinds: ClassVar[Mapping[str, Kind]] = {}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def scan(self, text: str) -> set[str]:
+        self.texts.append(text)
+        return set()
+
+
+def test_tools_and_system_turns_that_rows_share_are_scanned_once() -> None:
+    check = Counting()
+    for number in range(50):
+        tools = ({"type": "function", "function": {"name": "write", "description": "Writes."}},)
+        check.see(Conversation(chat(f"q{number}", "a", system="Be brief.").messages, tools=tools), "train")
+    assert len(check.texts) == 50 + 1 + 1
+    assert any("Writes." in text for text in check.texts)
+
+
+PATTERNS = {
+    (module.__name__.rpartition(".")[2], name, number): form
+    for module in (_patterns, encoding, stale_facts, suspicious_answers)
+    for name, value in vars(module).items()
+    for number, form in enumerate(
+        [value] if isinstance(value, re.Pattern) else [p.form for p in value] if name == "SECRETS" else []
+    )
+}
+ADVERSARIES = [
+    *(
+        "1,",
+        "1",
+        "1.1",
+        "version 1.1",
+        "-eyJ",
+        "eyJaaaaaaaa.eyJaaaaaaaa",
+        "eyJaaaaaaaa.",
+        "sk-aaaaaaaaaaaaaaaaaaaaaaaaa ",
+    ),
+    *(
+        "://a",
+        "://a:",
+        "auth",
+        "auth-",
+        "+1 22 ",
+        "a.@",
+        "a.",
+        "-a",
+        "1234 ",
+        "AB12 ",
+        "Â€",
+        "ab",
+        ".",
+        "SG.a",
+        "xoxa-",
+    ),
+    *(
+        "-----BEGIN A ",
+        "hooks.slack.com/services/T",
+        "github_pat_A",
+        "ghp_",
+        "Version ",
+        "A",
+        "$1,",
+        " €",
+        "::",
+        "a@a.",
+    ),
+]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_no_pattern_takes_time_that_grows_faster_than_the_text(pattern: tuple[str, str, int]) -> None:
+    form = PATTERNS[pattern]
+
+    def seconds(unit: str, characters: int) -> float:
+        text = unit * (characters // len(unit))
+        taken = []
+        for _ in range(3):
+            started = time.process_time()
+            for _ in form.finditer(text):
+                pass
+            taken.append(time.process_time() - started)
+        return min(taken)
+
+    slow = [unit for unit in ADVERSARIES if seconds(unit, 16_000) > max(0.02, 3 * seconds(unit, 8_000))]
+    assert len(PATTERNS) > 30
+    assert slow == []
+
+
 def test_secret_lookalikes_are_left_alone() -> None:
     plain = [
         "AKIAAAAAAAAAAAAAAAAA",
@@ -173,6 +310,29 @@ def test_stale_facts(asked: str, answer: str, phrase: str) -> None:
 )
 def test_facts_that_the_prompt_gives_are_not_stale(asked: str, answer: str) -> None:
     assert found("stale_facts", chat(asked, answer)) == []
+
+
+def test_every_trained_reply_is_looked_at_and_a_row_counts_once() -> None:
+    turns = (
+        Message("user", "How much is it?"),
+        Message("assistant", "It costs $49.99."),
+        Message("user", "And the other?"),
+        Message("assistant", "As an AI language model I say: it costs $59.99."),
+        Message("user", "Thanks"),
+        Message("assistant", "You are welcome."),
+    )
+    (price,) = found("stale_facts", *ORDINARY, *ORDINARY, Conversation(turns, where=Where("a.jsonl", 9)))
+    assert ("a price" in price.message, price.count) == (True, 1)
+    (refusal,) = found("suspicious_answers", chat("hi", "hello"), Conversation(turns))
+    assert ("a refusal" in refusal.message, refusal.count) == (True, 1)
+    untrained = tuple(Message(m.role, m.content, weight=0.0) if "$" in m.content else m for m in turns)
+    assert found("stale_facts", Conversation(untrained)) == []
+    assert found("suspicious_answers", Conversation(untrained)) == []
+
+
+def test_a_price_that_an_earlier_turn_gave_is_not_stale() -> None:
+    turns = (Message("user", "It costs $5."), Message("assistant", "Noted."), Message("user", "How much?"))
+    assert found("stale_facts", Conversation((*turns, Message("assistant", "It costs $5.")))) == []
 
 
 def test_many_stale_facts_are_a_warning() -> None:

@@ -150,6 +150,10 @@ def test_read_toml_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="not a readable TOML file"):
         read_toml(tmp_path)
     bad = tmp_path / "bad.toml"
+    bad.write_text("")
+    for unreadable in (bad / "x.toml", tmp_path / ("x" * 300)):
+        with pytest.raises(RecipeError, match="not a readable TOML file"):
+            read_toml(unreadable)
     bad.write_text("a = 1\nb = = 2\n")
     with pytest.raises(RecipeError, match=r"bad\.toml.*line 2"):
         read_toml(bad)

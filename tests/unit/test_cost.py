@@ -30,7 +30,7 @@ def test_a_run_is_its_seconds_times_the_machine() -> None:
     amounts = {e.name: e.usd for e in cost.run}
     assert amounts == pytest.approx(
         {
-            "Training": 0.6,  # training.json's 600 s, not the stage's 700 s
+            "Training": 0.7,  # the stage's 700 s, in which the 600 s of steps are
             "Evaluating few_shot": 0.16,  # the stage's 160 s, not the system's 150 s
             "Evaluating fine_tuned": 0.05,
             "Evaluating crf": 0.001,
@@ -40,8 +40,21 @@ def test_a_run_is_its_seconds_times_the_machine() -> None:
     assert cost.run_usd == pytest.approx(sum(amounts.values()))
 
 
-def test_without_training_json_the_stage_counts() -> None:
-    assert run_expenses(PRICES, (), None, {"train": 100.0})[0].usd == pytest.approx(0.1)
+@pytest.mark.parametrize(
+    ("steps", "stage", "billed"), [(600, 700.0, 700), (600, 500.0, 600), (None, 100.0, 100), (600, None, 600)]
+)
+def test_training_is_billed_by_the_longer_of_its_two_times(
+    steps: float | None, stage: float | None, billed: float
+) -> None:
+    expenses = run_expenses(PRICES, (), Training(seconds=steps), {} if stage is None else {"train": stage})
+    assert [e.usd for e in expenses] == pytest.approx([billed / 1000])
+
+
+def test_what_the_seconds_of_a_program_hold_is_said() -> None:
+    few, program = (system_cost(PRICES, s) for s in (FEW, PROGRAM))
+    assert few.seconds_include is None
+    assert program.seconds_include is not None and "training" in program.seconds_include
+    assert system_cost(PRICES, PROGRAM.model_copy(update={"seconds": None})).seconds_include is None
 
 
 def test_one_stage_for_all_evaluation_is_not_counted_twice() -> None:

@@ -1,6 +1,8 @@
 """Each rule of the decision, from both sides of its line."""
 
+import random
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from luthier.report.decision import contest, decide
 from luthier.report.ladder import FEWEST_ROWS, Facts, Ladder, failure_share, rung
 from luthier.report.schema import (
     Change,
+    Details,
     Difference,
     Evaluation,
     Failures,
@@ -41,8 +44,23 @@ def failing(share: float) -> dict[str, Failures]:
     return {"json_valid": Failures(count=round(share * N), per_million=share * 1e6, per_million_high=share * 1e6 + 2e4)}
 
 
-def facts(values: Mapping[str, float], half: float = 0.03, mde: float | None = 0.05, **changes: Any) -> Facts:
-    """A ladder with these values; every paired difference has the half-width `half`."""
+def measured(metric: str = "f1", **changes: Any) -> Evaluation:
+    settings = {"task": "json", "n": N, "bounds": {"f1": (0.0, 1.0)}, "lower_is_better": (), **changes}
+    return Evaluation(primary_metric=metric, **settings)
+
+
+def facts(
+    values: Mapping[str, float],
+    half: float | Mapping[frozenset[str], float] = 0.03,
+    mde: float | Mapping[frozenset[str], float] | None = 0.05,
+    **changes: Any,
+) -> Facts:
+    """A ladder with these values; paired differences have the half-width `half` and would show `mde`, which may be
+    given by pair."""
+
+    def of(given: Any, a: str, b: str) -> Any:
+        return given[frozenset((a, b))] if isinstance(given, Mapping) else given
+
     systems = tuple(system(name, value) for name, value in values.items())
     differences = tuple(
         Difference(
@@ -50,15 +68,16 @@ def facts(values: Mapping[str, float], half: float = 0.03, mde: float | None = 0
             b=b,
             metric="f1",
             difference=values[a] - values[b],
-            low=values[a] - values[b] - half,
-            high=values[a] - values[b] + half,
+            low=values[a] - values[b] - of(half, a, b),
+            high=values[a] - values[b] + of(half, a, b),
+            minimum_detectable_effect=of(mde, a, b),
         )
         for a in values
         for b in values
         if a < b
     )
     settings: dict[str, Any] = {
-        "evaluation": Evaluation(task="json", primary_metric="f1", n=N, minimum_detectable_effect={"f1": mde}),
+        "evaluation": measured(),
         "systems": systems,
         "differences": differences,
     }
@@ -210,18 +229,150 @@ def test_the_rows_that_are_needed_are_named() -> None:
 
 
 def test_lower_is_better_turns_every_comparison() -> None:
-    evaluation = Evaluation(
-        task="text", primary_metric="f1", n=N, lower_is_better=("f1",), minimum_detectable_effect={"f1": 0.2}
-    )
+    evaluation = measured(lower_is_better=("f1",), bounds={})
     better = facts({"zero_shot": 12.0, "fine_tuned": 9.0}, half=1.0, evaluation=evaluation)
     worse = facts({"zero_shot": 9.0, "fine_tuned": 12.0}, half=1.0, evaluation=evaluation)
     assert decide(better).recommendation == "fine_tune"
     assert decide(worse).recommendation == "prompt"
 
 
-def test_on_another_scale_effects_are_shares_of_the_baseline() -> None:
-    assert decide(facts({"zero_shot": 50.0, "fine_tuned": 51.5}, half=0.4, mde=1.0)).recommendation == "fine_tune"
-    assert decide(facts({"zero_shot": 50.0, "fine_tuned": 50.5}, half=0.4, mde=1.0)).recommendation == "prompt"
+def test_the_best_prompt_is_the_lowest_where_lower_is_better() -> None:
+    evaluation = measured(lower_is_better=("f1",), bounds={})
+    verdict = decide(facts({"zero_shot": 12.0, "few_shot": 10.0, "fine_tuned": 9.0}, half=0.5, evaluation=evaluation))
+    assert (verdict.baseline, verdict.recommendation) == ("few_shot", "fine_tune")
+
+
+def test_without_bounds_effects_are_shares_of_the_baseline() -> None:
+    loose = measured(bounds={})
+    large = facts({"zero_shot": 50.0, "fine_tuned": 51.5}, half=0.4, mde=1.0, evaluation=loose)
+    small = facts({"zero_shot": 50.0, "fine_tuned": 50.5}, half=0.4, mde=1.0, evaluation=loose)
+    assert (decide(large).recommendation, decide(small).recommendation) == ("fine_tune", "prompt")
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"), [({"f1": (0.0, 1.0)}, "prompt"), ({}, "fine_tune"), ({"f1": (1.0, 0.0)}, "prompt")]
+)
+def test_the_scale_is_read_and_not_guessed_from_values(bounds: Any, expected: str) -> None:
+    """0.019 is under 2 % of a scale from 0 to 1, and over 2 % of 0.9 bits per byte."""
+    evaluation = measured(bounds=bounds, lower_is_better=("f1",))
+    ladder = facts({"zero_shot": 0.9, "fine_tuned": 0.881}, half=0.005, mde=0.005, evaluation=evaluation)
+    assert decide(ladder).recommendation == expected
+
+
+def test_a_scale_of_a_hundred_points() -> None:
+    hundred = measured(bounds={"f1": (0.0, 100.0)})
+    small = facts({"zero_shot": 50.0, "fine_tuned": 51.5}, half=0.4, mde=1.0, evaluation=hundred)
+    large = facts({"zero_shot": 50.0, "fine_tuned": 52.5}, half=0.4, mde=1.0, evaluation=hundred)
+    assert (decide(small).recommendation, decide(large).recommendation) == ("prompt", "fine_tune")
+
+
+@pytest.mark.parametrize(("mde", "expected"), [(4.9, "cheaper_rung"), (5.1, "coarse")])
+def test_what_would_show_is_a_share_of_the_scale(mde: float, expected: str) -> None:
+    ladder = facts({"zero_shot": 50.0, "fine_tuned": 50.1}, half=1.0, mde=mde, evaluation=measured(bounds={}))
+    assert decide(ladder).rule == expected
+
+
+# pairs
+
+
+def pair(a: str, b: str) -> frozenset[str]:
+    return frozenset((a, b))
+
+
+ZERO_FEW, ZERO_TUNED, FEW_TUNED = (
+    pair("zero_shot", "few_shot"),
+    pair("zero_shot", "fine_tuned"),
+    pair("few_shot", "fine_tuned"),
+)
+
+
+def test_a_chain_of_ties_does_not_reach_a_prompt_that_is_clearly_beaten() -> None:
+    """few_shot ties with both of its neighbors, and zero_shot is clearly worse than the fine-tuned model."""
+    values = {"zero_shot": 0.52, "few_shot": 0.58, "fine_tuned": 0.645}
+    verdict = decide(facts(values, half={ZERO_FEW: 0.07, FEW_TUNED: 0.07, ZERO_TUNED: 0.065}))
+    assert (verdict.recommendation, verdict.system) == ("few_shot", "few_shot")
+    assert "too small" not in verdict.sentence and "no clear gain" in verdict.sentence
+
+
+@pytest.mark.parametrize(("blind", "expected"), [(FEW_TUNED, "coarse"), (ZERO_TUNED, "cheaper_rung")])
+def test_what_would_show_is_that_of_the_pair(blind: frozenset[str], expected: str) -> None:
+    """few_shot is the best prompt, zero_shot clearly worse: only the comparison with few_shot matters."""
+    values = {"zero_shot": 0.5, "few_shot": 0.8, "fine_tuned": 0.82}
+    mde = {p: 0.3 if p == blind else 0.05 for p in (ZERO_FEW, FEW_TUNED, ZERO_TUNED)}
+    half = {ZERO_FEW: 0.05, FEW_TUNED: 0.06, ZERO_TUNED: 0.05}
+    assert decide(facts(values, half=half, mde=mde)).rule == expected
+
+
+def test_a_program_is_chosen_only_for_a_tie_that_the_test_could_have_seen() -> None:
+    values = {"zero_shot": 0.5, "fine_tuned": 0.86, "crf": 0.85}
+    wide = {ZERO_TUNED: 0.05, pair("crf", "fine_tuned"): 0.3, pair("crf", "zero_shot"): 0.05}
+    assert decide(facts(values, half=wide, mde=None)).rule == "coarse"
+    assert decide(facts(values, half={**wide, pair("crf", "fine_tuned"): 0.04}, mde=None)).rule == "external"
+
+
+def test_a_prompt_is_not_chosen_over_a_program_that_clearly_beats_it() -> None:
+    """The program loses to the fine-tuned model, which fails the format; the prompt is far below both."""
+    values = {"zero_shot": 0.5, "fine_tuned": 0.95, "crf": 0.9}
+    systems = (system("zero_shot", 0.5), system("fine_tuned", 0.95, failures=failing(0.2)), system("crf", 0.9))
+    assert decide(facts(values, systems=systems, half=0.02)).rule == "left_over"
+
+
+def test_a_difference_that_the_test_does_not_confirm_is_not_clear() -> None:
+    ladder = facts({"zero_shot": 0.0, "fine_tuned": 0.04}, half=0.039)
+    doubted = tuple(d.model_copy(update={"p_value": 0.125}) for d in ladder.differences)
+    sure = tuple(d.model_copy(update={"p_value": 0.05}) for d in ladder.differences)
+    found = [decide(replace(ladder, differences=d)).recommendation for d in (doubted, sure)]
+    assert found == ["prompt", "fine_tune"]
+
+
+def test_no_verdict_contradicts_its_own_numbers() -> None:
+    """2,000 random ladders: what is chosen is clearly worse than nothing reliable, and "too small" is small."""
+    rng = random.Random(14)
+    spoken = 0
+    for _ in range(2000):
+        values = {name: round(rng.uniform(0.4, 0.9), 3) for name in KINDS if name != "crf" or rng.random() < 0.5}
+        half = {pair(a, b): rng.choice((0.005, 0.03, 0.06, 0.2)) for a in values for b in values if a < b}
+        systems = tuple(system(n, v, failures=failing(rng.choice((0.0, 0.0, 0.2)))) for n, v in values.items())
+        ladder = facts(values, half=half, mde=None, systems=systems)
+        verdict = decide(ladder)
+        seen = Ladder(ladder)
+        reliable = [s for s in systems if failure_share(s) < 0.05]
+        if verdict.system is not None:
+            chosen = next(s for s in systems if s.name == verdict.system)
+            rivals = [s for s in reliable if s is not chosen and (s.type != "command" or chosen.name != "fine_tuned")]
+            assert chosen in reliable and not any(seen.clearly_better(s, chosen) for s in rivals), (values, half)
+        if "too small to matter" in verdict.sentence:
+            spoken += 1
+            assert abs(values["fine_tuned"] - values[str(verdict.system)]) < 0.02
+    assert spoken > 5
+
+
+# rows that repeat, answers that were cut off
+
+
+@pytest.mark.parametrize(("groups", "expected"), [(FEWEST_ROWS - 1, "few_rows"), (FEWEST_ROWS, "fine_tune")])
+def test_rows_that_repeat_are_not_many_rows(groups: int, expected: str) -> None:
+    verdict = decide(facts(LADDER, evaluation=measured(groups=groups)))
+    assert verdict.rule == expected
+    assert f"{groups} different test rows cannot" in verdict.sentence or expected != "few_rows"
+
+
+@pytest.mark.parametrize(("groups", "doubted"), [(40, True), (142, True), (143, False), (150, False), (None, False)])
+def test_a_test_of_repeated_rows_is_a_doubt(groups: int | None, doubted: bool) -> None:
+    verdict = decide(facts(LADDER, evaluation=measured(groups=groups)))
+    assert any(f"only {groups} are different" in w for w in verdict.warnings) == doubted
+    assert ("test rows repeat each other" in verdict.sentence) == doubted
+    assert (f"150 unseen rows ({groups} of them different)" in verdict.sentence) == doubted
+
+
+@pytest.mark.parametrize(
+    ("name", "cut", "doubted"), [("few_shot", 8, True), ("few_shot", 7, False), ("zero_shot", 90, False)]
+)
+def test_a_baseline_whose_answers_were_cut_off_is_a_doubt(name: str, cut: int, doubted: bool) -> None:
+    systems = tuple(system(n, v, details=Details(answers_cut_off=cut if n == name else 0)) for n, v in LADDER.items())
+    verdict = decide(facts(LADDER, systems=systems))
+    assert any("8 of the 150 answers of few_shot" in w for w in verdict.warnings) == doubted
+    assert ("few-shot prompting were cut off" in verdict.sentence) == doubted
 
 
 def test_a_difference_that_was_measured_the_other_way_round_is_turned() -> None:
@@ -254,7 +405,7 @@ def test_forgetting_that_was_not_measured_is_no_evidence() -> None:
 
 
 def test_forgetting_is_a_warning_only_when_the_interval_is_clear_of_zero() -> None:
-    def measured(low: float, high: float, higher: bool) -> Forgetting:
+    def changed(low: float, high: float, higher: bool) -> Forgetting:
         change = Change(value=(low + high) / 2, low=low, high=high)
         return Forgetting(
             verdict="clear",
@@ -263,8 +414,8 @@ def test_forgetting_is_a_warning_only_when_the_interval_is_clear_of_zero() -> No
             ),
         )
 
-    lost = [measured(-0.05, -0.01, True), measured(0.1, 0.4, False)]
-    kept = [measured(-0.05, 0.01, True), measured(0.01, 0.05, True), measured(-0.4, -0.1, False)]
+    lost = [changed(-0.05, -0.01, True), changed(0.1, 0.4, False)]
+    kept = [changed(-0.05, 0.01, True), changed(0.01, 0.05, True), changed(-0.4, -0.1, False)]
     assert all("general ability was lost" in decide(facts(LADDER, forgetting=f)).sentence for f in lost)
     assert not any(decide(facts(LADDER, forgetting=f)).warnings for f in kept)
 

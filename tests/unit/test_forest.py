@@ -1,6 +1,7 @@
 """The forest: exact against rows one by one, and without leaks."""
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from luthier.errors import ModelError
 from luthier.examples import Row
+from luthier.models import attention
 from luthier.models.attention import ancestry
 from luthier.models.forest import build_batch
-from luthier.models.scorer import Scorer
+from luthier.models.scorer import Scorer, require_forest
 
 VOCABULARY = 97
 SMALL = dict(
@@ -154,3 +157,53 @@ def test_ancestry_times_agree_with_paths() -> None:
 def test_an_empty_row_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one token"):
         build_batch([Row((), ())])
+
+
+def decoder(**changes: Any) -> Any:
+    """A tiny decoder of the family that `changes` names, with these settings."""
+    import transformers
+
+    family = changes.pop("family", "Llama")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    common: dict[str, Any] = {**sizes, **ids, "num_key_value_heads": 2, "vocab_size": 61}
+    config = transformers.AutoConfig.for_model(family.lower(), **common, **changes)
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+LONG_FACTORS = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 32}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}}, "dynamic, longrope"),
+        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, **LONG_FACTORS}}, "dynamic, longrope"),
+        ({"attention_dropout": 0.1}, "dropout in its attention"),
+        ({"family": "Gemma2", "head_dim": 8}, "soft-capped attention"),
+        ({"family": "gpt_oss", "head_dim": 8, "num_local_experts": 2}, "attention sinks"),
+    ],
+    ids=["dynamic", "longrope", "dropout", "soft-cap", "sinks"],
+)
+def test_attention_that_forests_do_not_compute_is_refused_before_anything_runs(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ModelError, match=f"uses .*{message}"):
+        require_forest(decoder(**changes))
+
+
+@pytest.mark.parametrize("rope", [{"rope_type": "default"}, {"rope_type": "linear", "factor": 2.0}])
+def test_other_rotary_positions_are_taken(rope: dict[str, Any]) -> None:
+    require_forest(decoder(rope_parameters={"rope_theta": 1e4, **rope}))
+
+
+def test_kept_masks_are_bounded_in_bytes() -> None:
+    device = torch.device("cpu")
+    side = int(attention.PATH_MASK_BYTES**0.5) // 2  # four fit
+    masks = [attention._path_mask(side, side, window, device) for window in range(1, 7)]
+    kept = attention._PATH_MASKS
+    assert sum(mask.nbytes for mask in kept.values()) <= attention.PATH_MASK_BYTES
+    assert [window for _, _, window, _ in kept] == [3, 4, 5, 6], "the oldest go first"
+    assert attention._path_mask(side, side, 6, device) is masks[-1]
+    attention._path_mask(3 * side, 3 * side, None, device)
+    assert not kept, "a mask that is too large by itself is not kept"

@@ -95,7 +95,7 @@ def test_windows_cover_the_text_once(tiny_loaded: LoadedModel, tmp_path: Path) -
     items = load_items(settings, tiny_loaded)
     ids = tiny_loaded.tokenizer(path.read_text(), add_special_tokens=False).input_ids[:1200]
     assert [i for window in items.windows for i in window] == ids
-    assert max(map(len, items.windows)) == 512 and items.questions == ()
+    assert max(map(len, items.windows)) == 128 and items.questions == ()
 
 
 def test_perplexity_is_that_of_plain_forward_passes(tiny_loaded: LoadedModel) -> None:
@@ -138,6 +138,19 @@ def test_a_blank_is_filled(make_tiny: Make) -> None:
 
 
 # before and after
+
+
+def test_what_is_counted_is_windows_and_not_tokens(tiny_loaded: LoadedModel) -> None:
+    settings = ForgettingSettings(multiple_choice="none", max_tokens=8000)
+    items = load_items(settings, tiny_loaded)
+    assert len(items.windows) == 63  # 8,000 / 128, rounded up
+    before = np.array([[2.0 * (len(w) - 1) + i % 5, len(w) - 1] for i, w in enumerate(items.windows)])
+    after = before + np.array([[0.1 * (i % 3), 0.0] for i in range(63)])
+    (measure,) = compare_ability(Ability({TEXT: before}), Ability({TEXT: after}), items)["measures"]
+    assert (measure["n"], measure["tokens"]) == (63, 8000 - 63)
+    change = measure["difference"]
+    half = (change["high"] - change["low"]) / 2
+    assert measure["minimum_detectable_effect"] == pytest.approx(half * (1.96 + 0.84) / 1.96, rel=0.1)
 
 
 def test_an_adapter_that_does_nothing_forgets_nothing(make_tiny: Make) -> None:

@@ -140,6 +140,15 @@ def test_equal_prompts_are_computed_once(double: LoadedModel, monkeypatch: pytes
     assert answers[0].ids == generate(double, prompts[:1], max_new_tokens=6, stop_ids=NEVER)[0].ids
 
 
+def test_equal_prompts_with_limits_of_their_own_keep_their_places(double: LoadedModel) -> None:
+    """Longest first, another prompt stands between the two equal ones."""
+    one, other = [5, 9, 33, 20, 7, 8], [100, 50, 33, 20, 7, 9]
+    prompts, limits = [one, other, one, other], [10, 9, 8, 7]
+    together = generate(double, prompts, max_new_tokens=limits, stop_ids=NEVER)
+    for prompt, limit, answer in zip(prompts, limits, together, strict=True):
+        assert answer.ids == generate(double, [prompt], max_new_tokens=limit, stop_ids=NEVER)[0].ids
+
+
 def test_stop_tokens_end_an_answer(tiny_loaded: LoadedModel) -> None:
     prompts = ragged(10, seed=4)
     free = generate(tiny_loaded, prompts, max_new_tokens=15, stop_ids=NEVER)

@@ -136,16 +136,26 @@ def test_pairs_get_dpo_and_its_learning_rate(tmp_path: Path) -> None:
     recipe = _init(tmp_path, _pairs(200))
     dumped = recipe.dump()
     assert (dumped["objective"]["type"], recipe.data.format) == ("dpo", "preference")
+    assert (recipe.evaluation.task, recipe.evaluation.metrics) == ("pairs", ("pair_accuracy", "perplexity"))
+    assert set(recipe.evaluation.systems) == {"zero_shot", "fine_tuned"}
     assert 5e-6 <= dumped["optimizer"]["learning_rate"] <= 5e-5
     assert recipe.training.epochs <= 3
     large = _init(tmp_path, _pairs(200), "--force", "--model", "someone/Big-7B-chat").dump()
     assert large["optimizer"]["learning_rate"] == 1e-5
 
 
-def test_raw_text_is_measured_by_perplexity(tmp_path: Path) -> None:
+def test_raw_text_is_measured_by_bits_per_byte(tmp_path: Path) -> None:
     recipe = _init(tmp_path, [{"text": f"Paragraph {i}. " * 20} for i in range(60)])
-    assert recipe.evaluation.primary_metric == "perplexity"
+    assert (recipe.evaluation.task, recipe.evaluation.primary_metric) == ("language", "bits_per_byte")
+    assert recipe.evaluation.metrics == ("bits_per_byte", "perplexity", "token_accuracy")
     assert set(recipe.evaluation.systems) == {"zero_shot", "fine_tuned"}
+
+
+def test_of_many_long_texts_only_some_are_scored(tmp_path: Path) -> None:
+    rows = [{"text": f"Paragraph {i}. " + "word " * 2000} for i in range(30)]
+    test = _write(tmp_path / "test.jsonl", [{"text": f"Held out {i}. " + "word " * 2000} for i in range(300)])
+    assert _init(tmp_path, rows, "--test", str(test)).evaluation.max_rows == 200
+    assert _init(tmp_path, rows, "--force").evaluation.max_rows is None
 
 
 def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
@@ -168,7 +178,7 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
 def test_repeats_are_dropped_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = _init(tmp_path, [*_texts(40), *_texts(10)])
     assert recipe.data.duplicates == "drop"
-    assert "10 of the first 50 rows (20.0%)" in capsys.readouterr().out
+    assert "10 of 50 rows (20.0%)" in capsys.readouterr().out
 
 
 def test_nothing_is_overwritten_without_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -322,7 +332,7 @@ SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
         ("json_extraction", "json", "sft"),
         ("intents", "label", "sft"),
         ("toolcalls", "tool_calls", "sft"),
-        ("preference", "text", "dpo"),
+        ("preference", "pairs", "dpo"),
         ("gsm8k", "text", "sft"),
         ("summarize", "text", "sft"),
     ],

@@ -63,7 +63,7 @@ def test_the_learning_rate_follows_the_schedule_and_warms_up(tmp_path: Path) -> 
         schedule={"type": "linear", "warmup_share": 0.2},
     )
     rates = [step.metrics["learning_rate"] for step in train(run)]
-    expected = [1 / 3, 2 / 3] + [1 - i / 7 for i in range(8)]
+    expected = [1 / 3, 2 / 3] + [1 - i / 8 for i in range(8)]
     assert rates == pytest.approx([1e-2 * f for f in expected])
 
 
@@ -109,7 +109,7 @@ def test_early_stopping_keeps_the_best_checkpoint(tmp_path: Path) -> None:
     assert run.state.best_step == run.state.step - 2 * 3
     measured = {s.number: s.metrics["validation_loss"] for s in steps if "validation_loss" in s.metrics}
     assert run.state.best_loss == measured[run.state.best_step] == min(measured.values())
-    checkpoint.load_weights(run, checkpoint.best(run))
+    checkpoint.load_weights(run, checkpoint.best(run).folder)
     assert validation_loss(run) == run.state.best_loss
 
 
@@ -132,6 +132,41 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
     run.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     list(train(run))
     assert equal(weights(plain), weights(run))
+
+
+def test_the_peak_of_an_earlier_process_is_not_forgotten(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.state.peak_memory_bytes = 2**50  # more than this machine has
+    list(train(run))
+    again = make_run(tmp_path)
+    found = checkpoint.latest(again.checkpoints)
+    assert found is not None
+    checkpoint.restore(again, found.folder)
+    assert again.state.peak_memory_bytes == 2**50
+    other = make_run(tmp_path / "other")
+    list(train(other))
+    assert 2**20 < other.state.peak_memory_bytes < 2**50
+
+
+@pytest.mark.parametrize("name", registry.names(SCHEDULES))
+def test_every_step_learns(name: str) -> None:
+    """A schedule that falls to zero reaches it after the last step, as in transformers."""
+    schedule = registry.load_class(SCHEDULES, name, Schedule)()  # type: ignore[type-abstract]
+    for steps in (1, 2, 3, 10, 997):
+        assert min(schedule.factor(step, steps) for step in range(1, steps + 1)) > 0
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_schedules_without_warm_up_are_those_of_transformers(name: str) -> None:
+    from transformers import get_scheduler
+
+    schedule = registry.load_class(SCHEDULES, name, Schedule)(warmup_share=0)  # type: ignore[type-abstract]
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    theirs = get_scheduler(name, optimizer, num_warmup_steps=0, num_training_steps=10)
+    for step in range(1, 11):
+        assert schedule.factor(step, 10) == pytest.approx(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
 
 
 def test_order_is_a_permutation_that_differs_by_epoch_and_seed() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +10,24 @@ import numpy as np
 import pytest
 
 from luthier.errors import EvaluationError
+from luthier.evaluation.metrics._json import MAX_DEPTH
 from luthier.evaluation.metrics.accuracy import Accuracy
 from luthier.evaluation.metrics.base import Metric, Prediction, TargetScore
+from luthier.evaluation.metrics.bits_per_byte import BitsPerByte
 from luthier.evaluation.metrics.exact_match import ExactMatch
 from luthier.evaluation.metrics.field_f1 import FieldF1
 from luthier.evaluation.metrics.field_precision import FieldPrecision
 from luthier.evaluation.metrics.field_recall import FieldRecall
 from luthier.evaluation.metrics.json_valid import JsonValid
 from luthier.evaluation.metrics.macro_f1 import MacroF1
+from luthier.evaluation.metrics.pair_accuracy import PairAccuracy
 from luthier.evaluation.metrics.perplexity import Perplexity
 from luthier.evaluation.metrics.rouge_l import RougeL
 from luthier.evaluation.metrics.schema_valid import SchemaValid
 from luthier.evaluation.metrics.token_accuracy import TokenAccuracy
 from luthier.evaluation.metrics.tool_calls import ToolCalls
 from luthier.evaluation.task import build_metrics, choose_metrics, detect_task
-from luthier.examples import Conversation, Message, ToolCall
+from luthier.examples import Conversation, Document, Message, Preference, ToolCall
 
 
 def answered(output: str, target: Any, **extra: Any) -> Prediction:
@@ -73,6 +77,37 @@ def test_what_makes_a_field_right(output: str, target: Any, right: int) -> None:
     assert FieldF1().statistics(answered(output, target))[0] == right
 
 
+@pytest.mark.parametrize(
+    ("output", "target", "right"),
+    [
+        # quantities swapped between two records: each has one field right
+        ([{"n": "bolt", "q": 9}, {"n": "nut", "q": 1}], [{"n": "bolt", "q": 1}, {"n": "nut", "q": 9}], 2),
+        ([{"n": "nut", "q": 9}, {"n": "bolt", "q": 1}], [{"n": "bolt", "q": 1}, {"n": "nut", "q": 9}], 4),
+        # the first pair by order shares less than the best pairing
+        ([{"a": 1, "b": 2}, {"a": 1}], [{"a": 1}, {"a": 1, "b": 2}], 3),
+        ([{"a": 1}, {"a": 1}, {"a": 1}], [{"a": 1}], 1),
+        ([{"a": 1}], [{"a": 1}, {"a": 2}, {"b": 1}], 1),
+        # a record inside a record, and lists of lists
+        ([{"o": [{"x": 1, "y": 2}]}], [{"o": [{"x": 1, "y": 3}, {"x": 4, "y": 2}]}], 1),
+        ([[1, 2], [3]], [[3], [2, 1]], 3),
+        ([[1, 3], [2]], [[1, 2], [3]], 2),
+        # scalars beside records are still a bag
+        (["x", {"a": 1}, "y"], [{"a": 1}, "y", "x"], 3),
+        ({"l": [{"a": 1}]}, {"l": {"a": 1}}, 0),
+    ],
+)
+def test_records_in_a_list_are_compared_in_pairs(output: Any, target: Any, right: int) -> None:
+    assert FieldF1().statistics(answered(json.dumps(output), target))[0] == right
+    assert FieldF1().statistics(answered(json.dumps(target), output))[0] == right
+
+
+def test_many_records_are_paired_in_reasonable_time() -> None:
+    records = [{"id": i, "name": f"item {i}", "price": i % 7} for i in range(300)]
+    start = time.perf_counter()
+    assert FieldF1().statistics(answered(json.dumps(records[::-1]), records)) == (900, 900, 900)
+    assert time.perf_counter() - start < 5
+
+
 def test_an_unreadable_answer_misses_an_empty_target_too() -> None:
     assert value(FieldF1(), answered("{}", {})) == 1
     assert value(FieldF1(), answered("none", {})) == 0
@@ -91,7 +126,28 @@ def test_exact_match_compares_values_where_the_target_is_one() -> None:
     assert value(metric, answered('Sure: {"a": 1}!', {"a": 1})) == 1
     assert value(metric, answered(" Paris\n", "Paris")) == 1
     assert value(metric, answered("paris", "Paris")) == 0
-    assert value(metric, answered('{"a":1}', '{"a": 1}')) == 0  # a text target is a text
+    assert value(metric, answered('{"a":1}', '{"a": 1}')) == 1  # as it is where the target is given as a text
+    assert value(metric, answered('{"a":2}', '{"a": 1}')) == 0
+    assert value(metric, answered("3.0", "3")) == 0  # a number may be a label, to the letter
+
+
+NESTED = "[" * 500 + "]" * 500
+"""JSON that a recursive function cannot take apart."""
+
+
+@pytest.mark.parametrize("metric", [ExactMatch(), FieldF1(), JsonValid()])
+def test_what_is_nested_too_deep_is_no_json(metric: Metric) -> None:
+    assert value(metric, answered(NESTED, {"a": 1})) == 0
+    assert value(metric, answered('{"a": ' * 300 + "1" + "}" * 300, {"a": 1})) == 0
+    deep = '{"a": ' * MAX_DEPTH + "1" + "}" * MAX_DEPTH
+    assert value(metric, answered(deep, json.loads(deep))) == 1
+    assert value(JsonValid(), answered(f"[{deep}]", {})) == 0
+
+
+@pytest.mark.parametrize("metric", [ExactMatch(), FieldF1()])
+def test_a_target_that_is_nested_too_deep_is_an_error(metric: Metric) -> None:
+    with pytest.raises(EvaluationError, match=r"row row-1: the target is not JSON .*nested more than 200 deep"):
+        metric.statistics(answered("{}", json.loads(NESTED)))
 
 
 @pytest.mark.parametrize(
@@ -106,11 +162,28 @@ def test_exact_match_compares_values_where_the_target_is_one() -> None:
         ('{"a": 1} done', 0),
         ('```json\n{"a": 1}\n```', 0),
         ('{"a": Infinity}', 0),
+        ('{"a": 1e999}', 0),
+        ("-1e999", 0),
+        ('{"a": 1e99}', 1),
+        ("\t\r\n{}\n ", 1),
+        ("\u00a0{}", 0),
+        ("{}\u2028", 0),
+        ("{}\f", 0),
+        ("\ufeff{}", 0),
         ("[" * 100_000, 0),
     ],
 )
 def test_json_validity_is_strict(output: str, valid: int) -> None:
     assert value(JsonValid(), answered(output, {})) == valid
+
+
+def test_a_schema_that_holds_itself_and_a_deep_answer(tmp_path: Path) -> None:
+    path = tmp_path / "schema.json"
+    path.write_text('{"type": "array", "items": {"$ref": "#"}}')
+    metric = SchemaValid(json_schema=str(path))
+    assert value(metric, answered("[[[]]]", {})) == 1
+    assert value(metric, answered("[" * 190 + "]" * 190, {})) in (0, 1)
+    assert value(metric, answered(NESTED, {})) == 0
 
 
 def test_schema_validity(tmp_path: Path) -> None:
@@ -174,11 +247,25 @@ def test_rouge_l_takes_the_best_reference_and_reads_any_script() -> None:
 
 
 def test_teacher_forced_metrics() -> None:
-    rows = [Prediction("r", (), "", "", target_score=TargetScore(4, math.log(0.5) * 4, 3)) for _ in range(2)]
+    rows = [Prediction("r", (), "", "", target_score=TargetScore(4, math.log(0.5) * 4, 3, 8)) for _ in range(2)]
     assert value(Perplexity(), *rows) == pytest.approx(2)
     assert value(TokenAccuracy(), *rows) == pytest.approx(0.75)
+    assert value(BitsPerByte(), *rows) == pytest.approx(0.5)  # four bits for eight bytes
     with pytest.raises(EvaluationError, match="a system that is a model"):
         Perplexity().statistics(answered("x", "y"))
+
+
+def paired(chosen: TargetScore, rejected: TargetScore | None) -> Prediction:
+    return Prediction("r", (), "", "", target_score=chosen, rejected_score=rejected)
+
+
+def test_pair_accuracy_counts_ties_half_and_may_look_at_the_mean_of_a_token() -> None:
+    short, long = TargetScore(2, -4.0, 0, 6), TargetScore(10, -10.0, 0, 40)
+    assert value(PairAccuracy(), paired(short, long)) == 1 and value(PairAccuracy(), paired(long, short)) == 0
+    assert value(PairAccuracy(), paired(short, long), paired(long, short), paired(long, long)) == 0.5
+    assert value(PairAccuracy(per_token=True), paired(long, short)) == 1
+    with pytest.raises(EvaluationError, match="needs preference pairs"):
+        PairAccuracy().statistics(paired(short, None))
 
 
 def called(*calls: ToolCall, wanted: tuple[ToolCall, ...] = (), acceptable: Any = None) -> float:
@@ -229,10 +316,26 @@ def test_calls_are_paired_the_best_way() -> None:
 
 
 def test_a_malformed_list_is_an_error() -> None:
-    malformed: list[Any] = ["f", [{"f": 1}], [{"f": {}, "g": {}}]]
+    malformed: list[Any] = [
+        "f",
+        [{"f": 1}],
+        [{"f": {}, "g": {}}],
+        [{"f": {"x": "Paris"}}],  # would be read as the options P, a, r, i, s
+        [{"f": {"x": 3}}],
+        [{"w": {"n": {"n": 3}}}],
+        [{"f": {"x": ["a"], "o": [{"y": "Paris"}]}}],
+        [{"f": {"l": [[{"y": 3}]]}}],
+        [{"f": {"x": [json.loads(NESTED)]}}],
+    ]
     for bad in malformed:
         with pytest.raises(EvaluationError, match="`acceptable` must be a list"):
             called(acceptable=bad)
+
+
+def test_a_call_that_is_nested_too_deep_is_wrong() -> None:
+    deep = ToolCall("f", {"x": json.loads(NESTED)})
+    assert called(deep, wanted=(ToolCall("f", {"x": 1}),)) == 0
+    assert called(deep, acceptable=[{"f": {"x": [1]}}]) == 0
 
 
 def test_gold_calls_of_real_data_are_right(shared_data: Path) -> None:
@@ -262,6 +365,9 @@ def test_tasks_are_recognized() -> None:
     assert detect_task([chat(f"A sentence about {i}.") for i in range(9)]) == "text"
     assert detect_task([chat("word " * 40)] * 9) == "text"
     assert detect_task([]) == "text"
+    assert detect_task([Document("one"), Document("two")]) == "language"
+    pair = Preference((Message("user", "?"),), (Message("assistant", "a"),), (Message("assistant", "b"),))
+    assert detect_task([pair, pair]) == "pairs"
 
 
 @pytest.mark.parametrize(
@@ -283,10 +389,11 @@ def test_tasks_of_real_data(shared_data: Path, folder: str, task: str) -> None:
 
 def test_every_chosen_metric_exists(tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text("{}")
-    for task in ("json", "label", "tool_calls", "text"):
+    for task in ("json", "label", "tool_calls", "text", "language", "pairs"):
         for schema in (False, True):
             names = choose_metrics(task, schema)
             assert list(build_metrics(names, str(tmp_path / "s.json"))) == list(names)
+            assert names[0] != "macro_f1", "its intervals are too narrow for many labels with few rows each"
     assert "schema_valid" in choose_metrics("json", True) and "schema_valid" not in choose_metrics("json")
     with pytest.raises(EvaluationError, match=r"schema_valid needs a JSON Schema"):
         build_metrics(["schema_valid"])

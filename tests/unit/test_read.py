@@ -16,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from luthier.data.formats.base import read_examples
-from luthier.data.read import MAX_LINE_BYTES, Record, loads, read_records
+from luthier.data.read import MAX_LINE_BYTES, Record, read_records
+from luthier.data.strict_json import MAX_DEPTH, loads
 from luthier.data.write import atomic_text, write_examples
 from luthier.errors import DataError, StorageError
 from luthier.examples import NOWHERE, Conversation, Document, Example, Message, Preference, ToolCall, Where
@@ -72,7 +73,18 @@ def test_a_byte_order_mark_is_skipped_and_said_once(tmp_path: Path, caplog: pyte
         ("[1]", "the row is a list; expected a JSON object"),
         ("null", "the row is null"),
         ("[" * 100_000, "nested too deeply"),
-        ('{"n": ' + "9" * 5000 + "}", "digits"),
+        ('{"text": ' + "[" * MAX_DEPTH + "]" * MAX_DEPTH + "}", "nested too deeply; expected at most 100 levels"),
+        ('{"n": ' + "9" * 5000 + "}", "more digits than can be read (4,300 by default); write it as text"),
+        (
+            '{"n": 12345678901234567.89}',
+            "more digits than a 64-bit float holds, which would make it 1.2345678901234568",
+        ),
+        ('{"n": 1e-400}', "would make it 0.0; write it as text"),
+        ('{"n": 1e-99999999999999999999}', "would make it 0.0"),
+        ('{"text": "a\0b"}', "the control character U+0000 stands at character 12 of a text; expected it as \\u0000"),
+        ("{", "the line ends before its object does"),
+        ('{"text": "a', "the line ends before its object does"),
+        ('{"text": "a"}\r{"text": "b"}', "end with a carriage return alone"),
     ],
 )
 def test_a_broken_line_7_is_named(tmp_path: Path, line: str, said: str) -> None:
@@ -81,6 +93,49 @@ def test_a_broken_line_7_is_named(tmp_path: Path, line: str, said: str) -> None:
     assert (error.path, error.line) == (path, 7)
     assert f"{path}, line 7: " in str(error)
     assert said in str(error)
+
+
+def test_seventeen_digits_of_another_program_are_no_loss(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.jsonl", '{"n": [0.10000000000000001, 3.0000000000000000]}\n')
+    (record,) = read_records(path)
+    assert record.values["n"] == [0.1, 3.0]
+
+
+def test_reading_goes_on_after_a_broken_row_if_somebody_takes_its_error(tmp_path: Path) -> None:
+    bad = '{"text": "caf\udce9"}\n{"text": }\n[1]\n'.encode("utf-8", "surrogateescape")
+    jsonl = _write(tmp_path / "a.jsonl", GOOD.encode() + bad + GOOD.encode())
+    csv = _write(tmp_path / "a.csv", b'text,label\na,b\ncaf\xe9,b\nc\n"d"e,f\n"g\nh",i\nj,k\n')
+    array = _write(tmp_path / "a.json", '[{"text": "a"}, 2, {"text": "\\ud83d"}, {"text": "b"}]')
+    parquet = _parquet(tmp_path / "a.parquet", [{"n": 1.0}, {"n": float("nan")}, {"n": 2.0}])
+    expected = {
+        jsonl: ([1, 5], [2, 3, 4]),
+        csv: ([2, 6, 8], [3, 4, 5]),
+        array: ([1, 1], [1, 1]),
+        parquet: ([1, 3], [2]),
+    }
+    for path, (good, broken) in expected.items():
+        errors: list[DataError] = []
+        assert [record.where.line for record in read_records(path, errors.append)] == good, path
+        assert [error.line for error in errors] == broken, path
+        with pytest.raises(DataError) as caught:
+            list(read_records(path))
+        assert str(caught.value) == str(errors[0]), "without, the first is raised"
+
+
+def test_a_file_of_broken_rows_alone_is_named_by_the_first_and_a_run_says_who_lists_them(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.jsonl", '{"text": 1}\n{"text": "a"}\n{\n')
+    with pytest.raises(DataError, match=r"line 1: 'text' is a number; .*\. `luthier check` lists every row like this"):
+        list(read_examples(path))
+    with pytest.raises(DataError, match=r"line 2: broken JSON"):
+        list(read_examples(_write(tmp_path / "b.jsonl", "\n{\n{\n")))
+
+
+@pytest.mark.parametrize(
+    "text", ["0.1", "0.30000000000000004", "1.10", "1E2", "-0.0", "5e-324", "123456789012345.6", "1e22", "0.10e1"]
+)
+def test_a_number_that_a_float_holds_is_read(text: str) -> None:
+    assert loads(text) == float(text)
+    assert loads(f"[{text}]") == [float(text)]
 
 
 def test_a_surrogate_pair_is_one_character(tmp_path: Path) -> None:
@@ -124,6 +179,10 @@ def test_files_that_cannot_be_rows_are_refused_before_reading(tmp_path: Path) ->
     os.mkfifo(tmp_path / "pipe.jsonl")
     with pytest.raises(DataError, match="not a regular file"):
         read_records(tmp_path / "pipe.jsonl")
+    with pytest.raises(DataError, match="cannot be read: File name too long"):
+        read_records(tmp_path / f"{'a' * 300}.jsonl")
+    with pytest.raises(DataError, match="no such file"):
+        read_records(_write(tmp_path / "b.jsonl", GOOD) / "c.jsonl")
 
 
 def test_a_json_array_keeps_the_line_of_every_object(tmp_path: Path) -> None:
@@ -170,11 +229,13 @@ def test_csv_holds_long_cells_and_tsv_is_separated_by_tabs(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "line", "said"),
     [
-        ("text,label\na,b\nc\n", 3, "the row has 1 cells; expected 2 (text, label)"),
+        ("text,label\na,b\nc\n", 3, "the row has 1 cell; expected 2 (text, label)"),
         ("text,label\na,b,c\n", 2, "the row has 3 cells"),
         ("text,text\na,b\n", 1, "name every column once"),
         ("text;label\na;b\n", 1, "separated by ';'"),
-        ('text,label\na,b\n"open,c\n', 3, "broken CSV"),
+        ('text,label\na,b\n"open,c\nd,e\n', 3, "a quote that opens in this row never closes"),
+        ('text,label\na,b\n"x"y,c\n', 3, "is a quote missing its partner?"),
+        ("text,label\ra,b\rc,d\r", 1, "end with a carriage return alone"),
     ],
 )
 def test_a_broken_csv_is_refused_with_its_line(tmp_path: Path, text: str, line: int, said: str) -> None:
@@ -210,11 +271,79 @@ def test_parquet_values_that_json_cannot_hold(tmp_path: Path) -> None:
     path = _parquet(
         tmp_path / "a.parquet", [{"text": "a", "day": date(2024, 5, 1), "price": Decimal("1.50"), "n": None}]
     )
-    assert _values(path) == [{"text": "a", "day": "2024-05-01", "price": "1.50"}]
+    assert _values(path) == [{"text": "a", "day": "2024-05-01", "price": "1.50", "n": None}]
     assert "column 'image' holds bytes" in str(_refused(_parquet(tmp_path / "b.parquet", [{"image": b"x"}])))
     error = _refused(_parquet(tmp_path / "c.parquet", [{"n": 1.0}, {"n": float("nan")}]))
     assert (error.line, "'n' holds nan" in str(error)) == (2, True)
     assert "not a readable Parquet file" in str(_refused(_write(tmp_path / "d.parquet", "x" * 100)))
+
+
+def test_a_parquet_cell_that_cannot_be_read_is_named_by_row_and_column(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    offsets, data = pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0\5\0\0\0"), pyarrow.py_buffer(b"acaf\xe9")
+    columns = {
+        "text": (pyarrow.StringArray.from_buffers(2, offsets, data), "can't decode byte 0xe9"),
+        "time": (pyarrow.array([0, 10**12], pyarrow.timestamp("s")), "out of range"),
+        "map": (
+            pyarrow.array([[("a", 1)], [("k", 1), ("k", 2)]], pyarrow.map_(pyarrow.string(), pyarrow.int64())),
+            "'k'",
+        ),
+    }
+    for name, (column, said) in columns.items():
+        path = tmp_path / f"{name}.parquet"
+        pyarrow.parquet.write_table(pyarrow.table({"label": ["x", "y"], name: column}), path)
+        errors: list[DataError] = []
+        assert [record.where.line for record in read_records(path, errors.append)] == [1]
+        assert [error.line for error in errors] == [2]
+        assert f"column {name!r} cannot be read" in str(errors[0]) and said in str(errors[0])
+
+
+def test_two_parquet_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 3, names=["text", "text", "label"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert "two columns are called 'text'" in str(_refused(tmp_path / "a.parquet"))
+
+
+def test_nulls_mean_in_parquet_what_they_mean_in_jsonl(tmp_path: Path) -> None:
+    silent = [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]
+    rows = [{"messages": silent}, {"messages": [silent[0], {"role": "assistant", "content": "b"}]}]
+    jsonl = _write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert list(read_examples(_parquet(tmp_path / "a.parquet", rows))) == [
+        replace(example, where=replace(example.where, path=str(tmp_path / "a.parquet")))
+        for example in read_examples(jsonl)
+    ]
+    labels = _parquet(tmp_path / "b.parquet", [{"text": "a", "label": "x"}, {"text": "b", "label": None}])
+    with pytest.raises(DataError, match="line 2: 'label' is null"):
+        list(read_examples(labels))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux, which tells a process its peak memory")
+@pytest.mark.slow
+def test_a_parquet_file_of_one_row_group_is_not_held(tmp_path: Path) -> None:
+    program = (
+        "import sys, random; import pyarrow; import pyarrow.parquet as parquet\n"
+        "rows = [random.randbytes(400).hex() for _ in range(100_000)]\n"
+        "table = pyarrow.table({'prompt': rows, 'completion': ['a'] * len(rows)})\n"
+        "parquet.write_table(table, sys.argv[1], row_group_size=len(rows), use_dictionary=False, compression='none')"
+    )
+    path = tmp_path / "a.parquet"
+    subprocess.run([sys.executable, "-c", program, path], check=True)
+    assert path.stat().st_size > 75 * 2**20
+    program = (
+        "import sys; from pathlib import Path; import pyarrow.parquet\n"
+        "from luthier.data.read import read_records\n"
+        "def peak(): return int(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])\n"
+        "before = peak(); count = sum(1 for _ in read_records(Path(sys.argv[1]))); print(count, peak() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)
+    count, grown_kib = map(int, done.stdout.split())
+    assert count == 100_000
+    assert grown_kib < 50 * 1024
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux, which tells a process its peak memory")
@@ -237,6 +366,8 @@ def test_a_long_file_streams_in_constant_memory(tmp_path: Path) -> None:
 
 def test_loads_is_as_strict_as_a_file() -> None:
     assert loads(' {"a": 1} ') == {"a": 1}
+    with pytest.raises(ValueError, match="half of a surrogate pair"):
+        loads('"\\udc00"')
     for text in ('{"a": 1} x', '{"a": 1, "a": 2}', '{"a": Infinity}', '"\\udc00"', "[" * 100_000, ""):
         with pytest.raises(ValueError):
             loads(text)

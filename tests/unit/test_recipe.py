@@ -101,11 +101,42 @@ def test_only_the_training_rows_have_no_default() -> None:
         ),
         ({"evaluation": {"metrics": ["rouge"]}}, "unknown metric 'rouge'; did you mean 'rouge_l'?"),
         ({"evaluation": {"primary_metric": "f1"}}, "unknown metric 'f1'"),
+        ({"learning_rate": 1e-3}, "unknown key 'learning_rate'; did you mean 'optimizer.learning_rate'?"),
+        ({"training": {"learning_rate": 1e-3}}, "unknown key 'training.learning_rate'; did you mean 'optimizer.learn"),
+        ({"rank": 4}, "unknown key 'rank'; did you mean 'adapter.rank'?"),
+        ({"optimizer": {"rank": 4}}, "unknown key 'optimizer.rank'; did you mean 'adapter.rank'?"),
+        ({"beta": 0.1, "objective": {"type": "dpo"}}, "unknown key 'beta'; did you mean 'objective.beta'?"),
+        ({"adapter": {"type": "full", "rank": 4}}, "unknown key 'adapter.rank'"),
+        ({"model": {"name": ""}}, "model.name = '': string should have at least 1 character"),
+        ({"data": {"train": ""}}, "data.train = '': string should have at least 1 character"),
         ({"evaluation": {"systems": ["few_shot"]}}, "expected tables such as [evaluation.systems.zero_shot]"),
     ],
 )
 def test_says_what_is_wrong(changes: dict[str, Any], expected: str) -> None:
     assert expected in refusal(changes)
+
+
+def test_everything_that_is_wrong_is_told_at_once_parts_and_systems_too() -> None:
+    text = refusal(
+        {
+            "traning": {},
+            "adapter": {"rnk": 4, "alpah": 8},
+            "schedule": {"type": "cosin"},
+            "optimizer": {"learning_rate": -1.0},
+            "training": {"steps": 0},
+            "evaluation": {"systems": {"mine": {"type": "few_shoot"}}, "metrics": ["rouge"], "confidence": 2.0},
+        }
+    )
+    told = ("'traning'", "'adapter.rnk'", "'adapter.alpah'", "'cosin'", "optimizer.learning_rate", "training.steps")
+    told += ("'few_shoot'", "'rouge'", "evaluation.confidence")
+    assert len(text.splitlines()) == len(told) and all(word in text for word in told), text
+
+
+def test_an_empty_path_never_becomes_the_folder_of_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text('[data]\ntrain = "x.jsonl"\n')
+    for assignment in ("data.train=", "model.name="):
+        with pytest.raises(RecipeError, match="at least 1 character"):
+            recipes.load(tmp_path / "r.toml", [assignment])
 
 
 def test_set_reaches_groups_parts_and_the_top() -> None:
@@ -212,7 +243,7 @@ def test_reference_names_every_key_with_its_default_and_meaning() -> None:
         assert all(f'### `type = "{name}"`' in page for name in registry.names(package))
     assert "| `rank` | integer ≥ 1 | `16` |" in page
     assert '| `duplicates` | `"keep"` or `"drop"` | `"keep"` |' in page
-    assert "| `train` | text | **required** |" in page
+    assert "| `train` | text at least 1 long | **required** |" in page
 
 
 def test_reference_page_is_current(repository: Path) -> None:

@@ -1,6 +1,7 @@
 """Intervals cover what they promise, and tests agree with textbooks."""
 
 import math
+from dataclasses import astuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ from scipy import stats
 from luthier.evaluation.metrics.base import Array, Metric, Prediction, RatioMetric
 from luthier.evaluation.metrics.field_f1 import FieldF1
 from luthier.evaluation.significance import (
+    _bootstrap_comparison,
     bootstrap_interval,
     clopper_pearson,
     compare,
@@ -17,6 +19,7 @@ from luthier.evaluation.significance import (
     mcnemar,
     metric_interval,
     minimum_detectable_effect,
+    number_groups,
     resample,
 )
 
@@ -40,9 +43,7 @@ def scores(values: npt.ArrayLike) -> Array:
 
 
 def test_resamples_are_seeded_and_draw_n_rows() -> None:
-    first = np.concatenate(list(resample(30, seed=1, resamples=500)))
-    again = np.concatenate(list(resample(30, seed=1, resamples=500)))
-    other = np.concatenate(list(resample(30, seed=2, resamples=500)))
+    first, again, other = (np.concatenate(list(resample(np.arange(30), s, resamples=500))) for s in (1, 1, 2))
     assert first.shape == (500, 30)
     assert (first == again).all() and (first != other).any()
     assert (first.sum(axis=1) == 30).all()
@@ -51,9 +52,10 @@ def test_resamples_are_seeded_and_draw_n_rows() -> None:
 
 
 def test_chunks_do_not_change_the_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = np.concatenate(list(resample(20, seed=3, resamples=100)))
+    groups = np.arange(20)
+    whole = np.concatenate(list(resample(groups, seed=3, resamples=100)))
     monkeypatch.setattr("luthier.evaluation.significance.CHUNK_CELLS", 70)
-    parts = list(resample(20, seed=3, resamples=100))
+    parts = list(resample(groups, seed=3, resamples=100))
     assert len(parts) > 30
     assert (np.concatenate(parts) == whole).all()
 
@@ -123,6 +125,21 @@ def test_bca_agrees_with_scipy() -> None:
     assert ours.high > plain[1] + 0.01, "the correction for skewness moves the interval"
 
 
+def test_bca_corrects_a_biased_statistic_as_scipy_does() -> None:
+    """The variance of 30 values, which resampling makes too small: the term for bias does most of the work."""
+    values = np.random.default_rng(10).exponential(size=30)
+
+    def variance(statistics_NS: Array, counts_BN: Array) -> Array:
+        x, n = statistics_NS[:, 0], counts_BN.sum(axis=1)
+        spread: Array = counts_BN @ x**2 / n - (counts_BN @ x / n) ** 2
+        return spread
+
+    ours = bootstrap_interval(variance, scores(values), 0.8, resamples=20_000)
+    theirs = stats.bootstrap((values,), np.var, confidence_level=0.8, n_resamples=20_000, method="BCa", rng=1)
+    expected = theirs.confidence_interval
+    assert (ours.low, ours.high) == pytest.approx((expected.low, expected.high), rel=0.02)
+
+
 def test_right_or_wrong_metrics_get_the_exact_interval() -> None:
     found = metric_interval(Right(), scores([1.0] * 47 + [0.0] * 3))
     expected = stats.binomtest(47, 50).proportion_ci(0.95, method="exact")
@@ -166,6 +183,98 @@ def test_binary_metrics_are_compared_by_mcnemar() -> None:
     assert change.difference == pytest.approx(6 / 35)
     assert change.p_value == pytest.approx(mcnemar(8, 2))
     assert change.test.startswith("McNemar")
+
+
+@pytest.mark.parametrize("rows", [12, 40, 100])
+def test_interval_and_exact_test_agree_for_right_or_wrong_metrics(rows: int) -> None:
+    for better in range(min(rows, 13)):
+        for worse in range(min(rows - better, 5)):
+            a = scores([1] * better + [0] * (rows - better))
+            b = scores([0] * better + [1] * worse + [0] * (rows - better - worse))
+            change = compare(Right(), a, b)
+            assert (change.low > 0 or change.high < 0) == (change.p_value < 0.05), (better, worse)
+            assert change.low <= change.difference <= change.high
+
+
+def test_four_wins_and_no_loss_prove_nothing() -> None:
+    change = compare(Right(), scores([1.0] * 4 + [0.0] * 96), scores([0.0] * 100))
+    assert change.p_value == pytest.approx(0.125)
+    assert change.low < 0 < change.high
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.9, 0.95, 0.99])
+def test_interval_and_p_value_agree_for_every_other_metric(confidence: float) -> None:
+    rng = np.random.default_rng(11)
+    for seed in range(60):
+        a, b = scores(rng.beta(2, 2, 30) + rng.uniform(0, 0.2)), scores(rng.beta(2, 2, 30))
+        change = compare(Mean(), a, b, confidence, seed)
+        assert (change.low > 0 or change.high < 0) == (change.p_value <= 1 - confidence)
+
+
+@pytest.mark.parametrize("beyond", [0, 48, 49, 50, 51])
+@pytest.mark.parametrize("side", [1, -1])
+def test_interval_and_p_value_agree_at_the_very_edge(beyond: int, side: int) -> None:
+    """2,000 resamples, of which so many lie on the other side of zero: 49 are significant at 5 %, 50 are not."""
+    drawn = np.sort(side * np.concatenate([np.full(beyond, -0.1), np.linspace(0.1, 0.2, 2000 - beyond)]))
+    change = _bootstrap_comparison(Mean(), side * 0.15, drawn, 100, 0.95)
+    assert (change.low > 0 or change.high < 0) == (change.p_value <= 0.05) == (beyond <= 49)
+
+
+# rows that repeat
+
+
+def test_groups_are_drawn_whole() -> None:
+    groups = number_groups(["x", "y", "x", "z", "y", "x"])
+    assert groups.tolist() == [0, 1, 0, 2, 1, 0]
+    drawn = np.concatenate(list(resample(groups, seed=1, resamples=300)))
+    assert (drawn[:, 0] == drawn[:, 2]).all() and (drawn[:, 0] == drawn[:, 5]).all()
+    assert (drawn[:, 0] + drawn[:, 1] + drawn[:, 3] == 3).all()
+
+
+@pytest.mark.parametrize("copies", [2, 10])
+def test_copies_of_rows_change_nothing(copies: int) -> None:
+    rng = np.random.default_rng(12)
+    a, b = rng.beta(4, 1, 50), rng.beta(3, 1, 50)
+    groups = np.repeat(np.arange(50), copies)
+    more_a, more_b = scores(np.repeat(a, copies)), scores(np.repeat(b, copies))
+    one, many = metric_interval(Mean(), scores(a)), metric_interval(Mean(), more_a, groups_N=groups)
+    assert (many.value, many.low, many.high) == pytest.approx((one.value, one.low, one.high))
+    assert many.method == one.method == "BCa bootstrap"
+    first, second = compare(Mean(), scores(a), scores(b)), compare(Mean(), more_a, more_b, groups_N=groups)
+    assert astuple(second)[:-1] == pytest.approx(astuple(first)[:-1])
+
+
+@pytest.mark.parametrize("metric", [Mean(), Right()])
+def test_false_alarms_stay_rare_where_rows_repeat(metric: Mean) -> None:
+    """No true difference, 40 different rows, each there five times: nominal 5 %."""
+    rng, groups = np.random.default_rng(13), np.repeat(np.arange(40), 5)
+    counted = naive = 0
+    for seed in range(150):
+        a, b = (scores(np.repeat(rng.random(40) < 0.6, 5)) for _ in range(2))
+        found = compare(metric, a, b, seed=seed, groups_N=groups)
+        counted += found.low > 0 or found.high < 0
+        naive += compare(metric, a, b, seed=seed).p_value < 0.05
+    assert counted / 150 <= 0.09
+    assert naive / 150 > 0.25, "the same rows counted one by one give many false alarms"
+
+
+def test_exact_methods_need_rows_that_differ() -> None:
+    a, b = scores([1.0, 0.0] * 30), scores([0.0, 1.0, 1.0] * 20)
+    groups = np.array([0, *range(59)])
+    assert metric_interval(Right(), a, groups_N=groups).method == "BCa bootstrap"
+    assert compare(Right(), a, b, groups_N=groups).test == "paired bootstrap"
+
+
+def test_perfect_copies_are_bounded_by_the_number_of_groups() -> None:
+    found = metric_interval(Right(), scores([1.0] * 200), groups_N=np.repeat(np.arange(20), 10))
+    assert found.low == pytest.approx(0.025 ** (1 / 20))
+    same = compare(Mean(), scores([1.0] * 200), scores([1.0] * 200), groups_N=np.repeat(np.arange(20), 10))
+    assert same.high == pytest.approx(1 - 0.025 ** (1 / 20))
+
+
+def test_every_row_needs_a_group() -> None:
+    with pytest.raises(ValueError, match="2 groups were named for 3 rows"):
+        metric_interval(Mean(), scores([1.0, 0.0, 1.0]), groups_N=np.array([0, 1]))
 
 
 def test_clopper_pearson_ends() -> None:

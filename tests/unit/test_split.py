@@ -3,14 +3,16 @@
 import hashlib
 import itertools
 import random
-from collections import defaultdict
+import time
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from luthier.data.checks.base import run_checks
 from luthier.data.formats.base import read_examples
-from luthier.data.split import Leak, Split, find_leaks, fold, near_duplicates, split
+from luthier.data.split import Leak, Split, find_leaks, fold, group_keys, near_duplicates, split
 from luthier.errors import DataError
 from luthier.examples import Conversation, Document, Example, Message, Preference, Where
 
@@ -225,17 +227,108 @@ def test_near_duplicates_are_those_that_comparing_all_pairs_finds() -> None:
             texts.append(" ".join(copy))
     texts = list(dict.fromkeys(texts))
 
-    def similarity(a: str, b: str) -> float:
-        first, second = ({t[i : i + 5] for i in range(len(t) - 4)} for t in (a, b))
+    sets = [{t[i : i + 5] for i in range(len(t) - 4)} for t in texts]
+    counts = Counter(shingle for held in sets for shingle in held)
+    sets = [{shingle for shingle in held if counts[shingle] < max(10, 0.1 * len(texts))} for held in sets]
+
+    def similarity(first: set[str], second: set[str]) -> float:
         return len(first & second) / len(first | second)
 
     expected = {
-        (j, i) for i in range(len(texts)) for j in range(i + 1, len(texts)) if similarity(texts[i], texts[j]) >= 0.8
+        (j, i) for i in range(len(texts)) for j in range(i + 1, len(texts)) if similarity(sets[i], sets[j]) >= 0.8
     }
     found = set(near_duplicates(texts, lambda a, b: False))
     assert len(expected) > 60
     assert found <= expected  # every candidate is verified
     assert len(found) >= 0.95 * len(expected)  # MinHash may miss a few at the border
+
+
+_SYSTEMS = st.sampled_from(["", "Be brief.", "be brief", "Translate: five"])
+_ASKED = st.sampled_from(
+    ["3+5", "3-5", "5!", " 5 ", "US", "us", "thanks", "Where is my parcel today?", "2⁵", "25", "?", ""]
+)
+
+
+@st.composite
+def _chats(draw: st.DrawFn) -> list[Example]:
+    """Chats over so few texts that many questions are asked twice: in other turns, cases, under other system turns."""
+    rows: list[Example] = []
+    for line in range(draw(st.integers(4, 40))):
+        system, tools = draw(_SYSTEMS), draw(st.sampled_from([(), ({"name": "f"},)]))
+        messages = [Message("system", system)] if system else []
+        for _ in range(draw(st.integers(1, 3))):
+            messages.append(Message("user", draw(_ASKED)))
+            messages.append(
+                Message("assistant", draw(st.sampled_from("ab")), weight=draw(st.sampled_from([None, 0.0])))
+            )
+        rows.append(Conversation(tuple(messages), tools, where=Where("train.jsonl", line + 1), id=str(line)))
+    return rows
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(_chats(), st.integers(0, 3))
+def test_a_split_never_fails_the_check_for_leaks(rows: list[Example], seed: int) -> None:
+    try:
+        parts = split(rows, {"validation": 0.3, "test": 0.3}, seed)
+    except DataError:  # too few groups
+        return
+    named = {"train": parts.train, "validation": parts.validation, "test": parts.test}
+    assert [f.message for f in run_checks(named, only=["leakage"]) if f.severity == "error"] == []
+
+
+def test_questions_about_personas_are_divided_as_the_check_compares_them() -> None:
+    sums = [f"Compute {a}{sign}{b} please." for a, b in ((3, 5), (4, 6), (7, 2), (8, 9), (1, 2)) for sign in "+-*"]
+    rows = [_row(asked, n, system=f"Persona {WORDS[n]}") for n, asked in enumerate(sums * 7)]
+    parts = split(rows, SHARES, 0)
+    named = {"train": parts.train, "validation": parts.validation, "test": parts.test}
+    assert run_checks(named, only=["leakage"]) == []
+
+
+def test_a_question_in_a_longer_chat_stays_with_the_same_question_alone() -> None:
+    asked = "How do I reset the password of my router at home?"
+    chat = [Message("user", "hello"), Message("assistant", "hi"), Message("user", asked), Message("assistant", "So.")]
+    chat += [Message("user", "thanks"), Message("assistant", "Welcome.")]
+    pair = [
+        Conversation(tuple(chat), id="a"),
+        Conversation((Message("user", asked), Message("assistant", "x")), id="b"),
+    ]
+    assert not _alone([*_rows(20), *pair])
+    other = Conversation((*chat[:1], Message("assistant", "hey"), *chat[2:4]), id="b")
+    assert not _alone([*_rows(20), pair[0], other])  # a longer turn that both have
+
+
+def test_paraphrased_instructions_make_no_duplicates() -> None:
+    blocks = [" ".join(random.Random(n).choices(WORDS, k=40)) for n in range(3)]
+    rows = [_row(f"{blocks[i % 3]} {_asked(row)}", i) for i, row in enumerate(_rows(90))]
+    assert split(rows, SHARES, 0).groups == 90
+
+
+def test_rows_that_are_only_alike_never_make_up_more_than_a_quarter_of_a_file() -> None:
+    words = " ".join(WORDS[:60])
+    alike = [_row(f"{words} {WORDS[100 + i]}", i) for i in range(9)]  # too few to be told for a template
+    parts = split([*alike, *_rows(30)], SHARES, 0)
+    assert parts.groups == 31
+    assert not any("more than a quarter" in note for note in parts.notes)
+    asked = [Message("user", _asked(row)) for row in _rows(41)]
+    said = Message("assistant", "ok")
+    everywhere = [
+        Conversation((asked[i], said, asked[i + 1], said), id=str(i)) for i in range(40)
+    ]  # each like the next
+    parts = split(everywhere, SHARES, 0)
+    assert max(Counter(group_keys(everywhere)).values()) <= 10
+    assert any("more than a quarter of all rows" in note for note in parts.notes)
+
+
+def test_rows_of_one_pattern_take_time_in_proportion() -> None:
+    def seconds(count: int) -> float:
+        generator = random.Random(0)
+        rows = [_row("Order " + " ".join(generator.choices(WORDS[:20], k=12)) + " for a shop", i) for i in range(count)]
+        started = time.process_time()
+        split(rows, SHARES, 0)
+        return time.process_time() - started
+
+    seconds(100)  # imports
+    assert seconds(3000) < 5 * seconds(1000) + 0.5
 
 
 def test_fold_leaves_words_and_numbers() -> None:

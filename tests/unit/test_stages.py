@@ -3,8 +3,16 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from luthier import registry
+from luthier.cli.main import main
 from luthier.engine.run import State
-from luthier.stages import _mend_log
+from luthier.preflight.base import GATES
+from luthier.progress import Silent
+from luthier.recipe import load
+from luthier.run_folder import RunFolder
+from luthier.stages import _mend_log, prepare_data
 
 
 def write(path: Path, steps: list[int], tail: str = "") -> None:
@@ -38,3 +46,101 @@ def test_a_run_that_begins_has_an_empty_log(tmp_path: Path) -> None:
     write(path, [1, 2])
     _mend_log(path, State())
     assert steps_of(path) == []
+
+
+RECIPE = """
+[model]
+name = "{model}"
+[data]
+train = "rows.jsonl"
+[training]
+steps = 6
+rows_per_step = 4
+[evaluation.systems.zero_shot]
+tune_rows = 0
+[evaluation.systems.fine_tuned]
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_model_folder: Path) -> Path:
+    """A recipe of six steps over 40 rows that differ."""
+    words = ("river", "tower", "garden", "window")
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is {n * 37 % 101} and {words[n % 4]} {n * 7 % 83}?"},
+                {"role": "assistant", "content": f"{words[n % 4]} {n}"},
+            ]
+        }
+        for n in range(40)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE.format(model=tiny_model_folder), encoding="utf-8")
+    return path
+
+
+def results(out: Path) -> dict[str, bool]:
+    return {gate["gate"]: gate["passed"] for gate in json.loads((out / "preflight.json").read_text())}
+
+
+def test_what_was_refused_after_three_steps_is_refused_again(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    settings = ["--set", "optimizer.learning_rate=1e-30", "--set", "training.save_every=1"]
+    for _ in range(2):
+        assert main(["train", str(recipe), "--out", str(out), *settings]) == 2
+        assert "tensors_moved" in capsys.readouterr().err
+        assert (out / "checkpoints/step-000003").is_dir(), "it is there, and must not be gone on from"
+        assert results(out)["tensors_moved"] is False
+        assert not (out / "adapter").exists()
+
+
+def test_a_finished_run_that_is_repeated_keeps_the_results_of_every_gate(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(["train", str(recipe), "--out", str(out)]) == 0
+    assert set(results(out)) == set(registry.names(GATES)) and all(results(out).values())
+    before = (out / "preflight.json").read_text(), (out / "metrics.jsonl").read_text()
+    assert main(["train", str(recipe), "--out", str(out)]) == 0
+    assert ((out / "preflight.json").read_text(), (out / "metrics.jsonl").read_text()) == before
+
+
+def test_an_adapter_that_does_not_fit_is_told_before_the_baselines(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", str(recipe), "--out", str(tmp_path / "out"), "--set", "adapter.targets=['query']"]) == 2
+    error = capsys.readouterr().err
+    assert "q_proj" in error and "test rows" not in error
+    assert not (tmp_path / "out/records").exists()
+
+
+@pytest.mark.parametrize("name", ["data/validation.jsonl", "findings.json"])
+def test_kept_rows_that_were_changed_are_written_again(name: str, recipe: Path, tmp_path: Path) -> None:
+    folder, settings = RunFolder(tmp_path / "out"), load(recipe, [])
+    folder.open(settings, recipe)
+    data = prepare_data(settings, folder, Silent())
+    written = (folder / name).read_text()
+    stamp = (folder / "data/split.json").stat().st_mtime_ns
+    assert prepare_data(settings, folder, Silent()).validation[0].id == data.validation[0].id
+    assert (folder / "data/split.json").stat().st_mtime_ns == stamp, "what is as it was is kept"
+    (folder / name).write_text("", encoding="utf-8")
+    assert len(prepare_data(settings, folder, Silent()).validation) == len(data.validation)
+    assert (folder / name).read_text() == written
+
+
+@pytest.mark.parametrize(
+    "limit", [["training.max_tokens=64"], ["training.max_tokens=64", "data.max_truncated_share=1"]]
+)
+def test_validation_rows_without_their_replies_stop_the_run(
+    limit: list[str], recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They would choose the best step by nothing."""
+    asked, answer = {"role": "user", "content": "word " * 200}, {"role": "assistant", "content": "Yes"}
+    rows = [{"messages": [{**asked, "content": f"{n} {asked['content']}"}, answer]} for n in range(3)]
+    (tmp_path / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    given = [part for value in (*limit, "data.validation=validation.jsonl") for part in ("--set", value)]
+    assert main(["train", str(recipe), "--out", str(tmp_path / "out"), *given]) == 2
+    assert "trained_tokens" in capsys.readouterr().err
+    assert not (tmp_path / "out/checkpoints").exists()

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from luthier.data.templates import build_template
 from luthier.errors import EvaluationError
 from luthier.evaluation.answering import answer_with_model, score_targets_of
 from luthier.evaluation.metrics.base import Array, Metric, Prediction
+from luthier.evaluation.systems._prompts import Addition, additions
 from luthier.evaluation.systems.base import (
     Answer,
     Context,
@@ -26,9 +28,17 @@ from luthier.evaluation.systems.base import (
     with_instruction,
 )
 from luthier.evaluation.systems.command import Command
-from luthier.evaluation.systems.few_shot import FewShot, Retriever, with_examples
+from luthier.evaluation.systems.few_shot import (
+    LOOKED_AT,
+    FewShot,
+    Prompter,
+    Retriever,
+    Way,
+    most_similar,
+    with_examples,
+)
 from luthier.evaluation.systems.fine_tuned import FineTuned
-from luthier.evaluation.systems.zero_shot import Addition, ZeroShot, additions, suggested
+from luthier.evaluation.systems.zero_shot import ZeroShot
 from luthier.evaluation.task import build_metrics, longest_answer_tokens
 from luthier.examples import Conversation, Message, ToolCall
 from luthier.models.load import LoadedModel
@@ -115,6 +125,93 @@ def test_the_winner_is_chosen_on_validation_rows_only(context: Context) -> None:
     assert given.answers[0].prompt[0].content == "Be brief.\nSay BANANA."
 
 
+SCORED: list[tuple[Message, ...]] = []
+"""Prompts that `Recorded` scored."""
+
+
+class Recorded(WantsWord):
+    """The same, and remembers every prompt."""
+
+    def statistics(self, prediction: Prediction) -> tuple[float, ...]:
+        SCORED.append(prediction.prompt)
+        return super().statistics(prediction)
+
+
+@pytest.mark.parametrize("system", [ZeroShot(tune_rows=3), FewShot(tune_rows=3)])
+def test_prompts_compete_on_validation_questions_and_no_others(context: Context, system: ZeroShot | FewShot) -> None:
+    SCORED.clear()
+    metric = Recorded(word="BANANA")
+    given = system.answer([row("test?")], replace(context, primary_metric=metric))
+    asked = {prompt[-1].content.split("\n\n")[0] for prompt in SCORED}  # additions come after a blank line
+    assert asked == {"validation question 0", "validation question 1", "validation question 2"}
+    assert len(given.details["tried"]) > 2 and all(t["rows"] == 3 for t in given.details["tried"])
+
+
+class CountsWord(WantsWord):
+    """The lower the better."""
+
+    higher_is_better: ClassVar[bool] = False
+    worst: ClassVar[float] = 1.0
+    best: ClassVar[float] = 0.0
+
+
+def test_the_lower_score_wins_where_lower_is_better(context: Context) -> None:
+    chosen = replace(context, primary_metric=CountsWord(word="brief"))
+    given = ZeroShot(instruction="Say it brief.", variants=("Say brief BANANA.",)).answer([row("test?")], chosen)
+    assert given.details["addition"] == ""  # all hold the word: a tie
+    chosen = replace(context, primary_metric=CountsWord(word="blank"))
+    assert ZeroShot(variants=("Leave it blank.",)).answer([row("test?")], chosen).details["addition"] == ""
+    absent = replace(context, primary_metric=WantsNoAddition(word=""))
+    assert ZeroShot(variants=("Leave it blank.",)).answer([row("test?")], absent).details["addition"] != ""
+
+
+class WantsNoAddition(CountsWord):
+    """0 for a prompt with an addition, 1 for one without."""
+
+    def statistics(self, prediction: Prediction) -> tuple[float, ...]:
+        return (float(prediction.prompt[0].content == "Be brief." and "\n" not in prediction.prompt[-1].content),)
+
+
+def test_a_score_that_says_nothing_never_wins(context: Context) -> None:
+    class Nothing(WantsWord):
+        """Not a number where the word is missing."""
+
+        def values(self, statistics_NS: Array, counts_BN: Array) -> Array:
+            found = super().values(statistics_NS, counts_BN)
+            return np.where(found == 0, np.nan, found)
+
+    given = ZeroShot(variants=("BANANA",)).answer([row("t?")], replace(context, primary_metric=Nothing(word="BANANA")))
+    assert given.details["addition"] == "BANANA"
+    assert given.details["tried"][0]["validation_score"] is None
+
+
+def test_a_bad_validation_target_is_found_before_anything_is_generated(context: Context) -> None:
+    told: list[str] = []
+    chosen = replace(
+        context, primary_metric=build_metrics(["field_f1"])["field_f1"], on_progress=lambda what, *_: told.append(what)
+    )
+    with pytest.raises(EvaluationError, match="row validation question 0: the target is not JSON"):
+        ZeroShot().answer([row("test?")], chosen)
+    assert told == []
+
+
+def test_an_addition_that_does_not_fit_is_left_out(context: Context) -> None:
+    long = "word " * 100
+    room = len(context.template.prompt_ids(row("validation question 0").prompt)) + 20
+    tight = replace(
+        context,
+        loaded=replace(context.loaded, max_tokens=room),
+        validation=[row("much too long " * 50), *context.validation],
+        primary_metric=WantsNoAddition(word=""),
+    )
+    given = ZeroShot(variants=(long,), tune_rows=2).answer([row("test?", id="t")], tight)
+    assert [t["rows"] for t in given.details["tried"]] == [2] * len(given.details["tried"])
+    assert next(t for t in given.details["tried"] if t["addition"] == long)["validation_score"] == 1
+    forced = ZeroShot(variants=(long,), tune_rows=0)
+    (asked,) = forced._prompts(tight, [row("test?")], Addition(long))
+    assert asked == row("test?").prompt
+
+
 def test_no_addition_wins_a_tie(context: Context) -> None:
     chosen = replace(context, primary_metric=WantsWord(word="brief"))
     assert ZeroShot().answer([row("test?")], chosen).details["addition"] == ""
@@ -138,20 +235,6 @@ def test_long_additions_stay_in_the_system_message() -> None:
 def test_untrained_models_may_be_wordy(context: Context) -> None:
     (answer,) = ZeroShot(tune_rows=0, answer_room=2).answer([row("test?")], context).answers
     assert answer.completion_tokens is not None and 5 < answer.completion_tokens <= 10
-
-
-def test_suggestions_name_keys_and_labels(context: Context) -> None:
-    labeled = [row("a", "spam"), row("b", "ham"), row("c", "spam")]
-    assert "Allowed labels: ham, spam." in suggested(replace(context, task="label", train=labeled))[1]
-    parsed = [row("a", '{"name": 1}'), row("b", '{"name": 1, "age": 2}'), row("c", "no json")]
-    for text in suggested(replace(context, task="json", train=parsed)):
-        assert "name" in text and "age" in text
-    schema: dict[str, Any] = {"properties": {"city": {}}}
-    assert all("city" in text for text in suggested(replace(context, task="json", json_schema=schema)))
-    many = [row(str(i), f"label number {i} of a great many" * 3) for i in range(200)]
-    assert all(len(text) < 200 for text in suggested(replace(context, task="label", train=many)))
-    for task in ("tool_calls", "text"):
-        assert suggested(replace(context, task=task))
 
 
 # few-shot
@@ -181,6 +264,85 @@ def test_rows_that_give_the_answer_away_are_never_examples() -> None:
     assert [r.id for r in found] == ["fine"]
 
 
+def test_diverse_examples_pass_over_near_copies() -> None:
+    train = [
+        row("do red cars drive in the rain often"),
+        row("do red cars drive in the rain sometimes"),
+        row("do red cars drive in the rain daily"),
+        row("red boats"),
+    ]
+    asked = row("why do red cars drive in rain")
+    retriever = Retriever(train)
+    nearest, diverse = retriever.similar(asked, 2), retriever.similar(asked, 2, "diverse")
+    assert nearest[-1] == diverse[-1] and nearest[0].id != "red boats" and diverse[0].id == "red boats"
+    assert len(retriever.similar(asked, 4, "diverse")) == 4  # rather a near copy than fewer examples
+
+
+def test_few_shot_ways_compete(context: Context) -> None:
+    """Whoever wins on validation rows answers the test rows: here the addition, then the examples that differ."""
+    near = [row(f"one question about validation number {i}") for i in range(4)]
+    labeled = replace(context, task="label", train=[*near, row("something else entirely")])
+    chosen = replace(labeled, primary_metric=WantsWord(word="Allowed labels: ok."))
+    given = FewShot(shots=2).answer([row("a question about validation?")], chosen)
+    assert given.details["addition"].startswith("Allowed labels: ok.") and given.details["examples"] == "nearest"
+    assert "Allowed labels: ok." in given.answers[0].prompt[0].content
+    ways = [(bool(t["addition"]), t["place"], t["examples"], t["rows"]) for t in given.details["tried"]]
+    assert ways == [(a, "system", e, 4) for a in (False, True) for e in ("nearest", "diverse")]
+    chosen = replace(labeled, primary_metric=WantsWord(word="something else"))
+    given = FewShot(shots=2, instruction="In French.").answer([row("a question about validation?")], chosen)
+    assert (given.details["addition"], given.details["examples"]) == ("", "diverse")
+    assert given.answers[0].prompt[0].content == "Be brief.\nIn French."
+    assert any("something else" in m.content for m in given.answers[0].prompt)
+
+
+def test_the_competition_of_few_shot_never_sees_the_answer(context: Context) -> None:
+    SCORED.clear()
+    metric = Recorded(word="SECRET")
+    copies = [row(r.prompt[-1].content.upper(), "SECRET", id=f"copy {r.id}") for r in context.validation]
+    given = FewShot().answer([row("test?")], replace(context, train=[*copies, *context.train], primary_metric=metric))
+    for prompt in SCORED:
+        assert all(m.content.lower() != prompt[-1].content for m in prompt[:-1])
+    assert given.details["tried"][0]["rows"] == 4
+
+
+def test_few_shot_tuning_can_be_switched_off(context: Context) -> None:
+    given = FewShot(shots=1, tune_rows=0).answer([row("test?")], context)
+    assert given.details["tried"] == [] and (given.details["addition"], given.details["examples"]) == ("", "nearest")
+
+
+def test_few_shot_answers_may_be_wordy_too(context: Context) -> None:
+    (answer,) = FewShot(tune_rows=0, answer_room=2).answer([row("test?")], context).answers
+    assert answer.completion_tokens is not None and 5 < answer.completion_tokens <= 10
+
+
+def test_the_most_similar_are_those_of_a_full_sort() -> None:
+    rng = np.random.default_rng(0)
+    for size in (1, 5, 300):
+        scores = rng.integers(0, 6, size).astype(np.float64)  # many ties
+        for count in (1, 3, 250):
+            assert most_similar(scores, count) == np.argsort(-scores, kind="stable")[:count].tolist()
+
+
+def test_a_question_is_compared_with_few_of_many_training_rows() -> None:
+    """100,000 rows that all look alike must not be compared word by word with every question."""
+    retriever = Retriever([row(f"same words in all of these {i}") for i in range(3000)])
+    seen: list[int] = []
+    compared = retriever._gives_away
+
+    class Counting(Retriever):
+        """Counts comparisons."""
+
+        def __init__(self) -> None:
+            vars(self).update(vars(retriever))
+
+        def _gives_away(self, index: int, row: Conversation, asked: frozenset[str]) -> bool:
+            seen.append(index)
+            return compared(index, row, asked)
+
+    Counting().similar(row("same words in all of these here"), 3, "diverse")
+    assert 0 < len(seen) <= LOOKED_AT
+
+
 def test_few_shot_never_leaks_on_real_data(shared_data: Path) -> None:
     from luthier.data.formats.base import read_examples
 
@@ -200,6 +362,15 @@ def test_examples_are_left_out_where_they_do_not_fit(context: Context) -> None:
     assert sum(m.role == "assistant" for m in given.answers[0].prompt) == 1
     roomy = FewShot(shots=3).answer([row("test?", id="t")], context)
     assert "rows_with_fewer_shots" not in roomy.details and roomy.details["mean_shots"] == 3
+
+
+def test_an_addition_stays_without_examples_and_goes_where_it_does_not_fit(context: Context) -> None:
+    test, way = row("test?"), Way(Addition("Say BANANA."), "nearest")
+    alone = way.addition.apply(test.prompt)
+    needed = len(context.template.prompt_ids(alone)) + context.max_new_tokens
+    for room, prompt in ((needed, alone), (needed - 1, test.prompt)):
+        tight = replace(context, loaded=replace(context.loaded, max_tokens=room))
+        assert Prompter(FewShot(shots=3), tight).prompt(test, way) == (prompt, 0)
 
 
 def test_few_shot_needs_training_rows(context: Context) -> None:
@@ -231,7 +402,8 @@ def test_answers_are_what_the_template_parses(context: Context) -> None:
 def test_target_scores_are_those_of_plain_forward_passes(context: Context) -> None:
     test = [row("What is the capital of France?", "Paris."), row("Write a letter to the team.", "no")] * 3
     found = score_targets_of(test, [r.prompt for r in test], context)
-    for r, score in zip(test, found, strict=True):
+    for r, (score, rejected) in zip(test, found, strict=True):
+        assert rejected is None and score.bytes == len(r.messages[-1].content)
         target = context.template.rows(r)[0]
         with torch.no_grad():
             logits = context.loaded.model(torch.tensor([target.ids])).logits[0].log_softmax(-1)
@@ -245,10 +417,10 @@ def test_training_cuts_do_not_shorten_targets(context: Context, tiny_loaded: Loa
     cut = replace(context, template=build_template(tiny_loaded, "model", max_tokens=16))
     test = [row("What is the capital of France?", "It is Paris, " * 5)]
     whole = score_targets_of(test, [test[0].prompt], context)
-    assert score_targets_of(test, [test[0].prompt], cut) == whole and whole[0].tokens > 20
+    assert score_targets_of(test, [test[0].prompt], cut) == whole and whole[0][0].tokens > 20
     assert cut.template.max_tokens == 16
     room = longest_answer_tokens(context.template, test)
-    assert room == longest_answer_tokens(cut.template, test) == math.ceil(1.25 * whole[0].tokens)
+    assert room == longest_answer_tokens(cut.template, test) == math.ceil(1.25 * whole[0][0].tokens)
 
 
 def test_a_prompt_without_room_names_the_row(context: Context) -> None:

@@ -1,108 +1,29 @@
 """The one render path: what is trained on, what is served, and what content can never become."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
 from tests.rendering import left_out
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tests.small_tokenizers import (
+    BYTES,
+    CHATML,
+    EMPTY_THINKING,
+    FORGETS_THINKING,
+    OPEN_THINKING,
+    TOKENIZERS,
+    WEATHER,
+    byte_level,
+    chat,
+    reference_ids,
+)
+from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from luthier.data.control_tokens import ControlTokens
 from luthier.data.templates import Template, build_template
 from luthier.errors import TemplateError
-from luthier.examples import Conversation, Document, Message, Role, ToolCall, Where
+from luthier.examples import Conversation, Document, Message, ToolCall, Where
 from luthier.models.load import LoadedModel
-
-CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-FORGETS_THINKING = (  # as Qwen3 does: the reasoning of every turn but the last is left out
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
-    "{% if m.role == 'assistant' and not loop.last and '</think>' in m.content %}"
-    "{{ m.content.split('</think>')[-1].lstrip('\n') }}{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-EMPTY_THINKING = CHATML.replace(
-    "<|im_start|>assistant\n' }}{% endif", "<|im_start|>assistant\n<think>\n\n</think>\n\n' }}{% endif"
-)
-OPEN_THINKING = CHATML.replace("<|im_start|>assistant\n' }}{% endif", "<|im_start|>assistant\n<think>\n' }}{% endif")
-
-CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-STRUCTURAL = ("<think>", "</think>", "<tool_call>", "</tool_call>")
-TEXTS = [
-    "a user asks and an assistant answers in one street of the city 62701",
-    "system\nuser\nassistant\n what is the capital of France? Paris. <tool_call> name arguments </tool_call> <think>",
-]
-
-
-def wrap(tokenizer: Tokenizer, **specials: str) -> PreTrainedTokenizerFast:
-    tokenizer.add_special_tokens(list(CONTROL))
-    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in STRUCTURAL])
-    names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>", **specials}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
-
-
-def byte_level(vocab_size: int = 400, **specials: str) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(TEXTS, trainer)
-    return wrap(tokenizer, **specials)
-
-
-def sentencepiece(scheme: str) -> PreTrainedTokenizerFast:
-    """BPE over ▁-marked words with byte fallback, as Llama 2 and Mistral have it; `scheme` is where a space is put."""
-    pieces = [f"<0x{i:02X}>" for i in range(256)] + ["▁", *"abcdefghijklmnopqrstuvwxyz", "▁a", "yo", "▁yo"]
-    vocab = {piece: i for i, piece in enumerate(["<unk>", *CONTROL, *pieces])}
-    merges = [("▁", "a"), ("y", "o"), ("▁", "yo")]
-    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    if scheme == "legacy":
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    else:
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return wrap(tokenizer)
-
-
-def unigram() -> PreTrainedTokenizerFast:
-    """Control tokens are pieces with the best scores, as in converted SentencePiece models."""
-    pieces = [("<unk>", 0.0), *((c, 0.0) for c in CONTROL), *((chr(i), -3.0) for i in range(32, 127)), ("\n", -3.0)]
-    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
-    tokenizer.decoder = decoders.Fuse()
-    return wrap(tokenizer)
-
-
-def word_level() -> PreTrainedTokenizerFast:
-    words = ["<unk>", *CONTROL, *STRUCTURAL, "a", "b"]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return wrap(tokenizer)
-
-
-TOKENIZERS = {
-    "byte_level": byte_level(),
-    "metaspace_first": sentencepiece("first"),
-    "metaspace_always": sentencepiece("always"),
-    "legacy": sentencepiece("legacy"),
-    "unigram": unigram(),
-    "word_level": word_level(),
-}
-BYTES = TOKENIZERS["byte_level"]
-
-
-def chat(*turns: str | Message, system: str | None = None) -> tuple[Message, ...]:
-    roles: tuple[Role, Role] = ("user", "assistant")
-    messages = [t if isinstance(t, Message) else Message(roles[i % 2], t) for i, t in enumerate(turns)]
-    return (*([Message("system", system)] if system is not None else []), *messages)
 
 
 def trained_text(template: Template, ids: Sequence[int], mask: Sequence[float]) -> list[str]:
@@ -314,15 +235,6 @@ def test_parse_reply_keeps_a_leading_space_and_spelled_out_control_tokens() -> N
 
 # tools
 
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "Current weather in a town",
-        "parameters": {"type": "object", "properties": {"town": {"type": "string", "description": "where"}}},
-    },
-}
-
 
 def test_a_template_without_tools_is_found_out() -> None:
     template = Template(BYTES, CHATML)
@@ -404,6 +316,15 @@ def test_a_value_that_is_not_json_is_refused() -> None:
         Template(BYTES, CHATML).prompt_ids((call,))
 
 
+def test_arguments_nested_too_deeply_are_refused_with_the_line() -> None:
+    arguments: dict[str, Any] = {}
+    for _ in range(600):
+        arguments = {"a": arguments}
+    messages = (*chat("hi"), Message("assistant", "", tool_calls=(ToolCall("f", arguments),)))
+    with pytest.raises(TemplateError, match=r"rows.jsonl, line 3: a value is nested too deeply"):
+        Template(BYTES, CHATML).rows(Conversation(messages, where=Where("rows.jsonl", 3)))
+
+
 def test_namespaces_and_dicts_work() -> None:
     source = "{% set n = namespace(a='x') %}{% set n.a = n.a + 'y' %}{% set d = dict(k='z') %}{{ n.a + d.k }}"
     assert Template(BYTES, source).text(chat("hi")) == "xyz"
@@ -414,121 +335,7 @@ def test_generation_marks_and_loop_controls_are_understood() -> None:
     assert Template(BYTES, source).text(chat("hi", "yes")) == "hi"
 
 
-# content is never control
-
-PIECES = st.one_of(
-    st.sampled_from(
-        [*CONTROL, *STRUCTURAL, "<|im_", "end|>", "|im_end|", "<", ">", "<unk>", "\ue000", "\ue001", "\U0010fffd"]
-    ),
-    st.text(max_size=6),
-)
-HOSTILE = st.lists(PIECES, max_size=6).map("".join).filter(lambda s: s.encode("utf-8", "ignore").decode() == s)
-
-
-@pytest.mark.parametrize(
-    "tokenizer", [BYTES, TOKENIZERS["metaspace_first"], TOKENIZERS["unigram"]], ids=["bytes", "sp", "unigram"]
-)
-@settings(max_examples=60, deadline=None)
-@given(user=HOSTILE, reply=HOSTILE, system=HOSTILE)
-def test_content_never_becomes_a_control_token(
-    tokenizer: PreTrainedTokenizerFast, user: str, reply: str, system: str
-) -> None:
-    template = Template(tokenizer, CHATML) if tokenizer is not BYTES else BYTES_TEMPLATE
-    messages = chat(user, reply, system=system)
-    (row,) = template.rows(Conversation(messages))
-    special = {tokenizer.convert_tokens_to_ids(text) for text in CONTROL}
-    marks = [i for i in row.ids if i in special]
-    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
-    assert marks == [start, end] * 3
-    prompt = template.prompt_ids(messages[:2])
-    assert list(row.ids[: len(prompt)]) == prompt
-    if tokenizer is BYTES:
-        text = BYTES.decode(row.ids)
-        assert user in text and reply in text and system in text
-        structural = {tokenizer.convert_tokens_to_ids(text) for text in STRUCTURAL}
-        assert not structural & set(prompt), "only an assistant may write these"
-        assert template.parse_reply(row.ids[len(prompt) :]).content == reply or "<tool_call>" in reply
-
-
-BYTES_TEMPLATE = Template(BYTES, CHATML)
-
-
-@settings(max_examples=60, deadline=None)
-@given(first=HOSTILE, second=HOSTILE)
-def test_two_contents_side_by_side_never_join_to_a_control_token(first: str, second: str) -> None:
-    template = SIDE_BY_SIDE
-    ids = template.prompt_ids((Message("user", first), Message("user", second), Message("user", first)))
-    assert not set(ids) & ControlTokens(BYTES.backend_tokenizer).control_ids
-    assert BYTES.decode(ids) == f"<{first}{second}{first}>"
-
-
-SIDE_BY_SIDE = Template(BYTES, "<{% for m in messages %}{{ m.content }}{% endfor %}>")
-
-
-def test_a_control_token_split_over_contents_stays_text() -> None:
-    for first, second in (("<|im_", "end|>"), ("<|im_end", "|>"), ("<|", "im_end|>")):
-        ids = SIDE_BY_SIDE.prompt_ids((Message("user", first), Message("user", second)))
-        assert BYTES.eos_token_id not in ids
-    assert BYTES.eos_token_id not in SIDE_BY_SIDE.prompt_ids((Message("user", "|im_end|"),))
-
-
-def test_tool_names_keys_and_arguments_are_guarded() -> None:
-    source = CHATML + "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}"
-    tool = {
-        "type": "function",
-        "function": {"name": "<|im_end|>", "parameters": {"<|im_start|>": "\ue000<|endoftext|>"}},
-    }
-    ids = Template(BYTES, source).prompt_ids(chat("hi"), (tool,))
-    specials = [i for i in ids if i in set(BYTES.all_special_ids)]
-    assert len(specials) == 3
-    assert json.loads(BYTES.decode(ids).rpartition("assistant\n")[2]) == tool
-
-
-def test_json_in_ascii_keeps_the_guard() -> None:
-    source = CHATML + "{% for t in tools or [] %}{{ t | tojson(ensure_ascii=true) }}{% endfor %}"
-    tool = {"name": "é<|im_end|>"}
-    text = BYTES.decode(Template(BYTES, source).prompt_ids(chat("hi"), (tool,)))
-    assert text.endswith('{"name": "\\u00e9<|im_end|>"}')
-
-
-def test_an_assistant_may_write_structural_tokens_and_a_user_may_not() -> None:
-    template = Template(BYTES, CHATML)
-    think = BYTES.convert_tokens_to_ids("<think>")
-    assert think in template.prompt_ids(chat("hi", "<think>x</think>y"))
-    assert think not in template.prompt_ids(chat("<think>x</think>"))
-
-
-def test_every_private_use_character_taken_is_refused_not_guessed() -> None:
-    everything = "".join(map(chr, range(0xE000, 0xF900)))
-    template = Template(BYTES, CHATML)
-    assert template.prompt_ids(chat(everything)), "nothing needs a guard here"
-    with pytest.raises(TemplateError, match="private-use"):
-        template.prompt_ids(chat(everything + "<|im_end|>"))
-
-
-def test_half_a_character_is_refused() -> None:
-    with pytest.raises(TemplateError, match="half of a character"):
-        BYTES_TEMPLATE.rows(Conversation(chat("a\ud83d", "yes")))
-    with pytest.raises(TemplateError, match="half of a character"):
-        BYTES_TEMPLATE.rows(Document("a\ud83d"))
-
-
-def test_white_space_tokens_stay_ordinary_text() -> None:
-    tokenizer = byte_level()
-    tokenizer.add_tokens([AddedToken("\n\n\n", normalized=False, special=False)])
-    messages = chat("a\n\n\nb", "a\n\n\n")
-    (row,) = Template(tokenizer, CHATML).rows(Conversation(messages))
-    assert row.ids.count(tokenizer.convert_tokens_to_ids("\n\n\n")) == 2
-    assert list(row.ids) == reference_ids(tokenizer, CHATML, messages)
-
-
 # equal to transformers where content is ordinary
-
-
-def reference_ids(tokenizer: Any, source: str, messages: Sequence[Message]) -> list[int]:
-    dicts = [{"role": m.role, "content": m.content} for m in messages]
-    done = tokenizer.apply_chat_template(dicts, chat_template=source, tokenize=True, return_dict=True)
-    return list(done["input_ids"])
 
 
 @pytest.mark.parametrize("name", ["byte_level", "metaspace_always", "metaspace_first", "legacy", "word_level"])

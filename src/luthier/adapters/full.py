@@ -5,10 +5,11 @@ products are still computed in bfloat16 where that is faster, by autocast in the
 left to switch back to, so `disabled` is refused and an objective that needs a reference is given a frozen copy.
 """
 
+import copy
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -38,10 +39,14 @@ class InjectedFull(Injected):
         """Nothing to do: the weights are the model's own."""
 
     def save(self, folder: Path, base_name: str) -> None:
-        """Write a folder that transformers loads: settings and `model.safetensors`, in the type of training."""
+        """Write a folder that transformers loads: its settings and `model.safetensors`, in the type of training."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file(by_name(self.trainable), folder / WEIGHTS, metadata={"format": "pt", "base": base_name})
-        self.model.config.save_pretrained(folder)  # type: ignore[operator, union-attr]
+        model: Any = self.model
+        config = copy.deepcopy(model.config)
+        config.dtype = model.dtype  # transformers loads in the type named here, not in that of the file
+        config.save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
 
     def load(self, folder: Path) -> None:
         """Read the tensors of a folder that `save` wrote."""

@@ -132,7 +132,8 @@ class LoRA(Adapter):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the adapter's input, while training."""
     targets: tuple[str, ...] = (ALL_LINEAR,)
-    """`all_linear` for every linear layer but the output head, or endings of layer names such as `q_proj`."""
+    """`all_linear` for every linear layer but the output head, or endings of layer names such as `q_proj`. A model with
+    matrices that are no linear layers (experts kept in one tensor) takes names only."""
 
     @property
     def named_targets(self) -> tuple[str, ...]:
@@ -143,7 +144,8 @@ class LoRA(Adapter):
         """Wrap each target; everything else is frozen.
 
         Raises:
-            ModelError: a target matches no linear layer, or it is the output head (tied to the embedding).
+            ModelError: a target matches no linear layer, it is the output head (tied to the embedding), or `all_linear`
+            would leave matrices out.
         """
         generator = torch.Generator().manual_seed(seed)
         chosen = self._choose(model)
@@ -175,7 +177,10 @@ class LoRA(Adapter):
     def _choose(self, model: nn.Module) -> dict[str, nn.Linear]:
         head = model.get_output_embeddings()  # type: ignore[operator]
         linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+        if not linears:
+            raise ModelError(f"{type(model).__name__} has no linear layer that a LoRA could be added to")
         if not self.named_targets:
+            _require_only_linears(model, linears)
             return linears
         chosen: dict[str, nn.Linear] = {}
         for target in self.targets:
@@ -187,24 +192,39 @@ class LoRA(Adapter):
         return {name: linears[name] for name in linears if name in chosen}  # in the model's own order
 
 
-# fields of a peft LoRA that change what it computes; any value but these would be silently wrong here
+# what a peft LoRA may say without computing anything else than the equation above; any other field must be off, since
+# variants come with every release of peft
+HARMLESS = frozenset(
+    {"peft_type", "task_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision"}
+    | {"r", "lora_alpha", "lora_dropout", "target_modules", "inference_mode", "runtime_config"}
+    | {"megatron_core", "qalora_group_size"}  # settings of things that are off
+)
 _PLAIN: Mapping[str, tuple[Any, ...]] = {
-    "use_dora": (None, False),
-    "use_rslora": (None, False),
-    "bias": (None, "none"),
-    "rank_pattern": (None, {}),
-    "alpha_pattern": (None, {}),
-    "modules_to_save": (None, []),
-    "trainable_token_indices": (None, {}, []),
-    "layers_to_transform": (None,),
-    "layer_replication": (None,),
-    "target_parameters": (None, []),
-    "exclude_modules": (None, []),
-    "fan_in_fan_out": (None, False),
-    "lora_bias": (None, False),
-    "alora_invocation_tokens": (None,),
-    "use_qalora": (None, False),
+    "bias": ("none",),
+    # the base stays as it was; others (pissa, olora, ...) train on a base that their initialization has changed
+    "init_lora_weights": (True, False, "gaussian", "orthogonal"),
 }
+_OFF: tuple[Any, ...] = (None, False, {}, [])
+
+
+def _require_only_linears(model: nn.Module, linears: Mapping[str, nn.Linear]) -> None:
+    """Check that `all_linear` leaves out no matrix but embeddings and the head.
+
+    Raises:
+        ModelError: there are others, such as experts that one tensor holds.
+    """
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    covered = (*linears.values(), head, *(m for m in model.modules() if isinstance(m, nn.Embedding)))
+    known = {id(p) for module in covered if module is not None for p in module.parameters()}
+    left_out = {n: p for n, p in model.named_parameters() if p.ndim >= 2 and id(p) not in known}
+    if left_out:
+        share = sum(p.numel() for p in left_out.values()) / sum(p.numel() for p in model.parameters())
+        endings = sorted({name.rpartition(".")[2] for name in linears})
+        raise ModelError(
+            f"adapter.targets = ['{ALL_LINEAR}'] would leave out {len(left_out)} matrices that are no linear layers "
+            f"({share:.0%} of the model): {', '.join(list(left_out)[:3])}, .... Name the layers that shall train: "
+            f"adapter.targets = {endings}"
+        )
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
@@ -215,9 +235,10 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: not readable adapter settings: {error}") from None
     if config.get("peft_type") != "LORA":
         raise ModelError(f"{path}: peft_type is {config.get('peft_type')!r}, expected 'LORA'")
-    odd = [key for key, plain in _PLAIN.items() if config.get(key) not in plain]
+    odd = {k: v for k, v in config.items() if k not in HARMLESS and v not in (*_OFF, *_PLAIN.get(k, ()))}
     if odd:
-        raise ModelError(f"{path}: {', '.join(odd)} is set, which is not supported by the adapter `lora`")
+        found = ", ".join(f"{key} = {value!r}" for key, value in sorted(odd.items()))
+        raise ModelError(f"{path}: {found}: the adapter `lora` does not compute that; merge it into its base with peft")
     missing = [key for key in ("r", "lora_alpha", "target_modules") if config.get(key) is None]
     if missing:
         raise ModelError(f"{path}: {', '.join(missing)} is missing; a LoRA cannot be read without it")

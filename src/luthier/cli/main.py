@@ -56,14 +56,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        advice = "Free space and run the same command again; it goes on."
-        print(f"error: the disk is full: {error}. {advice}", file=sys.stderr)
+        print(f"error: {_told(error)}", file=sys.stderr)
         return LuthierError.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _told(error: OSError) -> str:
+    """What the user can mend; raises the error again if no file is to blame."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full: {error}. Free space and run the same command again; it goes on."
+    if error.filename is None:
+        raise error
+    return f"{error.filename}: {error.strerror}"
 
 
 if __name__ == "__main__":

@@ -28,12 +28,22 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def begin(args: argparse.Namespace) -> "Iterator[tuple[Recipe, RunFolder, Terminal]]":
-    """Read the recipe, open and lock the run's folder."""
+    """Read the recipe, open and lock the run's folder; a wrong name is told before anything is read or written.
+
+    Raises:
+        RecipeError: a setting is wrong, or the folder belongs to another recipe.
+        ModelError: there can be no such model or device.
+        StorageError: the folder cannot be made.
+    """
+    from luthier.models.catalog import source_of
+    from luthier.models.load import choose_device
     from luthier.progress import Terminal
     from luthier.recipe import load
     from luthier.run_folder import RunFolder
 
     recipe = load(args.recipe, args.set)
+    source_of(recipe.model.name)
+    choose_device(recipe.model.device)
     folder = RunFolder(args.out or Path("runs") / args.recipe.stem)
     with folder.locked():
         folder.open(recipe, args.recipe)

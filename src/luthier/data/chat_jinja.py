@@ -17,6 +17,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from luthier.data.strict_json import MAX_DEPTH
 from luthier.errors import TemplateError
 from luthier.examples import Message
 
@@ -118,12 +119,18 @@ def message_dict(message: Message, arguments_as_text: bool, developer_as_system:
     return seen
 
 
-def plain(value: Any) -> Any:
-    """`value` rebuilt from dicts, lists and scalars, so that a template gets nothing with methods of its own."""
+def plain(value: Any, depth: int = 0) -> Any:
+    """`value` rebuilt from dicts, lists and scalars, so that a template gets nothing with methods of its own.
+
+    Raises:
+        TemplateError: it holds what JSON cannot, or is nested deeper than a data file may be.
+    """
+    if depth > MAX_DEPTH:
+        raise TemplateError(f"a value is nested too deeply; expected at most {MAX_DEPTH} levels")
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [plain(item) for item in value]
+        return [plain(item, depth + 1) for item in value]
     if value is None or isinstance(value, str | int | float):
         return value
     raise TemplateError(f"a value of type {type(value).__name__} is not JSON and cannot be shown to a chat template")

@@ -1,21 +1,24 @@
 """Text to token ids such that content can never become a control token.
 
-A control token is an added token of the tokenizer (`<|im_end|>`, `<tool_call>`). Before a template is rendered, `guard`
-puts an escape character inside every occurrence of one in the content. `encode` then emits control-token ids only for
-what is left whole, which is what the template itself wrote, removes the escape characters, and encodes the text between
-with copies of the tokenizer in which the control tokens cannot be spelled at all. Added tokens of white space alone
-(Gemma has them) steer nothing; they are used wherever they occur, as in pre-training.
+A control token is an added token of the tokenizer (`<|im_end|>`, `<tool_call>`). For each there is a character that it
+cannot do without: `<`, mostly. Before a template is rendered, private-use characters take the place of these in all
+content, so that whatever the template does with it, lower its case or cut pieces out, no control token comes of it.
+`encode` then emits control-token ids for those that stand in the rendered text, which the template itself wrote, puts
+the characters back, and encodes the text between with copies of the tokenizer in which the control tokens cannot be
+spelled at all. Added tokens of white space alone (Gemma has them) steer nothing; they are used wherever they occur, as
+in pre-training.
 
 Three copies are kept, because some tokenizers put a space before a piece of text: `start` for the beginning of a
 sequence, `token` for text after a control token, `text` for text that goes on where other text was cut. Where the
-three would be equal there is one. Left out: control tokens of one character, which cannot be split; content that holds
-one is refused.
+three would be equal there is one. Left out: control tokens of one character, for which an alphabet may have no other
+spelling; content that holds one is refused.
 """
 
 import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
@@ -31,8 +34,25 @@ _CACHED_CHARACTERS = 4096
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
+@dataclass(frozen=True)
+class StandIns:
+    """Private-use characters and the characters whose place they take, as tables for `str.translate`."""
+
+    hidden: Mapping[int, str]
+    """Code of a character that control tokens need -> its stand-in."""
+    shown: Mapping[int, str]
+    """Code of a stand-in -> the character."""
+
+    def show(self, text: str) -> str:
+        """`text` as it was before the stand-ins."""
+        return text.translate(self.shown) if self.shown else text
+
+
+NO_STAND_INS = StandIns({}, {})
+
+
 class ControlTokens:
-    """The control tokens of one tokenizer: guarding content against them, and encoding what was guarded."""
+    """The control tokens of one tokenizer: keeping content from becoming one, and encoding what was rendered."""
 
     def __init__(self, backend: Tokenizer) -> None:
         added = backend.get_added_tokens_decoder()
@@ -43,7 +63,10 @@ class ControlTokens:
         self._ids = {text: i for i, text in self._texts.items()}
         self._pattern = _matcher(list(added.values()))
         control = {self._texts[i] for i in self.control_ids}
-        self._guard = self._reply_guard = _Guard(control)
+        self._single = {text for text in control if len(text) == 1}
+        self._needed = _needed(control)
+        self._needed_in = re.compile(_any_of(self._needed))
+        self.reserve(())
         spec = json.loads(backend.to_str())
         self._backends = _plain_backends(spec, control)
         self._backend = backend
@@ -53,39 +76,69 @@ class ControlTokens:
         self._anchor = list(self._backends["text"].encode("a", add_special_tokens=False).ids) if strips else []
         self._encode_cached = lru_cache(maxsize=_CACHED_SEGMENTS)(self._encode_plain)
 
-    def choose_escape(self, texts: Iterable[str], source: str = "") -> str:
-        """A private-use character that is neither in `texts` nor in the template, or "" when no text needs a guard.
+    def stand_ins(self, texts: Iterable[str], source: str = "") -> StandIns:
+        """Stand-ins that are neither in `texts` nor in the template; none where no text needs them.
 
         Raises:
-            TemplateError: the texts use up every private-use character, or hold half of a character.
+            TemplateError: the texts use up the private-use characters, hold a control token of one character, or half
+                of a character.
         """
         texts = list(texts)
         for text in texts:
             _require_encodable(text)
-        if not any(self._guard.touches(text) for text in texts):
-            return ""
-        for code in PRIVATE_USE:
-            if chr(code) not in source and not any(chr(code) in text for text in texts):
-                return chr(code)
-        raise TemplateError(
-            "the row uses every private-use character (U+E000 to U+F8FF), so none is left to keep control tokens "
-            "out of its content; remove the private-use characters from the row"
-        )
+            self._require_no_single(text)
+        if not any(self._needed_in.search(text) for text in texts):
+            return NO_STAND_INS
+        free = (chr(code) for code in PRIVATE_USE if chr(code) not in source and not any(chr(code) in t for t in texts))
+        hidden = dict(zip(map(ord, self._needed), free, strict=False))
+        if len(hidden) < len(self._needed):
+            raise TemplateError(
+                "the row uses the private-use characters (U+E000 to U+F8FF), so none are left to keep control tokens "
+                "out of its content; remove the private-use characters from the row"
+            )
+        return StandIns(hidden, {ord(stand_in): chr(code) for code, stand_in in hidden.items()})
 
     def reserve(self, ids: Iterable[int]) -> None:
         """Name the control tokens that even an assistant's content may not hold: turn marks and stop tokens."""
-        reserved = (self.special_ids | set(ids)) & self.control_ids
-        self._reply_guard = _Guard({self._texts[i] for i in reserved})
+        self.reserved_ids = (self.special_ids | set(ids)) & self.control_ids
+        spoken = [self._texts[i] for i in self.control_ids - self.reserved_ids if len(self._texts[i]) > 1]
+        self._spoken = re.compile(f"({_any_of(sorted(spoken, key=len, reverse=True))})")
 
-    def guard(self, text: str, escape: str, reply: bool = False) -> str:
-        """`text` with `escape` inside everything that could be, or could become part of, a control token.
+    def hide(self, text: str, stand_ins: StandIns, reply: bool = False) -> str:
+        """`text` with stand-ins for the characters that control tokens need.
 
-        In a `reply`, control tokens that are neither special nor reserved stay whole: a model writes `<think>` itself.
+        In a `reply`, control tokens that are not reserved stay whole: a model writes `<think>` itself.
         """
-        return (self._reply_guard if reply else self._guard).apply(text, escape) if escape else text
+        if not stand_ins.hidden:
+            return text
+        if not reply:
+            return text.translate(stand_ins.hidden)
+        return self._except_spoken(text, lambda piece: piece.translate(stand_ins.hidden))
+
+    def neutral(self, text: str, reply: bool = False) -> str:
+        """A text of the same length, with white space at the same places, that says nothing; spells no control token.
+
+        In a `reply`, control tokens that are not reserved stay, since templates look for them.
+        """
+        return self._except_spoken(text, _blotted) if reply else _blotted(text)
+
+    def _except_spoken(self, text: str, change: Callable[[str], str]) -> str:
+        # split() by one group gives text, token, text, token, ..., text
+        pieces = self._spoken.split(text)
+        return "".join(piece if i % 2 else change(piece) for i, piece in enumerate(pieces))
+
+    def _require_no_single(self, text: str) -> None:
+        if single := next((token for token in self._single if token in text), None):
+            raise TemplateError(
+                f"the content holds {single!r}, which is a control token of this model and cannot be spelled otherwise"
+            )
+
+    def marks(self, text: str) -> list[int]:
+        """Ids of the reserved control tokens in rendered text, in order: its turns."""
+        return [i for i in self.found_in(text) if i in self.reserved_ids]
 
     def found_in(self, text: str) -> list[int]:
-        """Ids of the control tokens in unguarded text, in order."""
+        """Ids of the control tokens that stand in a text, in order."""
         found = (self._id_of(match.group()) for match in self._pattern.finditer(text))
         return [i for i in found if i in self.control_ids]
 
@@ -97,15 +150,15 @@ class ControlTokens:
                 return match.end()
         return None
 
-    def encode(self, text: str, escape: str, after: After) -> list[int]:
-        """Ids of guarded text that follows the start of a sequence, a control token, or other text."""
+    def encode(self, text: str, stand_ins: StandIns, after: After) -> list[int]:
+        """Ids of rendered text that follows the start of a sequence, a control token, or other text."""
         ids: list[int] = []
         at = 0
         for match in self._pattern.finditer(text):
-            ids += self._segment(text[at : match.start()], escape, after)
+            ids += self._segment(text[at : match.start()], stand_ins, after)
             ids.append(self._id_of(match.group()))
             at, after = match.end(), "token"
-        ids += self._segment(text[at:], escape, after)
+        ids += self._segment(text[at:], stand_ins, after)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -118,9 +171,8 @@ class ControlTokens:
     def _id_of(self, matched: str) -> int:
         return self._ids[matched] if matched in self._ids else self._ids[matched.strip()]
 
-    def _segment(self, text: str, escape: str, after: After) -> list[int]:
-        if escape:
-            text = text.replace(escape, "")
+    def _segment(self, text: str, stand_ins: StandIns, after: After) -> list[int]:
+        text = stand_ins.show(text)
         if not text:
             return []
         return list(
@@ -158,49 +210,26 @@ def _matcher(tokens: list[AddedToken]) -> re.Pattern[str]:
     return re.compile("|".join(parts) if parts else r"(?!)")
 
 
-class _Guard:
-    """Finds the places in a content string where control tokens must be broken."""
+def _needed(tokens: Iterable[str]) -> str:
+    """Characters such that every token of two or more holds one; a mark rather than a letter, and letters in any case.
 
-    def __init__(self, tokens: set[str]) -> None:
-        self._short = {t for t in tokens if len(t) == 1}
-        longer = sorted((t for t in tokens if len(t) > 1), key=len, reverse=True)
-        firsts = "".join(re.escape(c) for c in sorted({t[0] for t in longer}))
-        self._first = re.compile(f"[{firsts}]" if firsts else r"(?!)")
-        self._whole = re.compile("|".join(map(re.escape, longer)) if longer else r"(?!)")
-        self._heads = {t[:n] for t in longer for n in range(2, len(t))}
-        self._tails = {t[n:] for t in longer for n in range(1, len(t) - 1)}
-        self._inner = "\n".join(longer)
-        self._longest = max(map(len, longer), default=0)
+    A quote or a backslash would be escaped in JSON, and its stand-in not: they are taken last.
+    """
+    needed: list[str] = []
+    for token in sorted(token for token in tokens if len(token) > 1):
+        if not any(character in token for character in needed):
+            best = min(token, key=lambda c: (c.isspace() or c in "\"'\\", c.isalnum()))
+            needed += dict.fromkeys((best, best.lower(), best.upper()))
+    return "".join(character for character in dict.fromkeys(needed) if len(character) == 1)
 
-    def touches(self, text: str) -> bool:
-        """Whether `apply` would change `text`."""
-        return bool(self._breaks(text))
 
-    def apply(self, text: str, escape: str) -> str:
-        for place in sorted(self._breaks(text), reverse=True):
-            text = text[:place] + escape + text[place:]
-        return text
+def _any_of(texts: Iterable[str]) -> str:
+    """A pattern for any of `texts`, the first that fits; one that fits nothing if there are none."""
+    return "|".join(map(re.escape, texts)) or r"(?!)"
 
-    def _breaks(self, text: str) -> set[int]:
-        """Positions to put an escape character at; never at an end, so that a template's trimming still works.
 
-        Two strings that a template puts side by side could join to a control token, as could one that it puts between
-        two halves; so a string's last piece of a token, first piece, and a string that is all middle are broken too.
-        """
-        for single in self._short:
-            if single in text:
-                raise TemplateError(
-                    f"the content holds {single!r}, which is a control token of this model and cannot be split"
-                )
-        # every place that could begin a token is tried: occurrences may overlap
-        begins = (match.start() for match in self._first.finditer(text))
-        places = {begin + 1 for begin in begins if self._whole.match(text, begin)}
-        limit = min(self._longest, len(text) + 1)
-        places.update(len(text) - 1 for n in range(2, limit) if text[-n:] in self._heads)
-        places.update(1 for n in range(2, limit) if text[:n] in self._tails)
-        if 1 < len(text) < self._longest and not text.replace("_", "").isalnum() and text in self._inner:
-            places.add(1)
-        return places
+def _blotted(text: str) -> str:
+    return re.sub(r"\S+", lambda word: "x" * len(word.group()), text)
 
 
 def _plain_backends(spec: dict[str, Any], control: set[str]) -> Mapping[After, Tokenizer]:

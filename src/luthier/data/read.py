@@ -1,5 +1,8 @@
 """A data file becomes a stream of records, each with the line it stands on; nothing is repaired and nothing is lost.
 
+A reader gives a `Record` for each row, or the `DataError` of a row that is broken, and goes on with the next. It raises
+where it cannot go on: at the end of a JSON array that breaks off, say.
+
 JSON Lines are read with `json`, never through Arrow: Arrow gives every row the union of all keys, so tool calls would
 grow arguments of value null that nobody wrote. Where Parquet brings such nulls along, they are taken out again.
 """
@@ -9,22 +12,25 @@ import functools
 import json
 import logging
 import math
-import re
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from luthier.data.strict_json import Unusable, decode_value, excerpt, require_whole_characters, skip_blank
 from luthier.errors import DataError
 from luthier.examples import Where
+
+if TYPE_CHECKING:
+    import pyarrow
 
 BOM = b"\xef\xbb\xbf"
 MAX_LINE_BYTES = 64 * 2**20
 """A longer line is no row of text; the bound keeps a file without line breaks from filling the memory."""
 
-_BLANK = re.compile(r"[ \t\n\r]*")
 _log = logging.getLogger(__name__)
 
 
@@ -32,50 +38,68 @@ _log = logging.getLogger(__name__)
 class Record:
     """One row as plain values (what JSON can hold), and where it stands.
 
-    `number` counts the rows of a JSON array from 1, since several may stand on one line; 0 where the line tells all.
+    `kind` says what an absent value looks like: in CSV it may be an empty cell, in Parquet's structs it is dropped.
     """
 
     values: dict[str, Any]
     where: Where
-    number: int = 0
+    kind: Literal["json", "csv", "parquet"] = "json"
 
 
-class _Unusable(ValueError):
-    """A value that JSON text spells but that could not be kept as it is."""
+Rows: TypeAlias = Iterator[Record | DataError]
+Refuse: TypeAlias = Callable[[DataError], None]
+"""Takes the error of a row that cannot be read; if it returns, reading goes on with the next row."""
 
 
-def read_records(path: Path) -> Iterator[Record]:
+def read_records(path: Path, refuse: Refuse | None = None) -> Iterator[Record]:
     """The rows of a JSONL, JSON, CSV, TSV or Parquet file, one at a time and in order.
 
     JSONL, CSV and Parquet are streamed; a JSON array is held whole. Blank lines are skipped.
+
+    Args:
+        path: the file; its ending says of what kind it is.
+        refuse: takes the error of each broken row; None raises the first.
 
     Raises:
         DataError: at once if `path` is no readable file of a known kind; while reading, with the line, if a row is
             broken, is not an object, or is not UTF-8; at the end if there was no row at all.
     """
     path = Path(path)
+    _require_file(path)
     reader = READERS.get(path.suffix.lower())
-    if not path.exists():
-        raise DataError("no such file; check the path, which a recipe reads from its own folder", path)
-    if path.is_dir():
-        raise DataError("this is a folder; expected a data file such as train.jsonl in it", path)
-    if not path.is_file():
-        raise DataError("not a regular file: rows are read more than once, so a pipe or device cannot be used", path)
     if reader is None:
         raise DataError(
             f"unknown kind of file {path.suffix or 'without an ending'!r}; expected one of {', '.join(READERS)} "
             "(unpack a compressed file first)",
             path,
         )
-    return _require_rows(path, reader)
+    return _records(path, reader, refuse)
 
 
-def _require_rows(path: Path, reader: Callable[[Path], Iterator[Record]]) -> Iterator[Record]:
+def _require_file(path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError("no such file; check the path, which a recipe reads from its own folder", path) from None
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise DataError(f"cannot be read: {error.strerror or error}", path) from None
+    if stat.S_ISDIR(mode):
+        raise DataError("this is a folder; expected a data file such as train.jsonl in it", path)
+    if not stat.S_ISREG(mode):
+        raise DataError("not a regular file: rows are read more than once, so a pipe or device cannot be used", path)
+
+
+def _records(path: Path, reader: Callable[[Path], Rows], refuse: Refuse | None) -> Iterator[Record]:
     count = 0
     try:
-        for record in reader(path):
+        for row in reader(path):
             count += 1
-            yield record
+            if isinstance(row, Record):
+                yield row
+            elif refuse is None:
+                raise row
+            else:
+                refuse(row)
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", path) from None
     if not count:
@@ -126,55 +150,26 @@ def _decode(data: bytes, path: Path, line: int) -> str:
 # JSON and JSON Lines
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise _Unusable(f"the key {twice!r} stands twice in one object, so one of its values would be lost")
-    return values
-
-
-def _constant(name: str) -> NoReturn:
-    raise _Unusable(f"{name} is not JSON; write null or a number")
-
-
-def _float(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise _Unusable(f"the number {text[:40]} is too large for a 64-bit float; write it as text")
-    return value
-
-
-_STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
-
-
-def loads(text: str) -> Any:
-    """The value of one JSON text, as strict as a data file is read: nothing in it may be lost or changed.
-
-    Raises:
-        ValueError: it is not JSON, names a key twice, is nested too deeply, or holds half of a surrogate pair.
-    """
+def _value(text: str, start: int, path: Path, line: int, unfinished: str) -> tuple[Any, int]:
+    """As `decode_value`, for a text that begins on `line`; `unfinished` is said of a text that ends too early."""
     try:
-        value = _STRICT.decode(text)
-        if _has_surrogate_escape(text.encode("utf-8")):
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except RecursionError:
-        raise _Unusable("the JSON is nested too deeply") from None
-    return value
-
-
-def _value(text: str, start: int, path: Path, line: int) -> tuple[Any, int]:
-    """The JSON value that begins at `start`, and where it ends; `line` is the line that `text` begins on."""
-    try:
-        return _STRICT.raw_decode(text, start)
+        return decode_value(text, start)
     except json.JSONDecodeError as error:
-        raise DataError(f"broken JSON: {error.msg} at character {error.colno}", path, line + error.lineno - 1) from None
-    except RecursionError:
-        problem = "the JSON is nested too deeply"
-    except ValueError as error:  # our own hooks, and integers beyond Python's limit of digits
-        problem = str(error)
-    raise DataError(problem, path, line + text.count("\n", 0, start))
+        problem, line = _explain(error, unfinished), line + error.lineno - 1
+    except Unusable as error:
+        problem, line = str(error), line + text.count("\n", 0, start)
+    raise DataError(problem, path, line)
+
+
+def _explain(error: json.JSONDecodeError, unfinished: str) -> str:
+    if error.msg.startswith("Invalid control character"):
+        code = ord(error.doc[error.pos])
+        return (
+            f"broken JSON: the control character U+{code:04X} stands at character {error.colno} of a text; "
+            f"expected it as \\u{code:04x}"
+        )
+    ends = error.msg.startswith("Unterminated string") or not error.doc[error.pos :].strip()
+    return f"broken JSON: {error.msg} at character {error.colno}{unfinished if ends else ''}"
 
 
 def _require_object(value: Any, path: Path, line: int) -> dict[str, Any]:
@@ -186,16 +181,15 @@ def _require_object(value: Any, path: Path, line: int) -> dict[str, Any]:
     return value
 
 
+def _has_surrogate_escape(data: bytes) -> bool:
+    return b"\\ud" in data or b"\\uD" in data
+
+
 def _require_encodable(values: dict[str, Any], path: Path, line: int) -> None:
     try:
-        json.dumps(values, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise DataError(
-            "half of a surrogate pair (an escape such as \\ud83d without its partner): a character was cut in two; "
-            "repair the text",
-            path,
-            line,
-        ) from None
+        require_whole_characters(values)
+    except Unusable as error:
+        raise DataError(str(error), path, line) from None
 
 
 def kind_of(value: Any) -> str:
@@ -208,53 +202,70 @@ def kind_of(value: Any) -> str:
     return next((name for types, name in names if isinstance(value, types)), type(value).__name__)
 
 
-def _has_surrogate_escape(data: bytes) -> bool:
-    return b"\\ud" in data or b"\\uD" in data
-
-
-def _read_jsonl(path: Path) -> Iterator[Record]:
+def _read_jsonl(path: Path) -> Rows:
     for number, line in _lines(path):
-        text = _decode(line, path, number).strip(" \t\r\n")
-        if not text:
+        try:
+            values = _json_line(line, path, number)
+        except DataError as error:
+            yield error
             continue
-        value, end = _value(text, 0, path, number)
-        if end != len(text):
-            raise DataError(
-                f"something follows the JSON value at character {end + 1}; expected one object a line", path, number
-            )
-        values = _require_object(value, path, number)
-        if _has_surrogate_escape(line):
-            _require_encodable(values, path, number)
-        yield Record(values, Where(str(path), number))
+        if values is not None:
+            yield Record(values, Where(str(path), number))
 
 
-def _skip_blank(text: str, start: int) -> int:
-    match = _BLANK.match(text, start)
-    return match.end() if match else start
+_UNFINISHED_LINE = (
+    "; the line ends before its object does. Expected every object whole on a line of its own: save a pretty-printed "
+    "file that way, or as an array with the ending .json"
+)
+_RETURNS = (
+    "the lines end with a carriage return alone, as on old Macs, so the file is one line; save it with line feeds"
+)
 
 
-def _read_json(path: Path) -> Iterator[Record]:
+def _json_line(line: bytes, path: Path, number: int) -> dict[str, Any] | None:
+    """The object on one line; None if the line is blank."""
+    text = _decode(line, path, number).strip(" \t\r\n")
+    if not text:
+        return None
+    value, end = _value(text, 0, path, number, _UNFINISHED_LINE)
+    if end != len(text):
+        if text[end:].lstrip(" \t").startswith("\r"):
+            raise DataError(_RETURNS, path, number)
+        raise DataError(
+            f"something follows the JSON value at character {end + 1}; expected one object a line", path, number
+        )
+    values = _require_object(value, path, number)
+    if _has_surrogate_escape(line):
+        _require_encodable(values, path, number)
+    return values
+
+
+def _read_json(path: Path) -> Rows:
     data = _without_bom(path.read_bytes(), path)
     text, escapes = _decode(data, path, 1), _has_surrogate_escape(data)
-    at, line, counted, number = _skip_blank(text, 0), 1, 0, 0
+    at, line, counted, number = skip_blank(text, 0), 1, 0, 0
     if at == len(text):
         return
     if text[at] != "[":
         hint = "; if each line is an object of its own, give the file the ending .jsonl" if text[at] == "{" else ""
         raise DataError(f"expected one JSON array of objects, [{{...}}, ...]{hint}", path, 1 + text.count("\n", 0, at))
-    at = _skip_blank(text, at + 1)
+    at = skip_blank(text, at + 1)
     if text[at : at + 1] == "]":
         _require_end(text, at, path)
         return
     while True:
         line, counted = line + text.count("\n", counted, at), at
-        value, at = _value(text, at, path, 1)
-        values = _require_object(value, path, line)
-        if escapes:
-            _require_encodable(values, path, line)
+        value, at = _value(text, at, path, 1, "; the file ends before its array does")
         number += 1
-        yield Record(values, Where(str(path), line), number)
-        at = _skip_blank(text, at)
+        try:
+            values = _require_object(value, path, line)
+            if escapes:
+                _require_encodable(values, path, line)
+        except DataError as error:
+            yield DataError(error.message, path, line, number)
+        else:
+            yield Record(values, Where(str(path), line, number))
+        at = skip_blank(text, at)
         if text[at : at + 1] == "]":
             _require_end(text, at, path)
             return
@@ -262,11 +273,11 @@ def _read_json(path: Path) -> Iterator[Record]:
             raise DataError(
                 "broken JSON: expected ',' or ']' after an object of the array", path, 1 + text.count("\n", 0, at)
             )
-        at = _skip_blank(text, at + 1)
+        at = skip_blank(text, at + 1)
 
 
 def _require_end(text: str, at: int, path: Path) -> None:
-    at = _skip_blank(text, at + 1)
+    at = skip_blank(text, at + 1)
     if at != len(text):
         raise DataError("something follows the end of the JSON array", path, 1 + text.count("\n", 0, at))
 
@@ -274,42 +285,79 @@ def _require_end(text: str, at: int, path: Path) -> None:
 # CSV
 
 
-def _read_csv(path: Path, delimiter: str = ",") -> Iterator[Record]:
+class _TextLines:
+    """The lines of a file as texts; `number` is that of the line read last. After one that is not UTF-8 it goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = 0
+        self._path, self._lines = path, _lines(path)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        self.number, line = next(self._lines)
+        return _decode(line, self._path, self.number)
+
+
+def _read_csv(path: Path, delimiter: str = ",") -> Rows:
     # a text may be longer than the 128 KiB that the module allows by default; the setting is global, and harmless
     csv.field_size_limit(MAX_LINE_BYTES)
-    rows = csv.reader((_decode(line, path, n) for n, line in _lines(path)), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
+    lines = _TextLines(path)
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
+    header: list[str] = []
     while True:
-        line = rows.line_num + 1  # a quoted cell may span lines: a row is named by its first
+        line = lines.number + 1  # a quoted cell may span lines: a row is named by its first
         try:
             cells = next(rows)
+            if not cells:
+                continue
+            if not header:
+                header = _header(cells, path, line, delimiter)
+                continue
+            values = _named(cells, header, path, line)
         except StopIteration:
             return
-        except csv.Error as error:
-            raise DataError(f"broken CSV: {error}; is a quote missing its partner?", path, line) from None
-        if not cells:
-            continue
-        if header is None:
-            header = _header(cells, path, line, delimiter)
-            continue
-        if len(cells) != len(header):
-            raise DataError(
-                f"the row has {len(cells)} cells; expected {len(header)} ({', '.join(header)}). "
-                "A cell that holds a separator must stand in quotes",
-                path,
-                line,
-            )
-        yield Record(dict(zip(header, cells, strict=True)), Where(str(path), line))
+        except (csv.Error, DataError) as error:
+            broken = error if isinstance(error, DataError) else DataError(_csv_problem(error), path, line)
+            if not header:
+                raise broken from None
+            yield broken
+        else:
+            yield Record(values, Where(str(path), line), kind="csv")
 
 
-def _read_tsv(path: Path) -> Iterator[Record]:
+def _csv_problem(error: csv.Error) -> str:
+    if "new-line character" in str(error):
+        return _RETURNS
+    if "unexpected end of data" in str(error):
+        return (
+            "broken CSV: a quote that opens in this row never closes, so all that follows was taken for one cell; "
+            'close it, and write a quote inside a cell as ""'
+        )
+    return f"broken CSV: {error}; is a quote missing its partner?"
+
+
+def _named(cells: list[str], header: list[str], path: Path, line: int) -> dict[str, Any]:
+    if len(cells) != len(header):
+        count = "1 cell" if len(cells) == 1 else f"{len(cells)} cells"
+        raise DataError(
+            f"the row has {count}; expected {len(header)} ({', '.join(header)}). "
+            "A cell that holds a separator must stand in quotes",
+            path,
+            line,
+        )
+    return dict(zip(header, cells, strict=True))
+
+
+def _read_tsv(path: Path) -> Rows:
     return _read_csv(path, "\t")
 
 
 def _header(cells: list[str], path: Path, line: int, delimiter: str) -> list[str]:
     if len(cells) == 1 and (other := next((c for c in ";\t|" if c in cells[0]), None)):
         raise DataError(
-            f"the first line is one cell, {cells[0]!r}: its columns seem to be separated by {other!r}; "
+            f"the first line is one cell, {excerpt(cells[0])}: its columns seem to be separated by {other!r}; "
             f"expected {delimiter!r} (a .tsv file is separated by tabs)",
             path,
             line,
@@ -322,20 +370,59 @@ def _header(cells: list[str], path: Path, line: int, delimiter: str) -> list[str
 # Parquet
 
 
-def _read_parquet(path: Path) -> Iterator[Record]:
+def _read_parquet(path: Path) -> Rows:
     import pyarrow
     import pyarrow.parquet
 
     number = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        # as pyarrow opens a file by default, it holds a whole row group
+        with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+            _require_named_once(file.schema_arrow.names, path)
             for batch in file.iter_batches(batch_size=1000):
-                for values in batch.to_pylist(maps_as_pydicts="strict"):
+                for index, values in enumerate(_dicts(batch)):
                     number += 1
                     where = Where(str(path), number)
-                    yield Record({k: _plain(v, k, where) for k, v in values.items() if v is not None}, where)
+                    try:
+                        given = _cells(batch.slice(index, 1), where) if values is None else values
+                        kept = {name: _plain(value, name, where) for name, value in given.items()}
+                    except DataError as error:
+                        yield error
+                    else:
+                        yield Record(kept, where, kind="parquet")
     except pyarrow.ArrowException as error:
         raise DataError(f"not a readable Parquet file: {str(error).splitlines()[0]}", path) from None
+
+
+def _require_named_once(names: Sequence[str], path: Path) -> None:
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise DataError(f"two columns are called {excerpt(twice[0])}, so one would be lost; rename one of them", path)
+
+
+# a text that is no UTF-8, a date that Python has no value for, a key that stands twice in a map or a struct
+_UNREADABLE = (ValueError, OverflowError, KeyError, RecursionError)
+
+
+def _dicts(batch: "pyarrow.RecordBatch") -> list[dict[str, Any] | None]:
+    """The rows of a batch as plain values, or as None, which says to look at them one by one."""
+    try:
+        rows: list[dict[str, Any] | None] = batch.to_pylist(maps_as_pydicts="strict")
+    except _UNREADABLE:
+        return [None] * batch.num_rows
+    return rows
+
+
+def _cells(row: "pyarrow.RecordBatch", where: Where) -> dict[str, Any]:
+    """The values of a batch of one row by column."""
+    values = {}
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        try:
+            values[name] = column.to_pylist(maps_as_pydicts="strict")[0]
+        except _UNREADABLE as error:
+            said = error.args[0] if isinstance(error, KeyError) else error
+            raise DataError(f"column {name!r} cannot be read: {said}", where.path, where.line) from None
+    return values
 
 
 def _plain(value: Any, column: str, where: Where) -> Any:
@@ -359,7 +446,7 @@ def _plain(value: Any, column: str, where: Where) -> Any:
     )
 
 
-READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
+READERS: dict[str, Callable[[Path], Rows]] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".json": _read_json,

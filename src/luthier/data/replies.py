@@ -8,6 +8,7 @@ import json
 import re
 from typing import Any
 
+from luthier.data.strict_json import is_nested_too_deeply
 from luthier.examples import Message, ToolCall
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -63,4 +64,5 @@ def _is_call(value: Any) -> bool:
         and value.keys() == {"name", "arguments"}
         and isinstance(value["name"], str)
         and isinstance(value["arguments"], dict)
+        and not is_nested_too_deeply(value)
     )

@@ -1,26 +1,29 @@
 """Rows go to train, validation and test by a hash of the group they belong to, so that no group stands on two sides.
 
-Rows are one group if they carry the same `group`, if their prompts are equal once case, spacing and punctuation are
-folded, or if their prompts are near duplicates (Jaccard similarity of character 5-grams at least 0.8; candidates by
-MinHash, Broder 1997, each then verified exactly). The side of a group is sha256(seed, key of its first row): no random
-generator, so the same file always splits alike, and rows appended to it leave the others where they are, unless a new
-row joins two groups that stood apart.
+Rows are one group if they carry the same `group`, if they ask the same (`data/prompts.py`; in a chat each question
+counts), if their prompts are equal once case, spacing and punctuation are folded, if they share a longer user turn
+that is no template, or if their prompts are near duplicates (Jaccard similarity of character 5-grams at least 0.8;
+candidates by MinHash, Broder 1997, each then verified exactly). The side of a group is sha256(seed, key of its first
+row): no random generator, so the same file always splits alike, and rows appended to it leave the others where they
+are, unless a new row joins two groups that stood apart.
 
-A prompt here is what varies: the user's turns (a system prompt is shared by all rows), without the 5-grams that more
-than half of the rows have in common. Where nearly all rows ask the same and differ in the rest of the prompt, the
-whole prompt counts. Left out: similarity of meaning.
+A prompt here is what varies: the user's turns (a system prompt is shared by all rows), without the 5-grams that a tenth
+of the rows have in common. Where nearly all rows ask the same and differ in the rest of the prompt, the whole prompt
+counts. Rows that are only alike are not united to more than a quarter of all rows. Left out: similarity of meaning.
 """
 
 import functools
 import hashlib
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from luthier.data.prompts import Asked, asked, least_common, system_counts
 from luthier.errors import DataError
 from luthier.examples import Document, Example, Where
 
@@ -28,11 +31,16 @@ NEAR = 0.8
 """Jaccard similarity from which two prompts are near duplicates."""
 SHINGLE = 5
 """Characters of a shingle: one word changed in a sentence of some 90 characters is still near."""
-BANDS, BAND_ROWS = 16, 8
-"""MinHash bands: pairs at 0.8 become candidates with probability 0.95, at 0.9 with 0.9999."""
-MAX_CANDIDATES = 200
-"""Candidates verified for one prompt; bounds the time on data made from one pattern."""
-BOILERPLATE_SAMPLE, BOILERPLATE_MIN = 2000, 20
+MIN_SHINGLES = 4
+"""A prompt with fewer shingles of its own is not compared."""
+FROM_A_BAND, VERIFIED, PROMISING = 64, 50, 0.65
+"""Candidates that one band gives to a prompt; those that are verified, the likeliest first; estimated similarity (its
+standard error is at most 0.045) below which none is. These bound the time on data made from one pattern."""
+BOILERPLATE_SAMPLE = 2000
+MOST_OF_ROWS, SMALLEST_FILE = 0.25, 20
+"""Share of the rows over which rows that are only alike are not united, in files of at least so many rows: with a
+quarter there are always groups for three splits."""
+SIGNED_AT_ONCE = 256
 HELD_OUT = ("validation", "test")
 
 _NOT_WORDS = re.compile(r"[\W_]+")
@@ -94,9 +102,9 @@ def split(
     _require_shares(shares, given)
     if not examples:
         raise DataError("there are no rows to divide")
-    prompts = folded_prompts(examples)
-    keys = _group_keys(examples, prompts)
-    sides, notes = _sides(dict.fromkeys(keys), shares, seed, examples[0].where.path)
+    keys, notes = _grouped(examples)
+    sides, said = _sides(dict.fromkeys(keys), shares, seed, examples[0].where.path)
+    notes += said
     parts: dict[str, Sequence[Example]] = {name: [] for name in ("train", *HELD_OUT)}
     for name in parts:
         parts[name] = (
@@ -132,15 +140,21 @@ def fold(text: str) -> str:
     return folded or text.strip()
 
 
-def folded_prompts(examples: Sequence[Example]) -> list[str]:
-    """The folded varying part of each prompt: user turns, a text, or the whole prompt if all users ask alike."""
-    asked = [fold(_asked(example)) for example in examples]
-    whole = [fold(_whole(example)) for example in examples]
-    # a constant question ("Summarize.") about a text that stands in the system message
-    return whole if len(set(asked)) * 10 <= len(set(whole)) else asked
+def folded_prompts(examples: Sequence[Example], asked_by: Sequence[Asked]) -> list[str]:
+    """The folded varying part of each prompt: user turns, a text, or the whole prompt if all users ask alike.
+
+    Args:
+        asked_by: what each example asks.
+    """
+    text = _whole if _system_counts(asked_by) else _user_turns
+    return [fold(text(example)) for example in examples]
 
 
-def _asked(example: Example) -> str:
+def _system_counts(asked_by: Sequence[Asked]) -> bool:
+    return system_counts(len({a.folded for a in asked_by}), len({a.whole for a in asked_by}))
+
+
+def _user_turns(example: Example) -> str:
     if isinstance(example, Document):
         return example.text
     return "\n".join(m.content for m in example.prompt if m.role == "user") or _whole(example)
@@ -154,14 +168,15 @@ def _whole(example: Example) -> str:
 
 
 class _Union:
-    """Disjoint sets; the representative of a set is its earliest member."""
+    """Disjoint sets of rows; the representative of a set is its earliest member.
 
-    def __init__(self) -> None:
-        self.parents: list[int] = []
+    `refused` counts the pairs that were not united because their set would have had more than `most` rows.
+    """
 
-    def add(self) -> int:
-        self.parents.append(len(self.parents))
-        return len(self.parents) - 1
+    def __init__(self, rows: int) -> None:
+        self.parents, self.sizes = list(range(rows)), [1] * rows
+        self.most = MOST_OF_ROWS * rows if rows >= SMALLEST_FILE else rows
+        self.refused = 0
 
     def find(self, item: int) -> int:
         while self.parents[item] != item:
@@ -171,23 +186,70 @@ class _Union:
 
     def join(self, a: int, b: int) -> None:
         a, b = self.find(a), self.find(b)
-        self.parents[max(a, b)] = min(a, b)
+        if a != b:
+            self.parents[max(a, b)] = min(a, b)
+            self.sizes[min(a, b)] += self.sizes[max(a, b)]
+
+    def join_alike(self, a: int, b: int) -> None:
+        """Join two rows that are only alike, unless too large a part of all rows would then stand together."""
+        a, b = self.find(a), self.find(b)
+        if a != b and self.sizes[a] + self.sizes[b] > self.most:
+            self.refused += 1
+        else:
+            self.join(a, b)
 
 
-def _group_keys(examples: Sequence[Example], prompts: Sequence[str]) -> list[str]:
-    """For each row the key of its group: the `group` or the prompt of the group's first row in the file."""
-    union = _Union()
-    first_of_prompt: dict[str, int] = {}
-    first_of_group: dict[str, int] = {}
-    for example, prompt in zip(examples, prompts, strict=True):
-        row = union.add()
-        union.join(row, first_of_prompt.setdefault(prompt, row))
+def group_keys(examples: Sequence[Example]) -> list[str]:
+    """For each row the key of its group: rows with equal keys belong together, and a split keeps them on one side."""
+    return _grouped(examples)[0]
+
+
+def _grouped(examples: Sequence[Example]) -> tuple[list[str], list[str]]:
+    """For each row the key of its group (the `group` or the prompt of the group's first row), and notes."""
+    asked_by = [asked(example) for example in examples]
+    prompts = folded_prompts(examples, asked_by)
+    union = _Union(len(examples))
+    first_of: dict[tuple[str, str | int], int] = {}
+    for row, (example, prompt) in enumerate(zip(examples, prompts, strict=True)):
+        union.join(row, first_of.setdefault(("prompt", prompt), row))
         if example.group:
-            union.join(row, first_of_group.setdefault(example.group, row))
-    rows = list(first_of_prompt.values())
-    for a, b in near_duplicates(list(first_of_prompt), lambda a, b: union.find(rows[a]) == union.find(rows[b])):
-        union.join(rows[a], rows[b])
-    return [_key(examples[first], prompts[first]) for first in map(union.find, range(len(examples)))]
+            union.join(row, first_of.setdefault(("group", example.group), row))
+    _join_same(union, asked_by)
+    if not _system_counts(asked_by):
+        _join_turns(union, asked_by)
+    rows = [row for (kind, _), row in first_of.items() if kind == "prompt"]
+    distinct = [prompts[row] for row in rows]
+    for a, b in near_duplicates(distinct, lambda a, b: union.find(rows[a]) == union.find(rows[b])):
+        union.join_alike(rows[a], rows[b])
+    keys = [_key(examples[first], prompts[first]) for first in map(union.find, range(len(examples)))]
+    if not union.refused:
+        return keys, []
+    note = (
+        f"{union.refused:,} pairs of rows that are alike were not kept together: more than a quarter of all rows would "
+        "have been one group"
+    )
+    return keys, [note]
+
+
+def _join_same(union: _Union, asked_by: Sequence[Asked]) -> None:
+    """Unite each row with those that answer, at their end or before, what it asks at its end."""
+    final = {a.final for a in asked_by}
+    first: dict[int, int] = {}
+    for row, a in enumerate(asked_by):
+        for key in (a.final, *a.trained):
+            if key in final:
+                union.join(row, first.setdefault(key, row))
+
+
+def _join_turns(union: _Union, asked_by: Sequence[Asked]) -> None:
+    """Unite rows that share a longer user turn, unless so many have it that it is a template."""
+    turns = {key for a in asked_by for key in a.turns}
+    counts = Counter(key for a in asked_by for key in (a.folded, *a.turns) if key in turns)
+    first: dict[int, int] = {}
+    for row, a in enumerate(asked_by):
+        for key in (a.folded, *a.turns):
+            if 1 < counts[key] < least_common(len(asked_by)):
+                union.join_alike(row, first.setdefault(key, row))
 
 
 def _key(example: Example, prompt: str) -> str:
@@ -207,18 +269,16 @@ def _shingles(text: str) -> Shingles:
 
 
 def _boilerplate(texts: Sequence[str]) -> Shingles:
-    """Shingles that more than half of the first prompts have: a question's fixed wording, a block of instructions."""
+    """Shingles that many of the first prompts have: a question's fixed wording, a block of instructions."""
     sample = texts[:BOILERPLATE_SAMPLE]
-    if len(sample) < BOILERPLATE_MIN:
-        return np.empty(0, np.uint32)
     hashes, counts = np.unique(np.concatenate([_shingles(text) for text in sample]), return_counts=True)
-    return hashes[counts * 2 > len(sample)]
+    return hashes[counts >= least_common(len(sample))]
 
 
 def near_duplicates(texts: Sequence[str], joined: Callable[[int, int], bool]) -> Iterator[tuple[int, int]]:
     """Pairs (later, earlier) of different folded texts whose Jaccard similarity is at least 0.8.
 
-    `joined(a, b)` tells whether two are known to belong together already; such pairs are left out. Memory: some 200
+    `joined(a, b)` tells whether two are known to belong together already; such pairs are left out. Memory: some 300
     bytes a text.
     """
     if len(texts) < 2:
@@ -229,39 +289,55 @@ def near_duplicates(texts: Sequence[str], joined: Callable[[int, int], bool]) ->
     def own(number: int) -> Shingles:
         return np.setdiff1d(_shingles(texts[number]), common, assume_unique=True)
 
-    for number, candidates in _candidates(_signatures(own, len(texts))):
-        for other in candidates:
-            if not joined(number, other) and len(own(number)) and _jaccard(own(number), own(other)) >= NEAR:
+    signatures, numbers = _signatures(own, len(texts))
+    for at, candidates in _candidates(signatures):
+        number = int(numbers[at])
+        verified = 0
+        for other in numbers[candidates].tolist():
+            if joined(number, other):
+                continue
+            verified += 1
+            if _jaccard(own(number), own(other)) >= NEAR:
                 yield number, other
+            if verified == VERIFIED:
+                break
 
 
-def _signatures(own: Callable[[int], Shingles], count: int) -> npt.NDArray[np.uint64]:
-    """(texts, bands) a 64-bit hash of each band of each text's MinHash."""
-    from datasketch import MinHash  # half a second to import
+def _signatures(own: Callable[[int], Shingles], count: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """(M, 128) signatures of the texts that have shingles enough to be compared, and their numbers (M,)."""
+    from luthier.data.checks._minhash import Signatures  # half a second to import
 
-    empty = MinHash(num_perm=BANDS * BAND_ROWS, hashfunc=int)
-    mixers = np.random.default_rng(0).integers(1, 2**63, BAND_ROWS, dtype=np.uint64) | np.uint64(1)
-    signatures = np.empty((count, BANDS), np.uint64)
-    for number in range(count):
-        minhash = empty.copy()
-        minhash.update_batch(own(number).tolist())
-        bands = np.asarray(minhash.hashvalues, dtype=np.uint64).reshape(BANDS, BAND_ROWS)
-        signatures[number] = (bands * mixers).sum(axis=1, dtype=np.uint64)  # wraps around: a multilinear hash
-    return signatures
+    signer = Signatures()
+    signed: list[npt.NDArray[np.uint8]] = []
+    numbers: list[int] = []
+    for start in range(0, count, SIGNED_AT_ONCE):
+        sets = {number: own(number) for number in range(start, min(start + SIGNED_AT_ONCE, count))}
+        sets = {number: hashes for number, hashes in sets.items() if len(hashes) >= MIN_SHINGLES}
+        if sets:
+            counts = np.array([len(hashes) for hashes in sets.values()])
+            signed.append(signer.sign(np.concatenate(list(sets.values())), counts))
+            numbers += sets
+    return np.concatenate([np.empty((0, 128), np.uint8), *signed]), np.array(numbers, dtype=np.int64)
 
 
-def _candidates(signatures: npt.NDArray[np.uint64]) -> Iterator[tuple[int, list[int]]]:
-    """For each text that agrees with earlier ones in a whole band: its number and theirs, at most 200, in order."""
-    runs: dict[int, list[Shingles]] = {}
-    for band in signatures.T:
-        order = np.argsort(band, kind="stable").astype(np.uint32)  # stable: within a run, numbers rise
-        begins = np.concatenate([[True], band[order[1:]] != band[order[:-1]]])
+def _candidates(signatures: npt.NDArray[np.uint8]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """For each text that agrees with earlier ones in a whole band: its number and theirs, the likeliest first."""
+    from luthier.data.checks._minhash import bands, similarity
+
+    runs: dict[int, list[npt.NDArray[np.int64]]] = {}
+    half = FROM_A_BAND // 2
+    for order, begins in bands(signatures) if len(signatures) > 1 else ():  # within a run, numbers rise
         starts = np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))
-        for at in np.flatnonzero(~begins):
-            start = starts[at]
-            runs.setdefault(int(order[at]), []).append(order[start : min(at, start + MAX_CANDIDATES)])
+        for at in np.flatnonzero(~begins).tolist():
+            start = int(starts[at])
+            held = runs.setdefault(int(order[at]), [])
+            held.append(order[max(start, at - half) : at])
+            held.append(order[start : min(start + half, max(start, at - half))])
     for number in sorted(runs):
-        yield number, np.unique(np.concatenate(runs[number]))[:MAX_CANDIDATES].tolist()
+        earlier = np.unique(np.concatenate(runs.pop(number)))
+        likeness = similarity(signatures, np.full(len(earlier), number), earlier)
+        likely = np.argsort(-likeness, kind="stable")[: int((likeness >= PROMISING).sum())]
+        yield number, earlier[likely]
 
 
 def _jaccard(a: Shingles, b: Shingles) -> float:
@@ -334,7 +410,8 @@ def find_leaks(parts: Mapping[str, Sequence[Example]]) -> list[Leak]:
     Only the first held-out row is named for each; the order is that of the rows.
     """
     names = [name for name in ("train", *HELD_OUT) if parts.get(name)]
-    prompts = folded_prompts([example for name in names for example in parts[name]])
+    examples = [example for name in names for example in parts[name]]
+    prompts = folded_prompts(examples, [asked(example) for example in examples])
     places: dict[str, dict[str, Where]] = {}
     start = 0
     folded: dict[str, list[str]] = {}

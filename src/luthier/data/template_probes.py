@@ -9,6 +9,8 @@ from typing import Any
 
 import jinja2
 
+from luthier.examples import Message
+
 Render = Callable[[Sequence[dict[str, Any]], list[Any] | None, bool], str]
 """(messages, tools, add_generation_prompt) -> text; raises one of RENDER_ERRORS."""
 
@@ -72,6 +74,19 @@ def find_capabilities(render: Render, arguments_as_text: bool) -> frozenset[str]
         "tool_results": "gorvane" in results,
     }
     return frozenset(name for name, there in found.items() if there)
+
+
+def kinds_of(messages: Sequence[Message], tools: Sequence[Any]) -> dict[str, str]:
+    """The kinds of content, as CAPABILITIES names them, that a chat needs, each with the first place that needs it."""
+    places = {"tools": "tools"} if tools else {}
+    for index, message in enumerate(messages):
+        if message.tool_calls:
+            places.setdefault("tool_calls", f"messages[{index}].tool_calls")
+        if message.role == "tool":
+            places.setdefault("tool_results", f"messages[{index}]")
+        if message.role in ("system", "developer") and message.content.strip():
+            places.setdefault("system", f"messages[{index}]")
+    return places
 
 
 def skeleton(render: Render) -> tuple[str, str]:

@@ -6,20 +6,22 @@ each piece is encoded by itself, so that the ids before a trained reply are exac
 trained on begins there and ends with the first stop token after the reply.
 
 Where a template renders history otherwise than it was served (Qwen3 drops earlier thinking), no single row can be
-faithful to all turns; then every trained turn becomes a row of its own. Content can never become a control token: see
-`control_tokens`. Left out: images and other parts of a message that are not text.
+faithful to all turns; then every trained turn becomes a row of its own. Content can never become a control token (see
+`control_tokens`); where a template would write one for what a message says, the row is refused. Left out: images and
+other parts of a message that are not text.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from luthier.config import did_you_mean
 from luthier.data.chat_jinja import compile_template, message_dict, plain
-from luthier.data.control_tokens import After, ControlTokens
+from luthier.data.control_tokens import NO_STAND_INS, After, ControlTokens, StandIns
 from luthier.data.replies import parse_reply_text
 from luthier.data.template_probes import RENDER_ERRORS, find_capabilities, skeleton, wants_arguments_as_text
 from luthier.errors import TemplateError
@@ -30,9 +32,15 @@ if TYPE_CHECKING:  # torch takes seconds to import, and this module needs none o
 
 LossOn: TypeAlias = Literal["assistant", "last_assistant", "all"]
 Tools: TypeAlias = Sequence[Mapping[str, Any]]
+Change: TypeAlias = Callable[[str], str]
 
+
+MEMO_CHARACTERS = 1 << 28
+"""Rendered beginnings of one conversation are kept up to about this many characters."""
 
 BUILTIN = resources.files("luthier.data") / "templates_builtin"
+
+_WORD = re.compile(r"\w*")
 
 
 @dataclass(frozen=True)
@@ -52,15 +60,23 @@ class Rendered:
 
 @dataclass(frozen=True)
 class _Chat:
-    """Messages as the template sees them, guarded."""
+    """Messages as the template sees them, with stand-ins for what control tokens need.
+
+    `neutral` is the same chat with texts that say nothing. `memo` keeps what was rendered of the first messages, by
+    their number and whether the generation prompt follows.
+    """
 
     messages: tuple[dict[str, Any], ...]
     tools: list[Any] | None
-    escape: str
+    stand_ins: StandIns
     where: Where
+    neutral: "_Chat | None" = None
+    memo: dict[tuple[int, bool], str] = field(default_factory=dict)
 
     def first(self, count: int) -> "_Chat":
-        return _Chat(self.messages[:count], self.tools, self.escape, self.where)
+        """The chat that ends before message `count`; what is rendered of either serves both."""
+        neutral = None if self.neutral is None else self.neutral.first(count)
+        return _Chat(self.messages[:count], self.tools, self.stand_ins, self.where, neutral, self.memo)
 
 
 @dataclass(frozen=True)
@@ -136,7 +152,7 @@ class Template:
             return self._truncate([self._whole_row(chat, example)])
         trained = {k: w for k, w in self._weights(example.messages).items() if w}
         if not trained:  # nothing to learn; the pre-flight says so, with the line
-            text = self._text(chat, False)
+            text = self._own_text(chat, False)
             ids, _ = self._encode(chat, text, self._turns(chat, text))
             return self._truncate([_row(ids, [0.0] * len(ids), example.id)])
         last = max(trained) + 1
@@ -172,15 +188,30 @@ class Template:
         Raises:
             TemplateError: the template refuses a message.
         """
+        return self.prompt_ids_before(messages, [len(messages)], tools)[0]
+
+    def prompt_ids_before(
+        self, messages: Sequence[Message], indices: Sequence[int], tools: Tools = ()
+    ) -> list[list[int]]:
+        """For each index, what is served before the message there: `prompt_ids(messages[:index], tools)`.
+
+        What the prompts share is rendered once, so that a long conversation costs no more than it must.
+
+        Raises:
+            TemplateError: the template refuses a message.
+        """
         chat = self._chat(messages, tools, NOWHERE)
-        text = self._text(chat, True)
+        return [self._prompt(chat.first(index)) for index in indices]
+
+    def _prompt(self, chat: _Chat) -> list[int]:
+        text = self._own_text(chat, True)
         return self._encode(chat, text, self._turns(chat, text))[0]
 
     def text_ids(self, text: str) -> list[int]:
         """Raw text as it is served for completion: BOS where the tokenizer puts one, the text, and no end."""
-        escape = self._tokens.choose_escape([text])
-        guarded = self._tokens.guard(text, escape)
-        return [*self._bos_ids, *self._tokens.encode(guarded, escape, "token" if self._bos_ids else "start")]
+        stand_ins = self._tokens.stand_ins([text])
+        hidden = self._tokens.hide(text, stand_ins)
+        return [*self._bos_ids, *self._tokens.encode(hidden, stand_ins, "token" if self._bos_ids else "start")]
 
     def parse_reply(self, ids: Sequence[int]) -> Message:
         """The assistant message that generated ids mean, up to the first stop id; its tool calls are parsed.
@@ -196,8 +227,7 @@ class Template:
             TemplateError: the template refuses a message.
         """
         chat = self._chat(messages, tools, NOWHERE)
-        text = self._text(chat, add_generation_prompt)
-        return text.replace(chat.escape, "") if chat.escape else text
+        return chat.stand_ins.show(self._own_text(chat, add_generation_prompt))
 
     # training rows
 
@@ -211,7 +241,7 @@ class Template:
 
     def _conversation_rows(self, chat: _Chat, trained: Mapping[int, float], id: str) -> tuple[list[Row], bool]:
         """One row if every trained turn stands in it as it was served, else a row for each trained turn."""
-        text = self._text(chat, False)
+        text = self._own_text(chat, False)
         turns = self._turns(chat, text)
         if set(trained) <= {turn.index for turn in turns}:
             ids, spans = self._encode(chat, text, turns)
@@ -224,15 +254,14 @@ class Template:
     def _turn_row(self, chat: _Chat, weight: float, id: str) -> Row:
         """The last message of `chat` as the reply to the prompt that is served before it."""
         history = chat.first(len(chat.messages) - 1)
-        prompt = self._text(history, True)
-        ids, _ = self._encode(history, prompt, self._turns(history, prompt))
-        reply = self._reply_text(chat, prompt)
-        completion = self._tokens.encode(reply, chat.escape, self._after(ids))
+        ids = self._prompt(history)
+        reply = self._reply_text(chat, self._text(history, True))
+        completion = self._tokens.encode(reply, chat.stand_ins, self._after(ids))
         return _row(ids + completion, [0.0] * len(ids) + [weight] * len(completion), id)
 
     def _reply_text(self, chat: _Chat, prompt: str) -> str:
         """The rendering of the last message from the end of `prompt` to its stop token."""
-        whole = self._text(chat, False)
+        whole = self._own_text(chat, False)
         if whole.startswith(prompt):
             return whole[len(prompt) : self._end_of_reply(whole, len(prompt))]
         # The generation prompt holds more than the rendered turn does (such as an empty thinking block). Where the
@@ -260,7 +289,7 @@ class Template:
         stand_in = "\uf8ffcontent\uf8ff"
         swapped = {**chat.messages[-1], "content": stand_in}
         swapped.pop("tool_calls", None)
-        text = self._text(_Chat((*chat.messages[:-1], swapped), chat.tools, chat.escape, chat.where), False)
+        text = self._text(_Chat((*chat.messages[:-1], swapped), chat.tools, chat.stand_ins, chat.where), False)
         return text[: text.rindex(stand_in)] if stand_in in text else text
 
     def _document_row(self, document: Document) -> Row:
@@ -271,7 +300,7 @@ class Template:
 
     def _whole_row(self, chat: _Chat, example: Conversation) -> Row:
         """Every token but the first is trained on; an assistant turn that has a weight of its own keeps it."""
-        text = self._text(chat, False)
+        text = self._own_text(chat, False)
         ids, spans = self._encode(chat, text, self._turns(chat, text))
         mask = [1.0] * len(ids)
         for index, (start, end) in spans.items():
@@ -295,37 +324,60 @@ class Template:
                 f"{where}: this model has no chat template; set model.template to a built-in one "
                 f"({', '.join(builtin_names())}) or to a .jinja file"
             )
-        dicts = [message_dict(m, self._arguments_as_text, self._developer_as_system) for m in messages]
-        listed = plain(tools)
         try:
-            escape = self._tokens.choose_escape(_all_strings([dicts, listed]), self.source)
+            dicts = [message_dict(m, self._arguments_as_text, self._developer_as_system) for m in messages]
+            listed = plain(tools)
+            stand_ins = self._tokens.stand_ins(_all_strings([dicts, listed]), self.source)
         except TemplateError as error:
             raise TemplateError(f"{where}: {error}") from None
-        if not escape:
-            return _Chat(tuple(dicts), listed or None, "", where)
-        guarded = tuple(self._guarded_message(m, escape) for m in dicts)
-        return _Chat(guarded, self._guarded(listed, escape) or None, escape, where)
 
-    def _guarded_message(self, message: dict[str, Any], escape: str) -> dict[str, Any]:
-        guarded = {key: value if key == "role" else self._guarded(value, escape) for key, value in message.items()}
-        if message["role"] == "assistant":
-            guarded["content"] = self._tokens.guard(message["content"], escape, reply=True)
-        return guarded
+        def changed(content: Callable[[str, bool], str], other: Change, neutral: _Chat | None = None) -> _Chat:
+            new = tuple(_with_texts(message, content, other) for message in dicts)
+            return _Chat(new, _map_texts(listed, other) or None, stand_ins, where, neutral)
 
-    def _guarded(self, value: Any, escape: str) -> Any:
-        if isinstance(value, str):
-            return self._tokens.guard(value, escape)
-        if isinstance(value, dict):
-            return {self._tokens.guard(key, escape): self._guarded(item, escape) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self._guarded(item, escape) for item in value]
-        return value
+        neutral = changed(self._tokens.neutral, self._neutral_value)
+        return changed(
+            lambda text, reply: self._tokens.hide(text, stand_ins, reply),
+            lambda text: self._tokens.hide(text, stand_ins),
+            neutral,
+        )
+
+    def _neutral_value(self, text: str) -> str:
+        """For texts beside the content: a single word stays, since templates look for some, such as `object`."""
+        return text if _WORD.fullmatch(text) else self._tokens.neutral(text)
+
+    def _own_text(self, chat: _Chat, add_generation_prompt: bool) -> str:
+        """The rendered text, whose turns are known to be the template's own.
+
+        Raises:
+            TemplateError: with other words in the messages, the template would have written other control tokens.
+        """
+        text = self._text(chat, add_generation_prompt)
+        if chat.neutral is not None and self._tokens.marks(text) != self._marks(chat.neutral, add_generation_prompt):
+            raise TemplateError(
+                f"{chat.where}: template {self.name!r} makes control tokens out of what the messages say, so whoever "
+                "writes them could steer the model; change the text, or choose another model.template"
+            )
+        return text
+
+    def _marks(self, chat: _Chat, add_generation_prompt: bool) -> list[int]:
+        """The turn marks of a rendered chat; none if the template refuses it."""
+        try:
+            return self._tokens.marks(self._text(chat, add_generation_prompt))
+        except TemplateError:
+            return []
 
     def _text(self, chat: _Chat, add_generation_prompt: bool) -> str:
-        try:
-            return self._render(chat.messages, chat.tools, add_generation_prompt)
-        except RENDER_ERRORS as error:
-            raise self._explain(chat, add_generation_prompt, error) from None
+        key = (len(chat.messages), add_generation_prompt)
+        text = chat.memo.get(key)
+        if text is None:
+            try:
+                text = self._render(chat.messages, chat.tools, add_generation_prompt)
+            except RENDER_ERRORS as error:
+                raise self._explain(chat, add_generation_prompt, error) from None
+            if len(chat.memo) * len(text) < MEMO_CHARACTERS:
+                chat.memo[key] = text
+        return text
 
     def _render(self, messages: Sequence[dict[str, Any]], tools: list[Any] | None, add_generation_prompt: bool) -> str:
         return self._jinja.render(
@@ -381,12 +433,12 @@ class Template:
         spans: dict[int, tuple[int, int]] = {}
         at = 0
         for turn in turns:
-            ids += self._tokens.encode(text[at : turn.start], chat.escape, self._after(ids))
+            ids += self._tokens.encode(text[at : turn.start], chat.stand_ins, self._after(ids))
             start = len(ids)
-            ids += self._tokens.encode(text[turn.start : turn.end], chat.escape, self._after(ids))
+            ids += self._tokens.encode(text[turn.start : turn.end], chat.stand_ins, self._after(ids))
             spans[turn.index] = (start, len(ids))
             at = turn.end
-        ids += self._tokens.encode(text[at:], chat.escape, self._after(ids))
+        ids += self._tokens.encode(text[at:], chat.stand_ins, self._after(ids))
         self._require_one_bos(chat, ids)
         return ids, spans
 
@@ -407,8 +459,9 @@ class Template:
             prompt = self._render([{"role": "user", "content": "a"}], None, True)
         except RENDER_ERRORS:
             return False
-        after = self._after(self._tokens.encode(prompt, "", "start"))
-        return self._tokens.encode("a", "", after) != self._tokens.encode("a", "", "text")
+        after = self._after(self._tokens.encode(prompt, NO_STAND_INS, "start"))
+        alone, following = (self._tokens.encode("a", NO_STAND_INS, place) for place in (after, "text"))
+        return alone != following
 
     def _decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids up to the first stop id, special tokens left out."""
@@ -428,6 +481,23 @@ def _row(ids: Sequence[int], mask: Sequence[float], id: str) -> Row:
 
 def _weight(message: Message) -> float:
     return 1.0 if message.weight is None else message.weight
+
+
+def _with_texts(message: dict[str, Any], content: Callable[[str, bool], str], other: Change) -> dict[str, Any]:
+    """A message with its content changed by `content(text, is_reply)`, every other text but the role by `other`."""
+    changed = {key: value if key == "role" else _map_texts(value, other) for key, value in message.items()}
+    return {**changed, "content": content(message["content"], message["role"] == "assistant")}
+
+
+def _map_texts(value: Any, change: Change) -> Any:
+    """Plain data with every text and key changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {change(key): _map_texts(item, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_map_texts(item, change) for item in value]
+    return value
 
 
 def _all_strings(value: Any) -> list[str]:

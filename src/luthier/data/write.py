@@ -37,6 +37,7 @@ def write_examples(path: Path, examples: Iterable[Example]) -> int:
                     f"a {type(example).__name__} after rows of kind {kind.__name__}; one file holds one kind",
                     example.where.path,
                     example.where.line,
+                    example.where.row,
                 )
             file.write(_line(example))
             count += 1
@@ -48,7 +49,8 @@ def _line(example: Example) -> str:
         line = json.dumps(example_values(example), ensure_ascii=False, allow_nan=False) + "\n"
         line.encode("utf-8")
     except (TypeError, ValueError) as error:
-        raise DataError(f"cannot be written as JSON: {error}", example.where.path, example.where.line) from None
+        at = example.where
+        raise DataError(f"cannot be written as JSON: {error}", at.path, at.line, at.row) from None
     return line
 
 

@@ -11,7 +11,7 @@ import errno
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,17 +166,22 @@ def load_weights(run: Run, folder: Path) -> None:
             parameter.copy_(tensors[name])
 
 
-def best(run: Run) -> Path:
-    """The checkpoint of the best step.
+def best(run: Run) -> Found:
+    """The checkpoint of the best step; if it is damaged, the newest one that verifies, and why (`skipped`).
 
     Raises:
-        CheckpointError: it is damaged or gone.
+        CheckpointError: every checkpoint is damaged or gone.
     """
-    folder = run.checkpoints / f"step-{run.state.best_step:06d}"
+    step = run.state.best_step
+    folder = run.checkpoints / f"step-{step:06d}"
     wrong = problem(folder)
-    if wrong is not None:
-        raise CheckpointError(f"{folder}, the best checkpoint: {wrong}. Remove {run.checkpoints} and train again.")
-    return folder
+    if wrong is None:
+        return Found(folder, step, ())
+    found = latest(run.checkpoints)
+    reason = f"{folder}: {wrong}"
+    if found is None:
+        raise CheckpointError(f"{reason}, and there is no other checkpoint. Run the same command again to train anew.")
+    return replace(found, skipped=(reason, *(other for other in found.skipped if other != reason)))
 
 
 def _parameter_names(run: Run) -> dict[int, str]:
@@ -214,6 +219,8 @@ def _rng_state(device: torch.device) -> dict[str, Tensor]:
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
     return states
 
 
@@ -221,3 +228,5 @@ def _load_rng(states: Mapping[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
+    if device.type == "mps" and "mps" in states:
+        torch.mps.set_rng_state(states["mps"])

@@ -15,8 +15,10 @@ import torch
 from luthier.data.source import micro_batches
 from luthier.engine import checkpoint
 from luthier.engine.run import Run
-from luthier.errors import NonFiniteStep
+from luthier.errors import DataError, NonFiniteStep
 from luthier.models.forest import Batch, build_batch
+from luthier.models.load import wait_for
+from luthier.models.memory import peak_memory_bytes
 from luthier.models.scorer import forest_mode
 from luthier.objectives.base import Mean, merge_metrics
 
@@ -35,6 +37,7 @@ def train(run: Run) -> Iterator[Step]:
 
     Raises:
         NonFiniteStep: a gradient norm, or the first validation loss, was NaN or infinite; no weight was updated.
+        DataError: no row of a step has a token to train on.
         StorageError: a checkpoint could not be written; earlier ones are intact.
     """
     if run.state.step == 0:
@@ -48,9 +51,11 @@ def train(run: Run) -> Iterator[Step]:
         started = time.perf_counter()
         metrics = _learn(run, number)
         run.state.step = number
+        run.state.peak_memory_bytes = max(run.state.peak_memory_bytes, peak_memory_bytes(run.device))
         last = number == run.steps
         if last or number % run.validate_every == 0:
             metrics["validation_loss"] = _validate(run)
+        wait_for(run.device)
         seconds = time.perf_counter() - started
         run.state.seconds += seconds
         run.state.last = {"step": number, "seconds": round(seconds, 4), **metrics}
@@ -68,13 +73,14 @@ def _learn(run: Run, number: int) -> dict[str, float]:
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     batches = _batches(run, number)
-    weight = sum(run.objective.weight(batch) for batch in batches)
+    weight = _step_weight(run, number, batches)
     run.model.train()
     parts: list[Mapping[str, Mean]] = []
     for batch in batches:
         with forest_mode(run.model):
             loss = run.objective.loss(run.models, batch)
-            (loss.total / weight).backward()
+            if len(batch.row_K):  # without a trained token there is no graph to go back through
+                (loss.total / weight).backward()
         mean = Mean(float(loss.total.detach()), run.objective.weight(batch))
         parts.append({"loss": mean, **loss.metrics})  # every objective has a loss to show, whatever else it reports
     parameters = list(run.injected.trainable.values())
@@ -90,6 +96,22 @@ def _learn(run: Run, number: int) -> dict[str, float]:
     run.state.trained_tokens += trained
     averages = {name: mean.value() for name, mean in merge_metrics(parts).items()}
     return {"tokens": tokens, "trained_tokens": trained, **averages, "learning_rate": rate, "grad_norm": grad_norm}
+
+
+def _step_weight(run: Run, number: int, batches: list[Batch]) -> float:
+    """What the summed loss of the step is divided by.
+
+    Raises:
+        DataError: it is 0, or no row has a trained token.
+    """
+    weight = sum(run.objective.weight(batch) for batch in batches)
+    if weight > 0 and any(len(batch.row_K) for batch in batches):
+        return weight
+    rows = ", ".join(name for batch in batches for name in batch.row_ids)
+    raise DataError(
+        f"step {number}: none of its rows has a token to train on: {rows}. Look at them with `luthier check --show`: "
+        "replies may be cut off by training.max_tokens, or have weight 0"
+    )
 
 
 def _batches(run: Run, number: int) -> list[Batch]:

@@ -25,6 +25,8 @@ class State:
     tokens: int = 0
     trained_tokens: int = 0
     seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    """The most that any process of this training has held."""
     stopped_early: bool = False
     last: dict[str, float] = field(default_factory=dict)
     """The last step's line of `metrics.jsonl`: a kill may come after the checkpoint and before the line."""

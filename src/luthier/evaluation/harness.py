@@ -10,7 +10,7 @@ import math
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +18,35 @@ import numpy as np
 
 from luthier import registry
 from luthier.config import canonical_hash
+from luthier.data.split import group_keys
 from luthier.data.write import atomic_text, example_values
 from luthier.errors import EvaluationError, StorageError
 from luthier.evaluation.metrics.base import Array, Metric
 from luthier.evaluation.significance import (
     Comparison,
+    Groups,
     Interval,
     compare,
+    count_groups,
     failures_per_million,
     finite,
     metric_interval,
     minimum_detectable_effect,
+    number_groups,
 )
-from luthier.evaluation.systems.base import Answers, Context, System, messages_as_values, prediction
-from luthier.examples import Conversation
+from luthier.evaluation.systems.base import (
+    Answers,
+    Context,
+    System,
+    messages_as_values,
+    prediction,
+    require_measurable,
+)
+from luthier.examples import Conversation, Example
 from luthier.files import sha256_of
 from luthier.recipe import dump_part
 
-FORMAT = 2
+FORMAT = 3
 """Of the files beside the records; raise it when a metric changes its meaning, and old ones are not used again."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -79,16 +90,14 @@ class Evaluation:
     primary: str
     confidence: float
     rows: int
+    groups_N: Groups
+    """Which rows ask the same: what intervals and tests count."""
     measured: Mapping[str, Measured]
     metrics: Mapping[str, Metric]
     intervals: Mapping[str, Mapping[str, Interval]]
     """By system and metric."""
     differences: Mapping[tuple[str, str, str], Comparison]
     """By (a, b, metric): a - b, where a is the later rung of the ladder."""
-    best_baseline: str | None = None
-    """The held-out baseline with the best value of the primary metric."""
-    minimum_effects: Mapping[str, float] = field(default_factory=dict)
-    """By metric: the smallest true difference of fine-tuned and best baseline that this many rows would show."""
 
     def dump(self) -> dict[str, Any]:
         """Plain values, as JSON holds them."""
@@ -97,7 +106,13 @@ class Evaluation:
             "primary_metric": self.primary,
             "confidence": self.confidence,
             "n": self.rows,
+            "groups": count_groups(self.groups_N),
             "lower_is_better": [name for name, metric in self.metrics.items() if not metric.higher_is_better],
+            "bounds": {
+                name: [metric.worst, metric.best]
+                for name, metric in self.metrics.items()
+                if math.isfinite(metric.worst) and math.isfinite(metric.best)
+            },
             "systems": [self._dump_system(name, measured) for name, measured in self.measured.items()],
             "differences": [
                 {
@@ -109,10 +124,10 @@ class Evaluation:
                     "high": finite(c.high),
                     "p_value": finite(c.p_value),
                     "test": c.test,
+                    "minimum_detectable_effect": finite(minimum_detectable_effect(c.standard_error, self.confidence)),
                 }
                 for (a, b, metric), c in self.differences.items()
             ],
-            "minimum_detectable_effect": {metric: finite(effect) for metric, effect in self.minimum_effects.items()},
         }
 
     def _dump_system(self, name: str, measured: Measured) -> dict[str, Any]:
@@ -128,14 +143,14 @@ class Evaluation:
             "metrics": {metric: interval.dump() for metric, interval in self.intervals[name].items()},
             "tokens": tokens if measured.prompt_tokens is not None else None,
             "seconds": measured.seconds,
-            "failures": dict(_failures(measured, self.metrics, self.confidence)),
+            "failures": dict(_failures(measured, self.metrics, self.groups_N, self.confidence)),
             "details": measured.details,
         }
 
 
 def evaluate(
     systems: Mapping[str, System],
-    rows: Sequence[Conversation],
+    rows: Sequence[Example],
     context: Context,
     metrics: Mapping[str, Metric],
     options: Options,
@@ -144,12 +159,13 @@ def evaluate(
 
     Arguments and errors are those of `measure` and `conclude`, which this is one after the other.
     """
-    return conclude(dict(measure(systems, rows, context, metrics, options)), len(rows), context.task, metrics, options)
+    measured = dict(measure(systems, rows, context, metrics, options))
+    return conclude(measured, number_groups(group_keys(rows)), context.task, metrics, options)
 
 
 def measure(
     systems: Mapping[str, System],
-    rows: Sequence[Conversation],
+    rows: Sequence[Example],
     context: Context,
     metrics: Mapping[str, Metric],
     options: Options,
@@ -183,17 +199,32 @@ def measure(
 
 
 def conclude(
-    measured: Mapping[str, Measured], rows: int, task: str, metrics: Mapping[str, Metric], options: Options
+    measured: Mapping[str, Measured],
+    groups_N: Groups,
+    task: str,
+    metrics: Mapping[str, Metric],
+    options: Options,
 ) -> Evaluation:
-    """Intervals and paired differences of what was measured on `rows` rows, written to `evaluation.json`."""
-    evaluation = summarize(measured, rows, task, metrics, options)
+    """Intervals and paired differences of what was measured, written to `evaluation.json`.
+
+    Args:
+        measured: the systems, baselines first by custom.
+        groups_N: which test rows ask the same.
+        task: what kind of answer was expected.
+        metrics: by name.
+        options: where and how.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    evaluation = summarize(measured, groups_N, task, metrics, options)
     with atomic_text(options.folder / "evaluation.json") as file:
         file.write(json.dumps(evaluation.dump(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return evaluation
 
 
 def _require_sound(
-    systems: Mapping[str, System], rows: Sequence[Conversation], metrics: Mapping[str, Metric], options: Options
+    systems: Mapping[str, System], rows: Sequence[Example], metrics: Mapping[str, Metric], options: Options
 ) -> None:
     if not rows:
         raise EvaluationError("there are no test rows; name a file in data.test, or raise data.test_share")
@@ -204,20 +235,22 @@ def _require_sound(
     for name in systems:
         if not _NAME.fullmatch(name):
             raise EvaluationError(f"system name {name!r}: expected letters, digits, _ . and -; it becomes a file name")
-    seen: dict[str, Conversation] = {}
+    seen: dict[str, Example] = {}
     for row in rows:
         if row.id in seen or not row.id:
             other = seen.get(row.id)
             why = f"its id {row.id!r} is also that of {other.where}" if other else "it has no id"
             raise EvaluationError(f"test row at {row.where}: {why}; records need an id for each row")
-        if row.completion is None and row.target is None:
+        if isinstance(row, Conversation) and row.completion is None and row.target is None:
             raise EvaluationError(
                 f"test row {row.id} at {row.where}: no assistant message and no target to compare with"
             )
         seen[row.id] = row
+    # hours of answers would be lost on a target that no metric can read
+    require_measurable([row for row in rows if isinstance(row, Conversation)], metrics.values())
 
 
-def _shared_fingerprint(rows: Sequence[Conversation], context: Context, metrics: Mapping[str, Metric]) -> str:
+def _shared_fingerprint(rows: Sequence[Example], context: Context, metrics: Mapping[str, Metric]) -> str:
     """What every system's answers and scores depend on."""
     parts = {
         "format": FORMAT,
@@ -231,6 +264,8 @@ def _shared_fingerprint(rows: Sequence[Conversation], context: Context, metrics:
         "task": context.task,
         "max_new_tokens": context.max_new_tokens,
         "base": context.base_fingerprint,
+        "versions": dict(context.versions),
+        "device": context.loaded.device.type,
     }
     return canonical_hash(parts)
 
@@ -263,7 +298,7 @@ def _measure(
     name: str,
     system: System,
     fingerprint: str,
-    rows: Sequence[Conversation],
+    rows: Sequence[Example],
     context: Context,
     metrics: Mapping[str, Metric],
 ) -> Measured:
@@ -347,12 +382,12 @@ def _reuse(records: Path, name: str, system: System, fingerprint: str) -> Measur
 
 
 def summarize(
-    measured: Mapping[str, Measured], rows: int, task: str, metrics: Mapping[str, Metric], options: Options
+    measured: Mapping[str, Measured], groups_N: Groups, task: str, metrics: Mapping[str, Metric], options: Options
 ) -> Evaluation:
     """The table of values, intervals and paired differences, from per-row statistics alone."""
     intervals = {
         name: {
-            m: metric_interval(metrics[m], statistics, options.confidence, options.seed)
+            m: metric_interval(metrics[m], statistics, options.confidence, options.seed, groups_N)
             for m, statistics in one.statistics.items()
         }
         for name, one in measured.items()
@@ -364,40 +399,21 @@ def summarize(
         for m, metric in metrics.items():
             if m in measured[a].statistics and m in measured[b].statistics:
                 pair = measured[a].statistics[m], measured[b].statistics[m]
-                differences[a, b, m] = compare(metric, *pair, options.confidence, options.seed)
-    best = best_baseline(measured, intervals, metrics, options.primary)
-    tuned = next((name for name in ladder if measured[name].system.uses_adapter), None)
-    effects = {
-        m: minimum_detectable_effect(c.standard_error, options.confidence)
-        for (a, b, m), c in differences.items()
-        if (a, b) == (tuned, best) or (tuned is None and b == best)
-    }
+                differences[a, b, m] = compare(metric, *pair, options.confidence, options.seed, groups_N)
+    rows = len(groups_N)
     return Evaluation(
-        task, options.primary, options.confidence, rows, measured, metrics, intervals, differences, best, effects
+        task, options.primary, options.confidence, rows, groups_N, measured, metrics, intervals, differences
     )
 
 
-def best_baseline(
-    measured: Mapping[str, Measured],
-    intervals: Mapping[str, Mapping[str, Interval]],
-    metrics: Mapping[str, Metric],
-    primary: str,
-) -> str | None:
-    """The held-out baseline with the best value of the primary metric; the earlier one wins a tie."""
-    sign = 1 if metrics[primary].higher_is_better else -1
-    values = {
-        name: sign * intervals[name][primary].value
-        for name, one in measured.items()
-        if one.system.is_baseline and one.system.held_out and primary in intervals[name]
-    }
-    known = {name: value for name, value in values.items() if not math.isnan(value)}
-    return max(known, key=lambda name: known[name]) if known else None
-
-
 def _failures(
-    measured: Measured, metrics: Mapping[str, Metric], confidence: float
+    measured: Measured, metrics: Mapping[str, Metric], groups_N: Groups, confidence: float
 ) -> Iterator[tuple[str, dict[str, float]]]:
+    """By metric that checks a format: failures among all rows, and the upper bound that the groups of rows allow."""
     for name, statistics in measured.statistics.items():
         if metrics[name].counts_failures:
-            failed = round(float((statistics[:, 0] == 0).sum()))
-            yield name, failures_per_million(failed, len(statistics), confidence)
+            failed_N = statistics[:, 0] == 0
+            found = failures_per_million(int(failed_N.sum()), len(statistics), confidence)
+            failed_groups = len(np.unique(groups_N[failed_N]))
+            allowed = failures_per_million(failed_groups, count_groups(groups_N), confidence)["per_million_high"]
+            yield name, {**found, "per_million_high": max(found["per_million_high"], allowed)}

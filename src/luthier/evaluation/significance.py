@@ -1,18 +1,23 @@
 """How sure a measured value is: intervals, paired tests, and what n rows can show at all.
 
-Rows are the unit of resampling. Intervals are BCa bootstrap intervals (Efron 1987); a metric that is right or wrong on
-each row gets the exact binomial one (Clopper and Pearson 1934). Two systems are always compared on the same rows:
-paired bootstrap of the difference, and McNemar's exact test (1947) for right-or-wrong metrics. All of it is seeded.
+Intervals are BCa bootstrap intervals (Efron 1987); a metric that is right or wrong on each row gets the exact binomial
+one (Clopper and Pearson 1934). Two systems are always compared on the same rows: paired bootstrap of the difference,
+and McNemar's exact test (1947) for right-or-wrong metrics. All of it is seeded.
 
-Shapes: N rows, S statistics a row, B resamples.
+The unit of resampling is the group of rows that ask the same, since a row that is there twice is no second witness:
+whole groups are drawn, counts_BN = counts_BG[:, group_of_row_N] (the cluster bootstrap, Davison and Hinkley 1997,
+section 3.8). Exact tests count independent rows, so they are used only where every row is a group of its own.
+
+Shapes: N rows, G groups of rows, S statistics a row, B resamples; `groups_N` holds the group of each row, from 0 on.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
 from luthier.evaluation.metrics.base import Array, Metric
@@ -20,11 +25,13 @@ from luthier.evaluation.metrics.base import Array, Metric
 RESAMPLES = 2000
 CHUNK_CELLS = 4_000_000
 """Cells of a matrix of counts computed at once: 32 MB."""
-BCA_MAX_ROWS = 3000
-"""With more rows the correction, of order 1 / sqrt(N), is not worth its N x N cells."""
+BCA_MAX_GROUPS = 3000
+"""With more groups the correction, of order 1 / sqrt(G), is not worth its G x N cells."""
 
 Values: TypeAlias = Callable[[Array, Array], Array]
 """`Metric.values`: (statistics_NS, counts_BN) -> (B,)."""
+Groups: TypeAlias = npt.NDArray[np.intp]
+"""(N,) the group of each row, numbered from 0 without gaps."""
 
 
 @dataclass(frozen=True)
@@ -58,48 +65,92 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def resample(rows: int, seed: int, resamples: int = RESAMPLES) -> Iterator[Array]:
-    """Counts (B', N) of bootstrap resamples, in chunks that fit in memory; equal seeds give equal counts."""
+def resample(groups_N: Groups, seed: int, resamples: int = RESAMPLES) -> Iterator[Array]:
+    """Counts (B', N) of bootstrap resamples of groups, in chunks that fit in memory; equal seeds give equal counts."""
     rng = np.random.default_rng(seed)
-    size = max(1, min(resamples, CHUNK_CELLS // max(rows, 1)))
+    size = max(1, min(resamples, CHUNK_CELLS // max(len(groups_N), 1)))
     for start in range(0, resamples, size):
-        yield _draw(rng, rows, min(size, resamples - start))
+        yield _draw(rng, count_groups(groups_N), min(size, resamples - start))[:, groups_N]
 
 
-def _draw(rng: np.random.Generator, rows: int, resamples: int) -> Array:
-    drawn = rng.integers(0, rows, size=(resamples, rows))
-    drawn += np.arange(resamples)[:, None] * rows
-    return np.bincount(drawn.ravel(), minlength=resamples * rows).reshape(resamples, rows).astype(np.float64)
+def _draw(rng: np.random.Generator, groups: int, resamples: int) -> Array:
+    drawn = rng.integers(0, groups, size=(resamples, groups))
+    drawn += np.arange(resamples)[:, None] * groups
+    return np.bincount(drawn.ravel(), minlength=resamples * groups).reshape(resamples, groups).astype(np.float64)
 
 
-def metric_interval(metric: Metric, statistics_NS: Array, confidence: float = 0.95, seed: int = 0) -> Interval:
-    """The value of a metric with its interval: exact for right-or-wrong metrics, BCa bootstrap for the others.
+def number_groups(keys: Sequence[str]) -> Groups:
+    """The group of each row, from a key that is equal within a group (`data.split.group_keys`)."""
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.array([numbers[key] for key in keys], dtype=np.intp)
+
+
+def count_groups(groups_N: Groups) -> int:
+    """G, the number of groups."""
+    return int(groups_N.max()) + 1 if len(groups_N) else 0
+
+
+def _groups_of(rows: int, groups_N: Groups | None) -> Groups:
+    """The groups as given, else every row by itself."""
+    if groups_N is None:
+        return np.arange(rows)
+    if len(groups_N) != rows:
+        raise ValueError(f"{len(groups_N)} groups were named for {rows} rows; expected one for each row")
+    return groups_N
+
+
+def metric_interval(
+    metric: Metric,
+    statistics_NS: Array,
+    confidence: float = 0.95,
+    seed: int = 0,
+    groups_N: Groups | None = None,
+) -> Interval:
+    """The value of a metric with its interval: exact for right-or-wrong metrics, BCa bootstrap for the others and
+    wherever rows repeat.
 
     Where all rows are perfect, or all are worthless, resampling sees no spread; the far end is then the exact bound
-    for N successes (or failures) out of N, which holds for every mean of scores between worst and best.
+    for G successes (or failures) out of G, which holds for every mean of scores between worst and best.
+
+    Args:
+        metric: what is measured.
+        statistics_NS: its statistics of each row.
+        confidence: coverage.
+        seed: decides the resamples.
+        groups_N: which rows ask the same; None: all differ.
+
+    Raises:
+        ValueError: not every row has a group.
     """
     rows = len(statistics_NS)
     if not rows:
         return Interval(float("nan"), float("nan"), float("nan"), "no rows")
-    if metric.binary:
+    groups_N = _groups_of(rows, groups_N)
+    groups = count_groups(groups_N)
+    if metric.binary and groups == rows:
         right = float(statistics_NS[:, 0].sum())
         low, high = clopper_pearson(round(right), rows, confidence)
         return Interval(right / rows, low, high, "Clopper-Pearson")
-    found = bootstrap_interval(metric.values, statistics_NS, confidence, seed)
+    found = bootstrap_interval(metric.values, statistics_NS, confidence, seed, groups_N=groups_N)
     if found.low == found.high and math.isfinite(metric.worst):
-        return _at_the_end(metric, found.value, rows, confidence)
+        return _at_the_end(metric, found.value, groups, confidence)
     return found
 
 
-def _at_the_end(metric: Metric, value: float, rows: int, confidence: float) -> Interval:
+def _at_the_end(metric: Metric, value: float, groups: int, confidence: float) -> Interval:
     span = metric.best - metric.worst
-    margin = abs(span) * clopper_pearson(0, rows, confidence)[1]
+    margin = abs(span) * clopper_pearson(0, groups, confidence)[1]
     low, high = sorted((metric.worst, metric.best))
     return Interval(value, max(low, value - margin), min(high, value + margin), "exact bound: rows do not differ")
 
 
 def bootstrap_interval(
-    values: Values, statistics_NS: Array, confidence: float = 0.95, seed: int = 0, resamples: int = RESAMPLES
+    values: Values,
+    statistics_NS: Array,
+    confidence: float = 0.95,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    groups_N: Groups | None = None,
 ) -> Interval:
     """The value over all rows with its BCa bootstrap interval (percentile where BCa cannot be computed).
 
@@ -109,22 +160,27 @@ def bootstrap_interval(
         confidence: coverage.
         seed: decides the resamples.
         resamples: how many.
+        groups_N: which rows ask the same; None: all differ.
+
+    Raises:
+        ValueError: not every row has a group.
     """
     rows = len(statistics_NS)
+    groups_N = _groups_of(rows, groups_N)
     value = float(values(statistics_NS, np.ones((1, rows)))[0])
-    drawn = np.concatenate([values(statistics_NS, counts) for counts in resample(rows, seed, resamples)])
+    drawn = np.concatenate([values(statistics_NS, counts) for counts in resample(groups_N, seed, resamples)])
     drawn = drawn[~np.isnan(drawn)]
     if not len(drawn) or math.isnan(value):
         return Interval(value, float("nan"), float("nan"), "undefined")
-    tails = _bca_tails(values, statistics_NS, value, drawn, confidence) if rows <= BCA_MAX_ROWS else None
+    tails = None
+    if count_groups(groups_N) <= BCA_MAX_GROUPS:
+        tails = _bca_tails(value, drawn, _jackknife(values, statistics_NS, groups_N), confidence)
     method = "BCa bootstrap" if tails else "percentile bootstrap"
     low, high = np.quantile(drawn, tails or ((1 - confidence) / 2, (1 + confidence) / 2))
     return Interval(value, float(low), float(high), method)
 
 
-def _bca_tails(
-    values: Values, statistics_NS: Array, value: float, drawn: Array, confidence: float
-) -> tuple[float, float] | None:
+def _bca_tails(value: float, drawn: Array, left_out: Array, confidence: float) -> tuple[float, float] | None:
     """The two quantiles of the resampled values that bound the interval, corrected for bias and skewness.
 
     Efron 1987, equation 6.8: Phi(z0 + (z0 + z) / (1 - a (z0 + z))), a from the jackknife.
@@ -133,7 +189,6 @@ def _bca_tails(
     if not 0 < below < 1:
         return None
     bias = stats.norm.ppf(below)
-    left_out = _jackknife(values, statistics_NS)
     centered = left_out.mean() - left_out
     spread = float((centered**2).sum())
     if math.isnan(spread) or spread == 0:
@@ -148,55 +203,94 @@ def _bca_tails(
     return tails[0], tails[1]
 
 
-def _jackknife(values: Values, statistics_NS: Array) -> Array:
-    """(N,) the value without each row."""
-    rows = len(statistics_NS)
+def _jackknife(values: Values, statistics_NS: Array, groups_N: Groups) -> Array:
+    """(G,) the value without each group."""
+    groups, rows = count_groups(groups_N), len(statistics_NS)
     size = max(1, CHUNK_CELLS // rows)
     parts = []
-    for start in range(0, rows, size):
-        stop = min(start + size, rows)
-        counts = np.ones((stop - start, rows))
-        counts[np.arange(stop - start), np.arange(start, stop)] = 0
-        parts.append(values(statistics_NS, counts))
+    for start in range(0, groups, size):
+        left_out = np.arange(start, min(start + size, groups))
+        parts.append(values(statistics_NS, (groups_N[None, :] != left_out[:, None]).astype(np.float64)))
     return np.concatenate(parts)
 
 
-def compare(metric: Metric, a_NS: Array, b_NS: Array, confidence: float = 0.95, seed: int = 0) -> Comparison:
-    """The difference a - b on the same rows, with its paired percentile bootstrap interval and p-value.
+def compare(
+    metric: Metric,
+    a_NS: Array,
+    b_NS: Array,
+    confidence: float = 0.95,
+    seed: int = 0,
+    groups_N: Groups | None = None,
+) -> Comparison:
+    """The difference a - b on the same rows, with its interval and p-value.
 
-    The p-value is that of McNemar's exact test for a right-or-wrong metric, else twice the smaller share of resamples
-    on either side of no difference, which says "significant" exactly when the interval excludes 0.
+    For a right-or-wrong metric on rows that all differ: McNemar's exact test, and an interval that is never narrower
+    than what this test allows. Else: paired percentile bootstrap, and twice the smaller share of resamples on either
+    side of no difference. An interval that leaves 0 out always comes with p <= 1 - confidence.
+
+    Args:
+        metric: what is measured.
+        a_NS: its statistics of each row for one system.
+        b_NS: and for the other.
+        confidence: coverage.
+        seed: decides the resamples.
+        groups_N: which rows ask the same; None: all differ.
 
     Raises:
-        ValueError: the systems did not answer the same number of rows, or none.
+        ValueError: the systems did not answer the same number of rows, or none; not every row has a group.
     """
     if len(a_NS) != len(b_NS) or not len(a_NS):
         raise ValueError(
             f"a paired comparison needs the same rows for both, at least one; found {len(a_NS)} and {len(b_NS)}"
         )
     rows = len(a_NS)
+    groups_N = _groups_of(rows, groups_N)
     ones = np.ones((1, rows))
     difference = float(metric.values(a_NS, ones)[0] - metric.values(b_NS, ones)[0])
-    drawn = np.concatenate([metric.values(a_NS, c) - metric.values(b_NS, c) for c in resample(rows, seed)])
+    drawn = np.concatenate([metric.values(a_NS, c) - metric.values(b_NS, c) for c in resample(groups_N, seed)])
     drawn = drawn[~np.isnan(drawn)]
     if not len(drawn):
         return Comparison(difference, float("nan"), float("nan"), float("nan"), float("nan"), "undefined")
-    low, high = (float(q) for q in np.quantile(drawn, ((1 - confidence) / 2, (1 + confidence) / 2)))
+    groups = count_groups(groups_N)
+    found = _bootstrap_comparison(metric, difference, np.sort(drawn), groups, confidence)
+    return _with_mcnemar(found, a_NS, b_NS, confidence) if metric.binary and groups == rows else found
+
+
+def _bootstrap_comparison(
+    metric: Metric, difference: float, drawn: Array, groups: int, confidence: float
+) -> Comparison:
+    """From the resampled differences, in order. The ends are the order statistics that make interval and p-value agree
+    exactly: 0 is outside if, and only if, p <= 1 - confidence."""
+    outside = max(0, math.floor((1 - confidence) / 2 * (len(drawn) + 1)) - 1)
+    low, high = float(drawn[outside]), float(drawn[len(drawn) - 1 - outside])
     p_value = bootstrap_p_value(drawn)
-    test = "paired bootstrap"
-    if metric.binary:
-        better = int(((a_NS[:, 0] > 0) & (b_NS[:, 0] == 0)).sum())
-        worse = int(((a_NS[:, 0] == 0) & (b_NS[:, 0] > 0)).sum())
-        p_value, test = mcnemar(better, worse), "McNemar's exact test; paired bootstrap interval"
     standard_error = float(drawn.std(ddof=1)) if len(drawn) > 1 else float("nan")
-    if low == high and math.isfinite(metric.worst):  # every resample agrees: what n rows allow is all that is known
+    if low == high and math.isfinite(metric.worst):  # every resample agrees: what G groups allow is all that is known
         span = abs(metric.best - metric.worst)
-        margin = span * clopper_pearson(0, rows, confidence)[1]
+        margin = span * clopper_pearson(0, groups, confidence)[1]
         low, high = max(-span, low - margin), min(span, high + margin)
         standard_error = margin / float(stats.norm.ppf((1 + confidence) / 2))
-        if not metric.binary:  # the level at which that interval would just reach 0
-            p_value = max(p_value, min(1.0, 2 * (1 - abs(difference) / span) ** rows))
-    return Comparison(difference, low, high, p_value, standard_error, test)
+        # the level at which that interval would just reach 0
+        p_value = max(p_value, min(1.0, 2 * (1 - abs(difference) / span) ** groups))
+    return Comparison(difference, low, high, p_value, standard_error, "paired bootstrap")
+
+
+def _with_mcnemar(found: Comparison, a_NS: Array, b_NS: Array, confidence: float) -> Comparison:
+    """With the p-value of McNemar's exact test, and the interval widened to the exact one of its coin.
+
+    Of the rows that only one system gets right, a share in [low, high] (Clopper and Pearson) is `a`'s; the difference
+    that this share makes, (2 share - 1) * (better + worse) / N, excludes 0 exactly when the test is significant.
+    """
+    better = int(((a_NS[:, 0] > 0) & (b_NS[:, 0] == 0)).sum())
+    worse = int(((a_NS[:, 0] == 0) & (b_NS[:, 0] > 0)).sum())
+    low, high = found.low, found.high
+    if better + worse:
+        exact = [
+            (2 * x - 1) * (better + worse) / len(a_NS) for x in clopper_pearson(better, better + worse, confidence)
+        ]
+        low, high = min(low, exact[0]), max(high, exact[1])
+    test = "McNemar's exact test; the wider of paired bootstrap and exact interval"
+    return replace(found, low=low, high=high, p_value=mcnemar(better, worse), test=test)
 
 
 def bootstrap_p_value(drawn: Array) -> float:

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from luthier import registry
@@ -11,19 +11,27 @@ from luthier.data.templates import Template
 from luthier.errors import EvaluationError
 from luthier.evaluation.metrics._json import NotJson, parse
 from luthier.evaluation.metrics.base import Metric
-from luthier.examples import Conversation
+from luthier.examples import Conversation, Document, Example, Preference
 
 METRICS = "luthier.evaluation.metrics"
 LONGEST_LABEL = 80
 ROWS_LOOKED_AT = 2000
 
-Task: TypeAlias = Literal["json", "label", "tool_calls", "text"]
+Task: TypeAlias = Literal["json", "label", "tool_calls", "text", "language", "pairs"]
+SCORED_TASKS = frozenset({"language", "pairs"})
+"""Tasks in which a model writes nothing: the probability that it gives to what is there is measured."""
 
 
-def detect_task(rows: Sequence[Conversation]) -> Task:
-    """The kind of answer: `tool_calls` where rows offer tools, `json` where every target is a JSON object or list,
-    `label` where few short answers come again and again, else `text`. Give it training rows: there are more of them."""
-    rows = rows[:ROWS_LOOKED_AT]
+def detect_task(examples: Sequence[Example]) -> Task:
+    """The kind of answer: `language` for raw text, `pairs` for preference pairs, `tool_calls` where rows offer tools,
+    `json` where every target is a JSON object or list, `label` where few short answers come again and again, else
+    `text`. Give it training rows: there are more of them."""
+    kinds = {type(example) for example in examples}
+    if kinds == {Document}:
+        return "language"
+    if kinds == {Preference}:
+        return "pairs"
+    rows = [example for example in examples[:ROWS_LOOKED_AT] if isinstance(example, Conversation)]
     if any(row.tools or (row.completion is not None and row.completion.tool_calls) for row in rows):
         return "tool_calls"
     targets = [_target(row) for row in rows]
@@ -59,7 +67,39 @@ def choose_metrics(task: str, has_schema: bool = False) -> tuple[str, ...]:
         "label": ("accuracy", "macro_f1", "exact_match"),
         "tool_calls": ("tool_calls",),
         "text": ("rouge_l", "chrf", "exact_match", "token_accuracy", "perplexity"),
+        "language": ("bits_per_byte", "perplexity", "token_accuracy"),
+        "pairs": ("pair_accuracy", "perplexity"),
     }[task]
+
+
+def require_rows(task: str, rows: Sequence[Example]) -> None:
+    """Check that the test rows are of the kind that the task measures.
+
+    Raises:
+        EvaluationError: a row is not; it names the row.
+    """
+    wanted: dict[str, tuple[type, ...]] = {"language": (Document,), "pairs": (Preference,)}
+    kinds = wanted.get(task, (Conversation, Preference))
+    odd = next((row for row in rows if not isinstance(row, kinds)), None)
+    if odd is not None:
+        raise EvaluationError(
+            f"{odd.where}: the task {task!r} cannot be measured on a row of the kind {type(odd).__name__}; set "
+            'evaluation.task = "auto", or name other rows in data.test'
+        )
+
+
+def require_metrics(task: str, metrics: Mapping[str, Metric]) -> None:
+    """Check that the task gives the metrics what they look at.
+
+    Raises:
+        EvaluationError: a metric of written answers where none are written, or of pairs where there are none.
+    """
+    scored = {"language": ("logprobs",), "pairs": ("logprobs", "pairs")}
+    given = scored.get(task, ("generation", "logprobs"))
+    for name, metric in metrics.items():
+        if metric.needs not in given:
+            fitting = ", ".join(choose_metrics(task))
+            raise EvaluationError(f"the metric {name} measures nothing in the task {task!r}; those that fit: {fitting}")
 
 
 def build_metrics(names: Sequence[str], json_schema: str | None = None) -> dict[str, Metric]:

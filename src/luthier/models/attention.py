@@ -12,7 +12,7 @@ Shapes: (1, heads, N, head size) queries; keys and values may have fewer heads (
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -75,9 +75,25 @@ def _node_by_node(
     return torch.cat(outputs, dim=2)
 
 
-@lru_cache(maxsize=64)  # serves the layers of one step; a mask of a long windowed row is megabytes
+_MaskKey: TypeAlias = tuple[int, int, int | None, torch.device]
+_PATH_MASKS: dict[_MaskKey, Tensor] = {}  # oldest first; they serve the layers of one step
+PATH_MASK_BYTES = 64 * 2**20
+"""Most bytes that the kept masks take together; a mask of a long row is megabytes."""
+
+
 def _path_mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
     """(queries, keys) bool: the last `queries` positions of a path of `keys` tokens, causal, within the window."""
+    key = (queries, keys, window, device)
+    mask = _PATH_MASKS.get(key)
+    if mask is None:
+        mask = _make_path_mask(*key)
+        _PATH_MASKS[key] = mask
+        while sum(held.nbytes for held in _PATH_MASKS.values()) > PATH_MASK_BYTES:
+            del _PATH_MASKS[next(iter(_PATH_MASKS))]
+    return mask
+
+
+def _make_path_mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
     position = torch.arange(keys - queries, keys, device=device)[:, None]
     other = torch.arange(keys, device=device)[None, :]
     allowed = other <= position

@@ -37,7 +37,7 @@ CONVERTER = 1
 """Raise it when `gguf.convert` writes something else: models in the cache are then converted anew."""
 
 MANIFEST = "manifest.json"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
 
@@ -55,6 +55,11 @@ class ModelFiles:
     sha256: Mapping[str, str] = field(default_factory=dict)
     """Digest of each file of `folder` that belongs to the model, by file name."""
     license: str | None = None
+
+    @property
+    def base_name(self) -> str:
+        """The name without the revision of a hub model: what other libraries call the base."""
+        return self.name.partition("@")[0] if self.kind == "hub" else self.name
 
     @property
     def fingerprint(self) -> str:
@@ -121,7 +126,8 @@ def resolve(name: str, offline: bool = False, say: Say | None = None) -> ModelFi
     """Find the model called `name`, fetch and convert it if it is not here yet, and return its folder.
 
     Args:
-        name: a folder or .gguf file, a name of the catalogue, or a hub id such as `Qwen/Qwen3-0.6B`.
+        name: a folder or .gguf file, a name of the catalogue, or a hub id such as `Qwen/Qwen3-0.6B`, also
+            with the branch, tag or commit to take: `Qwen/Qwen3-0.6B@main`.
         offline: never use the network.
         say: is told what takes long; by default standard error is.
 
@@ -129,21 +135,38 @@ def resolve(name: str, offline: bool = False, say: Say | None = None) -> ModelFi
         ModelError: there is no such model, it cannot be fetched, or what was fetched is not what was pinned.
         StorageError: the disk is full or the cache cannot be written.
     """
-    say = say or _say
-    path = Path(os.path.expanduser(name))  # unlike Path's, it takes a user who does not exist
-    if name and os.path.exists(path):  # an empty name would mean the current folder; Path's raises for a long name
-        return _local(name, path, say)
-    if name in known():
+    say, source = say or _say, source_of(name)
+    if source == "path":
+        return _local(name, _path_of(name), say)
+    if source == "catalogue":
         return obtain(known()[name], offline, say)
-    if _HUB_ID.fullmatch(name) and not name.endswith(".gguf"):
-        from luthier.models.hub import fetch_from_hub
+    from luthier.models.hub import fetch_from_hub
 
-        return fetch_from_hub(name, offline)
+    return fetch_from_hub(name, offline)
+
+
+def source_of(name: str) -> Literal["path", "catalogue", "hub"]:
+    """Where a model of this name comes from; nothing is read or fetched.
+
+    Raises:
+        ModelError: nothing can be called so.
+    """
+    path = _path_of(name)
+    if name and os.path.exists(path):  # an empty name would mean the current folder; Path's raises for a long name
+        return "path"
+    if name in known():
+        return "catalogue"
+    if _HUB_ID.fullmatch(name) and not name.endswith(".gguf"):
+        return "hub"
     shape = f"; no file or folder {path} exists" if _looks_like_path(name) else ""
     raise ModelError(
         f"unknown model {name!r}{did_you_mean(name, sorted(known()))}{shape}. A model is a local folder with "
-        "safetensors, a .gguf file, a hub id (owner/name), or a name that `luthier models` lists"
+        "safetensors, a .gguf file, a hub id (owner/name or owner/name@revision), or a name that `luthier models` lists"
     )
+
+
+def _path_of(name: str) -> Path:
+    return Path(os.path.expanduser(name))  # unlike Path's, it takes a user who does not exist
 
 
 def is_cached(entry: Entry) -> bool:

@@ -25,6 +25,8 @@ from luthier.models.attention import attending, register
 
 NAME = "luthier_decode"
 GROW_TOKENS = 64
+WASTE = 1.5
+"""Slots are read whole, empty places included, as long as they are at most this much wider than the widest row."""
 
 
 @dataclass
@@ -151,6 +153,9 @@ class Slots:
         at = torch.tensor(self.lengths, device=self.device)
         width = max(self.lengths) + 1
         self._reserve(len(self.lengths), width)
+        held = next(iter(self._layers.values())).keys.shape[2]
+        if held <= WASTE * width:  # products of slices take up to four times as long as those of whole tensors
+            width = held
         rows = torch.arange(len(self.lengths), device=self.device)
         call = _Step(rows, at, width, self.prefix_tokens)
         logits = self._forward(tokens_B[:, None], (at + self.prefix_tokens)[:, None], call, keep=1)
@@ -277,7 +282,7 @@ def _prompt_attention(query: Tensor, key: Tensor, value: Tensor, rule: tuple[flo
 def _attend_step(
     layer: _Layer, call: _Step, query: Tensor, key: Tensor, value: Tensor, rule: tuple[float, int | None]
 ) -> Tensor:
-    """(B, C*G, 1, D). Keys times queries, not the other way round: on CPU that product is four times as fast."""
+    """(B, C*G, 1, D); own keys and those of the shared prefix under one softmax."""
     rows, heads, size = key.shape[0], key.shape[1], key.shape[3]
     groups = query.shape[1] // heads
     layer.keys[call.rows, :, call.at] = key[:, :, 0]
@@ -286,7 +291,7 @@ def _attend_step(
     query = query.view(rows, heads, groups, size) * rule[0]
     own_mask, prefix_mask = call.mask(rule[1])
     wide = torch.promote_types(query.dtype, torch.float32)
-    scores = (keys @ query.transpose(-1, -2)).transpose(-1, -2).to(wide) + own_mask
+    scores = (query @ keys.transpose(-1, -2)).to(wide) + own_mask
     prefix = layer.prefix_keys.shape[1]
     if not prefix:
         return (scores.softmax(-1).to(values.dtype) @ values).reshape(rows, heads * groups, 1, size)

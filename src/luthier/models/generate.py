@@ -7,9 +7,10 @@ for rounding), and its random numbers are a pure function of (seed, its place am
 Left out: beam search, repetition penalties, speculative decoding.
 """
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TypeAlias, TypedDict
 
 import numpy as np
@@ -92,12 +93,13 @@ class _Chooser:
         """(B,) chosen tokens and (B,) their log-probabilities at temperature 1."""
         logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
         if self.temperature:
-            uniform_B = torch.tensor(
-                [self.streams[row].random() for row in rows], dtype=torch.float64, device=logits_BV.device
-            )
+            # drawn in float64, which mps has not
+            where = torch.device("cpu") if logits_BV.device.type == "mps" else logits_BV.device
+            uniform_B = torch.tensor([self.streams[row].random() for row in rows], dtype=torch.float64, device=where)
             # subtracting the maximum first keeps a tiny temperature from overflowing
             below_BV = logits_BV - logits_BV.amax(dim=-1, keepdim=True)
-            tokens_B = sample(torch.softmax(below_BV / self.temperature, dim=-1), uniform_B, self.top_p)
+            probs_BV = torch.softmax(below_BV / self.temperature, dim=-1).to(where)
+            tokens_B = sample(probs_BV, uniform_B, self.top_p).to(logits_BV.device)
         else:
             tokens_B = logits_BV.argmax(dim=-1)
         chosen_B = logits_BV.gather(1, tokens_B[:, None])[:, 0]
@@ -167,6 +169,7 @@ def generate(
     while waiting or writing:
         admitted = _admit(waiting, [needs[w.index] for w in writing], needs, room)
         if admitted:
+            admitted.sort(key=lambda i: tuple(prompts[i]))  # equal prompts become neighbors, whatever their limits
             logits.append(_prefill(slots, [prompts[i][prefix:] for i in admitted]))
             writing.extend(_Writing(i, limits[i], []) for i in admitted)
         tokens_B, ended = _advance(chooser, logits[0] if len(logits) == 1 else torch.cat(logits), writing, stops)
@@ -228,16 +231,17 @@ def _admit(waiting: "deque[int]", writing: Sequence[int], needs: Sequence[int], 
 
 def _prefill(slots: Slots, own: Sequence[Sequence[int]]) -> Tensor:
     """(len(own), V) logits after each prompt; equal neighbors are computed once, and few enough tokens at a time."""
-    counts = Counter(map(tuple, own))
     parts, size = [], 0
     group: list[tuple[int, ...]] = []
-    for prompt in dict.fromkeys(map(tuple, own)):
+    copies: list[int] = []
+    for prompt, repeats in groupby(map(tuple, own)):
         if group and size + len(prompt) > PREFILL_TOKENS:
-            parts.append(slots.prefill(group, [counts[p] for p in group]))
-            group, size = [], 0
+            parts.append(slots.prefill(group, copies))
+            group, copies, size = [], [], 0
         group.append(prompt)
+        copies.append(len(list(repeats)))
         size += len(prompt)
-    parts.append(slots.prefill(group, [counts[p] for p in group]))
+    parts.append(slots.prefill(group, copies))
     return torch.cat(parts)
 
 
@@ -296,7 +300,7 @@ def score_choices_batch(
     loaded: LoadedModel,
     questions: Sequence[Question],
     *,
-    batch_tokens: int = 8192,
+    batch_tokens: int = PREFILL_TOKENS,
     on_progress: Progress | None = None,
 ) -> list[list[float]]:
     """Log-probability of each choice after its prompt, for each question in the order given.
@@ -322,7 +326,9 @@ def _groups(questions: Sequence[Question], batch_tokens: int) -> Iterator[list[Q
     for prompt, choices in questions:
         if not prompt or not choices or not all(choices):
             raise ValueError("a multiple-choice question needs a prompt and choices of at least one token each")
-        tokens = len(prompt) + sum(map(len, choices))
+        # a prompt too short to be shared is computed for each choice
+        times = 1 if len(prompt) >= MIN_SHARED else len(choices)
+        tokens = times * len(prompt) + sum(map(len, choices))
         if group and size + tokens > batch_tokens:
             yield group
             group, size = [], 0

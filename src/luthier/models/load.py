@@ -112,6 +112,14 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done what it was given: a clock that is read before measures only the asking."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The number format that a setting names; `auto` takes bfloat16 where it is faster than float32 on `device`.
 

@@ -1,21 +1,29 @@
 """Predicted bytes, before they are allocated.
 
-A training process holds: itself (Python, torch), the weights, for each trained number its gradient and two optimizer
+A process that trains holds: itself (Python, torch), the weights, for each trained number its gradient and two optimizer
 moments, and for the largest micro-batch the activations kept for the backward pass and the logits of the positions
-that are trained on. The coefficients were first counted from what autograd saves in a decoder of the Llama family
-(norms in float32, rotary attention, gated feed-forward) and then fitted to what processes held: `benchmarks/memory.py`.
+that are trained on. One that answers or scores holds the keys and values of the rows in flight instead, and the
+activations of one layer at a time. The coefficients were first counted from what autograd saves in a decoder of the
+Llama family (norms in float32, rotary attention, gated feed-forward) and then fitted to what processes held:
+`benchmarks/memory.py`.
 """
 
-from dataclasses import dataclass
+import resource
+import sys
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 # bytes a token and layer that autograd keeps, in units of the hidden and the feed-forward width
 _KEPT = {"bfloat16": (26, 9), "float32": (46, 18), "autocast": (36, 8)}
 # a logit, its float32 copy, its log-softmax, and their gradients at the moment when most of them live
 _LOGIT_BYTES = {"bfloat16": 24, "float32": 24, "autocast": 14}
 _ALLOCATOR = 1.06  # freed blocks that malloc keeps
+# without a graph: bytes of a token in the widest layer, in units of both widths, and of a logit with its copies
+_FORWARD = {"bfloat16": (20, 8), "float32": (32, 16)}
+_FORWARD_LOGIT_BYTES = {"bfloat16": 10, "float32": 8}
 
 
 @dataclass(frozen=True)
@@ -27,34 +35,51 @@ class Shape:
     feed_forward: int
     vocabulary: int
     parameters: int
+    cached: int = 0
+    """Numbers that all layers keep of a token that was read: its keys and values."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Predicted bytes of a training process, by what they are for."""
+    """Predicted bytes of a process at its peak, by what they are for."""
 
     process: int
     weights: int
     optimizer: int
     activations: int
     logits: int
+    cache: int = 0
+    """Keys and values of the rows in flight."""
 
     @property
     def total(self) -> int:
         """The predicted peak."""
-        return self.process + self.weights + self.optimizer + self.activations + self.logits
+        return self.process + self.weights + self.optimizer + self.activations + self.logits + self.cache
 
 
 def shape_of(model: Any) -> Shape:
     """The shape of a transformers decoder."""
     config = model.config.get_text_config()  # of a model with vision, the part that reads and writes text
+    values = config.to_dict()
+    heads = config.num_attention_heads
+    head_size = values.get("head_dim") or config.hidden_size // heads
     return Shape(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
-        feed_forward=config.intermediate_size,
+        feed_forward=_feed_forward(model, config),
         vocabulary=config.vocab_size,
         parameters=sum(p.numel() for p in model.parameters()),
+        cached=2 * config.num_hidden_layers * (values.get("num_key_value_heads") or heads) * head_size,
     )
+
+
+def _feed_forward(model: Any, config: Any) -> int:
+    """Width between the two halves of a feed-forward layer, which every family names as it likes."""
+    values = config.to_dict()
+    named = (values.get(name) for name in ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"))
+    head = model.get_output_embeddings()
+    widest = max((m.in_features for m in model.modules() if isinstance(m, nn.Linear) and m is not head), default=0)
+    return next((int(width) for width in named if width), widest or 4 * config.hidden_size)
 
 
 def held_bytes(model: Any) -> int:
@@ -64,10 +89,12 @@ def held_bytes(model: Any) -> int:
 
 @dataclass(frozen=True)
 class Load:
-    """The largest micro-batch: tokens computed, and positions whose logits are needed."""
+    """The largest batch: tokens computed, and positions whose logits are needed."""
 
     tokens: int
     positions: int
+    cached: int = 0
+    """Tokens whose keys and values are kept, of rows that are being written."""
 
 
 def predict(
@@ -100,3 +127,31 @@ def predict(
         activations=int(kept * _ALLOCATOR),
         logits=load.positions * shape.vocabulary * _LOGIT_BYTES[kind],
     )
+
+
+def predict_forward(training: Memory, shape: Shape, dtype: torch.dtype, load: Load) -> Memory:
+    """Peak bytes of answering or scoring with the model of a training, whose weights and optimizer stay where they are.
+
+    Args:
+        training: what `predict` found for it.
+        shape: of the base model.
+        dtype: that is computed in.
+        load: the largest batch.
+    """
+    kind = "bfloat16" if dtype in (torch.bfloat16, torch.float16) else "float32"
+    of_hidden, of_feed_forward = _FORWARD[kind]
+    layer = load.tokens * (of_hidden * shape.hidden + of_feed_forward * shape.feed_forward)
+    return replace(
+        training,
+        activations=int(layer * _ALLOCATOR),
+        logits=load.positions * shape.vocabulary * _FORWARD_LOGIT_BYTES[kind],
+        cache=load.cached * shape.cached * (2 if kind == "bfloat16" else 4),
+    )
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory that this process has held: on CUDA what torch allocated there, else what the system counts."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -4,6 +4,7 @@ Prompts cost no vocabulary projection: the model is asked for logits at the posi
 (`logits_to_keep` takes an index tensor), and a position shared by several rows is projected once.
 """
 
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -62,14 +63,41 @@ def forest_mode(model: Any) -> AbstractContextManager[None]:
     return attention.attending(model, attention.NAME)
 
 
+def _rope_types(config: Mapping[str, Any]) -> set[Any]:
+    """Kinds of rotary positions, over all kinds of layer."""
+    rope = config.get("rope_parameters") or {}
+    by_layer = [value for value in rope.values() if isinstance(value, Mapping)]
+    return {values.get("rope_type") for values in (rope, *by_layer)}
+
+
+_UNSUPPORTED: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
+    "soft-capped attention": lambda config: config.get("attn_logit_softcapping") is not None,
+    "dropout in its attention": lambda config: any(config.get(k) for k in ("attention_dropout", "attn_pdrop")),
+    # both change a row's frequencies with the longest row beside it
+    "rotary positions that depend on the length of the batch (dynamic, longrope)": lambda config: bool(
+        _rope_types(config) & {"dynamic", "longrope"}
+    ),
+}
+
+
 def require_forest(model: Any) -> None:
     """Check that the model's layers can attend over a forest.
 
     Raises:
-        ModelError: the model keeps a state along the sequence (SSM, linear attention) or has positions that are not
-            one number a token; such models are not supported yet.
+        ModelError: the model keeps a state along the sequence (SSM, linear attention), its attention does more than
+            attend (soft-capping, sinks, dropout), or its positions depend on the longest row of a batch; such models
+            are not supported yet.
     """
-    kinds = set(model.config.to_dict().get("layer_types") or [])
+    config = model.config.get_text_config().to_dict()
+    unsupported = [what for what, is_so in _UNSUPPORTED.items() if is_so(config)]
+    if any(name.endswith("sinks") for name, _ in model.named_parameters()):
+        unsupported.append("attention sinks")
+    if unsupported:
+        raise ModelError(
+            f"{type(model).__name__} uses {' and '.join(unsupported)}, which forests do not compute. Choose a model "
+            "without it"
+        )
+    kinds = set(config.get("layer_types") or [])
     odd = kinds - {"full_attention", "sliding_attention"}
     if odd or not model._supports_attention_backend:
         raise ModelError(

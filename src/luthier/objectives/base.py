@@ -28,7 +28,7 @@ class Mean:
     @classmethod
     def of(cls, values: Tensor) -> "Mean":
         """The mean of all entries of `values`."""
-        return cls(float(values.detach().double().sum()), float(values.numel()))
+        return cls(float(in_float64(values).sum()), float(values.numel()))
 
     def __add__(self, other: "Mean") -> "Mean":
         return Mean(self.total + other.total, self.count + other.count)
@@ -36,6 +36,11 @@ class Mean:
     def value(self) -> float:
         """total / count; nan if nothing was counted."""
         return self.total / self.count if self.count else float("nan")
+
+
+def in_float64(values: Tensor) -> Tensor:
+    """The numbers alone, in float64 on the CPU: sums must not round, and not every device has the type (mps)."""
+    return values.detach().cpu().double()
 
 
 def merge_metrics(parts: list[Mapping[str, Mean]]) -> dict[str, Mean]:

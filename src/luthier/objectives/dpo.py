@@ -55,9 +55,8 @@ class DPO(Objective):
     def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
         """Two rows: prompt + chosen, prompt + rejected, with only the replies trained on."""
         if not isinstance(example, Preference):
-            raise DataError(
-                "DPO needs preference pairs (prompt, chosen, rejected)", example.where.path, example.where.line
-            )
+            at = example.where
+            raise DataError("DPO needs preference pairs (prompt, chosen, rejected)", at.path, at.line, at.row)
         return tuple(
             template.reply_row(
                 Conversation(example.prompt + reply, example.tools, example.where, f"{example.id}/{name}"), reply
@@ -84,6 +83,6 @@ class DPO(Objective):
                 "loss": Mean.of(losses_P),
                 "margin": Mean.of(self.beta * margin_P),
                 # a tie counts as half right: at step 0 every margin is a tie
-                "accuracy": Mean.of((margin_P > 0).double() + 0.5 * (margin_P == 0).double()),
+                "accuracy": Mean.of((margin_P > 0).float() + 0.5 * (margin_P == 0).float()),
             },
         )

@@ -10,7 +10,7 @@ from luthier.data.templates import Template
 from luthier.errors import DataError
 from luthier.examples import Example, Preference, Row
 from luthier.models.forest import Batch
-from luthier.objectives.base import Loss, Mean, Models, Objective
+from luthier.objectives.base import Loss, Mean, Models, Objective, in_float64
 
 
 class SFT(Objective):
@@ -19,14 +19,15 @@ class SFT(Objective):
     def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
         """The rows of a conversation or document as the template renders them."""
         if isinstance(example, Preference):
-            raise DataError("sft learns one reply, not a pair; use dpo", example.where.path, example.where.line)
+            at = example.where
+            raise DataError("sft learns one reply, not a pair; use dpo", at.path, at.line, at.row)
         return template.rows(example)
 
     def weight(self, batch: Batch) -> float:
         """Sum of the loss mask."""
-        return float(batch.loss_mask_K.double().sum())
+        return float(in_float64(batch.loss_mask_K).sum())
 
     def loss(self, models: Models, batch: Batch) -> Loss:
         """Summed negative log-likelihood of the trained-on tokens."""
         losses_K = -models.policy.token_logprobs(batch) * batch.loss_mask_K
-        return Loss(losses_K.sum(), {"loss": Mean(float(losses_K.detach().double().sum()), self.weight(batch))})
+        return Loss(losses_K.sum(), {"loss": Mean(float(in_float64(losses_K).sum()), self.weight(batch))})

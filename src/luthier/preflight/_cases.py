@@ -143,11 +143,9 @@ def _render(
 def _turns(
     messages: tuple[Message, ...], tools: tuple[Any, ...], wanted: Sequence[int], template: Template
 ) -> tuple[Turn, ...]:
-    return tuple(
-        Turn(i, messages[i], tuple(template.prompt_ids(messages[:i], tools)))
-        for i in wanted
-        if messages[i].role == "assistant" and messages[i].weight != 0
-    )
+    trained = [i for i in wanted if messages[i].role == "assistant" and messages[i].weight != 0]
+    prompts = template.prompt_ids_before(messages, trained, tools)
+    return tuple(Turn(i, messages[i], tuple(ids)) for i, ids in zip(trained, prompts, strict=True))
 
 
 def map_strings(example: Example, change: Change) -> Example:

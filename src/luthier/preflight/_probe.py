@@ -1,10 +1,10 @@
 """Scoring rows in a second, plain way, and moving an adapter a little so that its effect can be seen.
 
 The plain way is one ordinary call of the model for each row: its own attention, no forest, no sharing. What the engine
-computes is compared with it.
+computes is compared with it, both in float32: in bfloat16 rounding hides what is looked for.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +12,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+from torch.utils.checkpoint import checkpoint
 
 from luthier.adapters.base import Injected
 from luthier.examples import Row
 from luthier.models.forest import Batch
+from luthier.models.load import LoadedModel
 from luthier.objectives.base import Scorer
 from luthier.preflight._cases import spread
 from luthier.preflight.base import Subject
@@ -33,19 +37,56 @@ class Tolerance:
     mean: float
 
 
-# Float32 differs by the order of additions. Bfloat16 keeps 8 bits, so a logit of 20 is known to 0.06 to 0.12; single
-# tokens stray, the mean hardly does. Measured values stand in docs/preflight.md.
-TOLERANCES = {
-    torch.float64: Tolerance(1e-9, 1e-10),
-    torch.float32: Tolerance(5e-4, 5e-5),
-    torch.bfloat16: Tolerance(0.75, 0.08),
-    torch.float16: Tolerance(0.1, 0.01),
-}
+# The order of additions differs. Measured values stand in docs/preflight.md.
+SINGLE, DOUBLE = Tolerance(5e-4, 5e-5), Tolerance(1e-9, 1e-10)
 
 
 def tolerance(dtype: torch.dtype) -> Tolerance:
-    """The tolerance for a model that computes in `dtype`; an unknown type is held to float32's."""
-    return TOLERANCES.get(dtype, TOLERANCES[torch.float32])
+    """The tolerance for a model whose weights are `dtype`, computed `in_float32`."""
+    return DOUBLE if dtype == torch.float64 else SINGLE
+
+
+NARROW = (torch.bfloat16, torch.float16)
+WIDENED = frozenset(
+    [
+        *("linear", "conv1d", "layer_norm", "rms_norm", "scaled_dot_product_attention", "einsum", "to", "type_as"),
+        *("matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "grouped_mm", "_grouped_mm"),
+    ]
+)
+"""Names of the functions that compute with weights, or round to their type."""
+
+
+class in_float32(TorchFunctionMode):
+    """While open, a model computes in float32 whatever its weights are held in; float64 stays as it is.
+
+    Embeddings come out widened, and each product widens the weight that it is called with, so one layer at a time is
+    held in float32 and never the model. A backward pass widens again instead of keeping what was widened.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is F.embedding:
+            return _wide(func(*args, **kwargs))
+        if func.__name__ not in WIDENED:
+            return func(*args, **kwargs)
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.dtype in NARROW for a in args):
+            return checkpoint(_call_wide, func, args, kwargs, use_reentrant=False, preserve_rng_state=False)
+        return _call_wide(func, args, kwargs)
+
+
+def _call_wide(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    wide_args, wide_kwargs = tree_map(_wide, (args, kwargs))
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        return func(*wide_args, **wide_kwargs)
+
+
+def _wide(value: Any) -> Any:
+    """A narrow tensor, or the name of a narrow type, as float32; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in NARROW else value
+    return torch.float32 if value in NARROW else value
 
 
 def probe_rows(subject: Subject) -> list[Row]:
@@ -80,15 +121,21 @@ def evaluating(model: nn.Module, training: bool = False) -> Iterator[None]:
             module.training = mode
 
 
-@torch.no_grad()
 def plain_logprobs(model: Any, row: Row, device: torch.device) -> Tensor:
-    """(k,) float32 log-probabilities of the trained tokens of one row, by one plain call of the model."""
+    """(k,) float32 log-probabilities of a row's trained tokens, by one plain call of the model; the graph is kept."""
     trained = [i for i, weight in enumerate(row.loss_mask) if weight and i > 0]
     ids = torch.tensor(row.ids, device=device)
     out = model(input_ids=ids[None], use_cache=False, logits_to_keep=torch.tensor(trained, device=device) - 1)
     logits: Tensor = out.logits[0]
     kind = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    return -F.cross_entropy(logits.to(kind), ids[trained], reduction="none").cpu()
+    return -F.cross_entropy(logits.to(kind), ids[trained], reduction="none")
+
+
+@torch.no_grad()
+def scored_alone(loaded: LoadedModel, rows: Sequence[Row]) -> list[Tensor]:
+    """`plain_logprobs` of each row in float32, without dropout, on the CPU."""
+    with evaluating(loaded.model), in_float32():
+        return [plain_logprobs(loaded.model, row, loaded.device).cpu() for row in rows]
 
 
 @torch.no_grad()
@@ -101,7 +148,7 @@ def scored(scorer: Scorer, batch: Batch) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Scored:
-    """The probe rows, the batch they make, and each row's log-probabilities by the engine's path, without dropout."""
+    """The probe rows, the batch they make, and each row's log-probabilities by the engine's path, in float32."""
 
     rows: list[Row]
     batch: Batch
@@ -117,7 +164,7 @@ def score_probe(subject: Subject) -> Scored | None:
     if key not in subject.memo:
         loaded = subject.need_model()
         batch = subject.batches.build(rows).to(loaded.device)
-        with evaluating(loaded.model):
+        with evaluating(loaded.model), in_float32():
             subject.memo[key] = Scored(rows, batch, scored(cast.policy, batch))
     found: Scored = subject.memo[key]
     return found
@@ -131,6 +178,11 @@ def differences(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> tuple[floa
     if not bool(torch.isfinite(delta).all()):
         return float("inf"), float("inf")
     return float(delta.max()), float(delta.mean())
+
+
+def same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    """Whether the scores of all rows are equal to the last bit; a NaN equals nothing."""
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from luthier.preflight._probe import evaluating, nudged, probe_rows, scored
+from luthier.preflight._probe import evaluating, nudged, probe_rows, same, scored
 from luthier.preflight.base import Fault, Gate, GateResult, Stage, Subject
 
 ROWS = 2
@@ -41,7 +41,7 @@ class AdapterAlive(Gate):
                 grads = torch.autograd.grad(logprobs_K.sum(), list(tensors.values()), allow_unused=True)
                 rows_K = batch.row_K
                 after = [logprobs_K.detach()[rows_K == i].cpu() for i in range(batch.row_count)]
-        unmoved = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        unmoved = same(before, after)
         dead = [name for name, g in zip(tensors, grads, strict=True) if g is None or not bool(g.any())]
         broken = [
             name for name, g in zip(tensors, grads, strict=True) if g is not None and not bool(g.isfinite().all())

@@ -1,7 +1,8 @@
 """A gate proves one thing about a run on its real rows and its real model, or refuses the run.
 
 Gates fail closed: what cannot be shown counts as wrong, and nothing to check is a failure, never a pass. They run at
-three moments: on rows before a model is needed, on the model before step 1, and after the first three steps.
+four moments: on a sample of the rows, on all rows once they are rendered for training, on the model before step 1, and
+after the first three steps.
 """
 
 from abc import ABC, abstractmethod
@@ -13,6 +14,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from luthier import registry
 from luthier.adapters.base import Injected
+from luthier.data.source import Unit
 from luthier.data.templates import Template
 from luthier.errors import LuthierError, PreflightError
 from luthier.examples import Example, Row, Where
@@ -25,7 +27,7 @@ GATES = "luthier.preflight"
 MAX_ROWS = 2000
 LISTED = 5  # faults written out in a message; all of them are counted
 
-Stage: TypeAlias = Literal["rows", "model", "steps"]
+Stage: TypeAlias = Literal["rows", "all_rows", "model", "steps"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Subject:
     held_out: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     max_rows: int = MAX_ROWS
     batches: BatchBuilder = field(default_factory=BatchBuilder)
+    units: Mapping[str, Sequence[Unit]] = field(default_factory=dict)
+    """The rows of each of `splits`, in its order, as they will be trained or validated on; for stage `all_rows`."""
     loaded: LoadedModel | None = None
     injected: Injected | None = None
     models: Models | None = None
@@ -79,6 +83,17 @@ class Subject:
     def cases(self) -> tuple[Case, ...]:
         """The rows that are looked at, rendered: all of them, or `max_rows` spread evenly over the file."""
         return tuple(render_cases(self.sample, self.objective, self.template, self.untruncated, self.settings.loss_on))
+
+    @cached_property
+    def validation_cases(self) -> tuple[Case, ...]:
+        """The same of the validation rows."""
+        sample = spread(self.splits["validation"], self.max_rows)
+        return tuple(render_cases(sample, self.objective, self.template, self.untruncated, self.settings.loss_on))
+
+    @property
+    def splits(self) -> dict[str, Sequence[Example]]:
+        """The rows that decide the weights: those to train on, and those by which the best step is chosen."""
+        return {"train": self.examples, "validation": self.held_out.get("validation", ())}
 
     @property
     def sample(self) -> list[Example]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from luthier.adapters.base import Injected
 from luthier.examples import Row
 from luthier.objectives.sft import SFT
-from luthier.preflight._probe import differences, evaluating, plain_logprobs, score_probe, tolerance
+from luthier.preflight._probe import differences, evaluating, in_float32, score_probe, scored_alone, tolerance
 from luthier.preflight.base import Gate, GateResult, Stage, Subject
 
 
@@ -29,16 +29,16 @@ class BaseLoss(Gate):
     )
 
     def check(self, subject: Subject) -> GateResult:
-        """Weighted negative log-likelihood of real rows: by the engine's path, and row by row on the base alone."""
+        """Weighted negative log-likelihood in float32: by the engine's path, and row by row on the base alone."""
         loaded, models = subject.need_model(), subject.need_models()
         probe = score_probe(subject)
         if probe is None:
             return self.fails("There is no row with a trained token to score.")
         rows, batch, found = probe.rows, probe.batch, probe.logprobs
-        with torch.no_grad(), evaluating(loaded.model):
+        with torch.no_grad(), evaluating(loaded.model), in_float32():
             total = float(subject.objective.loss(models, batch).total) if isinstance(subject.objective, SFT) else None
-            with _base(subject.need_injected()):
-                wanted = [plain_logprobs(loaded.model, row, loaded.device) for row in rows]
+        with _base(subject.need_injected()):
+            wanted = scored_alone(loaded, rows)
         mine = _weighted(rows, found) if total is None else total / _weight(rows)
         base = _weighted(rows, wanted)
         largest, mean = differences(found, wanted)

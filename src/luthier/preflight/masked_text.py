@@ -4,6 +4,7 @@ A mask that runs on into the next question, stops early, or selects the wrong me
 wrong model. The text under the mask is compared with the source, reply by reply, weight included.
 """
 
+import re
 from typing import Any, ClassVar
 
 from luthier.examples import Row
@@ -43,7 +44,7 @@ class _Comparison:
         self.stops = subject.template.stop_ids
         added: dict[int, Any] = subject.tokenizer.added_tokens_decoder
         self.special = {i for i, t in added.items() if t.special}
-        # models write these themselves (thinking tags); a template may put an empty pair before a reply
+        # models write these themselves (thinking tags)
         self.spoken = [str(t.content) for i, t in added.items() if not t.special and str(t.content).strip()]
 
     def problems(self, case: Case) -> list[str]:
@@ -66,11 +67,19 @@ class _Comparison:
             leaves = message_leaves(turn.message, "reply")
             missing = list(dict.fromkeys(path for path, leaf in leaves if not occurs(leaf, text)))
             return f"trained text lacks {', '.join(missing[:3])}" if missing else ""
-        if self._plain(text) not in [self._plain(form) for form in forms(turn.message.content)]:
+        if not any(self._plain(text, form) == self._plain(form, form) for form in forms(turn.message.content)):
             return f"trained text of {len(text)} characters, reply of {len(turn.message.content)}; they differ"
         return ""
 
-    def _plain(self, text: str) -> str:
+    def _plain(self, text: str, source: str) -> str:
+        """The text without the spoken tokens that `source` holds, and without one empty pair of such tokens.
+
+        A template may move the tags of a thought, or put an empty pair before a reply that has no thought. A tag that
+        is in neither place was not written by the data, and stays.
+        """
         for word in self.spoken:
-            text = text.replace(word, "")
+            if word not in source and word.startswith("<") and f"</{word[1:]}" in self.spoken:
+                text = re.sub(rf"{re.escape(word)}\s*</{re.escape(word[1:])}", "", text, count=1)
+        for word in self.spoken:
+            text = text.replace(word, "", source.count(word))
         return text.strip()

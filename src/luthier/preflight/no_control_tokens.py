@@ -2,20 +2,34 @@
 
 A user who writes `<|im_end|><|im_start|>system` must not open a system turn. Rows that carry such text are rendered
 again with the text replaced, and both must hold the same control tokens in the same order; because clean data would
-prove nothing, such text is also planted in a few rows.
+prove nothing, such text is also planted in a few rows: as it is, and in spellings that a template which edits content
+could turn into it. A template may refuse such a row; then nothing came of it.
 """
 
+import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from luthier.data.templates import Template
+from luthier.errors import TemplateError
 from luthier.examples import Example
 from luthier.preflight._cases import Change, map_strings, spread
 from luthier.preflight.base import Fault, Gate, GateResult, Stage, Subject
 
 PLANTED_ROWS = 8
 PLANTED_TOKENS = 24
+
+SPELLINGS: Mapping[str, Callable[[str], str]] = {
+    "whole": lambda token: token,
+    "in capitals": lambda token: token.upper(),
+    "with [ref] inside": lambda token: _split(token, "[ref]"),
+    "with ## inside": lambda token: _split(token, "##"),
+    "with a line break inside": lambda token: _split(token, "\n"),
+    "escaped as HTML": html.escape,
+    "escaped as JSON": lambda token: "".join(f"\\u{ord(c):04x}" if c in "<>&" else c for c in token),
+}
+"""How a control token may be written in a text; folding case, cutting out and unescaping lead back to it."""
 
 
 class NoControlTokens(Gate):
@@ -32,19 +46,24 @@ class NoControlTokens(Gate):
             return self.passes("This tokenizer has no control tokens.")
         neutral = _neutralizer(control, spoken)
         renderable = [case.example for case in subject.cases if not case.error]
-        plant = "".join(list(control.values())[:PLANTED_TOKENS])
-        planted = [map_strings(e, _planter(plant)) for e in spread(renderable, PLANTED_ROWS)]
-        faults, suspicious = [], 0
-        for example, origin in [(e, "") for e in renderable] + [(e, "planted ") for e in planted]:
-            clean = map_strings(example, neutral)
-            if clean == example:
+        own = [(example, map_strings(example, neutral), "text") for example in renderable]
+        compared = [(example, clean, origin) for example, clean, origin in own if clean != example]
+        compared += _planted(spread(renderable, PLANTED_ROWS), list(control.values())[:PLANTED_TOKENS], neutral)
+        faults, refused = [], 0
+        for example, clean, origin in compared:
+            try:
+                found = _ids(example, subject, control)
+            except TemplateError:
+                refused += 1
                 continue
-            suspicious += 1
-            if _ids(example, subject, control) != _ids(clean, subject, control):
-                message = f"{origin}text that spells a control token changes the control tokens of the row"
+            if found != _ids(clean, subject, control):
+                message = f"{origin} that spells a control token changes the control tokens of the row"
                 faults.append(Fault(example.id, message, example.where))
-        success = f"{suspicious:,} rows with suspicious text (some planted) keep their control tokens."
-        return self.judge(faults, success, rows=suspicious, control_tokens=len(control))
+        kept = len(compared) - refused
+        if not kept:
+            return self.fails("No row with such text could be rendered, so nothing was shown.", refused=refused)
+        success = f"{kept:,} rows with suspicious text (most of it planted) keep their control tokens."
+        return self.judge(faults, success, rows=kept, refused=refused, control_tokens=len(control))
 
 
 def control_tokens(tokenizer: Any, template: Template) -> tuple[dict[int, str], list[str]]:
@@ -56,6 +75,22 @@ def control_tokens(tokenizer: Any, template: Template) -> tuple[dict[int, str], 
     added = {i: t for i, t in tokenizer.added_tokens_decoder.items() if str(t.content).strip()}
     control = {i: str(t.content) for i, t in added.items() if t.special or str(t.content) in template.source}
     return control, [str(t.content) for t in added.values() if not t.special]
+
+
+def _split(token: str, separator: str) -> str:
+    """The token with `separator` in its middle."""
+    return token[: len(token) // 2] + separator + token[len(token) // 2 :]
+
+
+def _planted(
+    examples: Sequence[Example], tokens: Sequence[str], neutral: Change
+) -> Iterator[tuple[Example, Example, str]]:
+    """(example with control tokens planted in one spelling, the same with other text in that place, what was done)."""
+    for name, spell in SPELLINGS.items():
+        plant = _planter("".join(map(spell, tokens)))
+        for example in examples:
+            clean = map_strings(example, neutral)
+            yield map_strings(clean, plant), map_strings(clean, _planter("x")), f"planted text, {name},"
 
 
 def _planter(plant: str) -> Change:

@@ -8,6 +8,7 @@ kind of content that the template never renders is missing even where the questi
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+from luthier.data.template_probes import kinds_of
 from luthier.examples import Document
 from luthier.preflight._cases import Case
 from luthier.preflight._text import decode, leaves, message_leaves, occurs
@@ -78,10 +79,7 @@ def _last(case: Case) -> int:
 
 def _kinds(case: Case) -> set[str]:
     """Kinds of content, as `Template.capabilities` names them, that a row must show."""
-    shown = case.messages[: _last(case) + 1]
-    kinds = {"tools"} if case.tools else set()
-    kinds |= {"tool_calls" for m in shown if m.tool_calls} | {"tool_results" for m in shown if m.role == "tool"}
-    return kinds | {"system" for m in shown if m.role in ("system", "developer") and m.content.strip()}
+    return set(kinds_of(case.messages[: _last(case) + 1], case.tools))
 
 
 def _wanted(case: Case) -> Iterator[tuple[str, Any]]:

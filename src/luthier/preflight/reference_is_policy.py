@@ -10,11 +10,10 @@ from typing import ClassVar
 import torch
 
 from luthier.objectives.dpo import DPO
-from luthier.preflight._probe import differences, evaluating, nudged, probe_rows, scored, tolerance
+from luthier.preflight._probe import differences, evaluating, in_float32, nudged, probe_rows, same, scored, tolerance
 from luthier.preflight.base import Gate, GateResult, Stage, Subject
 
-LOSS_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
-COARSE = 2e-2  # bfloat16
+LOSS_TOLERANCE = 1e-4
 
 
 class ReferenceIsPolicy(Gate):
@@ -40,12 +39,13 @@ class ReferenceIsPolicy(Gate):
         if not rows:
             return self.fails("There is no row with a trained token to score.")
         batch = subject.batches.build(rows).to(loaded.device)
-        with evaluating(loaded.model, training=True):
+        with evaluating(loaded.model, training=True), in_float32():
             policy, reference = scored(models.policy, batch), scored(models.reference, batch)
             with torch.no_grad():
                 loss = subject.objective.loss(models, batch)
             with nudged(subject.need_injected()):
                 moved, held = scored(models.policy, batch), scored(models.reference, batch)
+                again = scored(models.policy, batch)
         largest, mean = differences(policy, reference)
         details = {"largest_difference": largest, "mean_difference": mean, "loss": float(loss.total) / (len(rows) / 2)}
         problems = []
@@ -54,11 +54,13 @@ class ReferenceIsPolicy(Gate):
             problems.append(f"policy and reference differ by up to {largest:.2g} nats before anything was trained.")
         if isinstance(subject.objective, DPO) and subject.objective.penalty == "sigmoid":
             off = abs(details["loss"] - math.log(2))
-            if not off <= LOSS_TOLERANCE.get(loaded.dtype, COARSE):
+            if not off <= LOSS_TOLERANCE:
                 problems.append(f"the loss at step 0 is {details['loss']:.4f}, expected ln 2 = {math.log(2):.4f}.")
-        if not all(torch.equal(a, b) for a, b in zip(reference, held, strict=True)):
+        if not same(reference, held):
             problems.append("the reference moved when the adapter was moved: the adapter is on in it.")
-        if all(torch.equal(a, b) for a, b in zip(policy, moved, strict=True)):
+        if same(policy, moved):
             problems.append("the policy did not move when the adapter was moved.")
+        if not same(moved, again):  # dropout inside the adapter shows only once the adapter does something
+            problems.append("two passes of the policy over the same rows differ: dropout is on in it.")
         said = f"Policy and reference differ by at most {largest:.2g} nats; the loss is {details['loss']:.4f}."
         return self.fails(" ".join(problems), **details) if problems else self.passes(said, **details)

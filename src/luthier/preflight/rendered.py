@@ -16,9 +16,9 @@ class Rendered(Gate):
     advice: ClassVar[str] = "Mend these rows, or choose a template that can hold them (model.template)."
 
     def check(self, subject: Subject) -> GateResult:
-        """Look at each case's error and at the number of its rows."""
+        """Look at each case's error and at the number of its rows, in the validation rows too."""
         faults = []
-        for case in subject.cases:
+        for case in (*subject.cases, *subject.validation_cases):
             if case.error:
                 faults.append(Fault(case.row_id, case.error, case.where))
             elif not case.whole or not all(row.ids for row in case.whole):
@@ -26,4 +26,6 @@ class Rendered(Gate):
             elif case.turns and not case.turn_rows():
                 counts = f"{len(case.whole)} sequences for {len(case.turns)} replies"
                 faults.append(Fault(case.row_id, f"{counts}; expected one, or one for each", case.where))
-        return self.judge(faults, f"{subject.coverage()} render.", cases=len(subject.cases))
+        validation = len(subject.validation_cases)
+        said = f"{subject.coverage()} render{f', and {validation:,} of validation' if validation else ''}."
+        return self.judge(faults, said, cases=len(subject.cases), validation_cases=validation)

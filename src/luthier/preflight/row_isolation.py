@@ -28,18 +28,18 @@ class RowIsolation(Gate):
         probe = score_probe(subject)
         if probe is None:
             return self.fails("There is no row with a trained token to score.")
-        rows, before = probe.rows, probe.logprobs
+        rows, batch = probe.rows, probe.batch
         changeable = _changeable(rows)
         if not changeable:  # one row only, or all are beginnings of one another: give the first another end beside it
             rows = [rows[0], _tail_changed(rows[0], subject)]
             changeable = _changeable(rows)
-            with evaluating(loaded.model):
-                before = scored(scorer, subject.batches.build(rows).to(loaded.device))
+            batch = subject.batches.build(rows).to(loaded.device)
         if not changeable:
             return self.fails("The rows are too short to change one of them apart from the others.")
         victims = sorted({changeable[0], changeable[-1]})
         leaks = []
-        with evaluating(loaded.model):
+        with evaluating(loaded.model):  # in the arithmetic of training, not in float32: bits need no tolerance
+            before = scored(scorer, batch)
             for victim in victims:
                 changed = [
                     _replace(row, _own_from(i, rows), rows) if i == victim else row for i, row in enumerate(rows)

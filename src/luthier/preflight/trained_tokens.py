@@ -1,11 +1,13 @@
 """Every row keeps a token to learn from.
 
 A row whose reply was cut off, whose turns all have weight 0, or whose mask was lost adds nothing to the loss, or NaN;
-the loss curve of the others looks well all the same.
+the loss curve of the others looks well all the same. Validation rows without one would choose the best step by nothing.
 """
 
 from typing import ClassVar
 
+from luthier.examples import Row
+from luthier.preflight._cases import Case
 from luthier.preflight.base import Fault, Gate, GateResult, Stage, Subject
 
 
@@ -18,19 +20,21 @@ class TrainedTokens(Gate):
 
     def check(self, subject: Subject) -> GateResult:
         """Count the trained tokens of each row; the first token of a row cannot be predicted and does not count."""
-        faults, counts = [], []
-        for case in subject.cases:
-            if case.error:
-                continue
-            if not case.rows:
-                faults.append(Fault(case.row_id, "no row is left of it", case.where))
-            for row in case.rows:
-                counts.append(row.trained_tokens)
-                if not row.trained_tokens:
-                    faults.append(Fault(row.id, f"none of its {len(row.ids)} tokens is trained on", case.where))
-        tokens = sum(len(row.ids) for case in subject.cases for row in case.rows)
-        trained = sum(counts)
+        faults = [fault for case in (*subject.cases, *subject.validation_cases) for fault in _faults(case)]
+        rows = [row for case in subject.cases for row in case.rows]
+        tokens, trained = sum(len(row.ids) for row in rows), sum(row.trained_tokens for row in rows)
         share = f"{trained / tokens:.0%}" if tokens else "none"
-        least = min(counts, default=0)
+        least = min((row.trained_tokens for row in rows), default=0)
         message = f"{trained:,} of {tokens:,} tokens are trained on ({share}); the least in a row is {least}."
         return self.judge(faults, message, tokens=tokens, trained_tokens=trained)
+
+
+def _faults(case: Case) -> list[Fault]:
+    if not case.rows and not case.error:  # an error is told by `rendered`
+        return [Fault(case.row_id, "no row is left of it", case.where)]
+    return [Fault(row.id, untrained(row), case.where) for row in case.rows if not row.trained_tokens]
+
+
+def untrained(row: Row) -> str:
+    """What is wrong with a row without a trained token."""
+    return f"none of its {len(row.ids)} tokens is trained on"

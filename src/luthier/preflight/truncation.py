@@ -4,7 +4,8 @@ Rows longer than `training.max_tokens` lose their ends, which is where replies a
 moves the mask, would train on something else; both are looked for.
 """
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from luthier.examples import Row
 from luthier.preflight._cases import Case
@@ -19,32 +20,62 @@ class Truncation(Gate):
     advice: ClassVar[str] = "Raise training.max_tokens, shorten the rows, or allow it with data.max_truncated_share."
 
     def check(self, subject: Subject) -> GateResult:
-        """Compare each row with the same row rendered without a limit."""
+        """Compare each row with the same row rendered without a limit; training and validation rows each by themselves.
+
+        Validation rows without their replies would choose the best step by nothing.
+        """
+        train, validation = _Cut("training", subject.cases), _Cut("validation", subject.validation_cases)
         limit, allowed = subject.settings.max_tokens, subject.settings.max_truncated_share
-        cases = [case for case in subject.cases if not case.error]
-        broken = [Fault(c.row_id, problem, c.where) for c in cases if (problem := _broken(c, limit))]
-        cut = [c for c in cases if c.lost_tokens]
-        trained = [_trained(c.whole) - _trained(c.rows) for c in cut]
-        share = len(cut) / len(cases) if cases else 0.0
-        total = sum(_trained(c.whole) for c in cases)
-        longest = max((len(row.ids) for c in cases for row in c.whole), default=0)
-        details = {
-            "rows_cut": len(cut),
-            "share": share,
-            "tokens_lost": sum(c.lost_tokens for c in cut),
-            "trained_tokens_lost": sum(trained),
-            "longest_row_tokens": longest,
-            "max_tokens": limit,
-        }
-        said = (
-            f"{len(cut):,} of {len(cases):,} rows ({share:.1%}) are cut at {limit:,} tokens; they lose "
-            f"{sum(trained):,} of {total:,} trained tokens. The longest row has {longest:,} tokens."
+        faults = [
+            Fault(c.row_id, problem, c.where)
+            for part in (train, validation)
+            for c in part.cases
+            if (problem := _broken(c, limit))
+        ]
+        for part in (train, validation):
+            faults += part.faults(limit, allowed)
+        details = {**train.details(), "max_tokens": limit, "validation_rows_cut": len(validation.cut)}
+        return self.judge(faults, f"{train.said(limit)} {validation.said(limit)}".strip(), **details)
+
+
+class _Cut:
+    """What the limit cuts off the rows of one split."""
+
+    def __init__(self, split: str, cases: Sequence[Case]) -> None:
+        self.split = split
+        self.cases = [case for case in cases if not case.error]
+        self.cut = [case for case in self.cases if case.lost_tokens]
+        self.share = len(self.cut) / len(self.cases) if self.cases else 0.0
+        self.trained_lost = sum(_trained(c.whole) - _trained(c.rows) for c in self.cut)
+        self.longest = max((len(row.ids) for c in self.cases for row in c.whole), default=0)
+
+    def said(self, limit: int) -> str:
+        """The counts in words; empty where there is no row."""
+        if not self.cases:
+            return ""
+        total = sum(_trained(c.whole) for c in self.cases)
+        return (
+            f"{len(self.cut):,} of {len(self.cases):,} {self.split} rows ({self.share:.1%}) are cut at {limit:,} "
+            f"tokens and lose {self.trained_lost:,} of {total:,} trained tokens; "
+            f"the longest has {self.longest:,} tokens."
         )
-        if share > allowed:
-            rows = [Fault(c.row_id, f"loses {c.lost_tokens:,} tokens", c.where) for c in cut]
-            rows = [Fault("", f"{said} Allowed are {allowed:.1%}."), *rows]
-            return self.judge([*broken, *rows], "", **details)
-        return self.judge(broken, said, **details)
+
+    def faults(self, limit: int, allowed: float) -> list[Fault]:
+        """The rows that are cut, if they are more than allowed."""
+        if self.share <= allowed:
+            return []
+        rows = [Fault(c.row_id, f"loses {c.lost_tokens:,} tokens", c.where) for c in self.cut]
+        return [Fault("", f"{self.said(limit)} Allowed are {allowed:.1%}."), *rows]
+
+    def details(self) -> dict[str, Any]:
+        """Plain numbers for `preflight.json`."""
+        return {
+            "rows_cut": len(self.cut),
+            "share": self.share,
+            "tokens_lost": sum(c.lost_tokens for c in self.cut),
+            "trained_tokens_lost": self.trained_lost,
+            "longest_row_tokens": self.longest,
+        }
 
 
 def _trained(rows: tuple[Row, ...]) -> int:

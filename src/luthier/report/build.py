@@ -103,7 +103,7 @@ def _compare(parts: RunParts, pair: tuple[str | None, str | None]) -> ComparedRo
     if parts.evaluation is None:
         return ComparedRows()
     names = [system.name for system in parts.systems]
-    return compare_rows(parts.folder, names, parts.evaluation.primary_metric, *pair, parts.missing)
+    return compare_rows(parts.folder, names, parts.evaluation, *pair, parts.missing)
 
 
 def build_training(training: Training | None, metrics: Metrics | None) -> Training | None:

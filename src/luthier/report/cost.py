@@ -17,6 +17,7 @@ from luthier.report.text import count, duration, usd
 
 MILLION = 1_000_000
 QUARTERS = 4
+WHOLE_PROGRAM = "the whole program: its start, and its training if it trains itself"
 
 
 def build_cost(
@@ -60,11 +61,13 @@ def run_expenses(
 ) -> tuple[Expense, ...]:
     """This run on this machine: training, evaluation of each system, and every other stage with a measured time.
 
-    Training seconds are those of `training.json` (they span resumes), else those of the stage. Evaluation seconds are
-    those of the stage `evaluate:<system>`, which hold more than answering; else of the stage `evaluate`, which is then
-    all systems at once; else the system's own. Each second is counted once.
+    Training seconds are those of the stage, with the validation before the first step and the writing of checkpoints,
+    or those of the steps alone (`training.json`) where they are more. Evaluation seconds are those of the stage
+    `evaluate:<system>`, which hold more than answering; else of the stage `evaluate`, which is then all systems at
+    once; else the system's own. Each second is counted once.
     """
-    trained = training.seconds if training is not None and training.seconds is not None else stages.get("train")
+    measured_twice = (training.seconds if training is not None else None, stages.get("train"))
+    trained = max((seconds for seconds in measured_twice if seconds is not None), default=None)
     expenses = [] if trained is None else [_here(prices, "Training", trained)]
     for system in systems:
         seconds = stages.get(f"evaluate:{system.name}", None if "evaluate" in stages else system.seconds)
@@ -93,7 +96,8 @@ def system_cost(prices: CostSettings, system: System) -> SystemCost:
     here   = seconds / n / 3600 * machine price * 1000
     hosted = (prompt / n * input price + completion / n * output price) / 1,000,000 * 1000
 
-    A few-shot prompt is longer, so it costs more. A system without tokens has no hosted price.
+    A few-shot prompt is longer, so it costs more. A system without tokens has no hosted price. The seconds of a program
+    are those from its start to its end, so a program that trains itself seems dearer than its answers are.
     """
     n = system.n
     seconds = system.seconds / n if system.seconds is not None and n else None
@@ -111,6 +115,7 @@ def system_cost(prices: CostSettings, system: System) -> SystemCost:
     return SystemCost(
         system=system.name,
         seconds_per_answer=seconds,
+        seconds_include=WHOLE_PROGRAM if system.type == "command" and seconds is not None else None,
         prompt_tokens_per_answer=prompt,
         completion_tokens_per_answer=completion,
         here_usd_per_thousand=here,

@@ -2,29 +2,33 @@
 
 1. unmeasured    nothing, or no held-out comparison, was measured                                  -> not_yet
 2. blocked       the data has errors, or a pre-flight gate failed                                  -> not_yet
-3. few rows      fewer than FEWEST_ROWS test rows: no interval can be trusted                      -> not_yet
+3. few rows      fewer than FEWEST_ROWS different test rows: no interval can be trusted            -> not_yet
 4. unreliable    no eligible system keeps its format failures under MOST_FAILURES                  -> not_yet
-5. coarse        fine-tuned and best rival tie, but the test could not have seen COARSEST_EFFECT   -> not_yet
-6. external      an external program beats or ties the fine-tuned model and no prompt beats it     -> external
-7. fine_tune     clearly better than the best baseline: interval clear of zero, and >= SMALL_EFFECT -> fine_tune
-8. cheaper rung  otherwise the cheapest prompt that is not clearly worse than the best prompt      -> prompt, few_shot
-9. left over     only an unreliable system is good enough                                          -> not_yet
+5. external      a program beats or ties both the fine-tuned model and the best prompt             -> external
+6. fine_tune     clearly better than the best prompt, and than a program that no prompt beats      -> fine_tune
+7. cheaper rung  the cheapest prompt that beats or ties the best prompt, the fine-tuned model
+                 and the program                                                                   -> prompt, few_shot
+8. coarse        nothing was chosen, because the test could not have seen COARSEST_EFFECT          -> not_yet
+9. left over     nothing reliable is good enough                                                   -> not_yet
 
-A system that is not held out (it may have seen the test rows) is shown, never chosen, and never a baseline. "Clearly"
-means both that the paired interval leaves zero out and that the difference matters in practice.
+A system that is not held out (it may have seen the test rows) is shown, never chosen, and never a baseline. What is
+clearly better and what is a tie, `ladder.py` says; where it is neither, nothing is known, and nothing rests on it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 from luthier.report.ladder import (
     COARSEST_EFFECT,
     FEWEST_ROWS,
+    MOST_CUT_OFF,
     MOST_FAILURES,
     RUNGS,
     SMALL_EFFECT,
     Facts,
     Ladder,
+    cut_share,
     failure_share,
     is_reliable,
     rung,
@@ -63,7 +67,7 @@ def unmeasured(ladder: Ladder) -> Outcome | None:
         return _not_yet("nothing has been measured on held-out rows.", "Run `luthier evaluate`, then `luthier report`.")
     if ladder.fine_tuned is None:
         best = ladder.best(*RUNGS)
-        so_far = f"; the best so far is {ladder_text(ladder, best)}" if best else ""
+        so_far = f"; the best so far: {ladder_text(ladder, best)}" if best else ""
         return _not_yet(
             f"no held-out fine-tuned model was measured{so_far}.", "Train, and evaluate the fine-tuned model."
         )
@@ -95,12 +99,11 @@ def blocked(ladder: Ladder) -> Outcome | None:
 
 def few_rows(ladder: Ladder) -> Outcome | None:
     """Too few test rows for any interval."""
-    n = min(s.n for s in ladder.eligible)
-    if n >= FEWEST_ROWS:
+    if ladder.groups(*ladder.eligible) >= FEWEST_ROWS:
         return None
     return _not_yet(
-        f"{_plural(n, 'test row')} cannot tell the systems apart, whatever the scores say.",
-        f"Measure on at least {FEWEST_ROWS} test rows; a hundred or more tell differences worth having.",
+        f"{_test_rows(ladder, *ladder.eligible)} cannot tell the systems apart, whatever the scores say.",
+        f"Measure on at least {FEWEST_ROWS} different test rows; a hundred or more tell differences worth having.",
     )
 
 
@@ -116,36 +119,11 @@ def unreliable(ladder: Ladder) -> Outcome | None:
     )
 
 
-def coarse(ladder: Ladder) -> Outcome | None:
-    """A tie that the test was too small to make meaningful."""
-    tuned = ladder.fine_tuned
-    rival = ladder.best("external", "prompt", "few_shot")
-    if tuned is None or rival is None or not is_reliable(tuned) or ladder.excludes_zero(tuned, rival):
-        return None
-    detectable = ladder.detectable(tuned, rival)
-    if detectable is not None and detectable <= COARSEST_EFFECT:
-        return None
-    n = min(tuned.n, rival.n)
-    needed = "more" if detectable is None else f"about {count(n * (detectable / COARSEST_EFFECT) ** 2)}"
-    shown = (
-        "no interval was measured"
-        if detectable is None
-        else (f"{_plural(n, 'test row')} would show only differences of {number(detectable * ladder.unit, 2)} or more")
-    )
-    return _not_yet(
-        f"{spoken(tuned)} against {spoken(rival)} is {_difference_text(ladder, tuned, rival)} "
-        f"on {label(ladder.metric)}, and {shown}.",
-        f"Measure on {needed} test rows.",
-    )
-
-
 def external(ladder: Ladder) -> Outcome | None:
-    """A program that is no language model is as good."""
+    """A program that is no language model is as good as the best of them."""
     program, tuned = ladder.best("external", reliable=True), ladder.fine_tuned
-    if program is None or (tuned is not None and ladder.clearly_better(tuned, program)):
-        return None
     prompt = ladder.best("prompt", "few_shot", reliable=True)
-    if prompt is not None and ladder.clearly_better(prompt, program):
+    if program is None or not ladder.holds_up(program, (tuned, prompt)):
         return None
     against = ""
     if tuned is not None:
@@ -164,9 +142,11 @@ def external(ladder: Ladder) -> Outcome | None:
 
 def fine_tune(ladder: Ladder) -> Outcome | None:
     """Clearly better than the best baseline, and reliable."""
-    tuned, baseline = ladder.best("fine_tune", reliable=True), ladder.baseline
-    rival = baseline or ladder.external
+    tuned, rival = ladder.best("fine_tune", reliable=True), ladder.baseline or ladder.external
     if tuned is None or rival is None or not ladder.clearly_better(tuned, rival):
+        return None
+    program, prompt = ladder.best("external", reliable=True), ladder.best("prompt", "few_shot", reliable=True)
+    if program is not None and not any(s and ladder.clearly_better(s, program) for s in (tuned, prompt)):
         return None
     gain = f"{_difference_text(ladder, tuned, rival)} over {spoken(rival)}, the best without training"
     return Outcome(
@@ -181,15 +161,17 @@ def fine_tune(ladder: Ladder) -> Outcome | None:
 
 
 def cheaper_rung(ladder: Ladder) -> Outcome | None:
-    """Training is not clearly better: the cheapest prompt that holds up against the best prompt."""
+    """Training is not clearly better: the cheapest prompt that holds up against everything reliable."""
     prompts = sorted(
         (s for s in ladder.eligible if rung(s) in ("prompt", "few_shot") and is_reliable(s)),
         key=lambda s: (RUNGS.index(rung(s)), -ladder.goodness(s)),
     )
-    best = ladder.best("prompt", "few_shot", reliable=True)
-    if best is None:
+    rivals = tuple(
+        ladder.best(*rungs, reliable=True) for rungs in (("prompt", "few_shot"), ("fine_tune",), ("external",))
+    )
+    chosen = next((s for s in prompts if ladder.holds_up(s, rivals)), None)
+    if chosen is None:
         return None
-    chosen = next(s for s in prompts if s is best or not ladder.clearly_better(best, s))
     how = "Use a plain prompt" if rung(chosen) == "prompt" else "Use a prompt with examples"
     tuned = ladder.fine_tuned
     against = f"; {_why_not(ladder, tuned, chosen)}" if tuned else ""
@@ -198,7 +180,7 @@ def cheaper_rung(ladder: Ladder) -> Outcome | None:
         f"{how}: {_reaches(ladder, chosen)}{against}.",
         chosen,
         (
-            f"A fine-tuned model that is {_enough(ladder)} better than {spoken(ladder.baseline or best)}, "
+            f"A fine-tuned model that is {_enough(ladder)} better than {spoken(ladder.baseline or chosen)}, "
             "with an interval clear of zero: more or cleaner training rows, more steps, a larger base model.",
         ),
     )
@@ -215,14 +197,41 @@ def _why_not(ladder: Ladder, tuned: System, chosen: System) -> str:
     return f"training brought no clear gain ({shown})"
 
 
-def left_over(ladder: Ladder) -> Outcome:
-    """What is good enough is not reliable, and what is reliable is not good enough."""
-    best = ladder.best(*RUNGS)
-    name = "the best system" if best is None else ladder_text(ladder, best)
-    share = percent(failure_share(best)) if best else "some"
+def coarse(ladder: Ladder) -> Outcome | None:
+    """Two systems that could be chosen, neither clearly better, on a test too small to call that a tie."""
+    tuned = ladder.best("fine_tune", reliable=True)
+    others = (ladder.best("prompt", "few_shot", reliable=True), ladder.best("external", reliable=True))
+    known = sorted((s for s in others if s is not None), key=ladder.goodness, reverse=True)
+    pairs = combinations([*([tuned] if tuned else []), *known], 2)
+    unsettled = next((pair for pair in pairs if not ladder.is_settled(*pair)), None)
+    if unsettled is None:
+        return None
+    a, b = unsettled
+    detectable, n = ladder.detectable(a, b), ladder.groups(a, b)
+    needed = "more" if detectable is None else f"about {count(n * (detectable / COARSEST_EFFECT) ** 2)}"
+    shown = (
+        "no interval was measured"
+        if detectable is None
+        else f"{_test_rows(ladder, a, b)} would show only differences of {number(detectable * ladder.unit, 2)} or more"
+    )
     return _not_yet(
-        f"{name}, but fails the wanted format in {share} of its answers, and nothing reliable comes near it.",
-        f"Bring the format failures of {best.name if best else 'it'} under {percent(MOST_FAILURES)}.",
+        f"{spoken(a)} against {spoken(b)} is {_difference_text(ladder, a, b)} on {label(ladder.metric)}, and {shown}.",
+        f"Measure on {needed} test rows.",
+    )
+
+
+def left_over(ladder: Ladder) -> Outcome:
+    """What is best is not reliable, or the comparisons do not add up to a choice."""
+    best = max(ladder.eligible, key=ladder.goodness)
+    if is_reliable(best):
+        return _not_yet(
+            f"{ladder_text(ladder, best)}, without being clearly better than every cheaper system.",
+            "Measure on more test rows.",
+        )
+    return _not_yet(
+        f"{ladder_text(ladder, best)}, but fails the wanted format in {percent(failure_share(best))} of its answers, "
+        "and no reliable system clearly beats it.",
+        f"Bring the format failures of {best.name} under {percent(MOST_FAILURES)}.",
     )
 
 
@@ -231,10 +240,10 @@ RULES: tuple[Callable[[Ladder], Outcome | None], ...] = (
     blocked,
     few_rows,
     unreliable,
-    coarse,
     external,
     fine_tune,
     cheaper_rung,
+    coarse,
     left_over,
 )
 
@@ -291,7 +300,19 @@ def ladder_text(ladder: Ladder, system: System) -> str:
     """`fine_tuned reaches field F1 0.912 [0.894, 0.929] on 150 unseen rows`."""
     m = system.metrics[ladder.metric]
     value = interval(m.value, m.low, m.high)
-    return f"{system.name} reaches {label(ladder.metric)} {value} on {count(system.n)} unseen rows"
+    return f"{system.name} reaches {label(ladder.metric)} {value} on {_unseen_rows(ladder, system)}"
+
+
+def _unseen_rows(ladder: Ladder, system: System) -> str:
+    """`200 unseen rows`, or `200 unseen rows (40 of them different)` where many repeat."""
+    repeated = f" ({count(ladder.groups(system))} of them different)" if ladder.repeats(system) else ""
+    return f"{count(system.n)} unseen rows{repeated}"
+
+
+def _test_rows(ladder: Ladder, *systems: System) -> str:
+    """`150 test rows`, or `40 different test rows` where some repeat."""
+    different = ladder.groups(*systems)
+    return _plural(different, "different test row" if different < min(s.n for s in systems) else "test row")
 
 
 def spoken(system: System) -> str:
@@ -303,7 +324,7 @@ def spoken(system: System) -> str:
 def _reaches(ladder: Ladder, system: System) -> str:
     """`the fine-tuned model reaches field F1 0.912 on 150 unseen rows`."""
     value = number(ladder.value(system))
-    return f"{spoken(system)} reaches {label(ladder.metric)} {value} on {count(system.n)} unseen rows"
+    return f"{spoken(system)} reaches {label(ladder.metric)} {value} on {_unseen_rows(ladder, system)}"
 
 
 def _enough(ladder: Ladder) -> str:
@@ -368,24 +389,50 @@ class _Warning:
 
 
 def _warnings(ladder: Ladder) -> tuple[_Warning, ...]:
-    facts = ladder.facts
-    found = []
-    for m in facts.forgetting.measures if facts.forgetting else ():
-        if is_loss(m):
+    return (
+        *_forgetting_warnings(ladder.facts.forgetting),
+        *_data_warnings(ladder),
+        *_system_warnings(ladder),
+    )
+
+
+def _forgetting_warnings(forgetting: Forgetting | None) -> Iterator[_Warning]:
+    for m in forgetting.measures if forgetting else ():
+        if forgetting and is_loss(m):
             change = difference(m.difference.value, m.difference.low, m.difference.high)
-            short = FORGETTING.get(facts.forgetting.verdict if facts.forgetting else "", FORGETTING["clear"])[0]
-            found.append(_Warning(short, f"General ability fell: {label(m.name)} changed by {change}."))
+            short = FORGETTING.get(forgetting.verdict, FORGETTING["clear"])[0]
+            yield _Warning(short, f"General ability fell: {label(m.name)} changed by {change}.")
+
+
+def _data_warnings(ladder: Ladder) -> Iterator[_Warning]:
+    facts = ladder.facts
+    if ladder.repeats(*facts.systems):
+        rows, different = min(s.n for s in facts.systems), ladder.groups(*facts.systems)
+        text = (
+            f"Of the {count(rows)} test rows only {count(different)} are different; intervals and tests count those, "
+            "but what is asked often weighs more in every score."
+        )
+        yield _Warning("test rows repeat each other", text)
     if facts.split is not None and facts.split.leaks:
         leaks = f"{_plural(facts.split.leaks, 'row')} stood on both sides of the split, so the scores may flatter."
-        found.append(_Warning("some test rows leaked into training", leaks))
+        yield _Warning("some test rows leaked into training", leaks)
     for f in _doubts(facts.findings):
         text = f"The data checks warn of {f.check.replace('_', ' ')}: {first_line(f.message).rstrip('.')}."
-        found.append(_Warning("the data checks doubt some labels or rows", text))
+        yield _Warning("the data checks doubt some labels or rows", text)
     if facts.training is not None and facts.training.stopped == "interrupted":
         text = "The training was interrupted; the model is its best checkpoint so far."
-        found.append(_Warning("the training was interrupted", text))
-    best = ladder.best(*RUNGS)
-    for system in facts.systems:
+        yield _Warning("the training was interrupted", text)
+
+
+def _system_warnings(ladder: Ladder) -> Iterator[_Warning]:
+    baseline, best = ladder.baseline, ladder.best(*RUNGS)
+    if baseline is not None and cut_share(baseline) > MOST_CUT_OFF:
+        cut = f"{count(baseline.details.answers_cut_off)} of the {count(baseline.n)} answers of {baseline.name}"
+        text = (
+            f"{cut}, the best without training, were cut off at the longest answer allowed; it may do better with more."
+        )
+        yield _Warning(f"answers of {spoken(baseline)} were cut off", text)
+    for system in ladder.facts.systems:
         if (
             not system.held_out
             and ladder.value(system) is not None
@@ -393,8 +440,7 @@ def _warnings(ladder: Ladder) -> tuple[_Warning, ...]:
             and ladder.goodness(system) > ladder.goodness(best)
         ):
             text = f"{system.name} scores higher, but it may have seen the test rows, so it does not count."
-            found.append(_Warning(f"{system.name} scores higher, but may have seen the test rows", text))
-    return tuple(found)
+            yield _Warning(f"{system.name} scores higher, but may have seen the test rows", text)
 
 
 def is_loss(measure: Measure) -> bool:

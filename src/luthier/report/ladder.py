@@ -1,10 +1,11 @@
 """The systems as the rules of `decision.py` see them: who may be chosen, who is best, who is clearly better than whom.
 
 A system that is not held out (it may have seen the test rows) is not on the ladder at all. "Clearly better" means that
-the paired interval leaves zero out and that the difference matters in practice.
+the paired interval leaves zero out and that the difference matters in practice. Two systems of which neither is clearly
+better "tie" only if the test could have seen a difference of COARSEST_EFFECT; else nothing is known of the two.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -21,11 +22,16 @@ from luthier.report.schema import (
 )
 
 SMALL_EFFECT = 0.02
-"""Least difference worth acting on: two points of a score from 0 to 1; on other scales, 2 % of the baseline's value."""
+"""Least difference worth acting on: 2 % of the scale, which is from the worst to the best value of the metric, or the
+baseline's value where a metric has no bounds."""
 COARSEST_EFFECT = 0.10
-"""A tie means nothing if the test could not have seen a difference of ten points."""
+"""A tie means nothing if the test could not have seen a difference of 10 % of the scale."""
 FEWEST_ROWS = 20
-"""Below this many test rows a bootstrap interval is not to be trusted, whatever it says."""
+"""Below this many different test rows a bootstrap interval is not to be trusted, whatever it says."""
+MOST_REPEATED = 0.05
+"""More test rows that repeat others than this share are a doubt: what they ask counts more than it should."""
+MOST_CUT_OFF = 0.05
+"""A baseline of which more than one answer in twenty was cut off may have been beaten by the limit."""
 MOST_FAILURES = 0.05
 """A system of which more than one answer in twenty lacks the wanted form is not fit for use."""
 POWER = 0.8
@@ -39,6 +45,11 @@ def rung(system: System) -> Recommendation:
     """The rung of the ladder that a system stands on; what is neither external nor a baseline is fine-tuned."""
     known: dict[str, Recommendation] = {"command": "external", "zero_shot": "prompt", "few_shot": "few_shot"}
     return known.get(system.type, "prompt" if system.baseline else "fine_tune")
+
+
+def cut_share(system: System) -> float:
+    """Share of its answers that ran into the longest answer allowed."""
+    return system.details.answers_cut_off / system.n if system.n else 0.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,10 @@ class Facts:
 
 
 class Ladder:
-    """The systems as the rules see them: who may be chosen, who is best, and who is clearly better than whom."""
+    """The systems as the rules see them: who may be chosen, who is best, and who is clearly better than whom.
+
+    `baseline` is the best prompt; a program is `external` and never a baseline.
+    """
 
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
@@ -80,13 +94,26 @@ class Ladder:
         among = [s for s in self.eligible if rung(s) in rungs and (not reliable or is_reliable(s))]
         return max(among, key=lambda s: (self.goodness(s), -RUNGS.index(rung(s))), default=None)
 
+    def groups(self, *systems: System) -> int:
+        """Test rows that these systems answered and that ask something different: what a test counts."""
+        found = self.facts.evaluation.groups if self.facts.evaluation else None
+        rows = min(system.n for system in systems)
+        return rows if found is None else min(rows, found)
+
+    def repeats(self, *systems: System) -> bool:
+        """So many of the rows that these systems answered ask the same that it is a doubt."""
+        rows = min((system.n for system in systems), default=0)
+        return rows > 0 and rows - self.groups(*systems) > MOST_REPEATED * rows
+
     @property
     def unit(self) -> float:
-        """What effects are a share of: 1 for scores from 0 to 1, else the size of the best baseline's value."""
-        values = [v for s in self.eligible if (v := self.value(s)) is not None]
-        if all(0 <= v <= 1 for v in values):
-            return 1.0
-        return abs(self.value(self.baseline) or 0.0) if self.baseline else max(abs(v) for v in values)
+        """What effects are a share of: from the worst to the best value; without bounds the best baseline's value."""
+        bounds = self.facts.evaluation.bounds.get(self.metric) if self.facts.evaluation else None
+        if bounds is not None:
+            return abs(bounds[1] - bounds[0])
+        if self.baseline is not None:
+            return abs(self.value(self.baseline) or 0.0)
+        return max((abs(self.value(s) or 0.0) for s in self.eligible), default=0.0)
 
     def difference(self, a: System, b: System) -> Difference:
         """`a` minus `b` on the primary metric: the paired one if it was measured, else from the two intervals.
@@ -110,25 +137,40 @@ class Ladder:
 
     def clearly_better(self, a: System, b: System) -> bool:
         """The interval of a minus b lies on a's side of zero, and the difference is worth acting on."""
-        d = self.difference(a, b)
-        if d.difference is None or d.low is None or d.high is None:
-            return False
-        least = d.low if self.sign > 0 else -d.high
-        return least > 0 and self.sign * d.difference >= SMALL_EFFECT * self.unit
+        gain = self.sign * (self.difference(a, b).difference or 0.0)
+        return self.excludes_zero(a, b) and gain >= SMALL_EFFECT * self.unit and gain > 0
+
+    def tie(self, a: System, b: System) -> bool:
+        """Neither is clearly better, and a difference of COARSEST_EFFECT would have been seen."""
+        detectable = self.detectable(a, b)
+        is_clear = self.clearly_better(a, b) or self.clearly_better(b, a)
+        return not is_clear and detectable is not None and detectable <= COARSEST_EFFECT
+
+    def is_settled(self, a: System, b: System) -> bool:
+        """The test tells which of the two is clearly better, or that they tie."""
+        return self.clearly_better(a, b) or self.clearly_better(b, a) or self.tie(a, b)
+
+    def holds_up(self, system: System, rivals: Iterable[System | None]) -> bool:
+        """Each of the rivals that there are is clearly worse than the system, or ties with it."""
+        others = (rival for rival in rivals if rival is not None and rival is not system)
+        return all(self.clearly_better(system, rival) or self.tie(system, rival) for rival in others)
 
     def excludes_zero(self, a: System, b: System) -> bool:
-        """The interval of a minus b lies wholly on one side of zero."""
+        """The interval of a minus b lies wholly on one side of zero, and the test of the two says the same."""
         d = self.difference(a, b)
-        return d.low is not None and d.high is not None and (d.low > 0 or d.high < 0)
+        alpha = 1 - (self.facts.evaluation.confidence if self.facts.evaluation else 0.95)
+        is_significant = d.p_value is None or d.p_value <= alpha
+        return is_significant and d.low is not None and d.high is not None and (d.low > 0 or d.high < 0)
 
     def detectable(self, a: System, b: System) -> float | None:
-        """Smallest true difference that the test would show in POWER of cases, as a share of `unit`.
+        """Smallest true difference of a and b that the test would show in POWER of cases, as a share of `unit`.
 
         As measured, else (z_confidence + z_power) / z_confidence times the half-width of the interval of a minus b.
+        None: nothing is known of it.
         """
         evaluation = self.facts.evaluation
-        measured = evaluation.minimum_detectable_effect.get(self.metric) if evaluation else None
         d = self.difference(a, b)
+        measured = d.minimum_detectable_effect
         if measured is None and evaluation is not None and d.low is not None and d.high is not None:
             z = NormalDist().inv_cdf(0.5 + evaluation.confidence / 2)
             measured = (z + NormalDist().inv_cdf(POWER)) / z * (d.high - d.low) / 2

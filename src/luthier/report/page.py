@@ -7,7 +7,6 @@ and no markup made in Python, so a row of data can only ever be text.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import PurePath
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
@@ -15,8 +14,8 @@ from markupsafe import Markup
 
 from luthier.report import plot, text
 from luthier.report.decision import forgetting_sentence, is_loss
-from luthier.report.ladder import COARSEST_EFFECT, FEWEST_ROWS, MOST_FAILURES, SMALL_EFFECT
-from luthier.report.schema import Report, System
+from luthier.report.ladder import COARSEST_EFFECT, FEWEST_ROWS, MOST_FAILURES, SMALL_EFFECT, cut_share
+from luthier.report.schema import Evaluation, Report, System, Trial
 
 BADGES = {
     "prompt": "Use a plain prompt",
@@ -50,6 +49,7 @@ def render_page(report: Report) -> str:
         curve=plot.curve_plot(report.training),
         metrics=metric_names(report.systems, primary),
         best=best_values(report),
+        competitions=competitions(report.systems),
         failures=[(s.name, m, f) for s in report.systems for m, f in s.failures.items()],
         rules={"small": SMALL_EFFECT, "coarsest": COARSEST_EFFECT, "rows": FEWEST_ROWS, "failures": MOST_FAILURES},
     )
@@ -77,7 +77,8 @@ def _template() -> Template:
         "label": text.label,
         "toml": text.toml,
         "as_text": text.as_text,
-        "file_name": file_name,
+        "file_name": text.file_name,
+        "without_folders": text.without_folders,
         "shortened": shortened,
         "first_line": text.first_line,
     }
@@ -87,6 +88,7 @@ def _template() -> Template:
         "before_after": plot.before_after,
         "is_loss": is_loss,
         "forgetting_sentence": forgetting_sentence,
+        "cut_share": cut_share,
         "fold": FOLD,
     }
     return environment.get_template("page.html.jinja")
@@ -97,26 +99,46 @@ def _finalize(value: Any) -> Any:
     return text.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def file_name(text: str) -> str:
-    """The last two parts of an absolute path, also after a few words: without the folders of whoever ran it."""
-    words, slash, path = text.partition("/")
-    absolute = slash and (not words or words.endswith(" ")) and "\n" not in text
-    return words + "/".join(PurePath(path).parts[-2:]) if absolute else text
-
-
 def shortened(tree: Any) -> Any:
     """A copy of plain values in which every absolute path is its last two parts."""
     if isinstance(tree, Mapping):
         return {key: shortened(value) for key, value in tree.items()}
     if isinstance(tree, Sequence) and not isinstance(tree, str):
         return [shortened(value) for value in tree]
-    return file_name(tree) if isinstance(tree, str) else tree
+    return text.file_name(tree) if isinstance(tree, str) else tree
 
 
 def metric_names(systems: Sequence[System], primary: str) -> list[str]:
     """Every measured metric, the primary one first, then in the order of the systems."""
     seen = dict.fromkeys([primary, *(m for s in systems for m in s.metrics)])
     return [m for m in seen if any(m in s.metrics for s in systems)]
+
+
+@dataclass(frozen=True)
+class Competition:
+    """The ways to ask that one system tried on validation rows, the winner marked."""
+
+    system: str
+    rows: int
+    trials: tuple[tuple[Trial, bool], ...]
+    """Each with whether it won."""
+    winner: Trial
+    mean_shots: float | None
+
+
+def competitions(systems: Sequence[System]) -> list[Competition]:
+    """Of every system that chose between ways to ask."""
+    found = []
+    for system in systems:
+        chosen = system.details
+        won = [
+            (t.addition, t.place, t.examples) == (chosen.addition, chosen.place, chosen.examples) for t in chosen.tried
+        ]
+        if any(won):
+            winner = chosen.tried[won.index(True)]
+            trials = tuple(zip(chosen.tried, won, strict=True))
+            found.append(Competition(system.name, winner.rows, trials, winner, chosen.mean_shots))
+    return found
 
 
 def best_values(report: Report) -> dict[str, float]:
@@ -146,7 +168,7 @@ def _score_tiles(report: Report) -> list[Tile]:
         Tile(
             f"{text.label(evaluation.primary_metric)}, {shown.name}",
             text.number(m.value),
-            f"{known}{text.count(shown.n)} rows",
+            f"{known}{_rows(shown, evaluation)}",
         )
     ]
     d = verdict.difference
@@ -154,6 +176,12 @@ def _score_tiles(report: Report) -> list[Tile]:
         value, _, bounds = text.difference(d.difference, d.low, d.high).partition(" ")
         found.append(Tile(f"{d.a} minus {d.b}", value, bounds or "no interval"))
     return found
+
+
+def _rows(system: System, evaluation: Evaluation) -> str:
+    """`200 rows`, or `200 rows, 40 different`."""
+    different = system.n if evaluation.groups is None else evaluation.groups
+    return f"{text.count(system.n)} rows" + (f", {text.count(different)} different" if different < system.n else "")
 
 
 def _failure_tiles(report: Report) -> list[Tile]:

@@ -10,15 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from luthier.report.folder import parse_json, read_lines
-from luthier.report.schema import Answer, ComparedRow, ComparedRows, Missing, Turn
+from luthier.report.schema import Answer, ComparedRow, ComparedRows, Evaluation, Missing, Turn
 from luthier.report.text import as_text
 
 MOST_ROWS = 10
 MOST_CHARACTERS = 8_000
 """Longer texts are cut in the report, and the cut says so; the record file has them whole."""
+Bounds: TypeAlias = tuple[float, float]
+"""Worst and best score of a metric."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,20 @@ class _Line:
 def compare_rows(
     folder: Path,
     names: Sequence[str],
-    primary: str,
+    evaluation: Evaluation,
     fine_tuned: str | None,
     baseline: str | None,
     missing: list[Missing],
 ) -> ComparedRows:
-    """Pick rows from `records/<system>.jsonl`; absent or misaligned records are added to `missing`.
+    """Pick rows from `records/<system>.jsonl`.
+
+    Args:
+        folder: the run's folder.
+        names: the systems, as the page shows them.
+        evaluation: says which metric decides, which way is better, and between what a score lies.
+        fine_tuned: the system that wins and losses are counted for; None: there is none.
+        baseline: the system it is compared with; None: there is none.
+        missing: absent or misaligned records are added to it.
 
     Raises:
         DataError: a record file is damaged.
@@ -47,13 +57,13 @@ def compare_rows(
     if len(lines) < 2:
         return ComparedRows()
     aligned = _align(lines, missing)
-    metric = _common_metric(aligned, primary)
+    metric = _common_metric(aligned, evaluation.primary_metric)
     if metric is None:
         return ComparedRows(compared=len(aligned))
-    gaps = [_gap(row, metric, fine_tuned, baseline) for row in aligned]
+    sign = -1 if metric in evaluation.lower_is_better else 1
+    gaps = [sign * _gap(row, metric, fine_tuned, baseline) for row in aligned]
     spreads = [_spread(row, metric) for row in aligned]
     picked = _pick([row[next(iter(lines))].id for row in aligned], gaps, spreads)
-    bounded = all(0 <= line.scores[metric] <= 1 for row in aligned for line in row.values() if metric in line.scores)
     asked = fine_tuned if fine_tuned in lines else next(iter(lines))
     return ComparedRows(
         score_metric=metric,
@@ -61,7 +71,7 @@ def compare_rows(
         differ=sum(s > 0 for s in spreads),
         better=sum(g > 0 for g in gaps),
         worse=sum(g < 0 for g in gaps),
-        rows=tuple(_row(folder, aligned[i], metric, asked, bounded) for i in picked),
+        rows=tuple(_row(folder, aligned[i], metric, asked, evaluation.bounds.get(metric)) for i in picked),
     )
 
 
@@ -131,7 +141,7 @@ def _pick(ids: Sequence[str], gaps: Sequence[float], spreads: Sequence[float]) -
     return [*turns, *(i for i in order if gaps[i] == 0)][:MOST_ROWS]
 
 
-def _row(folder: Path, row: Mapping[str, _Line], metric: str, asked: str, bounded: bool) -> ComparedRow:
+def _row(folder: Path, row: Mapping[str, _Line], metric: str, asked: str, bounds: Bounds | None) -> ComparedRow:
     records = {name: _record(folder, name, line) for name, line in row.items()}
     prompt = records[asked].get("prompt")
     turns = prompt if isinstance(prompt, list) else [] if prompt is None else [prompt]
@@ -139,7 +149,7 @@ def _row(folder: Path, row: Mapping[str, _Line], metric: str, asked: str, bounde
         id=row[asked].id,
         prompt=tuple(_turn(turn) for turn in turns),
         target=_clip(as_text(records[asked].get("target"))),
-        answers=tuple(_answer(name, records[name], line.scores.get(metric), bounded) for name, line in row.items()),
+        answers=tuple(_answer(name, records[name], line.scores.get(metric), bounds) for name, line in row.items()),
     )
 
 
@@ -160,10 +170,12 @@ def _turn(turn: Any) -> Turn:
     return Turn(role=as_text(turn.get("role", "")), text=_clip(text))
 
 
-def _answer(name: str, record: Mapping[str, Any], score: float | None, bounded: bool) -> Answer:
+def _answer(name: str, record: Mapping[str, Any], score: float | None, bounds: Bounds | None) -> Answer:
     mark: Literal["right", "partly", "wrong", "unscored"] = "unscored"
-    if score is not None and bounded:
-        mark = "right" if score >= 1 else "wrong" if score <= 0 else "partly"
+    if score is not None and bounds is not None:
+        worst, best = bounds
+        share = (score - worst) / (best - worst)
+        mark = "right" if share >= 1 else "wrong" if share <= 0 else "partly"
     return Answer(system=name, text=_clip(as_text(record.get("output"))), score=score, mark=mark)
 
 

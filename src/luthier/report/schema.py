@@ -17,7 +17,13 @@ Severity = Literal["error", "warning", "note"]
 class Part(BaseModel):
     """The base of every part: frozen; keys that a newer Luthier wrote are passed over, not refused."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        json_schema_serialization_defaults_required=True,  # a report has every field, so its schema promises every one
+    )
 
 
 class Interval(Part):
@@ -51,6 +57,40 @@ class Failures(Part):
     """Upper bound of that share that n rows allow: with none seen in n rows, it is far from zero."""
 
 
+class Trial(Part):
+    """A way to ask that competed on validation rows."""
+
+    addition: str = ""
+    """What it adds to the row's own prompt; empty: nothing."""
+    place: str = ""
+    """Where: in the `system` message or after what the `user` asked."""
+    examples: str = ""
+    """How examples are chosen; empty for a prompt without examples."""
+    validation_score: float | None = None
+    """Its value of the primary metric on these rows; null if it was not finite."""
+    rows: int = 0
+    """Validation rows."""
+
+
+class Details(Part):
+    """What a system says about how it answered; keys that are not named here are kept as they are."""
+
+    model_config = ConfigDict(extra="allow")
+
+    answers_cut_off: int = 0
+    """Answers that ran into the longest answer allowed."""
+    tried: tuple[Trial, ...] = ()
+    """The ways to ask that competed; the winner is the one with the next three values."""
+    addition: str = ""
+    """Of the winner."""
+    place: str = ""
+    """Of the winner."""
+    examples: str = ""
+    """Of the winner."""
+    mean_shots: float | None = None
+    """Solved examples before a question, on average; null for a prompt without examples."""
+
+
 class System(Part):
     """What was evaluated: a model with its prompt, or an external program."""
 
@@ -63,7 +103,7 @@ class System(Part):
     held_out: bool = True
     """False: it may have seen the test rows, so it is shown, never chosen, and never a baseline."""
     baseline: bool = False
-    """True: nothing was trained for it."""
+    """True: the model with a prompt alone, held out, so that the fine-tuned model must beat it. A program is none."""
     n: int = Field(ge=0)
     """Test rows it answered."""
     metrics: dict[str, Interval] = {}
@@ -74,8 +114,8 @@ class System(Part):
     """Seconds it took to answer all rows, on the machine of `run.machine`."""
     failures: dict[str, Failures] = {}
     """Format failures by metric."""
-    details: dict[str, Any] = {}
-    """Anything else that the system or a metric reports, such as scores by class."""
+    details: Details = Details()
+    """How it answered."""
 
 
 class Difference(Part):
@@ -97,6 +137,8 @@ class Difference(Part):
     """Probability of a difference at least this large if there were none."""
     test: str | None = None
     """How interval and p-value were computed."""
+    minimum_detectable_effect: float | None = None
+    """The smallest true difference of these two that this many rows would show four times in five."""
 
 
 class Evaluation(Part):
@@ -110,10 +152,12 @@ class Evaluation(Part):
     """Coverage of every interval."""
     n: int = 0
     """Test rows."""
+    groups: int | None = None
+    """Test rows that ask something different: what intervals and tests count. Null if it was not worked out."""
     lower_is_better: tuple[str, ...] = ("perplexity",)
     """Metrics for which a smaller value is the better one."""
-    minimum_detectable_effect: dict[str, float | None] = {}
-    """By metric: the smallest true difference that this many rows would show four times in five."""
+    bounds: dict[str, tuple[float, float]] = {}
+    """Worst and best value of each metric that has both; a difference is judged as a share of what lies between."""
 
 
 class Evidence(Part):
@@ -141,7 +185,7 @@ class Verdict(Part):
     fine_tuned: str | None = None
     """The best fine-tuned system that counts."""
     baseline: str | None = None
-    """The best held-out system without training: what fine-tuning had to beat."""
+    """The best held-out prompt: what fine-tuning had to beat."""
     difference: Difference | None = None
     """Fine-tuned minus best baseline on the primary metric."""
     warnings: tuple[str, ...] = ()
@@ -173,7 +217,9 @@ class Measure(Part):
     unit: str = ""
     """Such as share or perplexity."""
     n: int = 0
-    """Questions, or tokens of text."""
+    """Questions, or windows of text: what intervals and tests count."""
+    tokens: int | None = None
+    """Tokens in the windows of text; null for questions."""
     higher_is_better: bool = True
     """Which direction is a loss of ability."""
     before: Interval
@@ -182,6 +228,8 @@ class Measure(Part):
     """The fine-tuned model."""
     difference: Change
     """After minus before, paired."""
+    minimum_detectable_effect: float | None = None
+    """The smallest true change that this many units would show four times in five."""
 
 
 class Forgetting(Part):
@@ -200,6 +248,8 @@ class Place(Part):
     """The file."""
     line: int
     """1-based line, or row number in CSV and Parquet."""
+    row: int = 0
+    """Number of the row in a JSON array, from 1; 0 where the line tells all."""
 
 
 class Finding(Part):
@@ -333,6 +383,8 @@ class SystemCost(Part):
     """The system."""
     seconds_per_answer: float | None = None
     """Measured on this machine."""
+    seconds_include: str | None = None
+    """What these seconds hold besides answering; null: nothing."""
     prompt_tokens_per_answer: float | None = None
     """Measured."""
     completion_tokens_per_answer: float | None = None
@@ -406,7 +458,7 @@ class Answer(Part):
     score: float | None
     """Its score on `score_metric` of the rows; null if the record has none."""
     mark: Literal["right", "partly", "wrong", "unscored"]
-    """Full score, some, none, or no score between 0 and 1."""
+    """Best score, some, worst, or no score that has bounds."""
 
 
 class ComparedRow(Part):

@@ -9,6 +9,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 NOT_MEASURED = "n/a"
@@ -24,6 +25,8 @@ _UPPER = {
 }
 _SUSPECT = re.compile(r"[^\t\n\x20-\x7e\xa1-\xac\xae-\u02ff\u0370-\u058f]")
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+# an absolute path of two parts or more: in quotes with blanks, else without; never a part of a URL, a fraction, and/or
+_PATH = re.compile(r"""(?<=['"`])/[^'"`\n]*/[^'"`\n]*(?=['"`])|(?<![\w.:/~])/(?:[^\s/'"`,;:()]+/)+[^\s/'"`,;:()]*""")
 
 
 def visible(text: str) -> str:
@@ -51,6 +54,17 @@ def _picture(match: re.Match[str]) -> str:
 def as_text(value: Any) -> str:
     """A string as it is, anything else as JSON: `null` for an answer that is not there."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def without_folders(text: str) -> str:
+    """A text in which every absolute path is its last two parts: without the folders of whoever ran it."""
+    return _PATH.sub(lambda match: file_name(match.group()), text)
+
+
+def file_name(text: str) -> str:
+    """The last two parts of a text that is an absolute path; in any other, of the paths in it."""
+    is_path = text.startswith("/") and "\n" not in text
+    return "/".join(PurePosixPath(text).parts[1:][-2:]) if is_path else without_folders(text)
 
 
 def first_line(value: str, most: int = 140) -> str:
@@ -94,8 +108,10 @@ def interval(value: float | None, low: float | None, high: float | None) -> str:
 
 
 def _difference_decimals(values: Sequence[float]) -> int:
+    """So many that what is not zero does not read as zero, and what differs does not read as the same."""
     for decimals in (2, 3):
-        if all(v == 0 or round(v, decimals) != 0 for v in values):
+        shown = {round(v, decimals) for v in values}
+        if len(shown) == len(set(values)) and all(v == 0 or round(v, decimals) != 0 for v in values):
             return decimals
     return 4
 

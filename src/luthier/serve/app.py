@@ -18,8 +18,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from luthier.data.template_probes import kinds_of
 from luthier.serve.access_log import AccessLog, note_tokens, request_id
-from luthier.serve.api_error import ApiError, gone, internal, model_not_found
+from luthier.serve.api_error import ApiError, gone, internal, model_not_found, unsupported
 from luthier.serve.backend import Backend
 from luthier.serve.chat import ChatRequest, parse_chat
 from luthier.serve.completion import CompletionRequest, parse_completion
@@ -59,9 +60,9 @@ class Access:
 
 
 def build_app(backend: Backend, access: Access, limits: HttpLimits) -> ASGIApp:
-    """The application behind its guards; its lifespan starts and stops the backend."""
+    """The application behind its guards, and the log around both; its lifespan starts and stops the backend."""
     routes = build_routes(backend, access, limits)
-    return HostGuard(AccessLog(routes), access.hosts, access.any_address)
+    return AccessLog(HostGuard(routes, access.hosts, access.any_address))
 
 
 def build_routes(backend: Backend, access: Access, limits: HttpLimits) -> FastAPI:
@@ -123,6 +124,7 @@ class Api:
         served = self._served(asked.common.model)
         with ExitStack() as held:
             held.enter_context(self._backend.seat())
+            _require_rendered(served, asked)
             ids = await self._backend.prompt_ids(served.name, asked.messages, asked.tools)
             work = self._work(served, asked, tuple(ids))
             if asked.common.stream:
@@ -219,6 +221,18 @@ class Api:
         except ClientDisconnect:
             raise gone() from None
         return bytes(body)
+
+
+def _require_rendered(served: ServedModel, asked: ChatRequest) -> None:
+    """Refuse what the template would leave out without a word, so that no model answers from nothing.
+
+    Raises:
+        ApiError: 400 that names it.
+    """
+    for kind, place in kinds_of(asked.messages, asked.tools).items():
+        if kind not in served.template.capabilities:
+            what = "system messages" if kind == "system" else kind.replace("_", " ")
+            raise unsupported(place, f"the chat template of {served.name!r} has no place for {what}")
 
 
 def _finished(request: Request, body: dict[str, Any], prompt_tokens: int, done: list[Completion]) -> Response:

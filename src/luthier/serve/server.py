@@ -1,11 +1,13 @@
 """Starting the server: where it may listen, and a clean end."""
 
+import asyncio
 import logging
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from luthier.errors import ServeError
 from luthier.serve.app import Access, HttpLimits, build_app
@@ -15,6 +17,8 @@ from luthier.serve.guard import host_name, is_address, is_loopback
 from luthier.serve.lane import Limits
 
 MAX_CONNECTIONS = 512
+HEADER_SECONDS = 10.0
+"""Longest time between the first moment of a connection, or of a request on it, and the end of its headers."""
 HEADER_BYTES = 32 * 1024
 
 
@@ -100,12 +104,52 @@ def url_of(bound: socket.socket) -> str:
     return f"http://{host}:{port}/v1"
 
 
+class Connection(H11Protocol):
+    """Closes a connection that holds a place without asking for anything: its headers do not arrive."""
+
+    _waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """The headers of the first request are awaited."""
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """A trickle of bytes is no request, and does not begin the time anew."""
+        self._watch()
+        super().data_received(data)
+        if self._is_answering():
+            self._stop_watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is awaited any more."""
+        self._stop_watch()
+        super().connection_lost(exc)
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _watch(self) -> None:
+        if self._waiting is None and not self._is_answering():
+            self._waiting = self.loop.call_later(HEADER_SECONDS, self._give_up)
+
+    def _stop_watch(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+    def _give_up(self) -> None:
+        self._waiting = None
+        if not self._is_answering():
+            self.transport.close()
+
+
 def build_server(backend: Backend, access: Access, limits: HttpLimits | None = None) -> uvicorn.Server:
     """A server that is ready to run."""
     limits = limits or HttpLimits()
     config = uvicorn.Config(
         build_app(backend, access, limits),
-        http="h11",
+        http=Connection,
         ws="none",
         lifespan="on",
         access_log=False,  # it would write paths that clients chose

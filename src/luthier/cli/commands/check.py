@@ -1,13 +1,15 @@
 """Look at data before anything is trained: the checks over its rows, and the gates over the tokens made from them.
 
 With data files: how they are read, every data check, rows per second. With a recipe: the same over its files and
-their split, and the pre-flight gates over rows with its model's template; no weights are loaded. Exit code 2 if there
-is an error or a gate refuses.
+their split, and the pre-flight gates over rows with its model's template; no weights are loaded. Rows that cannot be
+read are all counted and the first of them named; the rest is checked. Exit code 2 if there is an error or a gate
+refuses.
 """
 
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,15 +17,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.errors import RecipeError
-from luthier.examples import Example
+from luthier.errors import DataError, LuthierError, RecipeError
+from luthier.examples import Example, Where
 
 if TYPE_CHECKING:
-    from luthier.data.checks.base import Finding
+    from luthier.data.checks.base import Finding, Tally
     from luthier.preflight.base import GateResult, Subject
     from luthier.recipe import Recipe
 
 REFUSED = 2
+MAX_KINDS = 20
+"""Kinds of rows that cannot be read, told apart; further ones are counted together."""
+_OTHER_KIND = "something else"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +54,7 @@ def _count(text: str) -> int:
 
 @dataclass
 class Outcome:
-    """All that was found."""
+    """All that was found; `error` is what ended the command before its end, and empty if nothing did."""
 
     rows: dict[str, int] = field(default_factory=dict)
     formats: dict[str, str] = field(default_factory=dict)
@@ -58,16 +63,49 @@ class Outcome:
     gates: "list[GateResult]" = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     shown: list[str] = field(default_factory=list)
+    error: str = ""
 
     @property
     def passed(self) -> bool:
         """Whether a run may go on."""
-        return all(f.severity != "error" for f in self.findings) and all(g.passed for g in self.gates)
+        return (
+            not self.error and all(f.severity != "error" for f in self.findings) and all(g.passed for g in self.gates)
+        )
 
     @property
     def rows_per_second(self) -> float:
         """Rows read and checked in a second."""
         return sum(self.rows.values()) / max(self.seconds, 1e-9)
+
+
+class Broken:
+    """Rows that cannot be read, counted by what is wrong with them; numbers in a message make no difference."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, tuple[str, Tally]] = {}
+
+    def add(self, error: DataError) -> None:
+        """Count a row."""
+        from luthier.data.checks.base import Tally
+
+        kind, message = re.sub(r"\d+", "0", error.message), error.message
+        if kind not in self._kinds and len(self._kinds) >= MAX_KINDS:
+            kind = message = _OTHER_KIND
+        _, tally = self._kinds.setdefault(kind, (message, Tally()))
+        tally.add(Where(str(error.path), error.line or 0, error.row or 0))
+
+    def findings(self) -> "list[Finding]":
+        """An error for each kind, in the order in which they were met."""
+        from luthier.data.checks._text import rows
+        from luthier.data.checks.base import Finding
+
+        advice = "Mend these rows or take them out: `luthier run` stops at the first of them."
+        found = []
+        for message, tally in self._kinds.values():
+            first = "; the first" if tally.count > 1 and message != _OTHER_KIND else ""
+            told = f"{rows(tally.count)} cannot be read{first}: {message}"
+            found.append(Finding("schema", "error", told, advice, tuple(tally.where), tally.count))
+        return found
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,7 +116,12 @@ def run(args: argparse.Namespace) -> int:
         DataError: a file cannot be read; carries file and line.
         ModelError: the model is missing.
     """
-    outcome = _check_recipe(args) if _is_recipe(args) else _check_files(args)
+    try:
+        outcome = _check_recipe(args) if _is_recipe(args) else _check_files(args)
+    except LuthierError as error:
+        if args.json:
+            print(_as_json(Outcome(error=str(error))))
+        raise
     print(_as_json(outcome) if args.json else _as_text(outcome))
     return 0 if outcome.passed else REFUSED
 
@@ -102,30 +145,37 @@ def _is_recipe(args: argparse.Namespace) -> bool:
 
 
 def _check_files(args: argparse.Namespace) -> Outcome:
-    from luthier.data.checks.base import run_checks
     from luthier.data.formats.base import sniff
 
     outcome = Outcome()
-    test = [args.test] if args.test is not None else []
-    for path in (*args.paths, *test):
+    files = {"train": args.paths} | ({"test": [args.test]} if args.test is not None else {})
+    for path in (path for paths in files.values() for path in paths):
         outcome.formats[str(path)] = args.format or sniff(path)
-    started = time.perf_counter()
-    splits = {"train": _stream(args.paths, "train", outcome)}
-    if test:
-        splits["test"] = _stream(test, "test", outcome)
-    outcome.findings = run_checks(splits)
-    outcome.seconds = time.perf_counter() - started
-    if args.model or args.show:
+    _check_streams(files, None, outcome)
+    if (args.model or args.show) and outcome.rows["train"]:
         _render_files(args, outcome)
     return outcome
 
 
-def _stream(paths: Sequence[Path], split: str, outcome: Outcome) -> Iterator[Example]:
+def _check_streams(files: Mapping[str, Sequence[Path]], instruction: str | None, outcome: Outcome) -> None:
+    """Stream the rows of each split through the checks; those that cannot be read become findings too."""
+    from luthier.data.checks.base import run_checks
+
+    broken = Broken()
+    started = time.perf_counter()
+    found = run_checks({name: _stream(paths, name, instruction, outcome, broken) for name, paths in files.items()})
+    outcome.findings = [*broken.findings(), *found]
+    outcome.seconds = time.perf_counter() - started
+
+
+def _stream(
+    paths: Sequence[Path], split: str, instruction: str | None, outcome: Outcome, broken: Broken
+) -> Iterator[Example]:
     from luthier.data.formats.base import read_examples
 
     outcome.rows[split] = 0
     for path in paths:
-        for example in read_examples(path, outcome.formats[str(path)]):
+        for example in read_examples(path, outcome.formats[str(path)], instruction, broken.add):
             outcome.rows[split] += 1
             yield example
 
@@ -136,8 +186,9 @@ def _render_files(args: argparse.Namespace, outcome: Outcome) -> None:
     from luthier.recipe import Recipe
     from luthier.stages import Data
 
-    examples = list(_stream(args.paths, "train", outcome))
-    held_out = list(_stream([args.test], "test", outcome)) if args.test is not None else []
+    seen = Broken()  # these rows were counted before
+    examples = list(_stream(args.paths, "train", None, outcome, seen))
+    held_out = list(_stream([args.test], "test", None, outcome, seen)) if args.test is not None else []
     table: dict[str, Any] = {"data": {"train": str(args.paths[0])}}
     if args.model is not None:
         table["model"] = {"name": args.model}
@@ -152,19 +203,26 @@ def _render_files(args: argparse.Namespace, outcome: Outcome) -> None:
 
 def _check_recipe(args: argparse.Namespace) -> Outcome:
     from luthier import recipe as recipes
-    from luthier.data.checks.base import run_checks
     from luthier.data.formats.base import sniff
     from luthier.stages import divide
 
     recipe = recipes.load(args.paths[0], args.set)
     outcome = Outcome()
-    for path in (recipe.data.train, recipe.data.validation, recipe.data.test):
-        if path is not None:
-            outcome.formats[path] = sniff(Path(path)) if recipe.data.format == "auto" else recipe.data.format
+    settings = recipe.data
+    named = {"train": settings.train, "validation": settings.validation, "test": settings.test}
+    files = {name: [Path(path)] for name, path in named.items() if path is not None}
+    for (path,) in files.values():
+        outcome.formats[str(path)] = sniff(path) if settings.format == "auto" else settings.format
     started = time.perf_counter()
-    data, counts = divide(recipe)
+    try:
+        data, counts, outcome.findings = divide(recipe)
+    except DataError:
+        _check_streams(files, settings.instruction, outcome)
+        if not any(finding.check == "schema" for finding in outcome.findings):
+            raise  # not for a row that cannot be read
+        outcome.notes = ["rows cannot be read, so they were neither split nor rendered: the gates were left out"]
+        return outcome
     outcome.rows = {name: len(examples) for name, examples in data.named().items()}
-    outcome.findings = run_checks(data.named())
     outcome.seconds = time.perf_counter() - started
     outcome.notes = [str(note) for note in counts["notes"]]
     if counts["dropped_duplicates"]:
@@ -230,6 +288,7 @@ def _first(gate: "GateResult") -> str:
 def _as_json(outcome: Outcome) -> str:
     values: Mapping[str, Any] = {
         "passed": outcome.passed,
+        "error": outcome.error,
         "rows": outcome.rows,
         "formats": outcome.formats,
         "seconds": round(outcome.seconds, 3),

@@ -8,6 +8,7 @@ import argparse
 import ast
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def load_importer(folder: Path) -> Callable[[Path], Sequence[str]]:
     Files beside importer.py can be imported by it, as if it were run as a script.
 
     Raises:
-        DataError: it defines no function `import_rows`.
+        DataError: it cannot be imported, or defines no function `import_rows`.
     """
     path = folder / IMPORTER
     spec = importlib.util.spec_from_file_location(f"luthier_example_{folder.name}", path)
@@ -79,6 +80,10 @@ def load_importer(folder: Path) -> Callable[[Path], Sequence[str]]:
     sys.path.insert(0, str(folder))
     try:
         spec.loader.exec_module(module)
+    except Exception as error:  # it is somebody's program, and anything can be wrong with it
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else next(reversed(lines), None)
+        raise DataError(f"cannot be imported: {type(error).__name__}: {error}", path, line) from error
     finally:
         sys.path.remove(str(folder))
     function = vars(module).get("import_rows")
@@ -106,5 +111,8 @@ def _listing() -> str:
 
 
 def _first_line(path: Path) -> str:
-    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    try:
+        text = ast.get_docstring(ast.parse(path.read_bytes())) or ""
+    except (OSError, SyntaxError, ValueError) as error:
+        return f"(its {IMPORTER} cannot be read: {error})"
     return text.partition("\n")[0]

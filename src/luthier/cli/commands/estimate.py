@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     memory, available = found.memory, psutil.virtual_memory().total
     parts = ", ".join(f"{name} {value / 2**30:.2f}" for name, value in vars(memory).items())
     print(
-        f"memory    {memory.total / 2**30:.2f} GiB at most while training ({parts}); "
+        f"memory    {memory.total / 2**30:.2f} GiB at most, while {found.memory_stage} ({parts}); "
         f"this machine has {available / 2**30:.1f}"
     )
     print(

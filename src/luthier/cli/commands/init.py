@@ -31,6 +31,8 @@ LISTED_BY_ZERO_SHOT, BASELINE_CHARACTERS = 1900, 8000
 SCHEMA = "schema.json"
 TOKENS_OF_WORK, LEAST_ROWS_SEEN, MOST_ROWS_SEEN = 450_000, 1200, 4000
 """Training on about 450,000 tokens takes some ten minutes on two cores for a model of 135 million parameters."""
+WRITTEN_TOKENS = 100_000
+"""Answers of so many tokens in all are what one system may write in an evaluation; beyond, test rows are left out."""
 LARGEST_CONTEXT = 8192
 SAFETY = 1.25
 """The tokens of a row are an estimate; no row shall be cut."""
@@ -40,8 +42,12 @@ TASKS = {
     "label": "answers are one of {labels} labels",
     "tool_calls": "answers call tools",
     "text": "answers are free text",
-    "preference": "pairs of a better and a worse answer",
+    "pairs": "pairs of a better and a worse answer",
+    "language": "raw text, trained on from beginning to end",
 }
+
+SCORED = ("pairs", "language")
+"""Tasks in which nothing is written: a model only reads."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,11 @@ class Facts:
     def row_tokens(self) -> int:
         """Tokens of a middling row, about, the instruction included."""
         return self.train.row_tokens.median + self._instruction_tokens
+
+    @property
+    def read_tokens(self) -> int:
+        """Tokens that a model reads for a middling row: of a pair, the prompt with each reply."""
+        return self.row_tokens * (2 if self.train.kind == "preference" else 1)
 
     @property
     def longest_tokens(self) -> int:
@@ -194,7 +205,7 @@ def findings(facts: Facts) -> list[str]:
     )
     has = [name for name, there in (("tools", train.has_tools), ("system messages", train.has_system)) if there]
     lines.append(f"  with       {' and '.join(has) or 'neither tools nor system messages'}")
-    lines.append(f"  repeats    {train.repeats:,} of the first {train.looked_at:,} rows ({train.repeat_share:.1%})")
+    lines.append(f"  repeats    {train.repeats:,} of {train.rows:,} rows ({train.repeat_share:.1%})")
     for name, other in (("test", facts.test), ("validation", facts.validation)):
         if other is not None:
             lines.append(f"{other.path}: {other.rows:,} rows for {name}")
@@ -203,9 +214,15 @@ def findings(facts: Facts) -> list[str]:
 
 def describe_task(train: Profile) -> str:
     """The kind of task in words."""
+    task = task_of(train)
+    return f"{task}: " + TASKS[task].format(labels=len(train.labels))
+
+
+def task_of(train: Profile) -> str:
+    """What `evaluation.task` calls the kind of the rows."""
     if train.is_raw_text:
-        return "text: raw text, trained on from beginning to end"
-    return f"{train.kind}: " + TASKS[train.kind].format(labels=len(train.labels))
+        return "language"
+    return "pairs" if train.kind == "preference" else train.kind
 
 
 def _warnings(facts: Facts) -> Iterator[str]:
@@ -324,7 +341,7 @@ def _data(facts: Facts) -> Section:
     if facts.test is None:
         entries.append(Entry("test_share", facts.test_share, "nothing is chosen on these rows"))
     if train.repeats:
-        entries.append(Entry("duplicates", "drop", f"{train.repeats:,} of {train.looked_at:,} rows repeat another"))
+        entries.append(Entry("duplicates", "drop", f"{train.repeats:,} of {train.rows:,} rows repeat another"))
     return Section("data", entries)
 
 
@@ -352,7 +369,7 @@ def _training(facts: Facts) -> Section:
     epochs, per_step = plan_work(facts)
     steps = math.ceil(epochs * facts.trained_rows / per_step)
     longest = min(LARGEST_CONTEXT, max(128, 64 * math.ceil(facts.longest_tokens * SAFETY / 64)))
-    seen = epochs * facts.trained_rows * facts.row_tokens * (2 if facts.train.kind == "preference" else 1)
+    seen = epochs * facts.trained_rows * facts.read_tokens
     note = (
         f"About {steps:,} steps over {_round(seen):,} tokens; `luthier estimate` tells time and memory on this machine."
     )
@@ -372,11 +389,10 @@ def _training(facts: Facts) -> Section:
 
 def plan_work(facts: Facts) -> tuple[float, int]:
     """(epochs, rows per step): fewer rows are seen more often, and the work stays at minutes for some 1,000 rows."""
-    rows, is_pairs = facts.trained_rows, facts.train.kind == "preference"
-    tokens = facts.row_tokens * (2 if is_pairs else 1)
-    seen = min(MOST_ROWS_SEEN, max(LEAST_ROWS_SEEN, TOKENS_OF_WORK // max(tokens, 1)))
+    rows = facts.trained_rows
+    seen = min(MOST_ROWS_SEEN, max(LEAST_ROWS_SEEN, TOKENS_OF_WORK // max(facts.read_tokens, 1)))
     epochs = min(10.0, max(1.0, seen / rows))
-    if is_pairs:
+    if facts.train.kind == "preference":
         epochs = min(epochs, 3.0)  # preferences overfit sooner than replies
     epochs = round(epochs * 2) / 2 if epochs < 3 else float(round(epochs))
     per_step = 4 if rows < 150 else 8 if rows < 5000 else 16 if rows < 20_000 else 32
@@ -385,28 +401,31 @@ def plan_work(facts: Facts) -> tuple[float, int]:
 
 def _evaluation(facts: Facts) -> Section:
     train = facts.train
-    metrics = metrics_of(facts)
-    entries = [Entry("task", "text" if train.kind == "preference" else train.kind, describe_task(train).split(": ")[1])]
+    task, metrics = task_of(train), metrics_of(facts)
+    entries = [Entry("task", task, describe_task(train).split(": ")[1])]
     entries += [Entry("metrics", metrics), Entry("primary_metric", metrics[0], "the one that decides")]
     if facts.schema is not None:
         entries.append(Entry("json_schema", _relative(facts.schema, facts.folder)))
-    rows, tokens = facts.test.rows if facts.test else train.rows * facts.test_share, train.reply_tokens.median
-    if rows * tokens > 100_000 and not train.is_raw_text:
-        most = max(200, 50 * round(100_000 / tokens / 50))
+    rows = facts.test.rows if facts.test else train.rows * facts.test_share
+    tokens, budget = train.reply_tokens.median, WRITTEN_TOKENS
+    if task in SCORED:
+        tokens, budget = facts.read_tokens, TOKENS_OF_WORK
+    if rows * tokens > budget:
+        most = max(200, 50 * round(budget / tokens / 50))
         entries.append(Entry("max_rows", most, f"of {round(rows):,} test rows, to keep the evaluation short"))
     return Section("evaluation", entries)
 
 
 def metrics_of(facts: Facts) -> list[str]:
     """Names of the metrics that fit the kind of answer, the deciding one first."""
-    if facts.train.is_raw_text:
-        return ["perplexity", "token_accuracy"]
-    kind = facts.train.kind
-    if kind == "json":
-        return ["field_f1", "exact_match", "json_valid", *(["schema_valid"] if facts.schema else [])]
-    if kind == "label":
-        return ["accuracy", "macro_f1"]
-    return ["tool_calls"] if kind == "tool_calls" else ["rouge_l", "chrf"]
+    return {
+        "json": ["field_f1", "exact_match", "json_valid", *(["schema_valid"] if facts.schema else [])],
+        "label": ["accuracy", "macro_f1"],
+        "tool_calls": ["tool_calls"],
+        "text": ["rouge_l", "chrf"],
+        "language": ["bits_per_byte", "perplexity", "token_accuracy"],
+        "pairs": ["pair_accuracy", "perplexity"],
+    }[task_of(facts.train)]
 
 
 def _systems(facts: Facts) -> list[Section]:
@@ -418,9 +437,9 @@ def _systems(facts: Facts) -> list[Section]:
     if not is_named and LISTED_BY_ZERO_SHOT < len(listing) <= BASELINE_CHARACTERS:
         variants = [Entry("variants", [listing], "Another prompt to try: without training, labels cannot be known.")]
     tuned = Section("evaluation.systems.fine_tuned", [], "the model that this run trains")
+    if task_of(train) in SCORED:
+        return [Section("evaluation.systems.zero_shot", [], f"{note}\nthe base model as it is"), tuned]
     zero = Section("evaluation.systems.zero_shot", variants, f"{note}\nthe base model, with the best of a few prompts")
-    if train.is_raw_text:
-        return [zero, tuned]
     shots = max(1, min(8, 1200 // max(train.turn_tokens.median, 1)))
     why = f"solved examples before each question, each about {train.turn_tokens.median:,} tokens"
     few = Section(

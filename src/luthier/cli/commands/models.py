@@ -2,6 +2,7 @@
 
 import argparse
 
+from luthier.errors import RecipeError
 from luthier.models.catalog import Entry, cache_folder, is_cached, known, resolve
 
 
@@ -13,8 +14,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """List the catalogue, or make the named model ready and verify every byte of it."""
+    """List the catalogue, or make the named model ready and verify every byte of it.
+
+    Raises:
+        RecipeError: --offline without a name.
+        ModelError, StorageError: as `resolve`.
+    """
     if arguments.name is None:
+        if arguments.offline:
+            raise RecipeError("--offline says how one model is had: name it; the list never uses the network")
         print(cache_folder() if arguments.path else _listing())
         return 0
     files = resolve(arguments.name, offline=arguments.offline)

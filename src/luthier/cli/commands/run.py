@@ -24,14 +24,15 @@ def run(args: argparse.Namespace) -> int:
     from luthier.estimate import plan
     from luthier.evaluate import measure_base, measure_tuned, question_of
     from luthier.report import build_report, write_report
-    from luthier.stages import open_run, prepare_data, train_stage, training_line
+    from luthier.stages import open_run, prepare_data, prepare_training, train_stage, training_line
 
     with begin(args) as (recipe, folder, progress):
         opened = open_run(recipe, folder, prepare_data(recipe, folder, progress), progress)
         question = question_of(opened)  # what cannot be evaluated is said before hours of training
         progress.plan = dict(plan(opened))
-        measure_base(opened, question, progress)
-        trained = train_stage(opened, progress)
+        prepared = prepare_training(opened, progress)  # and what cannot be trained, before the baselines
+        measure_base(opened, question, progress, prepared.base)
+        trained = train_stage(prepared, progress)
         progress.say("  " + training_line(folder.read("training.json")))
         measure_tuned(opened, question, trained.injected, progress)
         report = build_report(folder.path)

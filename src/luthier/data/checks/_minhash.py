@@ -8,10 +8,13 @@ probability 0.947, one of 0.9 with 0.9999.
 
 Shingles that stand in a tenth of the first texts are the template that all rows share (an instruction, JSON keys) and
 are left out, so only the varying part of a row is compared. The random orders are those of the datasketch library.
+
+At most 8 MiB of texts wait to be signed, and a long text is signed in pieces whose smallest hashes are put together,
+so memory grows by 136 bytes a text, whatever its length.
 """
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -20,13 +23,16 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from luthier.data.prompts import COMMON_ROWS, least_common
+
 ORDERS = 128
 BAND_BYTES = 8
 BANDS = ORDERS // BAND_BYTES
 NEAR = 0.8
 MIN_SHINGLES = 4
 _LEARN_FROM, _BATCH, _BLOCK = 1024, 256, 65536
-_COMMON_SHARE, _COMMON_ROWS = 0.1, 10
+_LEARN_BYTES, _WAITING_BYTES, _PIECE_BYTES = 1 << 16, 1 << 23, 1 << 20
+_WINDOW = 12
 _PAD = b"\0" * 16
 _TABLE_BITS = 16
 _VERIFY_AT_ONCE = 32768
@@ -47,16 +53,35 @@ def shingles(texts: list[bytes]) -> tuple[U32, I64]:
     A word begins after a blank; in scripts without blanks every character that takes several bytes begins one.
     """
     data = b"".join([text + _PAD for text in texts])
+    starts = _starts(data)
+    ends = np.cumsum([len(text) + len(_PAD) for text in texts])
+    counts = np.diff(np.searchsorted(starts, ends), prepend=0)
+    return _hashes(data, starts), counts.astype(np.int64)
+
+
+def pieces(text: bytes, size: int = _PIECE_BYTES) -> Iterator[U32]:
+    """The hashed shingles of one long text, those that begin in `size` bytes at a time."""
+    for begin in range(0, len(text), size):
+        from_ = max(begin - 1, 0)  # with the byte before, which tells whether a word starts here
+        data = text[from_ : begin + size + _WINDOW] + _PAD
+        starts = _starts(data)
+        yield _hashes(data, starts[(starts >= begin - from_) & (starts < begin - from_ + size)])
+
+
+def _starts(data: bytes) -> I64:
+    """Where the shingles of padded texts begin."""
     codes = np.frombuffer(data, dtype=np.uint8)
     after_blank = np.concatenate(([True], _BLANK[codes[:-1]]))
-    starts = np.flatnonzero((after_blank & _WORD_START[codes]) | _LEAD_BYTE[codes])
-    windows = np.ndarray(shape=(len(data) - 7,), dtype="<u8", buffer=data, strides=(1,))
+    return np.flatnonzero((after_blank & _WORD_START[codes]) | _LEAD_BYTE[codes])
+
+
+def _hashes(data: bytes, starts: I64) -> U32:
+    """A hash of the twelve bytes from each start on."""
+    windows: NDArray[np.uint64] = np.ndarray(shape=(len(data) - 7,), dtype="<u8", buffer=data, strides=(1,))
     head, tail = windows[starts], windows[starts + 8] & np.uint64(0xFFFFFFFF)
     mixed = head * np.uint64(0x9E3779B97F4A7C15) + tail * np.uint64(0xC2B2AE3D27D4EB4F)
     mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
-    ends = np.cumsum([len(text) + len(_PAD) for text in texts])
-    counts = np.diff(np.searchsorted(starts, ends), prepend=0)
-    return (mixed >> np.uint64(32)).astype(np.uint32), counts.astype(np.int64)
+    return np.asarray(mixed >> np.uint64(32), dtype=np.uint32)
 
 
 def mix(values: U32) -> U32:
@@ -76,6 +101,7 @@ class Signatures:
         self._factors: U32 = factors.astype(np.uint32)
         self._offsets: U32 = offsets.astype(np.uint32)
         self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
         self._common: NDArray[np.bool_] | None = None
         self._blocks: list[U8] = []
         self._rows = array("q")
@@ -84,7 +110,9 @@ class Signatures:
     def add(self, text: bytes) -> None:
         """Take the next text, as `normalized` gives it."""
         self._waiting.append(text)
-        if len(self._waiting) >= (_LEARN_FROM if self._common is None else _BATCH):
+        self._waiting_bytes += len(text)
+        enough = _LEARN_FROM if self._common is None else _BATCH
+        if len(self._waiting) >= enough or self._waiting_bytes >= _WAITING_BYTES:
             self._sign_waiting()
 
     def close(self, keep: NDArray[np.bool_] | None = None) -> tuple[U8, I64]:
@@ -117,12 +145,37 @@ class Signatures:
 
     def _sign_waiting(self) -> None:
         if self._common is None:
-            self._common = common_shingles(list(dict.fromkeys(self._waiting)))
-        for start in range(0, len(self._waiting), _BATCH):
-            self._sign(self._waiting[start : start + _BATCH], self._common)
-        self._waiting = []
+            self._common = common_shingles(list(dict.fromkeys(text[:_LEARN_BYTES] for text in self._waiting)))
+        batch: list[bytes] = []
+        size = 0
+        for text in self._waiting:
+            size += len(text)
+            if len(batch) == _BATCH or size > _PIECE_BYTES:
+                self._sign(batch, self._common)
+                batch, size = [], len(text)
+            if len(text) > _LEARN_BYTES:
+                self._sign(batch, self._common)
+                self._sign_long(text, self._common)
+                batch, size = [], 0
+            else:
+                batch.append(text)
+        self._sign(batch, self._common)
+        self._waiting, self._waiting_bytes = [], 0
+
+    def _sign_long(self, text: bytes, common: NDArray[np.bool_]) -> None:
+        found, smallest = 0, np.full((ORDERS, 1), 0xFFFFFFFF, dtype=np.uint32)
+        for hashes in pieces(text):
+            own = hashes[~common[hashes & np.uint32((1 << _TABLE_BITS) - 1)]]
+            found += len(own)
+            if len(own):
+                smallest = np.minimum(smallest, self._smallest(own, np.array([len(own)])))
+        if found >= MIN_SHINGLES:
+            self._store(_lowest_bytes(smallest), np.array([self._added]))
+        self._added += 1
 
     def _sign(self, texts: list[bytes], common: NDArray[np.bool_]) -> None:
+        if not texts:
+            return
         hashes, counts = shingles(texts)
         own = ~common[hashes & np.uint32((1 << _TABLE_BITS) - 1)]
         owner = np.repeat(np.arange(len(texts)), counts)
@@ -137,24 +190,33 @@ class Signatures:
 
     def sign(self, hashes: U32, counts: I64) -> U8:
         """Signatures (R, 128) of R texts from their shingles, text after text; every count is at least 1."""
+        return _lowest_bytes(self._smallest(hashes, counts))
+
+    def _smallest(self, hashes: U32, counts: I64) -> U32:
+        """(128, R) the smallest hash of each text in each order."""
         premixed = mix(hashes)
         starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
-        signature = np.empty((ORDERS, len(counts)), dtype=np.uint8)
+        smallest = np.empty((ORDERS, len(counts)), dtype=np.uint32)
         for order in range(ORDERS):
             ordered = premixed * self._factors[order] + self._offsets[order]
-            signature[order] = np.minimum.reduceat(ordered, starts)  # its lowest byte
-        return np.ascontiguousarray(signature.T)
+            smallest[order] = np.minimum.reduceat(ordered, starts)
+        return smallest
 
 
-def common_shingles(texts: list[bytes]) -> NDArray[np.bool_]:
+def _lowest_bytes(smallest: U32) -> U8:
+    """(R, 128) of (128, R)."""
+    return np.ascontiguousarray(smallest.astype(np.uint8).T)
+
+
+def common_shingles(texts: Sequence[bytes]) -> NDArray[np.bool_]:
     """Table of 65,536 truth values: does a shingle whose hash ends in these 16 bits belong to the shared template?"""
     table = np.zeros(1 << _TABLE_BITS, dtype=bool)
-    if len(texts) >= _COMMON_ROWS:
-        hashes, counts = shingles(texts)
+    if len(texts) >= COMMON_ROWS:
+        hashes, counts = shingles(list(texts))
         owner = np.repeat(np.arange(len(texts), dtype=np.uint64), counts)
         once = np.unique((hashes.astype(np.uint64) << np.uint64(20)) | owner)
         values, in_texts = np.unique(once >> np.uint64(20), return_counts=True)
-        common = values[in_texts >= max(_COMMON_ROWS, _COMMON_SHARE * len(texts))]
+        common = values[in_texts >= least_common(len(texts))]
         table[common & np.uint64((1 << _TABLE_BITS) - 1)] = True
     return table
 
@@ -168,7 +230,7 @@ def similarity(signatures: U8, left: I64, right: I64) -> NDArray[np.float64]:
     return (equal - 1 / 256) / (1 - 1 / 256)
 
 
-def _bands(signatures: U8) -> Iterator[tuple[I64, NDArray[np.bool_]]]:
+def bands(signatures: U8) -> Iterator[tuple[I64, NDArray[np.bool_]]]:
     """For each band: the texts ordered by their bytes in it, and True where a new value begins."""
     for band in range(BANDS):
         part = np.ascontiguousarray(signatures[:, band * BAND_BYTES : (band + 1) * BAND_BYTES])
@@ -190,7 +252,7 @@ def groups(signatures: U8) -> tuple[I64, dict[int, float]]:
     likeness: dict[int, float] = {}
     if count < 2:
         return group, likeness
-    for order, begins in _bands(signatures):
+    for order, begins in bands(signatures):
         first = np.maximum.accumulate(np.where(begins, np.arange(count), 0))
         joins = np.flatnonzero(~begins)
         left = np.concatenate((order[joins - 1], order[first[joins]]))
@@ -232,7 +294,7 @@ def nearest_earlier(signatures: U8, stage: I64) -> tuple[NDArray[np.float64], I6
     best, nearest = np.zeros(count), np.full(count, -1, dtype=np.int64)
     if count < 2:
         return best, nearest
-    for order, begins in _bands(signatures):
+    for order, begins in bands(signatures):
         bucket_start = np.maximum.accumulate(np.where(begins, np.arange(count), 0))
         stages = stage[order]
         new_stage = begins | np.concatenate(([True], stages[1:] != stages[:-1]))

@@ -45,7 +45,7 @@ SECRETS: tuple[Pattern, ...] = (
     _pattern("Hugging Face token", "hf_", r"\b(hf_[A-Za-z0-9]{30,})\b", 3.0),
     _pattern("package index token", "npm_ pypi-", r"\b(npm_[A-Za-z0-9]{36}|pypi-AgE[\w-]{40,})", 3.0),
     _pattern("SendGrid key", "SG.", r"\b(SG\.[\w-]{16,}\.[\w-]{16,})", 3.0),
-    _pattern("JSON web token", "eyJ", r"\b(eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,})", 3.5),
+    _pattern("JSON web token", "eyJ", r"(?<![\w-])(eyJ[\w-]{8,2000}\.eyJ[\w-]{8,4000}\.[\w-]{8,})", 3.5),
     _pattern("password in a URL", "://", r"://[^\s/:@]{1,64}:([^\s/:@]{3,64})@[\w.-]+", 1.5),
 )
 _ASSIGNED = re.compile(

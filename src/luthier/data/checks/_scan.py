@@ -1,15 +1,17 @@
 """A check that looks for kinds of things in the text of each row, and reports how many rows hold each kind.
 
-A system turn that all rows share is scanned once. What was matched is never kept: only its kind and the row's place.
+A system turn or a list of tools that rows share is scanned once. What was matched is never kept: only its kind and the
+row's place.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, NamedTuple
 
-from luthier.data.checks._text import rows, share, view
+from luthier.data.checks._text import leaves, rows, share, unescaped, view
 from luthier.data.checks.base import Check, Finding, Severity, Tally
-from luthier.examples import Example, Where
+from luthier.data.prompts import tools_text
+from luthier.examples import Document, Example, Where
 
 _REMEMBERED = 64
 
@@ -58,7 +60,7 @@ class TextScan(Check):
 
     def __init__(self) -> None:
         self._tallies = Tallies(self.check, self.kinds)
-        self._systems: dict[str, frozenset[str]] = {}
+        self._shared: dict[str, frozenset[str]] = {}
         self._rows = 0
 
     @abstractmethod
@@ -66,21 +68,25 @@ class TextScan(Check):
         """The kinds, keys of `kinds`, that the text holds."""
 
     def see(self, example: Example, split: str) -> None:
-        """Scan the row's system turn, prompt and replies."""
+        """Scan the row's system turn, tools, prompt, replies and target."""
         self._rows += 1
         texts = view(example)
-        held = self.scan(texts.full)
+        held = self.scan(texts.scanned())
         if texts.system:
-            held = held | self._scan_system(texts.system)
+            held = held | self._scan_shared(texts.system, lambda: unescaped(texts.system))
+        if not isinstance(example, Document) and example.tools:
+            tools = example.tools
+            held = held | self._scan_shared(tools_text(tools), lambda: leaves(tools))
         for kind in held:
             self._tallies.add(kind, example.where)
 
-    def _scan_system(self, text: str) -> frozenset[str]:
-        known = self._systems.get(text)
+    def _scan_shared(self, key: str, text: Callable[[], str]) -> frozenset[str]:
+        """The kinds in `text()`, found out once for rows whose system turn or tools are `key`."""
+        known = self._shared.get(key)
         if known is None:
-            known = frozenset(self.scan(text))
-            if len(self._systems) < _REMEMBERED:
-                self._systems[text] = known
+            known = frozenset(self.scan(text()))
+            if len(self._shared) < _REMEMBERED:
+                self._shared[key] = known
         return known
 
     def findings(self) -> list[Finding]:

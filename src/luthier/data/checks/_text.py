@@ -1,13 +1,14 @@
 """The texts of an example, taken apart once for all checks, and findings as text that is safe on a terminal."""
 
-import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from luthier.data.checks.base import SEVERITIES, Finding
-from luthier.examples import Conversation, Document, Example, Message, Preference
+from luthier.data.prompts import Asked, asked, digest, is_trained, joined, message_text, tools_text
+from luthier.examples import Conversation, Document, Example, Message, Preference, Where
 
 _FOLD = bytes(
     code + 32 if 65 <= code <= 90 else code if 48 <= code <= 57 or 97 <= code <= 122 or code >= 128 else 32
@@ -15,20 +16,6 @@ _FOLD = bytes(
 )
 _SHOWN = 5  # places listed for a finding
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
-
-
-def message_text(message: Message) -> str:
-    """What a message says: its content, and its tool calls as canonical JSON."""
-    if not message.tool_calls:
-        return message.content
-    calls = [{"name": call.name, "arguments": call.arguments} for call in message.tool_calls]
-    text = json.dumps(calls, ensure_ascii=False, sort_keys=True, default=str)
-    return f"{message.content}\n{text}" if message.content else text
-
-
-def joined(messages: Iterable[Message]) -> str:
-    """The texts of messages, a line break between them."""
-    return "\n".join([message_text(message) for message in messages])
 
 
 def normalized(text: str) -> bytes:
@@ -39,22 +26,6 @@ def normalized(text: str) -> bytes:
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text).casefold()
     return b" ".join(text.encode("utf-8", "surrogatepass").translate(_FOLD).split())
-
-
-def canonical(text: str) -> bytes:
-    """Text as UTF-8 that two askers would call the same: case folded, blanks collapsed, no punctuation at the ends.
-
-    Unlike `normalized` it keeps the punctuation inside, so `3+5` and `3-5` stay apart.
-    """
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-    folded = " ".join(text.casefold().split())
-    return (folded.strip(" .,;:!?\"'") or folded).encode("utf-8", "surrogatepass")
-
-
-def digest(data: bytes) -> int:
-    """64 bits that stand for `data`; among a million different texts two agree with probability 3e-8."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def text_digest(text: str) -> int:
@@ -69,12 +40,14 @@ class View:
     (last assistant turn, chosen reply, document); `rejected` the other reply of a preference; `full` all but system.
     """
 
-    __slots__ = ("_exact", "_row", "example", "full", "prompt", "rejected", "reply", "system")
+    __slots__ = ("_asked", "_exact", "_row", "_scanned", "example", "full", "prompt", "rejected", "reply", "system")
 
     def __init__(self, example: Example) -> None:
         self.example = example
         self._row: bytes | None = None
         self._exact: int | None = None
+        self._asked: Asked | None = None
+        self._scanned: str | None = None
         self.system, self.prompt, self.reply, self.rejected = "", "", "", ""
         if isinstance(example, Document):
             self.reply = self.full = example.text
@@ -108,6 +81,21 @@ class View:
             self._exact = text_digest(exact_content(self.example))
         return self._exact
 
+    def asked(self) -> Asked:
+        """What the row asks, as digests, worked out once."""
+        if self._asked is None:
+            self._asked = asked(self.example)
+        return self._asked
+
+    def scanned(self) -> str:
+        """All that a scan shall see but the system turns and tools, worked out once.
+
+        Other than `full` it has the texts inside of JSON without their escapes, names and ids, and the target.
+        """
+        if self._scanned is None:
+            self._scanned = _scanned(self.example, self.full)
+        return self._scanned
+
 
 class _Latest:
     """The view of the example seen last: every check asks for the same one in turn."""
@@ -133,8 +121,80 @@ def exact_content(example: Example) -> str:
         sides = (("prompt", example.prompt), ("chosen", example.chosen), ("rejected", example.rejected))
         parts = [f"{side}\x1f{m.role}\x1f{message_text(m)}" for side, messages in sides for m in messages]
     if example.tools:
-        parts.append(json.dumps(example.tools, ensure_ascii=False, sort_keys=True, default=str))
+        parts.append(tools_text(example.tools))
     return "\x1e".join(parts)
+
+
+def trained_replies(example: Example) -> Iterator[tuple[Sequence[Message], str]]:
+    """Each reply that is trained on, with the messages before it; a document has none."""
+    if isinstance(example, Preference):
+        yield example.prompt, joined(example.chosen)
+    elif isinstance(example, Conversation):
+        for index, message in enumerate(example.messages):
+            if is_trained(message):
+                yield example.messages[:index], message_text(message)
+
+
+# What a scan for secrets, personal data and damage sees
+
+_JSON_START = re.compile(r"\s*[\[{]")
+_APART = "\n\n\n"  # keeps what stands in two places from being read as one thing
+
+
+def _scanned(example: Example, full: str) -> str:
+    if isinstance(example, Document):
+        return unescaped(full)
+    if isinstance(example, Preference):
+        messages, target = (*example.prompt, *example.chosen, *example.rejected), None
+    else:
+        messages, target = example.messages, example.target
+    if not any(m.tool_calls or m.name or m.tool_call_id or _hides_text(m.content) for m in messages):
+        return full if target is None else f"{full}{_APART}{leaves(target)}"
+    parts = [part for m in messages if m.role not in ("system", "developer") for part in _parts(m)]
+    return _APART.join([*parts, leaves(target)])
+
+
+def unescaped(text: str) -> str:
+    """The text, and where it is JSON with escapes in it, behind it the texts inside."""
+    return f"{text}{_APART}{_inside(text)}" if _hides_text(text) else text
+
+
+def _parts(message: Message) -> Iterator[str]:
+    yield unescaped(message.content)
+    yield message.name or ""
+    yield message.tool_call_id or ""
+    for call in message.tool_calls:
+        yield f"{call.name}\n{call.id or ''}"
+        yield leaves(call.arguments)
+
+
+def _hides_text(text: str) -> bool:
+    """May this be JSON in which something stands escaped?"""
+    return "\\" in text and _JSON_START.match(text) is not None
+
+
+def _inside(text: str) -> str:
+    try:
+        return leaves(json.loads(text))
+    except (ValueError, RecursionError):
+        return ""
+
+
+def leaves(value: Any) -> str:
+    """The texts and numbers in a JSON value, a line each, behind the key under which they stand; other keys alone."""
+    lines: list[str] = []
+    waiting: list[tuple[str, Any]] = [("", value)]
+    while waiting:
+        key, inner = waiting.pop()
+        if isinstance(inner, dict):
+            waiting.extend((str(name), part) for name, part in inner.items())
+        elif isinstance(inner, (list, tuple)):
+            waiting.extend((key, part) for part in inner)
+        if isinstance(inner, (str, int, float)) and not isinstance(inner, bool):
+            lines.append(f"{key}: {inner}" if key else str(inner))
+        elif key:
+            lines.append(key)
+    return _APART.join(lines)
 
 
 def safe(text: str) -> str:
@@ -180,11 +240,12 @@ def _render(finding: Finding) -> str:
     return "\n".join(lines)
 
 
-def _grouped(places: Iterable) -> list[str]:
+def _grouped(places: Iterable[Where]) -> list[str]:
     """Places with the path said once for consecutive lines of one file."""
-    groups: list[tuple[str, list[str]]] = []
+    groups: list[tuple[str, str, list[str]]] = []
     for place in places:
-        if not groups or groups[-1][0] != place.path:
-            groups.append((place.path, []))
-        groups[-1][1].append(str(place.line))
-    return [f"{safe(path)}, line{'s' if len(lines) > 1 else ''} {', '.join(lines)}" for path, lines in groups]
+        path, unit, number = place.parts()
+        if not groups or groups[-1][:2] != (path, unit):
+            groups.append((path, unit, []))
+        groups[-1][2].append(str(number))
+    return [f"{safe(path)}, {unit}{'s' if len(all_) > 1 else ''} {', '.join(all_)}" for path, unit, all_ in groups]

@@ -1,17 +1,19 @@
 """How evenly the answers of a classification are spread; says nothing about answers that are not labels.
 
 With one answer in nearly every row a model scores well by always giving it, and a label seen twice is not learned.
+Up to one answer in a hundred may be no label; such rows are named.
 """
 
 from collections import Counter
 
 from luthier.data.checks._patterns import printable_label
 from luthier.data.checks._text import quoted, rows, share, view
-from luthier.data.checks.base import Check, Finding
+from luthier.data.checks.base import Check, Finding, Tally
 from luthier.examples import Conversation, Example
 
 _LONGEST, _MOST_LABELS = 64, 5000
 _LOPSIDED, _RARE, _ENOUGH = 0.8, 5, 20
+_ODD = 0.01
 
 
 class Balance(Check):
@@ -19,23 +21,27 @@ class Balance(Check):
 
     def __init__(self) -> None:
         self._counts: dict[str, Counter[str]] = {}
-        self._labels = True
+        self._odd = Tally()
+        self._too_many = False
 
     def see(self, example: Example, split: str) -> None:
-        """Count the answer, or give up for good when answers turn out to be text."""
-        if not self._labels or not isinstance(example, Conversation):
+        """Count the answer, or give up for good when there are too many different ones."""
+        if self._too_many or not isinstance(example, Conversation):
             return
         label = view(example).reply.strip()
         if not label:
             return
+        if len(label) > _LONGEST or "\n" in label or label[0] in "{[":
+            self._odd.add(example.where)
+            return
         counts = self._counts.setdefault(split, Counter())
         counts[label] += 1
-        if len(label) > _LONGEST or "\n" in label or label[0] in "{[" or len(counts) > _MOST_LABELS:
-            self._labels = False
+        self._too_many = len(counts) > _MOST_LABELS
 
     def findings(self) -> list[Finding]:
         """Warnings for a lopsided, a rare, an untrained and an inconsistently written label; a note with the spread."""
-        if not self._labels or not self._counts:
+        labeled = sum(counts.total() for counts in self._counts.values())
+        if self._too_many or not labeled or self._odd.count > _ODD * (labeled + self._odd.count):
             return []
         split, counts = next(iter(self._counts.items()))
         total = counts.total()
@@ -45,8 +51,8 @@ class Balance(Check):
         if len(counts) == 1:
             message = f"all {rows(total)} of {split} have the same answer"
             advice = "add rows with the other answers; a model can only learn to say this one"
-            return [Finding("balance", "warning", message, advice, (), total)]
-        found = [self._spread(split, counts, total)]
+            return [Finding("balance", "warning", message, advice, (), total), *self._no_labels()]
+        found = [self._spread(split, counts, total), *self._no_labels()]
         if size > _LOPSIDED * total:
             message = f"{share(size, total)} of {split} have the answer {quoted([printable_label(most)])}"
             advice = "judge by macro-F1, not accuracy, and add rows of the other labels or drop some of this one"
@@ -57,6 +63,14 @@ class Balance(Check):
             advice = "add rows for them, merge them with a neighbor, or leave them out"
             found.append(Finding("balance", "warning", message, advice, (), sum(counts[label] for label in rare)))
         return found + self._unseen(split) + self._spellings(counts)
+
+    def _no_labels(self) -> list[Finding]:
+        odd = self._odd
+        if not odd.count:
+            return []
+        message = f"{rows(odd.count)} whose answer is no label, where the others' answers are"
+        advice = "write the label that was meant, or remove these rows"
+        return [Finding("balance", "warning", message, advice, tuple(odd.where), odd.count)]
 
     def _spread(self, split: str, counts: Counter[str], total: int) -> Finding:
         ordered = counts.most_common()

@@ -7,7 +7,7 @@ report and never repair; a finding of severity `error` stops a run.
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from luthier import registry
@@ -47,7 +47,7 @@ class Finding:
             "severity": self.severity,
             "message": self.message,
             "advice": self.advice,
-            "where": [{"path": place.path, "line": place.line} for place in self.where],
+            "where": [asdict(place) for place in self.where],
             "count": self.count,
         }
 
@@ -64,10 +64,10 @@ class Finding:
                 severity=values["severity"],
                 message=str(values["message"]),
                 advice=str(values["advice"]),
-                where=tuple(Where(str(place["path"]), int(place["line"])) for place in values["where"]),
+                where=tuple(Where(str(p["path"]), int(p["line"]), int(p.get("row", 0))) for p in values["where"]),
                 count=int(values["count"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"not a finding: {error!r}; expected what Finding.to_dict() writes") from None
 
 
@@ -87,19 +87,19 @@ class Check(ABC):
 
 
 class Places:
-    """Where each row stood, at 8 bytes a row; an index stands for a row."""
+    """Where each row stood, at 12 bytes a row; an index stands for a row."""
 
     def __init__(self) -> None:
         self._paths: list[str] = []
         self._path_numbers: dict[str, int] = {}
         self._path_of = array("I")
-        self._line_of = array("I")
+        self._line_of, self._row_of = array("I"), array("I")
 
     def __len__(self) -> int:
         return len(self._line_of)
 
     def __getitem__(self, index: int) -> Where:
-        return Where(self._paths[self._path_of[index]], self._line_of[index])
+        return Where(self._paths[self._path_of[index]], self._line_of[index], self._row_of[index])
 
     def add(self, where: Where) -> int:
         """Keep a place and return its index."""
@@ -109,6 +109,7 @@ class Places:
             self._paths.append(where.path)
         self._path_of.append(number)
         self._line_of.append(where.line)
+        self._row_of.append(where.row)
         return len(self._line_of) - 1
 
 

@@ -1,32 +1,37 @@
 """The same input with different answers: label noise that no model can learn, and that caps every score.
 
-Inputs are compared after folding case and spacing; answers as they are, except that JSON is compared by content and
-not by the order of its keys. For preferences: the same pair of replies, preferred both ways.
+Two inputs are the same if system turn, tools and text are equal, blanks and Unicode form aside; those that are equal
+only after folding case and the punctuation at the ends (`5!` and `5`) are told apart, in a note. Answers are compared
+as they are, JSON by content and not by the order of its keys. For preferences: the same pair, preferred both ways.
 """
 
 import json
 from array import array
 
 import numpy as np
+from numpy.typing import NDArray
 
-from luthier.data.checks._text import View, canonical, digest, rows, text_digest, view
-from luthier.data.checks.base import PLACES_KEPT, Check, Finding, Places, Tally
+from luthier.data.checks._text import View, rows, text_digest, view
+from luthier.data.checks.base import PLACES_KEPT, Check, Finding, Places, Severity, Tally
+from luthier.data.prompts import digest
 from luthier.examples import Document, Example, Preference
 
 _SHORT = 80
+U64 = NDArray[np.uint64]
+I64 = NDArray[np.int64]
 
 
 class Contradictions(Check):
     """Groups rows by input and counts the groups whose answers differ."""
 
     def __init__(self) -> None:
-        self._inputs, self._answers, self._places = array("Q"), array("Q"), Places()
+        self._same, self._alike, self._answers = array("Q"), array("Q"), array("Q")
+        self._places = Places()
         self._strict = 0
         self._equal_pairs = Tally()
-        self._system, self._system_digest = "", b""
 
     def see(self, example: Example, split: str) -> None:
-        """Keep 24 bytes for the row; a document has no answer."""
+        """Keep 36 bytes for the row; a document has no answer."""
         if isinstance(example, Document):
             return
         texts = view(example)
@@ -36,24 +41,21 @@ class Contradictions(Check):
         if not texts.reply.strip():
             return
         answer, structured = _plain(texts.reply)
-        tools = json.dumps(example.tools, sort_keys=True, default=str).encode() if example.tools else b""
         self._strict += structured or len(answer) <= _SHORT
-        self._keep(texts, canonical(texts.prompt) + tools, text_digest(answer))
+        self._keep(texts, 0, text_digest(answer))
 
     def _see_preference(self, texts: View) -> None:
         chosen, rejected = text_digest(texts.reply.strip()), text_digest(texts.rejected.strip())
         if chosen == rejected:
             self._equal_pairs.add(texts.example.where)
             return
-        pair = f"{min(chosen, rejected)} {max(chosen, rejected)}"
         self._strict += 1
-        self._keep(texts, canonical(texts.prompt) + pair.encode(), chosen)
+        self._keep(texts, digest(f"{min(chosen, rejected)} {max(chosen, rejected)}".encode()), chosen)
 
-    def _keep(self, texts: View, asked: bytes, answer: int) -> None:
-        if texts.system != self._system:
-            self._system = texts.system
-            self._system_digest = digest(canonical(texts.system)).to_bytes(8, "little")
-        self._inputs.append(digest(self._system_digest + asked))
+    def _keep(self, texts: View, pair: int, answer: int) -> None:
+        asked = texts.asked()
+        self._same.append(asked.final ^ pair)  # the exclusive or of 64-bit digests is one again
+        self._alike.append(asked.whole ^ asked.tools ^ pair)
         self._answers.append(answer)
         self._places.add(texts.example.where)
 
@@ -65,37 +67,45 @@ class Contradictions(Check):
             advice = "remove these pairs: their margin is always zero"
             tally = self._equal_pairs
             found.append(Finding("contradictions", "error", message, advice, tuple(tally.where), tally.count))
-        return found + self._contradicting()
-
-    def _contradicting(self) -> list[Finding]:
-        inputs = np.frombuffer(self._inputs, dtype=np.uint64)
-        answers = np.frombuffer(self._answers, dtype=np.uint64)
-        order = np.lexsort((answers, inputs))
-        same_input = inputs[order][1:] == inputs[order][:-1]
-        differs = same_input & (answers[order][1:] != answers[order][:-1])
-        if not differs.any():
-            return []
-        group = np.cumsum(np.concatenate(([0], ~same_input)))
-        noisy = np.unique(group[1:][differs])
-        members = np.sort(order[np.isin(group, noisy)])
-        strict = self._strict * 2 > len(inputs)
-        one, other = self._disagreeing(int(members[0]), inputs, answers)
-        message = (
-            f"{len(noisy):,} {'inputs have' if len(noisy) > 1 else 'input has'} more than one answer "
-            f"({rows(members.size)}): {one} and {other} disagree"
-        )
+        same, alike, answers = (np.array(kept, dtype=np.uint64) for kept in (self._same, self._alike, self._answers))
+        noisy = _contradicting(same, answers)
+        strict = self._strict * 2 > len(same)
         if strict:
             advice = "decide which answer is right and correct the others; until then no model can answer these rows"
         else:
             advice = "fine if several answers are welcome; otherwise keep the best one for each input"
-        where = tuple(self._places[int(index)] for index in members[:PLACES_KEPT])
-        severity = "warning" if strict else "note"
-        return [Finding("contradictions", severity, message, advice, where, int(members.size))]  # type: ignore[arg-type]
+        found += self._report(noisy, same, answers, ("warning" if strict else "note", "more than one answer", advice))
+        others = _contradicting(alike, answers)
+        others = others[~np.isin(alike[others], alike[noisy])]
+        what = "more than one answer once case and punctuation are folded"
+        advice = "fine if the difference is meant, as in `5!` and `5`; otherwise decide which answer is right"
+        return found + self._report(others, alike, answers, ("note", what, advice))
 
-    def _disagreeing(self, first: int, inputs: np.ndarray, answers: np.ndarray) -> tuple[str, str]:
-        """The places of a row and of the first row with its input and another answer."""
-        other = np.flatnonzero((inputs == inputs[first]) & (answers != answers[first]))
-        return str(self._places[first]), str(self._places[int(other[0])])
+    def _report(self, members: I64, inputs: U64, answers: U64, said: tuple[Severity, str, str]) -> list[Finding]:
+        """A finding for rows of which some disagree with others of the same input; `said`: severity, what, advice."""
+        if not members.size:
+            return []
+        severity, what, advice = said
+        count = len(np.unique(inputs[members]))
+        first = members[0]
+        other = np.flatnonzero((inputs == inputs[first]) & (answers != answers[first]))[0]
+        message = (
+            f"{count:,} {'inputs have' if count > 1 else 'input has'} {what} "
+            f"({rows(members.size)}): {self._places[int(first)]} and {self._places[int(other)]} disagree"
+        )
+        where = tuple(self._places[int(index)] for index in members[:PLACES_KEPT])
+        return [Finding("contradictions", severity, message, advice, where, int(members.size))]
+
+
+def _contradicting(inputs: U64, answers: U64) -> I64:
+    """The rows, in order, whose input occurs with more than one answer; both arguments are digests (N,)."""
+    order = np.lexsort((answers, inputs))
+    same_input = inputs[order][1:] == inputs[order][:-1]
+    differs = same_input & (answers[order][1:] != answers[order][:-1])
+    if not differs.any():
+        return np.zeros(0, dtype=np.int64)
+    group = np.cumsum(np.concatenate(([0], ~same_input)))
+    return np.sort(order[np.isin(group, np.unique(group[1:][differs]))])
 
 
 def _plain(answer: str) -> tuple[str, bool]:

@@ -50,8 +50,11 @@ def _repeats(split: str, kept: _Split) -> list[Finding]:
     message = (
         f"{rows(repeats.size)} of {split} ({share(repeats.size, len(digests))}) repeat an earlier row exactly: "
         f"{int((sizes > 1).sum()):,} different rows occur more than once, up to {int(sizes.max()):,} times; "
-        f"line {kept.places[example].line} repeats line {kept.places[first].line}"
+        f"{kept.places[example]} repeats {kept.places[first]}"
     )
-    advice = 'set data.duplicates = "drop", or keep them if the frequency itself shall be learned'
+    if split == "train":
+        advice = 'data.duplicates = "drop" leaves them out of training; keep them if the frequency shall be learned'
+    else:
+        advice = f"remove them: in {split} each counts as often as it occurs; data.duplicates leaves {split} as it is"
     where = tuple(kept.places[int(index)] for index in repeats[:PLACES_KEPT])
     return [Finding("exact_duplicates", "warning", message, advice, where, int(repeats.size))]

@@ -1,25 +1,65 @@
 """Held-out rows whose input already stands in training: their score measures memory, not skill.
 
-Inputs are compared exactly (case, spacing and punctuation at the ends aside) by 64-bit hashes, and nearly by MinHash;
-a later split is compared with all earlier ones, so validation must not hold training rows, nor test validation rows.
-Where all rows ask the same about a text in the system turn ("Summarize."), that turn belongs to the input too.
+An error needs proof: the held-out row asks the same (`data/prompts.py`) as a trained reply of an earlier split, which
+in a chat may be any. Those that only ask alike (other case, another system turn, other turns around the question) or
+nearly the same (MinHash) are warnings. A later split is compared with all earlier ones. Where all rows ask alike about
+a text in the system turn ("Summarize."), asking alike takes the system turn in.
 """
 
 from array import array
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from luthier.data.checks import _minhash
-from luthier.data.checks._text import canonical, digest, normalized, rows, share, view
-from luthier.data.checks.base import PLACES_KEPT, Check, Finding, Places
+from luthier.data.checks._text import normalized, rows, share, view
+from luthier.data.checks.base import PLACES_KEPT, Check, Finding, Places, Severity
+from luthier.data.prompts import least_common, system_counts
 from luthier.examples import Document, Example
 
-_EXACT_ADVICE = (
-    "remove these rows from {split} (or from training): with them, the score of any trained model is too high"
+U64 = NDArray[np.uint64]
+I64 = NDArray[np.int64]
+
+
+class _Kind(NamedTuple):
+    """How a kind of leak is reported; `how` completes "with an input"."""
+
+    severity: Severity
+    how: str
+    advice: str
+
+
+_SAME = _Kind(
+    "error",
+    "that is also answered in {earlier}",
+    "remove these rows from {split} (or from training): with them, the score of any trained model is too high",
 )
-_NEAR_ADVICE = "look at some of them; where only wording differs, remove them from {split} or move them to training"
+_ALIKE = _Kind(
+    "warning",
+    "that is answered in {earlier} once case, punctuation, system turn and the turns around it are put aside",
+    "look at some of them; where the answer is the same, remove them from {split} or move them to training",
+)
+_NEAR = _Kind(
+    "warning",
+    f"nearly the same (Jaccard of {_minhash.NEAR} or more) as one in {{earlier}}",
+    "look at some of them; where only wording differs, remove them from {split} or move them to training",
+)
+
+
+class _Keys:
+    """Digests that belong to rows, any number to each: a digest and its row, in the order they came in."""
+
+    def __init__(self) -> None:
+        self._digests, self._owners = array("Q"), array("I")
+
+    def add(self, digests: tuple[int, ...], owner: int) -> None:
+        self._digests.extend(digests)
+        self._owners.extend([owner] * len(digests))
+
+    def kept(self) -> tuple[U64, I64]:
+        owners = np.array(self._owners, dtype=np.int64)
+        return np.array(self._digests, dtype=np.uint64), owners
 
 
 class Leakage(Check):
@@ -29,75 +69,97 @@ class Leakage(Check):
 
     def __init__(self) -> None:
         self._names: list[str] = []
-        self._stages = array("q")
-        self._asked, self._whole, self._places = array("Q"), array("Q"), Places()
-        self._signatures = _minhash.Signatures()
+        self._stages = array("B")
+        self._final, self._folded, self._whole = array("Q"), array("Q"), array("Q")
+        self._trained, self._turns = _Keys(), _Keys()
+        self._places, self._signatures = Places(), _minhash.Signatures()
 
     def see(self, example: Example, split: str) -> None:
         """Hash and sign the input (of a document: the whole text)."""
         if split not in self._names:
             self._names.append(split)
         texts = view(example)
-        text = texts.reply if isinstance(example, Document) else texts.prompt
+        asked = texts.asked()
+        row = self._places.add(example.where)
         self._stages.append(self._names.index(split))
-        asked = digest(canonical(text))
-        self._asked.append(asked)
-        self._whole.append(digest(canonical(f"{texts.system}\n{text}")) if texts.system else asked)
-        self._signatures.add(normalized(text))
-        self._places.add(example.where)
+        self._final.append(asked.final)
+        self._folded.append(asked.folded)
+        self._whole.append(asked.whole)
+        self._trained.add(asked.trained, row)
+        self._turns.add(asked.turns, row)
+        self._signatures.add(normalized(texts.reply if isinstance(example, Document) else texts.prompt))
 
     def findings(self) -> list[Finding]:
-        """For each later split an error for inputs seen before, and a warning for inputs much like one seen before."""
+        """For each later split an error for inputs seen before, and warnings for inputs like one seen before."""
         stages = np.array(self._stages, dtype=np.int64)
-        digests = self._inputs()
-        found: list[Finding] = []
+        same, alike = self._same_keys(), self._alike_keys()
         signatures, numbers = self._signatures.close()
         likeness, nearest = _minhash.nearest_earlier(signatures, stages[numbers])
+        found: list[Finding] = []
         for stage, name in enumerate(self._names[1:], start=1):
-            here = stages == stage
-            leaked = here & np.isin(digests, digests[stages < stage])
-            source = _first_earlier(digests, np.flatnonzero(leaked), stages < stage)
-            close = (stages[numbers] == stage) & (likeness >= _minhash.NEAR) & ~leaked[numbers]
-            found += self._report(name, int(here.sum()), np.flatnonzero(leaked), source, None)
+            total = int((stages == stage).sum())
+            sources = _sources(same[0], same[1], stages, stage)
+            leaked = sources >= 0
+            found += self._report(name, total, _SAME, np.flatnonzero(leaked), sources[leaked])
+            sources = _sources(alike, alike, stages, stage)
+            like = (sources >= 0) & ~leaked
+            found += self._report(name, total, _ALIKE, np.flatnonzero(like), sources[like])
+            close = (stages[numbers] == stage) & (likeness >= _minhash.NEAR) & ~(leaked | like)[numbers]
             chosen = np.flatnonzero(close)
-            found += self._report(name, int(here.sum()), numbers[chosen], numbers[nearest[chosen]], likeness[chosen])
+            found += self._report(name, total, _NEAR, numbers[chosen], numbers[nearest[chosen]], likeness[chosen])
         return found
 
-    def _inputs(self) -> NDArray[np.uint64]:
-        """(N,) a digest of each input; the system turn counts where, as in the split, it makes ten times as many."""
-        asked, whole = (np.frombuffer(kept, dtype=np.uint64) for kept in (self._asked, self._whole))
-        return whole if len(np.unique(asked)) * 10 <= len(np.unique(whole)) else asked
+    def _same_keys(self) -> tuple[tuple[U64, I64], tuple[U64, I64]]:
+        """What each row asks at its end, with the row; and all that each row answers, with the row."""
+        final = np.array(self._final, dtype=np.uint64)
+        rows_: I64 = np.arange(len(final))
+        trained, owners = self._trained.kept()
+        return (final, rows_), (np.concatenate((final, trained)), np.concatenate((rows_, owners)))
+
+    def _alike_keys(self) -> tuple[U64, I64]:
+        """Folded inputs and, unless all rows ask alike, the longer user turns that are no template, with their rows."""
+        folded, whole = (np.array(kept, dtype=np.uint64) for kept in (self._folded, self._whole))
+        rows_: I64 = np.arange(len(folded))
+        if system_counts(len(np.unique(folded)), len(np.unique(whole))):
+            return whole, rows_
+        turns, owners = self._turns.kept()
+        digests, counts = np.unique(np.concatenate((folded, turns)), return_counts=True)
+        rare = counts[np.searchsorted(digests, turns)] < least_common(len(folded))
+        return np.concatenate((folded, turns[rare])), np.concatenate((rows_, owners[rare]))
 
     def _report(
-        self,
-        split: str,
-        total: int,
-        leaked: NDArray[np.int64],
-        source: NDArray[np.int64],
-        likeness: NDArray[np.float64] | None,
+        self, split: str, total: int, kind: _Kind, leaked: I64, source: I64, likeness: NDArray[np.float64] | None = None
     ) -> list[Finding]:
         if not leaked.size:
             return []
         earlier = " or ".join(self._names[: self._names.index(split)])
-        how = "that also stands" if likeness is None else f"nearly the same (Jaccard of {_minhash.NEAR} or more) as one"
-        pair = f"{self._places[int(leaked[0])]} and {self._places[int(source[0])]}"
+        where = tuple(self._places[int(index)] for index in leaked[:PLACES_KEPT])
         message = (
-            f"{rows(leaked.size)} of {split} ({share(leaked.size, total)}) with an input {how} in {earlier}: {pair}"
+            f"{rows(leaked.size)} of {split} ({share(leaked.size, total)}) with an input "
+            f"{kind.how.format(earlier=earlier)}: {where[0]} and {self._places[int(source[0])]}"
         )
         if likeness is not None:
             message += f" ({likeness[0]:.2f})"
-        where = tuple(self._places[int(index)] for index in leaked[:PLACES_KEPT])
-        advice = (_EXACT_ADVICE if likeness is None else _NEAR_ADVICE).format(split=split)
-        return [
-            Finding("leakage", "error" if likeness is None else "warning", message, advice, where, int(leaked.size))
-        ]
+        return [Finding("leakage", kind.severity, message, kind.advice.format(split=split), where, int(leaked.size))]
 
 
-def _first_earlier(
-    digests: NDArray[np.uint64], rows_: NDArray[np.int64], earlier: NDArray[np.bool_]
-) -> NDArray[np.int64]:
-    """For each of `rows_` the first row among `earlier` with the same digest; each has one."""
-    candidates = np.flatnonzero(earlier)
-    order = np.argsort(digests[candidates], kind="stable")
-    position = np.searchsorted(digests[candidates][order], digests[rows_])
-    return np.asarray(candidates[order[position]], dtype=np.int64) if rows_.size else rows_
+def _sources(asked: tuple[U64, I64], answered: tuple[U64, I64], stages: I64, stage: int) -> I64:
+    """(N,) for each row of `stage` the first row of an earlier stage that answers what it asks; -1 for none.
+
+    Args:
+        asked: digests of what rows ask, and the row of each.
+        answered: digests of what rows answer, and the row of each.
+        stages: (N,) of each row.
+    """
+    sources = np.full(len(stages), -1, dtype=np.int64)
+    wanted, row = (kept[stages[asked[1]] == stage] for kept in asked)
+    earlier = stages[answered[1]] < stage
+    keys, owners = answered[0][earlier], answered[1][earlier]
+    if not keys.size or not wanted.size:
+        return sources
+    order = np.lexsort((owners, keys))
+    keys, owners = keys[order], owners[order]
+    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    hit = keys[at] == wanted
+    sources[row[hit]] = owners[at[hit]]
+    return sources

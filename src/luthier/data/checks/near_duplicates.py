@@ -50,7 +50,7 @@ class NearDuplicates(Check):
             f"{rows(later.size)} of {self._split} ({share(later.size, len(digests))}) nearly the same as an "
             f"earlier row (estimated Jaccard of {_minhash.NEAR} or more over the varying text): "
             f"in groups of up to {int(sizes.max()):,} rows ({int((sizes > 1).sum()):,} in all); "
-            f"line {where[0].line} is like line {first.line}"
+            f"{where[0]} is like {first}"
         )
         if example in likeness:
             message += f" ({likeness[example]:.2f})"

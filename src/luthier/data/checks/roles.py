@@ -1,13 +1,15 @@
 """Turns in an order that a chat template cannot render, or that teaches something else than was meant.
 
-Most templates raise on such rows or, worse, render them anyway with turns dropped.
+Most templates raise on such rows or, worse, render them anyway with turns dropped. Tool calls are compared with the
+tools that the row offers, and with their results: by id where both have one, else in their order.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from luthier.data.checks.base import Check, Finding, Severity, Tally
-from luthier.examples import Conversation, Document, Example, Message, Preference
+from luthier.data.prompts import tools_text
+from luthier.examples import Conversation, Document, Example, Message, Preference, ToolCall
 
 _KINDS: dict[str, tuple[Severity, str, str]] = {
     "no_assistant": (
@@ -47,6 +49,21 @@ _KINDS: dict[str, tuple[Severity, str, str]] = {
         "a tool result that no call precedes",
         "keep the assistant turn with its tool_calls before each tool result",
     ),
+    "unanswered_call": (
+        "warning",
+        "a tool call without a result before the next turn",
+        "add the tool's result; a served model always sees one before it goes on",
+    ),
+    "wrong_tool_call_id": (
+        "warning",
+        "a tool result whose tool_call_id is that of no open call",
+        "give it the id of the call that it answers",
+    ),
+    "invalid_arguments": (
+        "warning",
+        "a tool call whose arguments do not fit the tool's parameters",
+        "correct the arguments, or the JSON Schema of the parameters",
+    ),
     "unknown_tool": (
         "warning",
         "a call of a tool that the row does not offer",
@@ -65,6 +82,7 @@ class Roles(Check):
 
     def __init__(self) -> None:
         self._tallies = {kind: Tally() for kind in _KINDS}
+        self._validators: dict[str, dict[str, Any]] = {}
 
     def see(self, example: Example, split: str) -> None:
         """Look at the order of the turns."""
@@ -80,16 +98,39 @@ class Roles(Check):
                 faults.add("no_assistant")
             elif example.messages and example.messages[-1].role != "assistant":
                 faults.add("empty_last")
-            messages: Sequence[Message] = example.messages
+            sides: list[Sequence[Message]] = [example.messages]
         else:
-            faults = _order_faults((*example.prompt, *example.chosen)) | _order_faults(
-                (*example.prompt, *example.rejected)
-            )
+            sides = [(*example.prompt, *side) for side in (example.chosen, example.rejected)]
+            faults = _order_faults(sides[0]) | _order_faults(sides[1])
             if not example.prompt:
                 faults.add("no_prompt")
                 faults.discard("assistant_first")
-            messages = (*example.prompt, *example.chosen, *example.rejected)
-        return faults | _tool_faults(messages, example.tools)
+        for messages in sides:
+            faults |= _result_faults(messages)
+            faults |= self._call_faults([call for m in messages for call in m.tool_calls], example.tools)
+        return faults
+
+    def _call_faults(self, calls: Sequence[ToolCall], tools: Sequence[Mapping[str, Any]]) -> set[str]:
+        if not calls:
+            return set()
+        if not tools:
+            return {"no_tools"}
+        validators = self._validators_of(tools)
+        faults = set() if all(call.name in validators for call in calls) else {"unknown_tool"}
+        if any(not _fits(call.arguments, validators.get(call.name)) for call in calls):
+            faults.add("invalid_arguments")
+        return faults
+
+    def _validators_of(self, tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The validator of each tool's arguments by its name, None where it has no usable schema; kept for lists that
+        many rows share."""
+        text = tools_text(tools)
+        found = self._validators.get(text)
+        if found is None:
+            found = {name: _validator(parameters) for name, parameters in _offered(tools)}
+            if len(self._validators) < _REMEMBERED:
+                self._validators[text] = found
+        return found
 
     def findings(self) -> list[Finding]:
         """One finding for each kind of disorder that occurred."""
@@ -100,6 +141,7 @@ class Roles(Check):
         ]
 
 
+_REMEMBERED = 64
 _NEXT = {("user", "user"): "user_twice", ("assistant", "assistant"): "assistant_twice"}
 
 
@@ -124,21 +166,62 @@ def _order_faults(messages: Sequence[Message]) -> set[str]:
     return faults
 
 
-def _tool_faults(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> set[str]:
-    called = {call.name for message in messages for call in message.tool_calls}
-    if not called:
-        return set()
-    if not tools:
-        return {"no_tools"}
-    return {"unknown_tool"} if called - _tool_names(tools) else set()
+def _result_faults(messages: Sequence[Message]) -> set[str]:
+    """Calls that no result answers before the next turn, but for those at the end; results that answer no open call."""
+    faults: set[str] = set()
+    waiting: list[str | None] = []
+    for message in messages:
+        if message.role == "tool":
+            faults |= _take_result(waiting, message.tool_call_id)
+            continue
+        if waiting and message.role in ("user", "assistant"):
+            faults.add("unanswered_call")
+        if message.role in ("user", "assistant"):
+            waiting = [call.id for call in message.tool_calls]
+    return faults
 
 
-def _tool_names(tools: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Names of the offered tools, in OpenAI's nested shape (`function.name`) or flat (`name`)."""
-    names = set()
+def _take_result(waiting: list[str | None], answered: str | None) -> set[str]:
+    """Take the call that a result answers off the list of those that wait."""
+    if answered in waiting:
+        waiting.remove(answered)
+    elif answered is None or None in waiting:  # without ids results come in the order of the calls
+        del waiting[:1]
+    elif waiting:
+        return {"wrong_tool_call_id"}
+    return set()
+
+
+def _offered(tools: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Name and parameters of the offered tools, in OpenAI's nested shape (`function.name`) or flat (`name`)."""
     for tool in tools:
         inner = tool.get("function", tool)
         name = inner.get("name") if isinstance(inner, Mapping) else None
         if isinstance(name, str):
-            names.add(name)
-    return names
+            yield name, inner.get("parameters")
+
+
+def _validator(parameters: Any) -> Any:
+    """What checks arguments against a JSON Schema; None without one that can be used. Nothing is fetched."""
+    if not isinstance(parameters, Mapping) or not parameters:
+        return None
+    import jsonschema
+    from referencing import Registry
+
+    validator = jsonschema.validators.validator_for(parameters, jsonschema.Draft202012Validator)
+    try:
+        validator.check_schema(dict(parameters))
+    except (jsonschema.SchemaError, RecursionError):
+        return None
+    return validator(parameters, registry=Registry())
+
+
+def _fits(arguments: Mapping[str, Any], validator: Any) -> bool:
+    if validator is None:
+        return True
+    from referencing.exceptions import Unresolvable
+
+    try:
+        return bool(validator.is_valid(arguments))
+    except (Unresolvable, RecursionError):  # a $ref that leads out of the tool, or data too deep to follow
+        return True

@@ -6,19 +6,24 @@ recalls nothing.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from luthier.data.checks._scan import Kind, Tallies
-from luthier.data.checks._text import View, view
+from luthier.data.checks._text import trained_replies
 from luthier.data.checks.base import Check, Finding
-from luthier.examples import Document, Example
+from luthier.data.prompts import joined
+from luthier.examples import Example, Message
 
 _ADVICE = (
     "such facts change, and a model cannot be edited: give them in the prompt (retrieval), and train on answers "
     "that use what the prompt gives"
 )
-_PRICE = re.compile(r"(?:[$€£¥]|\b(?:USD|EUR|GBP)) ?\d[\d,.]*|\b\d[\d,.]*(?: ?[€£¥]| (?:USD|EUR|GBP|dollars|euros)\b)")
+_PRICE = re.compile(
+    r"(?:[$€£¥]|\b(?:USD|EUR|GBP)) ?\d[\d,.]*"
+    # no digit, comma or point before it: from each of them on the rest of a long number would be read again
+    r"|(?<![\w,.])\d[\d,.]*(?: ?[€£¥]| (?:USD|EUR|GBP|dollars|euros)\b)"
+)
 _MONTH = (
     r"(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|Sep(?:t(?:ember)?)?|Oct(?:ober)?|"
     r"Nov(?:ember)?|Dec(?:ember)?)"
@@ -51,23 +56,21 @@ _KINDS: Mapping[str, Kind] = {
 
 
 class StaleFacts(Check):
-    """Counts the rows whose answer states each kind of fact out of nowhere."""
+    """Counts the rows in which a trained reply states each kind of fact out of nowhere."""
 
     def __init__(self) -> None:
         self._tallies = Tallies("stale_facts", _KINDS)
         self._rows = 0
 
     def see(self, example: Example, split: str) -> None:
-        """Look at the reply, and at the prompt where the reply states a fact."""
+        """Look at each trained reply, and at what was said before it where it states a fact."""
         self._rows += 1
-        if isinstance(example, Document):
-            return
-        texts = view(example)
-        if not _HINT.search(texts.reply):
-            return
-        for kind, form in _FORMS.items():
-            if form.search(texts.reply) and not _given(kind, texts):
-                self._tallies.add(kind, example.where)
+        held: set[str] = set()
+        for before, reply in trained_replies(example):
+            if _HINT.search(reply):
+                held |= _stated(reply, before, [kind for kind in _FORMS if kind not in held])
+        for kind in held:
+            self._tallies.add(kind, example.where)
 
     def findings(self) -> list[Finding]:
         """A note for each kind; a warning where a tenth of the rows or more state it."""
@@ -77,14 +80,20 @@ class StaleFacts(Check):
         ]
 
 
-def _given(kind: str, texts: View) -> bool:
+def _stated(reply: str, before: Sequence[Message], kinds: Sequence[str]) -> set[str]:
+    """Those of the kinds that the reply states and the messages before it do not give."""
+    stated = {kind for kind in kinds if _FORMS[kind].search(reply)}
+    asked = joined(before) if stated else ""
+    return {kind for kind in stated if not _given(kind, reply, asked)}
+
+
+def _given(kind: str, reply: str, asked: str) -> bool:
     """Does the prompt give the fact in any form, or numbers of its kind to compute it from?"""
-    asked = f"{texts.system}\n{texts.prompt}"
     if kind in _COMPUTED and _FORMS[kind].search(asked):
         return True
     number = _YEAR_ALONE if kind == "date" else _NUMBER
     return all(
         fact in asked
-        for stated in _FORMS[kind].finditer(texts.reply)
+        for stated in _FORMS[kind].finditer(reply)
         for fact in (number.findall(stated.group()) or [stated.group()])
     )

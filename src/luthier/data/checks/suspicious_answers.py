@@ -4,12 +4,12 @@ They are usually left over from a model that wrote the data, and are learned as 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from luthier.data.checks._scan import Kind, Tallies
-from luthier.data.checks._text import rows, share, view
+from luthier.data.checks._text import rows, share, trained_replies
 from luthier.data.checks.base import Check, Finding, Tally
-from luthier.examples import Document, Example
+from luthier.examples import Example, Message
 
 _REFUSAL = re.compile(
     r"^(?:i['’]?m (?:very )?sorry,? (?:but )?(?:i|as)|i apologi[sz]e, but|sorry, (?:but )?i (?:can|am|do)|"
@@ -52,18 +52,21 @@ class SuspiciousAnswers(Check):
         self._rows, self._long, self._unended = 0, 0, Tally()
 
     def see(self, example: Example, split: str) -> None:
-        """Look at the reply."""
+        """Look at each trained reply; a row counts once for each kind."""
         self._rows += 1
-        if isinstance(example, Document):
-            return
-        texts = view(example)
-        reply = texts.reply.strip()
-        for kind in _kinds(reply, texts.prompt):
+        held: set[str] = set()
+        is_long = is_unended = False
+        for before, text in trained_replies(example):
+            reply = text.strip()
+            held |= _kinds(reply, before)
+            if len(reply) >= _LONG:
+                is_long = True
+                is_unended = is_unended or not _ENDED.search(reply[-4:])
+        for kind in held:
             self._tallies.add(kind, example.where)
-        if len(reply) >= _LONG:
-            self._long += 1
-            if not _ENDED.search(reply[-4:]):
-                self._unended.add(example.where)
+        self._long += is_long
+        if is_unended:
+            self._unended.add(example.where)
 
     def findings(self) -> list[Finding]:
         """The kinds that occurred, and answers that end without an end."""
@@ -71,8 +74,8 @@ class SuspiciousAnswers(Check):
         unended = self._unended
         if unended.count and unended.count <= (1 - _USUALLY) * self._long:
             message = (
-                f"{rows(unended.count)} ({share(unended.count, self._long)} of the long answers) end in the middle of "
-                "a sentence, where the others end with punctuation"
+                f"{rows(unended.count)} ({share(unended.count, self._long)} of those with long answers) end in the "
+                "middle of a sentence, where the others end with punctuation"
             )
             advice = "look whether they were cut off by a length limit; cut-off answers teach the model to stop early"
             where = tuple(unended.where)
@@ -80,7 +83,7 @@ class SuspiciousAnswers(Check):
         return found
 
 
-def _kinds(reply: str, prompt: str) -> set[str]:
+def _kinds(reply: str, before: Sequence[Message]) -> set[str]:
     held: set[str] = set()
     if _REFUSAL.search(reply):
         held.add("refusal")
@@ -90,7 +93,7 @@ def _kinds(reply: str, prompt: str) -> set[str]:
         held.add("blank")
     if len(reply) >= _LOOP_FROM and _loops(reply):
         held.add("loop")
-    if len(reply) > _ECHO and reply == prompt.strip():
+    if len(reply) > _ECHO and before and before[-1].role == "user" and reply == before[-1].content.strip():
         held.add("echo")
     return held
 

@@ -4,12 +4,13 @@ A part of a message that could not be trained on or kept is an error, since a fi
 calls above all) trains the model on something else than the data says.
 """
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from luthier.data.formats.base import Fields
-from luthier.data.read import Record, kind_of, loads
+from luthier.data.read import Record, kind_of
+from luthier.data.strict_json import excerpt, loads
 from luthier.examples import ROLES, Message, ToolCall
 
 _KNOWN = frozenset({"role", "content", "tool_calls", "tool_call_id", "name", "weight"})
@@ -24,7 +25,7 @@ _REFUSED = {
     "images": "only text can be trained on",
 }
 LEFTOVERS = "message_fields"
-"""Key in `extra` of message fields that mean nothing to training, such as a time stamp: [{message: 0, ...}]."""
+"""Key in `extra` of message fields that mean nothing to training: [{"message": "messages[0]", "fields": {...}}]."""
 
 
 class ChatFields(Fields):
@@ -51,7 +52,7 @@ class ChatFields(Fields):
         role = value.get("role")
         if role not in ROLES:
             hint = "; a function's result has the role 'tool'" if role == "function" else ""
-            found = f"the unknown role {role!r}" if isinstance(role, str) else f"the role {kind_of(role)}"
+            found = f"the unknown role {excerpt(role)}" if isinstance(role, str) else f"the role {kind_of(role)}"
             raise self.error(f"{at} has {found}; expected one of {', '.join(ROLES)}{hint}")
         self._refuse(value, at)
         calls = self.tool_calls(value.get("tool_calls"), f"{at}.tool_calls")
@@ -76,12 +77,14 @@ class ChatFields(Fields):
 
     def keep(self, at: str, fields: Mapping[str, Any]) -> None:
         """Keep fields of a message that nobody reads, for `extra`."""
-        self.leftovers.append({"message": at, **{k: v for k, v in fields.items() if k != "message"}})
+        self.leftovers.append({"message": at, "fields": dict(fields)})
 
     def _content(self, value: Mapping[str, Any], role: str, at: str) -> str:
         content = value.get("content")
         if content is None:
-            if role == "assistant" and ("content" in value or value.get("tool_calls")):
+            # in Parquet a null cannot be told from an absent field, and an assistant may say nothing
+            given = "content" in value or value.get("tool_calls") or self.kind == "parquet"
+            if role == "assistant" and given:
                 return ""
             raise self.error(f"{at} ({role}) has no content; expected text, which may be empty")
         return text_of(content, f"{at}.content", self)
@@ -95,8 +98,9 @@ class ChatFields(Fields):
     def _weight(self, value: Any, at: str) -> float | None:
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value >= 0):
-            raise self.error(f"{at}.weight is {value!r}; expected a number, 0 or more")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value <= sys.float_info.max:
+            raise self.error(f"{at}.weight is {excerpt(value)}; expected a number, 0 or more, that a float can hold")
         return float(value)
 
     def tool_calls(self, value: Any, at: str) -> tuple[ToolCall, ...]:
@@ -113,14 +117,14 @@ class ChatFields(Fields):
             raise self.error(f"{at} is {kind_of(value)}; expected a call such as {_CALL}")
         outer = {k: v for k, v in value.items() if v is not None}
         if outer.get("type", "function") != "function":
-            raise self.error(f"{at}.type is {outer['type']!r}; expected 'function', the only kind of tool")
+            raise self.error(f"{at}.type is {excerpt(outer['type'])}; expected 'function', the only kind of tool")
         inner = outer.get("function", {k: v for k, v in outer.items() if k not in ("type", "id")})
         if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str) or not inner["name"]:
             raise self.error(f"{at} names no function; expected a call such as {_CALL}")
         known = {"type", "id", "function"} if "function" in outer else {"type", "id", "name", "arguments"}
         unknown = [*(outer.keys() - known), *(inner.keys() - {"name", "arguments"})]
         if unknown and not set(unknown) <= {"index"}:  # `index` comes from streamed answers and repeats the order
-            raise self.error(f"{at} has the unknown field {unknown[0]!r}; expected a call such as {_CALL}")
+            raise self.error(f"{at} has the unknown field {excerpt(unknown[0])}; expected a call such as {_CALL}")
         if not isinstance(outer.get("id", ""), str):
             raise self.error(f"{at}.id is {kind_of(outer['id'])}; expected a string")
         return ToolCall(inner["name"], self._arguments(inner.get("arguments"), at), outer.get("id"))
@@ -192,7 +196,9 @@ def _part(part: Any, at: str, fields: Fields) -> str:
     if not isinstance(part, Mapping):
         raise fields.error(f'{at} is {kind_of(part)}; expected {{"type": "text", "text": "..."}}')
     if part.get("type") != "text":
-        raise fields.error(f"{at} is a part of type {part.get('type')!r}; only parts of type 'text' can be trained on")
+        raise fields.error(
+            f"{at} is a part of type {excerpt(part.get('type'))}; only parts of type 'text' can be trained on"
+        )
     if not isinstance(part.get("text"), str):
         raise fields.error(f"{at}.text is {kind_of(part.get('text'))}; expected a string")
     return str(part["text"])

@@ -12,10 +12,10 @@ the example's `extra`, never dropped.
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from luthier import registry
-from luthier.data.read import Record, kind_of, read_records
+from luthier.data.read import Record, Refuse, kind_of, read_records
 from luthier.errors import DataError
 from luthier.examples import Conversation, Example, Message
 
@@ -27,13 +27,12 @@ class Fields:
     """The fields of one record, claimed one by one; what nobody claimed is `extra`."""
 
     def __init__(self, record: Record) -> None:
-        self.values, self.where = record.values, record.where
-        self._number = record.number or record.where.line
+        self.values, self.where, self.kind = record.values, record.where, record.kind
         self._claimed: set[str] = set()
 
     def error(self, message: str) -> DataError:
         """A DataError that names this record's file and line."""
-        return DataError(message, self.where.path, self.where.line)
+        return DataError(message, self.where.path, self.where.line, self.where.row)
 
     def take(self, name: str) -> Any:
         """Claim a field; None if it is absent or null."""
@@ -68,7 +67,7 @@ class Fields:
 
     def id(self) -> str:
         """Claim `id`; a row without one is called `<file stem>:<line>`, in a JSON array `<file stem>:<number>`."""
-        return self._name("id") or f"{Path(self.where.path).stem}:{self._number}"
+        return self._name("id") or f"{Path(self.where.path).stem}:{self.where.row or self.where.line}"
 
     def group(self) -> str | None:
         """Claim `group`; None if absent or empty (an empty cell names no group)."""
@@ -81,6 +80,11 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, (str, int)):
             raise self.error(f"{name!r} is {kind_of(value)}; expected a string or a whole number")
         return str(value)
+
+    def target(self) -> Any:
+        """Claim `target`; None if absent, null, or an empty cell of a CSV file."""
+        value = self.take("target")
+        return None if value == "" and self.kind == "csv" else value
 
     def extra(self) -> dict[str, Any]:
         """What nobody claimed, and the entries of the field `extra`, where `write_examples` keeps such fields.
@@ -122,7 +126,7 @@ class Fields:
 
         Call it last. `label`, where a format has one, stands for `target`.
         """
-        target = self.take("target")
+        target = self.target()
         return Conversation(
             self.with_system(messages, instruction),
             tools,
@@ -134,44 +138,65 @@ class Fields:
         )
 
 
-def read_examples(path: Path, format: str = "auto", instruction: str | None = None) -> Iterator[Example]:
+def read_examples(
+    path: Path, format: str = "auto", instruction: str | None = None, refuse: Refuse | None = None
+) -> Iterator[Example]:
     """The examples of a data file, one at a time and in order.
 
     Args:
         path: JSONL, JSON, CSV, TSV or Parquet.
         format: a file name in this directory, or `auto` to look at the first rows.
         instruction: system message for rows that have none.
+        refuse: takes the error of each row that cannot be used; None raises the first.
 
     Raises:
         RecipeError: there is no such format.
         DataError: the file or a row cannot be used; carries file and line.
     """
+    refuse = refuse or _raise_first
     module = registry.load(FORMATS, sniff(path) if format == "auto" else format)
-    for record in read_records(path):
-        yield module.parse(record, instruction)
+    for record in read_records(path, refuse):
+        try:
+            example: Example = module.parse(record, instruction)
+        except DataError as error:
+            refuse(error)
+        else:
+            yield example
+
+
+def _raise_first(error: DataError) -> NoReturn:
+    raise DataError(f"{error.message}. `luthier check` lists every row like this", error.path, error.line, error.row)
 
 
 def sniff(path: Path) -> str:
-    """The name of the format that the first 50 rows of a file are in.
+    """The name of the format that the first 50 rows of a file are in; broken rows are passed over.
 
     A format is chosen if it alone fits every row. If none does but a single one fits some rows, it is that one:
     parsing then says what is wrong with the others, by line.
 
     Raises:
-        DataError: no format fits, or several do; names the fields seen and the formats known.
+        DataError: no format fits, or several do; names the fields seen and the formats known. Or every row is broken.
     """
     modules = {name: registry.load(FORMATS, name) for name in registry.names(FORMATS)}
     first_fit: dict[str, Record] = {}
     fits: dict[str, int] = dict.fromkeys(modules, 0)
     records = 0
     seen: dict[str, None] = {}
-    for record in islice(read_records(path), SNIFFED_ROWS):
+    broken: list[DataError] = []
+
+    def keep_first(error: DataError) -> None:
+        if not broken:
+            broken.append(error)
+
+    for record in islice(read_records(path, keep_first), SNIFFED_ROWS):
         records += 1
         seen.update(dict.fromkeys(record.values))
         for name, module in modules.items():
             if module.matches(record.values):
                 fits[name] += 1
                 first_fit.setdefault(name, record)
+    if not records:
+        raise broken[0]
     full = [name for name in modules if fits[name] == records]
     chosen = full or [name for name in modules if fits[name]]
     if len(chosen) == 1:
@@ -190,5 +215,6 @@ def _explain(chosen: list[str], first: Mapping[str, Record], keys: list[str], mo
     told = ", ".join(f"{name} (line {first[name].where.line})" for name in chosen)
     return (
         f"the rows look like more than one format: {told}; the fields are {shown}. "
-        f"Say which with data.format, or put each kind into a file of its own. Formats and their fields:\n{known}"
+        "Say which with data.format in a recipe or --format on the command line, or put each kind into a file of its "
+        f"own. Formats and their fields:\n{known}"
     )

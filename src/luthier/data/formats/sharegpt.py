@@ -10,6 +10,7 @@ from typing import Any
 
 from luthier.data.formats._chat import ChatFields, parse_json
 from luthier.data.read import Record, kind_of
+from luthier.data.strict_json import excerpt
 from luthier.examples import Conversation, Message, Role
 
 SAMPLE: Mapping[str, Any] = {
@@ -57,7 +58,7 @@ def _turn(fields: ChatFields, turn: Any, at: str) -> Message:
         return fields.message(turn, at)
     speaker, value = turn.get("from"), turn.get("value")
     if not isinstance(speaker, str) or speaker not in SPEAKERS:
-        raise fields.error(f"{at} is from {speaker!r}; expected one of {', '.join(SPEAKERS)}")
+        raise fields.error(f"{at} is from {excerpt(speaker)}; expected one of {', '.join(SPEAKERS)}")
     if not isinstance(value, str):
         raise fields.error(f"{at}.value is {kind_of(value)}; expected a string")
     chat: dict[str, Any] = {k: v for k, v in turn.items() if k not in ("from", "value")}

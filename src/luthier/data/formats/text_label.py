@@ -28,7 +28,7 @@ def parse(record: Record, instruction: str | None = None) -> Conversation:
     """
     fields = Fields(record)
     text, label = fields.text("text"), _label(fields)
-    if fields.values.get("target") is not None:
+    if fields.target() is not None:
         raise fields.error("the row has both 'label' and 'target'; expected one of them, since the label is the target")
     messages = (Message("user", text), Message("assistant", label))
     return fields.conversation(messages, instruction, label=label)

@@ -1,4 +1,7 @@
-"""What a schedule is: the learning rate of step n as a pure function, so that a resumed run needs no state for it."""
+"""What a schedule is: the learning rate of step n as a pure function, so that a resumed run needs no state for it.
+
+Every step learns: the first is above zero, and a schedule that falls to zero reaches it after the last step, not on it.
+"""
 
 from abc import ABC, abstractmethod
 
@@ -15,11 +18,11 @@ class Schedule(Settings, ABC):
 
     @abstractmethod
     def decay(self, progress: float) -> float:
-        """Factor for `progress` from 0 (end of warm-up) to 1 (last step)."""
+        """Factor for `progress` from 0 (the first step after warm-up) to 1 (where a step after the last would be)."""
 
     def factor(self, step: int, steps: int) -> float:
         """Factor on the learning rate at `step` of `steps`, both counted from 1."""
         warmup = round(self.warmup_share * steps)
         if step <= warmup:
             return step / (warmup + 1)
-        return self.decay((step - warmup - 1) / max(steps - warmup - 1, 1))
+        return self.decay((step - warmup - 1) / (steps - warmup))

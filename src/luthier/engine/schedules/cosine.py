@@ -11,7 +11,7 @@ class Cosine(Schedule):
     """Fall slowly, then fast, then slowly."""
 
     floor: float = Field(0.0, ge=0, le=1)
-    """Share of the learning rate that is left at the last step."""
+    """Share of the learning rate that it falls to; reached after the last step."""
 
     def decay(self, progress: float) -> float:
         """floor + (1 - floor) (1 + cos(pi progress)) / 2"""

@@ -9,7 +9,7 @@ class Linear(Schedule):
     """Fall evenly."""
 
     floor: float = Field(0.0, ge=0, le=1)
-    """Share of the learning rate that is left at the last step."""
+    """Share of the learning rate that it falls to; reached after the last step."""
 
     def decay(self, progress: float) -> float:
         """1 - (1 - floor) progress"""

@@ -23,14 +23,16 @@ Array: TypeAlias = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class TargetScore:
-    """The wanted reply under a model that is told each token before it has to predict the next (teacher forcing)."""
+    """A reply or text under a model that is told each token before it has to predict the next (teacher forcing)."""
 
     tokens: int
-    """Tokens of the reply, its end-of-turn token included."""
+    """Tokens predicted, the end-of-turn or end-of-text token included."""
     logprob_sum: float
     """Natural logarithm of the probability of all of them."""
     correct: int
     """Tokens that were the model's first choice."""
+    bytes: int
+    """UTF-8 bytes of the text predicted; the token that ends it has none."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Prediction:
     """The answer as a message, its tool calls parsed; None if the system has only text."""
     target_score: TargetScore | None = None
     """None for a system without log-probabilities."""
+    rejected_score: TargetScore | None = None
+    """The reply that was not wanted, for a preference pair; None for every other row."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the row that no format claims, such as `acceptable` and `references`."""
 
@@ -61,8 +65,9 @@ class Prediction:
 class Metric(Settings, ABC):
     """Implement these in one new file beside this one; nothing else changes."""
 
-    needs: ClassVar[Literal["generation", "logprobs"]] = "generation"
-    """Whether it looks at the answer, or at the log-probabilities of the wanted reply (model systems only)."""
+    needs: ClassVar[Literal["generation", "logprobs", "pairs"]] = "generation"
+    """What it looks at: the answer, the log-probabilities of what was wanted, or those of both replies of a pair. The
+    last two are known of model systems only."""
     higher_is_better: ClassVar[bool] = True
     worst: ClassVar[float] = 0.0
     """Value of the worst system; infinite where there is no bound."""

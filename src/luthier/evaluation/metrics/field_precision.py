@@ -1,7 +1,7 @@
 """Field precision: of the fields in the answers, the share that is right.
 
-A field is a leaf of the JSON value: its path and its value, both right. The first object or list
-in the answer counts, whatever stands around it; an answer without one misses all fields.
+A field is a leaf of the JSON value: its path and its value, both right; objects in a list are compared in pairs. The
+first object or list in the answer counts, whatever stands around it; an answer without one misses all fields.
 """
 
 from luthier.evaluation.metrics._json import field_statistics

@@ -1,7 +1,7 @@
 """JSON validity: the share of answers that a strict JSON parser accepts as they are.
 
-A code fence, a sentence before the object, NaN or a cut-off answer are failures: the program that reads the answer
-would fail on them.
+A code fence, a sentence before the object, NaN, a number too large for a float, a no-break space around the value or a
+cut-off answer are failures: the program that reads the answer would fail on them.
 """
 
 from typing import ClassVar

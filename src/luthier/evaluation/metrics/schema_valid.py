@@ -40,6 +40,8 @@ class SchemaValid(RatioMetric):
             return 0.0, 1.0
         try:
             return float(self._validator.is_valid(value)), 1.0
+        except RecursionError:  # a schema that refers to itself, and an answer too deep to follow it
+            return 0.0, 1.0
         except Unresolvable as error:
             raise EvaluationError(
                 f"{self.json_schema}: a $ref leads out of the file ({error}); put the definition into $defs"

@@ -1,9 +1,9 @@
 """Tool calls: the share of rows in which exactly the right calls were made, in any order.
 
 A row whose right answer is no call is right when no call is made. Where the row has `acceptable`, in the form of the
-Berkeley Function Calling Leaderboard (Patil et al. 2025), any listed value of an argument will do, "" means that the
-argument may be left out, and texts are compared without case, spaces and punctuation, as that benchmark does. Without
-it, calls must equal the wanted ones as JSON.
+Berkeley Function Calling Leaderboard (Patil et al. 2025), any listed value of an argument will do, and of one inside an
+object; "" means that the argument may be left out, and texts are compared without case, spaces and punctuation, as that
+benchmark does. Without it, calls must equal the wanted ones as JSON.
 """
 
 import re
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from luthier.errors import EvaluationError
-from luthier.evaluation.metrics._json import canonical
+from luthier.evaluation.metrics._json import canonical, is_too_deep
 from luthier.evaluation.metrics.base import Prediction, RatioMetric
 from luthier.examples import ToolCall
 
@@ -32,12 +32,14 @@ class ToolCalls(RatioMetric):
         made = prediction.reply.tool_calls if prediction.reply is not None else ()
         wanted = prediction.expected.tool_calls if prediction.expected is not None else ()
         listed = prediction.extra.get("acceptable")
-        if listed is None:
+        options = None if listed is None else _acceptable(prediction.id, listed)
+        if len(made) != len(wanted if options is None else options) or any(is_too_deep(c.arguments) for c in made):
+            return 0.0, 1.0
+        if options is None:
             fits = [[_equal(call, right) for right in wanted] for call in made]
-            return float(len(made) == len(wanted) and _pair_up(fits)), 1.0
-        options = _acceptable(prediction.id, listed)
-        fits = [[_fits(call, name, arguments) for name, arguments in options] for call in made]
-        return float(len(made) == len(options) and _pair_up(fits)), 1.0
+        else:
+            fits = [[_fits(call, name, arguments) for name, arguments in options] for call in made]
+        return float(_pair_up(fits)), 1.0
 
 
 def _equal(call: ToolCall, right: ToolCall) -> bool:
@@ -45,16 +47,33 @@ def _equal(call: ToolCall, right: ToolCall) -> bool:
 
 
 def _acceptable(row: str, listed: Any) -> list[tuple[str, Mapping[str, Any]]]:
-    good = isinstance(listed, list | tuple) and all(
-        isinstance(entry, Mapping) and len(entry) == 1 and all(isinstance(a, Mapping) for a in entry.values())
-        for entry in listed
+    good = (
+        isinstance(listed, list | tuple)
+        and not is_too_deep(listed)
+        and all(
+            isinstance(entry, Mapping) and len(entry) == 1 and all(map(_are_options, entry.values()))
+            for entry in listed
+        )
     )
     if not good:
         raise EvaluationError(
-            f"row {row}: `acceptable` must be a list with one {{name: {{argument: [values]}}}} for each wanted call; "
-            f"found {listed!r:.80}"
+            f"row {row}: `acceptable` must be a list with one {{name: {{argument: [values]}}}} for each wanted call, "
+            f"each argument with a list of values that will do, also inside objects; found {listed!r:.80}"
         )
     return [next(iter(entry.items())) for entry in listed]
+
+
+def _are_options(value: Any) -> bool:
+    """Whether it is an object that gives each argument a list of options, and so are the objects among these."""
+    return isinstance(value, Mapping) and all(
+        isinstance(options, list) and all(_is_option(option) for option in options) for options in value.values()
+    )
+
+
+def _is_option(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return _are_options(value)
+    return not isinstance(value, list) or all(map(_is_option, value))
 
 
 def _fits(call: ToolCall, name: str, arguments: Mapping[str, Any]) -> bool:
@@ -73,9 +92,7 @@ def _fits_object(found: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
 
 def _fits_value(found: Any, option: Any) -> bool:
     if isinstance(found, Mapping) and isinstance(option, Mapping):
-        # nested objects hold lists of options again
-        listed = {key: value if isinstance(value, list) else [value] for key, value in option.items()}
-        return _fits_object(found, listed)
+        return _fits_object(found, option)  # nested objects hold lists of options again
     if isinstance(found, list) and isinstance(option, list):
         return len(found) == len(option) and all(map(_fits_value, found, option))
     if isinstance(found, str) and isinstance(option, str):

@@ -5,18 +5,22 @@ runs inside `Context`, which can switch the adapter off: then the model is the b
 """
 
 import json
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
+from luthier import __version__
 from luthier.config import Settings
 from luthier.data.templates import Template
 from luthier.data.write import message_values
+from luthier.errors import EvaluationError
 from luthier.evaluation.metrics.base import Metric, Prediction, TargetScore
-from luthier.examples import Conversation, Message
+from luthier.examples import Conversation, Document, Example, Message, Preference
 from luthier.models.load import LoadedModel
 
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -25,6 +29,12 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 
 def no_progress(_what: str, _done: int, _total: int) -> None:
     """Say nothing."""
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of this program and of the libraries that an answer or a score may depend on."""
+    libraries = ("torch", "transformers", "bm25s", "rouge-score", "jsonschema")
+    return {"luthier": __version__, **{name: version(name) for name in libraries}}
 
 
 @dataclass(frozen=True)
@@ -38,13 +48,13 @@ class Context:
     adapter_disabled: Callable[[], AbstractContextManager[None]]
     """`with context.adapter_disabled():` the model is the base. Without an adapter it does nothing."""
     train: Sequence[Conversation]
-    """Where few-shot examples come from."""
+    """Where few-shot examples come from; none for tasks without a written answer."""
     validation: Sequence[Conversation]
-    """Where prompts are chosen."""
+    """Where prompts are chosen; none for tasks without a written answer."""
     max_new_tokens: int
     """The longest answer."""
     task: str
-    """`json`, `label`, `tool_calls` or `text`."""
+    """`json`, `label`, `tool_calls` or `text`; `language` or `pairs`, where nothing is written and rows are scored."""
     primary_metric: Metric
     """What prompts are chosen by."""
     base_fingerprint: str
@@ -63,6 +73,13 @@ class Context:
     """Most tokens held at once while generating."""
     on_progress: Progress = no_progress
     """Told how far it is."""
+    versions: Mapping[str, str] = field(default_factory=installed_versions)
+    """Of the software; records made with other versions are not used again."""
+
+
+def with_answer_room(context: Context, factor: float) -> Context:
+    """The same with answers `factor` times as long."""
+    return replace(context, max_new_tokens=math.ceil(context.max_new_tokens * factor))
 
 
 @dataclass(frozen=True)
@@ -79,6 +96,8 @@ class Answer:
     finished: bool | None = None
     """False: the answer ran into `max_new_tokens`."""
     target_score: TargetScore | None = None
+    rejected_score: TargetScore | None = None
+    """Of a preference pair only."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +114,7 @@ class System(Settings, ABC):
     """Implement `answer` in one new file beside this one; nothing else changes."""
 
     is_baseline: ClassVar[bool] = True
-    """Whether it is what the fine-tuned model must beat."""
+    """Whether it is the model with a prompt alone: what the fine-tuned model must beat. A program is no baseline."""
     uses_adapter: ClassVar[bool] = False
     """Whether its answers depend on the trained weights."""
     is_model: ClassVar[bool] = True
@@ -107,7 +126,7 @@ class System(Settings, ABC):
     """False: it was made with these very rows in sight; it is shown, but never counts as a baseline."""
 
     @abstractmethod
-    def answer(self, rows: Sequence[Conversation], context: Context) -> Answers:
+    def answer(self, rows: Sequence[Example], context: Context) -> Answers:
         """One answer to each row, in their order.
 
         Raises:
@@ -115,20 +134,68 @@ class System(Settings, ABC):
         """
 
 
-def prediction(row: Conversation, answer: Answer) -> Prediction:
+def require_questions(rows: Sequence[Example], system: str) -> list[Conversation]:
+    """The rows, each of which asks for a written answer.
+
+    Raises:
+        EvaluationError: a row is raw text or a preference pair, which `system` cannot score.
+    """
+    asked = []
+    for row in rows:
+        if not isinstance(row, Conversation):
+            kind = "raw text" if isinstance(row, Document) else "a preference pair"
+            raise EvaluationError(
+                f"the system {system} writes answers, and row {row.id} ({row.where}) is {kind}, which is not answered "
+                "but scored; leave the system out of evaluation.systems (zero_shot and fine_tuned can score)"
+            )
+        asked.append(row)
+    return asked
+
+
+def prediction(row: Example, answer: Answer) -> Prediction:
     """An answer beside what was wanted."""
-    expected = row.completion
-    target = row.target if row.target is not None else message_text(expected) if expected is not None else ""
     return Prediction(
         id=answer.id,
         prompt=answer.prompt,
         output=answer.output,
-        target=target,
-        expected=expected,
+        target=_target(row),
+        expected=row.completion if isinstance(row, Conversation) else None,
         reply=answer.reply,
         target_score=answer.target_score,
+        rejected_score=answer.rejected_score,
         extra=row.extra,
     )
+
+
+def _target(row: Example) -> Any:
+    """What is wanted: the target that the data gives, a reply's text, or the raw text itself."""
+    if isinstance(row, Document):
+        return row.text
+    if isinstance(row, Preference):
+        return "\n".join(message_text(message) for message in row.chosen if message.role == "assistant")
+    if row.target is not None:
+        return row.target
+    return message_text(row.completion) if row.completion is not None else ""
+
+
+def require_measurable(rows: Iterable[Conversation], metrics: Iterable[Metric]) -> None:
+    """Score an empty answer and the wanted one to every row: a bad target is found before anything is generated.
+
+    Metrics of log-probabilities look at no target.
+
+    Raises:
+        EvaluationError: a row's target, or what it lists beside it, is not of the kind that a metric needs.
+    """
+    scored = [metric for metric in metrics if metric.needs == "generation"]
+    for row in rows:
+        wanted = row.completion if row.completion is not None else Message("assistant", _as_text(row.target))
+        for answer in (Answer(row.id, row.prompt, ""), Answer(row.id, row.prompt, message_text(wanted), wanted)):
+            for metric in scored:
+                metric.statistics(prediction(row, answer))
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def message_text(message: Message) -> str:

@@ -18,8 +18,16 @@ from pydantic import Field
 
 from luthier.data.replies import parse_reply_text
 from luthier.errors import EvaluationError
-from luthier.evaluation.systems.base import Answer, Answers, Context, System, message_text, messages_as_values
-from luthier.examples import Conversation
+from luthier.evaluation.systems.base import (
+    Answer,
+    Answers,
+    Context,
+    System,
+    message_text,
+    messages_as_values,
+    require_questions,
+)
+from luthier.examples import Example
 
 STDERR_LINES = 15
 
@@ -28,21 +36,24 @@ class Command(System):
     """An external program."""
 
     is_model: ClassVar[bool] = False
+    is_baseline: ClassVar[bool] = False
 
     command: tuple[str, ...] = Field(min_length=1)
     """The program and its arguments; a program called `python` is the Python that Luthier itself runs in."""
     timeout_seconds: float = Field(600.0, gt=0)
     """It is ended, and the evaluation fails, if it takes longer."""
 
-    def answer(self, rows: Sequence[Conversation], context: Context) -> Answers:
+    def answer(self, rows: Sequence[Example], context: Context) -> Answers:
         """The program's answers.
 
         Raises:
-            EvaluationError: it cannot be started, fails, takes too long, or does not answer every row once.
+            EvaluationError: it cannot be started, fails, takes too long, or does not answer every row once; a row is no
+                question.
         """
+        questions = require_questions(rows, self._name)
         asked = [
             {"id": row.id, "messages": messages_as_values(row.prompt), "tools": [dict(tool) for tool in row.tools]}
-            for row in rows
+            for row in questions
         ]
         context.on_progress(self._name, 0, len(rows))
         out = self._run("".join(json.dumps(question, ensure_ascii=False) + "\n" for question in asked), context)

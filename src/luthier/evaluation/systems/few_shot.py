@@ -2,72 +2,125 @@
 
 Examples are retrieved by BM25 (Robertson and Zaragoza 2009, by the `bm25s` library) over what users wrote, from
 training rows only, and stand before the question as earlier turns, the most similar one last. A training row that
-equals or nearly equals the test row would give the answer away, so it is never used.
+equals or nearly equals the asked row would give the answer away, so it is never used.
+
+Four ways to ask compete on validation rows: the most similar rows, or such rows that also differ from each other; each
+with nothing added, and with the addition that says most about the task.
 """
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from pydantic import Field
 
 from luthier.errors import EvaluationError
 from luthier.evaluation.answering import answer_with_model
-from luthier.evaluation.systems.base import Answers, Context, System, with_instruction
-from luthier.examples import Conversation, Message
+from luthier.evaluation.metrics.base import Array
+from luthier.evaluation.systems._prompts import Addition, choose, has_room, suggested
+from luthier.evaluation.systems.base import (
+    Answers,
+    Context,
+    System,
+    require_questions,
+    with_answer_room,
+    with_instruction,
+)
+from luthier.examples import Conversation, Example, Message
 
 NEARLY_EQUAL = 0.9
 """Share of words in common (Jaccard) from which two questions count as the same."""
+NEAR_COPY = 0.6
+"""Share of words in common from which one example shows little that the other does not."""
+LOOKED_AT = 200
+"""Of the training rows only this many, the most similar, are compared word by word with the row that is asked."""
+
+Choice: TypeAlias = Literal["nearest", "diverse"]
 
 _WORD = re.compile(r"\w+")
 
 
+@dataclass(frozen=True)
+class Way:
+    """A way to ask: what is added to the system message, and how examples are chosen."""
+
+    addition: Addition
+    examples: Choice
+
+    def dump(self) -> dict[str, Any]:
+        """`addition`, `place` and `examples`, for the records."""
+        return {**self.addition.dump(), "examples": self.examples}
+
+
 class FewShot(System):
-    """The base model with retrieved examples."""
+    """The base model with retrieved examples, asked in the best of a few ways."""
 
     shots: int = Field(3, ge=1)
     """Examples before each question; fewer where the model's context would overflow."""
     instruction: str = ""
-    """Added to the system prompt."""
+    """Always added to the system message, before an addition that competes."""
+    tune_rows: int = Field(20, ge=0)
+    """Validation rows on which four ways to ask compete; 0: the most similar examples and `instruction` alone."""
+    answer_room: float = Field(2.0, ge=1)
+    """Longest answer, in multiples of `evaluation.max_new_tokens`."""
 
-    def answer(self, rows: Sequence[Conversation], context: Context) -> Answers:
-        """The base model's answers; `details` says which rows got fewer examples than asked for.
+    def answer(self, rows: Sequence[Example], context: Context) -> Answers:
+        """The base model's answers; `details` records every way and its score, and the rows with fewer examples.
 
         Raises:
-            EvaluationError: there are no training rows to take examples from.
+            EvaluationError: there are no training rows to take examples from, a row leaves no room for an answer, or a
+                validation row has a target of another kind.
         """
-        retriever = Retriever(context.train)
-        prompts, counts = [], []
-        for row in rows:
-            prompt, count = self._prompt(row, retriever.similar(row, self.shots), context)
-            prompts.append(prompt)
-            counts.append(count)
+        questions = require_questions(rows, "few_shot")
+        prompter = Prompter(self, context)
+        roomy = with_answer_room(context, self.answer_room)
+        ways = [Way(a, e) for a in (Addition(), Addition(suggested(context)[-1])) for e in ("nearest", "diverse")]
         with context.adapter_disabled():
-            answers, seconds = answer_with_model(rows, prompts, context, "few_shot")
-        fewer = [row.id for row, count in zip(rows, counts, strict=True) if count < self.shots]
+            way, tried = choose(ways, prompter.prompts, self.tune_rows, roomy, "few_shot")
+            made = [prompter.prompt(row, way) for row in questions]
+            answers, seconds = answer_with_model(rows, [prompt for prompt, _ in made], roomy, "few_shot")
+        fewer = [row.id for row, (_, count) in zip(rows, made, strict=True) if count < self.shots]
         details: dict[str, Any] = {
             "shots": self.shots,
             "retriever": "bm25",
-            "mean_shots": sum(counts) / max(len(counts), 1),
+            "mean_shots": sum(count for _, count in made) / max(len(made), 1),
+            "instruction": self.instruction,
+            **way.dump(),
+            "tried": tried,
         }
         if fewer:
             details["rows_with_fewer_shots"] = fewer
         return Answers(answers, seconds, details)
 
-    def _prompt(
-        self, row: Conversation, examples: Sequence[Conversation], context: Context
-    ) -> tuple[tuple[Message, ...], int]:
-        """The prompt with as many of the nearest examples as leave room for an answer, and how many those are."""
-        own = with_instruction(row.prompt, self.instruction)
-        for count in range(len(examples), 0, -1):
-            prompt = with_examples(own, examples[-count:])
-            if (
-                len(context.template.prompt_ids(prompt, row.tools)) + context.max_new_tokens
-                <= context.loaded.max_tokens
-            ):
-                return prompt, count
-        return own, 0
+
+class Prompter:
+    """Makes the prompts of one evaluation."""
+
+    def __init__(self, system: FewShot, context: Context) -> None:
+        self.system = system
+        self.context = context
+        self.retriever = Retriever(context.train)
+
+    def prompts(self, rows: Sequence[Conversation], way: Way) -> list[tuple[Message, ...]]:
+        """The prompt of each row."""
+        return [self.prompt(row, way)[0] for row in rows]
+
+    def prompt(self, row: Conversation, way: Way) -> tuple[tuple[Message, ...], int]:
+        """The prompt with as many of the nearest examples as leave room for an answer, and how many those are.
+
+        The room is that of a trained model's answer: an example is worth more than room to ramble. Where the addition
+        leaves no room even without examples, it is left out.
+        """
+        plain = with_instruction(row.prompt, self.system.instruction)
+        examples = self.retriever.similar(row, self.system.shots, way.examples)
+        for own in (way.addition.apply(plain), plain):
+            for count in range(len(examples), -1, -1):
+                prompt = with_examples(own, examples[len(examples) - count :])
+                if has_room(row, prompt, self.context, self.context.max_new_tokens):
+                    return prompt, count
+        return plain, 0
 
 
 def with_examples(messages: tuple[Message, ...], examples: Sequence[Conversation]) -> tuple[Message, ...]:
@@ -92,13 +145,22 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
+def overlap(a: frozenset[str], b: frozenset[str]) -> float:
+    """Jaccard index: the share of all words that both have; 1 for two empty sets."""
+    return len(a & b) / len(a | b) if a or b else 1.0
+
+
 class Retriever:
     """Finds training rows whose question is similar to a given one."""
 
     def __init__(self, train: Sequence[Conversation]) -> None:
         import bm25s
 
-        self.train = [row for row in train if row.completion is not None and words(question(row))]
+        by_question: dict[str, Conversation] = {}  # the same question twice would teach nothing
+        for row in train:
+            if row.completion is not None and words(question(row)):
+                by_question.setdefault(question(row), row)
+        self.train = list(by_question.values())
         if not self.train:
             raise EvaluationError(
                 "the system few_shot takes its examples from the training rows, and none of them has a question and an "
@@ -109,21 +171,40 @@ class Retriever:
         self._index = bm25s.BM25()
         self._index.index(self._words, show_progress=False)
 
-    def similar(self, row: Conversation, count: int) -> list[Conversation]:
-        """At most `count` training rows, the most similar last; never one that equals or nearly equals `row`."""
-        asked = words(question(row))
-        scores = self._index.get_scores(asked) if asked else np.zeros(len(self.train))
-        chosen: dict[str, int] = {}  # by question: the same example twice would teach nothing
-        for index in np.argsort(-scores, kind="stable").tolist():  # equal scores: the earlier row
+    def similar(self, row: Conversation, count: int, choice: Choice = "nearest") -> list[Conversation]:
+        """At most `count` training rows, the most similar last; never one that equals or nearly equals `row`.
+
+        `diverse` passes over a row that shares most words with one already chosen, as long as there are others among
+        the `LOOKED_AT` most similar ones.
+        """
+        chosen: list[int] = []
+        passed_over: list[int] = []
+        for index in self._candidates(row):
             if len(chosen) == count:
                 break
+            is_near_copy = any(overlap(self._sets[index], self._sets[other]) >= NEAR_COPY for other in chosen)
+            (passed_over if choice == "diverse" and is_near_copy else chosen).append(index)
+        chosen += passed_over[: count - len(chosen)]
+        return [self.train[index] for index in reversed(chosen)]
+
+    def _candidates(self, row: Conversation) -> Iterator[int]:
+        """Rows that may be shown, the most similar first."""
+        asked = words(question(row))
+        scores = self._index.get_scores(asked) if asked else np.zeros(len(self.train))
+        for index in most_similar(scores, LOOKED_AT):
             if not self._gives_away(index, row, frozenset(asked)):
-                chosen.setdefault(question(self.train[index]), index)
-        return [self.train[index] for index in reversed(chosen.values())]
+                yield index
 
     def _gives_away(self, index: int, row: Conversation, asked: frozenset[str]) -> bool:
         other = self.train[index]
         if (row.id and other.id == row.id) or (row.group is not None and other.group == row.group):
             return True
-        known = self._sets[index]
-        return len(asked & known) >= NEARLY_EQUAL * len(asked | known)
+        return overlap(asked, self._sets[index]) >= NEARLY_EQUAL
+
+
+def most_similar(scores_N: Array, count: int) -> list[int]:
+    """Places of the `count` highest scores, the highest first; of equal ones the earlier. Linear in N."""
+    least = np.partition(scores_N, -count)[-count] if len(scores_N) > count else -np.inf
+    found = np.flatnonzero(scores_N >= least)
+    ordered: list[int] = found[np.argsort(-scores_N[found], kind="stable")].tolist()
+    return ordered[:count]

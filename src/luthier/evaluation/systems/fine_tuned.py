@@ -6,7 +6,7 @@ from typing import ClassVar
 from luthier.errors import EvaluationError
 from luthier.evaluation.answering import answer_with_model
 from luthier.evaluation.systems.base import Answers, Context, System
-from luthier.examples import Conversation
+from luthier.examples import Example
 
 
 class FineTuned(System):
@@ -15,7 +15,7 @@ class FineTuned(System):
     is_baseline: ClassVar[bool] = False
     uses_adapter: ClassVar[bool] = True
 
-    def answer(self, rows: Sequence[Conversation], context: Context) -> Answers:
+    def answer(self, rows: Sequence[Example], context: Context) -> Answers:
         """The model's answers, adapter on.
 
         Raises:

@@ -1,0 +1,129 @@
+"""Every setting that training reads has an effect: another value gives other weights or another plan.
+
+The settings are found by listing the registries, so a new one without a line in `CHANGES`, or without effect, fails.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luthier import assemble, registry
+from luthier.config import Settings, Tree, build
+from luthier.data.source import micro_batches
+from luthier.engine.loop import train
+from luthier.examples import Conversation, Example, Message, Preference
+from luthier.models.load import LoadedModel
+from luthier.recipe import PARTS, Recipe, TrainingSettings
+
+TRAINING: Tree = {"steps": 6, "rows_per_step": 4, "validate_every": 2, "patience": False, "keep": 1}
+STORMY: Tree = {"optimizer": {"type": "adamw", "learning_rate": 1.0}}  # validation gets worse
+EVERY_STEP: Tree = {"training": {"save_every": 1}}
+
+# setting -> its other value, and what both runs share beside the defaults
+CHANGES: Mapping[str, tuple[Any, Tree]] = {
+    "training.steps": (5, {}),
+    "training.epochs": (2.0, {"training": {"steps": None, "epochs": 1.0}}),
+    "training.rows_per_step": (3, {}),
+    "training.max_tokens": (28, {}),
+    "training.micro_batch_tokens": (16, {}),
+    "training.max_grad_norm": (1e-3, {}),
+    "training.validate_every": (3, {}),
+    "training.patience": (1, STORMY),
+    "training.save_every": (1, {}),
+    "training.keep": (4, EVERY_STEP),
+    "training.gradient_checkpointing": (True, {}),
+    "adapter.lora.rank": (4, {}),
+    "adapter.lora.alpha": (8.0, {}),
+    "adapter.lora.dropout": (0.3, {}),
+    "adapter.lora.targets": (("q_proj",), {}),
+    "objective.dpo.beta": (0.5, {}),
+    "objective.dpo.penalty": ("hinge", {}),
+    "optimizer.adamw.learning_rate": (1e-3, {}),
+    "optimizer.adamw.weight_decay": (0.5, {}),
+    "optimizer.adamw.beta1": (0.5, {}),
+    "optimizer.adamw.beta2": (0.5, {}),
+    "optimizer.adamw.epsilon": (1e-2, {}),
+    "schedule.constant.warmup_share": (0.5, {}),
+    "schedule.cosine.warmup_share": (0.5, {}),
+    "schedule.cosine.floor": (0.5, {}),
+    "schedule.linear.warmup_share": (0.5, {}),
+    "schedule.linear.floor": (0.5, {}),
+    "schedule.wsd.warmup_share": (0.5, {}),
+    "schedule.wsd.decay_share": (1.0, {}),
+}
+
+
+def known() -> list[str]:
+    """Every setting of training and of all parts, `part.type.field`."""
+    names = [f"training.{field}" for field in TrainingSettings.model_fields]
+    for part, (package, _) in PARTS.items():
+        for kind in registry.names(package):
+            fields = registry.load_class(package, kind, Settings).model_fields
+            names += [f"{part}.{kind}.{field}" for field in fields]
+    return names
+
+
+def examples(preference: bool) -> list[Example]:
+    rows: list[Example] = []
+    for number in range(12):
+        prompt = (Message("user", f"What is {number}?"),)
+        good, bad = ((Message("assistant", f"{word} {number * 7}, a number."),) for word in ("It is", "Not"))
+        rows.append(Preference(prompt, good, bad) if preference else Conversation(prompt + good))
+    return rows
+
+
+def outcome(tables: Tree, loaded: LoadedModel, folder: Path) -> Mapping[str, Any]:
+    """What a run does and ends with."""
+    recipe = build(Recipe, tables)
+    template = assemble.template_for(recipe, loaded, assemble.longest_row(recipe, loaded))
+    units = assemble.units_of(recipe, examples(tables["objective"]["type"] == "dpo"), template)
+    parts = {"train": units, "validation": units[:3]}
+    run = assemble.build_run(recipe, loaded, assemble.make_trainable(recipe, loaded), parts, "", folder)
+    first = run.source.step(1)
+    steps = [(step.number, step.metrics) for step in train(run)]
+    return {
+        "weights": {name: p.detach().clone().tolist() for name, p in run.injected.trainable.items()},
+        "steps": [number for number, _ in steps],
+        "validated": [number for number, metrics in steps if "validation_loss" in metrics],
+        "saved": sorted(path.name for path in run.checkpoints.iterdir()),
+        "micro_batches": len(list(micro_batches(first, run.settings.micro_batch_tokens))),
+        "recomputes": loaded.model.is_gradient_checkpointing,
+    }
+
+
+@pytest.mark.parametrize("name", known())
+def test_another_value_gives_another_result(name: str, make_tiny: Callable[[], LoadedModel], tmp_path: Path) -> None:
+    assert name in CHANGES, f"{name} is new: add a value to CHANGES that makes a difference"
+    value, shared = CHANGES[name]
+    part, *kind, field = name.split(".")
+    loaded = [make_tiny(), make_tiny()]
+    base: Tree = {
+        "model": {"name": str(loaded[0].files.folder)},
+        "data": {"train": "rows.jsonl"},
+        "training": {**TRAINING, **shared.get("training", {})},
+        "optimizer": shared.get("optimizer", {"type": "adamw", "learning_rate": 1e-2}),
+        "objective": {"type": "sft"},
+    }
+    if kind:
+        base[part] = {**base.get(part, {}), "type": kind[0]}
+    changed = {**base, part: {**base[part], field: value}}
+    before, after = (
+        outcome(tables, model, tmp_path / str(number))
+        for number, (tables, model) in enumerate(zip((base, changed), loaded, strict=True))
+    )
+    assert before != after
+
+
+def test_equal_settings_give_an_equal_result(make_tiny: Callable[[], LoadedModel], tmp_path: Path) -> None:
+    """Without this, any noise would pass for an effect."""
+    loaded = [make_tiny(), make_tiny()]
+    tables: Tree = {
+        "model": {"name": str(loaded[0].files.folder)},
+        "data": {"train": "rows.jsonl"},
+        "training": TRAINING,
+        "objective": {"type": "sft"},
+    }
+    first, second = (outcome(tables, model, tmp_path / str(i)) for i, model in enumerate(loaded))
+    assert first == second
