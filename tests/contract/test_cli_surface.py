@@ -112,5 +112,25 @@ def test_a_closed_pipe_is_not_an_error() -> None:
     assert done.returncode == 0 and done.stderr == "", done.stderr
 
 
+def test_a_file_that_no_verb_foresaw_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: object) -> None:
+        raise PermissionError(13, "Permission denied", "/some/file")
+
+    monkeypatch.setattr("luthier.cli.commands.models.run", fail)
+    assert main(["models"]) == 2
+    assert capsys.readouterr().err == "error: /some/file: Permission denied\n"
+
+
+def test_an_os_error_without_a_file_is_no_mistake_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("luthier.cli.commands.models.run", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        main(["models"])
+
+
 if __name__ == "__main__":
     print(surface(), end="")

@@ -128,13 +128,14 @@ def test_a_failed_first_attempt_does_not_block_the_folder(recipe: Path, tmp_path
 def test_another_evaluation_after_training_trains_nothing_again(finished: Path, recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(finished, out)
-    trained = {p: p.stat().st_mtime_ns for p in (*out.glob("adapter/*"), *out.rglob("checkpoints/*/*"))}
+    trained = {p: p.stat().st_mtime_ns for p in out.rglob("checkpoints/*/*")}
     zero = (out / "records/zero_shot.jsonl").read_bytes()
     added = ["evaluation.systems.examples={type='few_shot'}", "evaluation.confidence=0.9"]
     more = [part for setting in added for part in ("--set", setting)]
     steps = load(out / "manifest.json")["stages"]
     assert main(["run", str(recipe), "--out", str(out), *more]) == 0
-    assert {p: p.stat().st_mtime_ns for p in trained} == trained
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("checkpoints/*/*")} == trained
+    assert weights(out) == weights(finished)
     assert {s["name"] for s in load(out / "evaluation.json")["systems"]} == {"zero_shot", "fine_tuned", "examples"}
     assert load(out / "recipe.json")["evaluation"]["confidence"] == 0.9
     assert (out / "records/zero_shot.jsonl").read_bytes() == zero
@@ -142,7 +143,8 @@ def test_another_evaluation_after_training_trains_nothing_again(finished: Path, 
     assert all(load(out / "manifest.json")["stages"][name] == steps[name] for name in kept)
     metric = ["--set", "evaluation.metrics=['exact_match']", "--set", "evaluation.primary_metric=exact_match"]
     assert main(["run", str(recipe), "--out", str(out), *more, *metric]) == 0
-    assert {p: p.stat().st_mtime_ns for p in trained} == trained
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("checkpoints/*/*")} == trained
+    assert weights(out) == weights(finished)
     assert all(s["metrics"].keys() == {"exact_match"} for s in load(out / "evaluation.json")["systems"])
     assert main(["evaluate", str(out)]) == 0
 

@@ -318,13 +318,12 @@ def test_a_client_that_goes_away_before_its_body_is_one_line_of_log(
 def test_a_connection_that_sends_no_whole_headers_is_closed(open_server: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("luthier.serve.server.HEADER_SECONDS", 0.3)
     whole = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    for sent in (b"", whole[:-2], whole + whole[:-2]):  # nothing; a half; a half after one that was answered
+    for first, sent in ((b"", b""), (b"", whole[:-2]), (whole, whole[:-2])):  # the last: on a connection that was used
         with socket.create_connection(("127.0.0.1", open_server), timeout=4) as connection:
+            connection.sendall(first)
+            assert not first or b"HTTP/1.1 200" in connection.recv(65536)
             connection.sendall(sent)
-            data = b""
-            while chunk := connection.recv(65536):  # a TimeoutError: it was left open
-                data += chunk
-        assert data.count(b"HTTP/1.1 200") == sent.count(b"\r\n\r\n")
+            assert connection.recv(65536) == b""  # a TimeoutError: it was left open
     with socket.create_connection(("127.0.0.1", open_server), timeout=4) as connection, pytest.raises(OSError):
         for _ in range(100):  # a trickle does not buy time
             connection.sendall(b"G")
@@ -373,7 +372,10 @@ def test_content_never_becomes_a_control_token(open_server: int, served: ServedM
     assert not set(served.template.text_ids(attack)) & set(controls)
 
 
-PLAIN = "{% for m in messages if m.role != 'system' and m.role != 'tool' %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}"
+PLAIN = (
+    "{% for m in messages if m.role in ('user', 'assistant') %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 ASKED = {"role": "user", "content": "x"}
 CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
@@ -390,7 +392,7 @@ CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 def test_what_the_template_would_drop_is_refused(
     tiny_loaded: LoadedModel, tmp_path: Path, fields: dict[str, Any], param: str
 ) -> None:
-    (tmp_path / "plain.jinja").write_text(PLAIN + "{% if add_generation_prompt %}[assistant]{% endif %}")
+    (tmp_path / "plain.jinja").write_text(PLAIN)
     template = build_template(tiny_loaded, str(tmp_path / "plain.jinja"))
     with running([ServedModel("tiny", tiny_loaded, template, nullcontext)]) as url:
         status, body = _chat(_port(url), **fields)

@@ -127,8 +127,8 @@ def test_everything_that_is_wrong_is_told_at_once_parts_and_systems_too() -> Non
             "evaluation": {"systems": {"mine": {"type": "few_shoot"}}, "metrics": ["rouge"], "confidence": 2.0},
         }
     )
-    told = ("'traning'", "'adapter.rnk'", "'adapter.alpah'", "'cosin'", "optimizer.learning_rate", "training.steps")
-    told += ("'few_shoot'", "'rouge'", "evaluation.confidence")
+    told = ["'traning'", "'adapter.rnk'", "'adapter.alpah'", "'cosin'", "optimizer.learning_rate", "training.steps"]
+    told += ["'few_shoot'", "'rouge'", "evaluation.confidence"]
     assert len(text.splitlines()) == len(told) and all(word in text for word in told), text
 
 
