@@ -25,7 +25,7 @@ SETTINGS: dict[str, dict[str, object]] = {
 
 
 def write_qwen2(folder: Path) -> Path:
-    """A random Qwen 2 of 58 million parameters, on which no coefficient was fitted: 8 layers, 512 wide."""
+    """A random Qwen 2 of 57 million parameters, unlike the default model: 8 layers, 512 wide, feed-forward 2,048."""
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
     from luthier.models.catalog import resolve

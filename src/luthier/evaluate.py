@@ -35,9 +35,9 @@ from luthier.evaluation.task import (
     build_metrics,
     choose_metrics,
     detect_task,
-    longest_answer_tokens,
     require_metrics,
     require_rows,
+    room_for_answers,
 )
 from luthier.examples import Conversation, Example, Preference
 from luthier.files import sha256_of
@@ -78,6 +78,7 @@ class Question:
     primary: str
     schema: Mapping[str, Any] | None
     max_new_tokens: int
+    stop_loops: bool
 
 
 def question_of(opened: Opened) -> Question:
@@ -97,9 +98,11 @@ def question_of(opened: Opened) -> Question:
     primary = settings.primary_metric or names[0]
     metrics = build_metrics(list(dict.fromkeys([primary, *names])), settings.json_schema)
     require_metrics(task, metrics)
-    limit = settings.max_new_tokens or (0 if is_scored else longest_answer_tokens(opened.template, train))
+    room, looping = (0, False) if is_scored else room_for_answers(opened.template, train)
+    limit = settings.max_new_tokens or room
     schema = read_schema(Path(settings.json_schema)) if settings.json_schema else None
-    return Question(test[: settings.max_rows], train, validation, task, metrics, primary, schema, limit)
+    test = test[: settings.max_rows]
+    return Question(test, train, validation, task, metrics, primary, schema, limit, stop_loops=not looping)
 
 
 def measure_base(opened: Opened, question: Question, progress: Progress, disabled: Switch = nullcontext) -> None:
@@ -176,6 +179,7 @@ def context_of(opened: Opened, question: Question) -> Context:
         train=question.train,
         validation=question.validation,
         max_new_tokens=question.max_new_tokens,
+        stop_loops=question.stop_loops,
         task=question.task,
         primary_metric=question.metrics[question.primary],
         base_fingerprint=canonical_hash([opened.loaded.files.fingerprint, str(opened.loaded.dtype)]),

@@ -303,3 +303,22 @@ def test_many_questions_keep_their_order(double: LoadedModel) -> None:
         assert row == pytest.approx(score_choices(double, prompt, choices), abs=1e-9)
     with pytest.raises(ValueError, match="at least one token"):
         score_choices(double, [5], [[7], []])
+
+
+def test_an_answer_that_says_the_same_over_and_over_is_stopped_if_asked(tiny_loaded: LoadedModel) -> None:
+    prompts = ragged(12)
+    whole = generate(tiny_loaded, prompts, max_new_tokens=400, stop_ids=NEVER)
+    stopped = generate(tiny_loaded, prompts, max_new_tokens=400, stop_ids=NEVER, stop_loops=True)
+    looped = [(a, b) for a, b in zip(whole, stopped, strict=True) if a != b]
+    assert looped, "an untrained model soon repeats itself"
+    for long, short in looped:
+        assert long.ids[: len(short.ids)] == short.ids and not short.finished
+        assert generation.loops(short.ids)
+        assert not any(generation.loops(short.ids[:end]) for end in range(len(short.ids)))
+
+
+def test_what_counts_as_a_loop() -> None:
+    own = list(range(1000, 1040))
+    assert generation.loops(own + [1] * 96) and generation.loops(own + [*range(32)] * 3)
+    assert not generation.loops(own + [*range(33)] * 3 + [0, 1, 2, 3, 4])  # a longer span, said three times
+    assert not generation.loops(own + [1] * 95 + [2]) and not generation.loops([1] * 95)

@@ -39,7 +39,7 @@ from luthier.evaluation.systems.few_shot import (
 )
 from luthier.evaluation.systems.fine_tuned import FineTuned
 from luthier.evaluation.systems.zero_shot import ZeroShot
-from luthier.evaluation.task import build_metrics, longest_answer_tokens
+from luthier.evaluation.task import build_metrics, room_for_answers
 from luthier.examples import Conversation, Message, ToolCall
 from luthier.models.load import LoadedModel
 
@@ -419,8 +419,8 @@ def test_training_cuts_do_not_shorten_targets(context: Context, tiny_loaded: Loa
     whole = score_targets_of(test, [test[0].prompt], context)
     assert score_targets_of(test, [test[0].prompt], cut) == whole and whole[0][0].tokens > 20
     assert cut.template.max_tokens == 16
-    room = longest_answer_tokens(context.template, test)
-    assert room == longest_answer_tokens(cut.template, test) == math.ceil(1.25 * whole[0][0].tokens)
+    room = room_for_answers(context.template, test)
+    assert room == room_for_answers(cut.template, test) == (math.ceil(1.25 * whole[0][0].tokens), False)
 
 
 def test_a_prompt_without_room_names_the_row(context: Context) -> None:
@@ -431,8 +431,12 @@ def test_a_prompt_without_room_names_the_row(context: Context) -> None:
 
 def test_longest_answer_needs_answers(context: Context) -> None:
     with pytest.raises(EvaluationError, match="no training row has an assistant message"):
-        longest_answer_tokens(context.template, [Conversation((Message("user", "?"),))])
-    assert longest_answer_tokens(context.template, [row("?", "a")]) == 16
+        room_for_answers(context.template, [Conversation((Message("user", "?"),))])
+    assert room_for_answers(context.template, [row("?", "a")]) == (16, False)
+
+
+def test_a_training_reply_that_repeats_itself_lets_answers_do_so(context: Context) -> None:
+    assert room_for_answers(context.template, [row("?", "a"), row("?", "ab " * 200 + "and an end")])[1]
 
 
 # commands

@@ -65,6 +65,7 @@ def answer_with_model(
         max_new_tokens=context.max_new_tokens,
         stop_ids=context.template.stop_ids,
         batch_tokens=context.batch_tokens,
+        stop_loops=context.stop_loops,
         on_progress=lambda done, total: context.on_progress(what, done, total),
     )
     seconds = time.perf_counter() - start

@@ -263,6 +263,7 @@ def _shared_fingerprint(rows: Sequence[Example], context: Context, metrics: Mapp
         "schema": context.json_schema,
         "task": context.task,
         "max_new_tokens": context.max_new_tokens,
+        "stop_loops": context.stop_loops,
         "base": context.base_fingerprint,
         "versions": dict(context.versions),
         "device": context.loaded.device.type,
@@ -347,7 +348,7 @@ def _token_counts(given: Answers) -> tuple[int | None, int | None]:
 
 
 def _details(given: Answers) -> dict[str, Any]:
-    """What the system says, and how many answers were cut off because they were too long."""
+    """What the system says, and how many answers were cut off: too long, or the same over and over."""
     cut = sum(answer.finished is False for answer in given.answers)
     return {**given.details, **({"answers_cut_off": cut} if cut else {})}
 

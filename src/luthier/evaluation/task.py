@@ -123,20 +123,29 @@ def build_metrics(names: Sequence[str], json_schema: str | None = None) -> dict[
     return built
 
 
-def longest_answer_tokens(template: Template, train: Sequence[Conversation]) -> int:
+def room_for_answers(template: Template, train: Sequence[Conversation]) -> tuple[int, bool]:
     """Room for an answer: the longest reply of the training rows in tokens, and a quarter more; at least 16.
+
+    Returns:
+        The most tokens of an answer, and whether some training reply says one span over and over, as an answer that
+        hangs in a loop does.
 
     Raises:
         EvaluationError: no training row has a reply.
         TemplateError: the template refuses a row.
     """
+    from luthier.models.generate import loops  # loads torch, which nobody else here needs
+
     template = copy.copy(template)
     template.max_tokens = None  # training may cut rows; the answer to them is as long as it is
-    longest = 0
+    longest, looping = 0, False
     for row in train:
         if row.completion is not None:
             asked = Conversation((*row.prompt, row.completion), row.tools, row.where, row.id)
-            longest = max(longest, template.reply_row(asked, (row.completion,)).trained_tokens)
+            reply = template.reply_row(asked, (row.completion,))
+            longest = max(longest, reply.trained_tokens)
+            ids = reply.ids[len(reply.ids) - reply.trained_tokens :]
+            looping = looping or any(loops(ids[:end]) for end in range(len(ids) + 1))
     if not longest:
         raise EvaluationError("no training row has an assistant message; set evaluation.max_new_tokens")
-    return max(16, math.ceil(longest * 1.25))
+    return max(16, math.ceil(longest * 1.25)), looping

@@ -28,6 +28,8 @@ from luthier.models.scorer import Scorer, require_forest
 MAX_ROWS = 96
 MIN_SHARED = 16
 PREFILL_TOKENS = 4096
+LOOP_TOKENS = 96
+"""An answer loops when its last so many tokens are one span said over and over, at least three times."""
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with (rows finished, rows in all)."""
@@ -56,7 +58,7 @@ class Generation:
     logprob_sum: float
     """Log-probability of `ids` under the model itself (temperature 1), with the stop token's if there was one."""
     finished: bool
-    """Whether a stop token ended it; False: it ran into the limit."""
+    """Whether a stop token ended it; False: it ran into the limit, or was stopped in a loop."""
     prompt_tokens: int
 
     @property
@@ -73,6 +75,11 @@ class _Writing:
     limit: int
     ids: list[int]
     logprob_sum: float = 0.0
+    stop_loops: bool = False
+
+    def has_ended(self, stops: frozenset[int]) -> bool:
+        """Whether its last token was the last: a stop token, the limit, or one loop too many."""
+        return self.ids[-1] in stops or len(self.ids) == self.limit or (self.stop_loops and loops(self.ids))
 
 
 class _Chooser:
@@ -130,6 +137,7 @@ def generate(
     max_new_tokens: int | Sequence[int],
     stop_ids: frozenset[int] | None = None,
     batch_tokens: int = 16384,
+    stop_loops: bool = False,
     on_progress: Progress | None = None,
     **sampling: Unpack[Sampling],
 ) -> list[Generation]:
@@ -142,6 +150,8 @@ def generate(
         stop_ids: tokens that end an answer; None: those of the model.
         batch_tokens: most tokens held in memory at once: rows times the widest of them, and the shared prefix. A prompt
             that needs more is answered by itself. Changes results by rounding only.
+        stop_loops: end an answer that says the same span over and over (`loops`); it counts as not finished. A greedy
+            model hardly ever leaves such a loop, and a small one spends most of its tokens there.
         on_progress: called whenever rows finish.
         sampling: `temperature`, `top_p`, `seed`; absent: greedy.
 
@@ -171,7 +181,7 @@ def generate(
         if admitted:
             admitted.sort(key=lambda i: tuple(prompts[i]))  # equal prompts become neighbors, whatever their limits
             logits.append(_prefill(slots, [prompts[i][prefix:] for i in admitted]))
-            writing.extend(_Writing(i, limits[i], []) for i in admitted)
+            writing.extend(_Writing(i, limits[i], [], stop_loops=stop_loops) for i in admitted)
         tokens_B, ended = _advance(chooser, logits[0] if len(logits) == 1 else torch.cat(logits), writing, stops)
         if ended:
             for slot in ended:
@@ -255,9 +265,17 @@ def _advance(
     for slot, (row, token, logprob) in enumerate(zip(writing, tokens_B.tolist(), logprobs_B.tolist(), strict=True)):
         row.ids.append(token)
         row.logprob_sum += logprob
-        if token in stops or len(row.ids) == row.limit:
+        if row.has_ended(stops):
             ended.append(slot)
     return tokens_B, ended
+
+
+def loops(ids: Sequence[int]) -> bool:
+    """Whether the last `LOOP_TOKENS` tokens repeat one span; looked at once every eight tokens."""
+    if len(ids) < LOOP_TOKENS or len(ids) % 8:
+        return False
+    last = ids[-LOOP_TOKENS:]
+    return any(last[period:] == last[:-period] for period in range(1, LOOP_TOKENS // 3 + 1))
 
 
 def _result(row: _Writing, stops: frozenset[int], prompt_tokens: int) -> Generation:

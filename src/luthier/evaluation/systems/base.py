@@ -69,6 +69,8 @@ class Context:
     """Where external programs run."""
     score_targets: bool = False
     """Whether model systems must also give the log-probabilities of the wanted replies."""
+    stop_loops: bool = False
+    """Whether an answer that says one span over and over is stopped; not where training replies do so, too."""
     batch_tokens: int = 16384
     """Most tokens held at once while generating."""
     on_progress: Progress = no_progress
@@ -94,7 +96,7 @@ class Answer:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     finished: bool | None = None
-    """False: the answer ran into `max_new_tokens`."""
+    """False: the answer ran into `max_new_tokens`, or was stopped in a loop."""
     target_score: TargetScore | None = None
     rejected_score: TargetScore | None = None
     """Of a preference pair only."""
