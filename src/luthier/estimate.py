@@ -27,6 +27,7 @@ from luthier.stages import Opened
 
 SCANNED_STEPS = 500
 PROCESS_BYTES = 600 * 2**20  # Python, torch and transformers at work, without a model
+GATES_SECONDS = 60.0  # the gates on the model, for the default one on two cores
 # for a plan without a measurement: untuned answers ramble, several prompts are tried, and trained answers end
 _EFFORT = {"zero_shot": 1.6, "few_shot": 1.4, "fine_tuned": 0.4}
 # the share of the machine's matrix rate that training reaches, shared tokens counted for each row; speed of writing
@@ -195,7 +196,8 @@ def plan(opened: Opened) -> Mapping[str, float]:
         for name, system in opened.recipe.evaluation.systems.items()
         if assemble.is_model_system(system)
     }
-    return {"ability": 20.0, "model": 5.0, "train": training, "forgetting": 20.0, **systems}
+    gates = GATES_SECONDS * shape.parameters / 135e6
+    return {"ability": 20.0, "model": gates, "train": training, "forgetting": 20.0, **systems}
 
 
 def _matrix_rate(dtype: torch.dtype, device: torch.device) -> float:

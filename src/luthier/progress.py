@@ -43,6 +43,10 @@ class Silent:
         """Nothing."""
 
 
+DOUBT_SECONDS = 300.0
+"""How much must have been seen before the plan is believed to be off: a short stage says little about a long one."""
+
+
 class Terminal:
     """One moving line on a terminal, a line every few seconds elsewhere, with the time to finish of the whole run.
 
@@ -118,7 +122,7 @@ class Terminal:
             here = max(self.plan.get(self._name, 0.0) * (1 - begun) - (now - since), 0.0)
         done = [name for name in self.seconds if self.plan.get(name)]
         spent, guessed = sum(self.seconds[n] for n in done), sum(self.plan[n] for n in done)
-        pace = spent / guessed if guessed > 5 else 1.0
+        pace = (spent + DOUBT_SECONDS) / (guessed + DOUBT_SECONDS)
         coming = sum(s for name, s in self.plan.items() if name not in self.seconds and name != self._name)
         return here + coming * pace
 

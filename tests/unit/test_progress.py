@@ -38,6 +38,18 @@ def test_time_to_finish_is_the_stage_s_own_pace_and_the_plan_of_the_rest() -> No
     assert terminal.seconds == {"a": 200.0, "b": 11.0}
 
 
+def test_a_short_stage_that_took_long_does_not_make_hours_of_the_rest() -> None:
+    now = [0.0]
+    out = io.StringIO()
+    terminal = Terminal({"a": 5.0, "b": 0.0, "c": 600.0}, out, lambda: now[0])
+    with terminal.stage("a", "first"):
+        now[0] = 205.0  # forty times its plan
+    with terminal.stage("b", "second"):
+        now[0] = 216.0
+        terminal.update(0.01, 1)
+        assert out.getvalue().splitlines()[-1].endswith("about 16 min 33 s left")  # 600 s times 505 / 305
+
+
 def test_what_an_earlier_process_did_does_not_make_this_one_look_fast() -> None:
     now = [0.0]
     out = io.StringIO()
