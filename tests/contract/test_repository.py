@@ -54,7 +54,7 @@ DIRECT_IMPORTS: dict[str, str] = {
 }
 REPLACED_IN_TESTS: dict[str, str] = {
     "tests/contract/test_cli_surface.py::test_a_file_that_no_verb_foresaw_is_one_line": "no verb is known to do it",
-    "tests/contract/test_cli_surface.py::test_an_os_error_without_a_file_is_no_mistake_of_the_user": "as above",
+    "tests/contract/test_cli_surface.py::test_an_os_error_without_a_file_is_no_mistake_of_the_user": "no verb does it",
     "tests/security/test_serve_security.py::test_a_connection_that_sends_no_whole_headers_is_closed": "a shorter wait",
     "tests/security/test_serve_security.py::test_an_answer_may_take_longer_than_the_headers": "a shorter wait",
     "tests/unit/test_checkpoint.py::test_an_interrupted_save_leaves_nothing_that_passes_for_whole": (
