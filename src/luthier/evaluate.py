@@ -17,6 +17,7 @@ from luthier import assemble
 from luthier.adapters.base import Injected
 from luthier.config import canonical_hash
 from luthier.data.split import group_keys
+from luthier.errors import EvaluationError
 from luthier.evaluation.forgetting import (
     WINDOW_TOKENS,
     Ability,
@@ -100,6 +101,8 @@ def question_of(opened: Opened) -> Question:
     require_metrics(task, metrics)
     room, looping = (0, False) if is_scored else room_for_answers(opened.template, train)
     limit = settings.max_new_tokens or room
+    if not limit and not is_scored:
+        raise EvaluationError("no training row has an assistant message; set evaluation.max_new_tokens")
     schema = read_schema(Path(settings.json_schema)) if settings.json_schema else None
     test = test[: settings.max_rows]
     return Question(test, train, validation, task, metrics, primary, schema, limit, stop_loops=not looping)

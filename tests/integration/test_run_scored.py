@@ -104,7 +104,9 @@ def test_what_cannot_be_measured_is_one_clear_message(
         assert said in capsys.readouterr().err
 
 
-def test_raw_text_may_be_trained_on_and_questions_tested(tmp_path: Path, tiny_model_folder: Path) -> None:
+def test_raw_text_may_be_trained_on_and_questions_tested(
+    tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [{"id": f"p{i}", "text": f"Number {i * 37 % 991} of the team lives in Main Street {i}."} for i in range(60)]
     asked = [
         {"id": f"q{i}", "prompt": f"Where does number {i * 53 % 997} live?", "completion": f"In Oak Street {i}."}
@@ -117,3 +119,8 @@ def test_raw_text_may_be_trained_on_and_questions_tested(tmp_path: Path, tiny_mo
     report, out = run(tmp_path, tiny_model_folder, rows, *settings, *more)
     assert set(values(report, "rouge_l")) == {"zero_shot", "fine_tuned"} and report["verdict"]["sentence"]
     assert [record["target"] for record in records(out, "zero_shot")] == [row["completion"] for row in asked]
+
+    unknown = (*settings, "evaluation.primary_metric=rouge_l")  # no reply in the training rows tells how long one is
+    options = [part for setting in (*SHORT, *unknown) for part in ("--set", setting)]
+    assert main(["run", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "other"), *options]) == 2
+    assert "no training row has an assistant message; set evaluation.max_new_tokens" in capsys.readouterr().err

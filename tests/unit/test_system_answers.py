@@ -430,8 +430,7 @@ def test_a_prompt_without_room_names_the_row(context: Context) -> None:
 
 
 def test_longest_answer_needs_answers(context: Context) -> None:
-    with pytest.raises(EvaluationError, match="no training row has an assistant message"):
-        room_for_answers(context.template, [Conversation((Message("user", "?"),))])
+    assert room_for_answers(context.template, [Conversation((Message("user", "?"),))]) == (0, False)
     assert room_for_answers(context.template, [row("?", "a")]) == (16, False)
 
 
