@@ -26,6 +26,7 @@ from luthier.evaluation.systems.base import System
 from luthier.examples import Example
 from luthier.files import sha256_of, sync
 from luthier.models.catalog import resolve
+from luthier.models.kernels import native
 from luthier.models.load import LoadedModel, load
 from luthier.models.scorer import Scorer, require_forest
 from luthier.objectives.base import Models, Objective
@@ -199,7 +200,7 @@ def fingerprint_of(recipe: Recipe, loaded: LoadedModel, template: Template, unit
     """Hash of everything that decides the trained weights: settings, model, template, token ids and masks, versions."""
     settings = {k: v for k, v in recipe.dump().items() if k not in ("evaluation", "cost", "data")}
     data = {name: _hash_units(group) for name, group in units.items()}
-    versions = [__version__, torch.__version__, str(loaded.dtype), loaded.device.type]
+    versions = [__version__, torch.__version__, str(loaded.dtype), loaded.device.type, native.identity()]
     return canonical_hash([settings, loaded.files.fingerprint, template.sha256, data, versions])
 
 

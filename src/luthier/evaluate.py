@@ -42,6 +42,7 @@ from luthier.evaluation.task import (
 )
 from luthier.examples import Conversation, Example, Preference
 from luthier.files import sha256_of
+from luthier.models.memory import tokens_in_flight
 from luthier.progress import Progress
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder
@@ -183,6 +184,7 @@ def context_of(opened: Opened, question: Question) -> Context:
         validation=question.validation,
         max_new_tokens=question.max_new_tokens,
         stop_loops=question.stop_loops,
+        batch_tokens=tokens_in_flight(opened.loaded.model),
         task=question.task,
         primary_metric=question.metrics[question.primary],
         base_fingerprint=canonical_hash([opened.loaded.files.fingerprint, str(opened.loaded.dtype)]),

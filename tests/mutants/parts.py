@@ -14,7 +14,7 @@ from luthier.adapters.base import Injected
 from luthier.data.templates import Template
 from luthier.examples import Conversation, Document, Message, Row
 from luthier.models.forest import Batch
-from luthier.models.scorer import Scorer, forest_mode
+from luthier.models.scorer import Scorer, chosen_logprobs, forest_mode
 from luthier.objectives.base import Loss, Models
 from luthier.objectives.sft import SFT
 from luthier.preflight.base import BatchBuilder, Subject
@@ -145,13 +145,12 @@ def wrong_weights(batch: Batch, rows: Sequence[Row]) -> Batch:
 class LeakyScorer(Scorer):
     """Packs the rows behind one another and lets plain causal attention run over all of them."""
 
-    def logits(self, batch: Batch) -> Tensor:
+    def token_logprobs(self, batch: Batch) -> Tensor:
         ids_N, positions_N = batch.forest.ids_N, batch.forest.positions_N
         # one long mask of ones keeps transformers from finding the rows by their positions
         mask = torch.ones(1, 1, len(ids_N), len(ids_N), dtype=torch.bool).tril()
         out = self.model(ids_N[None], position_ids=positions_N[None], attention_mask=mask, use_cache=False)
-        logits: Tensor = out.logits[0][batch.hidden_H]
-        return logits
+        return chosen_logprobs(out.logits[0][batch.hidden_H], batch)
 
 
 class ChangedScorer:
@@ -167,17 +166,17 @@ class ChangedScorer:
 class WarmScorer(Scorer):
     """Divides the logits by a temperature of 0.7, as a sampler does."""
 
-    def logits(self, batch: Batch) -> Tensor:
-        return super().logits(batch) / 0.7
+    def token_logprobs(self, batch: Batch) -> Tensor:
+        return chosen_logprobs(self.logits(batch) / 0.7, batch)
 
 
 class LastLayerScorer(Scorer):
     """Runs the first layer without a graph, as reentrant checkpointing over frozen embeddings did."""
 
-    def logits(self, batch: Batch) -> Tensor:
+    def token_logprobs(self, batch: Batch) -> Tensor:
         model: Any = self.model
         with detached_after_first_layer(model), forest_mode(model):
-            return super().logits(batch)
+            return super().token_logprobs(batch)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from tests.mutants.bench import Bench, dpo_bench, full_bench
 
 from luthier.examples import Row
 from luthier.models.forest import build_batch
-from luthier.models.scorer import Scorer
+from luthier.models.scorer import Scorer, chosen_logprobs
 from luthier.objectives.base import Models
 from luthier.preflight._probe import in_float32, plain_logprobs, scored
 from luthier.preflight.base import Subject, run_gates
@@ -93,10 +93,14 @@ def test_autocast_is_off_inside_and_on_again_after() -> None:
     model, batch = narrow_model("llama").float(), build_batch(rows())
     plain = torch.cat(scored(Scorer(model), batch))
     cast = Scorer(model, torch.bfloat16)
-    assert not torch.equal(torch.cat(scored(cast, batch)), plain)
+
+    def is_float32() -> bool:  # another order of additions, not another type
+        return torch.allclose(torch.cat(scored(cast, batch)), plain, rtol=0, atol=1e-5)
+
+    assert not is_float32()
     with in_float32():
-        assert torch.equal(torch.cat(scored(cast, batch)), plain)
-    assert not torch.equal(torch.cat(scored(cast, batch)), plain)
+        assert is_float32()
+    assert not is_float32()
 
 
 def narrow(bench: Bench) -> Subject:
@@ -116,8 +120,8 @@ def test_a_fault_that_bfloat16_would_hide_is_refused() -> None:
     subject = narrow(Bench())
 
     class Warm(Scorer):
-        def logits(self, batch: Any) -> torch.Tensor:
-            return super().logits(batch) * 0.999
+        def token_logprobs(self, batch: Any) -> torch.Tensor:
+            return chosen_logprobs(self.logits(batch) * 0.999, batch)
 
     subject.models = Models(Warm(subject.need_model().model))
     refused = {r.gate for r in run_gates(subject, "model") if not r.passed}

@@ -13,7 +13,7 @@ with one softmax over both parts. Left out: paging.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from luthier.errors import ModelError
 from luthier.models.attention import attending, register
+from luthier.models.kernels import attention as kernels
 
 NAME = "luthier_decode"
 GROW_TOKENS = 64
@@ -253,18 +254,38 @@ def _attend_prompts(
     """(1, C*G, N, D): each prompt sees the prefix and, causally, itself; its keys and values go into its slots."""
     if not call.slots:  # this is the prefix itself
         layer.prefix_keys, layer.prefix_values = key[0].clone(), value[0].clone()
+        if rule[1] is None and kernels.serves(query[0].transpose(0, 1), key[0].transpose(0, 1)):
+            empty = replace(layer, prefix_keys=key[0, :, :0], prefix_values=value[0, :, :0])
+            return _attend_together(empty, call, query, key, value, rule[0])
         return _prompt_attention(query, key, value, rule)
+    for start, end, slots in zip(call.starts, call.ends, call.slots, strict=True):
+        for slot in slots:
+            layer.keys[slot, :, : end - start] = key[0, :, start:end]
+            layer.values[slot, :, : end - start] = value[0, :, start:end]
+    if rule[1] is None and kernels.serves(query[0].transpose(0, 1), key[0].transpose(0, 1)):
+        return _attend_together(layer, call, query, key, value, rule[0])
     outputs = []
     prefix_keys, prefix_values = layer.prefix_keys[None], layer.prefix_values[None]
-    for start, end, slots in zip(call.starts, call.ends, call.slots, strict=True):
+    for start, end in zip(call.starts, call.ends, strict=True):
         k, v = key[:, :, start:end], value[:, :, start:end]
-        for slot in slots:
-            layer.keys[slot, :, : end - start] = k[0]
-            layer.values[slot, :, : end - start] = v[0]
         if prefix_keys.shape[2]:
             k, v = torch.cat([prefix_keys, k], dim=2), torch.cat([prefix_values, v], dim=2)
         outputs.append(_prompt_attention(query[:, :, start:end], k, v, rule))
     return torch.cat(outputs, dim=2)
+
+
+def _attend_together(layer: _Layer, call: _Prefill, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """As `_attend_prompts`: the prompts are a forest, whose root is the prefix if there is one."""
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    before = layer.prefix_keys.shape[1]
+    starts, ends = [before + start for start in call.starts], [before + end for end in call.ends]
+    if before:
+        k = torch.cat([layer.prefix_keys.transpose(0, 1), k])
+        v = torch.cat([layer.prefix_values.transpose(0, 1), v])
+        spans = ([0, *starts], [before, *ends], [-1] + [0] * len(starts))
+    else:
+        spans = (starts, ends, [-1] * len(starts))
+    return kernels.attend(q, k, v, spans, scale, first_node=int(before > 0)).transpose(0, 1)[None]
 
 
 def _prompt_attention(query: Tensor, key: Tensor, value: Tensor, rule: tuple[float, int | None]) -> Tensor:

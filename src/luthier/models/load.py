@@ -20,6 +20,7 @@ from torch import nn
 
 from luthier.errors import ModelError
 from luthier.models.catalog import ModelFiles, require_safetensors
+from luthier.models.kernels.decoder import install
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _UNBOUNDED = 1 << 30
@@ -62,6 +63,7 @@ def load(files: ModelFiles, precision: str = "auto", device: str = "auto", verif
     tokenizer = _load_tokenizer(files)
     model = _load_weights(files, dtype).to(target)
     model.eval()
+    install(model)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ModelError(

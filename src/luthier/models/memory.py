@@ -82,6 +82,15 @@ def _feed_forward(model: Any, config: Any) -> int:
     return next((int(width) for width in named if width), widest or 4 * config.hidden_size)
 
 
+def tokens_in_flight(model: Any) -> int:
+    """How many tokens may have their keys and values held while rows are written: in 1 GiB, or half the model's bytes.
+
+    Few rows at once leave a processor waiting for weights; the cache of a large model would not fit beside it.
+    """
+    size = next(p.element_size() for p in model.parameters() if p.is_floating_point())
+    return int(max(2**30, held_bytes(model) // 2) // (shape_of(model).cached * size))
+
+
 def held_bytes(model: Any) -> int:
     """Bytes of the parameters of a model as it is now."""
     return sum(p.numel() * p.element_size() for p in model.parameters())

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from luthier.errors import ModelError
 from luthier.models import attention
 from luthier.models.forest import Batch
+from luthier.models.kernels.decoder import has_plain_head
+from luthier.models.kernels.head import head_logprobs
 
 
 class Scorer:
@@ -24,35 +26,46 @@ class Scorer:
     fine-tuning); it is opened for each forward pass alone, since a longer one caches copies of weights that move.
     """
 
-    def __init__(self, model: nn.Module, autocast: torch.dtype | None = None) -> None:
+    def __init__(self, model: Any, autocast: torch.dtype | None = None) -> None:
         self.model, self.autocast = model, autocast
 
     def token_logprobs(self, batch: Batch) -> Tensor:
         """(K,) log-probability of each trained-on token, in the order of `batch.row_K`; float32 at least."""
         if not len(batch.hidden_H):
             return torch.zeros(0, device=batch.row_K.device)
-        logits_HV = self.logits(batch)
-        # bfloat16 is widened: a softmax over a large vocabulary needs the precision
-        logits_HV = logits_HV.to(torch.promote_types(logits_HV.dtype, torch.float32))
-        if len(batch.hidden_H) != len(batch.target_Q):  # one position predicts several next tokens
-            logits_HV = logits_HV[batch.hidden_Q]
-        logprobs_Q = -F.cross_entropy(logits_HV, batch.target_Q, reduction="none")
-        return logprobs_Q[batch.prediction_K]
+        if has_plain_head(self.model) and self.autocast is None:
+            hidden_HE = self._run(self.model.base_model, batch).last_hidden_state[0, batch.hidden_H]
+            weight = self.model.get_output_embeddings().weight
+            return head_logprobs(hidden_HE, weight, batch.hidden_Q, batch.target_Q)[batch.prediction_K]
+        return chosen_logprobs(self.logits(batch), batch)
 
     def logits(self, batch: Batch) -> Tensor:
         """(H, vocabulary) logits at the positions `batch.hidden_H`."""
+        logits: Tensor = self._run(self.model, batch, logits_to_keep=batch.hidden_H).logits[0]
+        return logits
+
+    def _run(self, module: Any, batch: Batch, **options: Any) -> Any:
+        """What the model, or the model without its head, returns for the batch."""
         forest = batch.forest
         device = forest.ids_N.device.type
         with forest_mode(self.model), torch.autocast(device, self.autocast, enabled=self.autocast is not None):
-            out = self.model(
+            return module(
                 input_ids=forest.ids_N[None],
                 position_ids=forest.positions_N[None],
                 forest=forest,
-                logits_to_keep=batch.hidden_H,
                 use_cache=False,
+                **options,
             )
-        logits: Tensor = out.logits[0]
-        return logits
+
+
+def chosen_logprobs(logits_HV: Tensor, batch: Batch) -> Tensor:
+    """(K,) log-probability of each trained-on token, from the logits at `batch.hidden_H`; float32 at least."""
+    # bfloat16 is widened: a softmax over a large vocabulary needs the precision
+    logits_HV = logits_HV.to(torch.promote_types(logits_HV.dtype, torch.float32))
+    if len(batch.hidden_H) != len(batch.target_Q):  # one position predicts several next tokens
+        logits_HV = logits_HV[batch.hidden_Q]
+    logprobs_Q = -F.cross_entropy(logits_HV, batch.target_Q, reduction="none")
+    return logprobs_Q[batch.prediction_K]
 
 
 def forest_mode(model: Any) -> AbstractContextManager[None]:

@@ -1,0 +1,193 @@
+"""Luthier and its peers in turn, A B A B, each in a fresh process, and the table of what they took.
+
+A contender is a script that reads a job (JSON) and prints an outcome (JSON) as its last line. The clock and the loss
+are its own; the peak of its memory is what the operating system says of the whole process.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+LOSS_TOLERANCE = 0.03
+"""Nats by which the final losses of two contenders may differ; above, they did not do the same work."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A library in one setting."""
+
+    name: str
+    script: str
+    """A file of `benchmarks/peers`."""
+    setting: str
+    """What was chosen for it, for the table."""
+    python: Path = Path(sys.executable)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one process took for one job."""
+
+    step_seconds: tuple[float, ...]
+    tokens: tuple[int, ...]
+    """Tokens of each step, as the rows have them."""
+    trained: tuple[int, ...]
+    losses: tuple[float, ...]
+    first_step: float
+    """Seconds from the start of the process to the end of its first step."""
+    peak_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """Of the steps after the first, which may pay for set-up."""
+        return sum(self.step_seconds[1:])
+
+    @property
+    def speed(self) -> float:
+        """Tokens of the rows a second."""
+        return sum(self.tokens[1:]) / self.seconds
+
+    @property
+    def trained_speed(self) -> float:
+        """Trained-on tokens a second."""
+        return sum(self.trained[1:]) / self.seconds
+
+
+class ContenderFailed(Exception):
+    """A process ended without an outcome; the message holds the end of what it said."""
+
+
+def run(contender: Contender, job: Mapping[str, Any], threads: int, timeout: float = 3600) -> Outcome:
+    """Let one contender do one job in a fresh process.
+
+    Raises:
+        ContenderFailed: it did not print an outcome.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "job.json"
+        folder = Path(place) / "work"
+        folder.mkdir()
+        wanted = {**job, **contender.options, "threads": threads, "folder": str(folder), "started": time.time()}
+        file.write_text(json.dumps(wanted), encoding="utf-8")
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+            "HF_HOME": str(folder / "hub"),
+            "PYTHONPATH": os.pathsep.join([str(FOLDER.parent), str(FOLDER / "peers" / "stubs")]),
+        }
+        command = [str(contender.python), "-u", str(FOLDER / "peers" / contender.script), str(file)]
+        with (Path(place) / "output").open("w+", encoding="utf-8") as output:
+            process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, env=environment)
+            try:
+                _, status, usage = _wait(process, timeout)
+            except TimeoutError:
+                process.kill()
+                process.wait()
+                raise ContenderFailed(f"{contender.name}: still running after {timeout:.0f} s") from None
+            output.seek(0)
+            said = output.read()
+    last = said.strip().splitlines()[-1] if said.strip() else ""
+    if status or not last.startswith("{"):
+        raise ContenderFailed(f"{contender.name}: exit code {os.waitstatus_to_exitcode(status)}\n{said[-3000:]}")
+    found = json.loads(last)
+    parts = {name: tuple(found[name]) for name in ("step_seconds", "tokens", "trained", "losses")}
+    return Outcome(**parts, first_step=found["first_step"], peak_bytes=usage.ru_maxrss * 1024)
+
+
+def _wait(process: "subprocess.Popen[bytes] | subprocess.Popen[str]", timeout: float) -> tuple[int, int, Any]:
+    """As os.wait4, which tells the peak of this very process, with a limit."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        found = os.wait4(process.pid, os.WNOHANG)
+        if found[0]:
+            process.returncode = os.waitstatus_to_exitcode(found[1])
+            return found
+        time.sleep(0.2)
+    raise TimeoutError
+
+
+def in_turn(
+    contenders: Sequence[Contender], job: Mapping[str, Any], threads: int, rounds: int
+) -> dict[str, list[Outcome]]:
+    """`rounds` times every contender once; one that fails is told and left out of the rest."""
+    outcomes: dict[str, list[Outcome]] = {contender.name: [] for contender in contenders}
+    failed: set[str] = set()
+    for _ in range(rounds):
+        for contender in contenders:
+            if contender.name in failed:
+                continue
+            try:
+                outcomes[contender.name].append(run(contender, job, threads))
+            except ContenderFailed as error:
+                failed.add(contender.name)
+                print(f"    {error}", file=sys.stderr, flush=True)
+    return {name: found for name, found in outcomes.items() if found}
+
+
+def ratio(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> tuple[float, float, float]:
+    """Median, lowest and highest of our speed to theirs, pair by pair."""
+    ratios = [a.speed / b.speed for a, b in zip(ours, theirs, strict=False)]
+    return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def agree(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> bool:
+    """Whether both ended with the same loss."""
+    return abs(ours[-1].losses[-1] - theirs[-1].losses[-1]) <= LOSS_TOLERANCE
+
+
+COLUMNS = (
+    *("workload", "threads", "who", "setting", "tokens/s", "trained/s", "peak GiB", "first step s", "last loss"),
+    *("ours to it", "memory"),
+)
+HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
+
+
+def lines(
+    workload: str, threads: int, contenders: Sequence[Contender], outcomes: Mapping[str, Sequence[Outcome]]
+) -> list[str]:
+    """Lines of the table; ours, the first contender, is what the others are compared with."""
+    ours = outcomes.get(contenders[0].name, [])
+    made = []
+    for contender in contenders:
+        found = outcomes.get(contender.name)
+        head = f"| {workload} | {threads} | {contender.name} | {contender.setting} |"
+        if not found:
+            made.append(f"{head} failed | | | | | | |")
+            continue
+        middle = _medians(found)
+        text = f"{head} {middle}"
+        if contender is contenders[0] or not ours:
+            made.append(f"{text} | | |")
+            continue
+        speed, low, high = ratio(ours, found)
+        peak = statistics.median(o.peak_bytes for o in ours) / statistics.median(o.peak_bytes for o in found)
+        verdict = f"{speed:.2f}x [{low:.2f}, {high:.2f}]" if agree(ours, found) else "void: losses differ"
+        made.append(f"{text} | {verdict} | {peak:.2f}x |")
+    return made
+
+
+def _medians(found: Sequence[Outcome]) -> str:
+    def middle(values: Sequence[float]) -> float:
+        return statistics.median(values)
+
+    return " | ".join(
+        [
+            f"{middle([o.speed for o in found]):.0f}",
+            f"{middle([o.trained_speed for o in found]):.0f}",
+            f"{middle([o.peak_bytes for o in found]) / 2**30:.2f}",
+            f"{middle([o.first_step for o in found]):.1f}",
+            f"{found[-1].losses[-1]:.3f}",
+        ]
+    )

@@ -1,0 +1,74 @@
+"""What Luthier and its peers are timed on: rows of random words in a fixed order, so that all do the same work.
+
+Lengths are in tokens of the default model, where each of `WORDS` is one token. Every row has a system message, since
+the default model's template adds one of its own where there is none, and peers do not.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks._rows import WORDS
+
+SYSTEM = "Answer with the words that matter."
+OVERHEAD = 24  # tokens of the three messages' frames and of SYSTEM
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Rows for one line of the table, and what is done with them."""
+
+    name: str
+    what: str
+    shortest: int = 60
+    longest: int = 512
+    trained_share: float = 0.29
+    system_words: int = 0
+    rows_per_step: int = 8
+    steps: int = 4
+    full: bool = False
+    answers: int = 1
+    """Answers to each prompt: 2 for pairs, 8 for groups."""
+
+
+SUPERVISED = (
+    Workload("a", "short mixed rows, LoRA"),
+    Workload("b", "the same behind one system prompt of 430 tokens", system_words=420),
+    Workload("e", "rows of 2,048 tokens", shortest=2040, longest=2048, rows_per_step=2, steps=3),
+    Workload("f", "short mixed rows, all weights", full=True),
+)
+PAIRS = Workload("c", "preference pairs, DPO", rows_per_step=4, answers=2)
+GROUPS = Workload("d", "groups of 8 completions of one prompt", rows_per_step=1, answers=8)
+
+
+def _text(rng: random.Random, words: int) -> str:
+    return " ".join(rng.choice(WORDS) for _ in range(max(words, 1)))
+
+
+def conversations(work: Workload, seed: int = 0) -> list[dict[str, Any]]:
+    """`steps * rows_per_step` prompts, each with its answers, in the order in which they are trained on.
+
+    Returns:
+        Dictionaries with `id`, `prompt` (messages) and `answers` (texts). The loss of an answer falls with training: it
+        repeats words of the question.
+    """
+    rng = random.Random(seed)
+    system = _text(rng, work.system_words) if work.system_words else SYSTEM
+    made = []
+    for number in range(work.steps * work.rows_per_step):
+        tokens = rng.randint(work.shortest, work.longest)
+        answer = round(tokens * work.trained_share)
+        asked = _text(rng, tokens - answer - OVERHEAD).split()
+        prompt = [{"role": "system", "content": system}, {"role": "user", "content": " ".join(asked)}]
+        answers = [" ".join((asked[i:] + asked * 2)[:answer]) for i in range(work.answers)]
+        made.append({"id": str(number), "prompt": prompt, "answers": answers})
+    return made
+
+
+def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    """The rows as JSON Lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path

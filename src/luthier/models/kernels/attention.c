@@ -1,0 +1,388 @@
+/* Attention over a forest, forward and backward, with its scores never in memory (flash attention, Dao 2023,
+   arXiv:2307.08691). A token sees the nodes above its own and, causally, its own.
+
+   q, out, dout, dq: (tokens, heads, size); k, v: (tokens, kv heads, size); lse: (heads, tokens). Keys are taken in blocks
+   of 64 that never cross a node. Products run in one routine, C (m, 64) += A (m, k) B (k, 64), where B is packed and A
+   is read by broadcasts. Its unit is a pair of bfloat16 where the processor multiplies those (AVX512-BF16), else a float.
+   A task is one tree and one head, so no two tasks add to the same numbers and the order of additions is fixed. */
+
+#ifndef SUFFIX
+
+#define _POSIX_C_SOURCE 200112L
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+#include "common.h"
+
+#define KEYS 64
+#define QUERIES 48
+
+typedef struct {
+    long tokens, heads, kv_heads, size, nodes, blocks, trees;
+    const long *starts, *ends, *parents; /* of nodes */
+    const long *first_block;             /* of nodes: where its keys lie among all blocks */
+    const long *tree_starts;             /* (trees + 1): the nodes of tree t are tree_starts[t]:tree_starts[t + 1] */
+    long first_node;  /* nodes before it are looked at, but look at nothing (forward only) */
+    long first_token; /* of first_node: where q and out begin */
+    float scale;
+} Shape;
+
+static void *room(size_t bytes) {
+    void *p = NULL;
+    if (posix_memalign(&p, 64, bytes ? bytes : 64)) abort(); /* as malloc failing in torch: nothing can go on */
+    return p;
+}
+
+static inline long least(long a, long b) { return a < b ? a : b; }
+
+typedef float vf __attribute__((vector_size(64)));
+
+#define PAIRS 1
+#define UNIT float
+#define NAME_(name) JOIN(name, _float)
+#include "product.h"
+#undef PAIRS
+#undef UNIT
+#undef NAME_
+
+#ifdef __AVX512BF16__
+#define PAIRS 2
+#define UNIT uint32_t
+#define NAME_(name) JOIN(name, _pairs)
+#include "product.h"
+#undef PAIRS
+#undef UNIT
+#undef NAME_
+#endif
+
+#define SUFFIX _bf16
+#define T bf16
+#define WIDEN widen_bf16
+#define NARROW narrow_bf16
+#ifdef __AVX512BF16__
+#define PAIRS 2
+#define UNIT uint32_t
+#define PRODUCT product_pairs
+#else
+#define PAIRS 1
+#define UNIT float
+#define PRODUCT product_float
+#endif
+#include "attention.c"
+#undef SUFFIX
+#undef T
+#undef WIDEN
+#undef NARROW
+#undef PAIRS
+#undef UNIT
+#undef PRODUCT
+
+#define SUFFIX _f32
+#define T float
+#define WIDEN widen_f32
+#define NARROW narrow_f32
+#define PAIRS 1
+#define UNIT float
+#define PRODUCT product_float
+#include "attention.c"
+
+#else
+
+#define NAME(name) JOIN(name, SUFFIX)
+
+#if PAIRS == 2
+static inline uint32_t NAME(unit)(T a, T b) { return (uint32_t)a | (uint32_t)b << 16; }
+#else
+static inline float NAME(unit)(T a, T b) {
+    (void)b;
+    return WIDEN(a);
+}
+#endif
+
+/* 64 floats as units: of neighbors in one row, and of two rows, one above the other */
+#if PAIRS == 2
+static inline void NAME(beside)(const float *x, UNIT *out) {
+    for (int j = 0; j < KEYS; j += 32)
+        _mm512_storeu_si512(out + j / 2, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + j + 16), _mm512_loadu_ps(x + j)));
+}
+static inline void NAME(above)(const float *x, const float *y, UNIT *out) {
+    const __m512i turn = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
+                                          20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    for (int j = 0; j < KEYS; j += 16) {
+        __m512i both = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(y + j), _mm512_loadu_ps(x + j));
+        _mm512_storeu_si512(out + j, _mm512_permutexvar_epi16(turn, both));
+    }
+}
+#else
+static inline void NAME(beside)(const float *x, UNIT *out) { memcpy(out, x, KEYS * sizeof(float)); }
+static inline void NAME(above)(const float *x, const float *y, UNIT *out) {
+    (void)y;
+    memcpy(out, x, KEYS * sizeof(float));
+}
+#endif
+
+/* rows of x as they stand, for A: (rows, size / PAIRS) */
+static void NAME(as_rows)(const T *x, long stride, long rows, long size, UNIT *out) {
+    for (long i = 0; i < rows; i++)
+        for (long j = 0; j < size / PAIRS; j++) out[i * (size / PAIRS) + j] = NAME(unit)(x[i * stride + j * PAIRS], x[i * stride + j * PAIRS + PAIRS - 1]);
+}
+
+/* pairs of rows of x, one above the other: (rows / PAIRS, size); a missing row is 0 */
+static void NAME(as_pairs)(const T *x, long stride, long rows, long size, UNIT *out) {
+    for (long i = 0; i < rows; i += PAIRS, out += size) {
+        const T *a = x + i * stride, *b = a + (PAIRS - 1) * stride;
+        if (i + PAIRS <= rows)
+            for (long j = 0; j < size; j++) out[j] = NAME(unit)(a[j], b[j]);
+        else
+            for (long j = 0; j < size; j++) out[j] = NAME(unit)(a[j], 0);
+    }
+}
+
+/* B whose columns are keys: (size / PAIRS, 64) */
+static void NAME(keys_as_columns)(const T *x, long stride, long rows, long size, UNIT *out) {
+    for (long i = 0; i < KEYS; i++)
+        for (long j = 0; j < size / PAIRS; j++)
+            out[j * KEYS + i] = i < rows ? NAME(unit)(x[i * stride + j * PAIRS], x[i * stride + j * PAIRS + PAIRS - 1]) : 0;
+}
+
+/* B whose rows are keys: for each 64 of `size` (64 / PAIRS, 64) */
+static void NAME(keys_as_rows)(const T *x, long stride, long rows, long size, UNIT *out) {
+    for (long part = 0; part < size / KEYS; part++)
+        for (long i = 0; i < KEYS / PAIRS; i++) {
+            const T *a = i * PAIRS < rows ? x + i * PAIRS * stride + part * KEYS : NULL;
+            const T *b = i * PAIRS + PAIRS - 1 < rows ? x + (i * PAIRS + PAIRS - 1) * stride + part * KEYS : NULL;
+            UNIT *o = out + (part * (KEYS / PAIRS) + i) * KEYS;
+            if (a && b)
+                for (long j = 0; j < KEYS; j++) o[j] = NAME(unit)(a[j], b[j]);
+            else
+                for (long j = 0; j < KEYS; j++) o[j] = NAME(unit)(a ? a[j] : 0, b ? b[j] : 0);
+        }
+}
+
+typedef void (*NAME(Pack))(const T *, long, long, long, UNIT *);
+
+/* Every block of every key-value head, packed: (kv heads, blocks, 64 * size / PAIRS) */
+static UNIT *NAME(pack_all)(const Shape *f, const T *x, NAME(Pack) pack) {
+    long each = KEYS * f->size / PAIRS;
+    UNIT *out = room(sizeof(UNIT) * f->kv_heads * f->blocks * each);
+#pragma omp parallel for schedule(static) collapse(2)
+    for (long h = 0; h < f->kv_heads; h++)
+        for (long n = 0; n < f->nodes; n++)
+            for (long s = f->starts[n], b = f->first_block[n]; s < f->ends[n]; s += KEYS, b++)
+                pack(x + (s * f->kv_heads + h) * f->size, f->kv_heads * f->size, least(KEYS, f->ends[n] - s), f->size,
+                     out + (h * f->blocks + b) * each);
+    return out;
+}
+
+/* The nodes from the root down to n; returns how many. */
+static long NAME(path)(const Shape *f, long n, long *out) {
+    long depth = 0;
+    for (long p = n; p >= 0; p = f->parents[p]) depth++;
+    long at = depth;
+    for (long p = n; p >= 0; p = f->parents[p]) out[--at] = p;
+    return depth;
+}
+
+static void NAME(attend_tree)(const Shape *f, long tree, long h, const T *q, const UNIT *keys, const UNIT *values,
+                              T *out, float *lse) {
+    long size = f->size, each = KEYS * size / PAIRS, row = f->heads * size;
+    long kv = h / (f->heads / f->kv_heads);
+    keys += kv * f->blocks * each;
+    values += kv * f->blocks * each;
+    long *path = room(sizeof(long) * f->nodes);
+    UNIT *a = room(sizeof(UNIT) * QUERIES * size / PAIRS), *p = room(sizeof(UNIT) * QUERIES * KEYS / PAIRS);
+    float *scores = room(sizeof(float) * QUERIES * KEYS), *o = room(sizeof(float) * QUERIES * size);
+    float top[QUERIES], sum[QUERIES];
+    q -= f->first_token * row;
+    out -= f->first_token * row;
+    for (long n = f->tree_starts[tree]; n < f->tree_starts[tree + 1]; n++) {
+        if (n < f->first_node) continue;
+        long depth = NAME(path)(f, n, path), start = f->starts[n];
+        for (long first = start; first < f->ends[n]; first += QUERIES) {
+            long rows = least(QUERIES, f->ends[n] - first);
+            NAME(as_rows)(q + first * row + h * size, row, rows, size, a);
+            memset(o, 0, sizeof(float) * rows * size);
+            for (long r = 0; r < rows; r++) top[r] = -INFINITY, sum[r] = 0;
+            for (long step = 0; step < depth; step++) {
+                long node = path[step], length = f->ends[node] - f->starts[node];
+                if (node == n) length = first + rows - start; /* no query of this block sees more */
+                for (long at = 0; at < length; at += KEYS) {
+                    long width = least(KEYS, length - at), block = f->first_block[node] + at / KEYS;
+                    PRODUCT(rows, width, size / PAIRS, a, size / PAIRS, 1, keys + block * each, scores, KEYS, 0);
+                    for (long r = 0; r < rows; r++) {
+                        long seen = node == n ? least(width, first + r - start - at + 1) : width;
+                        float *s = scores + r * KEYS, highest = top[r];
+                        if (seen <= 0) {
+                            memset(p + r * (KEYS / PAIRS), 0, sizeof(UNIT) * KEYS / PAIRS);
+                            continue;
+                        }
+                        for (long j = seen; j < KEYS; j++) s[j] = -INFINITY;
+                        float here = -INFINITY;
+#pragma omp simd reduction(max : here)
+                        for (long j = 0; j < KEYS; j++) here = s[j] > here ? s[j] : here;
+                        here *= f->scale;
+                        if (here > highest) {
+                            float less = fast_exp(highest - here);
+                            if (highest == -INFINITY) less = 0;
+                            sum[r] *= less;
+                            for (long j = 0; j < size; j++) o[r * size + j] *= less;
+                            top[r] = highest = here;
+                        }
+                        float total = 0;
+#pragma omp simd reduction(+ : total)
+                        for (long j = 0; j < KEYS; j++) {
+                            s[j] = j < seen ? fast_exp(s[j] * f->scale - highest) : 0.0f;
+                            total += s[j];
+                        }
+                        sum[r] += total;
+                        NAME(beside)(s, p + r * (KEYS / PAIRS));
+                    }
+                    for (long part = 0; part < size / KEYS; part++)
+                        PRODUCT(rows, KEYS, (width + PAIRS - 1) / PAIRS, p, KEYS / PAIRS, 1,
+                                values + block * each + part * (KEYS / PAIRS) * KEYS, o + part * KEYS, size, 1);
+                }
+            }
+            for (long r = 0; r < rows; r++) {
+                T *to = out + (first + r) * row + h * size;
+                for (long j = 0; j < size; j++) to[j] = NARROW(o[r * size + j] / sum[r]);
+                lse[h * f->tokens + first + r] = top[r] + logf(sum[r]);
+            }
+        }
+    }
+    free(path), free(a), free(p), free(scores), free(o);
+}
+
+void NAME(forest_attention)(const Shape *f, const T *q, const T *k, const T *v, T *out, float *lse) {
+    UNIT *keys = NAME(pack_all)(f, k, NAME(keys_as_columns)), *values = NAME(pack_all)(f, v, NAME(keys_as_rows));
+#pragma omp parallel for schedule(dynamic) collapse(2)
+    for (long tree = 0; tree < f->trees; tree++)
+        for (long h = 0; h < f->heads; h++) NAME(attend_tree)(f, tree, h, q, keys, values, out, lse);
+    free(keys), free(values);
+}
+
+typedef struct {
+    UNIT *keys, *value_columns, *key_rows; /* packed as pack_all does */
+    float *dk, *dv;                        /* (heads, blocks, size, 64): turned, as they are added up */
+} NAME(Back);
+
+static void NAME(attend_tree_back)(const Shape *f, long tree, long h, const T *q, const T *out, const T *dout,
+                                   const float *lse, const NAME(Back) * b, T *dq) {
+    long size = f->size, each = KEYS * size / PAIRS, row = f->heads * size, turned = KEYS * size;
+    long kv = h / (f->heads / f->kv_heads), half = QUERIES / PAIRS;
+    const UNIT *keys = b->keys + kv * f->blocks * each, *value_columns = b->value_columns + kv * f->blocks * each;
+    const UNIT *key_rows = b->key_rows + kv * f->blocks * each;
+    long *path = room(sizeof(long) * f->nodes);
+    UNIT *a = room(sizeof(UNIT) * QUERIES * size / PAIRS), *da = room(sizeof(UNIT) * QUERIES * size / PAIRS);
+    UNIT *a_pairs = room(sizeof(UNIT) * size * half), *da_pairs = room(sizeof(UNIT) * size * half);
+    UNIT *ds_rows = room(sizeof(UNIT) * QUERIES * KEYS / PAIRS);
+    UNIT *p_pairs = room(sizeof(UNIT) * half * KEYS), *ds_pairs = room(sizeof(UNIT) * half * KEYS);
+    float *p = room(sizeof(float) * QUERIES * KEYS), *ds = room(sizeof(float) * QUERIES * KEYS);
+    float *o = room(sizeof(float) * QUERIES * size), delta[QUERIES];
+    for (long block = f->first_block[f->tree_starts[tree]];
+         block < (f->tree_starts[tree + 1] < f->nodes ? f->first_block[f->tree_starts[tree + 1]] : f->blocks); block++) {
+        memset(b->dk + (h * f->blocks + block) * turned, 0, sizeof(float) * turned);
+        memset(b->dv + (h * f->blocks + block) * turned, 0, sizeof(float) * turned);
+    }
+    for (long n = f->tree_starts[tree]; n < f->tree_starts[tree + 1]; n++) {
+        long depth = NAME(path)(f, n, path), start = f->starts[n];
+        for (long first = start; first < f->ends[n]; first += QUERIES) {
+            long rows = least(QUERIES, f->ends[n] - first), even = (rows + PAIRS - 1) / PAIRS * PAIRS;
+            const T *qs = q + first * row + h * size, *dos = dout + first * row + h * size;
+            const T *outs = out + first * row + h * size;
+            NAME(as_rows)(qs, row, rows, size, a);
+            NAME(as_rows)(dos, row, rows, size, da);
+            NAME(as_pairs)(qs, row, rows, size, a_pairs);
+            NAME(as_pairs)(dos, row, rows, size, da_pairs);
+            for (long r = 0; r < rows; r++) {
+                float sum = 0;
+#pragma omp simd reduction(+ : sum)
+                for (long j = 0; j < size; j++) sum += WIDEN(dos[r * row + j]) * WIDEN(outs[r * row + j]);
+                delta[r] = sum;
+            }
+            memset(o, 0, sizeof(float) * rows * size);
+            for (long step = 0; step < depth; step++) {
+                long node = path[step], length = f->ends[node] - f->starts[node];
+                if (node == n) length = first + rows - start;
+                for (long at = 0; at < length; at += KEYS) {
+                    long width = least(KEYS, length - at), block = f->first_block[node] + at / KEYS;
+                    PRODUCT(rows, width, size / PAIRS, a, size / PAIRS, 1, keys + block * each, p, KEYS, 0);
+                    PRODUCT(rows, width, size / PAIRS, da, size / PAIRS, 1, value_columns + block * each, ds, KEYS, 0);
+                    for (long r = 0; r < even; r++) {
+                        long seen = node == n ? least(width, first + r - start - at + 1) : width;
+                        if (r >= rows) seen = 0;
+                        float *pr = p + r * KEYS, *dr = ds + r * KEYS, offset = r < rows ? lse[h * f->tokens + first + r] : 0;
+                        float mean = r < rows ? delta[r] : 0;
+                        UNIT *to = ds_rows + r * (KEYS / PAIRS);
+#pragma omp simd
+                        for (long j = 0; j < KEYS; j++) {
+                            pr[j] = fast_exp(pr[j] * f->scale - offset);
+                            dr[j] = pr[j] * (dr[j] - mean) * f->scale;
+                        }
+                        for (long j = seen < 0 ? 0 : seen; j < KEYS; j++) pr[j] = dr[j] = 0; /* whatever it was */
+                        NAME(beside)(dr, to);
+                    }
+                    for (long r = 0; r < even / PAIRS; r++) {
+                        const float *p0 = p + r * PAIRS * KEYS, *p1 = p0 + (PAIRS - 1) * KEYS;
+                        const float *d0 = ds + r * PAIRS * KEYS, *d1 = d0 + (PAIRS - 1) * KEYS;
+                        NAME(above)(p0, p1, p_pairs + r * KEYS);
+                        NAME(above)(d0, d1, ds_pairs + r * KEYS);
+                    }
+                    for (long part = 0; part < size / KEYS; part++)
+                        PRODUCT(rows, KEYS, (width + PAIRS - 1) / PAIRS, ds_rows, KEYS / PAIRS, 1,
+                                key_rows + block * each + part * (KEYS / PAIRS) * KEYS, o + part * KEYS, size, 1);
+                    PRODUCT(size, width, even / PAIRS, a_pairs, 1, size, ds_pairs, b->dk + (h * f->blocks + block) * turned, KEYS, 1);
+                    PRODUCT(size, width, even / PAIRS, da_pairs, 1, size, p_pairs, b->dv + (h * f->blocks + block) * turned, KEYS, 1);
+                }
+            }
+            for (long r = 0; r < rows; r++)
+                for (long j = 0; j < size; j++) dq[(first + r) * row + h * size + j] = NARROW(o[r * size + j]);
+        }
+    }
+    free(path), free(a), free(da), free(a_pairs), free(da_pairs), free(ds_rows), free(p_pairs), free(ds_pairs);
+    free(p), free(ds), free(o);
+}
+
+/* Add up the heads that share a key-value head, and turn back: (heads, blocks, size, 64) -> (tokens, kv heads, size) */
+static void NAME(gather)(const Shape *f, const float *turned, T *out) {
+    long size = f->size, shared = f->heads / f->kv_heads, each = KEYS * size;
+#pragma omp parallel for schedule(static) collapse(2)
+    for (long kv = 0; kv < f->kv_heads; kv++)
+        for (long n = 0; n < f->nodes; n++) {
+            float *sum = room(sizeof(float) * each);
+            for (long s = f->starts[n], block = f->first_block[n]; s < f->ends[n]; s += KEYS, block++) {
+                memcpy(sum, turned + (kv * shared * f->blocks + block) * each, sizeof(float) * each);
+                for (long g = 1; g < shared; g++) {
+                    const float *other = turned + ((kv * shared + g) * f->blocks + block) * each;
+                    for (long j = 0; j < each; j++) sum[j] += other[j];
+                }
+                long rows = least(KEYS, f->ends[n] - s);
+                for (long i = 0; i < rows; i++)
+                    for (long j = 0; j < size; j++) out[((s + i) * f->kv_heads + kv) * size + j] = NARROW(sum[j * KEYS + i]);
+            }
+            free(sum);
+        }
+}
+
+void NAME(forest_attention_back)(const Shape *f, const T *q, const T *k, const T *v, const T *out, const T *dout,
+                                 const float *lse, T *dq, T *dk, T *dv) {
+    NAME(Back) b;
+    b.keys = NAME(pack_all)(f, k, NAME(keys_as_columns));
+    b.value_columns = NAME(pack_all)(f, v, NAME(keys_as_columns));
+    b.key_rows = NAME(pack_all)(f, k, NAME(keys_as_rows));
+    b.dk = room(sizeof(float) * f->heads * f->blocks * KEYS * f->size);
+    b.dv = room(sizeof(float) * f->heads * f->blocks * KEYS * f->size);
+#pragma omp parallel for schedule(dynamic) collapse(2)
+    for (long tree = 0; tree < f->trees; tree++)
+        for (long h = 0; h < f->heads; h++) NAME(attend_tree_back)(f, tree, h, q, out, dout, lse, &b, dq);
+    NAME(gather)(f, b.dk, dk);
+    NAME(gather)(f, b.dv, dv);
+    free(b.keys), free(b.value_columns), free(b.key_rows), free(b.dk), free(b.dv);
+}
+
+#undef NAME
+#endif

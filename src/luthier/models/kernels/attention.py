@@ -1,0 +1,114 @@
+"""Rotary positions (Su et al. 2021, arXiv:2104.09864) and the attention over a forest, as one operation.
+
+    out = softmax(scale * rotate(q) rotate(k)^T, over the nodes above and, causally, the own) v
+
+Shapes: q and out (N, heads, size), k and v (N, kv heads, size), cos and sin (N, size). Kept for the backward pass: the
+rotated q and k, v, out, and one float a head and token.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from luthier.models.forest import Forest
+from luthier.models.kernels import native
+
+BLOCK = 64  # KEYS in attention.c
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_long) for name in ("tokens", "heads", "kv_heads", "size", "nodes", "blocks", "trees")),
+        *((name, ctypes.c_void_p) for name in ("starts", "ends", "parents", "first_block", "tree_starts")),
+        *((name, ctypes.c_long) for name in ("first_node", "first_token")),
+        ("scale", ctypes.c_float),
+    ]
+
+
+Spans: TypeAlias = tuple[Sequence[int], Sequence[int], Sequence[int]]
+"""Starts, ends and parents of nodes, as in a `Forest`."""
+
+
+def _shape(spans: Spans, q: Tensor, k: Tensor, scale: float, first_node: int = 0) -> tuple[_Shape, Any]:
+    """What the kernel needs to know, and the arrays that it points to, which must live as long."""
+    starts, ends, parents = (np.asarray(x, dtype=np.int64) for x in spans)
+    heads, kv_heads, size = q.shape[1], k.shape[1], q.shape[2]
+    blocks = -(-(ends - starts) // BLOCK)
+    first_block = np.cumsum(blocks) - blocks
+    roots = np.append(np.flatnonzero(parents < 0), len(parents))
+    arrays = (starts, ends, parents, first_block, roots)
+    counts = (int(ends[-1]), heads, kv_heads, size, len(starts), int(blocks.sum()), len(roots) - 1)
+    first = (first_node, int(starts[first_node]))
+    return _Shape(*counts, *(array.ctypes.data for array in arrays), *first, scale), arrays
+
+
+def rotate_plain(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The reference, as transformers' Llama computes it."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos[:, None] + torch.cat([-second, first], dim=-1) * sin[:, None]
+
+
+def serves(q: Tensor, k: Tensor) -> bool:
+    """Whether the kernel computes with these heads."""
+    return native.serves(q) and q.shape[-1] % BLOCK == 0 and q.shape[1] % k.shape[1] == 0
+
+
+def rotary_attention(
+    q: Tensor, k: Tensor, v: Tensor, rotary: tuple[Tensor, Tensor], forest: Forest, scale: float
+) -> Tensor:
+    """(N, heads, size); only where `serves`."""
+    out: Tensor = _RotaryAttention.apply(q, k, v, rotary, (forest.starts, forest.ends, forest.parents), scale)
+    return out
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float, first_node: int = 0) -> Tensor:
+    """(N', heads, size) attention of rotated q and k, without a graph; only where `serves`.
+
+    Args:
+        q: the N' queries of the nodes from `first_node` on.
+        k: of all nodes, rotated.
+        v: of all nodes.
+        spans: of the forest.
+        scale: what products of q and k are multiplied by.
+        first_node: nodes before it are seen but do not look: their keys were computed earlier.
+    """
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    shape, _arrays = _shape(spans, q, k, scale, first_node)
+    out, lse = torch.empty_like(q), torch.empty(q.shape[1], k.shape[0])
+    native.call("forest_attention", q.dtype, ctypes.byref(shape), q, k, v, out, lse)
+    return out
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, back: bool = False) -> Tensor:
+    rows, heads, size = x.shape
+    out = torch.empty(x.shape, dtype=x.dtype)
+    native.call("rotate", x.dtype, x, heads * size, cos, sin, out, rows, heads, size, int(back))
+    return out
+
+
+class _RotaryAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, rotary: tuple[Tensor, Tensor], spans: Spans, scale: float
+    ) -> Tensor:
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        cos, sin = (x.to(q.dtype).contiguous() for x in rotary)
+        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        shape, arrays = _shape(spans, q, k, scale)
+        out, lse = torch.empty_like(q), torch.empty(q.shape[1], q.shape[0])
+        native.call("forest_attention", q.dtype, ctypes.byref(shape), q, k, v, out, lse)
+        ctx.save_for_backward(q, k, v, out, lse, cos, sin)
+        ctx.shape, ctx.arrays = shape, arrays
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse, cos, sin = ctx.saved_tensors
+        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        shape = ctypes.byref(ctx.shape)
+        native.call("forest_attention_back", q.dtype, shape, q, k, v, out, dout.contiguous(), lse, dq, dk, dv)
+        return _rotate(dq, cos, sin, back=True), _rotate(dk, cos, sin, back=True), dv, None, None, None

@@ -1,0 +1,225 @@
+"""Every kernel against its plain reference, values and gradients; and what happens where none can be compiled."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from luthier.models.forest import Forest
+from luthier.models.kernels import attention, head, low_rank, native, norm, swiglu
+
+needs_native = pytest.mark.skipif(native.library() is None, reason=f"no kernels: {native.trouble()}")
+LIMIT = {torch.float32: 5e-6, torch.bfloat16: 1e-2}
+"""Largest difference to the reference in float64, as a share of its largest number."""
+
+
+def draw(*shape: int, seed: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def with_gradients(function: Callable[..., Any], inputs: list[Tensor], seed: int = 99) -> list[Tensor]:
+    """The outputs, and the gradients of every input under a fixed random direction."""
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    out = function(*leaves)
+    outs = list(out) if isinstance(out, tuple) else [out]
+    directions = [draw(*o.shape, seed=seed + i, dtype=torch.float32).to(o.dtype) for i, o in enumerate(outs)]
+    return [o.detach() for o in outs] + list(torch.autograd.grad(outs, leaves, directions))
+
+
+def check(kernel: Callable[..., Any], plain: Callable[..., Any], inputs: list[Tensor]) -> None:
+    """The kernel in the inputs' type is as near to the reference in float64 as the type allows."""
+    found = with_gradients(kernel, inputs)
+    wanted = with_gradients(plain, [x.double() for x in inputs])
+    assert len(found) == len(wanted)
+    for number, (a, b) in enumerate(zip(found, wanted, strict=True)):
+        assert a.shape == b.shape and bool(torch.isfinite(a).all()), number
+        limit = LIMIT[inputs[0].dtype] * float(b.abs().max().clamp(min=1))
+        assert float((a.double() - b).abs().max()) <= limit, number
+
+
+both_types = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+
+
+@needs_native
+@both_types
+@pytest.mark.parametrize(("rows", "width"), [(1, 8), (63, 64), (130, 576), (200, 33)])
+def test_norm(dtype: torch.dtype, rows: int, width: int) -> None:
+    x, delta, weight = (draw(*s, seed=i, dtype=dtype) for i, s in enumerate([(rows, width), (rows, width), (width,)]))
+    check(lambda x, w: norm.rms_norm(x, w, 1e-5), lambda x, w: norm.rms_norm_plain(x, w, 1e-5), [x, weight])
+
+    def plain(x: Tensor, delta: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return x + delta, norm.rms_norm_plain(x + delta, weight, 1e-5)
+
+    check(lambda x, d, w: norm.add_rms_norm(x, d, w, 1e-5), plain, [x, delta, weight])
+
+
+@needs_native
+@both_types
+def test_swiglu(dtype: torch.dtype) -> None:
+    gate, up = (10 * draw(77, 129, seed=i, dtype=dtype) for i in (1, 2))
+    check(swiglu.swiglu, swiglu.swiglu_plain, [gate, up])
+    far = torch.tensor([[-200.0, 200.0, 0.0, -88.0]], dtype=dtype)
+    assert torch.allclose(swiglu.swiglu(far, far), swiglu.swiglu_plain(far, far), rtol=1e-2, atol=1e-30)
+
+
+@both_types
+@pytest.mark.parametrize("bias", [False, True])
+def test_low_rank_linear(dtype: torch.dtype, bias: bool) -> None:
+    x, weight = draw(2, 19, 48, seed=1, dtype=dtype), draw(40, 48, seed=2, dtype=dtype)
+    offset = draw(40, seed=5, dtype=dtype) if bias else None
+    a, b = draw(8, 48, seed=3, dtype=torch.float32), draw(40, 8, seed=4, dtype=torch.float32)
+
+    def plain(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        wide = None if offset is None else offset.double()
+        return low_rank.low_rank_linear_plain(x, weight.double(), wide, a, b, 0.5)
+
+    check(lambda x, a, b: low_rank.low_rank_linear(x, weight, offset, a, b, 0.5), plain, [x, a, b])
+
+
+@needs_native
+@both_types
+def test_head_logprobs(dtype: torch.dtype) -> None:
+    hidden, weight = draw(5, 32, seed=1, dtype=dtype), draw(301, 32, seed=2, dtype=dtype)
+    rows = torch.tensor([0, 0, 0, 1, 3, 4, 4])  # hidden state 2 predicts nothing
+    targets = torch.tensor([0, 7, 300, 5, 5, 1, 299])
+    check(
+        lambda h, w: head.head_logprobs(h, w, rows, targets),
+        lambda h, w: head.head_logprobs_plain(h, w, rows, targets),
+        [hidden, weight],
+    )
+
+
+@needs_native
+def test_head_logprobs_of_many_targets_at_one_place_and_a_second_backward_pass() -> None:
+    hidden = draw(2, 16, seed=1, dtype=torch.float32).requires_grad_()
+    weight = draw(64, 16, seed=2, dtype=torch.float32)
+    rows, targets = torch.tensor([0] * 40 + [1]), torch.tensor([*range(40), 3])
+    out = head.head_logprobs(hidden, weight, rows, targets)
+    (first,) = torch.autograd.grad(out.sum(), hidden, retain_graph=True)
+    (second,) = torch.autograd.grad(out.sum(), hidden)
+    (wanted,) = torch.autograd.grad(head.head_logprobs_plain(hidden, weight, rows, targets).sum(), hidden)
+    assert torch.equal(first, second) and torch.allclose(first, wanted, atol=1e-5)
+
+
+SPANS = {
+    "one token": ([1], [-1]),
+    "one row": ([100], [-1]),
+    "blocks end where rows do": ([64, 48, 128], [-1, -1, -1]),
+    "two trees": ([70, 5, 130, 33, 200], [-1, 0, 0, 2, -1]),
+}
+
+
+def spans_of(name: str) -> tuple[list[int], list[int], list[int]]:
+    lengths, parents = SPANS[name]
+    ends = torch.tensor(lengths).cumsum(0).tolist()
+    return [end - length for end, length in zip(ends, lengths, strict=True)], ends, parents
+
+
+def forest_of(name: str) -> Forest:
+    starts, ends, parents = spans_of(name)
+    ids = torch.zeros(ends[-1], dtype=torch.int64)
+    return Forest(ids, ids, tuple(starts), tuple(ends), tuple(parents))
+
+
+def attention_plain(q: Tensor, k: Tensor, v: Tensor, forest: Forest, scale: float) -> Tensor:
+    """Node by node, in whatever type is given."""
+    groups = q.shape[1] // k.shape[1]
+    outputs = []
+    for node, (start, end) in enumerate(zip(forest.starts, forest.ends, strict=True)):
+        path = forest.path(node)
+        keys, values = (
+            torch.cat([x[forest.starts[p] : forest.ends[p]] for p in path]).repeat_interleave(groups, 1).transpose(0, 1)
+            for x in (k, v)
+        )
+        seen = torch.ones(end - start, keys.shape[1], dtype=torch.bool).tril(keys.shape[1] - (end - start))
+        query = q[start:end].transpose(0, 1)
+        outputs.append(F.scaled_dot_product_attention(query, keys, values, attn_mask=seen, scale=scale).transpose(0, 1))
+    return torch.cat(outputs)
+
+
+@needs_native
+@both_types
+@pytest.mark.parametrize("name", SPANS)
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(6, 2, 64), (2, 2, 128), (3, 1, 64)])
+def test_rotary_attention(dtype: torch.dtype, name: str, heads: int, kv_heads: int, size: int) -> None:
+    forest = forest_of(name)
+    count = forest.ends[-1]
+    q, k, v = (draw(count, h, size, seed=h + i, dtype=dtype) for i, h in enumerate((heads, kv_heads, kv_heads)))
+    angles = draw(count, size // 2, seed=7, dtype=torch.float32).repeat(1, 2)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+
+    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k = (attention.rotate_plain(x, cos.double(), sin.double()) for x in (q, k))
+        return attention_plain(q, k, v, forest, 0.2)
+
+    assert attention.serves(q, k)
+    check(lambda q, k, v: attention.rotary_attention(q, k, v, (cos, sin), forest, 0.2), plain, [q, k, v])
+
+
+@needs_native
+@both_types
+def test_attention_keeps_trees_and_later_tokens_apart_to_the_last_bit(dtype: torch.dtype) -> None:
+    starts, ends, _ = spans = spans_of("two trees")
+    q, k, v = (draw(ends[-1], h, 64, seed=h, dtype=dtype) for h in (4, 2, 2))
+    before = attention.attend(q, k, v, spans, 0.3)
+    for x in (q, k, v):
+        x[starts[4] :] = float("nan")  # the second tree
+        x[ends[2] - 10 : ends[3]] = 1e4  # the end of a node, and the node below it
+    after = attention.attend(q, k, v, spans, 0.3)
+    assert torch.equal(before[: ends[2] - 10], after[: ends[2] - 10])
+
+
+@needs_native
+def test_attention_of_some_nodes_is_that_of_all() -> None:
+    starts, ends, _ = spans = spans_of("two trees")
+    q, k, v = (draw(ends[-1], h, 64, seed=h, dtype=torch.float32) for h in (4, 2, 2))
+    whole = attention.attend(q, k, v, spans, 0.3)
+    assert torch.equal(attention.attend(q[starts[1] :], k, v, spans, 0.3, first_node=1), whole[starts[1] :])
+
+
+@needs_native
+def test_gradients_do_not_depend_on_the_number_of_threads() -> None:
+    forest, threads = forest_of("two trees"), torch.get_num_threads()
+    q, k, v = (draw(forest.ends[-1], h, 64, seed=h, dtype=torch.bfloat16) for h in (6, 2, 2))
+    cos = torch.ones(forest.ends[-1], 64, dtype=torch.bfloat16)
+    x, weight = draw(700, 96, seed=1, dtype=torch.bfloat16), draw(96, seed=2, dtype=torch.bfloat16)
+    found = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            attended = with_gradients(
+                lambda q, k, v: attention.rotary_attention(q, k, v, (cos, cos), forest, 0.2), [q, k, v]
+            )
+            found.append([*attended, *with_gradients(lambda x, w: norm.rms_norm(x, w, 1e-5), [x, weight])])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+PROBE = """
+from luthier.models.kernels import native
+print(native.library() is None, native.trouble())
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("LUTHIER_NATIVE", "0", "switched off by LUTHIER_NATIVE=0"),
+        ("CC", "no-such-compiler", "no-such-compiler"),
+        ("CC", "false", "false failed: no message"),
+        ("LUTHIER_CACHE", "/proc/no", "could not be kept"),
+    ],
+)
+def test_without_a_compiler_everything_goes_on_and_says_why(name: str, value: str, said: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "LUTHIER_CACHE": str(tmp_path), name: value}
+    command = [sys.executable, "-c", PROBE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("True ") and said in done.stdout, done.stdout + done.stderr
