@@ -223,3 +223,42 @@ def test_without_a_compiler_everything_goes_on_and_says_why(name: str, value: st
     command = [sys.executable, "-c", PROBE]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("True ") and said in done.stdout, done.stdout + done.stderr
+
+
+@needs_native
+def test_checkpointing_keeps_a_layer_s_input_and_nothing_of_its_inside() -> None:
+    """transformers wraps checkpointing around its own code of a layer; the layer's kernels need it, too."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from luthier.examples import Row
+    from luthier.models.forest import build_batch
+    from luthier.models.kernels.decoder import install
+    from luthier.models.scorer import Scorer, forest_mode
+
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "vocab_size": 50}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1))
+    assert install(model) == 3
+    batch = build_batch([Row(tuple(range(40)), (0.0,) * 20 + (1.0,) * 20)])
+
+    def kept_and_gradients() -> tuple[int, list[Tensor]]:
+        kept: list[Tensor] = []
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept.append(tensor)
+            return tensor
+
+        model.train()
+        with forest_mode(model):
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                loss = -Scorer(model).token_logprobs(batch).sum()
+            parameters = list(model.parameters())
+            gradients = torch.autograd.grad(loss, parameters)
+        own = {p.data_ptr() for p in parameters}
+        return sum(t.nbytes for t in {id(t): t for t in kept}.values() if t.data_ptr() not in own), list(gradients)
+
+    whole, wanted = kept_and_gradients()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    little, found = kept_and_gradients()
+    assert little < whole / 3
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))

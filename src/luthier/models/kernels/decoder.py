@@ -5,12 +5,14 @@ kernels serve its tensors; any other call runs the library's code. That other ca
 the run's own model and rows, before every training.
 """
 
+from functools import partial
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from luthier.models.forest import Forest
 from luthier.models.kernels import native
 from luthier.models.kernels.attention import rotary_attention
 from luthier.models.kernels.norm import add_rms_norm, rms_norm
@@ -46,10 +48,17 @@ def _is_gated_silu(layer: Any) -> bool:
 
 def _forward(layer: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     forest, rotary = kwargs.get("forest"), kwargs.get("position_embeddings")
-    attention = layer.self_attn
-    if args or forest is None or rotary is None or not _can(attention, hidden_states):
+    if args or forest is None or rotary is None or not _can(layer.self_attn, hidden_states):
         out: Tensor = type(layer).forward(layer, hidden_states, *args, **kwargs)
         return out
+    if layer.gradient_checkpointing and layer.training:  # the library wraps this around its own code
+        again: Tensor = layer._gradient_checkpointing_func(partial(_compute, layer, rotary, forest), hidden_states)
+        return again
+    return _compute(layer, rotary, forest, hidden_states)
+
+
+def _compute(layer: Any, rotary: tuple[Tensor, Tensor], forest: Forest, hidden_states: Tensor) -> Tensor:
+    attention = layer.self_attn
     x: Tensor = hidden_states[0]
     h: Tensor = rms_norm(x, layer.input_layernorm.weight, layer.input_layernorm.variance_epsilon)
     h = attention.o_proj(_attend(attention, h, rotary, forest))
@@ -68,7 +77,7 @@ def _can(attention: Any, x: Tensor) -> bool:
     )
 
 
-def _attend(attention: Any, h: Tensor, rotary: tuple[Tensor, Tensor], forest: Any) -> Tensor:
+def _attend(attention: Any, h: Tensor, rotary: tuple[Tensor, Tensor], forest: Forest) -> Tensor:
     """(N, heads * size)"""
     size = attention.head_dim
     q, k, v = (layer(h).view(len(h), -1, size) for layer in (attention.q_proj, attention.k_proj, attention.v_proj))
