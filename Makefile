@@ -27,7 +27,7 @@ WORKERS ?= 2
 test: env
 	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not numerics and not chaos"
 
-# What to run before every commit: style, types, import directions, and the tests that need no download.
+# What to run before every commit: style, types, import directions, and the tests that take no whole run.
 check: env
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

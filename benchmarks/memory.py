@@ -1,6 +1,6 @@
 """Predicted and measured peak memory of training, in a fresh process for each setting.
 
-For each row of the table one process predicts (`luthier.estimate.predict_memory`, nothing is trained) and another one
+For each row of the table one process predicts (`luthier.estimate.predict_training`, nothing is trained) and another one
 trains four steps, and the operating system says how much it held at most. Rows are of random words,
 so that lengths can be chosen. Exits with 1 if a prediction is off by more than 15 %.
 """
@@ -44,7 +44,7 @@ def child(mode: str, recipe_file: str, *assignments: str) -> None:
     """Print the bytes that are predicted or measured."""
     from luthier import assemble
     from luthier.engine.loop import train
-    from luthier.estimate import predict_memory
+    from luthier.estimate import predict_training
     from luthier.models.memory import peak_memory_bytes
     from luthier.progress import Silent
     from luthier.recipe import load
@@ -59,7 +59,7 @@ def child(mode: str, recipe_file: str, *assignments: str) -> None:
         trainable = assemble.make_trainable(recipe, opened.loaded)
         run = assemble.build_run(recipe, opened.loaded, trainable, opened.units, "", folder.path)
         if mode == "predict":
-            print(predict_memory(opened, run).total)
+            print(max(memory.total for memory in predict_training(opened, run).values()))
         else:
             for _ in train(run):
                 pass

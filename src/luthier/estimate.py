@@ -87,17 +87,26 @@ def predict_memory(opened: Opened, run: Run) -> Memory:
     )
 
 
-def predict_stages(opened: Opened, run: Run, question: Question) -> Mapping[str, Memory]:
-    """Peak bytes of each stage of a whole run: the model is also loaded, answers, and is scored."""
-    shape, dtype = shape_of(opened.loaded.model), opened.loaded.dtype
-    if assemble.adapter_of(opened.recipe).overwrites_base:  # answers are computed in the type of its weights
-        dtype = torch.float32
-    training = predict_memory(opened, run)
+def predict_training(opened: Opened, run: Run) -> Mapping[str, Memory]:
+    """Peak bytes of loading the model and of training it: what `luthier train` takes."""
+    shape, training = shape_of(opened.loaded.model), predict_memory(opened, run)
     stored = sum(path.stat().st_size for path in opened.loaded.files.folder.glob("*.safetensors"))
     held = shape.parameters * opened.loaded.dtype.itemsize
     return {
         "loading": Memory(training.process, stored + held, 0, 0, 0),
         "training": training,
+    }
+
+
+def predict_stages(opened: Opened, run: Run, question: Question) -> Mapping[str, Memory]:
+    """Peak bytes of each stage of a whole run: the model also answers, and is scored."""
+    shape, dtype = shape_of(opened.loaded.model), opened.loaded.dtype
+    if assemble.adapter_of(opened.recipe).overwrites_base:  # answers are computed in the type of its weights
+        dtype = torch.float32
+    stages = predict_training(opened, run)
+    training = stages["training"]
+    return {
+        **stages,
         "answering": predict_forward(training, shape, dtype, _answering_load(opened, question)),
         "scoring": predict_forward(training, shape, dtype, _scoring_load(opened, question)),
     }

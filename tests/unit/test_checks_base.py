@@ -186,6 +186,7 @@ def test_a_long_text_in_pieces_has_the_same_shingles_and_signature() -> None:
     assert signed[1].tolist() == signatures.sign(*_minhash.shingles([long]))[0].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux, which tells a process its peak memory")
 def test_long_rows_are_checked_in_constant_memory(tmp_path: Path) -> None:
     program = (

@@ -185,6 +185,27 @@ def test_attention_of_some_nodes_is_that_of_all() -> None:
 
 
 @needs_native
+@both_types
+@pytest.mark.parametrize("shared", [0, 70])
+def test_decoding_attends_to_the_prefix_and_the_rows_own_tokens(dtype: torch.dtype, shared: int) -> None:
+    lengths, room, size = torch.tensor([0, 5, 63, 64, 130]), 150, 64
+    q, k, v = (draw(5, h, size, seed=h, dtype=dtype) for h in (6, 2, 2))
+    held = [draw(7, 2, room, size, seed=20 + i, dtype=dtype) for i in range(2)]
+    prefix = [draw(2, shared, size, seed=30 + i, dtype=dtype) for i in range(2)]
+    before = [x.clone() for x in held]
+    out = attention.decode((q, k, v), (held[0], held[1]), (prefix[0], prefix[1]), lengths, 0.2)
+    for row, length in enumerate(lengths.tolist()):
+        for kept, old, new in zip(held, before, (k, v), strict=True):
+            assert torch.equal(kept[row, :, length], new[row])
+            old[row, :, length] = new[row]
+        keys, values = (torch.cat([p, x[row, :, : length + 1]], dim=1) for p, x in zip(prefix, before, strict=True))
+        keys, values = (x.double().repeat_interleave(3, 0) for x in (keys, values))
+        wanted = F.scaled_dot_product_attention(q[row][:, None].double(), keys, values, scale=0.2)[:, 0]
+        assert torch.allclose(out[row].double(), wanted, atol=LIMIT[dtype])
+    assert all(torch.equal(a, b) for a, b in zip(held, before, strict=True)), "nothing else was written"
+
+
+@needs_native
 def test_gradients_do_not_depend_on_the_number_of_threads() -> None:
     forest, threads = forest_of("two trees"), torch.get_num_threads()
     q, k, v = (draw(forest.ends[-1], h, 64, seed=h, dtype=torch.bfloat16) for h in (6, 2, 2))
@@ -209,6 +230,7 @@ print(native.library() is None, native.trouble())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [

@@ -17,6 +17,8 @@ from luthier.examples import Conversation, Example, Message, Preference
 from luthier.models.load import LoadedModel
 from luthier.recipe import PARTS, Recipe, TrainingSettings
 
+pytestmark = pytest.mark.slow  # each setting trains twice
+
 TRAINING: Tree = {"steps": 6, "rows_per_step": 4, "validate_every": 2, "patience": False, "keep": 1}
 STORMY: Tree = {"optimizer": {"type": "adamw", "learning_rate": 1.0}}  # validation gets worse
 EVERY_STEP: Tree = {"training": {"save_every": 1}}

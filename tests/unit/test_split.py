@@ -265,6 +265,7 @@ def _chats(draw: st.DrawFn) -> list[Example]:
     return rows
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(_chats(), st.integers(0, 3))
 def test_a_split_never_fails_the_check_for_leaks(rows: list[Example], seed: int) -> None:

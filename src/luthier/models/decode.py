@@ -13,7 +13,7 @@ with one softmax over both parts. Left out: paging.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -236,6 +236,16 @@ class Slots:
             raise ModelError("a model set to decoding attention was called from outside; use generate or stream")
         return _attend_prompts(layer, call, query, key, value, rule)
 
+    def attend_heads(self, index: int, heads: tuple[Tensor, Tensor, Tensor], scale: float) -> Tensor:
+        """As `attend`, with kernels: (N, heads, size) rotated queries and keys, and values; for the layer only."""
+        layer, call = self._layer(index, heads[1].transpose(0, 1)[None]), self._call
+        if isinstance(call, _Step):
+            held, prefix = (layer.keys, layer.values), (layer.prefix_keys, layer.prefix_values)
+            return kernels.decode(heads, held, prefix, call.at, scale)
+        if call is None:
+            raise ModelError("a model set to decoding attention was called from outside; use generate or stream")
+        return _attend_prompts_together(layer, call, heads, scale)
+
 
 def _round_up(tokens: int) -> int:
     return -(-tokens // GROW_TOKENS) * GROW_TOKENS
@@ -254,16 +264,8 @@ def _attend_prompts(
     """(1, C*G, N, D): each prompt sees the prefix and, causally, itself; its keys and values go into its slots."""
     if not call.slots:  # this is the prefix itself
         layer.prefix_keys, layer.prefix_values = key[0].clone(), value[0].clone()
-        if rule[1] is None and kernels.serves(query[0].transpose(0, 1), key[0].transpose(0, 1)):
-            empty = replace(layer, prefix_keys=key[0, :, :0], prefix_values=value[0, :, :0])
-            return _attend_together(empty, call, query, key, value, rule[0])
         return _prompt_attention(query, key, value, rule)
-    for start, end, slots in zip(call.starts, call.ends, call.slots, strict=True):
-        for slot in slots:
-            layer.keys[slot, :, : end - start] = key[0, :, start:end]
-            layer.values[slot, :, : end - start] = value[0, :, start:end]
-    if rule[1] is None and kernels.serves(query[0].transpose(0, 1), key[0].transpose(0, 1)):
-        return _attend_together(layer, call, query, key, value, rule[0])
+    _put(layer, call, key[0], value[0])
     outputs = []
     prefix_keys, prefix_values = layer.prefix_keys[None], layer.prefix_values[None]
     for start, end in zip(call.starts, call.ends, strict=True):
@@ -274,18 +276,31 @@ def _attend_prompts(
     return torch.cat(outputs, dim=2)
 
 
-def _attend_together(layer: _Layer, call: _Prefill, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """As `_attend_prompts`: the prompts are a forest, whose root is the prefix if there is one."""
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+def _put(layer: _Layer, call: _Prefill, keys_CND: Tensor, values_CND: Tensor) -> None:
+    for start, end, slots in zip(call.starts, call.ends, call.slots, strict=True):
+        for slot in slots:
+            layer.keys[slot, :, : end - start] = keys_CND[:, start:end]
+            layer.values[slot, :, : end - start] = values_CND[:, start:end]
+
+
+def _attend_prompts_together(
+    layer: _Layer, call: _Prefill, heads: tuple[Tensor, Tensor, Tensor], scale: float
+) -> Tensor:
+    """As `_attend_prompts`, in one call: the prompts are a forest, whose root is the prefix if there is one."""
+    q, k, v = heads
+    keys_CND, values_CND = k.transpose(0, 1), v.transpose(0, 1)
+    if not call.slots:  # this is the prefix itself
+        layer.prefix_keys, layer.prefix_values = keys_CND.contiguous(), values_CND.contiguous()
+        return kernels.attend(q, k, v, (call.starts, call.ends, [-1]), scale)
+    _put(layer, call, keys_CND, values_CND)
     before = layer.prefix_keys.shape[1]
+    if not before:
+        return kernels.attend(q, k, v, (call.starts, call.ends, [-1] * len(call.starts)), scale)
     starts, ends = [before + start for start in call.starts], [before + end for end in call.ends]
-    if before:
-        k = torch.cat([layer.prefix_keys.transpose(0, 1), k])
-        v = torch.cat([layer.prefix_values.transpose(0, 1), v])
-        spans = ([0, *starts], [before, *ends], [-1] + [0] * len(starts))
-    else:
-        spans = (starts, ends, [-1] * len(starts))
-    return kernels.attend(q, k, v, spans, scale, first_node=int(before > 0)).transpose(0, 1)[None]
+    k = torch.cat([layer.prefix_keys.transpose(0, 1), k])
+    v = torch.cat([layer.prefix_values.transpose(0, 1), v])
+    spans = ([0, *starts], [before, *ends], [-1] + [0] * len(starts))
+    return kernels.attend(q, k, v, spans, scale, first_node=1)
 
 
 def _prompt_attention(query: Tensor, key: Tensor, value: Tensor, rule: tuple[float, int | None]) -> Tensor:

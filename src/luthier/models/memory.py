@@ -16,10 +16,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from luthier.models.kernels.decoder import computes
+
 # bytes a token and layer that autograd keeps, in units of the hidden and the feed-forward width
-_KEPT = {"bfloat16": (28, 9), "float32": (46, 18), "autocast": (36, 8)}
+_KEPT = {
+    "bfloat16": (28, 9),
+    "float32": (46, 18),
+    "autocast": (36, 8),
+    "fused bfloat16": (14, 6),
+    "fused float32": (28, 12),
+}
 # a logit, its float32 copy, its log-softmax, and their gradients at the moment when most of them live
-_LOGIT_BYTES = {"bfloat16": 20, "float32": 24, "autocast": 14}
+_LOGIT_BYTES = {"bfloat16": 20, "float32": 24, "autocast": 14, "fused bfloat16": 2, "fused float32": 4}
+# the kernels' own layer at the moment of its backward pass; the others keep more than they need then
+_PASSING = {"fused bfloat16": (16, 14), "fused float32": (32, 28)}
 _ALLOCATOR = 1.06  # freed blocks that malloc keeps
 # without a graph: bytes of a token in the widest layer, in units of both widths, and of a logit with its copies
 _FORWARD = {"bfloat16": (20, 8), "float32": (32, 16)}
@@ -37,6 +47,8 @@ class Shape:
     parameters: int
     cached: int = 0
     """Numbers that all layers keep of a token that was read: its keys and values."""
+    fused: bool = False
+    """Whether layers and head compute with kernels, which keep less."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,7 @@ def shape_of(model: Any) -> Shape:
         feed_forward=_feed_forward(model, config),
         vocabulary=config.vocab_size,
         parameters=sum(p.numel() for p in model.parameters()),
+        fused=computes(model),
         cached=2 * config.num_hidden_layers * (values.get("num_key_value_heads") or heads) * head_size,
     )
 
@@ -122,10 +135,14 @@ def predict(
     """
     short = dtype in (torch.bfloat16, torch.float16)
     kind = "autocast" if full and short else "bfloat16" if short else "float32"
+    if shape.fused and kind != "autocast":
+        kind = f"fused {kind}"
     of_hidden, of_feed_forward = _KEPT[kind]
     per_layer = load.tokens * (of_hidden * shape.hidden + of_feed_forward * shape.feed_forward)
-    stream = load.tokens * shape.hidden * (2 if kind == "bfloat16" else 4)
+    stream = load.tokens * shape.hidden * (2 if kind.endswith("bfloat16") else 4)
     kept = per_layer * shape.layers if not checkpointing else stream * shape.layers + per_layer
+    of_hidden, of_feed_forward = _PASSING.get(kind, (0, 0))
+    kept += load.tokens * (of_hidden * shape.hidden + of_feed_forward * shape.feed_forward)
     weights = shape.parameters * (4 if full or not short else 2)
     copies = shape.parameters * 2 if kind == "autocast" else 0  # autocast's own copies live through the backward pass
     adapter = 0 if full else trainable * 4

@@ -13,7 +13,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -62,6 +62,7 @@ typedef float vf __attribute__((vector_size(64)));
 
 #define SUFFIX _bf16
 #define T bf16
+#define SHORT 1
 #define WIDEN widen_bf16
 #define NARROW narrow_bf16
 #ifdef __AVX512BF16__
@@ -76,6 +77,7 @@ typedef float vf __attribute__((vector_size(64)));
 #include "attention.c"
 #undef SUFFIX
 #undef T
+#undef SHORT
 #undef WIDEN
 #undef NARROW
 #undef PAIRS
@@ -84,6 +86,7 @@ typedef float vf __attribute__((vector_size(64)));
 
 #define SUFFIX _f32
 #define T float
+#define SHORT 0
 #define WIDEN widen_f32
 #define NARROW narrow_f32
 #define PAIRS 1
@@ -382,6 +385,118 @@ void NAME(forest_attention_back)(const Shape *f, const T *q, const T *k, const T
     NAME(gather)(f, b.dk, dk);
     NAME(gather)(f, b.dv, dv);
     free(b.keys), free(b.value_columns), free(b.key_rows), free(b.dk), free(b.dv);
+}
+
+static inline vf NAME(wide)(const T *x) { /* 16 numbers */
+#if SHORT
+    typedef uint16_t narrow __attribute__((vector_size(32)));
+    typedef uint32_t bits __attribute__((vector_size(64)));
+    narrow n;
+    memcpy(&n, x, 32);
+    return (vf)(__builtin_convertvector(n, bits) << 16);
+#else
+    vf v;
+    memcpy(&v, x, 64);
+    return v;
+#endif
+}
+
+static inline float NAME(total)(vf x) {
+#ifdef __AVX512F__
+    return _mm512_reduce_add_ps((__m512)x);
+#else
+    float sum = 0;
+    for (int i = 0; i < 16; i++) sum += x[i];
+    return sum;
+#endif
+}
+
+/* (shared, KEYS) products of each query with `width` keys */
+static void NAME(scores_of)(const float *query, const T *k, long shared, long width, long size, float *scores) {
+    for (long i = 0; i < width; i++)
+        for (long part = 0; part < size; part += 64) {
+            vf key[4], q;
+            for (int j = 0; j < 4; j++) key[j] = NAME(wide)(k + i * size + part + j * 16);
+            for (long g = 0; g < shared; g++) {
+                vf sum = {0};
+                for (int j = 0; j < 4; j++) {
+                    memcpy(&q, query + g * size + part + j * 16, 64);
+                    sum += q * key[j];
+                }
+                scores[g * KEYS + i] = (part ? scores[g * KEYS + i] : 0) + NAME(total)(sum);
+            }
+        }
+}
+
+/* sum_v (shared, size) += scores (shared, KEYS) values (width, size); four heads and 64 numbers at a time */
+static void NAME(add_values)(const float *scores, const T *v, long shared, long width, long size, float *sum_v) {
+    for (long part = 0; part < size; part += 64)
+        for (long first = 0; first < shared; first += 4) {
+            vf sum[4][4];
+            long heads = least(4, shared - first);
+            memset(sum, 0, sizeof sum);
+            for (long g = 0; g < heads; g++) memcpy(sum[g], sum_v + (first + g) * size + part, 256);
+#define ADD(count)                                                                                  \
+    for (long i = 0; i < width; i++) {                                                              \
+        vf value[4];                                                                                \
+        for (int j = 0; j < 4; j++) value[j] = NAME(wide)(v + i * size + part + j * 16);            \
+        for (int g = 0; g < count; g++)                                                             \
+            for (int j = 0; j < 4; j++) sum[g][j] += scores[(first + g) * KEYS + i] * value[j];     \
+    }
+            switch (heads) {
+                case 1: ADD(1) break;
+                case 2: ADD(2) break;
+                case 3: ADD(3) break;
+                default: ADD(4)
+            }
+#undef ADD
+            for (long g = 0; g < heads; g++) memcpy(sum_v + (first + g) * size + part, sum[g], 256);
+        }
+}
+
+/* One new token a row: its key and value join the row's own, then it attends to the prefix that all share and to its row.
+   q, out: (rows, heads, size); new_k, new_v: (rows, kv heads, size); keys, values: (rows, kv heads, room, size), of which
+   the first lengths[r] are taken; prefix_k, prefix_v: (kv heads, prefix, size). */
+void NAME(decode_attention)(const T *q, const T *new_k, const T *new_v, T *keys, T *values, const long *lengths,
+                            const T *prefix_k, const T *prefix_v, T *out, long rows, long kv_heads, long shared, long size,
+                            long capacity, long prefix, float scale) {
+#pragma omp parallel for schedule(dynamic, 2) collapse(2)
+    for (long r = 0; r < rows; r++)
+        for (long c = 0; c < kv_heads; c++) {
+            long at = r * kv_heads + c, length = lengths[r];
+            memcpy(keys + (at * capacity + length) * size, new_k + at * size, sizeof(T) * size);
+            memcpy(values + (at * capacity + length) * size, new_v + at * size, sizeof(T) * size);
+            float *query = room(sizeof(float) * shared * (2 * size + KEYS)), *sum_v = query + shared * size;
+            float *scores = sum_v + shared * size, top[shared], sum[shared];
+            for (long j = 0; j < shared * size; j++) query[j] = WIDEN(q[at * shared * size + j]) * scale, sum_v[j] = 0;
+            for (long g = 0; g < shared; g++) top[g] = -INFINITY, sum[g] = 0;
+            for (int part = 0; part < 2; part++) {
+                const T *k = part ? keys + at * capacity * size : prefix_k + c * prefix * size;
+                const T *v = part ? values + at * capacity * size : prefix_v + c * prefix * size;
+                long count = part ? length + 1 : prefix;
+                for (long first = 0; first < count; first += KEYS) {
+                    long width = least(KEYS, count - first);
+                    NAME(scores_of)(query, k + first * size, shared, width, size, scores);
+                    for (long g = 0; g < shared; g++) {
+                        float *s = scores + g * KEYS, *sv = sum_v + g * size, here = top[g], total = 0;
+                        for (long i = 0; i < width; i++) here = s[i] > here ? s[i] : here;
+                        float less = top[g] == -INFINITY ? 0 : fast_exp(top[g] - here);
+                        for (long j = 0; j < size; j++) sv[j] *= less;
+#pragma omp simd reduction(+ : total)
+                        for (long i = 0; i < width; i++) {
+                            s[i] = fast_exp(s[i] - here);
+                            total += s[i];
+                        }
+                        sum[g] = sum[g] * less + total;
+                        top[g] = here;
+                    }
+                    NAME(add_values)(scores, v + first * size, shared, width, size, sum_v);
+                }
+            }
+            for (long g = 0; g < shared; g++)
+                for (long j = 0; j < size; j++) out[(at * shared + g) * size + j] = NARROW(sum_v[g * size + j] / sum[g]);
+            free(query);
+        }
 }
 
 #undef NAME

@@ -83,6 +83,35 @@ def attend(q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float, first_no
     return out
 
 
+def decode(
+    new: tuple[Tensor, Tensor, Tensor],
+    held: tuple[Tensor, Tensor],
+    prefix: tuple[Tensor, Tensor],
+    lengths_B: Tensor,
+    scale: float,
+) -> Tensor:
+    """(B, heads, size) attention of one new token a row; its key and value are put behind the row's own.
+
+    Args:
+        new: (B, heads, size) query, (B, kv heads, size) key and value, rotated.
+        held: (rows, kv heads, room, size) keys and values, contiguous; row b of the batch has the first `lengths_B[b]`.
+        prefix: (kv heads, P, size) keys and values that all rows begin with; P may be 0.
+        lengths_B: int64, each below the room.
+        scale: what products of queries and keys are multiplied by.
+    """
+    q, k, v = (x.contiguous() for x in new)
+    out = torch.empty_like(q)
+    rows, kv_heads, size = k.shape
+    counts = (rows, kv_heads, q.shape[1] // kv_heads, size, held[0].shape[2], prefix[0].shape[1])
+    native.call("decode_attention", q.dtype, q, k, v, *held, lengths_B, *prefix, out, *counts, scale)
+    return out
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(N, heads, size) turned by the angles of (N, size) cos and sin, without a graph; only where `serves`."""
+    return _rotate(x.contiguous(), cos.to(x.dtype).contiguous(), sin.to(x.dtype).contiguous())
+
+
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, back: bool = False) -> Tensor:
     rows, heads, size = x.shape
     out = torch.empty(x.shape, dtype=x.dtype)

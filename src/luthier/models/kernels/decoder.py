@@ -1,20 +1,21 @@
-"""Decoder layers of the Llama kind over a forest, put together from the kernels of this folder.
+"""Decoder layers of the Llama kind, put together from the kernels of this folder.
 
-transformers' own layers are kept: a layer computes as below only when the scorer calls it (`forest=` is there) and the
-kernels serve its tensors; any other call runs the library's code. That other call is what the gates compare with, on
-the run's own model and rows, before every training.
+transformers' own layers are kept: a layer computes as below only when the scorer or the generator calls it (`forest=`
+or `slots=` is there) and the kernels serve its tensors; any other call runs the library's code. That other call is what
+the gates compare with, on the run's own model and rows, before every training.
 """
 
+from collections.abc import Callable
 from functools import partial
 from types import MethodType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from luthier.models.forest import Forest
 from luthier.models.kernels import native
-from luthier.models.kernels.attention import rotary_attention
+from luthier.models.kernels.attention import rotary_attention, rotate
 from luthier.models.kernels.norm import add_rms_norm, rms_norm
 from luthier.models.kernels.swiglu import swiglu
 
@@ -42,30 +43,67 @@ def install(model: nn.Module) -> int:
     return len(layers)
 
 
+def computes(model: Any) -> bool:
+    """Whether all layers of the model and its head compute with kernels when the engine scores a batch."""
+    weight = model.get_input_embeddings().weight
+    size, config = torch.empty(0, dtype=weight.dtype, device=weight.device), model.config.get_text_config()
+    layers = [m.self_attn for m in model.modules() if type(m).__name__ in LAYERS and _is_gated_silu(m)]
+    return has_plain_head(model) and len(layers) == config.num_hidden_layers and all(_can(a, size) for a in layers)
+
+
 def _is_gated_silu(layer: Any) -> bool:
     return isinstance(layer.mlp.act_fn, nn.SiLU) or type(layer.mlp.act_fn).__name__ == "SiLUActivation"
 
 
 def _forward(layer: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    forest, rotary = kwargs.get("forest"), kwargs.get("position_embeddings")
-    if args or forest is None or rotary is None or not _can(layer.self_attn, hidden_states):
+    forest, slots, rotary = (kwargs.get(name) for name in ("forest", "slots", "position_embeddings"))
+    if args or rotary is None or (forest is None and slots is None) or not _can(layer.self_attn, hidden_states):
         out: Tensor = type(layer).forward(layer, hidden_states, *args, **kwargs)
         return out
+    attend = partial(_over_slots, slots) if forest is None else partial(_over_forest, forest)
     if layer.gradient_checkpointing and layer.training:  # the library wraps this around its own code
-        again: Tensor = layer._gradient_checkpointing_func(partial(_compute, layer, rotary, forest), hidden_states)
+        again: Tensor = layer._gradient_checkpointing_func(partial(_compute, layer, rotary, attend), hidden_states)
         return again
-    return _compute(layer, rotary, forest, hidden_states)
+    return _compute(layer, rotary, attend, hidden_states)
 
 
-def _compute(layer: Any, rotary: tuple[Tensor, Tensor], forest: Forest, hidden_states: Tensor) -> Tensor:
+Rotary: TypeAlias = tuple[Tensor, Tensor]
+Attend: TypeAlias = Callable[[Any, tuple[Tensor, Tensor, Tensor], Rotary], Tensor]
+
+
+def _compute(layer: Any, rotary: Rotary, attend: Attend, hidden_states: Tensor) -> Tensor:
+    """The layer over (N, width) tokens, whatever batch they come from: (1, N) over a forest, (B, 1) while writing."""
     attention = layer.self_attn
-    x: Tensor = hidden_states[0]
+    x: Tensor = hidden_states.view(-1, hidden_states.shape[-1])
+    cos, sin = (turn.reshape(-1, turn.shape[-1]) for turn in rotary)
     h: Tensor = rms_norm(x, layer.input_layernorm.weight, layer.input_layernorm.variance_epsilon)
-    h = attention.o_proj(_attend(attention, h, rotary, forest))
+    h = attention.o_proj(attend(attention, _heads(attention, h), (cos, sin)).view(len(x), -1))
     norm = layer.post_attention_layernorm
     x, h = add_rms_norm(x, h, norm.weight, norm.variance_epsilon)
     h = layer.mlp.down_proj(swiglu(layer.mlp.gate_proj(h), layer.mlp.up_proj(h)))
-    return (x + h)[None]
+    return (x + h).view(hidden_states.shape)
+
+
+def _heads(attention: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(N, heads, size) queries, keys and values."""
+    size = attention.head_dim
+    q, k, v = (layer(h).view(len(h), -1, size) for layer in (attention.q_proj, attention.k_proj, attention.v_proj))
+    if "q_norm" in dict(attention.named_children()):
+        q, k = (_per_head(norm, x) for norm, x in ((attention.q_norm, q), (attention.k_norm, k)))
+    return q, k, v
+
+
+def _over_forest(forest: Forest, attention: Any, heads: tuple[Tensor, Tensor, Tensor], rotary: Rotary) -> Tensor:
+    return rotary_attention(*heads, rotary, forest, attention.scaling)
+
+
+def _over_slots(slots: Any, attention: Any, heads: tuple[Tensor, Tensor, Tensor], rotary: Rotary) -> Tensor:
+    q, k, v = heads
+    cos, sin = rotary
+    out: Tensor = slots.attend_heads(
+        attention.layer_idx, (rotate(q, cos, sin), rotate(k, cos, sin), v), attention.scaling
+    )
+    return out
 
 
 def _can(attention: Any, x: Tensor) -> bool:
@@ -75,16 +113,6 @@ def _can(attention: Any, x: Tensor) -> bool:
         and vars(attention).get("sliding_window") is None
         and attention.head_dim % 64 == 0
     )
-
-
-def _attend(attention: Any, h: Tensor, rotary: tuple[Tensor, Tensor], forest: Forest) -> Tensor:
-    """(N, heads * size)"""
-    size = attention.head_dim
-    q, k, v = (layer(h).view(len(h), -1, size) for layer in (attention.q_proj, attention.k_proj, attention.v_proj))
-    if "q_norm" in dict(attention.named_children()):
-        q, k = (_per_head(norm, x) for norm, x in ((attention.q_norm, q), (attention.k_norm, k)))
-    cos, sin = (x[0] for x in rotary)
-    return rotary_attention(q, k, v, (cos, sin), forest, attention.scaling).view(len(h), -1)
 
 
 def _per_head(norm: Any, x: Tensor) -> Tensor:
