@@ -142,7 +142,8 @@ def predict(
     stream = load.tokens * shape.hidden * (2 if kind.endswith("bfloat16") else 4)
     kept = per_layer * shape.layers if not checkpointing else stream * shape.layers + per_layer
     of_hidden, of_feed_forward = _PASSING.get(kind, (0, 0))
-    kept += load.tokens * (of_hidden * shape.hidden + of_feed_forward * shape.feed_forward)
+    passing = load.tokens * (of_hidden * shape.hidden + of_feed_forward * shape.feed_forward)
+    kept += passing if not checkpointing else 3 * passing  # a layer is computed twice, and malloc keeps both
     weights = shape.parameters * (4 if full or not short else 2)
     copies = shape.parameters * 2 if kind == "autocast" else 0  # autocast's own copies live through the backward pass
     adapter = 0 if full else trainable * 4
