@@ -16,7 +16,7 @@ PACKAGES = ("luthier", "torch", "transformers", "tokenizers", "numpy")
 
 def names() -> list[str]:
     """The benchmarks there are: the files of this folder."""
-    return sorted(m.name for m in pkgutil.iter_modules([str(FOLDER)]) if not m.name.startswith("_"))
+    return sorted(m.name for m in pkgutil.iter_modules([str(FOLDER)]) if not m.name.startswith("_") and not m.ispkg)
 
 
 def processor() -> str:

@@ -85,7 +85,7 @@ def run(contender: Contender, job: Mapping[str, Any], threads: int, timeout: flo
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_OFFLINE": "1",
             "HF_HOME": str(folder / "hub"),
-            "PYTHONPATH": os.pathsep.join([str(FOLDER.parent), str(FOLDER / "peers" / "stubs")]),
+            "PYTHONPATH": str(FOLDER.parent),
         }
         command = [str(contender.python), "-u", str(FOLDER / "peers" / contender.script), str(file)]
         with (Path(place) / "output").open("w+", encoding="utf-8") as output:

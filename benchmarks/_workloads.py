@@ -30,8 +30,6 @@ class Workload:
     rows_per_step: int = 8
     steps: int = 4
     full: bool = False
-    answers: int = 1
-    """Answers to each prompt: 2 for pairs, 8 for groups."""
 
 
 SUPERVISED = (
@@ -40,8 +38,6 @@ SUPERVISED = (
     Workload("e", "rows of 2,048 tokens", shortest=2040, longest=2048, rows_per_step=2, steps=3),
     Workload("f", "short mixed rows, all weights", full=True),
 )
-PAIRS = Workload("c", "preference pairs, DPO", rows_per_step=4, answers=2)
-GROUPS = Workload("d", "groups of 8 completions of one prompt", rows_per_step=1, answers=8)
 
 
 def _text(rng: random.Random, words: int) -> str:
@@ -49,11 +45,11 @@ def _text(rng: random.Random, words: int) -> str:
 
 
 def conversations(work: Workload, seed: int = 0) -> list[dict[str, Any]]:
-    """`steps * rows_per_step` prompts, each with its answers, in the order in which they are trained on.
+    """`steps * rows_per_step` prompts, each with its answer, in the order in which they are trained on.
 
     Returns:
-        Dictionaries with `id`, `prompt` (messages) and `answers` (texts). The loss of an answer falls with training: it
-        repeats words of the question.
+        Dictionaries with `id`, `prompt` (messages) and `answer` (text). The loss falls with training: an answer repeats
+        the beginning of its question.
     """
     rng = random.Random(seed)
     system = _text(rng, work.system_words) if work.system_words else SYSTEM
@@ -63,8 +59,7 @@ def conversations(work: Workload, seed: int = 0) -> list[dict[str, Any]]:
         answer = round(tokens * work.trained_share)
         asked = _text(rng, tokens - answer - OVERHEAD).split()
         prompt = [{"role": "system", "content": system}, {"role": "user", "content": " ".join(asked)}]
-        answers = [" ".join((asked[i:] + asked * 2)[:answer]) for i in range(work.answers)]
-        made.append({"id": str(number), "prompt": prompt, "answers": answers})
+        made.append({"id": str(number), "prompt": prompt, "answer": " ".join((asked * 2)[:answer])})
     return made
 
 

@@ -1,7 +1,7 @@
 """Supervised fine-tuning on this machine: Luthier and its peers in turn, with the ratio of their speeds.
 
 Same model, rows, order, LoRA (rank 16 on all linear layers), AdamW, learning rate, bfloat16 and threads; losses must
-agree. Peers stand in the setting that was fastest for them here (`--tune` tries them out). See docs/performance.md.
+agree. Peers stand in the setting that was fastest for them here (`--tune` tries them out).
 
     python -m benchmarks.sft [a b e f] [--threads 1 2] [--rounds 2] [--tune]
 """
@@ -41,7 +41,7 @@ def write_tokens(path: Path, rows: Sequence[dict[str, Any]], model: Path) -> Pat
     template = build_template(open_without_weights(resolve(str(model))), loss_on="assistant")
     made = []
     for row in rows:
-        (rendered,) = SFT().rows(example(row, "sft"), template)
+        (rendered,) = SFT().rows(example(row), template)
         made.append({"ids": list(rendered.ids), "mask": [int(m) for m in rendered.loss_mask]})
     return write_lines(path, made)
 
@@ -54,7 +54,6 @@ def job_of(work: Workload, folder: Path) -> dict[str, Any]:
         "model": str(model),
         "rows": str(write_lines(folder / "rows.jsonl", rows)),
         "tokens": str(write_tokens(folder / "tokens.jsonl", rows, model)),
-        "objective": "sft",
         "full": work.full,
         "steps": work.steps,
         "rows_per_step": work.rows_per_step,
@@ -78,7 +77,7 @@ def main(given: Sequence[str]) -> int:
             job = job_of(work, Path(place))
             for threads in asked.threads:
                 outcomes = in_turn(contenders, job, threads, 1 if asked.tune else asked.rounds)
-                print(*lines(work.name, threads, contenders, outcomes), sep="\n", flush=True)
+                print(*lines(f"{work.name}: {work.what}", threads, contenders, outcomes), sep="\n", flush=True)
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from luthier import assemble
 from luthier.data.source import Source, Unit
 from luthier.engine.loop import train
-from luthier.examples import Conversation, Example, Message, Preference
+from luthier.examples import Conversation, Message
 from luthier.recipe import Recipe, load
 
 
@@ -27,11 +27,8 @@ def messages(given: Sequence[dict[str, Any]]) -> tuple[Message, ...]:
     return tuple(Message(m["role"], m["content"]) for m in given)
 
 
-def example(row: dict[str, Any], objective: str) -> Example:
-    prompt, answers = messages(row["prompt"]), [(Message("assistant", text),) for text in row["answers"]]
-    if objective == "dpo":
-        return Preference(prompt, answers[0], answers[1], id=row["id"])
-    return Conversation(prompt + answers[0], id=row["id"])
+def example(row: dict[str, Any]) -> Conversation:
+    return Conversation((*messages(row["prompt"]), Message("assistant", row["answer"])), id=row["id"])
 
 
 def recipe_of(job: dict[str, Any]) -> Recipe:
@@ -41,7 +38,6 @@ def recipe_of(job: dict[str, Any]) -> Recipe:
     settings = {
         "model.name": job["model"],
         "model.precision": job["precision"],
-        "objective.type": job["objective"],
         "adapter.type": "full" if job["full"] else "lora",
         "training.steps": job["steps"],
         "training.rows_per_step": job["rows_per_step"],
@@ -61,7 +57,7 @@ def main() -> None:
     loaded = assemble.open_model(recipe)
     template = assemble.template_for(recipe, loaded)
     lines = Path(job["rows"]).read_text(encoding="utf-8").splitlines()
-    units = assemble.units_of(recipe, [example(json.loads(line), job["objective"]) for line in lines], template)
+    units = assemble.units_of(recipe, [example(json.loads(line)) for line in lines], template)
     trainable = assemble.make_trainable(recipe, loaded)
     shortest = min(units, key=lambda unit: sum(len(row.ids) for row in unit))  # the loop validates after its last step
     groups = {"train": units, "validation": [shortest]}

@@ -33,6 +33,7 @@ from luthier.engine.run import Run, State
 from luthier.errors import DataError, PreflightError, StorageError
 from luthier.examples import Example
 from luthier.files import sha256_of, sync
+from luthier.models.kernels import native
 from luthier.models.load import LoadedModel
 from luthier.models.memory import peak_memory_bytes
 from luthier.preflight.base import RowSettings, Stage, Subject, require, run_gates
@@ -195,6 +196,8 @@ def open_run(recipe: Recipe, folder: RunFolder, data: Data, progress: Progress) 
     with progress.stage("open", f"loading {recipe.model.name}"), folder.timed("open"):
         loaded = assemble.open_for_run(recipe, folder)
         template = assemble.template_for(recipe, loaded, assemble.longest_row(recipe, loaded))
+    if loaded.device.type == "cpu" and native.trouble():
+        progress.say(f"  without compiled kernels, so slower: {native.trouble()}")
     folder.record(
         model={
             "name": recipe.model.name,

@@ -17,7 +17,8 @@ from torch import Tensor
 from luthier.models.forest import Forest
 from luthier.models.kernels import native
 
-BLOCK = 64  # KEYS in attention.c
+BLOCK = 64
+"""Keys that are taken at once (KEYS in attention.c); the size of a head must be a multiple."""
 
 
 class _Shape(ctypes.Structure):
@@ -52,21 +53,16 @@ def rotate_plain(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos[:, None] + torch.cat([-second, first], dim=-1) * sin[:, None]
 
 
-def serves(q: Tensor, k: Tensor) -> bool:
-    """Whether the kernel computes with these heads."""
-    return native.serves(q) and q.shape[-1] % BLOCK == 0 and q.shape[1] % k.shape[1] == 0
-
-
 def rotary_attention(
     q: Tensor, k: Tensor, v: Tensor, rotary: tuple[Tensor, Tensor], forest: Forest, scale: float
 ) -> Tensor:
-    """(N, heads, size); only where `serves`."""
+    """(N, heads, size); only for tensors that `native.serves`, of a size that `BLOCK` divides."""
     out: Tensor = _RotaryAttention.apply(q, k, v, rotary, (forest.starts, forest.ends, forest.parents), scale)
     return out
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float, first_node: int = 0) -> Tensor:
-    """(N', heads, size) attention of rotated q and k, without a graph; only where `serves`.
+    """(N', heads, size) attention of rotated q and k, without a graph; only as `rotary_attention`.
 
     Args:
         q: the N' queries of the nodes from `first_node` on.
@@ -108,7 +104,7 @@ def decode(
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """(N, heads, size) turned by the angles of (N, size) cos and sin, without a graph; only where `serves`."""
+    """(N, heads, size) turned by the angles of (N, size) cos and sin, without a graph; as `rotary_attention`."""
     return _rotate(x.contiguous(), cos.to(x.dtype).contiguous(), sin.to(x.dtype).contiguous())
 
 

@@ -15,14 +15,12 @@ from torch import Tensor, nn
 
 from luthier.models.forest import Forest
 from luthier.models.kernels import native
-from luthier.models.kernels.attention import rotary_attention, rotate
+from luthier.models.kernels.attention import BLOCK, rotary_attention, rotate
 from luthier.models.kernels.norm import add_rms_norm, rms_norm
 from luthier.models.kernels.swiglu import swiglu
 
-# layers whose whole arithmetic is norm, attention, norm, gated feed-forward; the second group norms each head's q and k
+# layers whose whole arithmetic is norm, attention, norm, gated feed-forward; Qwen 3 norms each head's q and k, too
 LAYERS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"})
-
-
 # models whose logits are hidden states times the head's weight, and nothing else
 HEADS = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
 
@@ -37,7 +35,7 @@ def has_plain_head(model: Any) -> bool:
 
 def install(model: nn.Module) -> int:
     """Let every layer that is known here compute with the kernels; returns how many there are."""
-    layers: list[Any] = [m for m in model.modules() if type(m).__name__ in LAYERS and _is_gated_silu(m)]
+    layers = _known(model)
     for layer in layers:
         layer.forward = MethodType(_forward, layer)
     return len(layers)
@@ -45,10 +43,13 @@ def install(model: nn.Module) -> int:
 
 def computes(model: Any) -> bool:
     """Whether all layers of the model and its head compute with kernels when the engine scores a batch."""
-    weight = model.get_input_embeddings().weight
-    size, config = torch.empty(0, dtype=weight.dtype, device=weight.device), model.config.get_text_config()
-    layers = [m.self_attn for m in model.modules() if type(m).__name__ in LAYERS and _is_gated_silu(m)]
-    return has_plain_head(model) and len(layers) == config.num_hidden_layers and all(_can(a, size) for a in layers)
+    weight, layers = model.get_input_embeddings().weight, _known(model)
+    whole = len(layers) == model.config.get_text_config().num_hidden_layers
+    return has_plain_head(model) and whole and all(_can(layer.self_attn, weight) for layer in layers)
+
+
+def _known(model: nn.Module) -> list[Any]:
+    return [m for m in model.modules() if type(m).__name__ in LAYERS and _is_gated_silu(m)]
 
 
 def _is_gated_silu(layer: Any) -> bool:
@@ -111,7 +112,7 @@ def _can(attention: Any, x: Tensor) -> bool:
         native.serves(x)
         and not torch.is_autocast_enabled("cpu")
         and vars(attention).get("sliding_window") is None
-        and attention.head_dim % 64 == 0
+        and attention.head_dim % BLOCK == 0
     )
 
 

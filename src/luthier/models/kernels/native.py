@@ -1,7 +1,7 @@
 """The C kernels, compiled for this machine at first use and kept in the cache.
 
 Compiling takes a few seconds, once for a machine and a version. Nothing depends on it: where there is no compiler, or
-what it made does not compute what it should, `library` is None and `trouble` says why; training is slower then.
+what it made cannot be loaded, `library` is None and `trouble` says why; training is slower then.
 """
 
 import ctypes
