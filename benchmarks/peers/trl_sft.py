@@ -58,6 +58,7 @@ config = SFTConfig(
     use_cpu=True,
     bf16=job.get("autocast", True),
     max_length=None,
+    completion_only_loss=True,  # else the mask of rows given as tokens is ignored
     gradient_checkpointing=False,
     train_sampling_strategy="sequential",
     model_init_kwargs={"dtype": "float32" if job["full"] else job.get("dtype", "bfloat16")},

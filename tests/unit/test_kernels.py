@@ -223,6 +223,20 @@ def test_gradients_do_not_depend_on_the_number_of_threads() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+
+def _llama(kernels: bool) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from luthier.models.kernels.decoder import install
+
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "vocab_size": 50}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1))
+    if kernels:
+        assert install(model) == 3
+    return model
+
+
 PROBE = """
 from luthier.models.kernels import native
 print(native.library() is None, native.trouble())
@@ -248,19 +262,40 @@ def test_without_a_compiler_everything_goes_on_and_says_why(name: str, value: st
 
 
 @needs_native
-def test_checkpointing_keeps_a_layer_s_input_and_nothing_of_its_inside() -> None:
-    """transformers wraps checkpointing around its own code of a layer; the layer's kernels need it, too."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
+def test_layers_under_autocast_are_as_near_to_float32_as_the_library_s_own() -> None:
+    """Full fine-tuning: weights and gradients in float32, products and all between them in bfloat16."""
     from luthier.examples import Row
     from luthier.models.forest import build_batch
-    from luthier.models.kernels.decoder import install
     from luthier.models.scorer import Scorer, forest_mode
 
-    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "vocab_size": 50}
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1))
-    assert install(model) == 3
+    batch = build_batch([Row(tuple(range(1, 41)), (0.0,) * 20 + (1.0,) * 20)])
+
+    def computed(kernels: bool, autocast: torch.dtype | None) -> tuple[Tensor, Tensor]:
+        model = _llama(kernels)
+        with forest_mode(model):
+            logprobs = Scorer(model, autocast).token_logprobs(batch)
+            gradients = torch.autograd.grad(logprobs.sum(), list(model.parameters()))
+        assert {g.dtype for g in gradients} == {torch.float32}
+        return logprobs.detach(), torch.cat([g.double().flatten() for g in gradients])
+
+    wanted, wanted_gradient = computed(False, None)
+
+    def distance(kernels: bool) -> tuple[float, float]:
+        found, gradient = computed(kernels, torch.bfloat16)
+        return float((found - wanted).abs().max()), 1 - float(F.cosine_similarity(gradient, wanted_gradient, dim=0))
+
+    (near, turned), (plain_near, plain_turned) = distance(True), distance(False)
+    assert 0 < near <= 3 * plain_near and 0 < turned <= 3 * plain_turned
+
+
+@needs_native
+def test_checkpointing_keeps_a_layer_s_input_and_nothing_of_its_inside() -> None:
+    """transformers wraps checkpointing around its own code of a layer; the layer's kernels need it, too."""
+    from luthier.examples import Row
+    from luthier.models.forest import build_batch
+    from luthier.models.scorer import Scorer, forest_mode
+
+    model = _llama(kernels=True)
     batch = build_batch([Row(tuple(range(40)), (0.0,) * 20 + (1.0,) * 20)])
 
     def kept_and_gradients() -> tuple[int, list[Tensor]]:

@@ -135,8 +135,8 @@ def predict(
     """
     short = dtype in (torch.bfloat16, torch.float16)
     kind = "autocast" if full and short else "bfloat16" if short else "float32"
-    if shape.fused and kind != "autocast":
-        kind = f"fused {kind}"
+    if shape.fused:
+        kind = f"fused {'bfloat16' if short else kind}"
     of_hidden, of_feed_forward = _KEPT[kind]
     per_layer = load.tokens * (of_hidden * shape.hidden + of_feed_forward * shape.feed_forward)
     stream = load.tokens * shape.hidden * (2 if kind.endswith("bfloat16") else 4)
@@ -145,7 +145,7 @@ def predict(
     passing = load.tokens * (of_hidden * shape.hidden + of_feed_forward * shape.feed_forward)
     kept += passing if not checkpointing else 3 * passing  # a layer is computed twice, and malloc keeps both
     weights = shape.parameters * (4 if full or not short else 2)
-    copies = shape.parameters * 2 if kind == "autocast" else 0  # autocast's own copies live through the backward pass
+    copies = shape.parameters * 2 if full and short else 0  # autocast's own copies live through the backward pass
     adapter = 0 if full else trainable * 4
     return Memory(
         process=process,

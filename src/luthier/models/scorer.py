@@ -33,8 +33,9 @@ class Scorer:
         """(K,) log-probability of each trained-on token, in the order of `batch.row_K`; float32 at least."""
         if not len(batch.hidden_H):
             return torch.zeros(0, device=batch.row_K.device)
-        if has_plain_head(self.model) and self.autocast is None:
+        if has_plain_head(self.model):
             hidden_HE = self._run(self.model.base_model, batch).last_hidden_state[0, batch.hidden_H]
+            hidden_HE = hidden_HE.to(self.autocast or hidden_HE.dtype)
             weight = self.model.get_output_embeddings().weight
             return head_logprobs(hidden_HE, weight, batch.hidden_Q, batch.target_Q)[batch.prediction_K]
         return chosen_logprobs(self.logits(batch), batch)

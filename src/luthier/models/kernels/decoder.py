@@ -61,6 +61,7 @@ def _forward(layer: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Te
     if args or rotary is None or (forest is None and slots is None) or not _can(layer.self_attn, hidden_states):
         out: Tensor = type(layer).forward(layer, hidden_states, *args, **kwargs)
         return out
+    hidden_states = hidden_states.to(_computed_in(hidden_states))
     attend = partial(_over_slots, slots) if forest is None else partial(_over_forest, forest)
     if layer.gradient_checkpointing and layer.training:  # the library wraps this around its own code
         again: Tensor = layer._gradient_checkpointing_func(partial(_compute, layer, rotary, attend), hidden_states)
@@ -107,10 +108,16 @@ def _over_slots(slots: Any, attention: Any, heads: tuple[Tensor, Tensor, Tensor]
     return out
 
 
+def _computed_in(x: Tensor) -> torch.dtype:
+    """The type of x, or of autocast where it is on: what lies between two products need not be wider than they are."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def _can(attention: Any, x: Tensor) -> bool:
     return (
         native.serves(x)
-        and not torch.is_autocast_enabled("cpu")
+        and _computed_in(x) in native.SUFFIXES
         and vars(attention).get("sliding_window") is None
         and attention.head_dim % BLOCK == 0
     )

@@ -16,7 +16,7 @@ from luthier.models.kernels import native
 
 def head_logprobs_plain(hidden: Tensor, weight: Tensor, row_Q: Tensor, target_Q: Tensor) -> Tensor:
     """The reference."""
-    logits = hidden @ weight.t()
+    logits = hidden @ weight.to(hidden.dtype).t()
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))[row_Q]
     return logits.log_softmax(-1).gather(1, target_Q[:, None])[:, 0]
 
