@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: env demo test check numerics chaos bench reference format clean
+.PHONY: env demo test check numerics chaos bench peers reference format clean
 
 env: $(STAMP)
 
@@ -46,6 +46,17 @@ chaos: env
 # Measure; every result names the machine, the versions and the commit it was taken with.
 bench: env
 	OMP_NUM_THREADS=$(WORKERS) $(BIN)/python -m benchmarks
+
+# The peers of the benchmarks that do not fit into one environment, each in its own (2 GB in all).
+peers: $(patsubst benchmarks/peers/%.txt,.peers/%/.ready,$(wildcard benchmarks/peers/*.txt))
+
+# torchvision and torchaudio are wanted by some, and what the index has of them is made for CUDA and fails without it
+.peers/%/.ready: benchmarks/peers/%.txt
+	$(PYTHON) -m venv --clear .peers/$*
+	.peers/$*/bin/python -m pip install -q torch==2.13.0
+	.peers/$*/bin/python -m pip install -q torch==2.13.0 -r $<
+	.peers/$*/bin/python -m pip uninstall -q -y torchvision torchaudio
+	touch $@
 
 # Write the generated parts of the documentation and the frozen command line again, after a change that is meant.
 reference: env

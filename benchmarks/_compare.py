@@ -4,6 +4,7 @@ A contender is a script that reads a job (JSON) and prints an outcome (JSON) as 
 are its own; the peak of its memory is what the operating system says of the whole process.
 """
 
+import argparse
 import json
 import os
 import statistics
@@ -11,14 +12,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
-LOSS_TOLERANCE = 0.03
-"""Nats by which the final losses of two contenders may differ; above, they did not do the same work."""
+LOSS_TOLERANCE = 0.05
+"""Nats by which the final losses of two contenders may differ; above, they did not do the same work. Where each rounds
+to bfloat16 moves the loss of the untouched model by 0.01 to 0.02, and that of four steps by 0.03."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,10 @@ class Contender:
     """A file of `benchmarks/peers`."""
     setting: str
     """What was chosen for it, for the table."""
-    python: Path = Path(sys.executable)
+    environment: str = ""
+    """A folder below `.peers` (`make peers`); empty: the environment of the project."""
+    best: bool = True
+    """Whether this was the peer's fastest setting here; the others run with `--tune`."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -63,6 +68,20 @@ class Outcome:
         return sum(self.trained[1:]) / self.seconds
 
 
+def _python(contender: Contender) -> Path:
+    """The interpreter that has the library.
+
+    Raises:
+        ContenderFailed: its environment was not made.
+    """
+    if not contender.environment:
+        return Path(sys.executable)
+    python = FOLDER.parent / ".peers" / contender.environment / "bin" / "python"
+    if not python.is_file():
+        raise ContenderFailed(f"{contender.name}: {python} is missing; `make peers` makes it")
+    return python
+
+
 class ContenderFailed(Exception):
     """A process ended without an outcome; the message holds the end of what it said."""
 
@@ -87,7 +106,7 @@ def run(contender: Contender, job: Mapping[str, Any], threads: int, timeout: flo
             "HF_HOME": str(folder / "hub"),
             "PYTHONPATH": str(FOLDER.parent),
         }
-        command = [str(contender.python), "-u", str(FOLDER / "peers" / contender.script), str(file)]
+        command = [str(_python(contender)), "-u", str(FOLDER / "peers" / contender.script), str(file)]
         with (Path(place) / "output").open("w+", encoding="utf-8") as output:
             process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, env=environment)
             try:
@@ -129,7 +148,11 @@ def in_turn(
             if contender.name in failed:
                 continue
             try:
-                outcomes[contender.name].append(run(contender, job, threads))
+                found = run(contender, job, threads)
+                outcomes[contender.name].append(found)
+                steps = ", ".join(f"{x:.1f}" for x in found.step_seconds)
+                losses = ", ".join(f"{x:.3f}" for x in found.losses)
+                print(f"    {contender.name}: steps of {steps} s, losses {losses}", file=sys.stderr, flush=True)
             except ContenderFailed as error:
                 failed.add(contender.name)
                 print(f"    {error}", file=sys.stderr, flush=True)
@@ -148,26 +171,37 @@ def agree(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> bool:
 
 
 COLUMNS = (
-    *("workload", "threads", "who", "setting", "tokens/s", "trained/s", "peak GiB", "first step s", "last loss"),
-    *("ours to it", "memory"),
+    *("workload", "threads", "who", "setting", "tokens/s", "trained/s", "of the matrix rate", "peak GiB"),
+    *("first step s", "last loss", "ours to it", "memory"),
 )
 HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
 def lines(
-    workload: str, threads: int, contenders: Sequence[Contender], outcomes: Mapping[str, Sequence[Outcome]]
+    workload: str,
+    threads: int,
+    contenders: Sequence[Contender],
+    outcomes: Mapping[str, Sequence[Outcome]],
+    share: Callable[[Outcome], float] | None = None,
 ) -> list[str]:
-    """Lines of the table; ours, the first contender, is what the others are compared with."""
+    """Lines of the table; ours, the first contender, is what the others are compared with.
+
+    Args:
+        workload: what was done.
+        threads: of each process.
+        contenders: in the order of the lines.
+        outcomes: by the name of the contender.
+        share: how much of the machine's matrix rate an outcome is.
+    """
     ours = outcomes.get(contenders[0].name, [])
     made = []
     for contender in contenders:
         found = outcomes.get(contender.name)
         head = f"| {workload} | {threads} | {contender.name} | {contender.setting} |"
         if not found:
-            made.append(f"{head} failed | | | | | | |")
+            made.append(f"{head} failed | | | | | | | |")
             continue
-        middle = _medians(found)
-        text = f"{head} {middle}"
+        text = f"{head} {_medians(found, share)}"
         if contender is contenders[0] or not ours:
             made.append(f"{text} | | |")
             continue
@@ -178,16 +212,66 @@ def lines(
     return made
 
 
-def _medians(found: Sequence[Outcome]) -> str:
-    def middle(values: Sequence[float]) -> float:
-        return statistics.median(values)
-
+def _medians(found: Sequence[Outcome], share: Callable[[Outcome], float] | None) -> str:
+    middle = statistics.median
     return " | ".join(
         [
             f"{middle([o.speed for o in found]):.0f}",
             f"{middle([o.trained_speed for o in found]):.0f}",
+            f"{middle([share(o) for o in found]):.0%}" if share else "",
             f"{middle([o.peak_bytes for o in found]) / 2**30:.2f}",
             f"{middle([o.first_step for o in found]):.1f}",
             f"{found[-1].losses[-1]:.3f}",
         ]
     )
+
+
+@dataclass(frozen=True)
+class Race:
+    """One line of the table and its peers, before anything has run."""
+
+    name: str
+    what: str
+    job: Callable[[Path], Mapping[str, Any]]
+    """Writes files into a folder and says what every contender has to do."""
+    contenders: Sequence[Contender]
+    """Ours first."""
+
+
+def matrix_rate(threads: int) -> float:
+    """Operations a second of this machine's products with so many threads, measured in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks._arithmetic", str(threads)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True, check=True, env=environment)
+    return float(done.stdout)
+
+
+def main(description: str, races: Sequence[Race], given: Sequence[str]) -> int:
+    """The command line of a comparison; prints the table."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workloads", nargs="*", help=f"of {', '.join(race.name for race in races)}; all if none")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=2, help="times that each contender has its turn")
+    parser.add_argument("--tune", action="store_true", help="every setting of the peers, not only the best known one")
+    asked = parser.parse_args(given)
+    unknown = set(asked.workloads) - {race.name for race in races}
+    if unknown:
+        parser.error(f"no workload {', '.join(sorted(unknown))}; there are {', '.join(race.name for race in races)}")
+    print(HEADER)
+    for race in races:
+        if asked.workloads and race.name not in asked.workloads:
+            continue
+        contenders = [c for c in race.contenders if c.best or asked.tune]
+        with tempfile.TemporaryDirectory() as place:
+            job = race.job(Path(place))
+            for threads in asked.threads:
+                share = _share(job, matrix_rate(threads)) if "operations" in job else None
+                outcomes = in_turn(contenders, job, threads, asked.rounds)
+                what = f"{race.name}: {race.what}"
+                print(*lines(what, threads, contenders, outcomes, share), sep="\n", flush=True)
+    return 0
+
+
+def _share(job: Mapping[str, Any], rate: float) -> Callable[[Outcome], float]:
+    needed = sum(job["operations"][1:])
+    return lambda outcome: needed / outcome.seconds / rate

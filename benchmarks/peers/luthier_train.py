@@ -1,16 +1,22 @@
 """Luthier's own loop on rows of the default recipe, in the order of the job. Prints an outcome."""
 
-import json
-import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from benchmarks.peers._outcome import read_job, read_lines, tell_steps
 from luthier import assemble
 from luthier.data.source import Source, Unit
+from luthier.data.templates import Template
 from luthier.engine.loop import train
-from luthier.examples import Conversation, Message
+from luthier.engine.run import Run
+from luthier.examples import Conversation, Example, Message, Preference, Row
+from luthier.models.forest import Batch
+from luthier.objectives.base import Loss, Mean, Models, Objective, no_grad_logprobs
 from luthier.recipe import Recipe, load
 
 
@@ -23,12 +29,52 @@ class InOrder(Source):
         return list(self.units[first : first + self.rows_per_step])
 
 
+class GivenAdvantages(Objective):
+    """GRPO's update (Shao et al. 2024, arXiv:2402.03300) on completions that are given, scored before they are used."""
+
+    advantages: dict[str, float]
+    """By the id of the row."""
+
+    def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
+        """Not used: the rows come from `units_of_group`."""
+        raise NotImplementedError
+
+    def weight(self, batch: Batch) -> float:
+        """Number of completions."""
+        return float(batch.row_count)
+
+    def loss(self, models: Models, batch: Batch) -> Loss:
+        """The clipped surrogate: mean over a completion's tokens, summed over completions."""
+        old_K = no_grad_logprobs(models.policy, batch)
+        ratio_K = torch.exp(models.policy.token_logprobs(batch) - old_K)
+        advantage_K = torch.tensor([self.advantages[name] for name in batch.row_ids])[batch.row_K]
+        gain_K = torch.minimum(ratio_K * advantage_K, ratio_K.clamp(0.8, 1.2) * advantage_K)
+        per_row = batch.sum_rows(gain_K) / batch.sum_rows(torch.ones_like(gain_K))
+        return Loss(-per_row.sum(), {"surprise": Mean.of(-old_K)})
+
+
 def messages(given: Sequence[dict[str, Any]]) -> tuple[Message, ...]:
     return tuple(Message(m["role"], m["content"]) for m in given)
 
 
-def example(row: dict[str, Any]) -> Conversation:
-    return Conversation((*messages(row["prompt"]), Message("assistant", row["answer"])), id=row["id"])
+def example(row: dict[str, Any]) -> Example:
+    """What a line of the job's rows means."""
+    prompt = messages(row["prompt"])
+    if "chosen" in row:
+        chosen, rejected = ((Message("assistant", row[name]),) for name in ("chosen", "rejected"))
+        return Preference(prompt, chosen, rejected, id=row["id"])
+    return Conversation((*prompt, Message("assistant", row["answer"])), id=row["id"])
+
+
+def units_of(recipe: Recipe, rows: Sequence[dict[str, Any]], template: Template) -> list[Unit]:
+    """A row, a pair, or a group of completions each; the rows of group g are called g/0, g/1, ..."""
+    if "answers" not in rows[0]:
+        return assemble.units_of(recipe, [example(row) for row in rows], template)
+    units = []
+    for row in rows:
+        ones = [example({**row, "answer": answer, "id": f"{row['id']}/{i}"}) for i, answer in enumerate(row["answers"])]
+        units.append(tuple(rendered for unit in assemble.units_of(recipe, ones, template) for rendered in unit))
+    return units
 
 
 def recipe_of(job: dict[str, Any]) -> Recipe:
@@ -37,7 +83,7 @@ def recipe_of(job: dict[str, Any]) -> Recipe:
     file.write_text('[data]\ntrain = "rows.jsonl"\n', encoding="utf-8")
     settings = {
         "model.name": job["model"],
-        "model.precision": job["precision"],
+        "objective.type": job["objective"],
         "adapter.type": "full" if job["full"] else "lora",
         "training.steps": job["steps"],
         "training.rows_per_step": job["rows_per_step"],
@@ -51,32 +97,33 @@ def recipe_of(job: dict[str, Any]) -> Recipe:
     return load(file, [f"{key}={value}" for key, value in settings.items()])
 
 
-def main() -> None:
-    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+def run_of(job: dict[str, Any]) -> Run:
+    """The training that the job asks for, at step 0."""
     recipe = recipe_of(job)
     loaded = assemble.open_model(recipe)
     template = assemble.template_for(recipe, loaded)
-    lines = Path(job["rows"]).read_text(encoding="utf-8").splitlines()
-    units = assemble.units_of(recipe, [example(json.loads(line)) for line in lines], template)
-    trainable = assemble.make_trainable(recipe, loaded)
+    lines = read_lines(job["rows"])
+    units = units_of(recipe, lines, template)
     shortest = min(units, key=lambda unit: sum(len(row.ids) for row in unit))  # the loop validates after its last step
     groups = {"train": units, "validation": [shortest]}
+    trainable = assemble.make_trainable(recipe, loaded)
     run = assemble.build_run(recipe, loaded, trainable, groups, "", Path("."))
-    run.source = InOrder(units, job["rows_per_step"], 0)
+    given = {f"{line['id']}/{i}": a for line in lines for i, a in enumerate(line.get("advantages", ()))}
+    objective = GivenAdvantages(advantages=given) if given else run.objective
+    return replace(run, source=InOrder(units, job["rows_per_step"], 0), objective=objective)
+
+
+def main() -> None:
+    job = read_job()
     done, first = [], 0.0
-    for step in train(run):
+    for step in train(run_of(job)):
         done.append(step)
         first = first or time.time() - job["started"]
-    print(
-        json.dumps(
-            {
-                "step_seconds": [step.seconds for step in done],
-                "losses": [step.metrics["loss"] for step in done],
-                "tokens": [step.metrics["tokens"] for step in done],
-                "trained": [step.metrics["trained_tokens"] for step in done],
-                "first_step": first,
-            }
-        )
+    tell_steps(
+        [step.seconds for step in done],
+        [step.metrics.get("surprise", step.metrics["loss"]) for step in done],
+        [(int(step.metrics["tokens"]), int(step.metrics["trained_tokens"])) for step in done],
+        first,
     )
 
 

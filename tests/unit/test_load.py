@@ -43,13 +43,14 @@ def test_a_base_that_trains_has_its_weights_as_the_file_has_them(folder: Path, w
     rows = write_jsonl("rows.jsonl", [{"prompt": "a", "completion": "b"}])
     recipe = build(Recipe, {"data": {"train": str(rows)}, "adapter": {"type": "full"}})
     loaded = load(resolve(str(folder)), precision="bfloat16", device="cpu")
-    embedding = loaded.model.get_input_embeddings().weight
+    model: Any = loaded.model
+    embedding = model.get_input_embeddings().weight
     trainable = assemble.make_trainable(recipe, loaded)
     stored = load_file(folder / "model.safetensors")
     assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in stored.values())
     values = loaded.model.state_dict()
     assert all(torch.equal(values[name], tensor) for name, tensor in stored.items())
-    assert embedding is loaded.model.get_input_embeddings().weight is loaded.model.get_output_embeddings().weight
+    assert embedding is model.get_input_embeddings().weight is model.get_output_embeddings().weight
     assert all(p.dtype == torch.float32 and p.requires_grad for p in trainable.injected.trainable.values())
 
 

@@ -1,6 +1,6 @@
 """A million rows through `luthier check`: rows per second and peak memory of the command.
 
-    python benchmarks/check_million.py [--rows 1000000] [--keep FOLDER]
+    python -m benchmarks.data [--rows 1000000] [--keep FOLDER]
 
 The rows are generated: short support questions with labels, 1 % of them held out as a test file. Planted, and counted
 again in what comes out: exact repeats, near repeats, leaks, contradicting labels. Exits with 1 over 1 GiB, or if fewer

@@ -1,0 +1,255 @@
+"""Every path that only a GPU takes, checked against the CPU and timed. One command on a machine with CUDA: `make gpu`.
+
+Checks, each with its tolerance: FlexAttention over a forest against rows one by one (values and gradients, with and
+without a sliding window), tokens that must not see one another, the fused optimizer against the plain one, training by
+LoRA, by all weights and on pairs against the same training on the CPU, a resumed run against an undisturbed one, and
+greedy answers. Then speeds and the peak of memory, predicted and measured. Exits with 1 if a check fails and with 2
+where there is no GPU; `--device cpu` runs the same on the CPU, which checks the script.
+
+    python -m benchmarks.gpu [--device cuda]
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks._workloads import PAIRS, SUPERVISED, Workload, rows_of, write_lines
+from benchmarks.peers.luthier_train import run_of
+from luthier.engine import checkpoint
+from luthier.engine.loop import train
+from luthier.engine.run import Run
+from luthier.examples import Row
+from luthier.models.catalog import resolve
+from luthier.models.forest import build_batch
+from luthier.models.generate import generate
+from luthier.models.load import LoadedModel, load, wait_for
+from luthier.models.scorer import Scorer, forest_mode
+from luthier.recipe import ModelSettings
+
+MODEL = ModelSettings().name
+SHORT = replace(SUPERVISED[0], steps=6)
+
+
+@dataclass
+class Report:
+    """Lines of checks; `failed` counts those that did not hold."""
+
+    failed: int = 0
+    lines: list[str] = field(default_factory=list)
+
+    def check(self, what: str, found: float, limit: float) -> None:
+        """`found` must be at most `limit`; NaN is not."""
+        good = found <= limit
+        self.failed += not good
+        self.say(f"{'ok   ' if good else 'WRONG'}  {what}: {found:.3g} (limit {limit:.3g})")
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        print(line, flush=True)
+
+
+def tiny(window: int | None) -> Any:
+    """A random Mistral of two layers in float32, whose attention may have a window."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "vocab_size": 200}
+    config = MistralConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, sliding_window=window)
+    return MistralForCausalLM(config).eval()
+
+
+def rows(count: int = 6, shared: int = 150) -> list[Row]:
+    """Rows that begin alike, each with 20 to 120 tokens of its own, half of them trained on."""
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(n: int) -> tuple[int, ...]:
+        return tuple(torch.randint(1, 200, (n,), generator=generator).tolist())
+
+    prefix = draw(shared)
+    made = []
+    for i in range(count):
+        own = draw(20 * (i + 1))
+        half = len(own) // 2
+        made.append(Row(prefix + own, (0.0,) * (shared + len(own) - half) + (1.0,) * half, str(i)))
+    return made
+
+
+def scored(model: Any, given: list[Row], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of all trained-on tokens and the gradient of their sum, on the CPU in float64."""
+    batch = build_batch(given).to(device)
+    with forest_mode(model):
+        logprobs = Scorer(model).token_logprobs(batch)
+        gradients = torch.autograd.grad(logprobs.sum(), list(model.parameters()))
+    return logprobs.detach().cpu().double(), torch.cat([g.flatten() for g in gradients]).cpu().double()
+
+
+def attention(report: Report, device: torch.device) -> None:
+    """The forest on the device against the same rows one by one on the CPU."""
+    for window in (None, 64):
+        for precision, limit in ((torch.float32, 2e-3), (torch.bfloat16, 6e-2)):
+            wanted, direction = [], torch.zeros(0)
+            for row in rows():
+                values, gradient = scored(tiny(window), [row], torch.device("cpu"))
+                wanted.append(values)
+                direction = gradient if not len(direction) else direction + gradient
+            found, gradient = scored(tiny(window).to(device, precision), rows(), device)
+            name = f"forest, window {window}, {str(precision).removeprefix('torch.')}"
+            report.check(f"{name}: log-probabilities", float((found - torch.cat(wanted)).abs().max()), limit)
+            turned = 1 - float(torch.nn.functional.cosine_similarity(gradient, direction, dim=0))
+            report.check(f"{name}: turn of the gradient", turned, limit / 10)
+    given = rows()
+    other = replace(given[5], ids=given[5].ids[:150] + tuple(reversed(given[5].ids[150:])))
+    a, _ = scored(tiny(None).to(device), given, device)
+    b, _ = scored(tiny(None).to(device), [*given[:5], other], device)
+    count = sum(row.trained_tokens for row in given[:5])
+    report.check("leak from a changed row into the others", float((a - b)[:count].abs().max()), 0.0)
+
+
+def optimizer(report: Report, device: torch.device) -> None:
+    """torch's fused AdamW against the plain one."""
+
+    def moved(fused: bool) -> Tensor:
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(300, 70, device=device))
+        adamw = torch.optim.AdamW([weight], lr=1e-3, fused=fused)
+        for step in range(5):
+            weight.grad = torch.sin(weight.detach() + step)
+            adamw.step()
+        return weight.detach().cpu()
+
+    report.check("fused AdamW against plain", float((moved(True) - moved(False)).abs().max()), 1e-6)
+
+
+def training(work: Workload, device: str, folder: Path, **settings: Any) -> Run:
+    """A training of the workload at step 0."""
+    return run_of(
+        {
+            "folder": str(folder),
+            "model": str(resolve(MODEL).folder),
+            "rows": str(write_lines(folder / "rows.jsonl", rows_of(work))),
+            "objective": "dpo" if work.kind == "pairs" else "sft",
+            "full": work.full,
+            "steps": work.steps,
+            "rows_per_step": work.rows_per_step,
+            "learning_rate": 1e-5 if work.full else 5e-4 if work.kind == "rows" else 1e-4,
+            "settings": {"model.device": device, **settings},
+        }
+    )
+
+
+def losses(run: Run) -> Iterator[float]:
+    for step in train(run):
+        yield step.metrics["loss"]
+
+
+def trainings(report: Report, device: torch.device) -> None:
+    """Each kind of training against the CPU, step by step."""
+    full = replace(SUPERVISED[3], steps=4)
+    for work in (SHORT, full, PAIRS):
+        for precision, limit in (("float32", 2e-2), ("bfloat16", 6e-2)):
+            with tempfile.TemporaryDirectory() as a, tempfile.TemporaryDirectory() as b:
+                wanted = list(losses(training(work, "cpu", Path(a), **{"model.precision": "float32"})))
+                found = list(losses(training(work, str(device), Path(b), **{"model.precision": precision})))
+            worst = max(abs(x - y) for x, y in zip(found, wanted, strict=True))
+            report.check(f"{work.what}, {precision}: loss of a step against the CPU's", worst, limit)
+
+
+def resumed(report: Report, device: torch.device) -> None:
+    """Six steps against three, a checkpoint, and three in a new run; other bits are reported, not refused."""
+
+    def final(stop: bool) -> Tensor:
+        with tempfile.TemporaryDirectory() as place:
+            settings = {"training.save_every": 3}
+            run = replace(
+                training(SHORT, str(device), Path(place), **settings), checkpoints=Path(place) / "checkpoints"
+            )
+            for step in train(run):
+                if stop and step.number == 3:
+                    fresh = training(SHORT, str(device), Path(place), **settings)
+                    run = replace(fresh, checkpoints=run.checkpoints)
+                    found = checkpoint.latest(run.checkpoints)
+                    assert found is not None
+                    checkpoint.restore(run, found.folder)
+                    for _ in train(run):
+                        pass
+                    break
+            return torch.cat([p.detach().flatten().cpu() for p in run.injected.trainable.values()])
+
+    whole = final(False)
+    report.say(f"note   an undisturbed run again: {'same bits' if torch.equal(whole, final(False)) else 'other bits'}")
+    report.check("resumed run against an undisturbed one", float((whole - final(True)).abs().max()), 1e-3)
+
+
+def answers(report: Report, device: torch.device) -> None:
+    """First tokens of greedy answers against the CPU in float32."""
+
+    def first(loaded: LoadedModel) -> list[int]:
+        prompts = [loaded.tokenizer(f"The capital of {place} is")["input_ids"] for place in PLACES]
+        return [a.ids[0] for a in generate(loaded, prompts, max_new_tokens=8, stop_ids=frozenset())]
+
+    wanted = first(load(resolve(MODEL), "float32", "cpu"))
+    for precision, limit in (("float32", 0.0), ("bfloat16", 0.15)):
+        found = first(load(resolve(MODEL), precision, str(device)))
+        other = sum(a != b for a, b in zip(found, wanted, strict=True)) / len(wanted)
+        report.check(f"answers, {precision}: share of other first tokens", other, limit)
+
+
+PLACES = ("France", "Italy", "Spain", "Japan", "Egypt", "Peru", "Kenya", "Norway", "Chile", "Cuba", "India", "Greece")
+
+
+def speeds(report: Report, device: torch.device) -> None:
+    """Tokens a second of training and of answering."""
+    for work in (*SUPERVISED, PAIRS):
+        with tempfile.TemporaryDirectory() as place:
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            steps = list(train(training(work, str(device), Path(place))))
+        tokens, seconds = (sum(f(s) for s in steps[1:]) for f in (lambda s: s.metrics["tokens"], lambda s: s.seconds))
+        peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else float("nan")
+        report.say(
+            f"speed  {work.what}: {tokens / seconds:,.0f} tokens/s, first step {steps[0].seconds:.1f} s, {peak:.2f} GiB"
+        )
+    loaded = load(resolve(MODEL), device=str(device))
+    prompts = [loaded.tokenizer(f"Tell me about {place}. " * 20)["input_ids"] for place in PLACES * 8]
+    generate(loaded, prompts[:2], max_new_tokens=4, stop_ids=frozenset())
+    start = time.perf_counter()
+    generate(loaded, prompts, max_new_tokens=64, stop_ids=frozenset())
+    wait_for(device)
+    written = len(prompts) * 64
+    report.say(f"speed  {len(prompts)} answers of 64 tokens: {written / (time.perf_counter() - start):,.0f} tokens/s")
+
+
+CHECKS: tuple[Callable[[Report, torch.device], None], ...] = (attention, optimizer, trainings, resumed, answers, speeds)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--only", choices=[check.__name__ for check in CHECKS])
+    asked = parser.parse_args()
+    device = torch.device(asked.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("there is no CUDA device here, so nothing was checked")
+        return 2
+    report = Report()
+    if device.type == "cuda":
+        report.say(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, CUDA {torch.version.cuda}")
+    for check in CHECKS:
+        if asked.only in (None, check.__name__):
+            start = time.perf_counter()
+            check(report, device)
+            report.say(f"       {check.__name__} took {time.perf_counter() - start:.0f} s")
+    report.say(f"{report.failed} checks failed" if report.failed else "every check held")
+    return int(report.failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
