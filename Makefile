@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: env demo test check numerics chaos bench peers reference format clean
+.PHONY: env demo test check numerics chaos bench peers gpu reference format clean
 
 env: $(STAMP)
 
@@ -46,6 +46,10 @@ chaos: env
 # Measure; every result names the machine, the versions and the commit it was taken with.
 bench: env
 	OMP_NUM_THREADS=$(WORKERS) $(BIN)/python -m benchmarks
+
+# Check and time every path that only a GPU takes; exits with 2 where there is none.
+gpu: env
+	$(BIN)/python -m benchmarks.gpu
 
 # The peers of the benchmarks that do not fit into one environment, each in its own (2 GB in all).
 peers: $(patsubst benchmarks/peers/%.txt,.peers/%/.ready,$(wildcard benchmarks/peers/*.txt))

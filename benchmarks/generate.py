@@ -16,8 +16,9 @@ import torch
 
 from benchmarks._compare import Contender, Race, main
 from benchmarks._rows import WORDS
-from luthier.models.catalog import resolve
+from luthier.models.catalog import cache_folder, known, resolve
 from luthier.models.load import load
+from luthier.models.packages import fetch_gguf
 from luthier.recipe import ModelSettings
 
 PROMPTS, SHOTS, NEW_TOKENS = 200, 8, 64
@@ -46,7 +47,15 @@ def job_of(_folder: Path) -> dict[str, Any]:
     prompts = prompts_of(loaded.tokenizer)
     with torch.inference_mode():
         first = [int(loaded.model(torch.tensor([p]), logits_to_keep=1).logits[0, -1].argmax()) for p in prompts]
-    return {"model": str(files.folder), "prompts": prompts, "first_tokens": first, "new_tokens": NEW_TOKENS}
+    gguf = fetch_gguf(known()[ModelSettings().name], cache_folder(), False, lambda _text: None)
+    return {
+        "model": str(files.folder),
+        "gguf": str(gguf),
+        "prompts": prompts,
+        "first_tokens": first,
+        "first_texts": [loaded.tokenizer.decode([token]).strip() for token in first],
+        "new_tokens": NEW_TOKENS,
+    }
 
 
 RACES = [

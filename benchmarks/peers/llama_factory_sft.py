@@ -39,6 +39,7 @@ run_exp(
         "do_train": True,
         **method,
         **({} if job["full"] else {"lora_target": "all", "lora_dropout": 0.0}),
+        "dataset": "given as tokens",  # a name is asked for and not used
         "tokenized_path": tokenized,
         "template": "chatml",
         "cutoff_len": 8192,

@@ -2,7 +2,7 @@
 
 A token sees the tokens of its own node up to itself and all tokens of the nodes above. On CPU each node is one call
 of scaled dot product attention over the keys of its path; on CUDA the whole forest is one FlexAttention call whose
-mask tests ancestry with the entry and exit times of a depth-first walk (not yet run on a GPU, see docs/training.md).
+mask tests ancestry with the entry and exit times of a depth-first walk (not yet run on a GPU, see docs/gpu.md).
 Model code is neither forked nor patched: `model(ids, position_ids=..., forest=forest)` reaches `forest_attention`
 as a keyword argument.
 
