@@ -75,7 +75,7 @@ def _raw(port: int, text: bytes) -> bytes:
 
 
 def _lines_of_log(caplog: pytest.LogCaptureFixture, wanted: str) -> list[str]:
-    """The lines that hold `wanted`. A line is written after its answer went out, so earlier tests' lines may come in."""
+    """The lines that hold `wanted`. A line is written after its answer is out: an earlier test's may still come in."""
     deadline = time.monotonic() + 5
     while wanted not in caplog.text and time.monotonic() < deadline:
         time.sleep(0.01)

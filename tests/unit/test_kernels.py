@@ -223,7 +223,6 @@ def test_gradients_do_not_depend_on_the_number_of_threads() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-
 def _llama(kernels: bool) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,5 +1,6 @@
 """What one step computes: however it is cut up, divided once, without dropout in validation, updated as AdamW says."""
 
+import random
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from luthier.engine.optimizers.adamw import AdamW
 from luthier.engine.run import Run
 from luthier.errors import DataError
 from luthier.examples import Row
+from luthier.models.forest import build_batch
 
 
 def run_cut(folder: Path, cut: int, objective: str) -> Run:
@@ -25,7 +27,7 @@ def trained_weights(run: Run) -> Tensor:
     return torch.cat([p.detach().flatten() for p in run.injected.trainable.values()])
 
 
-@pytest.mark.parametrize(("objective", "middle"), [("sft", 60), ("dpo", 120)])
+@pytest.mark.parametrize(("objective", "middle"), [("sft", 40), ("dpo", 60)])
 def test_how_steps_are_cut_up_changes_neither_weights_nor_metrics(objective: str, middle: int, tmp_path: Path) -> None:
     """Up to rounding, since the model's norms compute in float32 whatever it is held in."""
     whole = run_cut(tmp_path, 10_000, objective)
@@ -40,6 +42,27 @@ def test_how_steps_are_cut_up_changes_neither_weights_nor_metrics(objective: str
             assert mine == pytest.approx(wanted, rel=1e-5)
         assert run.state.best_loss == pytest.approx(whole.state.best_loss, rel=1e-6)
     assert 1 < parts[0] < parts[1] == 4, "the cuts must differ, or the test compares nothing"
+
+
+def test_a_micro_batch_holds_as_many_tokens_as_are_computed() -> None:
+    """What rows share is computed once, so it counts once; no list is cut earlier than its forest demands."""
+    generator = random.Random(0)
+
+    def draw(count: int) -> tuple[int, ...]:
+        return tuple(generator.randrange(1000) for _ in range(count))
+
+    def row(ids: tuple[int, ...]) -> Row:
+        return Row(ids, (1.0,) * len(ids))
+
+    system = draw(100)
+    asked = [system + draw(20) for _ in range(6)]
+    pairs: list[Unit] = [(row(prompt + draw(10)), row(prompt + draw(15))) for prompt in asked]
+    cuts = list(micro_batches(pairs, 250))
+    sizes = [len(build_batch(rows).forest.ids_N) for rows in cuts]
+    assert [len(rows) for rows in cuts] == [6, 6] and sizes == [100 + 3 * 45] * 2
+    assert [len(rows) for rows in micro_batches(pairs, 234)] == [4, 4, 4]
+    alone: list[Unit] = [(row(system[:15] + draw(30)),) for _ in range(3)]  # 15 common tokens are not worth a call
+    assert [len(rows) for rows in micro_batches(alone, 134)] == [2, 1]
 
 
 def test_metrics_count_the_tokens_of_the_step(tmp_path: Path) -> None:

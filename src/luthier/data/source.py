@@ -10,6 +10,7 @@ from typing import TypeAlias
 import numpy as np
 
 from luthier.examples import Row
+from luthier.models.forest import MIN_SHARED
 
 Unit: TypeAlias = tuple[Row, ...]
 
@@ -55,15 +56,43 @@ class Source:
 
 
 def micro_batches(units: Sequence[Unit], max_tokens: int) -> Iterator[list[Row]]:
-    """Cut the units of a step into lists of rows of at most `max_tokens` tokens (more only for one large unit)."""
+    """Cut the units of a step into lists of rows of at most `max_tokens` tokens (more only for one large unit).
+
+    What a row begins with in common with the first row of its list, or with the one before it, counts once, as it is
+    computed (`models.forest`).
+    """
     held: list[Row] = []
     tokens = 0
     for unit in units:
-        size = sum(len(row.ids) for row in unit)
+        size = _computed(unit, held)
         if held and tokens + size > max_tokens:
             yield held
             held, tokens = [], 0
+            size = _computed(unit, held)
         held.extend(unit)
         tokens += size
     if held:
         yield held
+
+
+def _computed(unit: Unit, held: Sequence[Row]) -> int:
+    """Tokens that the rows of a unit add to those of `held`."""
+    beside = list(held[:1] + held[-1:]) if held else []
+    size = 0
+    for row in unit:
+        shared = max((_common(row.ids, other.ids) for other in beside), default=0)
+        size += len(row.ids) - (shared if shared >= MIN_SHARED else 0)
+        beside = [*beside[:1], row]
+    return size
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common prefix, by halving: comparing slices is one call each."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -18,6 +18,9 @@ from torch import Tensor
 
 from luthier.examples import Row
 
+MIN_SHARED = 16
+"""Shorter spans are computed for each row: a shared one saves arithmetic but costs a call."""
+
 
 @dataclass(frozen=True)
 class Forest:
@@ -150,12 +153,12 @@ def _flatten(roots: list[_Node]) -> tuple[list[_Node], list[int]]:
     return order, parents
 
 
-def build_batch(rows: Sequence[Row], min_shared: int = 16) -> Batch:
+def build_batch(rows: Sequence[Row], min_shared: int = MIN_SHARED) -> Batch:
     """Build the forest of `rows` and the list of predictions that their loss masks ask for.
 
     Args:
         rows: at least one row, each with at least one token.
-        min_shared: spans shorter than this are not shared; a shared span saves arithmetic but costs a call.
+        min_shared: spans shorter than this are not shared.
     """
     arrays = [np.asarray(row.ids, dtype=np.int64) for row in rows]
     if not arrays or not all(len(a) for a in arrays):

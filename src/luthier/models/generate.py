@@ -21,12 +21,11 @@ from typing_extensions import Unpack
 from luthier.errors import ModelError
 from luthier.examples import Row
 from luthier.models.decode import Slots, evaluating
-from luthier.models.forest import build_batch
+from luthier.models.forest import MIN_SHARED, build_batch
 from luthier.models.load import LoadedModel
 from luthier.models.scorer import Scorer, require_forest
 
 MAX_ROWS = 96
-MIN_SHARED = 16
 PREFILL_TOKENS = 4096
 LOOP_TOKENS = 96
 """An answer loops when its last so many tokens are one span said over and over, at least three times."""

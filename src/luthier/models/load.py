@@ -77,8 +77,8 @@ def load(files: ModelFiles, precision: str = "auto", device: str = "auto", verif
 def read_weights_again(loaded: LoadedModel, dtype: torch.dtype) -> None:
     """Give the model its weights in `dtype` as its files have them.
 
-    Widening what it holds is not the same: weights that were rounded to bfloat16 all lie on its grid, and a small update
-    moves none of them to the next point, so that nothing computed in bfloat16 would change for many steps.
+    Widening what it holds is not the same: weights that were rounded to bfloat16 all lie on its grid, a small update
+    moves none of them to the next point, and nothing computed in bfloat16 would change for many steps.
     """
     if loaded.dtype == dtype:
         return
