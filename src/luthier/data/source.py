@@ -77,7 +77,7 @@ def micro_batches(units: Sequence[Unit], max_tokens: int) -> Iterator[list[Row]]
 
 def _computed(unit: Unit, held: Sequence[Row]) -> int:
     """Tokens that the rows of a unit add to those of `held`."""
-    beside = list(held[:1] + held[-1:]) if held else []
+    beside = [held[0], held[-1]] if held else []
     size = 0
     for row in unit:
         shared = max((_common(row.ids, other.ids) for other in beside), default=0)
