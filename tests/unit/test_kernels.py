@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from luthier.models.forest import Forest
-from luthier.models.kernels import attention, head, low_rank, native, norm, swiglu
+from luthier.models.kernels import attention, head, low_rank, native, norm, proof, swiglu
 
 needs_native = pytest.mark.skipif(native.library() is None, reason=f"no kernels: {native.trouble()}")
 LIMIT = {torch.float32: 5e-6, torch.bfloat16: 1e-2}
@@ -221,6 +221,24 @@ def test_gradients_do_not_depend_on_the_number_of_threads() -> None:
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@needs_native
+def test_a_wrong_kernel_switches_all_of_them_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert proof.wrong() == ""
+    rotate, double = attention._rotate, swiglu._SwiGLU.backward
+    monkeypatch.setattr(native, "_refused", [])
+    with monkeypatch.context() as patch:  # one wrong value, and one wrong gradient
+        patch.setattr(attention, "_rotate", lambda x, *rest, **more: rotate(x, *rest, **more) * 1.1)
+        assert proof.wrong() == "attention in float32"
+    with monkeypatch.context() as patch:
+        patch.setattr(swiglu._SwiGLU, "backward", staticmethod(lambda ctx, d: tuple(1.1 * g for g in double(ctx, d))))
+        assert proof.wrong() == "gated middle in float32"
+        proof.require.cache_clear()
+        proof.require()
+    proof.require.cache_clear()
+    assert native.library() is None and not native.serves(torch.ones(1)) and native.identity() == "plain"
+    assert native.trouble().startswith("the compiled gated middle in float32 computes something else")
 
 
 def _llama(kernels: bool) -> Any:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.models.forest import Forest
-from luthier.models.kernels import native
+from luthier.models.kernels import native, proof
 from luthier.models.kernels.attention import BLOCK, rotary_attention, rotate
 from luthier.models.kernels.norm import add_rms_norm, rms_norm
 from luthier.models.kernels.swiglu import swiglu
@@ -36,6 +36,8 @@ def has_plain_head(model: Any) -> bool:
 def install(model: nn.Module) -> int:
     """Let every layer that is known here compute with the kernels; returns how many there are."""
     layers = _known(model)
+    if layers:
+        proof.require()
     for layer in layers:
         layer.forward = MethodType(_forward, layer)
     return len(layers)

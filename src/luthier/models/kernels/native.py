@@ -41,14 +41,22 @@ def _found() -> tuple[ctypes.CDLL | None, str]:
         return None, str(error)
 
 
+_refused: list[str] = []
+
+
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None: there are none."""
-    return _found()[0]
+    return None if _refused else _found()[0]
 
 
 def trouble() -> str:
     """Why there are no compiled kernels; empty if there are."""
-    return _found()[1]
+    return _refused[0] if _refused else _found()[1]
+
+
+def refuse(reason: str) -> None:
+    """From now on this process has no kernels."""
+    _refused.append(reason)
 
 
 def identity() -> str:
