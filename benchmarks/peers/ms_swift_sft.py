@@ -35,6 +35,7 @@ settings = {
     "template": "chatml",
     "torch_dtype": "float32" if job["full"] else "bfloat16",
     "bf16": "true",
+    "fp16": "false",  # else weights in float32 mean it
     "use_cpu": "true",
     "dataset": str(data),
     "split_dataset_ratio": 0,
