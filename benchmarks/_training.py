@@ -15,11 +15,21 @@ from luthier.models.catalog import resolve
 from luthier.recipe import ModelSettings
 
 LUTHIER = Contender("Luthier", "luthier_train.py", "defaults")
+SMALLER = [
+    Contender(
+        f"Luthier/{tokens}",
+        "luthier_train.py",
+        f"micro-batches of {tokens:,} tokens",
+        options={"settings": {"training.micro_batch_tokens": tokens}},
+        best=False,
+    )
+    for tokens in (2048, 1024)
+]
 
 
 def race(work: Workload, peers: Sequence[Contender]) -> Race:
     """Luthier against peers on one workload."""
-    return Race(work.name, work.what, lambda folder: job_of(work, folder), (LUTHIER, *peers))
+    return Race(work.name, work.what, lambda folder: job_of(work, folder), (LUTHIER, *SMALLER, *peers))
 
 
 def job_of(work: Workload, folder: Path) -> dict[str, Any]:
