@@ -130,7 +130,7 @@ def optimizer(report: Report, device: torch.device) -> None:
 
 def training(work: Workload, device: str, folder: Path, **settings: Any) -> Run:
     """A training of the workload at step 0."""
-    return run_of(
+    run = run_of(
         {
             "folder": str(folder),
             "model": str(resolve(MODEL).folder),
@@ -143,6 +143,7 @@ def training(work: Workload, device: str, folder: Path, **settings: Any) -> Run:
             "settings": {"model.device": device, **settings},
         }
     )
+    return replace(run, checkpoints=folder / "checkpoints")
 
 
 def losses(run: Run) -> Iterator[float]:
@@ -151,12 +152,12 @@ def losses(run: Run) -> Iterator[float]:
 
 
 def trainings(report: Report, device: torch.device) -> None:
-    """Each kind of training against the CPU, step by step."""
+    """Each kind of training against the CPU in the same precision, step by step."""
     full = replace(SUPERVISED[3], steps=4)
     for work in (SHORT, full, PAIRS):
         for precision, limit in (("float32", 2e-2), ("bfloat16", 6e-2)):
             with tempfile.TemporaryDirectory() as a, tempfile.TemporaryDirectory() as b:
-                wanted = list(losses(training(work, "cpu", Path(a), **{"model.precision": "float32"})))
+                wanted = list(losses(training(work, "cpu", Path(a), **{"model.precision": precision})))
                 found = list(losses(training(work, str(device), Path(b), **{"model.precision": precision})))
             worst = max(abs(x - y) for x, y in zip(found, wanted, strict=True))
             report.check(f"{work.what}, {precision}: loss of a step against the CPU's", worst, limit)
