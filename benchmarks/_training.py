@@ -14,13 +14,14 @@ from luthier.data.source import Unit
 from luthier.models.catalog import resolve
 from luthier.recipe import ModelSettings
 
-LUTHIER = Contender("Luthier", "luthier_train.py", "defaults")
+BFLOAT16 = {"model.precision": "bfloat16"}  # as the peers, also where `auto` would take float32
+LUTHIER = Contender("Luthier", "luthier_train.py", "defaults", options={"settings": BFLOAT16})
 SMALLER = [
     Contender(
         f"Luthier/{tokens}",
         "luthier_train.py",
         f"micro-batches of {tokens:,} tokens",
-        options={"settings": {"training.micro_batch_tokens": tokens}},
+        options={"settings": {**BFLOAT16, "training.micro_batch_tokens": tokens}},
         best=False,
     )
     for tokens in (2048, 1024)

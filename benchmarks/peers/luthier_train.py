@@ -14,9 +14,10 @@ from luthier.data.source import Source, Unit
 from luthier.data.templates import Template
 from luthier.engine.loop import train
 from luthier.engine.run import Run
-from luthier.examples import Conversation, Example, Message, Preference, Row
+from luthier.examples import Conversation, Example, Message, Preference
 from luthier.models.forest import Batch
-from luthier.objectives.base import Loss, Mean, Models, Objective, no_grad_logprobs
+from luthier.objectives.base import Loss, Mean, Models, no_grad_logprobs
+from luthier.objectives.sft import SFT
 from luthier.recipe import Recipe, load
 
 
@@ -29,15 +30,11 @@ class InOrder(Source):
         return list(self.units[first : first + self.rows_per_step])
 
 
-class GivenAdvantages(Objective):
+class GivenAdvantages(SFT):
     """GRPO's update (Shao et al. 2024, arXiv:2402.03300) on completions that are given, scored before they are used."""
 
     advantages: dict[str, float]
     """By the id of the row."""
-
-    def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
-        """Not used: the rows come from `units_of_group`."""
-        raise NotImplementedError
 
     def weight(self, batch: Batch) -> float:
         """Number of completions."""
