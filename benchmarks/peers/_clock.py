@@ -39,3 +39,23 @@ class Clock(TrainerCallback):
         parts = [counts[i * size : (i + 1) * size] for i in range(steps)]
         sums = [(sum(tokens for tokens, _ in part), sum(trained for _, trained in part)) for part in parts]
         tell_steps(self.seconds, self.losses[:steps], sums, self.first)
+
+
+def arguments(job: dict[str, Any], rows: int = 1) -> dict[str, Any]:
+    """transformers' TrainingArguments of a job, by name; `rows` are of each of its rows, pairs or groups."""
+    micro = job["micro_rows"]
+    return {
+        "output_dir": job["folder"],
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": max(job["rows_per_step"] * rows // micro, 1),
+        "max_steps": job["steps"],
+        "learning_rate": job["learning_rate"],
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "logging_steps": 1,
+        "report_to": "none",
+        "save_strategy": "no",
+        "use_cpu": True,
+        "bf16": job.get("autocast", True),
+    }

@@ -14,7 +14,7 @@ sys.modules["torchaudio"] = stand_in
 from datasets import Dataset  # noqa: E402
 from llamafactory.train.tuner import run_exp  # noqa: E402
 
-from benchmarks.peers._clock import Clock  # noqa: E402
+from benchmarks.peers._clock import Clock, arguments  # noqa: E402
 from benchmarks.peers._outcome import read_job, read_lines  # noqa: E402
 
 job = read_job()
@@ -43,19 +43,7 @@ run_exp(
         "tokenized_path": tokenized,
         "template": "chatml",
         "cutoff_len": 8192,
-        "output_dir": job["folder"],
-        "per_device_train_batch_size": job["micro_rows"],
-        "gradient_accumulation_steps": max(job["rows_per_step"] // job["micro_rows"], 1),
-        "max_steps": job["steps"],
-        "learning_rate": job["learning_rate"],
-        "lr_scheduler_type": "constant",
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
-        "logging_steps": 1,
-        "report_to": "none",
-        "save_strategy": "no",
-        "use_cpu": True,
-        "bf16": True,
+        **arguments(job),
         "disable_shuffling": True,
         "disable_gradient_checkpointing": True,
         "disable_tqdm": True,

@@ -10,7 +10,7 @@ from typing import Any
 from swift import sft_main
 from swift.callbacks import callbacks_map
 
-from benchmarks.peers._clock import Clock
+from benchmarks.peers._clock import Clock, arguments
 from benchmarks.peers._outcome import read_job, read_lines
 
 job = read_job()
@@ -34,27 +34,15 @@ settings = {
     "model_type": "llama",
     "template": "chatml",
     "torch_dtype": "float32" if job["full"] else "bfloat16",
-    "bf16": "true",
     "fp16": "false",  # else weights in float32 mean it
-    "use_cpu": "true",
     "dataset": str(data),
     "split_dataset_ratio": 0,
     "dataset_shuffle": "false",
     "train_dataloader_shuffle": "false",
     "max_length": 8192,
-    "output_dir": job["folder"],
-    "per_device_train_batch_size": job["micro_rows"],
-    "gradient_accumulation_steps": max(job["rows_per_step"] // job["micro_rows"], 1),
-    "max_steps": job["steps"],
-    "learning_rate": job["learning_rate"],
-    "lr_scheduler_type": "constant",
+    **arguments(job),
     "warmup_ratio": 0,
-    "weight_decay": 0,
-    "max_grad_norm": 1.0,
     "adam_beta2": 0.999,
-    "logging_steps": 1,
-    "report_to": "none",
-    "save_strategy": "no",
     "gradient_checkpointing": "false",
     "callbacks": "bench_clock",
 }

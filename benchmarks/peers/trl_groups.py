@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.peers._clock import Clock
 from benchmarks.peers._outcome import read_job, read_lines
+from benchmarks.peers._trl import LORA, trl_arguments
 
 job = read_job()
 groups = read_lines(job["tokens"])
@@ -56,32 +56,17 @@ class Given(GRPOTrainer):
 
 
 config = GRPOConfig(
-    output_dir=job["folder"],
+    **trl_arguments(job, rows=size),
     loss_type="grpo",
     beta=0.0,
     num_generations=size,
-    per_device_train_batch_size=micro,
-    gradient_accumulation_steps=max(job["rows_per_step"] * size // micro, 1),
-    max_steps=job["steps"],
-    learning_rate=job["learning_rate"],
-    lr_scheduler_type="constant",
-    weight_decay=0.0,
-    max_grad_norm=1.0,
-    logging_steps=1,
-    report_to=[],
-    save_strategy="no",
-    use_cpu=True,
-    bf16=job["autocast"],
-    gradient_checkpointing=False,
-    model_init_kwargs={"dtype": "bfloat16"},
-    disable_tqdm=True,
 )
 trainer = Given(
     model=job["model"],
     args=config,
     reward_funcs=lambda completions, **_: [0.0] * len(completions),
     train_dataset=Dataset.from_list([{"prompt": "unused"}] * (job["steps"] * job["rows_per_step"] * size)),
-    peft_config=LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"),
+    peft_config=LORA,
     callbacks=[clock],
 )
 trainer.scored = []
