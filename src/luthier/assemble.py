@@ -27,7 +27,7 @@ from luthier.examples import Example
 from luthier.files import sha256_of, sync
 from luthier.models.catalog import resolve
 from luthier.models.kernels import native
-from luthier.models.load import LoadedModel, load, read_weights_again
+from luthier.models.load import LoadedModel, load
 from luthier.models.scorer import Scorer, require_forest
 from luthier.objectives.base import Models, Objective
 from luthier.recipe import Recipe
@@ -146,8 +146,6 @@ def is_model_system(system: Settings) -> bool:
 def make_trainable(recipe: Recipe, loaded: LoadedModel) -> Trainable:
     """Put the adapter in. A reference, where the objective needs one and the base itself trains, is a frozen copy."""
     adapter, objective = adapter_of(recipe), objective_of(recipe)
-    if adapter.overwrites_base:
-        read_weights_again(loaded, torch.float32)
     injected = adapter.inject(loaded.model, recipe.seed)
     # an overwritten base is held in float32; products are still computed in the type that the model was loaded in
     autocast = loaded.dtype if adapter.overwrites_base and loaded.dtype == torch.bfloat16 else None

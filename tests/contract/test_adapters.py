@@ -18,6 +18,9 @@ NAMES = registry.names(ADAPTERS)
 BATCH = build_batch([row for unit in random_units(3) for row in unit])
 
 
+NORM = "model.norm.weight"
+
+
 def logprobs(model: torch.nn.Module) -> torch.Tensor:
     with torch.no_grad():
         return Scorer(model).token_logprobs(BATCH)
@@ -49,6 +52,37 @@ def test_exactly_the_trainable_tensors_ask_for_gradients_and_are_float32(name: s
     wanted = {id(p) for p in model.parameters() if p.requires_grad}
     assert wanted == {id(p) for p in trainable.values()}
     assert all(p.dtype == torch.float32 for p in trainable.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_bfloat16_base_computes_the_same_with_the_adapter_in(name: str) -> None:
+    base, model = tiny_llama(dtype=torch.bfloat16), tiny_llama(dtype=torch.bfloat16)
+    overwrites = adapter(name).overwrites_base
+    adapter(name).inject(model, seed=0)
+    autocast = torch.bfloat16 if overwrites else None
+    with torch.no_grad():
+        wanted, found = Scorer(base).token_logprobs(BATCH), Scorer(model, autocast).token_logprobs(BATCH)
+    assert torch.allclose(wanted, found, rtol=0, atol=2e-3)  # autocast leaves sums in float32
+
+
+def test_weights_that_train_follow_small_updates_when_they_are_seen_in_bfloat16() -> None:
+    """An update of a tenth of the grid moves a tenth of the weights, not none of them."""
+    model = tiny_llama(dtype=torch.bfloat16)
+    model.get_input_embeddings().weight.data[0] = 0  # type: ignore[union-attr, operator, index]
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trainable = adapter("full").inject(model, seed=3).trainable
+    assert all(torch.equal(before[name], p.bfloat16()) for name, p in trainable.items())
+    assert not trainable["model.embed_tokens.weight"][0].any(), "exact zeros stay"
+    for name, p in trainable.items():
+        if p.dim() == 2 and p.numel() > 1000:
+            update = 0.1 * p.detach().abs() * 2**-8  # 128 to 256 steps of the grid make a number
+            assert torch.equal((before[name].float() + update).bfloat16(), before[name])
+            seen = ((p + update).bfloat16().double() - p.bfloat16().double()).mean() / update.double().mean()
+            assert 0.7 < seen < 1.3, name
+    again, other = (tiny_llama(dtype=torch.bfloat16) for _ in range(2))
+    same = adapter("full").inject(again, seed=3).trainable
+    assert all(torch.equal(p, same[name]) for name, p in trainable.items() if name != "model.embed_tokens.weight")
+    assert not torch.equal(adapter("full").inject(other, seed=4).trainable[NORM], same[NORM])
 
 
 @pytest.mark.parametrize("name", NAMES)

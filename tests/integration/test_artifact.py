@@ -16,7 +16,7 @@ from luthier.errors import ModelError
 WEIGHTS = "adapter/adapter_model.safetensors"
 # validation is best at step 3 of 6
 UNSTEADY = (
-    *("optimizer.learning_rate=0.05", "schedule.type=constant"),
+    *("optimizer.learning_rate=0.5", "schedule.type=constant"),
     *("training.validate_every=1", "training.patience=false"),
 )
 

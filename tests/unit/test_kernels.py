@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from luthier.adapters.lora import LoRALinear
 from luthier.models.forest import Forest
 from luthier.models.kernels import attention, head, low_rank, native, norm, proof, swiglu
 
@@ -81,6 +82,21 @@ def test_low_rank_linear(dtype: torch.dtype, bias: bool) -> None:
         return low_rank.low_rank_linear_plain(x, weight.double(), wide, a, b, 0.5)
 
     check(lambda x, a, b: low_rank.low_rank_linear(x, weight, offset, a, b, 0.5), plain, [x, a, b])
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 1e-9])
+def test_a_low_rank_update_smaller_than_the_grid_is_not_lost(bias: bool, dropout: float) -> None:
+    """Of y = x W^T + u in bfloat16, u a tenth of y's grid, the mean moves by u; rounded twice it would stay."""
+    base = torch.nn.Linear(64, 128, bias=bias, dtype=torch.bfloat16)
+    layer = LoRALinear(base, 8, 1.0, dropout, torch.Generator().manual_seed(0)).train()
+    x = draw(500, 64, seed=1, dtype=torch.bfloat16)
+    layer.b.data = draw(128, 8, seed=2, dtype=torch.float32) * 5e-4
+    with torch.no_grad():
+        wanted = ((x.double() @ layer.a.double().t()) @ layer.b.double().t()).bfloat16().double()
+        moved = layer(x).double() - base(x).double()
+    assert wanted.abs().mean() < base(x).abs().mean() * 2**-9
+    assert (moved * wanted).sum() / (wanted * wanted).sum() == pytest.approx(1, abs=0.1)
 
 
 @needs_native

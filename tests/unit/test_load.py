@@ -10,12 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from luthier import assemble
-from luthier.config import build
 from luthier.errors import ModelError
 from luthier.models.catalog import resolve
 from luthier.models.load import bfloat16_speedup, choose_device, choose_dtype, load
-from luthier.recipe import Recipe
 
 
 @pytest.fixture
@@ -36,22 +33,6 @@ def test_a_model_is_loaded_as_it_is(folder: Path) -> None:
     values = loaded.model.state_dict()
     assert all(torch.equal(values[name], tensor) for name, tensor in stored.items())
     assert load(resolve(str(folder)), precision="bfloat16", device="cpu").model.dtype == torch.bfloat16
-
-
-def test_a_base_that_trains_has_its_weights_as_the_file_has_them(folder: Path, write_jsonl: Any) -> None:
-    """Not rounded to bfloat16 and widened: on that grid no small step would move anything."""
-    rows = write_jsonl("rows.jsonl", [{"prompt": "a", "completion": "b"}])
-    recipe = build(Recipe, {"data": {"train": str(rows)}, "adapter": {"type": "full"}})
-    loaded = load(resolve(str(folder)), precision="bfloat16", device="cpu")
-    model: Any = loaded.model
-    embedding = model.get_input_embeddings().weight
-    trainable = assemble.make_trainable(recipe, loaded)
-    stored = load_file(folder / "model.safetensors")
-    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in stored.values())
-    values = loaded.model.state_dict()
-    assert all(torch.equal(values[name], tensor) for name, tensor in stored.items())
-    assert embedding is model.get_input_embeddings().weight is model.get_output_embeddings().weight
-    assert all(p.dtype == torch.float32 and p.requires_grad for p in trainable.injected.trainable.values())
 
 
 def test_the_global_random_state_is_left_alone(folder: Path) -> None:

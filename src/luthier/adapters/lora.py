@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from luthier.adapters.base import Adapter, Injected, by_name, require_same_tensors
 from luthier.errors import ModelError
-from luthier.models.kernels.low_rank import low_rank_linear
+from luthier.models.kernels.low_rank import low_rank_added, low_rank_linear
 
 WEIGHTS = "adapter_model.safetensors"
 SETTINGS = "adapter_config.json"
@@ -51,11 +51,11 @@ class LoRALinear(nn.Module):
         """(..., in) -> (..., out)"""
         if self.enabled and not (self.dropout and self.training):
             return low_rank_linear(x, self.base.weight, self.base.bias, self.a, self.b, self.scale)
-        y: Tensor = self.base(x)
         if not self.enabled:
+            y: Tensor = self.base(x)
             return y
         low = F.linear(F.dropout(x, self.dropout), self.a.to(x.dtype))
-        return y + F.linear(low, (self.scale * self.b).to(x.dtype))
+        return low_rank_added(x, self.base.weight, self.base.bias, low, (self.scale * self.b).to(x.dtype))
 
     @torch.no_grad()
     def merge(self) -> nn.Linear:

@@ -74,19 +74,6 @@ def load(files: ModelFiles, precision: str = "auto", device: str = "auto", verif
     return LoadedModel(model, tokenizer, stop_ids, _max_tokens(model, tokenizer), files, dtype, target)
 
 
-def read_weights_again(loaded: LoadedModel, dtype: torch.dtype) -> None:
-    """Give the model its weights in `dtype` as its files have them.
-
-    Widening what it holds is not the same: weights that were rounded to bfloat16 all lie on its grid, a small update
-    moves none of them to the next point, and nothing computed in bfloat16 would change for many steps.
-    """
-    if loaded.dtype == dtype:
-        return
-    read = dict(_load_weights(loaded.files, dtype).named_parameters())
-    for name, parameter in loaded.model.named_parameters():
-        parameter.data = read.pop(name).data.to(loaded.device)
-
-
 def open_without_weights(files: ModelFiles) -> LoadedModel:
     """The model's tokenizer and shape: its tensors hold nothing (meta device), so only rows can be made with it.
 

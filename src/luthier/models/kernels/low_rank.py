@@ -2,8 +2,12 @@
 
     y = x W^T + bias + (x A^T) (scale B)^T
 
-Shapes: x (..., in), W (out, in), A (rank, in), B (out, rank). The backward pass makes no gradient of W, and adds the
-update's share of dx in the product itself. Plain torch, on any device.
+Shapes: x (..., in), W (out, in), A (rank, in), B (out, rank). The backward pass makes no gradient of W. Plain torch, on
+any device.
+
+The sum is rounded once. Rounded to bfloat16 before the update is added, the frozen product lies on a grid on which an
+update of less than half a step changes nothing, and the first updates of a training are that small. So the update is
+computed first and the wide product is added to it: a product that adds to what is there sums in float32.
 """
 
 from typing import Any
@@ -18,6 +22,12 @@ def low_rank_linear_plain(x: Tensor, weight: Tensor, bias: Tensor | None, a: Ten
     return F.linear(x, weight, bias) + F.linear(F.linear(x, a.to(x.dtype)), (scale * b).to(x.dtype))
 
 
+def low_rank_added(x: Tensor, weight: Tensor, bias: Tensor | None, low: Tensor, up: Tensor) -> Tensor:
+    """x W^T + bias + low up^T as one product, rounded once; low (..., rank) may come from another input than x."""
+    wide = torch.cat([weight.to(x.dtype), up], 1)
+    return F.linear(torch.cat([x, low], -1), wide, None if bias is None else bias.to(x.dtype))
+
+
 def low_rank_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
     """y; the weight and the bias are frozen."""
     y: Tensor = _LowRankLinear.apply(x, weight, bias, a, b, scale)
@@ -30,7 +40,10 @@ class _LowRankLinear(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1])
         down, up = a.to(x.dtype), (scale * b).to(x.dtype)
         low = rows @ down.t()
-        y = F.linear(rows, weight.to(x.dtype), None if bias is None else bias.to(x.dtype)).addmm_(low, up.t())
+        if bias is None:
+            y = (low @ up.t()).addmm_(rows, weight.to(x.dtype).t())
+        else:
+            y = low_rank_added(rows, weight, bias, low, up)
         ctx.save_for_backward(rows, weight, down, up, low)
         ctx.scale, ctx.types = scale, (a.dtype, b.dtype)
         return y.view(*x.shape[:-1], -1)
@@ -42,7 +55,7 @@ class _LowRankLinear(torch.autograd.Function):
         dlow = gradient @ up
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = (gradient @ weight.to(gradient.dtype)).addmm_(dlow, down).view(*dy.shape[:-1], -1)
+            dx = (dlow @ down).addmm_(gradient, weight.to(gradient.dtype)).view(*dy.shape[:-1], -1)
         da = (dlow.t() @ rows).to(ctx.types[0])
         db = (gradient.t() @ low).to(ctx.types[1]).mul_(ctx.scale)
         return dx, None, None, da, db, None
