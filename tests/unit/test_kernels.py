@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from luthier.adapters.lora import LoRALinear
-from luthier.models.forest import Forest
-from luthier.models.kernels import attention, head, low_rank, native, norm, proof, swiglu
+from luthier.examples import Row
+from luthier.models.forest import Forest, build_batch
+from luthier.models.kernels import attention, decoder, head, low_rank, native, norm, proof, recompute, swiglu
+from luthier.models.scorer import Scorer, forest_mode
 
 needs_native = pytest.mark.skipif(native.library() is None, reason=f"no kernels: {native.trouble()}")
 LIMIT = {torch.float32: 5e-6, torch.bfloat16: 1e-2}
@@ -297,10 +300,6 @@ def test_without_a_compiler_everything_goes_on_and_says_why(name: str, value: st
 @needs_native
 def test_layers_under_autocast_are_as_near_to_float32_as_the_library_s_own() -> None:
     """Full fine-tuning: weights and gradients in float32, products and all between them in bfloat16."""
-    from luthier.examples import Row
-    from luthier.models.forest import build_batch
-    from luthier.models.scorer import Scorer, forest_mode
-
     batch = build_batch([Row(tuple(range(1, 41)), (0.0,) * 20 + (1.0,) * 20)])
 
     def computed(kernels: bool, autocast: torch.dtype | None) -> tuple[Tensor, Tensor]:
@@ -321,34 +320,37 @@ def test_layers_under_autocast_are_as_near_to_float32_as_the_library_s_own() -> 
     assert 0 < near <= 3 * plain_near and 0 < turned <= 3 * plain_turned
 
 
+def _kept_and_gradients(model: Any) -> tuple[int, list[Tensor]]:
+    """Bytes that the graph of a loss holds, and what comes of it."""
+    batch = build_batch([Row(tuple(range(40)), (0.0,) * 20 + (1.0,) * 20)])
+    model.train()
+    with forest_mode(model):
+        with torch.profiler.profile(profile_memory=True) as seen:
+            loss = -Scorer(model).token_logprobs(batch).sum()
+        gradients = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+        again = torch.autograd.grad(loss, list(model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(gradients, again, strict=True))
+    return sum(event.self_cpu_memory_usage for event in seen.key_averages()), list(gradients)
+
+
 @needs_native
 def test_checkpointing_keeps_a_layer_s_input_and_nothing_of_its_inside() -> None:
     """transformers wraps checkpointing around its own code of a layer; the layer's kernels need it, too."""
-    from luthier.examples import Row
-    from luthier.models.forest import build_batch
-    from luthier.models.scorer import Scorer, forest_mode
-
     model = _llama(kernels=True)
-    batch = build_batch([Row(tuple(range(40)), (0.0,) * 20 + (1.0,) * 20)])
-
-    def kept_and_gradients() -> tuple[int, list[Tensor]]:
-        kept: list[Tensor] = []
-
-        def keep(tensor: Tensor) -> Tensor:
-            kept.append(tensor)
-            return tensor
-
-        model.train()
-        with forest_mode(model):
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                loss = -Scorer(model).token_logprobs(batch).sum()
-            parameters = list(model.parameters())
-            gradients = torch.autograd.grad(loss, parameters)
-        own = {p.data_ptr() for p in parameters}
-        return sum(t.nbytes for t in {id(t): t for t in kept}.values() if t.data_ptr() not in own), list(gradients)
-
-    whole, wanted = kept_and_gradients()
+    whole, wanted = _kept_and_gradients(model)
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    little, found = kept_and_gradients()
-    assert little < whole / 3
+    little, found = _kept_and_gradients(model)
+    assert little < whole / 2
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@needs_native
+def test_what_is_made_again_is_not_kept_and_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _llama(kernels=True)
+    little, found = _kept_and_gradients(model)
+    monkeypatch.setattr(decoder, "recomputed", lambda: nullcontext(recompute.Recomputed()))
+    whole, wanted = _kept_and_gradients(model)
+    config = model.config
+    made_again = 2 * config.hidden_size + config.intermediate_size  # two norms, and the middle of the feed-forward
+    assert whole - little >= config.num_hidden_layers * 40 * made_again * 4
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))

@@ -23,8 +23,8 @@ _KEPT = {
     "bfloat16": (28, 9),
     "float32": (46, 18),
     "autocast": (36, 8),
-    "fused bfloat16": (14, 6),
-    "fused float32": (28, 12),
+    "fused bfloat16": (10, 4),
+    "fused float32": (20, 8),
 }
 # a logit, its float32 copy, its log-softmax, and their gradients at the moment when most of them live
 _LOGIT_BYTES = {"bfloat16": 20, "float32": 24, "autocast": 14, "fused bfloat16": 2, "fused float32": 4}

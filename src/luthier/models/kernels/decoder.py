@@ -17,6 +17,7 @@ from luthier.models.forest import Forest
 from luthier.models.kernels import native, proof
 from luthier.models.kernels.attention import BLOCK, rotary_attention, rotate
 from luthier.models.kernels.norm import add_rms_norm, rms_norm
+from luthier.models.kernels.recompute import Recomputed, recomputed
 from luthier.models.kernels.swiglu import swiglu
 
 # layers whose whole arithmetic is norm, attention, norm, gated feed-forward; Qwen 3 norms each head's q and k, too
@@ -66,25 +67,32 @@ def _forward(layer: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Te
     hidden_states = hidden_states.to(_computed_in(hidden_states))
     attend = partial(_over_slots, slots) if forest is None else partial(_over_forest, forest)
     if layer.gradient_checkpointing and layer.training:  # the library wraps this around its own code
-        again: Tensor = layer._gradient_checkpointing_func(partial(_compute, layer, rotary, attend), hidden_states)
+        again: Tensor = layer._gradient_checkpointing_func(
+            partial(_compute, layer, rotary, attend, Recomputed()), hidden_states
+        )
         return again
-    return _compute(layer, rotary, attend, hidden_states)
+    with recomputed() as known:
+        return _compute(layer, rotary, attend, known, hidden_states)
 
 
 Rotary: TypeAlias = tuple[Tensor, Tensor]
 Attend: TypeAlias = Callable[[Any, tuple[Tensor, Tensor, Tensor], Rotary], Tensor]
 
 
-def _compute(layer: Any, rotary: Rotary, attend: Attend, hidden_states: Tensor) -> Tensor:
+def _compute(layer: Any, rotary: Rotary, attend: Attend, known: Recomputed, hidden_states: Tensor) -> Tensor:
     """The layer over (N, width) tokens, whatever batch they come from: (1, N) over a forest, (B, 1) while writing."""
     attention = layer.self_attn
     x: Tensor = hidden_states.view(-1, hidden_states.shape[-1])
     cos, sin = (turn.reshape(-1, turn.shape[-1]) for turn in rotary)
-    h: Tensor = rms_norm(x, layer.input_layernorm.weight, layer.input_layernorm.variance_epsilon)
+    first, second = (
+        (norm.weight, norm.variance_epsilon) for norm in (layer.input_layernorm, layer.post_attention_layernorm)
+    )
+    h: Tensor = known.note(rms_norm(x, *first), rms_norm, x, *first)
     h = attention.o_proj(attend(attention, _heads(attention, h), (cos, sin)).view(len(x), -1))
-    norm = layer.post_attention_layernorm
-    x, h = add_rms_norm(x, h, norm.weight, norm.variance_epsilon)
-    h = layer.mlp.down_proj(swiglu(layer.mlp.gate_proj(h), layer.mlp.up_proj(h)))
+    x, h = add_rms_norm(x, h, *second)
+    known.note(h, rms_norm, x, *second)
+    gate, up = layer.mlp.gate_proj(h), layer.mlp.up_proj(h)
+    h = layer.mlp.down_proj(known.note(swiglu(gate, up), swiglu, gate, up))
     return (x + h).view(hidden_states.shape)
 
 
