@@ -71,7 +71,7 @@ class Recomputed:
 def recomputed() -> Iterator[Recomputed]:
     """While it is open, what is noted is not kept by the graph.
 
-    Not for layers that are checkpointed: of two such hooks torch asks only the inner one, and the outer would free nothing.
+    Not for layers that are checkpointed: of two such hooks torch asks the inner one only, and the outer frees nothing.
     """
     known = Recomputed(active=torch.is_grad_enabled())
     with saved_tensors_hooks(known.pack, known.unpack):
