@@ -1,5 +1,6 @@
 """What the comparisons of training have in common: the job made of a workload."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from benchmarks._arithmetic import Decoder, operations
 from benchmarks._compare import Contender, Race
 from benchmarks._workloads import Workload, rows_of, write_lines
 from benchmarks.peers.luthier_train import run_of
+from luthier.adapters.full import Full
 from luthier.data.source import Unit
 from luthier.models.catalog import resolve
+from luthier.models.load import load
 from luthier.recipe import ModelSettings
 
 BFLOAT16 = {"model.precision": "bfloat16"}  # as the peers, also where `auto` would take float32
@@ -42,7 +45,7 @@ def job_of(work: Workload, folder: Path) -> dict[str, Any]:
     rows = rows_of(work)
     job: dict[str, Any] = {
         "folder": str(folder),
-        "model": str(resolve(ModelSettings().name).folder),
+        "model": str(_off_the_grid(folder / "model") if work.full else resolve(ModelSettings().name).folder),
         "rows": str(write_lines(folder / "rows.jsonl", rows)),
         "objective": "dpo" if work.kind == "pairs" else "sft",
         "full": work.full,
@@ -60,6 +63,20 @@ def job_of(work: Workload, folder: Path) -> dict[str, Any]:
         "counts": [(sum(len(r.ids) for r in unit), sum(r.trained_tokens for r in unit)) for unit in units],
         "operations": [operations(step, decoder, forwards) for step in steps],
     }
+
+
+def _off_the_grid(folder: Path) -> Path:
+    """The default model with its weights where Luthier starts to train them, for every contender.
+
+    From the published weights, peers that multiply in bfloat16 take another path than float32 does (docs/log.md), and no
+    losses could be compared.
+    """
+    files = resolve(ModelSettings().name)
+    Full().inject(load(files, precision="bfloat16", device="cpu").model, seed=0).save(folder, files.name)
+    for file in files.folder.iterdir():
+        if file.suffix in (".json", ".jinja") and not (folder / file.name).exists():
+            shutil.copy(file, folder)
+    return folder
 
 
 def _tokens(rows: Sequence[dict[str, Any]], units: Sequence[Unit]) -> list[dict[str, Any]]:

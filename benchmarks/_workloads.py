@@ -31,7 +31,8 @@ class Workload:
     rows_per_step: int = 8
     """Rows, pairs or groups."""
     kind: Literal["rows", "pairs", "groups"] = "rows"
-    steps: int = 4
+    steps: int = 6
+    """Enough for losses to come together: peers round low-rank updates away, and their first ones do less."""
     full: bool = False
 
 

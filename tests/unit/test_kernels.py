@@ -211,7 +211,7 @@ def test_decoding_attends_to_the_prefix_and_the_rows_own_tokens(dtype: torch.dty
     held = [draw(7, 2, room, size, seed=20 + i, dtype=dtype) for i in range(2)]
     prefix = [draw(2, shared, size, seed=30 + i, dtype=dtype) for i in range(2)]
     before = [x.clone() for x in held]
-    out = attention.decode((q, k, v), (held[0], held[1]), (prefix[0], prefix[1]), lengths, 0.2)
+    out = attention.decode((q, k, v), (held[0], held[1]), attention.pack_prefix(*prefix), lengths, 0.2)
     for row, length in enumerate(lengths.tolist()):
         for kept, old, new in zip(held, before, (k, v), strict=True):
             assert torch.equal(kept[row, :, length], new[row])

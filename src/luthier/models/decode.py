@@ -38,6 +38,8 @@ class _Layer:
     prefix_values: Tensor
     keys: Tensor
     values: Tensor
+    packed: kernels.Prefix | None = None
+    """The prefix again, for the kernels."""
 
 
 @dataclass
@@ -240,8 +242,9 @@ class Slots:
         """As `attend`, with kernels: (N, heads, size) rotated queries and keys, and values; for the layer only."""
         layer, call = self._layer(index, heads[1].transpose(0, 1)[None]), self._call
         if isinstance(call, _Step):
-            held, prefix = (layer.keys, layer.values), (layer.prefix_keys, layer.prefix_values)
-            return kernels.decode(heads, held, prefix, call.at, scale)
+            if layer.packed is None:
+                layer.packed = kernels.pack_prefix(layer.prefix_keys, layer.prefix_values)
+            return kernels.decode(heads, (layer.keys, layer.values), layer.packed, call.at, scale)
         if call is None:
             raise ModelError("a model set to decoding attention was called from outside; use generate or stream")
         return _attend_prompts_together(layer, call, heads, scale)

@@ -25,7 +25,8 @@ from luthier.models.forest import MIN_SHARED, build_batch
 from luthier.models.load import LoadedModel
 from luthier.models.scorer import Scorer, require_forest
 
-MAX_ROWS = 96
+MAX_ROWS = 256
+"""Rows that are written at once, where memory has room: what a step costs beside its products is paid once for all."""
 PREFILL_TOKENS = 4096
 LOOP_TOKENS = 96
 """An answer loops when its last so many tokens are one span said over and over, at least three times."""

@@ -191,6 +191,62 @@ static long NAME(path)(const Shape *f, long n, long *out) {
     return depth;
 }
 
+/* A block of at most QUERIES queries on its way over the keys: sums so far are of exp(scores - top) */
+typedef struct {
+    UNIT *a, *p;      /* the queries, packed; what is left of the scores, packed */
+    float *scores, *o; /* (QUERIES, KEYS); the sums of values, (QUERIES, size) */
+    float top[QUERIES], sum[QUERIES];
+} NAME(Queries);
+
+static void NAME(begin)(NAME(Queries) *w, long size) {
+    w->a = room(sizeof(UNIT) * QUERIES * size / PAIRS), w->p = room(sizeof(UNIT) * QUERIES * KEYS / PAIRS);
+    w->scores = room(sizeof(float) * QUERIES * KEYS), w->o = room(sizeof(float) * QUERIES * size);
+}
+
+static void NAME(end)(NAME(Queries) *w) { free(w->a), free(w->p), free(w->scores), free(w->o); }
+
+static void NAME(have_seen_nothing)(NAME(Queries) *w, long rows, long size) {
+    memset(w->o, 0, sizeof(float) * rows * size);
+    for (long r = 0; r < rows; r++) w->top[r] = -INFINITY, w->sum[r] = 0;
+}
+
+/* Look at one packed block of `width` keys; query r sees the first `seen + r` of them. */
+static void NAME(look)(NAME(Queries) *w, long rows, long size, const UNIT *keys, const UNIT *values, long width,
+                       long seen, float scale) {
+    PRODUCT(rows, width, size / PAIRS, w->a, size / PAIRS, 1, keys, w->scores, KEYS, 0);
+    for (long r = 0; r < rows; r++) {
+        long count = least(width, seen + r);
+        float *s = w->scores + r * KEYS, highest = w->top[r];
+        if (count <= 0) {
+            memset(w->p + r * (KEYS / PAIRS), 0, sizeof(UNIT) * KEYS / PAIRS);
+            continue;
+        }
+        for (long j = count; j < KEYS; j++) s[j] = -INFINITY;
+        float here = -INFINITY;
+#pragma omp simd reduction(max : here)
+        for (long j = 0; j < KEYS; j++) here = s[j] > here ? s[j] : here;
+        here *= scale;
+        if (here > highest) {
+            float less = fast_exp(highest - here);
+            if (highest == -INFINITY) less = 0;
+            w->sum[r] *= less;
+            for (long j = 0; j < size; j++) w->o[r * size + j] *= less;
+            w->top[r] = highest = here;
+        }
+        float total = 0;
+#pragma omp simd reduction(+ : total)
+        for (long j = 0; j < KEYS; j++) {
+            s[j] = j < count ? fast_exp(s[j] * scale - highest) : 0.0f;
+            total += s[j];
+        }
+        w->sum[r] += total;
+        NAME(beside)(s, w->p + r * (KEYS / PAIRS));
+    }
+    for (long part = 0; part < size / KEYS; part++)
+        PRODUCT(rows, KEYS, (width + PAIRS - 1) / PAIRS, w->p, KEYS / PAIRS, 1,
+                values + part * (KEYS / PAIRS) * KEYS, w->o + part * KEYS, size, 1);
+}
+
 static void NAME(attend_tree)(const Shape *f, long tree, long h, const T *q, const UNIT *keys, const UNIT *values,
                               T *out, float *lse) {
     long size = f->size, each = KEYS * size / PAIRS, row = f->heads * size;
@@ -198,9 +254,8 @@ static void NAME(attend_tree)(const Shape *f, long tree, long h, const T *q, con
     keys += kv * f->blocks * each;
     values += kv * f->blocks * each;
     long *path = room(sizeof(long) * f->nodes);
-    UNIT *a = room(sizeof(UNIT) * QUERIES * size / PAIRS), *p = room(sizeof(UNIT) * QUERIES * KEYS / PAIRS);
-    float *scores = room(sizeof(float) * QUERIES * KEYS), *o = room(sizeof(float) * QUERIES * size);
-    float top[QUERIES], sum[QUERIES];
+    NAME(Queries) w;
+    NAME(begin)(&w, size);
     q -= f->first_token * row;
     out -= f->first_token * row;
     for (long n = f->tree_starts[tree]; n < f->tree_starts[tree + 1]; n++) {
@@ -208,56 +263,26 @@ static void NAME(attend_tree)(const Shape *f, long tree, long h, const T *q, con
         long depth = NAME(path)(f, n, path), start = f->starts[n];
         for (long first = start; first < f->ends[n]; first += QUERIES) {
             long rows = least(QUERIES, f->ends[n] - first);
-            NAME(as_rows)(q + first * row + h * size, row, rows, size, a);
-            memset(o, 0, sizeof(float) * rows * size);
-            for (long r = 0; r < rows; r++) top[r] = -INFINITY, sum[r] = 0;
+            NAME(as_rows)(q + first * row + h * size, row, rows, size, w.a);
+            NAME(have_seen_nothing)(&w, rows, size);
             for (long step = 0; step < depth; step++) {
                 long node = path[step], length = f->ends[node] - f->starts[node];
                 if (node == n) length = first + rows - start; /* no query of this block sees more */
                 for (long at = 0; at < length; at += KEYS) {
                     long width = least(KEYS, length - at), block = f->first_block[node] + at / KEYS;
-                    PRODUCT(rows, width, size / PAIRS, a, size / PAIRS, 1, keys + block * each, scores, KEYS, 0);
-                    for (long r = 0; r < rows; r++) {
-                        long seen = node == n ? least(width, first + r - start - at + 1) : width;
-                        float *s = scores + r * KEYS, highest = top[r];
-                        if (seen <= 0) {
-                            memset(p + r * (KEYS / PAIRS), 0, sizeof(UNIT) * KEYS / PAIRS);
-                            continue;
-                        }
-                        for (long j = seen; j < KEYS; j++) s[j] = -INFINITY;
-                        float here = -INFINITY;
-#pragma omp simd reduction(max : here)
-                        for (long j = 0; j < KEYS; j++) here = s[j] > here ? s[j] : here;
-                        here *= f->scale;
-                        if (here > highest) {
-                            float less = fast_exp(highest - here);
-                            if (highest == -INFINITY) less = 0;
-                            sum[r] *= less;
-                            for (long j = 0; j < size; j++) o[r * size + j] *= less;
-                            top[r] = highest = here;
-                        }
-                        float total = 0;
-#pragma omp simd reduction(+ : total)
-                        for (long j = 0; j < KEYS; j++) {
-                            s[j] = j < seen ? fast_exp(s[j] * f->scale - highest) : 0.0f;
-                            total += s[j];
-                        }
-                        sum[r] += total;
-                        NAME(beside)(s, p + r * (KEYS / PAIRS));
-                    }
-                    for (long part = 0; part < size / KEYS; part++)
-                        PRODUCT(rows, KEYS, (width + PAIRS - 1) / PAIRS, p, KEYS / PAIRS, 1,
-                                values + block * each + part * (KEYS / PAIRS) * KEYS, o + part * KEYS, size, 1);
+                    NAME(look)(&w, rows, size, keys + block * each, values + block * each, width,
+                               node == n ? first - start - at + 1 : width, f->scale);
                 }
             }
             for (long r = 0; r < rows; r++) {
                 T *to = out + (first + r) * row + h * size;
-                for (long j = 0; j < size; j++) to[j] = NARROW(o[r * size + j] / sum[r]);
-                lse[h * f->tokens + first + r] = top[r] + logf(sum[r]);
+                for (long j = 0; j < size; j++) to[j] = NARROW(w.o[r * size + j] / w.sum[r]);
+                lse[h * f->tokens + first + r] = w.top[r] + logf(w.sum[r]);
             }
         }
     }
-    free(path), free(a), free(p), free(scores), free(o);
+    free(path);
+    NAME(end)(&w);
 }
 
 void NAME(forest_attention)(const Shape *f, const T *q, const T *k, const T *v, T *out, float *lse) {
@@ -454,49 +479,90 @@ static void NAME(add_values)(const float *scores, const T *v, long shared, long 
         }
 }
 
+/* Keys and values that all rows begin with, (kv heads, prefix, size), packed as `look` wants them */
+void NAME(pack_prefix)(const T *k, const T *v, UNIT *keys, UNIT *values, long kv_heads, long prefix, long size) {
+    long blocks = (prefix + KEYS - 1) / KEYS, each = KEYS * size / PAIRS;
+    for (long c = 0; c < kv_heads; c++)
+        for (long b = 0; b < blocks; b++) {
+            long from = (c * prefix + b * KEYS) * size, width = least(KEYS, prefix - b * KEYS), to = (c * blocks + b) * each;
+            NAME(keys_as_columns)(k + from, size, width, size, keys + to);
+            NAME(keys_as_rows)(v + from, size, width, size, values + to);
+        }
+}
+
+/* Where the queries of all rows stand after the prefix: o (queries, size), top and sum (queries) */
+static void NAME(look_at_prefix)(const T *q, const UNIT *keys, const UNIT *values, float *o, float *top, float *sum,
+                                 long rows, long kv_heads, long shared, long size, long prefix, float scale) {
+    long blocks = (prefix + KEYS - 1) / KEYS, each = KEYS * size / PAIRS, queries = rows * shared;
+#pragma omp parallel for schedule(dynamic) collapse(2)
+    for (long c = 0; c < kv_heads; c++)
+        for (long first = 0; first < queries; first += QUERIES) {
+            long count = least(QUERIES, queries - first), place[QUERIES];
+            NAME(Queries) w;
+            NAME(begin)(&w, size);
+            for (long i = 0; i < count; i++) {
+                place[i] = ((first + i) / shared * kv_heads + c) * shared + (first + i) % shared;
+                NAME(as_rows)(q + place[i] * size, size, 1, size, w.a + i * (size / PAIRS));
+            }
+            NAME(have_seen_nothing)(&w, count, size);
+            for (long b = 0; b < blocks; b++) {
+                long width = least(KEYS, prefix - b * KEYS);
+                NAME(look)(&w, count, size, keys + (c * blocks + b) * each, values + (c * blocks + b) * each, width, width, scale);
+            }
+            for (long i = 0; i < count; i++) {
+                memcpy(o + place[i] * size, w.o + i * size, sizeof(float) * size);
+                top[place[i]] = w.top[i], sum[place[i]] = w.sum[i];
+            }
+            NAME(end)(&w);
+        }
+}
+
 /* One new token a row: its key and value join the row's own, then it attends to the prefix that all share and to its row.
    q, out: (rows, heads, size); new_k, new_v: (rows, kv heads, size); keys, values: (rows, kv heads, room, size), of which
-   the first lengths[r] are taken; prefix_k, prefix_v: (kv heads, prefix, size). */
+   the first lengths[r] are taken; prefix_k, prefix_v: from pack_prefix. */
 void NAME(decode_attention)(const T *q, const T *new_k, const T *new_v, T *keys, T *values, const long *lengths,
-                            const T *prefix_k, const T *prefix_v, T *out, long rows, long kv_heads, long shared, long size,
-                            long capacity, long prefix, float scale) {
+                            const UNIT *prefix_k, const UNIT *prefix_v, T *out, long rows, long kv_heads, long shared,
+                            long size, long capacity, long prefix, float scale) {
+    long heads = kv_heads * shared;
+    float *sums = room(sizeof(float) * rows * heads * (size + 2)), *tops = sums + rows * heads * size, *totals = tops + rows * heads;
+    memset(sums, 0, sizeof(float) * rows * heads * (size + 2));
+    if (prefix)
+        NAME(look_at_prefix)(q, prefix_k, prefix_v, sums, tops, totals, rows, kv_heads, shared, size, prefix, scale);
+    else
+        for (long i = 0; i < rows * heads; i++) tops[i] = -INFINITY;
 #pragma omp parallel for schedule(dynamic, 2) collapse(2)
     for (long r = 0; r < rows; r++)
         for (long c = 0; c < kv_heads; c++) {
             long at = r * kv_heads + c, length = lengths[r];
             memcpy(keys + (at * capacity + length) * size, new_k + at * size, sizeof(T) * size);
             memcpy(values + (at * capacity + length) * size, new_v + at * size, sizeof(T) * size);
-            float *query = room(sizeof(float) * shared * (2 * size + KEYS)), *sum_v = query + shared * size;
-            float *scores = sum_v + shared * size, top[shared], sum[shared];
-            for (long j = 0; j < shared * size; j++) query[j] = WIDEN(q[at * shared * size + j]) * scale, sum_v[j] = 0;
-            for (long g = 0; g < shared; g++) top[g] = -INFINITY, sum[g] = 0;
-            for (int part = 0; part < 2; part++) {
-                const T *k = part ? keys + at * capacity * size : prefix_k + c * prefix * size;
-                const T *v = part ? values + at * capacity * size : prefix_v + c * prefix * size;
-                long count = part ? length + 1 : prefix;
-                for (long first = 0; first < count; first += KEYS) {
-                    long width = least(KEYS, count - first);
-                    NAME(scores_of)(query, k + first * size, shared, width, size, scores);
-                    for (long g = 0; g < shared; g++) {
-                        float *s = scores + g * KEYS, *sv = sum_v + g * size, here = top[g], total = 0;
-                        for (long i = 0; i < width; i++) here = s[i] > here ? s[i] : here;
-                        float less = top[g] == -INFINITY ? 0 : fast_exp(top[g] - here);
-                        for (long j = 0; j < size; j++) sv[j] *= less;
+            const T *k = keys + at * capacity * size, *v = values + at * capacity * size;
+            float *query = room(sizeof(float) * shared * (size + KEYS)), *scores = query + shared * size;
+            float *sum_v = sums + at * shared * size, *top = tops + at * shared, *sum = totals + at * shared;
+            for (long j = 0; j < shared * size; j++) query[j] = WIDEN(q[at * shared * size + j]) * scale;
+            for (long first = 0; first <= length; first += KEYS) {
+                long width = least(KEYS, length + 1 - first);
+                NAME(scores_of)(query, k + first * size, shared, width, size, scores);
+                for (long g = 0; g < shared; g++) {
+                    float *s = scores + g * KEYS, *sv = sum_v + g * size, here = top[g], total = 0;
+                    for (long i = 0; i < width; i++) here = s[i] > here ? s[i] : here;
+                    float less = top[g] == -INFINITY ? 0 : fast_exp(top[g] - here);
+                    for (long j = 0; j < size; j++) sv[j] *= less;
 #pragma omp simd reduction(+ : total)
-                        for (long i = 0; i < width; i++) {
-                            s[i] = fast_exp(s[i] - here);
-                            total += s[i];
-                        }
-                        sum[g] = sum[g] * less + total;
-                        top[g] = here;
+                    for (long i = 0; i < width; i++) {
+                        s[i] = fast_exp(s[i] - here);
+                        total += s[i];
                     }
-                    NAME(add_values)(scores, v + first * size, shared, width, size, sum_v);
+                    sum[g] = sum[g] * less + total;
+                    top[g] = here;
                 }
+                NAME(add_values)(scores, v + first * size, shared, width, size, sum_v);
             }
             for (long g = 0; g < shared; g++)
                 for (long j = 0; j < size; j++) out[(at * shared + g) * size + j] = NARROW(sum_v[g * size + j] / sum[g]);
             free(query);
         }
+    free(sums);
 }
 
 #undef NAME

@@ -8,6 +8,7 @@ rotated q and k, v, out, and one float a head and token.
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -79,27 +80,41 @@ def attend(q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float, first_no
     return out
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values that all rows begin with, in the order in which the kernel reads them."""
+
+    tokens: int
+    keys: Tensor
+    values: Tensor
+
+
+def pack_prefix(keys: Tensor, values: Tensor) -> Prefix:
+    """Of (kv heads, P, size) contiguous keys and values; P may be 0."""
+    heads, tokens, size = keys.shape
+    # a packed number takes four bytes where the processor has no products of bfloat16
+    packed = [torch.empty(heads * -(-tokens // BLOCK) * BLOCK * size, dtype=torch.float32) for _ in range(2)]
+    native.call("pack_prefix", keys.dtype, keys, values, *packed, heads, tokens, size)
+    return Prefix(tokens, *packed)
+
+
 def decode(
-    new: tuple[Tensor, Tensor, Tensor],
-    held: tuple[Tensor, Tensor],
-    prefix: tuple[Tensor, Tensor],
-    lengths_B: Tensor,
-    scale: float,
+    new: tuple[Tensor, Tensor, Tensor], held: tuple[Tensor, Tensor], prefix: Prefix, lengths_B: Tensor, scale: float
 ) -> Tensor:
     """(B, heads, size) attention of one new token a row; its key and value are put behind the row's own.
 
     Args:
         new: (B, heads, size) query, (B, kv heads, size) key and value, rotated.
         held: (rows, kv heads, room, size) keys and values, contiguous; row b of the batch has the first `lengths_B[b]`.
-        prefix: (kv heads, P, size) keys and values that all rows begin with; P may be 0.
+        prefix: what all rows begin with. Their queries look at it together, as one product.
         lengths_B: int64, each below the room.
         scale: what products of queries and keys are multiplied by.
     """
     q, k, v = (x.contiguous() for x in new)
     out = torch.empty_like(q)
     rows, kv_heads, size = k.shape
-    counts = (rows, kv_heads, q.shape[1] // kv_heads, size, held[0].shape[2], prefix[0].shape[1])
-    native.call("decode_attention", q.dtype, q, k, v, *held, lengths_B, *prefix, out, *counts, scale)
+    counts = (rows, kv_heads, q.shape[1] // kv_heads, size, held[0].shape[2], prefix.tokens)
+    native.call("decode_attention", q.dtype, q, k, v, *held, lengths_B, prefix.keys, prefix.values, out, *counts, scale)
     return out
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from luthier.models.forest import Forest
 from luthier.models.kernels import native
-from luthier.models.kernels.attention import decode, rotary_attention, rotate_plain
+from luthier.models.kernels.attention import decode, pack_prefix, rotary_attention, rotate_plain
 from luthier.models.kernels.head import head_logprobs, head_logprobs_plain
 from luthier.models.kernels.norm import add_rms_norm, rms_norm_plain
 from luthier.models.kernels.swiglu import swiglu, swiglu_plain
@@ -90,11 +90,11 @@ def _cases(dtype: torch.dtype) -> Iterator[Case]:
         heads,
     )
     kept, lengths = [draw(3, 2, 80, 64) for _ in range(2)], torch.tensor([0, 65, 79])
-    prefix = [draw(2, 10, 64) for _ in range(2)]
+    prefix = [draw(2, 80, 64) for _ in range(2)]
     yield (
         "attention of writing",
         lambda q, k, v: decode(
-            (q.detach(), k.detach(), v.detach()), (kept[0], kept[1]), (prefix[0], prefix[1]), lengths, _SCALE
+            (q.detach(), k.detach(), v.detach()), (kept[0], kept[1]), pack_prefix(*prefix), lengths, _SCALE
         ),
         lambda q, k, v: _decode_plain((q, k, v), kept, prefix, lengths).detach(),
         [draw(3, 4, 64), draw(3, 2, 64), draw(3, 2, 64)],
