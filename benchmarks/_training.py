@@ -68,13 +68,13 @@ def job_of(work: Workload, folder: Path) -> dict[str, Any]:
 def _off_the_grid(folder: Path) -> Path:
     """The default model with its weights where Luthier starts to train them, for every contender.
 
-    From the published weights, peers that multiply in bfloat16 take another path than float32 does (docs/log.md), and no
-    losses could be compared.
+    From the published weights, peers that multiply in bfloat16 take another path than float32 does (docs/log.md), and
+    no losses could be compared.
     """
     files = resolve(ModelSettings().name)
     Full().inject(load(files, precision="bfloat16", device="cpu").model, seed=0).save(folder, files.name)
     for file in files.folder.iterdir():
-        if file.suffix in (".json", ".jinja") and not (folder / file.name).exists():
+        if file.name.startswith(("tokenizer", "chat_template")):
             shutil.copy(file, folder)
     return folder
 

@@ -66,7 +66,7 @@ def example(row: dict[str, Any]) -> Example:
 def units_of(recipe: Recipe, rows: Sequence[dict[str, Any]], template: Template) -> list[Unit]:
     """A row, a pair, or a group of completions each; the rows of group g are called g/0, g/1, ..."""
     if "answers" not in rows[0]:
-        return assemble.units_of(recipe, [example(row) for row in rows], template)
+        return list(assemble.units_of(recipe, [example(row) for row in rows], template))
     units = []
     for row in rows:
         ones = [example({**row, "answer": answer, "id": f"{row['id']}/{i}"}) for i, answer in enumerate(row["answers"])]

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,14 +97,13 @@ def objective_of(recipe: Recipe) -> Objective:
     return part(recipe.objective, Objective, "objective")  # type: ignore[type-abstract]
 
 
-def units_of(recipe: Recipe, examples: Sequence[Example], template: Template) -> list[Unit]:
+def units_of(recipe: Recipe, examples: Iterable[Example], template: Template) -> Iterator[Unit]:
     """The training rows of each example, in the order of the examples.
 
     Raises:
         DataError: an example is of a kind that the objective does not train on.
     """
     objective = objective_of(recipe)
-    units = []
     for example in examples:
         if not isinstance(example, objective.accepts):
             kinds = " or ".join(kind.__name__ for kind in objective.accepts)
@@ -115,8 +114,7 @@ def units_of(recipe: Recipe, examples: Sequence[Example], template: Template) ->
                 example.where.line,
                 example.where.row,
             )
-        units.append(objective.rows(example, template))
-    return units
+        yield objective.rows(example, template)
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ def build_run(
     recipe: Recipe,
     loaded: LoadedModel,
     trainable: Trainable,
-    units: dict[str, list[Unit]],
+    units: Mapping[str, Sequence[Unit]],
     fingerprint: str,
     folder: Path,
 ) -> Run:
@@ -196,7 +194,7 @@ def build_run(
     )
 
 
-def fingerprint_of(recipe: Recipe, loaded: LoadedModel, template: Template, units: dict[str, list[Unit]]) -> str:
+def fingerprint_of(recipe: Recipe, loaded: LoadedModel, template: Template, units: Mapping[str, Sequence[Unit]]) -> str:
     """Hash of everything that decides the trained weights: settings, model, template, token ids and masks, versions."""
     settings = {k: v for k, v in recipe.dump().items() if k not in ("evaluation", "cost", "data")}
     data = {name: _hash_units(group) for name, group in units.items()}

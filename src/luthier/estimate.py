@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import psutil
 import torch
 
@@ -131,8 +132,9 @@ def _scoring_load(opened: Opened, question: Question) -> Load:
     text = min(BATCH_TOKENS, forgetting.max_tokens) if forgetting.text != "none" else 0
     if question.task not in SCORED_TASKS and all(m.needs != "logprobs" for m in question.metrics.values()):
         return Load(PREFILL_TOKENS if forgetting.multiple_choice != "none" else text, text)
-    rows = [row for unit in opened.units["train"] for row in unit]
-    share = sum(row.trained_tokens for row in rows) / sum(len(row.ids) for row in rows)
+    rows = np.array([(row.trained_tokens, len(row.ids)) for unit in opened.units["train"] for row in unit])
+    trained, tokens = rows.sum(0).tolist()
+    share = trained / tokens
     return Load(SCORED_TOKENS, max(text, int(SCORED_TOKENS * share)))
 
 

@@ -25,6 +25,7 @@ from luthier.data.checks.base import Finding, run_checks
 from luthier.data.formats.base import read_examples, sniff
 from luthier.data.source import Unit
 from luthier.data.split import split
+from luthier.data.stored import StoredUnits
 from luthier.data.templates import Template
 from luthier.data.write import atomic_text, write_examples
 from luthier.engine import checkpoint
@@ -182,7 +183,7 @@ class Opened:
     data: Data
     loaded: LoadedModel
     template: Template
-    units: dict[str, list[Unit]]
+    units: Mapping[str, Sequence[Unit]]
     subject: Subject | None
     """What the gates looked at, its rows rendered; None where nothing is to be trained."""
 
@@ -212,7 +213,10 @@ def open_run(recipe: Recipe, folder: RunFolder, data: Data, progress: Progress) 
         subject = row_subject(recipe, data, loaded, template)
         _gates(folder, subject, "rows")
         named = {"train": data.train, "validation": data.validation}
-        units = {name: assemble.units_of(recipe, examples, template) for name, examples in named.items()}
+        units = {
+            name: StoredUnits(assemble.units_of(recipe, examples, template), folder.path)
+            for name, examples in named.items()
+        }
         subject.units = units
         _gates(folder, subject, "all_rows")
     return Opened(recipe, folder, data, loaded, template, units, subject)

@@ -80,7 +80,7 @@ def outcome(tables: Tree, loaded: LoadedModel, folder: Path) -> Mapping[str, Any
     """What a run does and ends with."""
     recipe = build(Recipe, tables)
     template = assemble.template_for(recipe, loaded, assemble.longest_row(recipe, loaded))
-    units = assemble.units_of(recipe, examples(tables["objective"]["type"] == "dpo"), template)
+    units = list(assemble.units_of(recipe, examples(tables["objective"]["type"] == "dpo"), template))
     parts = {"train": units, "validation": units[:3]}
     run = assemble.build_run(recipe, loaded, assemble.make_trainable(recipe, loaded), parts, "", folder)
     first = run.source.step(1)

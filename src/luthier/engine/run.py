@@ -1,5 +1,6 @@
 """The parts of one training, held together: `assemble` builds a Run, `train` moves it."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ class Run:
     schedule: Schedule
     learning_rate: float
     source: Source
-    validation: list[Unit]
+    validation: Sequence[Unit]
     checkpoints: Path
     fingerprint: str
     """Hash of everything that decides the result; a checkpoint of another fingerprint is refused."""
