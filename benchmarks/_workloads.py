@@ -42,7 +42,7 @@ SUPERVISED = (
     Workload("e", "rows of 2,048 tokens", shortest=2040, longest=2048, rows_per_step=2, steps=8),
     Workload("f", "short mixed rows, all weights", full=True),
 )
-PAIRS = Workload("c", "DPO pairs", rows_per_step=4, kind="pairs")
+PAIRS = Workload("c", "DPO pairs", rows_per_step=4, kind="pairs", steps=16)
 GROUPS = Workload(
     "d", "groups of 8 completions: scoring and update", shortest=300, rows_per_step=2, steps=3, kind="groups"
 )

@@ -23,7 +23,7 @@ CONTENDERS = (
     Contender("Luthier, bfloat16", "luthier_train.py", "", options={"settings": BFLOAT16}),
     Contender("TRL, bfloat16", "trl_sft.py", "", options={"micro_rows": 1, "autocast": True}),
 )
-STEPS = 8
+STEPS = 6
 
 
 def main() -> int:

@@ -31,10 +31,11 @@ def spread(weight: Tensor, generator: torch.Generator) -> Tensor:
     the first update on (docs/log.md). It is the dither of signal processing (Roberts 1962), drawn once instead of at
     each rounding, so that rounding what was trained gives what the training saw. Zeros stay zeros.
     """
-    places = torch.empty_like(weight, dtype=torch.int16).random_(-(2**15) + 1, 2**15, generator=generator)
+    # drawn on the CPU, so that a seed means the same start on every device
+    places = torch.empty(weight.shape, dtype=torch.int16).random_(-(2**15) + 1, 2**15, generator=generator)
     wide = weight.float()  # its lower 16 bits are empty
     bits = wide.view(torch.int32)
-    bits.add_(torch.where(weight == 0, 0, places))
+    bits.add_(torch.where(weight == 0, 0, places.to(weight.device)))
     return wide
 
 
@@ -82,11 +83,9 @@ class Full(Adapter):
 
     def inject(self, model: nn.Module, seed: int) -> InjectedFull:
         """Turn the weights into float32, bfloat16 ones by `spread`, and let all of them train."""
-        generators: dict[torch.device, torch.Generator] = {}
+        generator = torch.Generator().manual_seed(seed)
         for parameter in model.parameters():
             if parameter.dtype == torch.bfloat16:
-                device = parameter.device
-                generator = generators.setdefault(device, torch.Generator(device).manual_seed(seed))
                 parameter.data = spread(parameter.data, generator)
         model.float()
         model.requires_grad_(True)
