@@ -53,8 +53,9 @@ def heading(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def result_file(name: str) -> Path:
-    """Where the result of a benchmark taken today on this processor is kept."""
+def result_file(name: str, options: Sequence[str] = ()) -> Path:
+    """Where the result of a benchmark taken today on this processor is kept; one in float32 beside the other."""
+    name = f"{name}-float32" if "--float32" in options else name
     machine = re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-")
     return RESULTS / f"{name}_{machine}_{time.strftime('%Y-%m-%d', time.gmtime())}.md"
 
@@ -75,7 +76,7 @@ def run(name: str, options: Sequence[str]) -> int:
         found = f"```\n{found}```\n"
     said = shlex.join(["python", "-m", "benchmarks", name, *options])
     RESULTS.mkdir(exist_ok=True)
-    result_file(name).write_text(
+    result_file(name, options).write_text(
         f"# {name}\n\n```\n{head}command    {said}, exit code {process.returncode}\n```\n\n{found}", encoding="utf-8"
     )
     return process.returncode

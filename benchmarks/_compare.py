@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -245,14 +245,19 @@ def matrix_rate(threads: int) -> float:
     return float(done.stdout)
 
 
-def main(description: str, races: Sequence[Race], given: Sequence[str]) -> int:
-    """The command line of a comparison; prints the table."""
+def main(description: str, races: Sequence[Race], given: Sequence[str], training: bool = False) -> int:
+    """The command line of a comparison; prints the table. Trainings can be compared in float32, too."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workloads", nargs="*", help=f"of {', '.join(race.name for race in races)}; all if none")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=2, help="times that each contender has its turn")
     parser.add_argument("--tune", action="store_true", help="every setting of the peers, not only the best known one")
+    if training:
+        parser.add_argument(
+            "--float32", action="store_true", help="all of them in float32, where nothing is rounded away"
+        )
     asked = parser.parse_args(given)
+    float32 = training and asked.float32
     unknown = set(asked.workloads) - {race.name for race in races}
     if unknown:
         parser.error(f"no workload {', '.join(sorted(unknown))}; there are {', '.join(race.name for race in races)}")
@@ -261,8 +266,10 @@ def main(description: str, races: Sequence[Race], given: Sequence[str]) -> int:
         if asked.workloads and race.name not in asked.workloads:
             continue
         contenders = [c for c in race.contenders if c.best or asked.tune]
+        if float32:
+            contenders = [replace(c, setting=c.setting.replace("bf16 autocast", "float32")) for c in contenders]
         with tempfile.TemporaryDirectory() as place:
-            job = race.job(Path(place))
+            job = {**race.job(Path(place)), "float32": float32}
             for threads in asked.threads:
                 share = _share(job, matrix_rate(threads)) if "operations" in job else None
                 outcomes = in_turn(contenders, job, threads, asked.rounds)

@@ -39,7 +39,7 @@ class Workload:
 SUPERVISED = (
     Workload("a", "short mixed rows, LoRA"),
     Workload("b", "the same behind one system prompt of 430 tokens", system_words=420),
-    Workload("e", "rows of 2,048 tokens", shortest=2040, longest=2048, rows_per_step=2, steps=8),
+    Workload("e", "rows of 2,048 tokens", shortest=2040, longest=2048, rows_per_step=2, steps=3),
     Workload("f", "short mixed rows, all weights", full=True),
 )
 PAIRS = Workload("c", "DPO pairs", rows_per_step=4, kind="pairs", steps=16)

@@ -1,6 +1,6 @@
 """Preference pairs (DPO, sigmoid, beta 0.1): Luthier and TRL in turn, as `benchmarks.sft`.
 
-python -m benchmarks.dpo [--threads 1 2] [--rounds 2] [--tune]
+python -m benchmarks.dpo [--threads 1 2] [--rounds 2] [--tune] [--float32]
 """
 
 import sys
@@ -22,4 +22,4 @@ TRL = [
 RACES = [race(PAIRS, TRL)]
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__ or "", RACES, sys.argv[1:]))
+    sys.exit(main(__doc__ or "", RACES, sys.argv[1:], training=True))

@@ -2,7 +2,7 @@
 
 The last column of losses is the negated mean log-probability of the completions in the last step.
 
-    python -m benchmarks.groups [--threads 1 2] [--rounds 2] [--tune]
+    python -m benchmarks.groups [--threads 1 2] [--rounds 2] [--tune] [--float32]
 """
 
 import sys
@@ -24,4 +24,4 @@ TRL = [
 RACES = [race(GROUPS, TRL)]
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__ or "", RACES, sys.argv[1:]))
+    sys.exit(main(__doc__ or "", RACES, sys.argv[1:], training=True))

@@ -36,6 +36,7 @@ def main() -> int:
             continue
         with tempfile.TemporaryDirectory() as place:
             job = job_of(dataclasses.replace(work, steps=STEPS), Path(place))
+            job["float32"] = False
             job["model"] = str(resolve(ModelSettings().name).folder)
             wanted: tuple[float, ...] = ()
             for contender in CONTENDERS:

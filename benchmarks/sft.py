@@ -3,7 +3,7 @@
 Same model, rows, order, LoRA (rank 16 on all linear layers) or all weights, AdamW, learning rate, bfloat16 and threads;
 losses must agree. Peers stand in the setting that was fastest for them here; `--tune` runs the others, too.
 
-    python -m benchmarks.sft [a b e f] [--threads 1 2] [--rounds 2] [--tune]
+    python -m benchmarks.sft [a b e f] [--threads 1 2] [--rounds 2] [--tune] [--float32]
 """
 
 import sys
@@ -41,4 +41,4 @@ OTHERS = [
 RACES = [race(work, [*TRL, *OTHERS]) for work in SUPERVISED]
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__ or "", RACES, sys.argv[1:]))
+    sys.exit(main(__doc__ or "", RACES, sys.argv[1:], training=True))

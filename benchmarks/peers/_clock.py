@@ -57,5 +57,5 @@ def arguments(job: dict[str, Any], rows: int = 1) -> dict[str, Any]:
         "report_to": "none",
         "save_strategy": "no",
         "use_cpu": True,
-        "bf16": job.get("autocast", True),
+        "bf16": job.get("autocast", True) and not job["float32"],
     }

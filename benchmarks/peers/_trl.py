@@ -11,5 +11,5 @@ LORA = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-lin
 
 def trl_arguments(job: dict[str, Any], rows: int = 1) -> dict[str, Any]:
     """As `arguments`, with the weights in bfloat16 and no bars."""
-    model = {"dtype": "float32" if job["full"] else "bfloat16"}
+    model = {"dtype": "float32" if job["full"] or job["float32"] else "bfloat16"}
     return {**arguments(job, rows), "gradient_checkpointing": False, "model_init_kwargs": model, "disable_tqdm": True}

@@ -90,6 +90,7 @@ def recipe_of(job: dict[str, Any]) -> Recipe:
         "optimizer.learning_rate": job["learning_rate"],
         "schedule.type": "constant",
         **job.get("settings", {}),
+        **({"model.precision": "float32"} if job.get("float32") else {}),
     }
     return load(file, [f"{key}={value}" for key, value in settings.items()])
 

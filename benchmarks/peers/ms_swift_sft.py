@@ -33,7 +33,7 @@ settings = {
     "model": job["model"],
     "model_type": "llama",
     "template": "chatml",
-    "torch_dtype": "float32" if job["full"] else "bfloat16",
+    "torch_dtype": "float32" if job["full"] or job["float32"] else "bfloat16",
     "fp16": "false",  # else weights in float32 mean it
     "dataset": str(data),
     "split_dataset_ratio": 0,
