@@ -73,6 +73,7 @@ def test_weights_that_train_follow_small_updates_when_they_are_seen_in_bfloat16(
     trainable = adapter("full").inject(model, seed=3).trainable
     assert all(torch.equal(before[name], p.bfloat16()) for name, p in trainable.items())
     assert not trainable["model.embed_tokens.weight"][0].any(), "exact zeros stay"
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight  # type: ignore[union-attr, operator]
     for name, p in trainable.items():
         if p.dim() == 2 and p.numel() > 1000:
             update = 0.1 * p.detach().abs() * 2**-8  # 128 to 256 steps of the grid make a number

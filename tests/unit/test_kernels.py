@@ -340,7 +340,7 @@ def test_checkpointing_keeps_a_layer_s_input_and_nothing_of_its_inside() -> None
     whole, wanted = _kept_and_gradients(model)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     little, found = _kept_and_gradients(model)
-    assert little < whole / 2
+    assert little < whole / 3
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
