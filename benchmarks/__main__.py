@@ -40,9 +40,16 @@ def commit() -> str:
     return done.stdout.strip() or "not a git checkout"
 
 
-def heading(name: str) -> str:
+def threads_of(options: Sequence[str]) -> str:
+    """The threads that were asked for; benchmarks that take `--threads` use one and then all where it is left out."""
+    if "--threads" in options[:-1]:
+        return options[options.index("--threads") + 1]
+    return os.environ.get("OMP_NUM_THREADS", "all")
+
+
+def heading(name: str, options: Sequence[str] = ()) -> str:
     """What a figure means nothing without."""
-    threads = os.environ.get("OMP_NUM_THREADS", "all")
+    threads = threads_of(options)
     lines = [
         f"benchmark  {name}",
         f"taken      {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}",
@@ -54,15 +61,17 @@ def heading(name: str) -> str:
 
 
 def result_file(name: str, options: Sequence[str] = ()) -> Path:
-    """Where the result of a benchmark taken today on this processor is kept; one in float32 beside the other."""
-    name = f"{name}-float32" if "--float32" in options else name
+    """Where the result of a benchmark taken today on this processor is kept; one in float32, or with one thread,
+    beside the other."""
+    name += "-float32" if "--float32" in options else ""
+    name += "-1-thread" if threads_of(options) == "1" else ""
     machine = re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-")
     return RESULTS / f"{name}_{machine}_{time.strftime('%Y-%m-%d', time.gmtime())}.md"
 
 
 def run(name: str, options: Sequence[str]) -> int:
     """Run one benchmark, pass its output on as it comes, and keep it, but for what it says of its progress."""
-    head = heading(name)
+    head = heading(name, options)
     print(head, flush=True)
     command = [sys.executable, "-u", "-m", f"benchmarks.{name}", *options]
     kept: list[str] = []

@@ -103,7 +103,7 @@ def run(contender: Contender, job: Mapping[str, Any], threads: int, timeout: flo
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_OFFLINE": "1",
             "HF_HOME": str(folder / "hub"),
-            "PYTHONPATH": str(FOLDER.parent),
+            "PYTHONPATH": os.pathsep.join([str(FOLDER.parent), str(FOLDER.parent / "src")]),  # this checkout's own code
         }
         command = [str(_python(contender)), "-u", str(FOLDER / "peers" / contender.script), str(file)]
         with (Path(place) / "output").open("w+", encoding="utf-8") as output:
