@@ -27,6 +27,7 @@ from luthier.examples import Example
 from luthier.files import sha256_of, sync
 from luthier.models.catalog import resolve
 from luthier.models.kernels import native
+from luthier.models.kernels.compiled import compile_layers, pays, works
 from luthier.models.load import LoadedModel, load
 from luthier.models.scorer import Scorer, require_forest
 from luthier.objectives.base import Models, Objective
@@ -174,6 +175,8 @@ def build_run(
     torch.manual_seed(recipe.seed)
     if recipe.training.gradient_checkpointing:
         loaded.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    if _compiling_pays(recipe, loaded, units["train"]):
+        compile_layers(loaded.model)
     optimizer = part(recipe.optimizer, OptimizerSettings, "optimizer")  # type: ignore[type-abstract]
     source = Source(units["train"], recipe.training.rows_per_step, recipe.seed)
     return Run(
@@ -192,6 +195,15 @@ def build_run(
         fingerprint=fingerprint,
         device=loaded.device,
     )
+
+
+def _compiling_pays(recipe: Recipe, loaded: LoadedModel, units: Sequence[Unit]) -> bool:
+    if loaded.device.type != "cuda" or not units:
+        return False
+    rows = planned_steps(recipe, len(units)) * recipe.training.rows_per_step
+    tokens = rows * sum(len(row.ids) for unit in units for row in unit) // len(units)
+    weights = sum(p.numel() for p in loaded.model.parameters())
+    return pays(loaded.device, weights, tokens) and works(loaded.device)
 
 
 def fingerprint_of(recipe: Recipe, loaded: LoadedModel, template: Template, units: Mapping[str, Sequence[Unit]]) -> str:

@@ -1,10 +1,11 @@
 """Attention over a forest, given to any transformers decoder through its `AttentionInterface`.
 
 A token sees the tokens of its own node up to itself and all tokens of the nodes above. On CPU each node is one call
-of scaled dot product attention over the keys of its path; on CUDA the whole forest is one FlexAttention call whose
-mask tests ancestry with the entry and exit times of a depth-first walk (not yet run on a GPU, see docs/gpu.md).
-Model code is neither forked nor patched: `model(ids, position_ids=..., forest=forest)` reaches `forest_attention`
-as a keyword argument.
+of scaled dot product attention over the keys of its path. On CUDA it is flash attention, one call for each level of
+the trees (`levels_for`); where that does not serve (float32, a sliding window shorter than a row) the whole forest is
+one FlexAttention call whose mask tests ancestry with the entry and exit times of a depth-first walk. Model code is
+neither forked nor patched: `model(ids, position_ids=..., forest=forest, levels=levels)` reaches `forest_attention` as
+keyword arguments.
 
 Shapes: (1, heads, N, head size) queries; keys and values may have fewer heads (grouped queries).
 """
@@ -22,6 +23,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from luthier.errors import ModelError
 from luthier.models.forest import Forest
+from luthier.models.kernels.levels import Levels, last_descendants, level_attention, levels_of, serves
 
 NAME = "luthier_forest"
 
@@ -40,16 +42,41 @@ def forest_attention(
         ModelError: the layer asks for something that is not computed here (soft-capping, sinks, attention dropout).
     """
     forest: Forest | None = kwargs.get("forest")
-    if forest is None:
+    levels: Levels | None = kwargs.get("levels")
+    if forest is None and levels is None:
         raise ModelError("a model set to forest attention was called without `forest=`; use Scorer")
     if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None or kwargs.get("dropout"):
         raise ModelError("this model's attention uses soft-capping, sinks or dropout, which forests do not compute")
     scale, window = kwargs.get("scaling"), kwargs.get("sliding_window")
+    if levels is not None:
+        return _by_levels(query, key, value, levels, scale), None
+    assert forest is not None
     if query.device.type == "cuda":
         out = _flex(query, key, value, forest, scale, window)
     else:
         out = _node_by_node(query, key, value, forest, scale, window)
     return out.transpose(1, 2), None
+
+
+def levels_for(config: Any, forest: Forest, dtype: torch.dtype) -> Levels | None:
+    """The calls of flash attention for this forest, or None where a model of this configuration needs another way."""
+    device = forest.ids_N.device
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if not serves(device, dtype, size) or hasattr(config, "v_head_dim"):
+        return None
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window <= int(forest.positions_N.max()):
+        return None
+    return levels_of(forest.starts, forest.ends, forest.parents, device)
+
+
+def _by_levels(query: Tensor, key: Tensor, value: Tensor, levels: Levels, scale: float | None) -> Tensor:
+    """(1, N, heads, head size)"""
+    device = query.device.type
+    # under autocast rotary positions leave queries and keys wide
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
+    q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
+    return level_attention(q, k, v, levels, scale or query.shape[-1] ** -0.5)[None]
 
 
 def _node_by_node(
@@ -137,12 +164,7 @@ def _block_mask(forest: Forest, window: int | None, device: str) -> Any:
 
 def ancestry(forest: Forest) -> tuple[Tensor, Tensor]:
     """(N,) entry and exit time of each token's node: a is above or equal to b iff a enters first and leaves last."""
-    count = len(forest.starts)
-    last = list(range(count))  # depth-first order: a node's descendants follow it
-    for node in range(count - 1, -1, -1):
-        parent = forest.parents[node]
-        if parent >= 0:
-            last[parent] = max(last[parent], last[node])
+    count, last = len(forest.starts), last_descendants(forest.parents)
     lengths = torch.tensor([e - s for s, e in zip(forest.starts, forest.ends, strict=True)])
     return torch.arange(count).repeat_interleave(lengths), torch.tensor(last).repeat_interleave(lengths)
 

@@ -48,12 +48,14 @@ class Scorer:
     def _run(self, module: Any, batch: Batch, **options: Any) -> Any:
         """What the model, or the model without its head, returns for the batch."""
         forest = batch.forest
-        device = forest.ids_N.device.type
+        device, config = forest.ids_N.device.type, self.model.config.get_text_config()
+        levels = attention.levels_for(config, forest, self.autocast or self.model.dtype)
         with forest_mode(self.model), torch.autocast(device, self.autocast, enabled=self.autocast is not None):
             return module(
                 input_ids=forest.ids_N[None],
                 position_ids=forest.positions_N[None],
                 forest=forest,
+                levels=levels,
                 use_cache=False,
                 **options,
             )
