@@ -145,7 +145,8 @@ def is_model_system(system: Settings) -> bool:
 def make_trainable(recipe: Recipe, loaded: LoadedModel) -> Trainable:
     """Put the adapter in. A reference, where the objective needs one and the base itself trains, is a frozen copy."""
     adapter, objective = adapter_of(recipe), objective_of(recipe)
-    injected = adapter.inject(loaded.model, recipe.seed)
+    ready = adapter.reading(lambda text: loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
+    injected = ready.inject(loaded.model, recipe.seed)
     # an overwritten base is held in float32; products are still computed in the type that the model was loaded in
     autocast = loaded.dtype if adapter.overwrites_base and loaded.dtype == torch.bfloat16 else None
     policy = Scorer(loaded.model, autocast)
@@ -186,7 +187,7 @@ def build_run(
         models=trainable.models,
         objective=objective_of(recipe),
         injected=trainable.injected,
-        optimizer=optimizer.build(trainable.injected.trainable),
+        optimizer=optimizer.build(trainable.injected.trainable, trainable.injected.rate_factors()),
         schedule=part(recipe.schedule, Schedule, "schedule"),  # type: ignore[type-abstract]
         learning_rate=optimizer.learning_rate,
         source=source,

@@ -14,11 +14,28 @@ from luthier.models.forest import build_batch
 from luthier.models.scorer import Scorer
 from luthier.recipe import ADAPTERS
 
-NAMES = registry.names(ADAPTERS)
+# every adapter with its defaults, and variants that compute something of their own
+VARIANTS: dict[str, dict[str, Any]] = {
+    "lora-sqrt_rank": {"scaling": "sqrt_rank", "rank": 4},
+    "lora-gaussian": {"init": "gaussian"},
+    "lora-orthogonal": {"init": "orthogonal", "rank": 4},
+    "lora-pissa": {"init": "pissa", "rank": 4},
+    "lora-olora": {"init": "olora", "rank": 4, "scaling": "sqrt_rank"},
+    "lora-patterns": {"ranks": {"down_proj": 3}, "alphas": {"q_proj": 5.0}, "layers": (1,)},
+    "lora-pissa-patterns": {"init": "pissa", "rank": 4, "ranks": {"down_proj": 3}, "alphas": {"q_proj": 5.0}},
+    "bottleneck-houlsby": {"placement": "houlsby", "activation": "gelu"},
+    "p_tuning-lstm": {"network": "lstm"},
+    "prefix-reparametrize": {"reparametrize": True},
+    "layer_freeze-norms": {"layers": 0, "norms": True, "embeddings": True},
+    "peft-oft": {"method": "oft", "settings": {"oft_block_size": 8, "target_modules": ["q_proj"]}},
+    "peft-loha": {"method": "loha", "settings": {"r": 4}},
+}
+NAMES = [*registry.names(ADAPTERS), *VARIANTS]
 BATCH = build_batch([row for unit in random_units(3) for row in unit])
 
 
 NORM = "model.norm.weight"
+EXACT = {name: 2e-5 for name in NAMES if name.startswith(("prefix", "lora-pissa", "lora-olora", "lora-orthogonal"))}
 
 
 def logprobs(model: torch.nn.Module) -> torch.Tensor:
@@ -27,7 +44,8 @@ def logprobs(model: torch.nn.Module) -> torch.Tensor:
 
 
 def adapter(name: str) -> Adapter:
-    return registry.load_class(ADAPTERS, name, Adapter)()  # type: ignore[type-abstract]
+    kind = registry.load_class(ADAPTERS, name.partition("-")[0], Adapter)  # type: ignore[type-abstract]
+    return kind(**VARIANTS.get(name, {}))
 
 
 def move(injected: Injected) -> None:
@@ -41,8 +59,8 @@ def move(injected: Injected) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_injected_model_computes_what_its_base_computed(name: str) -> None:
     base, model = tiny_llama(), tiny_llama()
-    adapter(name).inject(model, seed=0)
-    assert torch.equal(logprobs(base), logprobs(model))
+    injected = adapter(name).inject(model, seed=0)
+    assert torch.equal(logprobs(base), logprobs(model)) is injected.starts_as_base
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -58,11 +76,12 @@ def test_exactly_the_trainable_tensors_ask_for_gradients_and_are_float32(name: s
 def test_a_bfloat16_base_computes_the_same_with_the_adapter_in(name: str) -> None:
     base, model = tiny_llama(dtype=torch.bfloat16), tiny_llama(dtype=torch.bfloat16)
     overwrites = adapter(name).overwrites_base
-    adapter(name).inject(model, seed=0)
+    if not adapter(name).inject(model, seed=0).starts_as_base:
+        return
     autocast = torch.bfloat16 if overwrites else None
     with torch.no_grad():
         wanted, found = Scorer(base).token_logprobs(BATCH), Scorer(model, autocast).token_logprobs(BATCH)
-    assert torch.allclose(wanted, found, rtol=0, atol=2e-3)  # autocast leaves sums in float32
+    assert torch.allclose(wanted, found, rtol=0, atol=5e-3)  # autocast leaves sums in float32
 
 
 def test_weights_that_train_follow_small_updates_when_they_are_seen_in_bfloat16() -> None:
@@ -104,7 +123,8 @@ def test_save_and_restore_give_equal_logits_in_a_fresh_model(name: str, tmp_path
     injected.save(tmp_path, "tiny")
     fresh = tiny_llama()
     adapter(name).restore(fresh, tmp_path)
-    assert torch.equal(logprobs(model), logprobs(fresh))
+    # a kept start comes back as its difference, and turned keys are turned back
+    torch.testing.assert_close(logprobs(model), logprobs(fresh), atol=EXACT.get(name, 0.0), rtol=0)
     assert not torch.equal(logprobs(fresh), logprobs(tiny_llama()))
 
 
@@ -129,7 +149,11 @@ def test_merged_model_equals_adapted_model_and_has_the_base_s_shape(name: str) -
     injected = adapter(name).inject(model, seed=0)
     move(injected)
     adapted = logprobs(model)
-    injected.merge()
+    try:
+        injected.merge()
+    except NotImplementedError:
+        assert torch.equal(logprobs(model), adapted)
+        return
     assert {n for n, _ in model.named_parameters()} == {n for n, _ in base.named_parameters()}
     torch.testing.assert_close(logprobs(model), adapted, atol=1e-4, rtol=0)
 
@@ -147,6 +171,20 @@ def test_disabled_is_the_base_bit_for_bit_or_is_refused(name: str) -> None:
     with context:
         assert torch.equal(logprobs(model), logprobs(tiny_llama()))
     assert torch.equal(logprobs(model), adapted)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_artifact_is_read_back_into_the_adapter_that_wrote_it(name: str, tmp_path: Path) -> None:
+    """A run whose best checkpoint is damaged takes its weights from the artifact, and goes on being what it was."""
+    model = tiny_llama()
+    injected = adapter(name).inject(model, seed=0)
+    move(injected)
+    wanted = logprobs(model)
+    injected.save(tmp_path, "tiny")
+    move(injected)
+    assert not torch.equal(logprobs(model), wanted)
+    injected.load(tmp_path)
+    torch.testing.assert_close(logprobs(model), wanted, atol=EXACT.get(name, 0.0), rtol=0)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from tests.engine_runs import make_run, random_units, tiny_llama
 
-from luthier.adapters.lora import HARMLESS, LoRA
+from luthier.adapters._layers import HARMLESS
+from luthier.adapters.lora import LoRA
 from luthier.engine.loop import train
 from luthier.errors import ModelError
 from luthier.models.forest import build_batch
@@ -71,6 +72,106 @@ def trained_by_peft(folder: Path, **settings: Any) -> Any:
     return theirs
 
 
+def tensors_moved(theirs: Any, marks: tuple[str, ...], size: float = 0.05) -> None:
+    noise = torch.Generator().manual_seed(8)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if any(mark in name for mark in marks):
+                parameter.add_(torch.randn(parameter.shape, generator=noise) * size)
+
+
+def with_peft_twin() -> dict[str, tuple[Any, Any, tuple[str, ...]]]:
+    """Name -> our adapter, peft's settings of the same, and what peft's trained tensors are called."""
+    import peft
+
+    from luthier.adapters.dora import DoRA
+    from luthier.adapters.ia3 import IA3
+    from luthier.adapters.p_tuning import PTuning
+    from luthier.adapters.prefix import Prefix
+    from luthier.adapters.prompt import Prompt
+    from luthier.adapters.vera import VeRA
+
+    task, every = {"task_type": "CAUSAL_LM"}, {"target_modules": "all-linear"}
+    inner = {"target_modules": ["k_proj", "v_proj", "down_proj"], "feedforward_modules": ["down_proj"]}
+    rank = {"r": 4, "lora_alpha": 6}
+    patterns = {"rank_pattern": {"down_proj": 3}, "alpha_pattern": {"q_proj": 5}}
+    return {
+        "rslora": (LoRA(), peft.LoraConfig(**task, **every, **rank, use_rslora=True), ("lora_",)),
+        "patterns": (LoRA(), peft.LoraConfig(**task, **every, **rank, **patterns), ("lora_",)),
+        "layers": (
+            LoRA(),
+            peft.LoraConfig(**task, **rank, target_modules=["q_proj"], layers_to_transform=[1]),
+            ("lora_",),
+        ),
+        "dora": (DoRA(), peft.LoraConfig(**task, **every, **rank, use_dora=True), ("lora_",)),
+        "ia3": (IA3(), peft.IA3Config(**task, **inner), ("ia3_",)),
+        "vera": (VeRA(), peft.VeraConfig(**task, **every, r=8), ("vera_lambda",)),
+        "prompt": (Prompt(), peft.PromptTuningConfig(**task, num_virtual_tokens=5), ("prompt_encoder",)),
+        "p_tuning": (PTuning(), peft.PromptEncoderConfig(**task, num_virtual_tokens=5), ("prompt_encoder",)),
+        "prefix": (Prefix(), peft.PrefixTuningConfig(**task, num_virtual_tokens=5), ("prompt_encoder",)),
+    }
+
+
+TWINS = ("rslora", "patterns", "layers", "dora", "ia3", "vera", "prompt", "p_tuning", "prefix")
+
+
+def ours_of(model: Any, injected: Any) -> torch.Tensor:
+    """Logits of `IDS` behind the virtual tokens, if there are some."""
+    from luthier.models.virtual import virtual_ids
+
+    before = torch.tensor(virtual_ids(model), dtype=torch.long).expand(len(IDS), -1)
+    logits: torch.Tensor = model(torch.cat([before, IDS], 1)).logits[:, before.shape[1] :]
+    return logits
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_adapters_travel_to_peft_and_back_with_equal_logits(name: str, tmp_path: Path) -> None:
+    """peft trains one and we read it; we move it and peft reads ours."""
+    from peft import PeftModel, get_peft_model
+
+    ours, settings, marks = with_peft_twin()[name]
+    theirs = get_peft_model(tiny_llama(), settings)
+    tensors_moved(theirs, marks)
+    theirs.eval().save_pretrained(str(tmp_path / "theirs"))
+    model = tiny_llama()
+    injected = ours.restore(model, tmp_path / "theirs")
+    with torch.no_grad():
+        plain = tiny_llama()(IDS).logits
+        wanted = theirs(IDS).logits[:, -IDS.shape[1] :]
+        torch.testing.assert_close(ours_of(model, injected), wanted, atol=2e-6, rtol=0)
+        assert not torch.allclose(wanted, plain, atol=1e-3)
+        for parameter in injected.trainable.values():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.03)
+        injected.save(tmp_path / "ours", "tiny")
+        back = PeftModel.from_pretrained(tiny_llama(), str(tmp_path / "ours")).eval()
+        found = back(IDS).logits[:, -IDS.shape[1] :]
+        torch.testing.assert_close(found, ours_of(model, injected), atol=2e-6, rtol=0)
+        assert not torch.allclose(found, wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize(("start", "peft_s"), [("pissa", "pissa"), ("olora", "olora")])
+def test_starts_that_peft_takes_out_of_the_base_train_as_ours_do(start: str, peft_s: str) -> None:
+    """Three steps of plain descent from the same A and B; peft changes the base, ours keeps the start beside it."""
+    from peft import LoraConfig, get_peft_model
+
+    ours, theirs = tiny_llama(), tiny_llama()
+    injected = LoRA(rank=4, alpha=6, init=start).inject(ours, seed=0)  # type: ignore[arg-type]
+    config = LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", init_lora_weights=peft_s, task_type="CAUSAL_LM")
+    wrapped = get_peft_model(theirs, config)
+    pairs = {n.replace(".default.weight", ""): p for n, p in wrapped.named_parameters() if "lora_" in n}
+    matched = [(p, pairs[f"base_model.model.{name}"]) for name, p in injected.trainable.items()]
+    assert all(mine.shape == other.shape for mine, other in matched)
+    for _ in range(3):
+        losses = [model(IDS, labels=IDS).loss for model in (ours, wrapped)]
+        torch.testing.assert_close(*losses, atol=1e-5, rtol=0)
+        for loss, tensors in zip(losses, zip(*matched, strict=True), strict=True):
+            gradients = torch.autograd.grad(loss, tensors)
+            with torch.no_grad():
+                for parameter, gradient in zip(tensors, gradients, strict=True):
+                    parameter.sub_(2.0 * gradient)
+    assert float(losses[0].detach()) < float(tiny_llama()(IDS, labels=IDS).loss) - 0.01
+
+
 @pytest.mark.parametrize("initialization", [True, "gaussian", "orthogonal"])
 def test_initializations_that_leave_the_base_alone_give_equal_logits(initialization: Any, tmp_path: Path) -> None:
     theirs = trained_by_peft(tmp_path, init_lora_weights=initialization)
@@ -85,10 +186,8 @@ def test_initializations_that_leave_the_base_alone_give_equal_logits(initializat
     [
         {"init_lora_weights": "pissa"},
         {"init_lora_weights": "olora"},
-        {"use_rslora": True},
         {"use_dora": True},
         {"lora_bias": True},
-        {"alpha_pattern": {"q_proj": 3}},
         {"modules_to_save": ["norm"]},
     ],
     ids=lambda settings: next(iter(settings)) + "=" + str(next(iter(settings.values()))),
@@ -106,7 +205,7 @@ def test_every_setting_of_peft_is_known_to_be_harmless_or_must_be_off(tmp_path: 
     path = tmp_path / "adapter_config.json"
     plain = json.loads(path.read_text())
     assert {"velora_config", "kasa_config", "monteclora_config", "loftq_config", "arrow_config"} <= plain.keys()
-    for field in [*plain.keys() - HARMLESS - {"bias", "init_lora_weights"}, "invented_tomorrow"]:
+    for field in [*plain.keys() - HARMLESS - LoRA()._understood().keys(), "invented_tomorrow"]:
         path.write_text(json.dumps({**plain, field: {"x": 1}}))
         with pytest.raises(ModelError, match=field):
             LoRA().restore(tiny_llama(), tmp_path)

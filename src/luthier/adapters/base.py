@@ -5,7 +5,7 @@ export know of the adapter.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar
@@ -19,10 +19,17 @@ from luthier.errors import ModelError
 class Injected(ABC):
     """An adapter inside one model."""
 
+    starts_as_base: ClassVar[bool] = True
+    """Whether a fresh one changes nothing: the injected model computes what its base computed, bit by bit."""
+
     @property
     @abstractmethod
     def trainable(self) -> Mapping[str, nn.Parameter]:
         """Trained tensors by their full name in the model, in a stable order; all float32."""
+
+    def rate_factors(self) -> Mapping[str, float]:
+        """What the learning rate of a trained tensor is multiplied by, by name; 1 for those that are not there."""
+        return {}
 
     @abstractmethod
     def disabled(self) -> AbstractContextManager[None]:
@@ -34,7 +41,11 @@ class Injected(ABC):
 
     @abstractmethod
     def merge(self) -> None:
-        """Fold the update into the base weights and remove the adapter; done in float32, stored in the base's type."""
+        """Fold the update into the base weights and remove the adapter; done in float32, stored in the base's type.
+
+        Raises:
+            NotImplementedError: no weights of the base's shape compute what the adapter does; nothing was changed.
+        """
 
     @abstractmethod
     def save(self, folder: Path, base_name: str) -> None:
@@ -59,6 +70,10 @@ class Adapter(Settings, ABC):
     def named_targets(self) -> tuple[str, ...]:
         """Endings of layer names that the settings ask for one by one; empty if they name none."""
         return ()
+
+    def reading(self, encode: Callable[[str], Sequence[int]]) -> "Adapter":
+        """The adapter, once it knows how a text becomes tokens: those that start from a text need it."""
+        return self
 
     @abstractmethod
     def inject(self, model: nn.Module, seed: int) -> Injected:

@@ -39,16 +39,28 @@ def spread(weight: Tensor, generator: torch.Generator) -> Tensor:
     return wide
 
 
-class InjectedFull(Injected):
-    """A model whose every parameter trains."""
+def widen(parameter: nn.Parameter, generator: torch.Generator) -> None:
+    """Let a parameter train: as float32, a bfloat16 one by `spread`."""
+    narrow = parameter.dtype == torch.bfloat16
+    parameter.data = spread(parameter.data, generator) if narrow else parameter.data.float()
+    parameter.requires_grad_(True)
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+
+class InjectedFull(Injected):
+    """A model whose parameters train: all, or those of some names."""
+
+    def __init__(self, model: nn.Module, names: frozenset[str] | None = None) -> None:
+        self.model, self.names = model, names
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """Every parameter of the model; tied ones once."""
+        return dict(self.model.named_parameters())
 
     @property
     def trainable(self) -> Mapping[str, nn.Parameter]:
-        """All parameters; tied ones once."""
-        return dict(self.model.named_parameters())
+        """The parameters that train."""
+        return {name: p for name, p in self.parameters.items() if self.names is None or name in self.names}
 
     def disabled(self) -> AbstractContextManager[None]:
         """Refused: the base weights are gone."""
@@ -60,19 +72,20 @@ class InjectedFull(Injected):
     def save(self, folder: Path, base_name: str) -> None:
         """Write a folder that transformers loads: its settings and `model.safetensors`, in the type of training."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(by_name(self.trainable), folder / WEIGHTS, metadata={"format": "pt", "base": base_name})
+        save_file(by_name(self.parameters), folder / WEIGHTS, metadata={"format": "pt", "base": base_name})
         model: Any = self.model
         config = copy.deepcopy(model.config)
-        config.dtype = model.dtype  # transformers loads in the type named here, not in that of the file
+        widest = max((p.dtype for p in self.parameters.values()), key=lambda dtype: dtype.itemsize)
+        config.dtype = widest  # transformers loads in the type named here, not in that of the file
         config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
 
     def load(self, folder: Path) -> None:
         """Read the tensors of a folder that `save` wrote."""
         tensors: dict[str, Tensor] = load_file(folder / WEIGHTS)
-        require_same_tensors(folder / WEIGHTS, tensors, self.trainable)
+        require_same_tensors(folder / WEIGHTS, tensors, self.parameters)
         with torch.no_grad():
-            for name, parameter in self.trainable.items():
+            for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[name])
 
 
@@ -85,10 +98,8 @@ class Full(Adapter):
         """Turn the weights into float32, bfloat16 ones by `spread`, and let all of them train."""
         generator = torch.Generator().manual_seed(seed)
         for parameter in model.parameters():
-            if parameter.dtype == torch.bfloat16:
-                parameter.data = spread(parameter.data, generator)
-        model.float()
-        model.requires_grad_(True)
+            widen(parameter, generator)
+        model.float()  # buffers
         return InjectedFull(model)
 
     def restore(self, model: nn.Module, folder: Path) -> InjectedFull:

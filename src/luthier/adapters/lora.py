@@ -1,128 +1,125 @@
-"""Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685).
+"""Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685) and its variants that compute the same.
 
-    y = W x + (alpha / rank) B A x        W: (out, in) frozen    A: (rank, in)    B: (out, rank)
+    y = W x + scale B A x        W: (out, in) frozen    A: (rank, in)    B: (out, rank)
 
-B starts at zero, so an injected model computes exactly what its base computed. A and B are float32 whatever the base
-is (bfloat16 would round small updates away); they are multiplied in the base's type. Files are in the layout of the
-`peft` library, which reads them and whose LoRA files are read here. Left out: initializations other than the
-authors', rank-stabilized scaling, and embeddings as targets.
+scale is alpha / rank, or alpha / sqrt(rank) (rank-stabilized, Kalajdzievski 2023, arXiv:2312.03732). An injected model
+computes exactly what its base computed: B starts at zero, or the start is kept and subtracted (see `_starts`). A and B
+are float32 whatever the base is (bfloat16 would round small updates away); they are multiplied in the base's type.
+Files are in the layout of the `peft` library, which reads them and whose LoRA files are read here; where the start is
+kept the file is a plain LoRA of twice the rank. Left out: embeddings as targets, EVA and LoftQ starts.
 """
 
-import json
-import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from luthier.adapters.base import Adapter, Injected, by_name, require_same_tensors
+from luthier.adapters._layers import (
+    ALL_LINEAR,
+    PREFIX,
+    InjectedLayers,
+    Wrapped,
+    choose,
+    matches,
+    read_settings,
+    replace,
+    targets_of,
+)
+from luthier.adapters._starts import KEPT, STARTS
+from luthier.adapters.base import Adapter
 from luthier.errors import ModelError
 from luthier.models.kernels.low_rank import low_rank_added, low_rank_linear
 
-WEIGHTS = "adapter_model.safetensors"
-SETTINGS = "adapter_config.json"
-ALL_LINEAR = "all_linear"
-PREFIX = "base_model.model."  # what peft puts before every name
 
-
-class LoRALinear(nn.Module):
+class LoRALinear(Wrapped):
     """A frozen linear layer and its low-rank update."""
 
-    def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float, generator: torch.Generator) -> None:
+    def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float, a: Tensor, b: Tensor) -> None:
         super().__init__()
         self.base = base
-        self.scale = scale
-        self.dropout = dropout
-        self.enabled = True
-        a = torch.empty(rank, base.in_features)
-        bound = 1 / math.sqrt(base.in_features)  # kaiming uniform with a = sqrt(5), as in the authors' loralib
-        a.uniform_(-bound, bound, generator=generator)
+        self.rank, self.scale, self.dropout = rank, scale, dropout
         device = base.weight.device
-        self.a = nn.Parameter(a.to(device))
-        self.b = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
+        self.a, self.b = nn.Parameter(a.to(device)), nn.Parameter(b.to(device))
+        self.start: tuple[Tensor, Tensor] | None = None
+
+    def keep_start(self) -> None:
+        """Let what A and B are now count as no update."""
+        self.start = self.a.detach().clone(), self.b.detach().clone()
+
+    def tensors(self) -> Mapping[str, nn.Parameter]:
+        """A and B."""
+        return {"lora_A": self.a, "lora_B": self.b}
+
+    def update(self) -> tuple[Tensor, Tensor]:
+        """A' and B' whose product B' A' is the update: A and B, or what they have moved from their start."""
+        if self.start is None:
+            return self.a, self.b
+        a0, b0 = self.start
+        # B A - B0 A0 as (B - B0) A + B0 (A - A0): small numbers stay exact when they are cast to bfloat16
+        return torch.cat([self.a, self.a - a0]), torch.cat([self.b - b0, b0], 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""
-        if self.enabled and not (self.dropout and self.training):
-            return low_rank_linear(x, self.base.weight, self.base.bias, self.a, self.b, self.scale)
         if not self.enabled:
             y: Tensor = self.base(x)
             return y
-        low = F.linear(F.dropout(x, self.dropout), self.a.to(x.dtype))
-        return low_rank_added(x, self.base.weight, self.base.bias, low, (self.scale * self.b).to(x.dtype))
+        a, b = self.update()
+        if not (self.dropout and self.training):
+            return low_rank_linear(x, self.base.weight, self.base.bias, a, b, self.scale)
+        low = F.linear(F.dropout(x, self.dropout), a.to(x.dtype))
+        return low_rank_added(x, self.base.weight, self.base.bias, low, (self.scale * b).to(x.dtype))
 
     @torch.no_grad()
     def merge(self) -> nn.Linear:
-        """W + (alpha / rank) B A, added in float32 and stored in the type of W."""
-        weight = self.base.weight
-        weight.copy_((weight.float() + self.scale * (self.b @ self.a)).to(weight.dtype))
+        """W + scale B A, added in float32 and stored in the type of W."""
+        (a, b), weight = self.update(), self.base.weight
+        weight.copy_((weight.float() + self.scale * (b @ a)).to(weight.dtype))
         return self.base
 
 
-class InjectedLoRA(Injected):
+class InjectedLoRA(InjectedLayers):
     """LoRA layers inside one model."""
 
+    layers: dict[str, LoRALinear]  # type: ignore[assignment]
+
     def __init__(self, model: nn.Module, layers: Mapping[str, LoRALinear], settings: "LoRA") -> None:
-        self.model, self.layers, self.settings = model, dict(layers), settings
+        super().__init__(model, layers, settings.file_settings(list(layers)))
+        self.loraplus_ratio = settings.loraplus_ratio
 
-    @property
-    def trainable(self) -> Mapping[str, nn.Parameter]:
-        """`<layer>.lora_A` and `<layer>.lora_B`, layer by layer."""
-        pairs = ((name, layer) for name, layer in self.layers.items())
-        return {f"{name}.lora_{key}": p for name, layer in pairs for key, p in (("A", layer.a), ("B", layer.b))}
+    def rate_factors(self) -> Mapping[str, float]:
+        """LoRA+: B learns faster than A."""
+        return {name: self.loraplus_ratio for name in self.trainable if name.endswith("lora_B")}
 
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        """The base alone while open; nothing is added, so logits are bit-identical to the base's."""
-        before = [layer.enabled for layer in self.layers.values()]
-        for layer in self.layers.values():
-            layer.enabled = False
-        try:
-            yield
-        finally:
-            for layer, enabled in zip(self.layers.values(), before, strict=True):
-                layer.enabled = enabled
-
-    def merge(self) -> None:
-        """Fold each update into its linear layer and put that layer back."""
+    def file_tensors(self) -> dict[str, Tensor]:
+        """`lora_A.weight` and `lora_B.weight` of each layer, of twice the rank where the start is kept."""
+        found: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
-            _replace(self.model, name, layer.merge())
-        self.layers.clear()
+            named = {**layer.tensors(), **dict(zip(("lora_A", "lora_B"), layer.update(), strict=True))}
+            found |= {f"{PREFIX}{name}.{_in_file(key)}": tensor for key, tensor in named.items()}
+        return found
 
-    def save(self, folder: Path, base_name: str) -> None:
-        """Write `adapter_config.json` and `adapter_model.safetensors` as `peft` does."""
-        folder.mkdir(parents=True, exist_ok=True)
-        config = {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": base_name,
-            "r": self.settings.rank,
-            "lora_alpha": self.settings.alpha,
-            "lora_dropout": self.settings.dropout,
-            "target_modules": sorted(self.layers),
-            "bias": "none",
-            "fan_in_fan_out": False,
-            "inference_mode": True,
-            "init_lora_weights": True,
-        }
-        (folder / SETTINGS).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        named = {f"{PREFIX}{name}.weight": p for name, p in self.trainable.items()}
-        save_file(by_name(named), folder / WEIGHTS, metadata={"format": "pt"})
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set A and B; of a kept start, those that were moved to what the file says."""
+        for name, layer in self.layers.items():
+            for key, parameter in layer.tensors().items():
+                given = tensors[f"{PREFIX}{name}.{_in_file(key)}"]
+                if layer.start is not None and key == "lora_A":
+                    given = given[: layer.rank]
+                elif layer.start is not None and key == "lora_B":
+                    given = given[:, : layer.rank] + given[:, layer.rank :]
+                parameter.copy_(given)
 
-    def load(self, folder: Path) -> None:
-        """Read the tensors of a folder that `save` or `peft` wrote."""
-        tensors = load_file(folder / WEIGHTS)
-        expected = {f"{PREFIX}{name}.weight": p for name, p in self.trainable.items()}
-        require_same_tensors(folder / WEIGHTS, tensors, expected)
-        with torch.no_grad():
-            for name, parameter in expected.items():
-                parameter.copy_(tensors[name])
+
+def _in_file(key: str) -> str:
+    return f"{key}.weight" if key in ("lora_A", "lora_B") else key
+
+
+def _numbers(layers: int | list[int] | None) -> tuple[int, ...] | None:
+    return (layers,) if isinstance(layers, int) else None if layers is None else tuple(layers)
 
 
 class LoRA(Adapter):
@@ -137,6 +134,20 @@ class LoRA(Adapter):
     targets: tuple[str, ...] = (ALL_LINEAR,)
     """`all_linear` for every linear layer but the output head, or endings of layer names such as `q_proj`. A model with
     matrices that are no linear layers (experts kept in one tensor) takes names only."""
+    layers: tuple[int, ...] | None = None
+    """Numbers of the decoder layers that get an update, from 0; absent: all."""
+    ranks: dict[str, int] = Field(default_factory=dict)
+    """Other ranks by the ending of a layer's name: `{ down_proj = 32 }`."""
+    alphas: dict[str, float] = Field(default_factory=dict)
+    """Other alphas by the ending of a layer's name."""
+    scaling: Literal["rank", "sqrt_rank"] = "rank"
+    """Divide alpha by the rank, or by its square root (rsLoRA), so that large ranks learn as fast as small ones."""
+    init: Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora"] = "kaiming"
+    """How A and B begin: A random and B zero (two kinds), both random, or from the weight's own largest directions."""
+    loraplus_ratio: float = Field(1.0, gt=0)
+    """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): the learning rate of B over that of A; 16 is its authors' choice."""
+
+    use_dora: ClassVar[bool] = False
 
     @property
     def named_targets(self) -> tuple[str, ...]:
@@ -151,12 +162,13 @@ class LoRA(Adapter):
             would leave matrices out.
         """
         generator = torch.Generator().manual_seed(seed)
-        chosen = self._choose(model)
+        chosen = choose(model, self.targets, self.layers)
+        self._require_patterns(list(chosen))
         model.requires_grad_(False)
         layers: dict[str, LoRALinear] = {}
         for name, linear in chosen.items():
-            layers[name] = LoRALinear(linear, self.rank, self.alpha / self.rank, self.dropout, generator)
-            _replace(model, name, layers[name])
+            layers[name] = self._wrap(name, linear, generator)
+            replace(model, name, layers[name])
         return InjectedLoRA(model, layers, self)
 
     def restore(self, model: nn.Module, folder: Path) -> InjectedLoRA:
@@ -165,93 +177,70 @@ class LoRA(Adapter):
         Raises:
             ModelError: the folder is not a plain LoRA, or its tensors do not fit the model.
         """
-        config = _read_settings(folder)
-        targets = config["target_modules"]
-        found = LoRA(
+        config = read_settings(folder, "LORA", ("r", "lora_alpha", "target_modules"), self._understood())
+        found = type(self)(
             rank=config["r"],
             alpha=config["lora_alpha"],
-            dropout=config.get("lora_dropout", 0.0),
-            targets=(ALL_LINEAR,) if targets == "all-linear" else tuple(targets),
+            dropout=config.get("lora_dropout") or 0.0,
+            targets=targets_of(config),
+            layers=_numbers(config.get("layers_to_transform")),
+            ranks=config.get("rank_pattern") or {},
+            alphas=config.get("alpha_pattern") or {},
+            scaling="sqrt_rank" if config.get("use_rslora") else "rank",
         )
         injected = found.inject(model, seed=0)
         injected.load(folder)
         return injected
 
-    def _choose(self, model: nn.Module) -> dict[str, nn.Linear]:
-        head = model.get_output_embeddings()  # type: ignore[operator]
-        linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
-        if not linears:
-            raise ModelError(f"{type(model).__name__} has no linear layer that a LoRA could be added to")
-        if not self.named_targets:
-            _require_only_linears(model, linears)
-            return linears
-        chosen: dict[str, nn.Linear] = {}
-        for target in self.targets:
-            found = {n: m for n, m in linears.items() if n == target or n.endswith("." + target)}
-            if not found:
-                endings = sorted({n.rpartition(".")[2] for n in linears})
-                raise ModelError(f"adapter.targets: {target!r} matches no linear layer; there are {', '.join(endings)}")
-            chosen |= found
-        return {name: linears[name] for name in linears if name in chosen}  # in the model's own order
+    def file_settings(self, names: list[str]) -> dict[str, Any]:
+        """Settings as `peft` writes them, for the layers of these names."""
+        times = 2 if self.init in KEPT else 1  # the file holds A' and B' of `LoRALinear.update`, scaled as before
+        stretch = times if self.scaling == "rank" else times**0.5
+        return {
+            "peft_type": "LORA",
+            "r": self.rank * times,
+            "lora_alpha": self.alpha * stretch,
+            "lora_dropout": self.dropout,
+            "rank_pattern": {key: rank * times for key, rank in self.ranks.items()},
+            "alpha_pattern": {key: alpha * stretch for key, alpha in self.alphas.items()},
+            "use_rslora": self.scaling == "sqrt_rank",
+            "use_dora": self.use_dora,
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "init_lora_weights": True,
+        }
 
+    def _understood(self) -> dict[str, tuple[Any, ...]]:
+        """Fields of peft's settings and the values that are computed here; none stands for any."""
+        return {
+            **{field: () for field in ("r", "lora_alpha", "lora_dropout", "layers_to_transform", "use_rslora")},
+            **{field: () for field in ("rank_pattern", "alpha_pattern")},
+            **{field: () for field in ("megatron_core", "qalora_group_size")},  # settings of things that are off
+            "bias": ("none",),
+            # the base stays as it was; others (pissa, olora, ...) train on a base that their initialization has changed
+            "init_lora_weights": (True, False, "gaussian", "orthogonal"),
+            "use_dora": (self.use_dora,),
+        }
 
-# what a peft LoRA may say without computing anything else than the equation above; any other field must be off, since
-# variants come with every release of peft
-HARMLESS = frozenset(
-    {"peft_type", "task_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision"}
-    | {"r", "lora_alpha", "lora_dropout", "target_modules", "inference_mode", "runtime_config"}
-    | {"megatron_core", "qalora_group_size"}  # settings of things that are off
-)
-_PLAIN: Mapping[str, tuple[Any, ...]] = {
-    "bias": ("none",),
-    # the base stays as it was; others (pissa, olora, ...) train on a base that their initialization has changed
-    "init_lora_weights": (True, False, "gaussian", "orthogonal"),
-}
-_OFF: tuple[Any, ...] = (None, False, {}, [])
+    def _layer(self) -> type[LoRALinear]:
+        return LoRALinear
 
+    def _wrap(self, name: str, linear: nn.Linear, generator: torch.Generator) -> LoRALinear:
+        rank, scale = self._shape(name)
+        a, b = STARTS[self.init](linear.weight.detach(), rank, scale, generator)
+        layer = self._layer()(linear, rank, scale, self.dropout, a, b)
+        if self.init in KEPT:
+            layer.keep_start()
+        return layer
 
-def _require_only_linears(model: nn.Module, linears: Mapping[str, nn.Linear]) -> None:
-    """Check that `all_linear` leaves out no matrix but embeddings and the head.
+    def _require_patterns(self, names: list[str]) -> None:
+        for field, patterns in (("ranks", self.ranks), ("alphas", self.alphas)):
+            for key in patterns:
+                if not any(matches(name, key) for name in names):
+                    raise ModelError(f"adapter.{field}: {key!r} is the ending of no layer that gets an update")
 
-    Raises:
-        ModelError: there are others, such as experts that one tensor holds.
-    """
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    covered = (*linears.values(), head, *(m for m in model.modules() if isinstance(m, nn.Embedding)))
-    known = {id(p) for module in covered if module is not None for p in module.parameters()}
-    left_out = {n: p for n, p in model.named_parameters() if p.ndim >= 2 and id(p) not in known}
-    if left_out:
-        share = sum(p.numel() for p in left_out.values()) / sum(p.numel() for p in model.parameters())
-        endings = sorted({name.rpartition(".")[2] for name in linears})
-        raise ModelError(
-            f"adapter.targets = ['{ALL_LINEAR}'] would leave out {len(left_out)} matrices that are no linear layers "
-            f"({share:.0%} of the model): {', '.join(list(left_out)[:3])}, .... Name the layers that shall train: "
-            f"adapter.targets = {endings}"
-        )
-
-
-def _read_settings(folder: Path) -> dict[str, Any]:
-    path = folder / SETTINGS
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not readable adapter settings: {error}") from None
-    if config.get("peft_type") != "LORA":
-        raise ModelError(f"{path}: peft_type is {config.get('peft_type')!r}, expected 'LORA'")
-    odd = {k: v for k, v in config.items() if k not in HARMLESS and v not in (*_OFF, *_PLAIN.get(k, ()))}
-    if odd:
-        found = ", ".join(f"{key} = {value!r}" for key, value in sorted(odd.items()))
-        raise ModelError(f"{path}: {found}: the adapter `lora` does not compute that; merge it into its base with peft")
-    missing = [key for key in ("r", "lora_alpha", "target_modules") if config.get(key) is None]
-    if missing:
-        raise ModelError(f"{path}: {', '.join(missing)} is missing; a LoRA cannot be read without it")
-    if isinstance(config["target_modules"], str) and config["target_modules"] != "all-linear":
-        raise ModelError(
-            f"{path}: target_modules is a pattern ({config['target_modules']!r}); only lists are supported"
-        )
-    return config
-
-
-def _replace(model: nn.Module, name: str, new: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    model.get_submodule(parent).register_module(last, new)
+    def _shape(self, name: str) -> tuple[int, float]:
+        """Rank and scale of the layer of this name."""
+        rank = next((rank for key, rank in self.ranks.items() if matches(name, key)), self.rank)
+        alpha = next((alpha for key, alpha in self.alphas.items() if matches(name, key)), self.alpha)
+        return rank, alpha / (rank if self.scaling == "rank" else rank**0.5)

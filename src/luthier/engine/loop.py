@@ -71,7 +71,7 @@ def _learn(run: Run, number: int) -> dict[str, float]:
     """One optimizer step: sum over micro-batches, divide once, clip, update."""
     rate = run.learning_rate * run.schedule.factor(number, run.steps)
     for group in run.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate_factor", 1.0)
     batches = _batches(run, number)
     weight = _step_weight(run, number, batches)
     run.model.train()

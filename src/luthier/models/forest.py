@@ -69,6 +69,19 @@ class Batch:
             0, self.row_K, values_K
         )
 
+    def behind(self, ids: Sequence[int]) -> "Batch":
+        """The same rows behind tokens that all of them begin with; nothing is trained on among these."""
+        forest, count = self.forest, len(ids)
+        device = forest.ids_N.device
+        longer = Forest(
+            ids_N=torch.cat([torch.tensor(ids, device=device), forest.ids_N]),
+            positions_N=torch.cat([torch.arange(count, device=device), forest.positions_N + count]),
+            starts=(0, *(start + count for start in forest.starts)),
+            ends=(count, *(end + count for end in forest.ends)),
+            parents=(-1, *(parent + 1 for parent in forest.parents)),
+        )
+        return replace(self, forest=longer, hidden_H=self.hidden_H + count)
+
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its tensors on `device`."""
         moved = {name: getattr(self, name).to(device) for name in _TENSORS}

@@ -24,6 +24,7 @@ from luthier.models.decode import Slots, evaluating
 from luthier.models.forest import MIN_SHARED, build_batch
 from luthier.models.load import LoadedModel
 from luthier.models.scorer import Scorer, require_forest
+from luthier.models.virtual import virtual_ids
 
 MAX_ROWS = 256
 """Rows that are written at once, where memory has room: what a step costs beside its products is paid once for all."""
@@ -159,6 +160,9 @@ def generate(
         ModelError: a prompt is empty or leaves no room in the model's context, or the model's layers are not plain
             attention.
     """
+    given = [len(prompt) for prompt in prompts]
+    if before := virtual_ids(loaded.model):
+        prompts = [(*before, *prompt) if prompt else prompt for prompt in prompts]
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     limits = _require_room(loaded, prompts, limits)
     chooser = _Chooser(len(prompts), **sampling)
@@ -185,7 +189,7 @@ def generate(
         tokens_B, ended = _advance(chooser, logits[0] if len(logits) == 1 else torch.cat(logits), writing, stops)
         if ended:
             for slot in ended:
-                results[writing[slot].index] = _result(writing[slot], stops, len(prompts[writing[slot].index]))
+                results[writing[slot].index] = _result(writing[slot], stops, given[writing[slot].index])
             order = slots.drop(ended)
             writing = [writing[slot] for slot in order]
             tokens_B = tokens_B[order]
@@ -298,6 +302,7 @@ def stream(
     Raises:
         ModelError: as `generate`, at the first token.
     """
+    prompt = (*virtual_ids(loaded.model), *prompt) if prompt else prompt
     (limit,) = _require_room(loaded, [prompt], [max_new_tokens])
     stops = loaded.stop_ids if stop_ids is None else stop_ids
     chooser = _Chooser(1, **sampling)

@@ -17,6 +17,7 @@ from luthier.models import attention
 from luthier.models.forest import Batch
 from luthier.models.kernels.decoder import has_plain_head
 from luthier.models.kernels.head import head_logprobs
+from luthier.models.virtual import virtual_ids
 
 
 class Scorer:
@@ -33,15 +34,19 @@ class Scorer:
         """(K,) log-probability of each trained-on token, in the order of `batch.row_K`; float32 at least."""
         if not len(batch.hidden_H):
             return torch.zeros(0, device=batch.row_K.device)
+        batch = batch.behind(ids) if (ids := virtual_ids(self.model)) else batch
         if has_plain_head(self.model):
             hidden_HE = self._run(self.model.base_model, batch).last_hidden_state[0, batch.hidden_H]
             hidden_HE = hidden_HE.to(self.autocast or hidden_HE.dtype)
             weight = self.model.get_output_embeddings().weight
             return head_logprobs(hidden_HE, weight, batch.hidden_Q, batch.target_Q)[batch.prediction_K]
-        return chosen_logprobs(self.logits(batch), batch)
+        return chosen_logprobs(self._logits(batch), batch)
 
     def logits(self, batch: Batch) -> Tensor:
         """(H, vocabulary) logits at the positions `batch.hidden_H`."""
+        return self._logits(batch.behind(ids) if (ids := virtual_ids(self.model)) else batch)
+
+    def _logits(self, batch: Batch) -> Tensor:
         logits: Tensor = self._run(self.model, batch, logits_to_keep=batch.hidden_H).logits[0]
         return logits
 

@@ -20,6 +20,7 @@ from luthier.adapters.base import Injected
 from luthier.examples import Row
 from luthier.models.forest import Batch
 from luthier.models.load import LoadedModel
+from luthier.models.virtual import virtual_ids
 from luthier.objectives.base import Scorer
 from luthier.preflight._cases import spread
 from luthier.preflight.base import Subject
@@ -123,8 +124,9 @@ def evaluating(model: nn.Module, training: bool = False) -> Iterator[None]:
 
 def plain_logprobs(model: Any, row: Row, device: torch.device) -> Tensor:
     """(k,) float32 log-probabilities of a row's trained tokens, by one plain call of the model; the graph is kept."""
-    trained = [i for i, weight in enumerate(row.loss_mask) if weight and i > 0]
-    ids = torch.tensor(row.ids, device=device)
+    before = virtual_ids(model)
+    trained = [i + len(before) for i, weight in enumerate(row.loss_mask) if weight and i > 0]
+    ids = torch.tensor((*before, *row.ids), device=device)
     out = model(input_ids=ids[None], use_cache=False, logits_to_keep=torch.tensor(trained, device=device) - 1)
     logits: Tensor = out.logits[0]
     kind = torch.float64 if logits.dtype == torch.float64 else torch.float32

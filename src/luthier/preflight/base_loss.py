@@ -13,7 +13,15 @@ from torch import Tensor
 from luthier.adapters.base import Injected
 from luthier.examples import Row
 from luthier.objectives.sft import SFT
-from luthier.preflight._probe import differences, evaluating, in_float32, score_probe, scored_alone, tolerance
+from luthier.preflight._probe import (
+    differences,
+    evaluating,
+    in_float32,
+    score_probe,
+    scored,
+    scored_alone,
+    tolerance,
+)
 from luthier.preflight.base import Gate, GateResult, Stage, Subject
 
 
@@ -37,8 +45,13 @@ class BaseLoss(Gate):
         rows, batch, found = probe.rows, probe.batch, probe.logprobs
         with torch.no_grad(), evaluating(loaded.model), in_float32():
             total = float(subject.objective.loss(models, batch).total) if isinstance(subject.objective, SFT) else None
-        with _base(subject.need_injected()):
+        injected = subject.need_injected()
+        with _base(injected):
             wanted = scored_alone(loaded, rows)
+            if not injected.starts_as_base:  # what is to be shown is that it can be taken off
+                total = None
+                with evaluating(loaded.model), in_float32():
+                    found = scored(models.policy, batch)
         mine = _weighted(rows, found) if total is None else total / _weight(rows)
         base = _weighted(rows, wanted)
         largest, mean = differences(found, wanted)

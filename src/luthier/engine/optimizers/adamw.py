@@ -24,15 +24,21 @@ class AdamW(OptimizerSettings):
     epsilon: float = Field(1e-8, gt=0)
     """Added to the denominator."""
 
-    def build(self, trainable: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+    def build(
+        self, trainable: Mapping[str, nn.Parameter], rate_factors: Mapping[str, float] | None = None
+    ) -> torch.optim.Optimizer:
         """torch's AdamW; fused on CUDA, where one launch updates all tensors."""
-        groups = [
-            {"params": [p for p in trainable.values() if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in trainable.values() if p.ndim < 2], "weight_decay": 0.0},
-        ]
+        factors = rate_factors or {}
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in trainable.items():
+            decay = self.weight_decay if parameter.ndim >= 2 else 0.0
+            groups.setdefault((decay, factors.get(name, 1.0)), []).append(parameter)
         on_cuda = all(p.is_cuda for p in trainable.values())
         return torch.optim.AdamW(
-            [g for g in groups if g["params"]],
+            [
+                {"params": members, "weight_decay": decay, "rate_factor": factor, "lr": self.learning_rate * factor}
+                for (decay, factor), members in groups.items()
+            ],
             lr=self.learning_rate,
             betas=(self.beta1, self.beta2),
             eps=self.epsilon,

@@ -17,5 +17,13 @@ class OptimizerSettings(Settings, ABC):
     """Highest learning rate of the schedule. About 2e-4 for LoRA; a tenth of that or less for full fine-tuning."""
 
     @abstractmethod
-    def build(self, trainable: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
-        """An optimizer over the tensors, in the order given."""
+    def build(
+        self, trainable: Mapping[str, nn.Parameter], rate_factors: Mapping[str, float] | None = None
+    ) -> torch.optim.Optimizer:
+        """An optimizer over the tensors.
+
+        Args:
+            trainable: by name.
+            rate_factors: what the learning rate of some is multiplied by, by name. A group of the optimizer keeps its
+                own as `rate_factor`, by which the engine multiplies the rate of each step.
+        """

@@ -1,0 +1,84 @@
+"""BitFit (Ben Zaken et al. 2021, arXiv:2106.10199): only biases train.
+
+    y = W x + bias + d        d: (out,), starts at 0
+
+A layer without a bias is given one. Such a layer cannot be merged, since its model has no place for it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from luthier.adapters._layers import ALL_LINEAR, InjectedLayers, Wrapped, choose, read_settings, replace, targets_of
+from luthier.adapters.base import Adapter
+from luthier.adapters.full import spread
+
+
+class BitFitLinear(Wrapped):
+    """A frozen linear layer and what is added to its bias."""
+
+    def __init__(self, base: nn.Linear, generator: torch.Generator) -> None:
+        super().__init__()
+        self.base = base
+        self.d = nn.Parameter(torch.zeros(base.out_features, device=base.weight.device))
+        bias = base.bias
+        # a bias in bfloat16 would not be seen to move: see `spread`
+        self._start = spread(bias.detach(), generator) if bias is not None and bias.dtype == torch.bfloat16 else bias
+
+    def tensors(self) -> Mapping[str, nn.Parameter]:
+        """d"""
+        return {"bias_d": self.d}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)"""
+        if not self.enabled:
+            y: Tensor = self.base(x)
+            return y
+        bias = self.d if self._start is None else self._start + self.d
+        return F.linear(x, self.base.weight.to(x.dtype), bias.to(x.dtype))
+
+    @torch.no_grad()
+    def merge(self) -> nn.Linear:
+        """bias + d"""
+        if self.base.bias is None or self._start is None:
+            raise NotImplementedError("layers without a bias have no place for one: keep the adapter beside its base")
+        self.base.bias.copy_((self._start + self.d).to(self.base.bias.dtype))
+        return self.base
+
+
+class BitFit(Adapter):
+    """Train a bias for each chosen linear layer."""
+
+    targets: tuple[str, ...] = (ALL_LINEAR,)
+    """`all_linear` for every linear layer but the output head, or endings of layer names such as `q_proj`."""
+    layers: tuple[int, ...] | None = None
+    """Numbers of the decoder layers whose biases train, from 0; absent: all."""
+
+    @property
+    def named_targets(self) -> tuple[str, ...]:
+        """The targets, unless they are all linear layers."""
+        return () if self.targets == (ALL_LINEAR,) else self.targets
+
+    def inject(self, model: nn.Module, seed: int) -> InjectedLayers:
+        """Wrap each target; everything else is frozen.
+
+        Raises:
+            ModelError: a target matches no linear layer.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        chosen = choose(model, self.targets, self.layers)
+        model.requires_grad_(False)
+        wrapped = {name: BitFitLinear(linear, generator) for name, linear in chosen.items()}
+        for name, layer in wrapped.items():
+            replace(model, name, layer)
+        return InjectedLayers(model, wrapped, {"peft_type": "BITFIT", "seed": seed})
+
+    def restore(self, model: nn.Module, folder: Path) -> InjectedLayers:
+        """Inject with the targets and the seed of the folder's settings, then load its tensors."""
+        config = read_settings(folder, "BITFIT", ("target_modules", "seed"), {"seed": ()})
+        injected = BitFit(targets=targets_of(config)).inject(model, seed=config["seed"])
+        injected.load(folder)
+        return injected
