@@ -100,7 +100,7 @@ def with_peft_twin() -> dict[str, tuple[Any, Any, tuple[str, ...]]]:
         "patterns": (LoRA(), peft.LoraConfig(**task, **every, **rank, **patterns), ("lora_",)),
         "layers": (
             LoRA(),
-            peft.LoraConfig(**task, **rank, target_modules=["q_proj"], layers_to_transform=[1]),
+            peft.LoraConfig(**task, **rank, target_modules=["o_proj", "down_proj"], layers_to_transform=[1]),
             ("lora_",),
         ),
         "dora": (DoRA(), peft.LoraConfig(**task, **every, **rank, use_dora=True), ("lora_",)),

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luthier.adapters.lora import LoRALinear
+from luthier.adapters._low_rank import LoRALinear
 from luthier.examples import Row
 from luthier.models.forest import Forest, build_batch
 from luthier.models.kernels import attention, head, low_rank, native, norm, proof, recompute, swiglu
@@ -92,7 +92,9 @@ def test_low_rank_linear(dtype: torch.dtype, bias: bool) -> None:
 def test_a_low_rank_update_smaller_than_the_grid_is_not_lost(bias: bool, dropout: float) -> None:
     """Of y = x W^T + u in bfloat16, u a tenth of y's grid, the mean moves by u; rounded twice it would stay."""
     base = torch.nn.Linear(64, 128, bias=bias, dtype=torch.bfloat16)
-    layer = LoRALinear(base, 8, 1.0, dropout, draw(8, 64, seed=3, dtype=torch.float32) / 14, torch.zeros(128, 8)).train()
+    layer = LoRALinear(
+        base, 8, 1.0, dropout, draw(8, 64, seed=3, dtype=torch.float32) / 14, torch.zeros(128, 8)
+    ).train()
     x = draw(500, 64, seed=1, dtype=torch.bfloat16)
     layer.b.data = draw(128, 8, seed=2, dtype=torch.float32) * 5e-4
     with torch.no_grad():

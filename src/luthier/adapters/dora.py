@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from luthier.adapters.lora import LoRA, LoRALinear
+from luthier.adapters._low_rank import LoRALinear, LowRank
 from luthier.models.kernels.scaled import scaled_linear
 
 
@@ -60,17 +59,18 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-class DoRA(LoRA):
+class DoRA(LowRank):
     """Add a low-rank update to the direction of each row of a weight, and train the row's length apart."""
 
     use_dora: ClassVar[bool] = True
 
-    dropout: float = Field(0.0, ge=0, le=0)
-    """0: the norm is that of the whole update, so none of it can be dropped."""
     init: Literal["kaiming", "gaussian"] = "kaiming"
     """How A and B begin: A random, B zero."""
-    rank: int = Field(16, ge=1)
-    """Rank of the update."""
+
+    @property
+    def start(self) -> str:
+        """How A and B begin."""
+        return self.init
 
     def _layer(self) -> type[LoRALinear]:
         return DoRALinear

@@ -1,0 +1,256 @@
+"""What low-rank adapters share: the layer, the handle, the settings, and peft's files.
+
+    y = W x + scale B A x        W: (out, in) frozen    A: (rank, in)    B: (out, rank)
+
+scale is alpha / rank, or alpha / sqrt(rank) (rank-stabilized, Kalajdzievski 2023, arXiv:2312.03732). An injected model
+computes exactly what its base computed: B starts at zero, or the start is kept and subtracted (see `_starts`). A and B
+are float32 whatever the base is (bfloat16 would round small updates away); they are multiplied in the base's type.
+Files are in the layout of the `peft` library, which reads them and whose LoRA files are read here; where the start is
+kept the file is a plain LoRA of twice the rank. Left out: embeddings as targets, EVA and LoftQ starts.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from luthier.adapters._layers import (
+    ALL_LINEAR,
+    PREFIX,
+    InjectedLayers,
+    Wrapped,
+    choose,
+    matches,
+    read_settings,
+    replace,
+    targets_of,
+)
+from luthier.adapters._starts import KEPT, STARTS
+from luthier.adapters.base import Adapter
+from luthier.errors import ModelError
+from luthier.models.kernels.low_rank import low_rank_added, low_rank_linear
+
+
+class LoRALinear(Wrapped):
+    """A frozen linear layer and its low-rank update."""
+
+    def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float, a: Tensor, b: Tensor) -> None:
+        super().__init__()
+        self.base = base
+        self.rank, self.scale, self.dropout = rank, scale, dropout
+        device = base.weight.device
+        self.a, self.b = nn.Parameter(a.to(device)), nn.Parameter(b.to(device))
+        self.start: tuple[Tensor, Tensor] | None = None
+
+    def keep_start(self) -> None:
+        """Let what A and B are now count as no update."""
+        self.start = self.a.detach().clone(), self.b.detach().clone()
+
+    def tensors(self) -> Mapping[str, nn.Parameter]:
+        """A and B."""
+        return {"lora_A": self.a, "lora_B": self.b}
+
+    def update(self) -> tuple[Tensor, Tensor]:
+        """A' and B' whose product B' A' is the update: A and B, or what they have moved from their start."""
+        if self.start is None:
+            return self.a, self.b
+        a0, b0 = self.start
+        # B A - B0 A0 as (B - B0) A + B0 (A - A0): small numbers stay exact when they are cast to bfloat16
+        return torch.cat([self.a, self.a - a0]), torch.cat([self.b - b0, b0], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)"""
+        if not self.enabled:
+            y: Tensor = self.base(x)
+            return y
+        a, b = self.update()
+        if not (self.dropout and self.training):
+            return low_rank_linear(x, self.base.weight, self.base.bias, a, b, self.scale)
+        low = F.linear(F.dropout(x, self.dropout), a.to(x.dtype))
+        return low_rank_added(x, self.base.weight, self.base.bias, low, (self.scale * b).to(x.dtype))
+
+    @torch.no_grad()
+    def merge(self) -> nn.Linear:
+        """W + scale B A, added in float32 and stored in the type of W."""
+        (a, b), weight = self.update(), self.base.weight
+        weight.copy_((weight.float() + self.scale * (b @ a)).to(weight.dtype))
+        return self.base
+
+
+class InjectedLoRA(InjectedLayers):
+    """LoRA layers inside one model."""
+
+    layers: dict[str, LoRALinear]  # type: ignore[assignment]
+
+    def __init__(self, model: nn.Module, layers: Mapping[str, LoRALinear], settings: "LowRank") -> None:
+        super().__init__(model, layers, settings.file_settings(list(layers)))
+        self.loraplus_ratio = settings.loraplus_ratio
+
+    def rate_factors(self) -> Mapping[str, float]:
+        """LoRA+: B learns faster than A."""
+        return {name: self.loraplus_ratio for name in self.trainable if name.endswith("lora_B")}
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        """`lora_A.weight` and `lora_B.weight` of each layer, of twice the rank where the start is kept."""
+        found: dict[str, Tensor] = {}
+        for name, layer in self.layers.items():
+            named = {**layer.tensors(), **dict(zip(("lora_A", "lora_B"), layer.update(), strict=True))}
+            found |= {f"{PREFIX}{name}.{_in_file(key)}": tensor for key, tensor in named.items()}
+        return found
+
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set A and B; of a kept start, those that were moved to what the file says."""
+        for name, layer in self.layers.items():
+            for key, parameter in layer.tensors().items():
+                given = tensors[f"{PREFIX}{name}.{_in_file(key)}"]
+                if layer.start is not None and key == "lora_A":
+                    given = given[: layer.rank]
+                elif layer.start is not None and key == "lora_B":
+                    given = given[:, : layer.rank] + given[:, layer.rank :]
+                parameter.copy_(given)
+
+
+def _in_file(key: str) -> str:
+    return f"{key}.weight" if key in ("lora_A", "lora_B") else key
+
+
+def _numbers(layers: int | list[int] | None) -> tuple[int, ...] | None:
+    return (layers,) if isinstance(layers, int) else None if layers is None else tuple(layers)
+
+
+class LowRank(Adapter):
+    """Settings of every low-rank adapter."""
+
+    rank: int = Field(16, ge=1)
+    """Rank of the update; the adapter's size and capacity grow with it."""
+    alpha: float = Field(32, gt=0)
+    """The update is scaled by alpha / rank."""
+    targets: tuple[str, ...] = (ALL_LINEAR,)
+    """`all_linear` for every linear layer but the output head, or endings of layer names such as `q_proj`. A model with
+    matrices that are no linear layers (experts kept in one tensor) takes names only."""
+    layers: tuple[int, ...] | None = None
+    """Numbers of the decoder layers that get an update, from 0; absent: all."""
+    ranks: dict[str, int] = Field(default_factory=dict)
+    """Other ranks by the ending of a layer's name: `{ down_proj = 32 }`."""
+    alphas: dict[str, float] = Field(default_factory=dict)
+    """Other alphas by the ending of a layer's name."""
+    scaling: Literal["rank", "sqrt_rank"] = "rank"
+    """Divide alpha by the rank, or by its square root (rsLoRA), so that large ranks learn as fast as small ones."""
+    loraplus_ratio: float = Field(1.0, gt=0)
+    """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): the learning rate of B over that of A; 16 is its authors' choice."""
+
+    use_dora: ClassVar[bool] = False
+
+    @property
+    def start(self) -> str:
+        """How A and B begin, one of `STARTS`."""
+        return "kaiming"
+
+    @property
+    def dropped(self) -> float:
+        """Dropout on the update's input."""
+        return 0.0
+
+    @property
+    def named_targets(self) -> tuple[str, ...]:
+        """The targets, unless they are all linear layers."""
+        return () if self.targets == (ALL_LINEAR,) else self.targets
+
+    def inject(self, model: nn.Module, seed: int) -> InjectedLoRA:
+        """Wrap each target; everything else is frozen.
+
+        Raises:
+            ModelError: a target matches no linear layer, it is the output head (tied to the embedding), or `all_linear`
+            would leave matrices out.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        chosen = choose(model, self.targets, self.layers)
+        self._require_patterns(list(chosen))
+        model.requires_grad_(False)
+        layers: dict[str, LoRALinear] = {}
+        for name, linear in chosen.items():
+            layers[name] = self._wrap(name, linear, generator)
+            replace(model, name, layers[name])
+        return InjectedLoRA(model, layers, self)
+
+    def restore(self, model: nn.Module, folder: Path) -> InjectedLoRA:
+        """Inject with the rank, alpha and targets of the folder's settings, then load its tensors.
+
+        Raises:
+            ModelError: the folder is not a plain LoRA, or its tensors do not fit the model.
+        """
+        config = read_settings(folder, "LORA", ("r", "lora_alpha", "target_modules"), self._understood())
+        found = type(self)(
+            **self._also(config),
+            rank=config["r"],
+            alpha=config["lora_alpha"],
+            targets=targets_of(config),
+            layers=_numbers(config.get("layers_to_transform")),
+            ranks=config.get("rank_pattern") or {},
+            alphas=config.get("alpha_pattern") or {},
+            scaling="sqrt_rank" if config.get("use_rslora") else "rank",
+        )
+        injected = found.inject(model, seed=0)
+        injected.load(folder)
+        return injected
+
+    def _also(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of one method alone, from peft's."""
+        return {}
+
+    def file_settings(self, names: list[str]) -> dict[str, Any]:
+        """Settings as `peft` writes them, for the layers of these names."""
+        times = 2 if self.start in KEPT else 1  # the file holds A' and B' of `LoRALinear.update`, scaled as before
+        stretch = times if self.scaling == "rank" else times**0.5
+        return {
+            "peft_type": "LORA",
+            "r": self.rank * times,
+            "lora_alpha": self.alpha * stretch,
+            "lora_dropout": self.dropped,
+            "rank_pattern": {key: rank * times for key, rank in self.ranks.items()},
+            "alpha_pattern": {key: alpha * stretch for key, alpha in self.alphas.items()},
+            "use_rslora": self.scaling == "sqrt_rank",
+            "use_dora": self.use_dora,
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "init_lora_weights": True,
+        }
+
+    def _understood(self) -> dict[str, tuple[Any, ...]]:
+        """Fields of peft's settings and the values that are computed here; none stands for any."""
+        return {
+            **{field: () for field in ("r", "lora_alpha", "lora_dropout", "layers_to_transform", "use_rslora")},
+            **{field: () for field in ("rank_pattern", "alpha_pattern")},
+            **{field: () for field in ("megatron_core", "qalora_group_size")},  # settings of things that are off
+            "bias": ("none",),
+            # the base stays as it was; others (pissa, olora, ...) train on a base that their initialization has changed
+            "init_lora_weights": (True, False, "gaussian", "orthogonal"),
+            "use_dora": (self.use_dora,),
+        }
+
+    def _layer(self) -> type[LoRALinear]:
+        return LoRALinear
+
+    def _wrap(self, name: str, linear: nn.Linear, generator: torch.Generator) -> LoRALinear:
+        rank, scale = self._shape(name)
+        a, b = STARTS[self.start](linear.weight.detach(), rank, scale, generator)
+        layer = self._layer()(linear, rank, scale, self.dropped, a, b)
+        if self.start in KEPT:
+            layer.keep_start()
+        return layer
+
+    def _require_patterns(self, names: list[str]) -> None:
+        for field, patterns in (("ranks", self.ranks), ("alphas", self.alphas)):
+            for key in patterns:
+                if not any(matches(name, key) for name in names):
+                    raise ModelError(f"adapter.{field}: {key!r} is the ending of no layer that gets an update")
+
+    def _shape(self, name: str) -> tuple[int, float]:
+        """Rank and scale of the layer of this name."""
+        rank = next((rank for key, rank in self.ranks.items() if matches(name, key)), self.rank)
+        alpha = next((alpha for key, alpha in self.alphas.items() if matches(name, key)), self.alpha)
+        return rank, alpha / (rank if self.scaling == "rank" else rank**0.5)
