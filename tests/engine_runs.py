@@ -85,6 +85,7 @@ def make_run(folder: Path, dtype: torch.dtype = torch.float32, **tables: Any) ->
     if dtype == torch.float64:
         model.double()
     per_unit = 2 if objective.needs_reference else 1
+    rate = optimizer.learning_rate or adapter.learning_rate
     return Run(
         settings=settings,
         steps=settings.steps or 6,
@@ -92,9 +93,9 @@ def make_run(folder: Path, dtype: torch.dtype = torch.float32, **tables: Any) ->
         models=Models(Scorer(model), Scorer(reference.eval()) if reference is not None else None),
         objective=objective,
         injected=injected,
-        optimizer=optimizer.build(injected.trainable),
+        optimizer=optimizer.build(injected.trainable, rate, injected.rate_factors()),
         schedule=schedule,
-        learning_rate=optimizer.learning_rate,
+        learning_rate=rate,
         source=Source(random_units(10, per_unit), settings.rows_per_step, seed),
         validation=random_units(4, per_unit, seed=9),
         checkpoints=folder / "checkpoints",

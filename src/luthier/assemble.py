@@ -179,17 +179,19 @@ def build_run(
     if _compiling_pays(recipe, loaded, units["train"]):
         compile_layers(loaded.model)
     optimizer = part(recipe.optimizer, OptimizerSettings, "optimizer")  # type: ignore[type-abstract]
+    objective = objective_of(recipe)
+    rate = optimizer.learning_rate or adapter_of(recipe).learning_rate * objective.rate_factor
     source = Source(units["train"], recipe.training.rows_per_step, recipe.seed)
     return Run(
         settings=recipe.training,
         steps=planned_steps(recipe, len(units["train"])),
         model=loaded.model,
         models=trainable.models,
-        objective=objective_of(recipe),
+        objective=objective,
         injected=trainable.injected,
-        optimizer=optimizer.build(trainable.injected.trainable, trainable.injected.rate_factors()),
+        optimizer=optimizer.build(trainable.injected.trainable, rate, trainable.injected.rate_factors()),
         schedule=part(recipe.schedule, Schedule, "schedule"),  # type: ignore[type-abstract]
-        learning_rate=optimizer.learning_rate,
+        learning_rate=rate,
         source=source,
         validation=units["validation"],
         checkpoints=folder / "checkpoints",

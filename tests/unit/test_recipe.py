@@ -87,7 +87,7 @@ def test_only_the_training_rows_have_no_default() -> None:
             "data.loss_on = 'user': input should be 'assistant', 'last_assistant' or 'all'",
         ),
         ({"adapter": {"type": "lroa"}}, "unknown adapter 'lroa'; did you mean 'lora'?"),
-        ({"adapter": {"type": "lora", "rnk": 4}}, "unknown key 'adapter.rnk'; did you mean 'rank'?"),
+        ({"adapter": {"type": "lora", "rnk": 4}}, "unknown key 'adapter.rnk'; did you mean 'rank' or 'ranks'?"),
         ({"adapter": {"rank": 0}}, "adapter.rank = 0: input should be greater than or equal to 1"),
         ({"adapter": {"type": 3}}, "adapter.type = 3: expected a name, one of"),
         ({"adapter": "lora"}, "adapter = 'lora': expected a table such as { type = 'lora' }"),

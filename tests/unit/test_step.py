@@ -1,6 +1,7 @@
 """What one step computes: however it is cut up, divided once, without dropout in validation, updated as AdamW says."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,19 @@ import torch
 from tests.engine_runs import make_run, random_units
 from torch import Tensor, nn
 
+from luthier import assemble
+from luthier.adapters.lora import LoRA
+from luthier.adapters.prompt import Prompt
+from luthier.config import Tree, build
 from luthier.data.source import Source, Unit, micro_batches
 from luthier.engine.loop import train, validation_loss
 from luthier.engine.optimizers.adamw import AdamW
 from luthier.engine.run import Run
 from luthier.errors import DataError
-from luthier.examples import Row
+from luthier.examples import Conversation, Example, Message, Preference, Row
 from luthier.models.forest import build_batch
+from luthier.models.load import LoadedModel
+from luthier.recipe import Recipe
 
 
 def run_cut(folder: Path, cut: int, objective: str) -> Run:
@@ -132,7 +139,8 @@ def test_two_steps_of_adamw_are_those_of_the_paper(settings: AdamW) -> None:
     start = {"matrix": torch.randn(3, 2, generator=draw), "vector": torch.randn(4, generator=draw)}
     gradients = [{name: torch.randn(x.shape, generator=draw) for name, x in start.items()} for _ in range(2)]
     parameters = {name: nn.Parameter(x.clone()) for name, x in start.items()}
-    optimizer = settings.build(parameters)
+    rate = settings.learning_rate or 2e-4
+    optimizer = settings.build(parameters, rate)
     for step in gradients:
         for name, gradient in step.items():
             parameters[name].grad = gradient.clone()
@@ -145,5 +153,39 @@ def test_two_steps_of_adamw_are_those_of_the_paper(settings: AdamW) -> None:
             square = settings.beta2 * square + (1 - settings.beta2) * step[name] ** 2
             unbiased = mean / (1 - settings.beta1**t), square / (1 - settings.beta2**t)
             update = unbiased[0] / (unbiased[1].sqrt() + settings.epsilon)
-            value = value - settings.learning_rate * (update + decay * value)
+            value = value - rate * (update + decay * value)
         torch.testing.assert_close(parameters[name].detach(), value, rtol=1e-5, atol=1e-6)
+
+
+def test_the_learning_rate_is_the_adapter_s_where_the_recipe_names_none(
+    make_tiny: Callable[[], LoadedModel], tmp_path: Path
+) -> None:
+    """A tenth of it for pairs, and LoRA+ multiplies that of B."""
+    loaded = make_tiny()
+    rows = []
+    for number in range(8):
+        prompt = (Message("user", f"What is {number}?"),)
+        good, bad = ((Message("assistant", f"{word} {number}."),) for word in ("It is", "Not"))
+        rows.append(Preference(prompt, good, bad))
+    tables: Tree = {"model": {"name": str(loaded.files.folder)}, "data": {"train": "rows.jsonl"}}
+    rates = {}
+    for name, objective in (("lora", "sft"), ("lora", "dpo"), ("prompt", "sft")):
+        recipe = build(Recipe, {**tables, "adapter": {"type": name}, "objective": {"type": objective}})
+        given: list[Example] = list(rows)
+        if objective == "sft":
+            given = [Conversation(row.prompt + row.chosen) for row in rows]
+        units = list(assemble.units_of(recipe, given, assemble.template_for(recipe, loaded, 64)))
+        trainable = assemble.make_trainable(recipe, fresh := make_tiny())
+        run = assemble.build_run(recipe, fresh, trainable, {"train": units, "validation": units}, "", tmp_path)
+        rates[name, objective] = run.learning_rate
+    assert rates["lora", "sft"] == LoRA.learning_rate and rates["prompt", "sft"] == Prompt.learning_rate
+    assert rates["lora", "dpo"] == pytest.approx(LoRA.learning_rate / 10)
+
+
+def test_lora_plus_steps_b_faster_than_a_by_its_ratio(tmp_path: Path) -> None:
+    run = make_run(tmp_path, adapter={"type": "lora", "loraplus_ratio": 16.0}, schedule={"type": "constant"})
+    next(iter(train(run)))
+    held = {id(p): group["lr"] for group in run.optimizer.param_groups for p in group["params"]}
+    rates = {name: held[id(p)] for name, p in run.injected.trainable.items()}
+    assert len(set(rates.values())) == 2
+    assert all(rates[n] == pytest.approx(16 * rates[n.replace("lora_B", "lora_A")]) for n in rates if n.endswith("B"))

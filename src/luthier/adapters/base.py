@@ -63,6 +63,8 @@ class Injected(ABC):
 class Adapter(Settings, ABC):
     """Settings of one family of adapters; the file name is its name in a recipe."""
 
+    learning_rate: ClassVar[float] = 2e-4
+    """The highest of the schedule where the recipe names none (docs/adapters.md)."""
     overwrites_base: ClassVar[bool] = False
     """Whether the base weights themselves train, in float32, so that `Injected.disabled` is refused."""
 

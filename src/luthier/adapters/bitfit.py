@@ -7,6 +7,7 @@ A layer without a bias is given one. Such a layer cannot be merged, since its mo
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +52,8 @@ class BitFitLinear(Wrapped):
 
 class BitFit(Adapter):
     """Train a bias for each chosen linear layer."""
+
+    learning_rate: ClassVar[float] = 0.002
 
     targets: tuple[str, ...] = (ALL_LINEAR,)
     """`all_linear` for every linear layer but the output head, or endings of layer names such as `q_proj`."""

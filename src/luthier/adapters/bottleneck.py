@@ -9,7 +9,7 @@ U and u start at 0, so that an injected model computes exactly what its base com
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,8 @@ class BottleneckLinear(Wrapped):
 
 class Bottleneck(Adapter):
     """Put a small feed-forward network behind each sublayer."""
+
+    learning_rate: ClassVar[float] = 0.0004
 
     size: int = Field(64, ge=1)
     """Width of the bottleneck."""

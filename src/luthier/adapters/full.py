@@ -92,6 +92,8 @@ class InjectedFull(Injected):
 class Full(Adapter):
     """Train every parameter of the model."""
 
+    learning_rate: ClassVar[float] = 4e-5
+
     overwrites_base: ClassVar[bool] = True
 
     def inject(self, model: nn.Module, seed: int) -> InjectedFull:

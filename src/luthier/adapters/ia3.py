@@ -7,7 +7,7 @@ l starts at 1, so that an injected model computes exactly what its base computed
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -57,6 +57,8 @@ class IA3Linear(Wrapped):
 
 class IA3(Adapter):
     """Train one scale for each key, value and inner unit of the feed-forward: the smallest adapter there is."""
+
+    learning_rate: ClassVar[float] = 0.01
 
     targets: tuple[str, ...] = ("k_proj", "v_proj")
     """Endings of the names of layers whose outputs are scaled."""

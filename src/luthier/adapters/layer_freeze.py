@@ -17,6 +17,8 @@ from luthier.errors import ModelError
 class LayerFreeze(Full):
     """Train the weights of chosen layers."""
 
+    learning_rate: ClassVar[float] = 0.0001
+
     overwrites_base: ClassVar[bool] = True
 
     layers: int | tuple[int, ...] = 4

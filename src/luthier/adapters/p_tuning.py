@@ -8,7 +8,7 @@ together while training; the artifact holds the embeddings alone.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -69,6 +69,8 @@ class InjectedPTuning(InjectedVirtual):
 
 class PTuning(Virtual):
     """Train a network that makes the embeddings of virtual tokens before every row."""
+
+    learning_rate: ClassVar[float] = 0.0004
 
     network: Literal["mlp", "lstm"] = "mlp"
     """What makes the embeddings."""

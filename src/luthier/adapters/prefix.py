@@ -9,7 +9,7 @@ while training; the artifact holds keys and values alone.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -114,6 +114,8 @@ class InjectedPrefix(InjectedVirtual):
 
 class Prefix(Virtual):
     """Train keys and values of virtual tokens in every layer."""
+
+    learning_rate: ClassVar[float] = 0.01
 
     text: str = ""
     """A text whose keys and values the virtual tokens start at, repeated as often as need be; empty: random words."""

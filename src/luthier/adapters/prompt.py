@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,8 @@ class InjectedPrompt(InjectedVirtual):
 
 class Prompt(Virtual):
     """Train the embeddings of virtual tokens that stand before every row."""
+
+    learning_rate: ClassVar[float] = 0.03
 
     text: str = ""
     """A text whose embeddings the virtual tokens start at, repeated as often as need be; empty: random words."""

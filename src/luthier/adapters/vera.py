@@ -9,7 +9,7 @@ Files are peft's, with A and B in them.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -86,6 +86,8 @@ class InjectedVeRA(InjectedLayers):
 
 class VeRA(Adapter):
     """Train two vectors for each chosen linear layer, between random matrices that all layers share."""
+
+    learning_rate: ClassVar[float] = 0.004
 
     rank: int = Field(256, ge=1)
     """Rows of the shared A; more cost time, hardly any memory of the adapter."""

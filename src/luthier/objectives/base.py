@@ -81,6 +81,8 @@ class Objective(Settings, ABC):
     accepts: ClassVar[tuple[type, ...]] = (Conversation, Document)
     """Kinds of example it trains on."""
     needs_reference: ClassVar[bool] = False
+    rate_factor: ClassVar[float] = 1.0
+    """What an adapter's own learning rate is multiplied by where the recipe names none."""
     """Whether `Models.reference` must be given."""
 
     @abstractmethod

@@ -46,6 +46,7 @@ class DPO(Objective):
 
     accepts: ClassVar[tuple[type, ...]] = (Preference,)
     needs_reference: ClassVar[bool] = True
+    rate_factor: ClassVar[float] = 0.1
 
     beta: float = Field(0.1, gt=0)
     """Pull towards the reference model: higher stays closer; 0.1 to 0.5 is usual."""

@@ -25,7 +25,10 @@ class AdamW(OptimizerSettings):
     """Added to the denominator."""
 
     def build(
-        self, trainable: Mapping[str, nn.Parameter], rate_factors: Mapping[str, float] | None = None
+        self,
+        trainable: Mapping[str, nn.Parameter],
+        learning_rate: float,
+        rate_factors: Mapping[str, float] | None = None,
     ) -> torch.optim.Optimizer:
         """torch's AdamW; fused on CUDA, where one launch updates all tensors."""
         factors = rate_factors or {}
@@ -36,10 +39,10 @@ class AdamW(OptimizerSettings):
         on_cuda = all(p.is_cuda for p in trainable.values())
         return torch.optim.AdamW(
             [
-                {"params": members, "weight_decay": decay, "rate_factor": factor, "lr": self.learning_rate * factor}
+                {"params": members, "weight_decay": decay, "rate_factor": factor, "lr": learning_rate * factor}
                 for (decay, factor), members in groups.items()
             ],
-            lr=self.learning_rate,
+            lr=learning_rate,
             betas=(self.beta1, self.beta2),
             eps=self.epsilon,
             fused=True if on_cuda else None,
