@@ -1,4 +1,7 @@
-"""Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685) and its variants that compute the same; see `_low_rank`."""
+"""Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685) and its variants that compute the same.
+
+What it shares with others is in `_low_rank`.
+"""
 
 from collections.abc import Mapping
 from typing import Any, Literal

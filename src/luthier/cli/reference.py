@@ -134,6 +134,8 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if value is None:
         return "absent"
+    if value == {}:  # a table would become a heading
+        return "`{}`"
     return "`" + write_toml({"v": value}).strip().removeprefix("v = ") + "`" if value != "" else '`""`'
 
 
