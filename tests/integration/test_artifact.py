@@ -163,3 +163,48 @@ def test_a_fully_trained_model_is_one_that_anyone_can_open(recipe: Path, tmp_pat
     with torch.no_grad():
         inputs = torch.tensor([ids])
         assert torch.equal(model(inputs).logits, trained.loaded.model(inputs).logits)
+
+
+def test_merged_runs_open_as_one_and_compute_the_mean_of_their_updates(recipe: Path, tmp_path: Path) -> None:
+    first, other, out = (tmp_path / name for name in ("first", "other", "merged"))
+    assert train(recipe, first, "model.precision=float32") == 0
+    assert train(recipe, other, "model.precision=float32", "adapter.init=pissa", "adapter.rank=4") == 0
+    assert main(["merge", str(first), f"{other}=0.25", "--out", str(out)]) == 0
+    found = open_trained(out)
+    ids = torch.arange(5, 25)[None]
+    found.injected.merge()
+    wanted = open_trained(first)
+    plain = {name: p.detach().clone() for name, p in found.loaded.model.named_parameters()}
+    with wanted.injected.disabled():
+        base = {n.replace(".base.", "."): p.detach().clone() for n, p in wanted.loaded.model.named_parameters()}
+    opened = [wanted, open_trained(other)]
+    for run in opened:
+        run.injected.merge()
+    merged = [dict(run.loaded.model.named_parameters()) for run in opened]
+    for name, weight in plain.items():
+        expected = base[name] + 0.5 * (merged[0][name] - base[name]) + 0.25 * (merged[1][name] - base[name])
+        torch.testing.assert_close(weight, expected, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        logits = [run.loaded.model(ids).logits for run in (found, *opened)]
+    assert not torch.allclose(logits[0], logits[1], atol=1e-3)
+    record = load(out / "adapter/run.json")["merged"]
+    assert record["method"] == "linear" and [part["weight"] for part in record["of"]] == [0.5, 0.25]
+
+
+def test_merging_refuses_what_does_not_belong_together(
+    recipe: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = tmp_path / "full"
+    assert train(recipe, full, "adapter.type=full") == 0
+    capsys.readouterr()
+    for runs, wanted in (
+        ([str(full)], "adapter_config.json"),
+        ([str(tmp_path / "nothing")], "adapter"),
+        ([f"{trained}=much"], "expected RUN=WEIGHT with a number"),
+    ):
+        assert main(["merge", *runs, "--out", str(tmp_path / "out")]) == 2
+        assert wanted in capsys.readouterr().err
+    assert main(["merge", f"{trained}=0.5", "--out", str(trained)]) == 2
+    assert "merge into another folder" in capsys.readouterr().err
+    assert main(["merge", str(trained), "--method", "ties", "--set", "density=2", "--out", str(tmp_path / "o")]) == 2
+    assert "density = 2" in capsys.readouterr().err

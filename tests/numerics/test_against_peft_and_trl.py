@@ -149,6 +149,38 @@ def test_adapters_travel_to_peft_and_back_with_equal_logits(name: str, tmp_path:
         assert not torch.allclose(found, wanted, atol=1e-3)
 
 
+@pytest.mark.parametrize(("way", "theirs"), [("linear", "cat"), ("ties", "ties_svd")])
+def test_merged_adapters_are_peft_s(way: str, theirs: str, tmp_path: Path) -> None:
+    """Two trained adapters, weighted: by what they add to a weight, as peft's `cat` and `ties_svd` count."""
+    from peft import PeftModel
+
+    from luthier.merge import Source, merged_layers
+    from luthier.merging.base import Merge
+    from luthier.merging.linear import Linear
+    from luthier.merging.ties import Ties
+
+    # peft elects signs before it weights, we after: the larger say of a heavier adapter counts in the election
+    weights, layers = (0.7, 0.4) if way == "linear" else (0.6, 0.6), []
+    for number in range(2):
+        injected = LoRA(rank=4, alpha=6, targets=("q_proj", "up_proj")).inject(tiny_llama(), seed=number)
+        noise = torch.Generator().manual_seed(number)
+        with torch.no_grad():
+            for parameter in injected.trainable.values():
+                parameter.copy_(torch.randn(parameter.shape, generator=noise) * 0.1)
+        injected.save(tmp_path / str(number), "tiny")
+        layers.append({n: (x.a.detach(), x.b.detach() * x.scale) for n, x in injected.layers.items()})
+    sources = [Source(tmp_path, {}, found, weight) for found, weight in zip(layers, weights, strict=True)]
+    method: Merge = Linear() if way == "linear" else Ties(density=0.5)
+    ours = merged_layers(sources, method, None if way == "linear" else 32, 0)
+    model = PeftModel.from_pretrained(tiny_llama(), str(tmp_path / "0"), adapter_name="a")
+    model.load_adapter(str(tmp_path / "1"), adapter_name="b")
+    options = {} if way == "linear" else {"density": 0.5, "svd_rank": 32}
+    model.add_weighted_adapter(["a", "b"], list(weights), "merged", combination_type=theirs, **options)
+    for name, ((a, b), _) in ours.items():
+        other = model.base_model.model.get_submodule(name)
+        torch.testing.assert_close((b @ a), other.get_delta_weight("merged"), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize(("start", "peft_s"), [("pissa", "pissa"), ("olora", "olora")])
 def test_starts_that_peft_takes_out_of_the_base_train_as_ours_do(start: str, peft_s: str) -> None:
     """Three steps of plain descent from the same A and B; peft changes the base, ours keeps the start beside it."""

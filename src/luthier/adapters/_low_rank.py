@@ -118,6 +118,13 @@ def _in_file(key: str) -> str:
     return f"{key}.weight" if key in ("lora_A", "lora_B") else key
 
 
+def scale_of(config: Mapping[str, Any], name: str, rank: int) -> float:
+    """What peft's settings multiply the update of this layer by; `rank` is that of its tensors."""
+    patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
+    alpha = next((alpha for key, alpha in patterns.items() if matches(name, key)), config["lora_alpha"])
+    return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
+
+
 def _numbers(layers: int | list[int] | None) -> tuple[int, ...] | None:
     return (layers,) if isinstance(layers, int) else None if layers is None else tuple(layers)
 

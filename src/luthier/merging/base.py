@@ -1,0 +1,26 @@
+"""What a way to merge is: it combines the updates that several adapters make of one weight."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from luthier.config import Settings
+
+
+class Merge(Settings, ABC):
+    """One file each; the file name is what `luthier merge --method` takes."""
+
+    def default_weight(self, count: int) -> float:
+        """The weight of each of so many adapters where none is given: they are averaged."""
+        return 1 / count
+
+    @abstractmethod
+    def combine(self, updates: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        """One update out of several.
+
+        Args:
+            updates: (out, in) float32 each, already multiplied by its adapter's weight.
+            generator: for ways that draw.
+        """
