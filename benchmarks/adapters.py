@@ -127,7 +127,9 @@ def main() -> int:
     parser.add_argument("methods", nargs="*", help=f"of: {'; '.join(METHODS)}; all if none")
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe, as `luthier run`")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe, as `luthier run`"
+    )
     asked = parser.parse_args()
     unknown = sorted(set(asked.methods) - METHODS.keys())
     if unknown:

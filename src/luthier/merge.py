@@ -17,14 +17,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from luthier import __version__
-from luthier.adapters._layers import PREFIX, WEIGHTS, read_settings, write_artifact
-from luthier.adapters._low_rank import scale_of
-from luthier.adapters.lora import LoRA
+from luthier.adapters._layers import PREFIX, WEIGHTS, write_artifact
+from luthier.adapters._low_rank import read_low_rank, scale_of
 from luthier.assemble import RECORD, TEMPLATE_FILE, artifact_record
 from luthier.errors import ModelError
 from luthier.files import sha256_of
 from luthier.merging.base import Merge
-from luthier.merging.linear import Linear
 
 Factors = tuple[Tensor, Tensor]
 """A (rank, in) and B (out, rank), scaled, so that the update is B A."""
@@ -49,7 +47,7 @@ def read_source(run: Path, weight: float) -> Source:
     """
     folder = run / "adapter"
     record = artifact_record(folder)
-    config = read_settings(folder, "LORA", ("r", "lora_alpha", "target_modules"), LoRA()._understood())
+    config = read_low_rank(folder)
     tensors = load_file(folder / WEIGHTS)
     layers: dict[str, Factors] = {}
     for name in sorted({key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors}):
@@ -86,7 +84,7 @@ def merged_layers(
     found: dict[str, tuple[Factors, float]] = {}
     for name in sorted({name for source in sources for name in source.layers}):
         parts = [(s.layers[name], s.weight) for s in sources if name in s.layers]
-        if isinstance(method, Linear):  # a sum of updates of low rank is of low rank
+        if method.is_sum:  # a sum of updates of low rank is of low rank
             a, b = torch.cat([a for (a, _), _ in parts]), torch.cat([weight * b for (_, b), weight in parts], 1)
             found[name] = shorten(a, b, rank)
         else:

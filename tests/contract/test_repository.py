@@ -31,6 +31,7 @@ REGISTRIES = (
     "luthier.engine.schedules",
     "luthier.evaluation.metrics",
     "luthier.evaluation.systems",
+    "luthier.merging",
     "luthier.objectives",
     "luthier.preflight",
 )
@@ -63,6 +64,9 @@ REPLACED_IN_TESTS: dict[str, str] = {
     "tests/unit/test_checks_base.py::test_blocks_are_joined_in_order_and_texts_left_out": "a smaller block",
     "tests/unit/test_kernels.py::test_a_wrong_kernel_switches_all_of_them_off": "no compiler here gets one wrong",
     "tests/unit/test_significance.py::test_chunks_do_not_change_the_resamples": "a smaller block, same result",
+    "tests/unit/test_levels.py::test_a_model_scores_alike_by_levels_and_compiled": "as if there were a GPU",
+    "tests/unit/test_levels.py::test_compiled_layers_serve_training_alone": "as if there were a GPU",
+    "tests/unit/test_levels.py::test_levels_are_for_flash_kernels": "as if there were a GPU",
     "tests/unit/test_generate.py::test_equal_prompts_are_computed_once": "counts calls and passes every one of them on",
     "tests/unit/test_generate.py::test_shared_prefix_changes_nothing": "says from where on sharing pays",
 }

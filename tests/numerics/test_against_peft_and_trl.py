@@ -9,6 +9,7 @@ import torch
 from tests.engine_runs import make_run, random_units, tiny_llama
 
 from luthier.adapters._layers import HARMLESS
+from luthier.adapters._low_rank import UNDERSTOOD
 from luthier.adapters.lora import LoRA
 from luthier.engine.loop import train
 from luthier.errors import ModelError
@@ -237,7 +238,7 @@ def test_every_setting_of_peft_is_known_to_be_harmless_or_must_be_off(tmp_path: 
     path = tmp_path / "adapter_config.json"
     plain = json.loads(path.read_text())
     assert {"velora_config", "kasa_config", "monteclora_config", "loftq_config", "arrow_config"} <= plain.keys()
-    for field in [*plain.keys() - HARMLESS - LoRA()._understood().keys(), "invented_tomorrow"]:
+    for field in [*plain.keys() - HARMLESS - UNDERSTOOD.keys() - {"use_dora"}, "invented_tomorrow"]:
         path.write_text(json.dumps({**plain, field: {"x": 1}}))
         with pytest.raises(ModelError, match=field):
             LoRA().restore(tiny_llama(), tmp_path)

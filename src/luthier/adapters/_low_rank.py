@@ -118,6 +118,27 @@ def _in_file(key: str) -> str:
     return f"{key}.weight" if key in ("lora_A", "lora_B") else key
 
 
+UNDERSTOOD: Mapping[str, tuple[Any, ...]] = {
+    **{field: () for field in ("r", "lora_alpha", "lora_dropout", "layers_to_transform", "use_rslora")},
+    **{field: () for field in ("rank_pattern", "alpha_pattern")},
+    **{field: () for field in ("megatron_core", "qalora_group_size")},  # settings of things that are off
+    "bias": ("none",),
+    # the base stays as it was; others (pissa, olora, ...) train on a base that their initialization has changed
+    "init_lora_weights": (True, False, "gaussian", "orthogonal"),
+}
+"""Fields of peft's settings and the values that are computed here; none stands for any."""
+
+
+def read_low_rank(folder: Path, use_dora: bool = False) -> dict[str, Any]:
+    """The settings of a LoRA's folder, or of a DoRA's.
+
+    Raises:
+        ModelError: it is no such adapter, or one that computes something else.
+    """
+    plain = {**UNDERSTOOD, "use_dora": (use_dora,)}
+    return read_settings(folder, "LORA", ("r", "lora_alpha", "target_modules"), plain)
+
+
 def scale_of(config: Mapping[str, Any], name: str, rank: int) -> float:
     """What peft's settings multiply the update of this layer by; `rank` is that of its tensors."""
     patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
@@ -190,7 +211,7 @@ class LowRank(Adapter):
         Raises:
             ModelError: the folder is not a plain LoRA, or its tensors do not fit the model.
         """
-        config = read_settings(folder, "LORA", ("r", "lora_alpha", "target_modules"), self._understood())
+        config = read_low_rank(folder, self.use_dora)
         found = type(self)(
             **self._also(config),
             rank=config["r"],
@@ -225,18 +246,6 @@ class LowRank(Adapter):
             "bias": "none",
             "fan_in_fan_out": False,
             "init_lora_weights": True,
-        }
-
-    def _understood(self) -> dict[str, tuple[Any, ...]]:
-        """Fields of peft's settings and the values that are computed here; none stands for any."""
-        return {
-            **{field: () for field in ("r", "lora_alpha", "lora_dropout", "layers_to_transform", "use_rslora")},
-            **{field: () for field in ("rank_pattern", "alpha_pattern")},
-            **{field: () for field in ("megatron_core", "qalora_group_size")},  # settings of things that are off
-            "bias": ("none",),
-            # the base stays as it was; others (pissa, olora, ...) train on a base that their initialization has changed
-            "init_lora_weights": (True, False, "gaussian", "orthogonal"),
-            "use_dora": (self.use_dora,),
         }
 
     def _layer(self) -> type[LoRALinear]:

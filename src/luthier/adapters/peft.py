@@ -43,8 +43,6 @@ class InjectedPeft(Injected):
         Raises:
             NotImplementedError: the method cannot be merged.
         """
-        if not hasattr(self.wrapped.base_model, "merge_and_unload"):
-            raise NotImplementedError("peft cannot merge this method: keep the adapter beside its base")
         self.wrapped.merge_and_unload()
 
     def save(self, folder: Path, base_name: str) -> None:
@@ -87,7 +85,7 @@ class Peft(Adapter):
             RecipeError: peft is not installed, has no such method, or refuses the settings.
         """
         config = self._config()
-        if hasattr(config, "target_modules") and "target_modules" not in self.settings:
+        if "target_modules" in vars(config) and "target_modules" not in self.settings:
             config.target_modules = "all-linear"
         return _inject(model, config, seed)
 

@@ -107,7 +107,7 @@ class InjectedPrefix(InjectedVirtual):
         cos, sin = (turn[0][:, None, None, None].to(kv.dtype) for turn in rotary(kv, positions))
         keys, values = kv[:, :, :1], kv[:, :, 1:]
         one, other = keys.chunk(2, dim=-1)
-        scale = getattr(rotary, "attention_scaling", 1.0)
+        scale = vars(rotary).get("attention_scaling", 1.0)
         turned = (keys * cos + direction * torch.cat([-other, one], -1) * sin) / (scale**2 if direction < 0 else 1.0)
         return torch.cat([turned, values], 2)
 
@@ -149,7 +149,7 @@ class Prefix(Virtual):
         any_model.set_input_embeddings(embedding)
         for number, (attention, _) in enumerate(made):
             for part, name in enumerate(("k_proj", "v_proj")):
-                setattr(attention, name, PrefixLinear(getattr(attention, name), number, part, embedding))
+                attention.register_module(name, PrefixLinear(attention.get_submodule(name), number, part, embedding))
         heads = start.shape[3]
         config = {
             "peft_type": "PREFIX_TUNING",
@@ -173,14 +173,15 @@ class Prefix(Virtual):
 
 def _makers(model: Any) -> list[tuple[Any, int]]:
     """The attention of each layer, and the size of its heads."""
-    found = [m for m in model.modules() if hasattr(m, "k_proj") and hasattr(m, "v_proj") and hasattr(m, "head_dim")]
-    normed = any("k_norm" in dict(m.named_children()) for m in found)
+    parts = [(m, dict(m.named_children())) for m in model.modules() if "head_dim" in vars(m)]
+    found = [m for m, children in parts if {"k_proj", "v_proj"} <= children.keys()]
+    normed = any("k_norm" in children for _, children in parts)
     if len(found) != model.config.get_text_config().num_hidden_layers or normed:
         raise ModelError(
             f"{type(model).__name__}: its keys are not the output of one linear layer (k_proj); "
             "use adapter.type = prompt"
         )
-    if not hasattr(model.base_model, "rotary_emb"):
+    if "rotary_emb" not in dict(model.base_model.named_children()):
         raise ModelError(f"{type(model).__name__} has no rotary positions of its own; use adapter.type = prompt")
     return [(m, m.head_dim) for m in found]
 

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from luthier.config import Settings
 
 class Merge(Settings, ABC):
     """One file each; the file name is what `luthier merge --method` takes."""
+
+    is_sum: ClassVar[bool] = False
+    """Whether it adds the updates, so that the result is of the sum of their ranks and need not be made to be factored."""
 
     def default_weight(self, count: int) -> float:
         """The weight of each of so many adapters where none is given: they are averaged."""

@@ -61,10 +61,11 @@ def forest_attention(
 def levels_for(config: Any, forest: Forest, dtype: torch.dtype) -> Levels | None:
     """The calls of flash attention for this forest, or None where a model of this configuration needs another way."""
     device = forest.ids_N.device
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if not serves(device, dtype, size) or hasattr(config, "v_head_dim"):
+    said = vars(config)
+    size = said.get("head_dim") or config.hidden_size // config.num_attention_heads
+    if not serves(device, dtype, size) or "v_head_dim" in said:
         return None
-    window = getattr(config, "sliding_window", None)
+    window = said.get("sliding_window")
     if window is not None and window <= int(forest.positions_N.max()):
         return None
     return levels_of(forest.starts, forest.ends, forest.parents, device)

@@ -12,7 +12,7 @@ from typing import Any
 
 def virtual_ids(model: Any) -> tuple[int, ...]:
     """The ids that stand before every row; none without such an adapter, or while it is off."""
-    ids: tuple[int, ...] = getattr(model, "virtual_ids", ())
+    ids: tuple[int, ...] = vars(model).get("virtual_ids", ())
     return ids
 
 

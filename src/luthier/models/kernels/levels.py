@@ -110,18 +110,11 @@ def _attention_shape(
 
 
 @torch.library.custom_op("luthier::level_attention_back", mutates_args=())
-def _attention_back(  # noqa: PLR0913 - an operator takes its tensors one by one
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    tensors: Sequence[Tensor],
-    sizes: Tensor,
-    scale: float,
+def _attention_back(
+    dout: Tensor, kept: Sequence[Tensor], tensors: Sequence[Tensor], sizes: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk, dv"""
+    """dq, dk, dv; `kept` are q, k, v, out and lse"""
+    q, k, v, out, lse = kept
     cut, longest = tensors[0], sizes.tolist()
     parts = _spans_back((dout, q, k, v, out, lse), (cut, cut), (longest[0], longest[0]), True, scale)
     if len(longest) == 1:
@@ -136,7 +129,8 @@ def _attention_back(  # noqa: PLR0913 - an operator takes its tensors one by one
 
 
 @_attention_back.register_fake
-def _attention_back_shape(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *_rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _attention_back_shape(dout: Tensor, kept: Sequence[Tensor], *_rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v, *_ = kept
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
@@ -147,8 +141,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _backward(ctx: Any, dout: Tensor, _dlse: Tensor | None) -> tuple[Any, ...]:
-    q, k, v, out, lse, sizes, *tensors = ctx.saved_tensors
-    back = _attention_back(dout.contiguous(), q, k, v, out, lse, tensors, sizes, ctx.scale)
+    *kept, sizes = ctx.saved_tensors[:6]
+    tensors = ctx.saved_tensors[6:]
+    back = _attention_back(dout.contiguous(), kept, list(tensors), sizes, ctx.scale)
     return (*back, [None] * len(tensors), None, None)
 
 
