@@ -14,7 +14,7 @@ class Merge(Settings, ABC):
     """One file each; the file name is what `luthier merge --method` takes."""
 
     is_sum: ClassVar[bool] = False
-    """Whether it adds the updates, so that the result is of the sum of their ranks and need not be made to be factored."""
+    """Whether it adds the updates: the sum of updates of low rank has their factors, end to end."""
 
     def default_weight(self, count: int) -> float:
         """The weight of each of so many adapters where none is given: they are averaged."""

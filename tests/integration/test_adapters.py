@@ -1,0 +1,47 @@
+"""Every adapter through a whole training: gates, steps, artifact, and answers by the generator."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.integration.test_artifact import train, write_recipe
+
+from luthier import registry
+from luthier.assemble import open_trained
+from luthier.examples import Row
+from luthier.models.forest import build_batch
+from luthier.models.generate import generate
+from luthier.models.scorer import Scorer
+from luthier.recipe import ADAPTERS
+
+MORE = {
+    "lora": ("adapter.init=pissa",),
+    "peft": ("adapter={ type = 'peft', method = 'loha', settings = { r = 4 } }", "optimizer.learning_rate=1e-2"),
+    "prompt": ("adapter.text='Answer with a number.'",),
+    "prefix": ("adapter.reparametrize=true",),
+}
+
+
+@pytest.mark.parametrize("name", registry.names(ADAPTERS))
+def test_a_run_trains_saves_and_answers(name: str, tiny_model_folder: Path, tmp_path: Path) -> None:
+    recipe, out = write_recipe(tmp_path, tiny_model_folder), tmp_path / "run"
+    # nearly all rows in each step, so that losses of steps can be compared; the adapter's own learning rate
+    together = ("optimizer={ type = 'adamw' }", "schedule.type=constant", "training.rows_per_step=48")
+    given = (f"adapter={{ type = '{name}' }}", *together, *MORE.get(name, ()), "model.precision=float32")
+    assert train(recipe, out, *given) == 0
+    lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert len(losses) == 6 and losses[-1] < losses[0] - 1e-3
+    trained = open_trained(out)
+    prompts = [trained.loaded.tokenizer(text)["input_ids"] for text in ("What is 1?", "What is 22, then?", "Name it.")]
+    answers = generate(trained.loaded, prompts, max_new_tokens=6, stop_ids=frozenset())
+    for prompt, answer in zip(prompts, answers, strict=True):
+        row = Row((*prompt, *answer.ids), (0.0,) * len(prompt) + (1.0,) * len(answer.ids))
+        with torch.no_grad():
+            batch = build_batch([row])
+            logits = Scorer(trained.loaded.model).logits(batch)
+            summed = float(Scorer(trained.loaded.model).token_logprobs(batch).sum())
+        assert logits.argmax(-1).tolist() == list(answer.ids)
+        assert summed == pytest.approx(answer.logprob_sum, abs=1e-3)
+        assert answer.prompt_tokens == len(prompt)
