@@ -31,6 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "peft-loha": {"method": "loha", "settings": {"r": 4}},
 }
 NAMES = [*registry.names(ADAPTERS), *VARIANTS]
+CASES = [*registry.names(ADAPTERS), *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS)]
 BATCH = build_batch([row for unit in random_units(3) for row in unit])
 
 
@@ -56,14 +57,14 @@ def move(injected: Injected) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_injected_model_computes_what_its_base_computed(name: str) -> None:
     base, model = tiny_llama(), tiny_llama()
     injected = adapter(name).inject(model, seed=0)
     assert torch.equal(logprobs(base), logprobs(model)) is injected.starts_as_base
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_exactly_the_trainable_tensors_ask_for_gradients_and_are_float32(name: str) -> None:
     model = tiny_llama(dtype=torch.bfloat16)
     trainable = adapter(name).inject(model, seed=0).trainable
@@ -72,7 +73,7 @@ def test_exactly_the_trainable_tensors_ask_for_gradients_and_are_float32(name: s
     assert all(p.dtype == torch.float32 for p in trainable.values())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_a_bfloat16_base_computes_the_same_with_the_adapter_in(name: str) -> None:
     base, model = tiny_llama(dtype=torch.bfloat16), tiny_llama(dtype=torch.bfloat16)
     overwrites = adapter(name).overwrites_base
@@ -105,7 +106,7 @@ def test_weights_that_train_follow_small_updates_when_they_are_seen_in_bfloat16(
     assert not torch.equal(adapter("full").inject(other, seed=4).trainable[NORM], same[NORM])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_every_trainable_tensor_is_reached_by_the_gradient_once_it_moves(name: str) -> None:
     model = tiny_llama()
     injected = adapter(name).inject(model, seed=0)
@@ -115,7 +116,7 @@ def test_every_trainable_tensor_is_reached_by_the_gradient_once_it_moves(name: s
         assert parameter.grad is not None and parameter.grad.norm() > 0, tensor_name
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_save_and_restore_give_equal_logits_in_a_fresh_model(name: str, tmp_path: Path) -> None:
     model = tiny_llama()
     injected = adapter(name).inject(model, seed=0)
@@ -128,7 +129,7 @@ def test_save_and_restore_give_equal_logits_in_a_fresh_model(name: str, tmp_path
     assert not torch.equal(logprobs(fresh), logprobs(tiny_llama()))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_a_renamed_or_missing_tensor_is_refused(name: str, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -143,7 +144,7 @@ def test_a_renamed_or_missing_tensor_is_refused(name: str, tmp_path: Path) -> No
         adapter(name).restore(tiny_llama(), tmp_path)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_merged_model_equals_adapted_model_and_has_the_base_s_shape(name: str) -> None:
     base, model = tiny_llama(), tiny_llama()
     injected = adapter(name).inject(model, seed=0)
@@ -158,7 +159,7 @@ def test_merged_model_equals_adapted_model_and_has_the_base_s_shape(name: str) -
     torch.testing.assert_close(logprobs(model), adapted, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_disabled_is_the_base_bit_for_bit_or_is_refused(name: str) -> None:
     model = tiny_llama()
     injected = adapter(name).inject(model, seed=0)
@@ -173,7 +174,7 @@ def test_disabled_is_the_base_bit_for_bit_or_is_refused(name: str) -> None:
     assert torch.equal(logprobs(model), adapted)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_an_artifact_is_read_back_into_the_adapter_that_wrote_it(name: str, tmp_path: Path) -> None:
     """A run whose best checkpoint is damaged takes its weights from the artifact, and goes on being what it was."""
     model = tiny_llama()
@@ -187,7 +188,7 @@ def test_an_artifact_is_read_back_into_the_adapter_that_wrote_it(name: str, tmp_
     torch.testing.assert_close(logprobs(model), wanted, atol=EXACT.get(name, 0.0), rtol=0)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_equal_seeds_give_equal_adapters(name: str) -> None:
     first, second = (adapter(name).inject(tiny_llama(), seed=7).trainable for _ in range(2))
     assert all(torch.equal(first[n], second[n]) for n in first)

@@ -15,6 +15,8 @@ from luthier.models.generate import generate
 from luthier.models.scorer import Scorer
 from luthier.recipe import ADAPTERS
 
+pytestmark = pytest.mark.slow  # each trains
+
 MORE = {
     "lora": ("adapter.init=pissa",),
     "peft": ("adapter={ type = 'peft', method = 'loha', settings = { r = 4 } }", "optimizer.learning_rate=1e-2"),

@@ -81,6 +81,7 @@ def scored(made: LlamaForCausalLM, trained: list[torch.nn.Parameter], batch: Bat
     return logprobs.detach(), torch.cat([g.flatten() for g in gradients])
 
 
+@pytest.mark.slow
 def test_a_model_scores_alike_by_levels_and_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """One compilation for all layers and for all forests of as many levels."""
     made, trained = model()
