@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from luthier.adapters.base import Adapter, Injected, by_name, require_same_tensors
+from luthier.errors import ModelError
+from luthier.models.quantize.base import QuantizedLinear
 
 WEIGHTS = "model.safetensors"
 
@@ -82,7 +84,13 @@ class Full(Adapter):
     overwrites_base: ClassVar[bool] = True
 
     def inject(self, model: nn.Module, seed: int) -> InjectedFull:
-        """Turn the weights into float32, bfloat16 ones by `spread`, and let all of them train."""
+        """Turn the weights into float32, bfloat16 ones by `spread`, and let all of them train.
+
+        Raises:
+            ModelError: some are held quantized and would silently stay as they are.
+        """
+        if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+            raise ModelError("a quantized model cannot be trained as a whole; load it with model.quantize = 'none'")
         generator = torch.Generator().manual_seed(seed)
         for parameter in model.parameters():
             if parameter.dtype == torch.bfloat16:

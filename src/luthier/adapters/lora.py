@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from luthier.adapters.base import Adapter, Injected, by_name, require_same_tensors
 from luthier.errors import ModelError
-from luthier.models.kernels.low_rank import low_rank_added, low_rank_linear
+from luthier.models.kernels.low_rank import Weight, low_rank_added, low_rank_linear
+from luthier.models.quantize.base import QuantizedLinear
 
 WEIGHTS = "adapter_model.safetensors"
 SETTINGS = "adapter_config.json"
@@ -34,7 +35,9 @@ PREFIX = "base_model.model."  # what peft puts before every name
 class LoRALinear(nn.Module):
     """A frozen linear layer and its low-rank update."""
 
-    def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float, generator: torch.Generator) -> None:
+    def __init__(
+        self, base: nn.Linear | QuantizedLinear, rank: int, scale: float, dropout: float, generator: torch.Generator
+    ) -> None:
         super().__init__()
         self.base = base
         self.scale = scale
@@ -43,23 +46,26 @@ class LoRALinear(nn.Module):
         a = torch.empty(rank, base.in_features)
         bound = 1 / math.sqrt(base.in_features)  # kaiming uniform with a = sqrt(5), as in the authors' loralib
         a.uniform_(-bound, bound, generator=generator)
-        device = base.weight.device
+        device = base.device if isinstance(base, QuantizedLinear) else base.weight.device
         self.a = nn.Parameter(a.to(device))
         self.b = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""
+        weight: Weight = self.base.lent if isinstance(self.base, QuantizedLinear) else self.base.weight
         if self.enabled and not (self.dropout and self.training):
-            return low_rank_linear(x, self.base.weight, self.base.bias, self.a, self.b, self.scale)
+            return low_rank_linear(x, weight, self.base.bias, self.a, self.b, self.scale)
         if not self.enabled:
             y: Tensor = self.base(x)
             return y
         low = F.linear(F.dropout(x, self.dropout), self.a.to(x.dtype))
-        return low_rank_added(x, self.base.weight, self.base.bias, low, (self.scale * self.b).to(x.dtype))
+        return low_rank_added(x, weight, self.base.bias, low, (self.scale * self.b).to(x.dtype))
 
     @torch.no_grad()
     def merge(self) -> nn.Linear:
-        """W + (alpha / rank) B A, added in float32 and stored in the type of W."""
+        """W + (alpha / rank) B A, added in float32 and stored in the type of W; a quantized W becomes dense."""
+        if isinstance(self.base, QuantizedLinear):
+            self.base = self.base.to_linear()
         weight = self.base.weight
         weight.copy_((weight.float() + self.scale * (self.b @ self.a)).to(weight.dtype))
         return self.base
@@ -177,15 +183,15 @@ class LoRA(Adapter):
         injected.load(folder)
         return injected
 
-    def _choose(self, model: nn.Module) -> dict[str, nn.Linear]:
+    def _choose(self, model: nn.Module) -> dict[str, nn.Linear | QuantizedLinear]:
         head = model.get_output_embeddings()  # type: ignore[operator]
-        linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+        linears = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, QuantizedLinear)) and m is not head}
         if not linears:
             raise ModelError(f"{type(model).__name__} has no linear layer that a LoRA could be added to")
         if not self.named_targets:
             _require_only_linears(model, linears)
             return linears
-        chosen: dict[str, nn.Linear] = {}
+        chosen: dict[str, nn.Linear | QuantizedLinear] = {}
         for target in self.targets:
             found = {n: m for n, m in linears.items() if n == target or n.endswith("." + target)}
             if not found:
@@ -210,7 +216,7 @@ _PLAIN: Mapping[str, tuple[Any, ...]] = {
 _OFF: tuple[Any, ...] = (None, False, {}, [])
 
 
-def _require_only_linears(model: nn.Module, linears: Mapping[str, nn.Linear]) -> None:
+def _require_only_linears(model: nn.Module, linears: Mapping[str, nn.Module]) -> None:
     """Check that `all_linear` leaves out no matrix but embeddings and the head.
 
     Raises:

@@ -1,4 +1,5 @@
-/* Rows of quantized matrices become numbers again. See models/quantize for each format, and a plain version beside it.
+/* Matrices are quantized, and rows of them become numbers again. See models/quantize for each format, and a plain
+   version beside it.
 
    Values are made in float32 and rounded once to T, so both types hold what the plain version holds, bit by bit. Rows
    are split over OpenMP threads. Included from itself for bfloat16 and float32, as elementwise.c is. */
@@ -69,14 +70,17 @@ enum { Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q4_K = 12, Q5_K = 13, Q
 
 #define SUFFIX _bf16
 #define T bf16
+#define WIDEN widen_bf16
 #define NARROW narrow_bf16
 #include "dequantize.c"
 #undef SUFFIX
 #undef T
+#undef WIDEN
 #undef NARROW
 
 #define SUFFIX _f32
 #define T float
+#define WIDEN widen_f32
 #define NARROW narrow_f32
 #include "dequantize.c"
 
@@ -103,6 +107,64 @@ static inline void NAME(look_up)(const uint8_t *codes, const T *table, T *out, l
         }
     } else
         for (long j = 0; j < count; j++) out[j] = table[j < 32 ? codes[j] & 15 : codes[j - 32] >> 4];
+}
+
+/* tops (rows, blocks): the largest absolute value of each block of a row */
+void NAME(block_tops)(const T *weight, float *tops, long rows, long width, long size) {
+    long blocks = (width + size - 1) / size;
+#pragma omp parallel for schedule(static) if (rows * width > SMALL)
+    for (long i = 0; i < rows; i++)
+        for (long j = 0; j < blocks; j++) {
+            const T *w = weight + i * width + j * size;
+            long left = width - j * size, count = left < size ? left : size;
+            float top = 0;
+#pragma omp simd reduction(max : top)
+            for (long k = 0; k < count; k++) {
+                float v = __builtin_fabsf(WIDEN(w[k]));
+                top = v > top ? v : top;
+            }
+            tops[i * blocks + j] = top;
+        }
+}
+
+/* the nearest code of each number divided by its block's top: as many as there are middles between codes below it */
+void NAME(pack_nf4)(const T *weight, const float *tops, uint8_t *codes, long rows, long width) {
+    long blocks = (width + 63) / 64;
+#pragma omp parallel for schedule(static) if (rows * width > SMALL)
+    for (long i = 0; i < rows; i++)
+        for (long j = 0; j < blocks; j++) {
+            const T *w = weight + i * width + j * 64;
+            long left = width - j * 64, count = left < 64 ? left : 64;
+            float top = tops[i * blocks + j], scaled[64] = {0};
+            int code[64] = {0};
+            if (top > 0)
+                for (long k = 0; k < count; k++) scaled[k] = WIDEN(w[k]) / top;
+            for (int c = 0; c < 15; c++) {
+                float middle = (NF4[c] + NF4[c + 1]) / 2;
+#pragma omp simd
+                for (int k = 0; k < 64; k++) code[k] += scaled[k] > middle;
+            }
+            uint8_t *out = codes + (i * blocks + j) * 32;
+            for (int k = 0; k < 32; k++) out[k] = (uint8_t)(code[k] | code[k + 32] << 4);
+        }
+}
+
+/* codes (rows, width): numbers divided by their block's scale, rounded to even */
+void NAME(pack_int8)(const T *weight, const float *scales, int8_t *codes, long rows, long width) {
+    long blocks = (width + 127) / 128;
+#pragma omp parallel for schedule(static) if (rows * width > SMALL)
+    for (long i = 0; i < rows; i++)
+        for (long j = 0; j < blocks; j++) {
+            const T *w = weight + i * width + j * 128;
+            int8_t *out = codes + i * width + j * 128;
+            float scale = scales[i * blocks + j];
+            long left = width - j * 128, count = left < 128 ? left : 128;
+            if (scale > 0)
+#pragma omp simd
+                for (long k = 0; k < count; k++) out[k] = (int8_t)__builtin_rintf(WIDEN(w[k]) / scale);
+            else
+                memset(out, 0, count);
+        }
 }
 
 /* codes: (rows, blocks, 32) bytes of whole matrices' rows; the absolute maximum of block b of the matrix is

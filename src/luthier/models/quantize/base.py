@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luthier.errors import ModelError
-
-QUANTIZERS = "luthier.models.quantize"
+from luthier.models.kernels import native
 
 
 class QuantizedLinear(nn.Module, ABC):
@@ -96,6 +95,15 @@ class QuantizedLinear(nn.Module, ABC):
         self.expand(0, self.out_features, made)
         return made
 
+    def to_linear(self) -> nn.Linear:
+        """A dense layer that computes the same, in the type that products are computed in."""
+        with torch.device("meta"):
+            linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
+        linear.weight = nn.Parameter(self.dense(self.dtype), requires_grad=False)
+        if self.bias is not None:
+            linear.bias = self.bias
+        return linear
+
     def lent(self, dtype: torch.dtype, start: int = 0, end: int | None = None) -> Tensor:
         """Rows start:end for one product: the next loan to this thread, by any layer, may overwrite them."""
         end = self.out_features if end is None else end
@@ -151,7 +159,7 @@ def _scratch(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -
     return held[:size].view(shape)
 
 
-def in_chunks(rows: int, width: int, numbers: int = 1 << 22) -> list[tuple[int, int]]:
+def in_chunks(rows: int, width: int, numbers: int = 1 << 20) -> list[tuple[int, int]]:
     """(start, end) of groups of rows of at most so many numbers, so that packing a matrix needs little beside it."""
     step = max(1, numbers // max(width, 1))
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
@@ -174,11 +182,36 @@ def require_parts(
         )
 
 
+def in_blocks(weight: Tensor, size: int) -> Tensor:
+    """(rows, blocks, size) in float32; what a short last block lacks is 0."""
+    return F.pad(weight.float(), (0, -weight.shape[1] % size)).view(len(weight), -1, size)
+
+
+def block_tops(weight: Tensor, size: int) -> Tensor:
+    """(rows, blocks) largest absolute value of each block of each row, in float32.
+
+    Raises:
+        ModelError: a number is not finite; it would spoil its whole block.
+    """
+    tops = torch.empty(len(weight), -(-weight.shape[1] // size), device=weight.device)
+    if native.serves(weight):
+        native.call("block_tops", weight.dtype, weight.contiguous(), tops, *weight.shape, size)
+    else:
+        for start, end in in_chunks(*weight.shape):
+            tops[start:end] = in_blocks(weight[start:end], size).abs().amax(-1)
+    require_finite(weight)
+    return tops
+
+
 def require_finite(weight: Tensor) -> None:
-    """Check a matrix before it is packed: one number that is not finite would spoil its whole block.
+    """Check a matrix before it is packed.
 
     Raises:
         ModelError: it holds a NaN or an infinity.
     """
-    if not bool(torch.isfinite(weight).all()):
-        raise ModelError("a matrix with numbers that are not finite cannot be quantized; the model's file is damaged")
+    for start, end in in_chunks(*weight.shape, numbers=1 << 18):
+        low, high = weight[start:end].aminmax()  # a NaN is both
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            raise ModelError(
+                f"rows {start} to {end - 1} of a matrix hold numbers that are not finite; the model's file is damaged"
+            )

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from luthier.models.kernels import native
-from luthier.models.quantize.base import QuantizedLinear, in_chunks, require_finite, require_parts
+from luthier.models.quantize.base import (
+    QuantizedLinear,
+    block_tops,
+    in_blocks,
+    in_chunks,
+    require_parts,
+)
 
 BLOCK = 128
 
@@ -24,16 +30,12 @@ class Int8Linear(QuantizedLinear):
     @classmethod
     def pack(cls, weight: Tensor) -> dict[str, Tensor]:
         """The parts of a matrix; works on its device, some rows at a time."""
-        require_finite(weight)
-        rows, width = weight.shape
-        codes = torch.empty(rows, width, dtype=torch.int8, device=weight.device)
-        scales = torch.empty(rows, -(-width // BLOCK), device=weight.device)
-        for start, end in in_chunks(rows, width):
-            wide = torch.nn.functional.pad(weight[start:end].float(), (0, -width % BLOCK)).view(end - start, -1, BLOCK)
-            scale = wide.abs().amax(-1) / 127
-            scales[start:end] = scale
-            levels = torch.where(scale[..., None] > 0, wide / scale[..., None], 0.0).round_().clamp_(-127, 127)
-            codes[start:end] = levels.flatten(1)[:, :width].to(torch.int8)
+        scales = block_tops(weight, BLOCK) / 127
+        codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+        if native.serves(weight):
+            native.call("pack_int8", weight.dtype, weight.contiguous(), scales, codes, *weight.shape)
+        else:
+            _codes_plain(weight, scales, codes)
         return {"codes": codes, "scales": scales}
 
     @classmethod
@@ -56,3 +58,11 @@ class Int8Linear(QuantizedLinear):
         parts = self.parts
         scales = parts["scales"][start:end].repeat_interleave(BLOCK, dim=1)[:, : self.in_features]
         out.copy_(scales * parts["codes"][start:end])
+
+
+def _codes_plain(weight: Tensor, scales: Tensor, codes: Tensor) -> None:
+    """The reference."""
+    for start, end in in_chunks(*weight.shape):
+        scale = scales[start:end, :, None]
+        levels = torch.where(scale > 0, in_blocks(weight[start:end], BLOCK) / scale, 0.0).round_()
+        codes[start:end] = levels.flatten(1)[:, : weight.shape[1]].to(torch.int8)

@@ -18,7 +18,13 @@ import torch
 from torch import Tensor
 
 from luthier.models.kernels import native
-from luthier.models.quantize.base import QuantizedLinear, in_chunks, require_finite, require_parts
+from luthier.models.quantize.base import (
+    QuantizedLinear,
+    block_tops,
+    in_blocks,
+    in_chunks,
+    require_parts,
+)
 
 BLOCK, GROUP = 64, 256
 CODE = (
@@ -36,23 +42,14 @@ class NF4Linear(QuantizedLinear):
     @classmethod
     def pack(cls, weight: Tensor) -> dict[str, Tensor]:
         """The parts of a matrix; works on its device, some rows at a time."""
-        require_finite(weight)
-        rows, width = weight.shape
-        blocks = -(-width // BLOCK)
-        tops = torch.empty(rows, blocks, device=weight.device)
-        for start, end in in_chunks(rows, width):
-            tops[start:end] = _in_blocks(weight[start:end]).abs().amax(-1)
+        tops = block_tops(weight, BLOCK)
         parts = _pack_tops(tops.view(-1))
-        tops = _tops(parts["levels"], parts["scales"], parts["offset"]).view(rows, blocks)
-        codes = torch.empty(rows, blocks * BLOCK // 2, dtype=torch.uint8, device=weight.device)
-        book = torch.tensor(CODE, device=weight.device)
-        between = (book[1:] + book[:-1]) / 2
-        for start, end in in_chunks(rows, width):
-            top = tops[start:end, :, None]
-            scaled = torch.where(top > 0, _in_blocks(weight[start:end]) / top, 0.0)
-            nearest = torch.bucketize(scaled, between, out_int32=True).to(torch.uint8)
-            low, high = nearest.split(BLOCK // 2, dim=-1)
-            codes[start:end] = (low | (high << 4)).flatten(1)
+        tops = _tops(parts["levels"], parts["scales"], parts["offset"]).view(tops.shape)
+        codes = torch.empty(len(weight), tops.shape[1] * BLOCK // 2, dtype=torch.uint8, device=weight.device)
+        if native.serves(weight):
+            native.call("pack_nf4", weight.dtype, weight.contiguous(), tops, codes, *weight.shape)
+        else:
+            _codes_plain(weight, tops, codes)
         return {"codes": codes, **parts}
 
     @classmethod
@@ -87,10 +84,16 @@ class NF4Linear(QuantizedLinear):
         out.copy_(values.flatten(1)[:, : self.in_features])
 
 
-def _in_blocks(weight: Tensor) -> Tensor:
-    """(rows, blocks, 64) in float32; what a short last block lacks is 0."""
-    missing = -weight.shape[1] % BLOCK
-    return torch.nn.functional.pad(weight.float(), (0, missing)).view(len(weight), -1, BLOCK)
+def _codes_plain(weight: Tensor, tops: Tensor, codes: Tensor) -> None:
+    """The reference."""
+    book = torch.tensor(CODE, device=weight.device)
+    between = (book[1:] + book[:-1]) / 2
+    for start, end in in_chunks(*weight.shape):
+        top = tops[start:end, :, None]
+        scaled = torch.where(top > 0, in_blocks(weight[start:end], BLOCK) / top, 0.0)
+        nearest = torch.bucketize(scaled, between, out_int32=True).to(torch.uint8)
+        low, high = nearest.split(BLOCK // 2, dim=-1)
+        codes[start:end] = (low | (high << 4)).flatten(1)
 
 
 def _pack_tops(tops: Tensor) -> dict[str, Tensor]:
