@@ -48,7 +48,8 @@ def errors(model: str) -> None:
     normal = torch.randn(4096, 4096, generator=torch.Generator().manual_seed(0))
     files = resolve(model)
     layers = linear_layers(empty_model(AutoConfig.from_pretrained(files.folder), torch.float32))
-    print(f"{'format':<8} {'bits':>6} {'N(0,1): mean |error|':>21} {'mean |error / w|':>17} {model + ': error / norm':>44}")
+    columns = f"{'format':<8} {'bits':>6} {'N(0,1): mean |error|':>21} {'mean |error / w|':>17}"
+    print(f"{columns} {model + ': error / norm':>44}")
     for name in registry.names(QUANTIZERS):
         made = dense(name, normal)
         wrong = (made - normal).abs()
@@ -61,7 +62,10 @@ def errors(model: str) -> None:
         parts = quantizer(name).pack(normal)
         bits = 8 * sum(p.numel() * p.element_size() for p in parts.values()) / normal.numel()
         relative = float((wrong / normal.abs()).mean())
-        print(f"{name:<8} {bits:>6.3f} {float(wrong.mean()):>21.6f} {relative:>17.6f} {(off / norm) ** 0.5:>44.5f}", flush=True)
+        print(
+            f"{name:<8} {bits:>6.3f} {float(wrong.mean()):>21.6f} {relative:>17.6f} {(off / norm) ** 0.5:>44.5f}",
+            flush=True,
+        )
     print("bitsandbytes asserts for NF4 in blocks of 64: mean |error| 0.072798, mean |error / w| 0.203339")
     print("gguf: Q8_0, which a matrix gets that no file holds; what a file holds is taken as it lies, without an error")
 
@@ -100,7 +104,11 @@ def child(job: dict[str, Any]) -> None:
     for step in train(run):
         done.append(step)
         if job["tell"]:
-            print(f"step {step.number}: {step.seconds:.1f} s, loss {step.metrics['loss']:.4f}", file=sys.stderr, flush=True)
+            print(
+                f"step {step.number}: {step.seconds:.1f} s, loss {step.metrics['loss']:.4f}",
+                file=sys.stderr,
+                flush=True,
+            )
     outcome = {
         "load_seconds": loaded,
         "load_peak": peak,
@@ -147,8 +155,10 @@ def race(model: str, steps: int, rows: int, rounds: int) -> None:
                 seconds = ", ".join(f"{s:.1f}" for s in outcome["seconds"])
                 losses = ", ".join(f"{loss:.4f}" for loss in outcome["losses"])
                 print(f"  round {number + 1}, {name:<5} seconds {seconds}; losses {losses}", flush=True)
-    print(f"{'base':<8} {'tokens/s':>9} {'of bf16':>8} {'peak GiB':>9} {'of bf16':>8} {'own GiB':>8} {'of bf16':>8} "
-          f"{'loading GiB':>12} {'seconds':>8}")
+    print(
+        f"{'base':<8} {'tokens/s':>9} {'of bf16':>8} {'peak GiB':>9} {'of bf16':>8} {'own GiB':>8} {'of bf16':>8} "
+        f"{'loading GiB':>12} {'seconds':>8}"
+    )
     for name in names:
         speeds, bf16 = [_speed(o) for o in found[name]], [_speed(o) for o in found["none"]]
         ratio = statistics.median(a / b for a, b in zip(speeds, bf16, strict=True))
@@ -179,15 +189,16 @@ def seven(rows: int, steps: int) -> None:
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         peak = peak_memory_bytes(torch.device("cpu"))
         print(
-            f"written: {size / GIB:.2f} GiB in {time.perf_counter() - started:.0f} s, peak of memory {peak / GIB:.2f} GiB",
+            f"written: {size / GIB:.2f} GiB in {time.perf_counter() - started:.0f} s, "
+            f"peak of memory {peak / GIB:.2f} GiB",
             flush=True,
         )
         job = job_of(Path(place), str(folder), "nf4", steps, rows)
         outcome = ask({**job, "tell": True}, Path(place))
         print(
             f"trained: {steps} steps, {sum(outcome['tokens']):.0f} tokens in {sum(outcome['seconds']):.0f} s, "
-            f"loss {outcome['losses'][0]:.4f} to {outcome['losses'][-1]:.4f}; peak of memory {outcome['peak'] / GIB:.2f} "
-            f"GiB (loading {outcome['load_peak'] / GIB:.2f} GiB, {outcome['load_seconds']:.0f} s)"
+            f"loss {outcome['losses'][0]:.4f} to {outcome['losses'][-1]:.4f}; "
+            f"peak of memory {outcome['peak'] / GIB:.2f} GiB (loading {outcome['load_peak'] / GIB:.2f} GiB, {outcome['load_seconds']:.0f} s)"
         )
 
 

@@ -61,13 +61,11 @@ def open_model(recipe: Recipe, precision: str | None = None, device: str | None 
     if settings.quantize != "none" and adapter_of(recipe).overwrites_base:
         raise RecipeError(
             f"model.quantize = {settings.quantize!r} holds the base in a form that cannot be trained, and "
-            f"adapter.type = {registry.name_of(recipe.adapter)!r} trains it: set model.quantize = 'none', or an adapter "
-            "such as lora"
+            f"adapter.type = {registry.name_of(recipe.adapter)!r} trains it: set model.quantize = 'none', or "
+            "an adapter such as lora"
         )
     files = resolve(settings.name)
-    loaded = load(
-        files, precision or settings.precision, device or settings.device, quantize=settings.quantize
-    )
+    loaded = load(files, precision or settings.precision, device or settings.device, quantize=settings.quantize)
     require_forest(loaded.model)
     return loaded
 

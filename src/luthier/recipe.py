@@ -106,11 +106,10 @@ class ModelSettings(Settings):
     """Number format of the frozen weights; `auto` takes bfloat16 where this machine multiplies it faster. Over a
     quantized base, the format that products are computed in."""
     quantize: str = "none"
-    """How the frozen matrices are held: `none` for `precision`; `nf4` (4 bits) or `int8`, made when the model is loaded;
-    or `gguf`, the blocks of the .gguf file that the model comes from. `adapter.type = "full"` trains none of them."""
+    """How the frozen matrices are held: `none` for `precision`; `nf4` (4 bits) or `int8`, made when the model is
+    loaded; or `gguf`, the blocks of the .gguf file that the model comes from. Not with `adapter.type = "full"`."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
-
 
     @field_validator("quantize")
     @classmethod

@@ -185,7 +185,9 @@ class LoRA(Adapter):
 
     def _choose(self, model: nn.Module) -> dict[str, nn.Linear | QuantizedLinear]:
         head = model.get_output_embeddings()  # type: ignore[operator]
-        linears = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, QuantizedLinear)) and m is not head}
+        linears = {
+            n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, QuantizedLinear)) and m is not head
+        }
         if not linears:
             raise ModelError(f"{type(model).__name__} has no linear layer that a LoRA could be added to")
         if not self.named_targets:

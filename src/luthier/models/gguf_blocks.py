@@ -117,7 +117,7 @@ def _require_file(files: ModelFiles) -> Any:
         )
     if not files.source.is_file() or sha256_of(files.source) != files.source_sha256:
         raise ModelError(
-            f"model.quantize = 'gguf': {files.source}, from which {files.name} was made, is gone or was changed. Put it "
-            f"back, or delete the folder {files.folder} and run `luthier models {files.name}`"
+            f"model.quantize = 'gguf': {files.source}, from which {files.name} was made, is gone or was changed. Put "
+            f"it back, or delete the folder {files.folder} and run `luthier models {files.name}`"
         )
     return files.source

@@ -104,7 +104,8 @@ def shape_of(model: Any) -> Shape:
 def _made_at_once(layer: QuantizedLinear, model: Any) -> int:
     """Numbers of a layer's matrix that are dense at once: the head is made in panels, where its kernel computes."""
     whole = layer.out_features * layer.in_features
-    return PANEL * layer.in_features if layer is model.get_output_embeddings() and computes(model) else whole
+    in_panels = layer is model.get_output_embeddings() and computes(model)
+    return min(whole, PANEL * layer.in_features) if in_panels else whole
 
 
 def _feed_forward(model: Any, config: Any) -> int:
@@ -112,7 +113,10 @@ def _feed_forward(model: Any, config: Any) -> int:
     values = config.to_dict()
     named = (values.get(name) for name in ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"))
     head = model.get_output_embeddings()
-    widest = max((m.in_features for m in model.modules() if isinstance(m, nn.Linear | QuantizedLinear) and m is not head), default=0)
+    widest = max(
+        (m.in_features for m in model.modules() if isinstance(m, nn.Linear | QuantizedLinear) and m is not head),
+        default=0,
+    )
     return next((int(width) for width in named if width), widest or 4 * config.hidden_size)
 
 

@@ -195,7 +195,8 @@ def _fill_rest(model: Any, stored: Stored, dtype: torch.dtype) -> None:
     empty = [name for name, p in model.named_parameters() if p.is_meta]
     if empty or stored.left:
         what, names = ("missing", empty) if empty else ("unexpected", sorted(stored.left))
-        raise ModelError(f"{stored.what}: {len(names)} {what} keys in its weights: {', '.join(names[:3])}; {_TWO_MODELS}")
+        listed = ", ".join(names[:3])
+        raise ModelError(f"{stored.what}: {len(names)} {what} keys in its weights, such as {listed}; {_TWO_MODELS}")
 
 
 def write_packed(folder: Path, config: Any, tensors: Iterable[tuple[str, Tensor]], name: str) -> None:

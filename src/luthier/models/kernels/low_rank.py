@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 Weight: TypeAlias = "Tensor | Callable[[torch.dtype], Tensor]"
 """A frozen matrix, or what makes it in a type; what is made is used before anything else is made."""
 

@@ -177,8 +177,8 @@ def require_parts(
     if have != dict(expected):
         wrong = sorted(name for name in {*have, *expected} if have.get(name) != expected.get(name))
         raise ModelError(
-            f"{what}: expected {({name: expected.get(name) for name in wrong})}, found "
-            f"{({name: have.get(name) for name in wrong})}; the file is damaged or was written for another shape"
+            f"{what}: expected { ({name: expected.get(name) for name in wrong}) }, found "
+            f"{ ({name: have.get(name) for name in wrong}) }; the file is damaged or was written for another shape"
         )
 
 
@@ -209,7 +209,7 @@ def require_finite(weight: Tensor) -> None:
     Raises:
         ModelError: it holds a NaN or an infinity.
     """
-    for start, end in in_chunks(*weight.shape, numbers=1 << 18):
+    for start, end in in_chunks(weight.shape[0], weight.shape[1], numbers=1 << 18):
         low, high = weight[start:end].aminmax()  # a NaN is both
         if not (torch.isfinite(low) and torch.isfinite(high)):
             raise ModelError(
