@@ -198,7 +198,8 @@ def seven(rows: int, steps: int) -> None:
         print(
             f"trained: {steps} steps, {sum(outcome['tokens']):.0f} tokens in {sum(outcome['seconds']):.0f} s, "
             f"loss {outcome['losses'][0]:.4f} to {outcome['losses'][-1]:.4f}; "
-            f"peak of memory {outcome['peak'] / GIB:.2f} GiB (loading {outcome['load_peak'] / GIB:.2f} GiB, {outcome['load_seconds']:.0f} s)"
+            f"peak of memory {outcome['peak'] / GIB:.2f} GiB "
+            f"(loading {outcome['load_peak'] / GIB:.2f} GiB, {outcome['load_seconds']:.0f} s)"
         )
 
 
