@@ -23,6 +23,7 @@ from luthier.models.catalog import ModelFiles, resolve
 from luthier.models.gguf import GEMMA_TEMPLATE, convert
 from luthier.models.load import load
 
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")

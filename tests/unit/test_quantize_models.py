@@ -70,8 +70,8 @@ def test_generation_and_the_kernels_work_over_quantized_layers(tiny_model_folder
     wanted = replace(loaded, model=dequantized(loaded.model))
     assert computes(loaded.model) == computes(wanted.model)
     prompts = [[5, 6, 7], [5, 6, 9, 11]]
-    found, right = (generate(each.model, prompts, stop_ids=each.stop_ids, max_new_tokens=8) for each in (loaded, wanted))
-    assert [list(r.ids) for r in found] == [list(r.ids) for r in right]
+    found, right = (generate(each, prompts, stop_ids=frozenset(), max_new_tokens=8) for each in (loaded, wanted))
+    assert found == right
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2"])
@@ -141,9 +141,7 @@ print(peak_memory_bytes(torch.device("cpu")) - before, held_bytes(loaded.model))
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
-def test_the_dense_model_is_never_whole_in_memory(
-    stored: torch.dtype, tiny_model_folder: Path, tmp_path: Path
-) -> None:
+def test_the_dense_model_is_never_whole_in_memory(stored: torch.dtype, tiny_model_folder: Path, tmp_path: Path) -> None:
     """A second process loads 96 layers of 2 million numbers: it needs the quantized model and a few matrices."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -223,12 +221,22 @@ def over_nf4(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_runs, "tiny_llama", lambda **options: quantize(made(**options), "nf4"))
 
 
-@pytest.mark.usefixtures("over_nf4")
-def test_training_over_nf4_learns(tmp_path: Path) -> None:
-    run = make_run(tmp_path, training={"steps": 30, "rows_per_step": 4, "patience": 100})
-    losses = [step.metrics["loss"] for step in train(run)]
-    assert len(quantized_layers(run.model)) == 14
-    assert sum(losses[-3:]) < 0.6 * sum(losses[:3])
+def test_training_over_nf4_learns_as_over_the_same_numbers_held_dense(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests import engine_runs
+
+    made, losses = tiny_llama, []
+    for base in (
+        lambda **options: quantize(made(**options), "nf4"),
+        lambda **o: dequantized(quantize(made(**o), "nf4")),
+    ):
+        monkeypatch.setattr(engine_runs, "tiny_llama", base)
+        run = make_run(tmp_path / str(len(losses)), training={"steps": 30, "rows_per_step": 4, "patience": 100})
+        losses.append([step.metrics["loss"] for step in train(run)])
+        assert len(quantized_layers(run.model)) == (14 if len(losses) == 1 else 0)
+    assert losses[0] == losses[1]
+    assert sum(losses[0][-3:]) / 3 < sum(losses[0][:3]) / 3 - 0.3
 
 
 @pytest.mark.usefixtures("over_nf4")
@@ -238,11 +246,12 @@ def test_a_resumed_run_over_nf4_ends_with_bit_identical_weights(dropout: float, 
         "adapter": {"type": "lora", "dropout": dropout},
         "training": {"steps": 6, "rows_per_step": 4, "save_every": 1, "patience": 100},
     }
-    whole, first = (make_run(tmp_path / name, **tables) for name in ("whole", "parts"))
+    whole = make_run(tmp_path / "whole", **tables)
     list(train(whole))
-    for step in train(first):
+    for step in train(make_run(tmp_path / "parts", **tables)):
         if step.number == 3:
             break
+    torch.manual_seed(123)  # another process has other random numbers
     second = make_run(tmp_path / "parts", **tables)
     found = checkpoint.latest(second.checkpoints)
     assert found is not None and found.step == 3
