@@ -29,8 +29,15 @@ def _add(writer: GGUFWriter, name: str, values: np.ndarray, kind: GGMLQuantizati
         writer.add_tensor(name, quants.quantize(values, kind), raw_dtype=kind)
 
 
-def write_gguf(path: Path, arch: str = "llama", template: str | None = None, output: np.ndarray | None = None) -> Path:
-    """A two-layer model; `output` is a second matrix of the vocabulary, beside an embedding stored in four bits."""
+def write_gguf(
+    path: Path,
+    arch: str = "llama",
+    template: str | None = None,
+    output: np.ndarray | None = None,
+    embedding: np.ndarray | None = None,
+) -> Path:
+    """A two-layer model; `output` is a second matrix of the vocabulary, beside an embedding stored in four bits, or
+    as `embedding`: blocks of IQ4_NL."""
     tokens, merges = vocabulary()
     writer = GGUFWriter(path, arch)
     writer.add_context_length(256)
@@ -52,8 +59,10 @@ def write_gguf(path: Path, arch: str = "llama", template: str | None = None, out
     writer.add_pad_token_id(2)
     if template is not None:
         writer.add_chat_template(template)
-    embedding = weight_of(0, len(tokens), HIDDEN)
-    _add(writer, "token_embd.weight", embedding, GGMLQuantizationType.Q4_0)
+    if embedding is None:
+        _add(writer, "token_embd.weight", weight_of(0, len(tokens), HIDDEN), GGMLQuantizationType.Q4_0)
+    else:
+        writer.add_tensor("token_embd.weight", embedding, raw_dtype=GGMLQuantizationType.IQ4_NL)
     if output is not None:
         _add(writer, "output.weight", output, GGMLQuantizationType.Q8_0)
     _add(writer, "output_norm.weight", np.ones(HIDDEN, dtype=np.float32))

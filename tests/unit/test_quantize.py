@@ -10,7 +10,6 @@ from scipy import stats
 from torch import Tensor
 
 from luthier.errors import ModelError
-from luthier.models.kernels import native
 from luthier.models.kernels.native import FOLDER
 from luthier.models.quantize import gguf as blocks, int8, nf4
 
@@ -74,13 +73,8 @@ def test_int8_is_off_by_at_most_half_a_step() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(blocks.SIZES), ids=lambda kind: gguf.GGMLQuantizationType(kind).name)
-@pytest.mark.parametrize("compiled", [True, False])
-def test_blocks_are_read_as_the_gguf_package_reads_them(
-    kind: int, compiled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every bit, for blocks of any content but scales that are no numbers."""
-    if not compiled:
-        monkeypatch.setattr(native, "serves", lambda x: False)
+def test_blocks_are_read_as_the_gguf_package_reads_them(kind: int) -> None:
+    """Every bit, compiled and plain, for blocks of any content but scales that are no numbers."""
     of_gguf = gguf.GGMLQuantizationType(kind)
     numbers, size = blocks.SIZES[kind]
     assert gguf.GGML_QUANT_SIZES[of_gguf] == (numbers, size)
@@ -90,11 +84,12 @@ def test_blocks_are_read_as_the_gguf_package_reads_them(
     wanted = torch.from_numpy(gguf.dequantize(data.reshape(32, -1), of_gguf))
     assert bool(torch.isfinite(wanted).all()) and wanted.shape == (32, 5 * numbers)
     packed = torch.from_numpy(data.reshape(32, -1))
-    found, short = torch.empty_like(wanted), torch.empty_like(wanted, dtype=torch.bfloat16)
-    blocks.expand_blocks(packed, kind, found)
-    blocks.expand_blocks(packed, kind, short)
-    assert torch.equal(found.view(torch.int32), wanted.view(torch.int32))
-    assert torch.equal(short, wanted.bfloat16())
+    for expand in (blocks.expand_blocks, blocks.expand_plain):
+        found, short = torch.empty_like(wanted), torch.empty_like(wanted, dtype=torch.bfloat16)
+        expand(packed, kind, found)
+        expand(packed, kind, short)
+        assert torch.equal(found.view(torch.int32), wanted.view(torch.int32))
+        assert torch.equal(short, wanted.bfloat16())
 
 
 def test_an_embedding_expands_the_rows_that_are_asked_for() -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType
@@ -56,9 +57,10 @@ def test_a_folder_is_loaded_quantized_but_for_head_and_embeddings(name: str, tin
     files = resolve(str(tiny_model_folder))
     plain = load(files, precision="float32", device="cpu")
     loaded = load(files, precision="float32", device="cpu", quantize=name)
-    assert len(quantized_layers(loaded.model)) == 14 and loaded.dtype == torch.float32
-    assert loaded.model.lm_head.weight is loaded.model.model.embed_tokens.weight
-    assert not loaded.model.training and all(not p.is_meta for p in loaded.model.parameters())
+    model: Any = loaded.model
+    assert len(quantized_layers(model)) == 14 and loaded.dtype == torch.float32
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert not model.training and all(not p.is_meta for p in model.parameters())
     assert loaded.stop_ids == plain.stop_ids and loaded.max_tokens == plain.max_tokens
     wanted = quantize(plain.model, name)
     assert torch.equal(logits(loaded.model), logits(wanted))
@@ -81,8 +83,7 @@ def test_a_gguf_file_is_trained_over_as_it_lies(arch: str, cache: Path, tmp_path
     path = write_gguf(tmp_path / f"{arch}.gguf", arch=arch, template=CHATML, output=output)
     files = resolve(str(path), say=quiet)
     plain = load(files, precision="float32", device="cpu")
-    loaded = load(files, precision="float32", device="cpu", quantize="gguf")
-    model = loaded.model
+    model: Any = load(files, precision="float32", device="cpu", quantize="gguf").model
     assert isinstance(model.get_input_embeddings(), GGUFEmbedding) and isinstance(model.lm_head, GGUFLinear)
     assert model.get_input_embeddings().linear is model.lm_head and len(quantized_layers(model)) == 15
     kind = int(model.lm_head.get_buffer("kind"))
@@ -114,15 +115,13 @@ def test_gguf_without_its_file_is_refused(cache: Path, tmp_path: Path, tiny_mode
         load(files, device="cpu", quantize="gguf")
 
 
-def test_blocks_that_are_not_known_are_refused_by_their_name(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from luthier.models import gguf_blocks
-
-    files = resolve(str(write_gguf(tmp_path / "odd.gguf", template=CHATML)), say=quiet)
-    monkeypatch.setattr(gguf_blocks, "SIZES", {14: (256, 210)})
-    with pytest.raises(ModelError, match=r"embed_tokens.weight is held as Q4_0, which cannot be trained over"):
-        load(files, device="cpu", quantize="gguf")
+def test_blocks_that_are_not_known_are_refused_by_their_name(cache: Path, tmp_path: Path) -> None:
+    """IQ4_NL: 32 numbers in 18 bytes, the first two of them a scale."""
+    blocks = np.random.default_rng(0).integers(0, 256, (len(vocabulary()[0]), 2, 18), dtype=np.uint8)
+    blocks[..., 1] &= 0x1F
+    path = write_gguf(tmp_path / "odd.gguf", template=CHATML, embedding=blocks.reshape(len(blocks), 36))
+    with pytest.raises(ModelError, match=r"embed_tokens.weight is held as IQ4_NL, which cannot be trained over"):
+        load(resolve(str(path), say=quiet), device="cpu", quantize="gguf")
 
 
 LOAD = """
@@ -178,7 +177,8 @@ def test_a_quantized_folder_is_written_and_read(tiny_model_folder: Path, tmp_pat
     read = load(files, precision="float32", device="cpu", quantize="nf4")
     made = load(resolve(str(tiny_model_folder)), precision="float32", device="cpu", quantize="nf4")
     assert torch.equal(logits(read.model), logits(made.model))
-    assert "quantization_config" not in read.model.config.to_dict()
+    model: Any = read.model
+    assert "quantization_config" not in model.config.to_dict()
     assert open_without_weights(files).max_tokens == read.max_tokens
     (shard,) = folder.glob("*.safetensors")
     assert shard.stat().st_size < 0.5 * (tiny_model_folder / "model.safetensors").stat().st_size
@@ -212,37 +212,29 @@ def test_weights_that_are_missing_left_over_or_of_another_shape_are_refused(
 # training
 
 
-@pytest.fixture
-def over_nf4(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of this test have a quantized base."""
-    from tests import engine_runs
-
-    made = tiny_llama
-    monkeypatch.setattr(engine_runs, "tiny_llama", lambda **options: quantize(made(**options), "nf4"))
+def over_nf4(**options: Any) -> Any:
+    return quantize(tiny_llama(**options), "nf4")
 
 
-def test_training_over_nf4_learns_as_over_the_same_numbers_held_dense(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tests import engine_runs
+def over_the_same_numbers(**options: Any) -> Any:
+    return dequantized(over_nf4(**options))
 
-    made, losses = tiny_llama, []
-    for base in (
-        lambda **options: quantize(made(**options), "nf4"),
-        lambda **o: dequantized(quantize(made(**o), "nf4")),
-    ):
-        monkeypatch.setattr(engine_runs, "tiny_llama", base)
-        run = make_run(tmp_path / str(len(losses)), training={"steps": 30, "rows_per_step": 4, "patience": 100})
+
+def test_training_over_nf4_learns_as_over_the_same_numbers_held_dense(tmp_path: Path) -> None:
+    losses = []
+    for number, base in enumerate((over_nf4, over_the_same_numbers)):
+        settings = {"steps": 30, "rows_per_step": 4, "patience": 100}
+        run = make_run(tmp_path / str(number), base=base, training=settings)
         losses.append([step.metrics["loss"] for step in train(run)])
-        assert len(quantized_layers(run.model)) == (14 if len(losses) == 1 else 0)
+        assert len(quantized_layers(run.model)) == (14 if base is over_nf4 else 0)
     assert losses[0] == losses[1]
     assert sum(losses[0][-3:]) / 3 < sum(losses[0][:3]) / 3 - 0.3
 
 
-@pytest.mark.usefixtures("over_nf4")
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_a_resumed_run_over_nf4_ends_with_bit_identical_weights(dropout: float, tmp_path: Path) -> None:
     tables: dict[str, Any] = {
+        "base": over_nf4,
         "adapter": {"type": "lora", "dropout": dropout},
         "training": {"steps": 6, "rows_per_step": 4, "save_every": 1, "patience": 100},
     }

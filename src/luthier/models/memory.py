@@ -104,7 +104,7 @@ def shape_of(model: Any) -> Shape:
 def _made_at_once(layer: QuantizedLinear, model: Any) -> int:
     """Numbers of a layer's matrix that are dense at once: the head is made in panels, where its kernel computes."""
     whole = layer.out_features * layer.in_features
-    in_panels = layer is model.get_output_embeddings() and computes(model)
+    in_panels = bool(layer is model.get_output_embeddings() and computes(model))
     return min(whole, PANEL * layer.in_features) if in_panels else whole
 
 
@@ -131,7 +131,7 @@ def tokens_in_flight(model: Any) -> int:
 
 def held_bytes(model: Any) -> int:
     """Bytes of the weights of a model as it is now."""
-    dense = sum(p.numel() * p.element_size() for p in model.parameters())
+    dense: int = sum(p.numel() * p.element_size() for p in model.parameters())
     return dense + sum(layer.held_bytes for layer in quantized_layers(model))
 
 

@@ -75,7 +75,8 @@ class Stored:
 
     def __init__(self, files: ModelFiles) -> None:
         """Raises ModelError: a file is damaged."""
-        self.what, self.left = files.name, {}
+        self.what = files.name
+        self.left: dict[str, Path] = {}
         for path in sorted(files.folder.glob("*.safetensors")):
             with _opened(path) as file:
                 self.left |= dict.fromkeys(file.keys(), path)
