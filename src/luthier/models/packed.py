@@ -214,6 +214,7 @@ def write_packed(folder: Path, config: Any, tensors: Iterable[tuple[str, Tensor]
         RecipeError: there is no format of this name.
     """
     kind = quantizer(name)
+    proof.require()
     folder.mkdir(parents=True, exist_ok=True)
     layers = linear_layers(empty_model(config, torch.bfloat16))
     places: dict[str, str] = {}
