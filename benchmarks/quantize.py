@@ -1,6 +1,6 @@
 """Quantized bases: errors on real weights, speed and memory against LoRA over bfloat16, and a model of a 7B's shape.
 
-    python -m benchmarks.quantize [errors] [train] [7b] [--model NAME] [--rows 8] [--steps 3] [--rounds 2]
+    python -m benchmarks.quantize [errors] [train] [7b] [--model NAME] [--rows 8] [--longest 512] [--steps 3] [--rounds 2]
 
 `errors`: each format on normal numbers, beside the constants that bitsandbytes' tests assert for NF4, and on all linear
 layers of a model. `train`: the same rows, LoRA (rank 16 on all linear layers) over bfloat16, nf4, int8 and gguf, in
@@ -26,7 +26,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from benchmarks._workloads import SUPERVISED, rows_of, write_lines
+from benchmarks._workloads import SUPERVISED, Workload, rows_of, write_lines
 from luthier import registry
 from luthier.models.catalog import resolve
 from luthier.models.memory import peak_memory_bytes
@@ -136,8 +136,8 @@ def ask(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     return outcome
 
 
-def job_of(folder: Path, model: str, quantize: str, steps: int, rows: int) -> dict[str, Any]:
-    work = replace(SUPERVISED[0], steps=steps, rows_per_step=rows)
+def job_of(folder: Path, model: str, quantize: str, steps: int, work: Workload) -> dict[str, Any]:
+    work, rows = replace(work, steps=steps), work.rows_per_step
     settings = {"model.precision": "bfloat16", "model.device": "cpu", "model.quantize": quantize}
     return {
         **{"folder": str(folder), "model": model, "rows": str(write_lines(folder / "rows.jsonl", rows_of(work)))},
@@ -146,15 +146,15 @@ def job_of(folder: Path, model: str, quantize: str, steps: int, rows: int) -> di
     }
 
 
-def race(model: str, steps: int, rows: int, rounds: int) -> None:
+def race(model: str, steps: int, work: Workload, rounds: int) -> None:
     """The same training over each base, in turn."""
     names = ["none", *registry.names(QUANTIZERS)]
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    print(f"{model}, {rows} rows of 60 to 512 tokens a step, {steps} steps after the first")
+    print(f"{model}, {work.rows_per_step} rows of 60 to {work.longest} tokens a step, {steps} steps after the first")
     with tempfile.TemporaryDirectory() as place:
         for number in range(rounds):
             for name in names:
-                outcome = ask(job_of(Path(place), model, name, steps + 1, rows), Path(place))
+                outcome = ask(job_of(Path(place), model, name, steps + 1, work), Path(place))
                 found[name].append(outcome)
                 seconds = ", ".join(f"{s:.1f}" for s in outcome["seconds"])
                 losses = ", ".join(f"{loss:.4f}" for loss in outcome["losses"])
@@ -183,7 +183,7 @@ def _speed(outcome: dict[str, Any]) -> float:
     return float(sum(outcome["tokens"][1:]) / sum(outcome["processor_seconds"][1:]))
 
 
-def seven(rows: int, steps: int) -> None:
+def seven(steps: int, work: Workload) -> None:
     """Write a model of a 7B's shape in NF4, then train it in a fresh process."""
     from transformers import AutoTokenizer, Qwen2Config
 
@@ -201,7 +201,7 @@ def seven(rows: int, steps: int) -> None:
             f"peak of memory {peak / GIB:.2f} GiB",
             flush=True,
         )
-        job = job_of(Path(place), str(folder), "nf4", steps, rows)
+        job = job_of(Path(place), str(folder), "nf4", steps, work)
         outcome = ask({**job, "tell": True}, Path(place))
         print(
             f"trained: {steps} steps, {sum(outcome['tokens']):.0f} tokens in {sum(outcome['seconds']):.0f} s, "
@@ -224,6 +224,7 @@ def main() -> None:
     parser.add_argument("what", nargs="*", default=["errors", "train"])
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--rows", type=int)
+    parser.add_argument("--longest", type=int, default=512)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--job", help="for its own processes")
@@ -236,9 +237,10 @@ def main() -> None:
     if "errors" in given.what:
         errors(given.model)
     if "train" in given.what:
-        race(given.model, given.steps or 3, given.rows or 8, given.rounds)
+        work = replace(SUPERVISED[0], longest=given.longest, rows_per_step=given.rows or 8)
+        race(given.model, given.steps or 3, work, given.rounds)
     if "7b" in given.what:
-        seven(given.rows or 1, given.steps or 20)
+        seven(given.steps or 20, replace(SUPERVISED[0], longest=given.longest, rows_per_step=given.rows or 1))
 
 
 if __name__ == "__main__":
