@@ -1,6 +1,7 @@
 """Quantized bases: errors on real weights, speed and memory against LoRA over bfloat16, and a model of a 7B's shape.
 
-    python -m benchmarks.quantize [errors] [train] [7b] [--model NAME] [--rows 8] [--longest 512] [--steps 3] [--rounds 2]
+    python -m benchmarks.quantize [errors] [train] [7b] [--model NAME] [--rows 8] [--longest 512] [--steps 3]
+                                  [--rounds 2]
 
 `errors`: each format on normal numbers, beside the constants that bitsandbytes' tests assert for NF4, and on all linear
 layers of a model. `train`: the same rows, LoRA (rank 16 on all linear layers) over bfloat16, nf4, int8 and gguf, in
