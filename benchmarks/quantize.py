@@ -12,6 +12,7 @@ Qwen2.5-7B, written in NF4 shard by shard to a temporary folder, then 20 steps. 
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -97,6 +98,7 @@ def child(job: dict[str, Any]) -> None:
     from benchmarks.peers.luthier_train import run_of
     from luthier.engine.loop import train
 
+    os.chdir(job["folder"])  # for checkpoints
     own = Own()
     own.start()
     started = time.perf_counter()
