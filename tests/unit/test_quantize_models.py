@@ -25,6 +25,7 @@ from luthier.engine.loop import train
 from luthier.errors import ModelError, RecipeError
 from luthier.models.catalog import ModelFiles, resolve
 from luthier.models.generate import generate
+from luthier.models.gguf_blocks import takes_blocks
 from luthier.models.kernels.decoder import computes
 from luthier.models.load import load, open_without_weights
 from luthier.models.memory import Load, held_bytes, loading_bytes, predict, shape_of
@@ -103,6 +104,13 @@ def test_two_matrices_of_the_vocabulary_stay_two(cache: Path, tmp_path: Path) ->
     model = load(files, precision="float32", device="cpu", quantize="gguf").model
     assert len(quantized_layers(model)) == 16
     torch.testing.assert_close(logits(model), logits(plain.model), rtol=1e-5, atol=1e-6)
+
+
+def test_an_embedding_that_does_more_than_look_up_stays_as_it_is() -> None:
+    from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
+
+    assert not takes_blocks(Gemma3TextScaledWordEmbedding(8, 4, 0, embed_scale=2.0))
+    assert takes_blocks(torch.nn.Embedding(8, 4)) and takes_blocks(torch.nn.Linear(4, 8))
 
 
 def test_gguf_without_its_file_is_refused(cache: Path, tmp_path: Path, tiny_model_folder: Path) -> None:

@@ -51,7 +51,7 @@ class Blocks:
         head = model.get_output_embeddings()
         tied = head.weight is model.get_input_embeddings().weight
         for name, module in list(model.named_modules()):
-            if not isinstance(module, nn.Linear | nn.Embedding) or (tied and module is head):
+            if not takes_blocks(module) or (tied and module is head):
                 continue
             parts = self._parts(f"{name}.weight", module.weight.shape)
             if parts is None:
@@ -61,8 +61,9 @@ class Blocks:
             if isinstance(module, nn.Embedding):
                 replace(model, name, embedding := GGUFEmbedding(shape, parts, dtype))
                 if tied:
-                    self.stored.left.pop("lm_head.weight", None)
-                    model.set_output_embeddings(embedding.linear)
+                    (place,) = (other for other, m in model.named_modules() if m is head)
+                    self.stored.left.pop(f"{place}.weight", None)
+                    replace(model, place, embedding.linear)
                 continue
             bias = None if module.bias is None else self.stored.take(f"{name}.bias", module.bias.shape).clone()
             replace(model, name, GGUFLinear(shape, parts, bias, dtype))
@@ -107,6 +108,11 @@ class Blocks:
             if not torch.equal(made[0].to(stored.dtype), stored):
                 return None
         return blocks
+
+
+def takes_blocks(module: nn.Module) -> bool:
+    """Whether a layer does nothing but multiply or look up; Gemma's embeddings also scale, and stay as they are."""
+    return type(module) in (nn.Linear, nn.Embedding)
 
 
 def _require_file(files: ModelFiles) -> Any:

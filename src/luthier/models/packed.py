@@ -141,9 +141,9 @@ def empty_model(config: Any, dtype: torch.dtype) -> Any:
 
 
 def linear_layers(model: Any) -> dict[str, nn.Linear]:
-    """What is quantized: all linear layers but the output head."""
+    """What is quantized: all plain linear layers but the output head."""
     head = model.get_output_embeddings()
-    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    return {name: m for name, m in model.named_modules() if type(m) is nn.Linear and m is not head}
 
 
 def replace(model: nn.Module, name: str, new: nn.Module) -> None:
