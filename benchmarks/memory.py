@@ -20,6 +20,8 @@ SETTINGS: dict[str, dict[str, object]] = {
     "lora, long rows, checkpointing": {"words": 400, "set": ["training.gradient_checkpointing=true"]},
     "lora, float32": {"words": 60, "set": ["model.precision=float32"]},
     "full": {"words": 60, "set": ["adapter.type=full", "optimizer.learning_rate=1e-5"]},
+    "lora over nf4": {"words": 60, "set": ["model.quantize=nf4"]},
+    "lora over gguf": {"words": 60, "set": ["model.quantize=gguf"]},
     "lora, another shape": {"words": 200, "set": ["model.name=qwen2"]},
 }
 

@@ -68,19 +68,20 @@ def random_units(count: int, rows_per_unit: int = 1, seed: int = 0) -> list[Unit
 
 
 def make_run(folder: Path, dtype: torch.dtype = torch.float32, **tables: Any) -> Run:
-    """A run at step 0; keyword arguments are tables of the recipe."""
+    """A run at step 0; keyword arguments are tables of the recipe, and `base`, which makes the model."""
     tables.setdefault("training", {"steps": 6, "rows_per_step": 4})
     tables.setdefault("optimizer", {"learning_rate": 1e-2})
     seed = tables.pop("seed", 0)
+    base = tables.pop("base", tiny_llama)
     settings = build(TrainingSettings, tables.pop("training"))
     parts = {key: build_part(package, tables.pop(key, {}), default, [key]) for key, (package, default) in PARTS.items()}
     assert not tables, f"unknown tables {sorted(tables)}"
     adapter, objective, optimizer, schedule = parts.values()
     assert isinstance(adapter, Adapter) and isinstance(objective, Objective)
     assert isinstance(optimizer, OptimizerSettings) and isinstance(schedule, Schedule)
-    model = tiny_llama(dtype=dtype)
+    model = base(dtype=dtype)
     torch.manual_seed(seed)
-    reference = tiny_llama(dtype=dtype) if objective.needs_reference else None
+    reference = base(dtype=dtype) if objective.needs_reference else None
     injected = adapter.inject(model, seed)
     if dtype == torch.float64:
         model.double()

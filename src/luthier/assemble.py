@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from luthier import __version__
+from luthier import __version__, registry
 from luthier.adapters.base import Adapter, Injected
 from luthier.config import Settings, build, canonical_hash
 from luthier.data.source import Source, Unit
@@ -29,6 +29,7 @@ from luthier.models.catalog import resolve
 from luthier.models.kernels import native
 from luthier.models.kernels.compiled import compile_layers, pays, works
 from luthier.models.load import LoadedModel, load
+from luthier.models.packed import quantized_layers
 from luthier.models.scorer import Scorer, require_forest
 from luthier.objectives.base import Models, Objective
 from luthier.recipe import Recipe
@@ -57,7 +58,14 @@ def open_model(recipe: Recipe, precision: str | None = None, device: str | None 
         ModelError: it cannot be had or used.
     """
     settings = recipe.model
-    loaded = load(resolve(settings.name), precision or settings.precision, device or settings.device)
+    if settings.quantize != "none" and adapter_of(recipe).overwrites_base:
+        raise RecipeError(
+            f"model.quantize = {settings.quantize!r} holds the base in a form that cannot be trained, and "
+            f"adapter.type = {registry.name_of(recipe.adapter)!r} trains it: set model.quantize = 'none', or "
+            "an adapter such as lora"
+        )
+    files = resolve(settings.name)
+    loaded = load(files, precision or settings.precision, device or settings.device, quantize=settings.quantize)
     require_forest(loaded.model)
     return loaded
 
@@ -206,7 +214,8 @@ def _compiling_pays(recipe: Recipe, loaded: LoadedModel, units: Sequence[Unit]) 
     rows = planned_steps(recipe, len(units)) * recipe.training.rows_per_step
     tokens = rows * sum(len(row.ids) for unit in units for row in unit) // len(units)
     weights = sum(p.numel() for p in loaded.model.parameters())
-    return pays(loaded.device, weights, tokens) and works(loaded.device)
+    # a quantized layer makes its matrix anew for each product, in Python that is not compiled
+    return not quantized_layers(loaded.model) and pays(loaded.device, weights, tokens) and works(loaded.device)
 
 
 def fingerprint_of(recipe: Recipe, loaded: LoadedModel, template: Template, units: Mapping[str, Sequence[Unit]]) -> str:

@@ -22,7 +22,15 @@ from luthier.evaluation.task import SCORED_TASKS
 from luthier.models.forest import build_batch
 from luthier.models.generate import MAX_ROWS, PREFILL_TOKENS
 from luthier.models.load import wait_for
-from luthier.models.memory import Load, Memory, held_bytes, predict, predict_forward, shape_of
+from luthier.models.memory import (
+    Load,
+    Memory,
+    held_bytes,
+    loading_bytes,
+    predict,
+    predict_forward,
+    shape_of,
+)
 from luthier.models.scorer import forest_mode
 from luthier.stages import Opened
 
@@ -92,9 +100,8 @@ def predict_training(opened: Opened, run: Run) -> Mapping[str, Memory]:
     """Peak bytes of loading the model and of training it: what `luthier train` takes."""
     shape, training = shape_of(opened.loaded.model), predict_memory(opened, run)
     stored = sum(path.stat().st_size for path in opened.loaded.files.folder.glob("*.safetensors"))
-    held = shape.parameters * opened.loaded.dtype.itemsize
     return {
-        "loading": Memory(training.process, stored + held, 0, 0, 0),
+        "loading": Memory(training.process, loading_bytes(shape, opened.loaded.dtype, stored), 0, 0, 0),
         "training": training,
     }
 

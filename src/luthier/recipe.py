@@ -30,6 +30,7 @@ OPTIMIZERS = "luthier.engine.optimizers"
 SCHEDULES = "luthier.engine.schedules"
 SYSTEMS = "luthier.evaluation.systems"
 METRICS = "luthier.evaluation.metrics"
+QUANTIZERS = "luthier.models.quantize"
 
 PARTS: Mapping[str, tuple[str, str]] = {
     "adapter": (ADAPTERS, "lora"),
@@ -102,9 +103,22 @@ class ModelSettings(Settings):
     template: str = "model"
     """`model` for the model's own chat template, a built-in one (`chatml_tools`), or a path to a .jinja file."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the frozen weights; `auto` takes bfloat16 where this machine multiplies it faster."""
+    """Number format of the frozen weights; `auto` takes bfloat16 where this machine multiplies it faster. Over a
+    quantized base, the format that products are computed in."""
+    quantize: str = "none"
+    """How the frozen matrices are held: `none` for `precision`; `nf4` (4 bits) or `int8`, made when the model is
+    loaded; or `gguf`, the blocks of the .gguf file that the model comes from. Not with `adapter.type = "full"`."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+
+    @field_validator("quantize")
+    @classmethod
+    def _require_known_quantizer(cls, value: str) -> str:
+        known = ["none", *registry.names(QUANTIZERS)]
+        if value not in known:
+            with nested():
+                raise RecipeError(f"model.quantize: unknown format {value!r}{did_you_mean(value, known)}")
+        return value
 
 
 class DataSettings(Settings):

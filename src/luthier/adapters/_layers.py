@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,6 +18,11 @@ from torch import Tensor, nn
 
 from luthier.adapters.base import Injected, by_name, require_same_tensors
 from luthier.errors import ModelError
+from luthier.models.kernels.low_rank import Weight
+from luthier.models.quantize.base import QuantizedLinear
+
+Linear: TypeAlias = nn.Linear | QuantizedLinear
+"""What adapters wrap."""
 
 WEIGHTS = "adapter_model.safetensors"
 SETTINGS = "adapter_config.json"
@@ -30,8 +35,17 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 class Wrapped(nn.Module, ABC):
     """A frozen linear layer and what trains beside it; `tensors` are its trained ones by their name in files."""
 
-    base: nn.Linear
+    base: Linear
     enabled: bool = True
+
+    @property
+    def weight(self) -> Weight:
+        """The frozen matrix, or what makes it where it is held quantized."""
+        return self.base.lent if isinstance(self.base, QuantizedLinear) else self.base.weight
+
+    def dense_base(self) -> nn.Linear:
+        """The layer to merge into: the base itself, or a dense copy of a quantized one in the type of its products."""
+        return self.base.to_linear() if isinstance(self.base, QuantizedLinear) else self.base
 
     @abstractmethod
     def tensors(self) -> Mapping[str, nn.Parameter]:
@@ -99,20 +113,25 @@ class InjectedLayers(Injected):
             self.take(tensors)
 
 
-def linears(model: nn.Module) -> dict[str, nn.Linear]:
+def device_of(base: Linear) -> torch.device:
+    """Where a layer is."""
+    return base.device if isinstance(base, QuantizedLinear) else base.weight.device
+
+
+def linears(model: nn.Module) -> dict[str, Linear]:
     """Every linear layer but the output head, by name.
 
     Raises:
         ModelError: there is none.
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
-    found = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    found = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | QuantizedLinear) and m is not head}
     if not found:
         raise ModelError(f"{type(model).__name__} has no linear layer that an adapter could be added to")
     return found
 
 
-def choose(model: nn.Module, targets: Sequence[str], layers: Sequence[int] | None = None) -> dict[str, nn.Linear]:
+def choose(model: nn.Module, targets: Sequence[str], layers: Sequence[int] | None = None) -> dict[str, Linear]:
     """The linear layers that `targets` name, in the model's own order.
 
     Args:
@@ -163,7 +182,7 @@ def _in_layers(names: Iterable[str], layers: Sequence[int]) -> set[str]:
     return {name for name, number in numbers.items() if number in set(layers)}
 
 
-def _require_only_linears(model: nn.Module, found: Mapping[str, nn.Linear]) -> None:
+def _require_only_linears(model: nn.Module, found: Mapping[str, Linear]) -> None:
     """Check that `all_linear` leaves out no matrix but embeddings and the head.
 
     Raises:

@@ -22,8 +22,10 @@ from luthier.adapters._layers import (
     ALL_LINEAR,
     PREFIX,
     InjectedLayers,
+    Linear,
     Wrapped,
     choose,
+    device_of,
     matches,
     read_settings,
     replace,
@@ -38,11 +40,11 @@ from luthier.models.kernels.low_rank import low_rank_added, low_rank_linear
 class LoRALinear(Wrapped):
     """A frozen linear layer and its low-rank update."""
 
-    def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float, a: Tensor, b: Tensor) -> None:
+    def __init__(self, base: Linear, rank: int, scale: float, dropout: float, a: Tensor, b: Tensor) -> None:
         super().__init__()
         self.base = base
         self.rank, self.scale, self.dropout = rank, scale, dropout
-        device = base.weight.device
+        device = device_of(base)
         self.a, self.b = nn.Parameter(a.to(device)), nn.Parameter(b.to(device))
         self.start: tuple[Tensor, Tensor] | None = None
 
@@ -69,16 +71,16 @@ class LoRALinear(Wrapped):
             return y
         a, b = self.update()
         if not (self.dropout and self.training):
-            return low_rank_linear(x, self.base.weight, self.base.bias, a, b, self.scale)
+            return low_rank_linear(x, self.weight, self.base.bias, a, b, self.scale)
         low = F.linear(F.dropout(x, self.dropout), a.to(x.dtype))
-        return low_rank_added(x, self.base.weight, self.base.bias, low, (self.scale * b).to(x.dtype))
+        return low_rank_added(x, self.weight, self.base.bias, low, (self.scale * b).to(x.dtype))
 
     @torch.no_grad()
     def merge(self) -> nn.Linear:
-        """W + scale B A, added in float32 and stored in the type of W."""
-        (a, b), weight = self.update(), self.base.weight
-        weight.copy_((weight.float() + self.scale * (b @ a)).to(weight.dtype))
-        return self.base
+        """W + scale B A, added in float32 and stored in the type of W; a quantized W becomes dense."""
+        (a, b), base = self.update(), self.dense_base()
+        base.weight.copy_((base.weight.float() + self.scale * (b @ a)).to(base.weight.dtype))
+        return base
 
 
 class InjectedLoRA(InjectedLayers):
@@ -251,9 +253,9 @@ class LowRank(Adapter):
     def _layer(self) -> type[LoRALinear]:
         return LoRALinear
 
-    def _wrap(self, name: str, linear: nn.Linear, generator: torch.Generator) -> LoRALinear:
+    def _wrap(self, name: str, linear: Linear, generator: torch.Generator) -> LoRALinear:
         rank, scale = self._shape(name)
-        a, b = STARTS[self.start](linear.weight.detach(), rank, scale, generator)
+        a, b = STARTS[self.start](linear, rank, scale, generator)
         layer = self._layer()(linear, rank, scale, self.dropped, a, b)
         if self.start in KEPT:
             layer.keep_start()

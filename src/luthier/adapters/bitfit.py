@@ -10,21 +10,31 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from luthier.adapters._layers import ALL_LINEAR, InjectedLayers, Wrapped, choose, read_settings, replace, targets_of
+from luthier.adapters._layers import (
+    ALL_LINEAR,
+    InjectedLayers,
+    Linear,
+    Wrapped,
+    choose,
+    device_of,
+    read_settings,
+    replace,
+    targets_of,
+)
 from luthier.adapters.base import Adapter
 from luthier.adapters.full import spread
+from luthier.models.kernels.low_rank import biased
 
 
 class BitFitLinear(Wrapped):
     """A frozen linear layer and what is added to its bias."""
 
-    def __init__(self, base: nn.Linear, generator: torch.Generator) -> None:
+    def __init__(self, base: Linear, generator: torch.Generator) -> None:
         super().__init__()
         self.base = base
-        self.d = nn.Parameter(torch.zeros(base.out_features, device=base.weight.device))
+        self.d = nn.Parameter(torch.zeros(base.out_features, device=device_of(base)))
         bias = base.bias
         # a bias in bfloat16 would not be seen to move: see `spread`
         self._start = spread(bias.detach(), generator) if bias is not None and bias.dtype == torch.bfloat16 else bias
@@ -39,15 +49,16 @@ class BitFitLinear(Wrapped):
             y: Tensor = self.base(x)
             return y
         bias = self.d if self._start is None else self._start + self.d
-        return F.linear(x, self.base.weight.to(x.dtype), bias.to(x.dtype))
+        return biased(x, self.weight, bias.to(x.dtype))
 
     @torch.no_grad()
     def merge(self) -> nn.Linear:
         """bias + d"""
         if self.base.bias is None or self._start is None:
             raise NotImplementedError("layers without a bias have no place for one: keep the adapter beside its base")
-        self.base.bias.copy_((self._start + self.d).to(self.base.bias.dtype))
-        return self.base
+        base = self.dense_base()
+        base.bias.copy_((self._start + self.d).to(base.bias.dtype))
+        return base
 
 
 class BitFit(Adapter):

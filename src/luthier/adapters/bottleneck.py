@@ -16,7 +16,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from luthier.adapters._layers import InjectedLayers, Wrapped, choose, read_settings, replace, targets_of
+from luthier.adapters._layers import (
+    InjectedLayers,
+    Linear,
+    Wrapped,
+    choose,
+    device_of,
+    read_settings,
+    replace,
+    targets_of,
+)
 from luthier.adapters.base import Adapter
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
@@ -25,10 +34,10 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu":
 class BottleneckLinear(Wrapped):
     """The last linear layer of a sublayer, and the adapter behind it."""
 
-    def __init__(self, base: nn.Linear, size: int, activation: str, generator: torch.Generator) -> None:
+    def __init__(self, base: Linear, size: int, activation: str, generator: torch.Generator) -> None:
         super().__init__()
         self.base, self.activation = base, activation
-        device, width = base.weight.device, base.out_features
+        device, width = device_of(base), base.out_features
         bound = 1 / math.sqrt(width)
         down = torch.empty(size, width).uniform_(-bound, bound, generator=generator)
         self.down, self.down_bias = nn.Parameter(down.to(device)), nn.Parameter(torch.zeros(size, device=device))

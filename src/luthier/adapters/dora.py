@@ -13,16 +13,19 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from luthier.adapters._layers import Linear
 from luthier.adapters._low_rank import LoRALinear, LowRank
+from luthier.models.kernels.low_rank import matrix
 from luthier.models.kernels.scaled import scaled_linear
+from luthier.models.quantize.base import QuantizedLinear
 
 
 class DoRALinear(LoRALinear):
     """A frozen linear layer, its low-rank update, and the lengths of its rows."""
 
-    def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float, a: Tensor, b: Tensor) -> None:
+    def __init__(self, base: Linear, rank: int, scale: float, dropout: float, a: Tensor, b: Tensor) -> None:
         super().__init__(base, rank, scale, dropout, a, b)
-        self._squares = _wide(base.weight.detach()).square().sum(1)
+        self._squares = self._wide().square().sum(1)
         self.m = nn.Parameter(self._squares.sqrt().to(a.dtype))
 
     def tensors(self) -> Mapping[str, nn.Parameter]:
@@ -32,7 +35,10 @@ class DoRALinear(LoRALinear):
     def ratio(self) -> Tensor:
         """(out,) what each output is multiplied by: m / |W + scale B A|."""
         with torch.no_grad():
-            a, b, weight = self.a, self.b * self.scale, self.base.weight
+            a, b = self.a, self.b * self.scale
+            weight = (
+                matrix(self.weight, self.base.dtype) if isinstance(self.base, QuantizedLinear) else self.base.weight
+            )
             cross = ((weight @ a.to(weight.dtype).t()).to(b.dtype) * b).sum(1)
             update = ((b @ (a @ a.t())) * b).sum(1)
             norm = (self._squares + 2 * cross + update).clamp_min(1e-12).sqrt()
@@ -43,20 +49,21 @@ class DoRALinear(LoRALinear):
         if not self.enabled:
             y: Tensor = self.base(x)
             return y
-        y = scaled_linear(x, self.base.weight, self.ratio(), None, (self.a, self.scale * self.b))
+        y = scaled_linear(x, self.weight, self.ratio(), None, (self.a, self.scale * self.b))
         return y if self.base.bias is None else y + self.base.bias.to(y.dtype)
 
     @torch.no_grad()
     def merge(self) -> nn.Linear:
-        """m (W + scale B A) / |W + scale B A|, in float32, stored in the type of W."""
-        weight = self.base.weight
-        total = weight.float() + self.scale * (self.b @ self.a)
-        weight.copy_((total * (self.m / total.norm(dim=1))[:, None]).to(weight.dtype))
-        return self.base
+        """m (W + scale B A) / |W + scale B A|, in float32, stored in the type of W; a quantized W becomes dense."""
+        base = self.dense_base()
+        total = base.weight.float() + self.scale * (self.b @ self.a)
+        base.weight.copy_((total * (self.m / total.norm(dim=1))[:, None]).to(base.weight.dtype))
+        return base
 
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    def _wide(self) -> Tensor:
+        base = self.base
+        weight = base.dense(base.dtype) if isinstance(base, QuantizedLinear) else base.weight.detach()
+        return weight.to(torch.promote_types(weight.dtype, torch.float32))
 
 
 class DoRA(LowRank):

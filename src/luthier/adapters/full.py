@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from luthier.adapters.base import Adapter, Injected, by_name, require_same_tensors
+from luthier.errors import ModelError
+from luthier.models.quantize.base import QuantizedLinear
 
 WEIGHTS = "model.safetensors"
 
@@ -44,6 +46,16 @@ def widen(parameter: nn.Parameter, generator: torch.Generator) -> None:
     narrow = parameter.dtype == torch.bfloat16
     parameter.data = spread(parameter.data, generator) if narrow else parameter.data.float()
     parameter.requires_grad_(True)
+
+
+def require_dense(model: nn.Module) -> None:
+    """Check that the model's own weights can train.
+
+    Raises:
+        ModelError: some are held quantized.
+    """
+    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+        raise ModelError("weights that are held quantized cannot train; load the model with model.quantize = 'none'")
 
 
 class InjectedFull(Injected):
@@ -97,7 +109,12 @@ class Full(Adapter):
     overwrites_base: ClassVar[bool] = True
 
     def inject(self, model: nn.Module, seed: int) -> InjectedFull:
-        """Turn the weights into float32, bfloat16 ones by `spread`, and let all of them train."""
+        """Turn the weights into float32, bfloat16 ones by `spread`, and let all of them train.
+
+        Raises:
+            ModelError: some are held quantized and would silently stay as they are.
+        """
+        require_dense(model)
         generator = torch.Generator().manual_seed(seed)
         for parameter in model.parameters():
             widen(parameter, generator)

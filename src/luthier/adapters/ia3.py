@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from luthier.adapters._layers import InjectedLayers, Wrapped, choose, matches, read_settings, replace
+from luthier.adapters._layers import InjectedLayers, Linear, Wrapped, choose, device_of, matches, read_settings, replace
 from luthier.adapters.base import Adapter
 from luthier.errors import ModelError
 from luthier.models.kernels.scaled import scaled_linear
@@ -22,12 +22,12 @@ from luthier.models.kernels.scaled import scaled_linear
 class IA3Linear(Wrapped):
     """A frozen linear layer with scaled outputs, or inputs."""
 
-    def __init__(self, base: nn.Linear, of_inputs: bool) -> None:
+    def __init__(self, base: Linear, of_inputs: bool) -> None:
         super().__init__()
         self.base, self.of_inputs = base, of_inputs
         count = base.in_features if of_inputs else base.out_features
         shape = (1, count) if of_inputs else (count, 1)
-        self.scale = nn.Parameter(torch.ones(shape, device=base.weight.device))
+        self.scale = nn.Parameter(torch.ones(shape, device=device_of(base)))
 
     def tensors(self) -> Mapping[str, nn.Parameter]:
         """The scales."""
@@ -40,7 +40,7 @@ class IA3Linear(Wrapped):
             return y
         scale = self.scale.view(-1)
         rows, cols = (None, scale) if self.of_inputs else (scale, None)
-        y = scaled_linear(x, self.base.weight, rows, cols)
+        y = scaled_linear(x, self.weight, rows, cols)
         if self.base.bias is None:
             return y
         return y + (self.base.bias if self.of_inputs else scale * self.base.bias).to(y.dtype)
@@ -48,11 +48,12 @@ class IA3Linear(Wrapped):
     @torch.no_grad()
     def merge(self) -> nn.Linear:
         """The scaled weight and bias, multiplied in float32 and stored in their own type."""
-        for parameter in (self.base.weight, None if self.of_inputs else self.base.bias):
+        base = self.dense_base()
+        for parameter in (base.weight, None if self.of_inputs else base.bias):
             if parameter is not None:
                 scale = self.scale if parameter.ndim == 2 else self.scale[:, 0]
                 parameter.copy_((parameter.float() * scale).to(parameter.dtype))
-        return self.base
+        return base
 
 
 class IA3(Adapter):

