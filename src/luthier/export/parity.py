@@ -1,0 +1,250 @@
+"""The gate: an artifact that was opened in a fresh process must be the trained model, up to what rounding explains.
+
+The artifact answers the probes greedily and says the log-probability of each token that it wrote. The same tokens are
+then scored under the trained model in float32, three times, so that each difference has one cause:
+
+    trained -> merged      folding the adapter into the weights, in float32: nothing but the order of sums
+    merged  -> rounded     each weight in the number format of the artifact: the price of the format, reported
+    rounded -> artifact    the file and the program that reads it: must be within the tolerance of the format
+
+A tensor that is zeroed, swapped, or rounded twice shows in the last step, whatever the price of the format is.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from luthier.assemble import Trained
+from luthier.data.replies import parse_reply_text
+from luthier.data.split import group_keys
+from luthier.evaluation.metrics.base import Metric, Prediction
+from luthier.evaluation.significance import compare, metric_interval, number_groups
+from luthier.evaluation.systems import base as systems
+from luthier.examples import Message
+from luthier.export.formats.base import Exporter
+from luthier.export.probes import Answer, Probes, score, scored_task
+from luthier.models.generate import generate
+from luthier.models.memory import tokens_in_flight
+
+MERGE_MAX_NATS = 0.02
+"""A merge in float32 changes the order of sums; the largest change of a token measured is a hundredth of this."""
+SCORE_MARGIN = 0.02
+"""A task score may be lower by so much before the artifact is refused, if the paired interval says that it is lower."""
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was compared."""
+
+    check: str
+    passed: bool
+    found: str
+    required: str
+
+    def __str__(self) -> str:
+        return f"{self.check}: {self.found}; required: {self.required}"
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What the gate found; `dump` is what `parity.json` holds."""
+
+    checks: tuple[Check, ...]
+    figures: Mapping[str, Any]
+
+    @property
+    def failed(self) -> list[Check]:
+        """What is not as it must be."""
+        return [check for check in self.checks if not check.passed]
+
+    def dump(self) -> dict[str, Any]:
+        """Plain values, as JSON holds them."""
+        checks = [vars(check) for check in self.checks]
+        return {"passed": not self.failed, **self.figures, "checks": checks}
+
+
+def check_parity(
+    trained: Trained, exporter: Exporter, folder: Path, probes: Probes, found: Mapping[str, Any]
+) -> Parity:
+    """Compare what the fresh process found with the trained model; the model's weights are changed on the way.
+
+    Args:
+        trained: opened anew, in float32, its adapter in it.
+        exporter: that wrote the artifact.
+        folder: the artifact.
+        probes: what was asked.
+        found: what the fresh process wrote.
+    """
+    answers = [Answer.read(values) for values in found["answers"]]
+    same = _inputs(trained, exporter, probes, answers, found["stop_ids"])
+    other = [Check("other files", False, text, "agree with the model") for text in exporter.check(trained, folder)]
+    own = score(trained, answers)
+    task_check, task = _task(trained, probes, answers)
+    merged, rounded, largest = own, own, 0.0
+    if exporter.merges():
+        trained.injected.merge()
+        merged = score(trained, answers)
+        largest = _round(trained, exporter)
+        rounded = score(trained, answers)
+    given_T = np.array([value for answer in answers for value in answer.logprobs])
+    tolerance = exporter.tolerance(trained)
+    last = _Difference.of(given_T, rounded.logprobs_T)
+    folding = _Difference.of(merged.logprobs_T, own.logprobs_T)
+    behind = float(rounded.behind_T.max(initial=0.0))
+    tokens = len(given_T)
+    checks = (
+        *same,
+        *other,
+        Check("answers", tokens > 0, f"{tokens} tokens", "some"),
+        Check("merge", folding.max <= MERGE_MAX_NATS, f"largest {folding.max:.2g} nats", f"{MERGE_MAX_NATS} nats"),
+        Check("log-probabilities, mean", last.mean <= tolerance.mean_nats, f"{last.mean:.2g} nats a token away from the rounded model", f"{tolerance.mean_nats} nats"),
+        Check("log-probabilities, largest", last.max <= tolerance.max_nats, f"{last.max:.2g} nats away from the rounded model", f"{tolerance.max_nats} nats"),
+        Check("greedy choice", behind <= tolerance.max_nats, f"a token {behind:.2g} nats behind the rounded model's first choice", f"{tolerance.max_nats} nats"),
+        *task_check,
+    )
+    figures = {
+        "format": exporter.__class__.__module__.rpartition(".")[2],
+        "type": exporter.type,
+        "program": found["program"],
+        "probes": {
+            "split": "test",
+            "rows": len(probes.rows),
+            "of": probes.of,
+            "left_out": probes.left_out,
+            "max_new_tokens": probes.max_new_tokens,
+        },
+        "tokens": tokens,
+        "logprob_difference_nats": {
+            "artifact_to_trained": _Difference.of(given_T, own.logprobs_T).dump(),
+            "trained_to_merged": folding.dump(),
+            "merged_to_rounded": _Difference.of(rounded.logprobs_T, merged.logprobs_T).dump(),
+            "rounded_to_artifact": last.dump(),
+        },
+        "largest_relative_rounding_of_a_tensor": largest,
+        "greedy_agreement": {
+            "trained": float((own.behind_T == 0).mean()) if tokens else None,
+            "rounded": float((rounded.behind_T == 0).mean()) if tokens else None,
+        },
+        "task": task,
+    }
+    return Parity(checks, figures)
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """Of log-probabilities, token by token."""
+
+    mean: float
+    max: float
+
+    @classmethod
+    def of(cls, a_T: Array, b_T: Array) -> "_Difference":
+        difference_T = np.abs(a_T - b_T)
+        return cls(float(difference_T.mean()) if len(a_T) else 0.0, float(difference_T.max(initial=0.0)))
+
+    def dump(self) -> dict[str, float]:
+        return {"mean": self.mean, "max": self.max}
+
+
+def _inputs(
+    trained: Trained, exporter: Exporter, probes: Probes, answers: Sequence[Answer], stops: Sequence[int]
+) -> list[Check]:
+    """Whether the artifact renders, cuts and ends as training did."""
+    template, n = trained.template, len(probes.rows)
+    texts = [template.text(row.prompt, row.tools, add_generation_prompt=True) for row in probes.rows]
+    ids = [tuple(template.prompt_ids(row.prompt, row.tools)) for row in probes.rows]
+    # a program that puts the beginning-of-sequence token itself leaves it out of the text
+    bos = trained.loaded.tokenizer.bos_token or ""
+    rendered = sum(a.prompt.removeprefix(bos) == text.removeprefix(bos) for a, text in zip(answers, texts, strict=True))
+    cut = sum(a.prompt_ids == wanted for a, wanted in zip(answers, ids, strict=True))
+    wanted = exporter.stop_ids(trained)
+    return [
+        Check("rendered prompts", rendered == n, f"{rendered} of {n} as the template renders them", "all"),
+        Check("token ids of prompts", cut == n, f"{cut} of {n} as in training", "all"),
+        Check("ends of a turn", set(stops) == wanted, f"{sorted(stops)}", f"{sorted(wanted)}"),
+    ]
+
+
+@torch.no_grad()
+def _round(trained: Trained, exporter: Exporter) -> float:
+    """Round every merged weight as the format does; returns the largest relative change of a tensor."""
+    largest = 0.0
+    for name, parameter in trained.loaded.model.named_parameters():
+        kept = exporter.rounded(trained, name, parameter.detach().cpu())
+        size = float(parameter.norm())
+        if size:
+            largest = max(largest, float((kept - parameter.cpu()).norm()) / size)
+        parameter.copy_(kept)
+    return largest
+
+
+def _task(trained: Trained, probes: Probes, answers: Sequence[Answer]) -> tuple[list[Check], dict[str, Any] | None]:
+    """The run's own metric of both, paired; None where the run measures no written answers."""
+    question = probes.question
+    name = question.primary if question.metrics[question.primary].needs == "generation" else None
+    if name is None or not scored_task(probes):
+        return [], None
+    metric, confidence, seed = question.metrics[name], trained.recipe.evaluation.confidence, trained.recipe.seed
+    texts, replies = _own_answers(trained, probes), [parse_reply_text(answer.text) for answer in answers]
+    ours, theirs = (_statistics(metric, probes, messages) for messages in (texts, replies))
+    groups_N = number_groups(group_keys(probes.rows))
+    paired = compare(metric, theirs, ours, confidence, seed, groups_N)
+    sign = 1 if metric.higher_is_better else -1
+    loss = -sign * paired.difference
+    surely = (paired.high if sign > 0 else -paired.low) < 0
+    values = {
+        "metric": name,
+        "trained": metric_interval(metric, ours, confidence, seed, groups_N).dump(),
+        "artifact": metric_interval(metric, theirs, confidence, seed, groups_N).dump(),
+        "difference": {"value": paired.difference, "low": paired.low, "high": paired.high},
+        "equal_answers": sum(a == b for a, b in zip(texts, replies, strict=True)),
+    }
+    told = f"{name} {paired.difference:+.3f} [{paired.low:+.3f}, {paired.high:+.3f}]"
+    check = Check("task score", not (loss > SCORE_MARGIN and surely), told, f"not worse by more than {SCORE_MARGIN}")
+    return [check], values
+
+
+def _own_answers(trained: Trained, probes: Probes) -> list[Message]:
+    """What the trained model answers, greedily."""
+    prompts = [trained.template.prompt_ids(row.prompt, row.tools) for row in probes.rows]
+    written = generate(
+        trained.loaded,
+        prompts,
+        max_new_tokens=probes.max_new_tokens,
+        stop_ids=trained.template.stop_ids,
+        batch_tokens=tokens_in_flight(trained.loaded.model),
+    )
+    return [trained.template.parse_reply(generation.ids) for generation in written]
+
+
+def _statistics(metric: Metric, probes: Probes, replies: Sequence[Message]) -> Array:
+    predictions: list[Prediction] = [
+        systems.prediction(row, systems.Answer(row.id, row.prompt, systems.message_text(reply), reply))
+        for row, reply in zip(probes.rows, replies, strict=True)
+    ]
+    return np.array([metric.statistics(one) for one in predictions], dtype=np.float64)
+
+
+def told(parity: Parity) -> list[str]:
+    """The figures for a terminal, a line each."""
+    figures, task = parity.figures, parity.figures["task"]
+    probes, nats = figures["probes"], figures["logprob_difference_nats"]
+    lines = [
+        f"{figures['program']}: {probes['rows']} of {probes['of']} test rows, {figures['tokens']:,} tokens written",
+        *(f"  {name.replace('_', ' ')}: mean {d['mean']:.2g}, largest {d['max']:.2g} nats a token" for name, d in nats.items()),
+        f"  greedy choice of the trained model: {figures['greedy_agreement']['trained']:.2%} of tokens",
+    ]
+    if task is not None:
+        pair = " and ".join(
+            f"{task[who]['value']:.3f} [{task[who]['low']:.3f}, {task[who]['high']:.3f}] ({who})"
+            for who in ("trained", "artifact")
+        )
+        lines.append(f"  {task['metric']}: {pair}")
+    return lines

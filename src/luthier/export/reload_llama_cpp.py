@@ -1,0 +1,92 @@
+"""Opens a GGUF export with llama.cpp (the wheel `xllamacpp`) and answers the gate's questions; its own process.
+
+    python -m luthier.export.reload_llama_cpp JOB.json ANSWERS.json
+
+Nothing of Luthier is imported here. The prompt is rendered by llama.cpp's own Jinja from the template in the file, and
+cut into tokens by its own tokenizer. The ends of a turn are those that the file declares: llama.cpp also guesses some
+from how tokens are spelled, which other programs do not.
+"""
+
+import json
+import sys
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import xllamacpp
+from gguf import GGUFReader
+
+SLOTS = 8
+SPARE_TOKENS = 16
+STOPS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+
+
+def main(job_path: str, answers_path: str) -> None:
+    """Answer every question of the job."""
+    job = json.loads(Path(job_path).read_text(encoding="utf-8"))
+    limit = job["max_new_tokens"]
+    slots = min(SLOTS, len(job["questions"]))
+    settings = xllamacpp.CommonParams()
+    settings.model.path = job["artifact"]
+    settings.n_parallel = slots
+    settings.n_ctx = slots * (job["longest_prompt"] + limit + SPARE_TOKENS)
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = job["threads"]
+    settings.verbosity = -1
+    server = _Server(xllamacpp.Server(settings))
+    with ThreadPoolExecutor(slots) as pool:
+        answers = list(pool.map(lambda question: server.answer(question, limit), job["questions"]))
+    fields = GGUFReader(job["artifact"]).fields
+    stops = sorted({int(fields[name].contents()) for name in STOPS if name in fields})
+    found = {"program": f"llama.cpp (xllamacpp {version('xllamacpp')})", "stop_ids": stops, "answers": answers}
+    Path(answers_path).write_text(json.dumps(found), encoding="utf-8")
+
+
+class _Server:
+    """llama.cpp's own HTTP server, on the loopback address."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server  # it lives as long as this object
+        self._url = server.listening_address
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def answer(self, question: dict[str, Any], limit: int) -> dict[str, Any]:
+        """Rendered prompt, its ids, the greedy answer and the log-probability of each of its tokens."""
+        asked = {"messages": [_as_openai(message) for message in question["messages"]]}
+        prompt = self._post("/apply-template", asked | ({"tools": question["tools"]} if question["tools"] else {}))
+        text = prompt["prompt"]
+        ids = self._post("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
+        greedy = {"temperature": 0, "n_probs": 1, "return_tokens": True}
+        found = self._post("/completion", {"prompt": ids, "n_predict": limit, **greedy})
+        tokens = found["completion_probabilities"]
+        return {
+            "prompt": text,
+            "prompt_ids": ids,
+            "ids": [token["id"] for token in tokens],
+            "logprobs": [token["logprob"] for token in tokens],
+            "finished": found["stop_type"] == "eos",
+            "text": found["content"],
+        }
+
+    def _post(self, path: str, values: dict[str, Any]) -> Any:
+        body = json.dumps(values).encode()
+        request = urllib.request.Request(self._url + path, body, {"Content-Type": "application/json"})
+        with self._opener.open(request) as reply:
+            return json.load(reply)
+
+
+def _as_openai(message: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of tool calls as text, which is how the API of llama.cpp takes them."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    texts = [json.dumps(call["function"]["arguments"], ensure_ascii=False) for call in calls]
+    changed = [
+        {**call, "function": {**call["function"], "arguments": text}} for call, text in zip(calls, texts, strict=True)
+    ]
+    return {**message, "tool_calls": changed}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])
