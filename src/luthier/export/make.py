@@ -16,7 +16,7 @@ from luthier.assemble import Trained, open_trained
 from luthier.errors import ExportError, StorageError
 from luthier.export.card import write_card
 from luthier.export.formats.base import Exporter
-from luthier.export.parity import Parity, check_parity
+from luthier.export.parity import Parity, check_parity, own_replies
 from luthier.export.probes import Probes, probes_of
 from luthier.files import sha256_of, sync
 from luthier.progress import Progress
@@ -93,12 +93,15 @@ def prove(run: Path, exporter: Exporter, folder: Path, progress: Progress) -> Pa
     Raises:
         ExportError: it cannot be opened.
     """
-    trained = open_float32(run)
+    trained = open_trained(run, "cpu")
     probes = probes_of(run, trained)
     with progress.stage("reload", f"{len(probes.rows)} test rows to the artifact, in a process of its own"):
         found = reload(trained, exporter, folder, probes)
-    with progress.stage("compare", "comparing with the trained model"):
-        return check_parity(trained, exporter, folder, probes, found)
+    with progress.stage("answer", "the same rows to the trained model"):
+        replies = own_replies(trained, probes)
+    with progress.stage("compare", "comparing token by token"):
+        trained.loaded.model.float()
+        return check_parity(trained, exporter, folder, probes, found, replies)
 
 
 def reload(trained: Trained, exporter: Exporter, folder: Path, probes: Probes) -> Mapping[str, Any]:

@@ -33,6 +33,8 @@ from luthier.models.memory import tokens_in_flight
 
 MERGE_MAX_NATS = 0.02
 """A merge in float32 changes the order of sums; the largest change of a token measured is a hundredth of this."""
+MERGE_ROWS = 16
+"""Rows that the merge is looked at with: a wrong one is wrong everywhere."""
 SCORE_MARGIN = 0.02
 """A task score may be lower by so much before the artifact is refused, if the paired interval says that it is lower."""
 
@@ -71,7 +73,12 @@ class Parity:
 
 
 def check_parity(
-    trained: Trained, exporter: Exporter, folder: Path, probes: Probes, found: Mapping[str, Any]
+    trained: Trained,
+    exporter: Exporter,
+    folder: Path,
+    probes: Probes,
+    found: Mapping[str, Any],
+    own_replies: Sequence[Message],
 ) -> Parity:
     """Compare what the fresh process found with the trained model; the model's weights are changed on the way.
 
@@ -81,22 +88,23 @@ def check_parity(
         folder: the artifact.
         probes: what was asked.
         found: what the fresh process wrote.
+        own_replies: what the trained model answers, as it is evaluated and served.
     """
     answers = [Answer.read(values) for values in found["answers"]]
     same = _inputs(trained, exporter, probes, answers, found["stop_ids"])
     other = [Check("other files", False, text, "agree with the model") for text in exporter.check(trained, folder)]
     own = score(trained, answers)
-    task_check, task = _task(trained, probes, answers)
+    task_check, task = _task(trained, probes, answers, own_replies)
     merged, rounded, largest = own, own, 0.0
     if exporter.merges():
         trained.injected.merge()
-        merged = score(trained, answers)
+        merged = score(trained, answers[:MERGE_ROWS])
         largest = _round(trained, exporter)
         rounded = score(trained, answers)
     given_T = np.array([value for answer in answers for value in answer.logprobs])
     tolerance = exporter.tolerance(trained)
     last = _Difference.of(given_T, rounded.logprobs_T)
-    folding = _Difference.of(merged.logprobs_T, own.logprobs_T)
+    folding = _Difference.of(merged.logprobs_T, own.logprobs_T[: len(merged.logprobs_T)])
     behind = float(rounded.behind_T.max(initial=0.0))
     tokens = len(given_T)
     checks = (
@@ -124,7 +132,7 @@ def check_parity(
         "logprob_difference_nats": {
             "artifact_to_trained": _Difference.of(given_T, own.logprobs_T).dump(),
             "trained_to_merged": folding.dump(),
-            "merged_to_rounded": _Difference.of(rounded.logprobs_T, merged.logprobs_T).dump(),
+            "trained_to_rounded": _Difference.of(rounded.logprobs_T, own.logprobs_T).dump(),
             "rounded_to_artifact": last.dump(),
         },
         "largest_relative_rounding_of_a_tensor": largest,
@@ -185,14 +193,16 @@ def _round(trained: Trained, exporter: Exporter) -> float:
     return largest
 
 
-def _task(trained: Trained, probes: Probes, answers: Sequence[Answer]) -> tuple[list[Check], dict[str, Any] | None]:
+def _task(
+    trained: Trained, probes: Probes, answers: Sequence[Answer], texts: Sequence[Message]
+) -> tuple[list[Check], dict[str, Any] | None]:
     """The run's own metric of both, paired; None where the run measures no written answers."""
     question = probes.question
     name = question.primary if question.metrics[question.primary].needs == "generation" else None
     if name is None or not scored_task(probes):
         return [], None
     metric, confidence, seed = question.metrics[name], trained.recipe.evaluation.confidence, trained.recipe.seed
-    texts, replies = _own_answers(trained, probes), [parse_reply_text(answer.text) for answer in answers]
+    replies = [parse_reply_text(answer.text) for answer in answers]
     ours, theirs = (_statistics(metric, probes, messages) for messages in (texts, replies))
     groups_N = number_groups(group_keys(probes.rows))
     paired = compare(metric, theirs, ours, confidence, seed, groups_N)
@@ -211,7 +221,7 @@ def _task(trained: Trained, probes: Probes, answers: Sequence[Answer]) -> tuple[
     return [check], values
 
 
-def _own_answers(trained: Trained, probes: Probes) -> list[Message]:
+def own_replies(trained: Trained, probes: Probes) -> list[Message]:
     """What the trained model answers, greedily."""
     prompts = [trained.template.prompt_ids(row.prompt, row.tools) for row in probes.rows]
     written = generate(
