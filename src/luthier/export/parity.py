@@ -10,7 +10,7 @@ then scored under the trained model in float32, three times, so that each differ
 A tensor that is zeroed, swapped, or rounded twice shows in the last step, whatever the price of the format is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from luthier.assemble import Trained
 from luthier.data.replies import parse_reply_text
@@ -27,12 +28,16 @@ from luthier.evaluation.significance import compare, metric_interval, number_gro
 from luthier.evaluation.systems import base as systems
 from luthier.examples import Message
 from luthier.export.formats.base import Exporter
-from luthier.export.probes import Answer, Probes, score, scored_task
+from luthier.export.probes import Answer, Probes, Scored, score, scored_task
 from luthier.models.generate import generate
 from luthier.models.memory import tokens_in_flight
 
-MERGE_MAX_NATS = 0.02
-"""A merge in float32 changes the order of sums; the largest change of a token measured is a hundredth of this."""
+FLOOR_MEAN_NATS, FLOOR_MAX_NATS = 1e-4, 1e-2
+"""What another order of sums in float32 may change a token by: some hundred times what it was measured to."""
+ARITHMETIC = 4
+"""A program that rounds what flows between the weights may change answers by so many times as much as the same rounding
+of the weights does. One rounding on either side of a product has the same effect; keys and values are rounded as well;
+the rest is for the tail (docs/export.md)."""
 MERGE_ROWS = 16
 """Rows that the merge is looked at with: a wrong one is wrong everywhere."""
 SCORE_MARGIN = 0.02
@@ -91,30 +96,28 @@ def check_parity(
         own_replies: what the trained model answers, as it is evaluated and served.
     """
     answers = [Answer.read(values) for values in found["answers"]]
-    same = _inputs(trained, exporter, probes, answers, found["stop_ids"])
-    other = [Check("other files", False, text, "agree with the model") for text in exporter.check(trained, folder)]
-    own = score(trained, answers)
-    task_check, task = _task(trained, probes, answers, own_replies)
-    merged, rounded, largest = own, own, 0.0
-    if exporter.merges():
-        trained.injected.merge()
-        merged = score(trained, answers[:MERGE_ROWS])
-        largest = _round(trained, exporter)
-        rounded = score(trained, answers)
     given_T = np.array([value for answer in answers for value in answer.logprobs])
-    tolerance = exporter.tolerance(trained)
-    last = _Difference.of(given_T, rounded.logprobs_T)
-    folding = _Difference.of(merged.logprobs_T, own.logprobs_T[: len(merged.logprobs_T)])
-    behind = float(rounded.behind_T.max(initial=0.0))
+    same = _inputs(trained, exporter, probes, answers, found["stop_ids"])
+    other = [Check("other files", False, text, "agree") for text in exporter.check(trained, folder, probes.rows)]
+    task_check, task = _task(trained, probes, answers, own_replies)
+    models = _score_all(trained, exporter, answers)
+    rounding = _Difference.of(models.rounded.logprobs_T, models.trained.logprobs_T)
+    folding = _Difference.of(models.merged.logprobs_T, models.trained.logprobs_T[: len(models.merged.logprobs_T)])
+    own, last = (_Difference.of(given_T, one.logprobs_T) for one in (models.trained, models.rounded))
+    arithmetic = models.arithmetic.times(ARITHMETIC).at_least(FLOOR_MEAN_NATS, FLOOR_MAX_NATS)
+    behind = float(models.rounded.behind_T.max(initial=0.0))
     tokens = len(given_T)
     checks = (
         *same,
         *other,
         Check("answers", tokens > 0, f"{tokens} tokens", "some"),
-        Check("merge", folding.max <= MERGE_MAX_NATS, f"largest {folding.max:.2g} nats", f"{MERGE_MAX_NATS} nats"),
-        Check("log-probabilities, mean", last.mean <= tolerance.mean_nats, f"{last.mean:.2g} nats a token away from the rounded model", f"{tolerance.mean_nats} nats"),
-        Check("log-probabilities, largest", last.max <= tolerance.max_nats, f"{last.max:.2g} nats away from the rounded model", f"{tolerance.max_nats} nats"),
-        Check("greedy choice", behind <= tolerance.max_nats, f"a token {behind:.2g} nats behind the rounded model's first choice", f"{tolerance.max_nats} nats"),
+        _within("merge in float32", folding.max, FLOOR_MAX_NATS),
+        _within("log-probabilities beside the rounded model, mean", last.mean, arithmetic.mean),
+        _within("log-probabilities beside the rounded model, largest", last.max, arithmetic.max),
+        _within("log-probabilities beside the trained model, mean", own.mean, rounding.mean + arithmetic.mean),
+        _within("log-probabilities beside the trained model, largest", own.max, rounding.max + arithmetic.max),
+        # two tokens may have moved towards each other
+        _within("tokens behind the rounded model's first choice", behind, 2 * arithmetic.max),
         *task_check,
     )
     figures = {
@@ -130,15 +133,16 @@ def check_parity(
         },
         "tokens": tokens,
         "logprob_difference_nats": {
-            "artifact_to_trained": _Difference.of(given_T, own.logprobs_T).dump(),
+            "artifact_to_trained": own.dump(),
             "trained_to_merged": folding.dump(),
-            "trained_to_rounded": _Difference.of(rounded.logprobs_T, own.logprobs_T).dump(),
+            "trained_to_rounded": rounding.dump(),
             "rounded_to_artifact": last.dump(),
+            "explained_by_arithmetic": arithmetic.dump(),
         },
-        "largest_relative_rounding_of_a_tensor": largest,
+        "largest_relative_rounding_of_a_tensor": models.largest,
         "greedy_agreement": {
-            "trained": float((own.behind_T == 0).mean()) if tokens else None,
-            "rounded": float((rounded.behind_T == 0).mean()) if tokens else None,
+            "trained": float((models.trained.behind_T == 0).mean()) if tokens else None,
+            "rounded": float((models.rounded.behind_T == 0).mean()) if tokens else None,
         },
         "task": task,
     }
@@ -157,40 +161,71 @@ class _Difference:
         difference_T = np.abs(a_T - b_T)
         return cls(float(difference_T.mean()) if len(a_T) else 0.0, float(difference_T.max(initial=0.0)))
 
+    def times(self, factor: float) -> "_Difference":
+        return _Difference(factor * self.mean, factor * self.max)
+
+    def at_least(self, mean: float, largest: float) -> "_Difference":
+        return _Difference(max(self.mean, mean), max(self.max, largest))
+
     def dump(self) -> dict[str, float]:
         return {"mean": self.mean, "max": self.max}
 
 
-def _inputs(
-    trained: Trained, exporter: Exporter, probes: Probes, answers: Sequence[Answer], stops: Sequence[int]
-) -> list[Check]:
-    """Whether the artifact renders, cuts and ends as training did."""
-    template, n = trained.template, len(probes.rows)
-    texts = [template.text(row.prompt, row.tools, add_generation_prompt=True) for row in probes.rows]
-    ids = [tuple(template.prompt_ids(row.prompt, row.tools)) for row in probes.rows]
-    # a program that puts the beginning-of-sequence token itself leaves it out of the text
-    bos = trained.loaded.tokenizer.bos_token or ""
-    rendered = sum(a.prompt.removeprefix(bos) == text.removeprefix(bos) for a, text in zip(answers, texts, strict=True))
-    cut = sum(a.prompt_ids == wanted for a, wanted in zip(answers, ids, strict=True))
-    wanted = exporter.stop_ids(trained)
-    return [
-        Check("rendered prompts", rendered == n, f"{rendered} of {n} as the template renders them", "all"),
-        Check("token ids of prompts", cut == n, f"{cut} of {n} as in training", "all"),
-        Check("ends of a turn", set(stops) == wanted, f"{sorted(stops)}", f"{sorted(wanted)}"),
-    ]
+def _within(what: str, found: float, allowed: float) -> Check:
+    """A nan is never within."""
+    return Check(what, found <= allowed, f"{found:.2g} nats", f"at most {allowed:.2g}")
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """The artifact's answers under the trained model and under what rounding makes of it."""
+
+    trained: Scored
+    merged: Scored
+    """Of the first `MERGE_ROWS` answers."""
+    rounded: Scored
+    arithmetic: _Difference
+    """What the rounding of the program's arithmetic does when it is done to the weights."""
+    largest: float
+    """Largest relative change of a tensor by rounding."""
+
+
+def _score_all(trained: Trained, exporter: Exporter, answers: Sequence[Answer]) -> _Scores:
+    """Score under the trained model, then merge and round it in place."""
+    own, none = score(trained, answers), _Difference(0.0, 0.0)
+    if not exporter.merges():
+        return _Scores(own, own, own, none, 0.0)
+    trained.injected.merge()
+    merged = score(trained, answers[:MERGE_ROWS])
+    weights = {name: parameter.detach().clone() for name, parameter in trained.loaded.model.named_parameters()}
+    largest, _ = _round(trained, weights, exporter.rounded)
+    rounded = score(trained, answers)
+    arithmetic = none
+    touched, changed = _round(trained, weights, exporter.like_arithmetic)
+    if touched is not None:
+        like = score(trained, answers) if changed else rounded
+        arithmetic = _Difference.of(like.logprobs_T, own.logprobs_T)
+    return _Scores(own, merged, rounded, arithmetic, largest or 0.0)
 
 
 @torch.no_grad()
-def _round(trained: Trained, exporter: Exporter) -> float:
-    """Round every merged weight as the format does; returns the largest relative change of a tensor."""
-    largest = 0.0
+def _round(
+    trained: Trained, weights: Mapping[str, Tensor], rounded: Callable[[Trained, str, Tensor], Tensor | None]
+) -> tuple[float | None, bool]:
+    """Put rounded weights into the model.
+
+    Returns:
+        The largest relative change of a tensor by rounding, None if none is rounded; and whether the model was changed.
+    """
+    largest, changed = None, False
     for name, parameter in trained.loaded.model.named_parameters():
-        kept = exporter.rounded(trained, name, parameter.detach().cpu())
-        size = float(parameter.norm())
-        if size:
-            largest = max(largest, float((kept - parameter.cpu()).norm()) / size)
-        parameter.copy_(kept)
-    return largest
+        weight = weights[name]
+        kept = rounded(trained, name, weight)
+        if kept is not None:
+            largest = max(largest or 0.0, float((kept - weight).norm() / weight.norm().clamp_min(1e-30)))
+            changed = changed or not torch.equal(parameter, kept)
+            parameter.copy_(kept)
+    return largest, changed
 
 
 def _task(
@@ -248,7 +283,10 @@ def told(parity: Parity) -> list[str]:
     probes, nats = figures["probes"], figures["logprob_difference_nats"]
     lines = [
         f"{figures['program']}: {probes['rows']} of {probes['of']} test rows, {figures['tokens']:,} tokens written",
-        *(f"  {name.replace('_', ' ')}: mean {d['mean']:.2g}, largest {d['max']:.2g} nats a token" for name, d in nats.items()),
+        *(
+            f"  {name.replace('_', ' ')}: mean {d['mean']:.2g}, largest {d['max']:.2g} nats a token"
+            for name, d in nats.items()
+        ),
         f"  greedy choice of the trained model: {figures['greedy_agreement']['trained']:.2%} of tokens",
     ]
     if task is not None:

@@ -1,4 +1,4 @@
-"""What the gate asks: the run's own test rows, never one that was trained on, and how the trained model answers them."""
+"""What the gate asks: the run's own test rows, never one that was trained on; and how the trained model scores answers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,8 +59,8 @@ def probes_of(run: Path, trained: Trained) -> Probes:
     fit = [row for row in asked if not any(c in text for text in _texts(row) for c in controls)]
     if not fit:
         raise ExportError(
-            f"{run}: none of its {len(question.test)} test rows asks the model anything (raw text does not), so nothing "
-            "could be compared after an export; give the run test rows with prompts (data.test)"
+            f"{run}: none of its {len(question.test)} test rows asks the model anything (raw text does not), so "
+            "nothing could be compared after an export; give the run test rows with prompts (data.test)"
         )
     rows = tuple(fit[:MOST])
     limit = question.max_new_tokens or room_for_answers(trained.template, rows)[0] or 64
@@ -112,9 +112,7 @@ class Scored:
 def score(trained: Trained, answers: Sequence[Answer]) -> Scored:
     """Score the answers under the trained model, in whatever state it is, told each token before it has to predict the
     next."""
-    rows = [
-        Row((*a.prompt_ids, *a.ids), (0.0,) * len(a.prompt_ids) + (1.0,) * len(a.ids)) for a in answers if a.ids
-    ]
+    rows = [Row((*a.prompt_ids, *a.ids), (0.0,) * len(a.prompt_ids) + (1.0,) * len(a.ids)) for a in answers if a.ids]
     parts = [_score(trained, group) for group in group_rows(rows, SCORED_TOKENS)]
     chosen, behind = (np.concatenate(column) for column in zip(*parts, strict=True)) if parts else (np.zeros(0),) * 2
     return Scored(chosen, behind)

@@ -1,4 +1,4 @@
-"""Opens a GGUF export with llama.cpp (the wheel `xllamacpp`) and answers the gate's questions; its own process.
+"""Opens a GGUF export with llama.cpp (the wheel `xllamacpp`) and answers the gate's questions.
 
     python -m luthier.export.reload_llama_cpp JOB.json ANSWERS.json
 

@@ -1,4 +1,4 @@
-"""Opens a safetensors or peft export with transformers (and peft) alone, and answers the gate's questions; its own process.
+"""Opens a safetensors or peft export with transformers and peft alone, and answers the gate's questions.
 
     python -m luthier.export.reload_transformers JOB.json ANSWERS.json
 
@@ -80,9 +80,7 @@ def _answer(model: Any, tokenizer: Any, batch: list[dict[str, Any]], stops: list
         return logits
 
     processors = transformers.LogitsProcessorList([note])
-    found = model.generate(
-        input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=processors
-    )
+    found = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=processors)
     written, logprobs = found[:, width:], torch.stack(best, dim=1)
     return [_one(tokenizer, *row, set(stops)) for row in zip(written.tolist(), logprobs.tolist(), strict=True)]
 

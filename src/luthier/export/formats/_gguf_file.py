@@ -82,7 +82,7 @@ def add_shape(writer: GGUFWriter, shape: Shape) -> None:
 
 def architecture_name(shape: Shape) -> str:
     """What GGUF calls the architecture."""
-    return MODEL_ARCH_NAMES[ARCHITECTURES[shape.kind]]
+    return str(MODEL_ARCH_NAMES[ARCHITECTURES[shape.kind]])
 
 
 class Names:

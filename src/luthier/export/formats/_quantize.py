@@ -23,16 +23,22 @@ FILE_TYPES = {
 }
 K_QUANTS = frozenset({"q4_k_m"})
 _MATRICES = {"f16": Kind.F16, "bf16": Kind.BF16, "q8_0": Kind.Q8_0}
+ARITHMETIC = {"f16": Kind.F16, "bf16": Kind.BF16, "q8_0": Kind.Q8_0, "q4_k_m": Kind.Q8_0}
+"""What llama.cpp rounds the other side of a product to."""
 _INSTEAD = {Kind.Q4_K: Kind.Q5_0, Kind.Q6_K: Kind.Q8_0, Kind.Q8_0: Kind.F16, Kind.Q5_0: Kind.F16}
 _BY_GGML = frozenset({Kind.Q4_K, Kind.Q6_K})
 _LAYER = re.compile(r"blk\.(\d+)\.(attn_v|ffn_down)\.weight")
 
 
 def kind_of(type: str, name: str, shape: tuple[int, ...], layers: int) -> Kind:
-    """The number format of the tensor that GGUF calls `name`, in a file of this type; vectors stay float32."""
+    """The number format of the tensor that GGUF calls `name`, in a file of this type."""
+    return shaped(_mixed(name, layers) if type == "q4_k_m" else _MATRICES[type], shape)
+
+
+def shaped(kind: Kind, shape: tuple[int, ...]) -> Kind:
+    """The number format, or what stands in for it where its blocks do not divide the rows; vectors stay float32."""
     if len(shape) < 2:
         return Kind.F32
-    kind = _mixed(name, layers) if type == "q4_k_m" else _MATRICES[type]
     while shape[-1] % GGML_QUANT_SIZES[kind][0]:
         kind = _INSTEAD[kind]
     return kind

@@ -7,8 +7,7 @@ the artifact with that, so that what the format costs and what went wrong are to
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,17 +16,10 @@ from torch import Tensor
 
 from luthier.assemble import Trained
 from luthier.errors import ExportError
+from luthier.examples import Conversation
 
 TRANSFORMERS = "luthier.export.reload_transformers"
 LLAMA_CPP = "luthier.export.reload_llama_cpp"
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """What the arithmetic of another program explains, in nats a token; docs/export.md derives each number."""
-
-    mean_nats: float
-    max_nats: float
 
 
 class Exporter(ABC):
@@ -69,9 +61,10 @@ class Exporter(ABC):
     def stop_ids(self, trained: Trained) -> frozenset[int]:
         """The ends of a turn that the artifact must declare."""
 
-    @abstractmethod
-    def tolerance(self, trained: Trained) -> Tolerance:
-        """How far the program that opens the artifact may be from exact arithmetic on the same weights."""
+    def like_arithmetic(self, trained: Trained, name: str, weight: Tensor) -> Tensor | None:
+        """`weight` rounded as the program that opens the artifact rounds what flows between the weights; None: it
+        computes in float32. What that does to the answers is the measure of what its arithmetic explains."""
+        return None
 
     def merges(self) -> bool:
         """Whether the artifact holds merged weights."""
@@ -81,8 +74,8 @@ class Exporter(ABC):
         """What the fresh process must know beside the folder."""
         return {"artifact": str(folder)}
 
-    def check(self, trained: Trained, folder: Path) -> list[str]:
-        """What is wrong with parts of the artifact that the fresh process does not use."""
+    def check(self, trained: Trained, folder: Path, rows: Sequence[Conversation]) -> list[str]:
+        """What is wrong with parts of the artifact that the fresh process does not use; `rows` are the probes."""
         return []
 
 
@@ -123,3 +116,9 @@ def require_package(package: str, install: str, why: str) -> None:
     """
     if find_spec(package) is None:
         raise ExportError(f"the package `{package}` is not installed, and {why}: `{install}`")
+
+
+def without_bos(trained: Trained, text: str) -> str:
+    """A rendered prompt without the beginning-of-sequence token, where the tokenizer puts one itself: some programs
+    then leave it out of the text."""
+    return text.removeprefix(trained.loaded.tokenizer.bos_token) if trained.template.text_ids("") else text

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from luthier.assemble import Trained
 from luthier.errors import ExportError
-from luthier.export.formats.base import LLAMA_CPP, Exporter, Tolerance, merge, require_package
+from luthier.export.formats.base import LLAMA_CPP, Exporter, merge, require_package
 
 FILE = "model.gguf"
 MAX_STOPS = 3
@@ -63,8 +63,10 @@ class Gguf(Exporter):
         writer.add_file_type(FILE_TYPES[self.chosen])
         writer.add_quantization_version(2)
         file.add_shape(writer, shape)
-        file.add_tokenizer(writer, loaded.tokenizer, loaded.model.get_input_embeddings().weight.shape[0], pre)  # type: ignore[operator, union-attr]
-        for add, index in zip((writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id), _stops(trained), strict=False):
+        embedding: Any = loaded.model.get_input_embeddings()  # type: ignore[operator]
+        file.add_tokenizer(writer, loaded.tokenizer, embedding.weight.shape[0], pre)
+        names = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+        for add, index in zip(names, _stops(trained), strict=False):
             add(index)
         if template.source:
             writer.add_chat_template(template.source)
@@ -89,11 +91,12 @@ class Gguf(Exporter):
         """All of the template's; `require` refuses more than a file can name."""
         return trained.template.stop_ids
 
-    def tolerance(self, trained: Trained) -> Tolerance:
-        """llama.cpp rounds what flows between the layers, too: to 16 bits, or to 8 bits for products with blocks."""
-        if self.chosen in ("f16", "bf16"):
-            return Tolerance(mean_nats=0.01, max_nats=0.5)
-        return Tolerance(mean_nats=0.03, max_nats=1.5)
+    def like_arithmetic(self, trained: Trained, name: str, weight: Tensor) -> Tensor | None:
+        """llama.cpp rounds what it multiplies with: to the type of the weights if that has 16 bits, else to 8-bit
+        blocks."""
+        from luthier.export.formats._quantize import ARITHMETIC, rounded, shaped
+
+        return rounded(weight, shaped(ARITHMETIC[self.chosen], tuple(weight.shape)))
 
     def reload_settings(self, trained: Trained, folder: Path) -> Mapping[str, Any]:
         """The file."""

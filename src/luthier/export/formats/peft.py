@@ -10,7 +10,7 @@ from torch import Tensor
 from luthier.adapters.lora import SETTINGS
 from luthier.assemble import Trained, precision_of
 from luthier.errors import ExportError
-from luthier.export.formats.base import TRANSFORMERS, Exporter, Tolerance, require_package, save_tokenizer
+from luthier.export.formats.base import TRANSFORMERS, Exporter, require_package, save_tokenizer
 
 
 class Peft(Exporter):
@@ -44,10 +44,6 @@ class Peft(Exporter):
     def stop_ids(self, trained: Trained) -> frozenset[int]:
         """All of the template's."""
         return trained.template.stop_ids
-
-    def tolerance(self, trained: Trained) -> Tolerance:
-        """The reload computes in float32, as the comparison does: only the order of sums differs."""
-        return Tolerance(mean_nats=2e-4, max_nats=2e-2)
 
     def reload_settings(self, trained: Trained, folder: Path) -> Mapping[str, Any]:
         """The base that the adapter was trained on, in the number format that it was trained in."""
