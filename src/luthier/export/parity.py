@@ -27,7 +27,7 @@ from luthier.evaluation.metrics.base import Metric, Prediction
 from luthier.evaluation.significance import compare, metric_interval, number_groups
 from luthier.evaluation.systems import base as systems
 from luthier.examples import Message
-from luthier.export.formats.base import Exporter
+from luthier.export.formats.base import Exporter, without_bos
 from luthier.export.probes import Answer, Probes, Scored, score, scored_task
 from luthier.models.generate import generate
 from luthier.models.memory import tokens_in_flight
@@ -206,6 +206,24 @@ def _score_all(trained: Trained, exporter: Exporter, answers: Sequence[Answer]) 
         like = score(trained, answers) if changed else rounded
         arithmetic = _Difference.of(like.logprobs_T, own.logprobs_T)
     return _Scores(own, merged, rounded, arithmetic, largest or 0.0)
+
+
+def _inputs(
+    trained: Trained, exporter: Exporter, probes: Probes, answers: Sequence[Answer], stops: Sequence[int]
+) -> list[Check]:
+    """Whether the artifact renders, cuts and ends as training did."""
+    template, n = trained.template, len(probes.rows)
+    texts = [template.text(row.prompt, row.tools, add_generation_prompt=True) for row in probes.rows]
+    ids = [tuple(template.prompt_ids(row.prompt, row.tools)) for row in probes.rows]
+    pairs = zip((answer.prompt for answer in answers), texts, strict=True)
+    rendered = sum(without_bos(trained, found) == without_bos(trained, wanted) for found, wanted in pairs)
+    cut = sum(a.prompt_ids == wanted for a, wanted in zip(answers, ids, strict=True))
+    wanted = exporter.stop_ids(trained)
+    return [
+        Check("rendered prompts", rendered == n, f"{rendered} of {n} as the template renders them", "all"),
+        Check("token ids of prompts", cut == n, f"{cut} of {n} as in training", "all"),
+        Check("ends of a turn", set(stops) == wanted, f"{sorted(stops)}", f"{sorted(wanted)}"),
+    ]
 
 
 @torch.no_grad()

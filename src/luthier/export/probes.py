@@ -1,4 +1,4 @@
-"""What the gate asks: the run's own test rows, never one that was trained on; and how the trained model scores answers."""
+"""What the gate asks: the run's own test rows, never one trained on; and how the trained model scores answers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

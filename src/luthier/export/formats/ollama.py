@@ -19,7 +19,7 @@ from luthier.export.formats.base import LLAMA_CPP, Exporter, without_bos
 from luthier.export.formats.gguf import FILE, Gguf
 
 NAME = "Modelfile"
-_CHATS: tuple[tuple[Message, ...], ...] = (
+CHATS: tuple[tuple[Message, ...], ...] = (
     (Message("user", "one"),),
     (Message("system", "be brief"), Message("user", " two \n")),
     (Message("user", "one"), Message("assistant", " an answer\n\n"), Message("user", "<b>two</b>\n")),
@@ -77,7 +77,7 @@ class Ollama(Exporter):
         stops = {tokenizer.convert_ids_to_tokens(token) for token in template.stop_ids}
         if set(found.stops) != stops:
             wrong.append(f"{NAME} stops at {sorted(found.stops)}, not at {sorted(stops)}")
-        chats = [*_CHATS, *(row.prompt for row in rows)]
+        chats = [*CHATS, *(row.prompt for row in rows)]
         other = sum(not _same(found, trained, chat) for chat in chats)
         other += sum(bool(row.tools) for row in rows)
         if other:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from luthier.assemble import Trained
 from luthier.export.formats.base import TRANSFORMERS, Exporter, merge, save_tokenizer
+from luthier.models.load import no_progress_bars
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -29,7 +30,8 @@ class Safetensors(Exporter):
         model.config = copy.deepcopy(model.config)
         model.to(self._dtype(trained))
         model.config.dtype = self._dtype(trained)  # what transformers loads it in
-        model.save_pretrained(folder)
+        with no_progress_bars():
+            model.save_pretrained(folder)
         save_tokenizer(trained, folder)
 
     def rounded(self, trained: Trained, name: str, weight: Tensor) -> Tensor:
