@@ -28,7 +28,8 @@ def in_bytes(path: Path, old: bytes, new: bytes) -> None:
 def four_bit(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """What is left of a matrix that went through 4-bit blocks."""
     wide = np.ascontiguousarray(values, dtype=np.float32)
-    return quants.dequantize(quants.quantize(wide, Kind.Q4_0), Kind.Q4_0).astype(values.dtype)
+    kept: np.ndarray[Any, Any] = quants.dequantize(quants.quantize(wide, Kind.Q4_0), Kind.Q4_0).astype(values.dtype)
+    return kept
 
 
 def in_safetensors(path: Path, change: Callable[[str, np.ndarray[Any, Any]], np.ndarray[Any, Any]]) -> None:

@@ -226,9 +226,9 @@ def write_qwen(kind: str, folder: Path, tiny: Path) -> Path:
     """A random model of another family, untied, with the tiny model's tokenizer."""
     shutil.copytree(tiny, folder)
     values = load(folder / "config.json")
-    kept = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    kept += ("num_key_value_heads", "max_position_embeddings", "initializer_range")
-    kept += ("bos_token_id", "eos_token_id", "pad_token_id")
+    kept = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+    kept += ["num_key_value_heads", "max_position_embeddings", "initializer_range"]
+    kept += ["bos_token_id", "eos_token_id", "pad_token_id"]
     config = AutoConfig.for_model(kind, **{key: values[key] for key in kept}, tie_word_embeddings=False)
     if kind == "qwen3":
         config.head_dim = 32  # not hidden / heads, as in the family's small models

@@ -96,21 +96,23 @@ def check_parity(
         own_replies: what the trained model answers, as it is evaluated and served.
     """
     answers = [Answer.read(values) for values in found["answers"]]
-    given_T = np.array([value for answer in answers for value in answer.logprobs])
+    told = [value for answer in answers for value in answer.logprobs]
+    known_T = np.array([value is not None for value in told], dtype=bool)
+    given_T = np.array([value for value in told if value is not None], dtype=np.float64)
     same = _inputs(trained, exporter, probes, answers, found["stop_ids"])
     other = [Check("other files", False, text, "agree") for text in exporter.check(trained, folder, probes.rows)]
     task_check, task = _task(trained, probes, answers, own_replies)
     models = _score_all(trained, exporter, answers)
     rounding = _Difference.of(models.rounded.logprobs_T, models.trained.logprobs_T)
     folding = _Difference.of(models.merged.logprobs_T, models.trained.logprobs_T[: len(models.merged.logprobs_T)])
-    own, last = (_Difference.of(given_T, one.logprobs_T) for one in (models.trained, models.rounded))
+    own, last = (_Difference.of(given_T, one.logprobs_T[known_T]) for one in (models.trained, models.rounded))
     arithmetic = models.arithmetic.times(ARITHMETIC).at_least(FLOOR_MEAN_NATS, FLOOR_MAX_NATS)
     behind = float(models.rounded.behind_T.max(initial=0.0))
-    tokens = len(given_T)
+    tokens = len(told)
     checks = (
         *same,
         *other,
-        Check("answers", tokens > 0, f"{tokens} tokens", "some"),
+        Check("answers", len(given_T) > 0, f"{len(given_T)} tokens with a log-probability", "some"),
         _within("merge in float32", folding.max, FLOOR_MAX_NATS),
         _within("log-probabilities beside the rounded model, mean", last.mean, arithmetic.mean),
         _within("log-probabilities beside the rounded model, largest", last.max, arithmetic.max),
@@ -132,6 +134,7 @@ def check_parity(
             "max_new_tokens": probes.max_new_tokens,
         },
         "tokens": tokens,
+        "tokens_without_logprob": tokens - len(given_T),
         "logprob_difference_nats": {
             "artifact_to_trained": own.dump(),
             "trained_to_merged": folding.dump(),

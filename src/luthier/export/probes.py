@@ -89,7 +89,8 @@ class Answer:
     prompt_ids: tuple[int, ...]
     ids: tuple[int, ...]
     """With the token that ended it."""
-    logprobs: tuple[float, ...]
+    logprobs: tuple[float | None, ...]
+    """None where the program does not tell one."""
     finished: bool
     text: str
 

@@ -59,12 +59,11 @@ class _Server:
         ids = self._post("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
         greedy = {"temperature": 0, "n_probs": 1, "return_tokens": True}
         found = self._post("/completion", {"prompt": ids, "n_predict": limit, **greedy})
-        tokens = found["completion_probabilities"]
         return {
             "prompt": text,
             "prompt_ids": ids,
-            "ids": [token["id"] for token in tokens],
-            "logprobs": [token["logprob"] for token in tokens],
+            "ids": found["tokens"],
+            "logprobs": _aligned(found["tokens"], found["completion_probabilities"]),
             "finished": found["stop_type"] == "eos",
             "text": found["content"],
         }
@@ -74,6 +73,31 @@ class _Server:
         request = urllib.request.Request(self._url + path, body, {"Content-Type": "application/json"})
         with self._opener.open(request) as reply:
             return json.load(reply)
+
+
+def _aligned(ids: list[int], told: list[dict[str, Any]]) -> list[float | None]:
+    """The log-probability of each token, None where it is not known.
+
+    llama.cpp tells none for a token that ends within a character, and not which it left out: `told` is a part of `ids`
+    in their order. A place is certain where the earliest and the latest way to fit that part in agree.
+    """
+    names = [token["id"] for token in told]
+    first = _fit(ids, names)
+    last = [len(ids) - 1 - place for place in reversed(_fit(ids[::-1], names[::-1]))]
+    logprobs: list[float | None] = [None] * len(ids)
+    for token, early, late in zip(told, first, last, strict=True):
+        if early == late:
+            logprobs[early] = token["logprob"]
+    return logprobs
+
+
+def _fit(ids: list[int], part: list[int]) -> list[int]:
+    """The earliest place of each element of `part` in `ids`, in order."""
+    places, at = [], 0
+    for name in part:
+        at = ids.index(name, at) + 1
+        places.append(at - 1)
+    return places
 
 
 def _as_openai(message: dict[str, Any]) -> dict[str, Any]:
