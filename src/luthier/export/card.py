@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from luthier.export.parity import both_scores, in_nats
 from luthier.report import Report, build_report
 from luthier.report.build import write_text
 from luthier.report.schema import Interval, System
@@ -35,6 +36,7 @@ def _front(report: Report) -> Iterator[str]:
     yield "---"
     yield f"base_model: {json.dumps(str(model.get('name')))}"
     if model.get("license"):
+        yield "license: other"
         yield f"license_name: {json.dumps(str(model['license']))}"
     yield "pipeline_tag: text-generation"
     yield "tags: [luthier]"
@@ -123,8 +125,7 @@ def _parity(parity: Mapping[str, Any]) -> Iterator[str]:
     )
     yield ""
     for name, difference in nats.items():
-        yield f"- {name.replace('_', ' ')}: mean {difference['mean']:.2g}, largest {difference['max']:.2g} nats a token"
+        yield f"- {name.replace('_', ' ')}: {in_nats(difference)}"
     yield f"- tokens that are the trained model's first choice: {parity['greedy_agreement']['trained']:.2%}"
     if task is not None:
-        both = (f"{_told(Interval(**task[who]))} ({who})" for who in ("trained", "artifact"))
-        yield f"- {task['metric']} on these rows: {', '.join(both)}"
+        yield f"- {task['metric']} on these rows: {both_scores(task)}"

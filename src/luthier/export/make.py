@@ -56,11 +56,17 @@ def export(run: Path, exporter: Exporter, out: Path, progress: Progress, keep_fa
             del trained  # the proof opens its own: it must not see what writing did to this one
         parity = prove(run, exporter, made, progress)
         record = {**parity.dump(), "files": _digests(made)}
-        (made / PARITY).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+        (made / PARITY).write_text(text + "\n", encoding="utf-8")
         if parity.failed:
-            raise _refused(made, out, parity, keep_failed)
+            lines = "".join(f"\n  {check}" for check in parity.failed)
+            raise ExportError(f"{out}: the artifact is not the trained model:{lines}")
         write_card(run, made, record)
         _finish(made, out)
+    except ExportError as error:
+        if keep_failed and any(made.iterdir()):
+            raise ExportError(f"{error}\n{_keep(made, out)} has what was written") from None
+        raise
     except OSError as error:
         raise StorageError(f"{out}: the export could not be written: {error}") from None
     finally:
@@ -136,15 +142,12 @@ def _digests(folder: Path) -> dict[str, str]:
     return {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
 
 
-def _refused(made: Path, out: Path, parity: Parity, keep: bool) -> ExportError:
-    kept = ""
-    if keep:
-        failed = out.with_name(f"{out.name}.failed")
-        shutil.rmtree(failed, ignore_errors=True)
-        made.rename(failed)
-        kept = f"\n{failed} has what was written, and {PARITY} there has all figures"
-    lines = "".join(f"\n  {check}" for check in parity.failed)
-    return ExportError(f"{out}: the artifact is not the trained model, so it was not kept:{lines}{kept}")
+def _keep(made: Path, out: Path) -> Path:
+    """Where a refused artifact may be looked at."""
+    failed = out.with_name(f"{out.name}.failed")
+    shutil.rmtree(failed, ignore_errors=True)
+    made.rename(failed)
+    return failed
 
 
 def _finish(made: Path, out: Path) -> None:

@@ -24,7 +24,7 @@ from luthier.assemble import Trained
 from luthier.data.replies import parse_reply_text
 from luthier.data.split import group_keys
 from luthier.evaluation.metrics.base import Metric, Prediction
-from luthier.evaluation.significance import compare, metric_interval, number_groups
+from luthier.evaluation.significance import compare, finite, metric_interval, number_groups
 from luthier.evaluation.systems import base as systems
 from luthier.examples import Message
 from luthier.export.formats.base import Exporter, without_bos
@@ -142,7 +142,7 @@ def check_parity(
             "rounded_to_artifact": last.dump(),
             "explained_by_arithmetic": arithmetic.dump(),
         },
-        "largest_relative_rounding_of_a_tensor": models.largest,
+        "largest_relative_rounding_of_a_tensor": finite(models.largest),
         "greedy_agreement": {
             "trained": float((models.trained.behind_T == 0).mean()) if tokens else None,
             "rounded": float((models.rounded.behind_T == 0).mean()) if tokens else None,
@@ -170,8 +170,8 @@ class _Difference:
     def at_least(self, mean: float, largest: float) -> "_Difference":
         return _Difference(max(self.mean, mean), max(self.max, largest))
 
-    def dump(self) -> dict[str, float]:
-        return {"mean": self.mean, "max": self.max}
+    def dump(self) -> dict[str, float | None]:
+        return {"mean": finite(self.mean), "max": finite(self.max)}
 
 
 def _within(what: str, found: float, allowed: float) -> Check:
@@ -269,7 +269,7 @@ def _task(
         "metric": name,
         "trained": metric_interval(metric, ours, confidence, seed, groups_N).dump(),
         "artifact": metric_interval(metric, theirs, confidence, seed, groups_N).dump(),
-        "difference": {"value": paired.difference, "low": paired.low, "high": paired.high},
+        "difference": {"value": finite(paired.difference), "low": finite(paired.low), "high": finite(paired.high)},
         "equal_answers": sum(a == b for a, b in zip(texts, replies, strict=True)),
     }
     told = f"{name} {paired.difference:+.3f} [{paired.low:+.3f}, {paired.high:+.3f}]"
@@ -299,21 +299,27 @@ def _statistics(metric: Metric, probes: Probes, replies: Sequence[Message]) -> A
 
 
 def told(parity: Parity) -> list[str]:
-    """The figures for a terminal, a line each."""
+    """The figures of a gate that passed, for a terminal, a line each."""
     figures, task = parity.figures, parity.figures["task"]
     probes, nats = figures["probes"], figures["logprob_difference_nats"]
     lines = [
         f"{figures['program']}: {probes['rows']} of {probes['of']} test rows, {figures['tokens']:,} tokens written",
-        *(
-            f"  {name.replace('_', ' ')}: mean {d['mean']:.2g}, largest {d['max']:.2g} nats a token"
-            for name, d in nats.items()
-        ),
-        f"  greedy choice of the trained model: {figures['greedy_agreement']['trained']:.2%} of tokens",
+        *(f"  {name.replace('_', ' ')}: {in_nats(difference)}" for name, difference in nats.items()),
+        f"  first choice of the trained model: {figures['greedy_agreement']['trained']:.2%} of tokens",
     ]
     if task is not None:
-        pair = " and ".join(
-            f"{task[who]['value']:.3f} [{task[who]['low']:.3f}, {task[who]['high']:.3f}] ({who})"
-            for who in ("trained", "artifact")
-        )
-        lines.append(f"  {task['metric']}: {pair}")
+        lines.append(f"  {task['metric']}: {both_scores(task)}")
     return lines
+
+
+def in_nats(difference: Mapping[str, float]) -> str:
+    """A difference of log-probabilities in words."""
+    return f"mean {difference['mean']:.2g}, largest {difference['max']:.2g} nats a token"
+
+
+def both_scores(task: Mapping[str, Any]) -> str:
+    """The task score of both models with intervals."""
+    return " and ".join(
+        f"{task[who]['value']:.3f} [{task[who]['low']:.3f}, {task[who]['high']:.3f}] ({who})"
+        for who in ("trained", "artifact")
+    )
