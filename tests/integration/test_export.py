@@ -12,15 +12,17 @@ from tests.integration.test_run import RECIPE, write_rows
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from luthier import registry
 from luthier.assemble import Trained
 from luthier.cli.main import main
 from luthier.errors import DataError, ExportError
 from luthier.export.formats.base import Exporter
-from luthier.export.make import build_exporter, export, prove
+from luthier.export.make import FORMATS, build_exporter, export, prove
 from luthier.progress import Silent
 
 ALL = [
-    ("safetensors", None),
+    ("safetensors", None),  # the type of the training
+    ("safetensors", "bfloat16"),
     ("safetensors", "float16"),
     ("safetensors", "float32"),
     ("peft", None),
@@ -87,6 +89,13 @@ def need(format: str) -> None:
 
 def load(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_every_format_and_type_is_tried() -> None:
+    for format in registry.names(FORMATS):
+        offered = set(build_exporter(format).types)
+        tried = {type for name, type in ALL if name == format}
+        assert tried and (format == "ollama" or offered <= tried), format
 
 
 @pytest.mark.parametrize(("format", "type"), ALL)

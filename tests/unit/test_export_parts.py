@@ -15,6 +15,7 @@ from luthier.errors import ExportError
 from luthier.export.formats._gguf_file import Shape, ordered, pre_tokenizer_of, shape_of
 from luthier.export.formats._modelfile import Modelfile, derive, read, write
 from luthier.export.formats._quantize import kind_of, rounded
+from luthier.export.formats.base import require_package
 
 
 def template(source: str) -> Template:
@@ -136,6 +137,33 @@ def test_a_modelfile_that_says_more_than_is_understood_is_refused() -> None:
         odd.render([{"role": "user", "content": "x"}])
     with pytest.raises(ExportError, match="names no file"):
         read("TEMPLATE x\n")
+
+
+def test_a_program_that_is_missing_is_named_with_what_installs_it() -> None:
+    with pytest.raises(
+        ExportError, match=r"`no_such_program` is not installed, and it opens the file: `pip install x`"
+    ):
+        require_package("no_such_program", "pip install x", "it opens the file")
+
+
+@pytest.mark.parametrize(
+    ("written", "told", "places"),
+    [
+        ([5, 6, 7], [5, 6, 7], [0, 1, 2]),
+        ([5, 9, 6], [5, 6], [0, 2]),
+        ([9, 9, 5], [9, 5], [2]),  # which of the two nines was told of cannot be known
+        ([9, 5, 9], [5], [1]),
+    ],
+)
+def test_log_probabilities_go_only_to_tokens_that_they_must_belong_to(
+    written: list[int], told: list[int], places: list[int]
+) -> None:
+    pytest.importorskip("xllamacpp")
+    from luthier.export.reload_llama_cpp import aligned
+
+    found = aligned(written, [{"id": token, "logprob": -float(token)} for token in told])
+    assert [place for place, value in enumerate(found) if value is not None] == places
+    assert all(value in (None, -float(token)) for token, value in zip(written, found, strict=True))
 
 
 def test_rounding_is_done_row_by_row_so_that_their_order_does_not_matter() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from luthier import registry
 from luthier.assemble import Trained, open_trained
@@ -67,7 +68,7 @@ def export(run: Path, exporter: Exporter, out: Path, progress: Progress, keep_fa
         if keep_failed and any(made.iterdir()):
             raise ExportError(f"{error}\n{_keep(made, out)} has what was written") from None
         raise
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise StorageError(f"{out}: the export could not be written: {error}") from None
     finally:
         shutil.rmtree(made, ignore_errors=True)

@@ -63,7 +63,7 @@ class _Server:
             "prompt": text,
             "prompt_ids": ids,
             "ids": found["tokens"],
-            "logprobs": _aligned(found["tokens"], found["completion_probabilities"]),
+            "logprobs": aligned(found["tokens"], found["completion_probabilities"]),
             "finished": found["stop_type"] == "eos",
             "text": found["content"],
         }
@@ -75,7 +75,7 @@ class _Server:
             return json.load(reply)
 
 
-def _aligned(ids: list[int], told: list[dict[str, Any]]) -> list[float | None]:
+def aligned(ids: list[int], told: list[dict[str, Any]]) -> list[float | None]:
     """The log-probability of each token, None where it is not known.
 
     llama.cpp tells none for a token that ends within a character, and not which it left out: `told` is a part of `ids`
