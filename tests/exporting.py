@@ -75,12 +75,12 @@ def zero_the_adapter(folder: Path) -> None:
 
 
 def edit_gguf_template(folder: Path) -> None:
-    in_bytes(folder / "model.gguf", b"<|im_start|>assistant\\n", b"<|im_start|>assistent\\n")
+    in_bytes(folder / "model.gguf", b"<|im_start|>assistant", b"<|im_start|>assistent")
 
 
 def drop_gguf_end_of_turn(folder: Path) -> None:
-    for name in (b"eos", b"eot"):
-        in_bytes(folder / "model.gguf", b"tokenizer.ggml.%s_token_id" % name, b"tokenizer.ggml.xxx_token_id")
+    for name, other in ((b"eos", b"xxs"), (b"eot", b"xxt")):
+        in_bytes(folder / "model.gguf", b"tokenizer.ggml.%s_token_id" % name, b"tokenizer.ggml.%s_token_id" % other)
 
 
 def zero_a_gguf_tensor(folder: Path) -> None:

@@ -8,7 +8,9 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 from tests.small_tokenizers import BYTES, CHATML, EMPTY_THINKING, FORGETS_THINKING, TOKENIZERS, chat
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import Gemma3TextConfig, LlamaConfig
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from luthier.data.templates import Template
 from luthier.errors import ExportError
@@ -47,6 +49,37 @@ def test_only_tokenizers_whose_rule_has_a_name_are_written(name: str) -> None:
     else:
         with pytest.raises(ExportError, match="has no known name"):
             pre_tokenizer_of(TOKENIZERS[name], name)
+
+
+def split_by(pattern: str) -> pre_tokenizers.PreTokenizer:
+    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), behavior="isolated"), bytes_only])
+
+
+DIGITS = pre_tokenizers.Digits(individual_digits=True)
+GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
+@pytest.mark.parametrize(
+    ("rule", "name"),
+    [
+        (pre_tokenizers.Sequence([DIGITS, GPT2]), "smollm"),
+        (split_by(PRETOKENIZE_REGEX), "qwen2"),
+        (split_by(PRETOKENIZE_REGEX.replace(r"|\p{N}|", r"|\p{N}{1,3}|")), "llama-bpe"),
+        (split_by(PRETOKENIZE_REGEX.replace(r"|\p{N}|", r"|\p{N}{1,2}|")), None),
+        (pre_tokenizers.ByteLevel(add_prefix_space=True), None),
+        (pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=False), GPT2]), None),
+    ],
+)
+def test_the_rule_that_cuts_words_gets_the_name_that_llama_cpp_has_for_it(rule: Any, name: str | None) -> None:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = rule
+    tokenizer = SimpleNamespace(backend_tokenizer=backend)
+    if name is None:
+        with pytest.raises(ExportError, match="has no known name"):
+            pre_tokenizer_of(tokenizer, "odd")
+    else:
+        assert pre_tokenizer_of(tokenizer, "known") == name
 
 
 def test_rotary_pairs_of_llama_become_neighbors_and_those_of_qwen_stay() -> None:
