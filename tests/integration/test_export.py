@@ -184,8 +184,9 @@ def test_nothing_is_written_over(run: Path, tmp_path: Path, capsys: pytest.Captu
 def test_the_verb_prints_what_the_gate_found(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    assert main(["export", str(run), "--format", "safetensors", "--out", str(out)]) == 0
+    assert main(["export", str(run), "--format", "safetensors", "--rows", "2", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
+    assert "2 of 4 test rows" in printed
     assert "transformers" in printed and "artifact to trained" in printed and printed.endswith(f"{out}\n")
 
 
@@ -195,6 +196,7 @@ def test_the_verb_prints_what_the_gate_found(run: Path, tmp_path: Path, capsys: 
         (["--format", "safetensor"], "unknown format 'safetensor'; did you mean 'safetensors'?"),
         (["--format", "safetensors", "--type", "q8_0"], "does not write it; expected one of bfloat16"),
         (["--format", "peft", "--type", "f16"], "it has no types to choose from"),
+        (["--format", "peft", "--rows", "0"], "at least one test row"),
     ],
 )
 def test_a_wrong_name_is_told_before_anything_is_read(

@@ -18,7 +18,7 @@ from luthier.errors import ExportError, StorageError
 from luthier.export.card import write_card
 from luthier.export.formats.base import Exporter
 from luthier.export.parity import Parity, check_parity, own_replies
-from luthier.export.probes import Probes, probes_of
+from luthier.export.probes import ROWS, Probes, probes_of
 from luthier.files import sha256_of, sync
 from luthier.progress import Progress
 
@@ -36,7 +36,9 @@ def build_exporter(format: str, type: str | None = None) -> Exporter:
     return registry.load_class(FORMATS, format, Exporter)(type)  # type: ignore[type-abstract]
 
 
-def export(run: Path, exporter: Exporter, out: Path, progress: Progress, keep_failed: bool = False) -> Parity:
+def export(
+    run: Path, exporter: Exporter, out: Path, progress: Progress, keep_failed: bool = False, rows: int = ROWS
+) -> Parity:
     """Write the trained model of a run to the folder `out`, which must be empty or absent, and prove it.
 
     Raises:
@@ -55,7 +57,7 @@ def export(run: Path, exporter: Exporter, out: Path, progress: Progress, keep_fa
             exporter.require(trained)
             exporter.write(trained, made)
             del trained  # the proof opens its own: it must not see what writing did to this one
-        parity = prove(run, exporter, made, progress)
+        parity = prove(run, exporter, made, progress, rows)
         record = {**parity.dump(), "files": _digests(made)}
         text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
         (made / PARITY).write_text(text + "\n", encoding="utf-8")
@@ -94,14 +96,14 @@ def open_float32(run: Path) -> Trained:
     return trained
 
 
-def prove(run: Path, exporter: Exporter, folder: Path, progress: Progress) -> Parity:
+def prove(run: Path, exporter: Exporter, folder: Path, progress: Progress, rows: int = ROWS) -> Parity:
     """Open the artifact in a fresh process, let it answer the run's test rows, and compare it with the trained model.
 
     Raises:
         ExportError: it cannot be opened.
     """
     trained = open_trained(run, "cpu")
-    probes = probes_of(run, trained)
+    probes = probes_of(run, trained, rows)
     with progress.stage("reload", f"{len(probes.rows)} test rows to the artifact, in a process of its own"):
         found = reload(trained, exporter, folder, probes)
     with progress.stage("answer", "the same rows to the trained model"):

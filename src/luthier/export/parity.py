@@ -32,8 +32,8 @@ from luthier.export.probes import Answer, Probes, Scored, score, scored_task
 from luthier.models.generate import generate
 from luthier.models.memory import tokens_in_flight
 
-FLOOR_MEAN_NATS, FLOOR_MAX_NATS = 1e-4, 1e-2
-"""What another order of sums in float32 may change a token by: some hundred times what it was measured to."""
+FLOOR_MEAN_NATS, FLOOR_MAX_NATS = 2e-5, 2e-3
+"""What another order of sums in float32 may change a token by: a hundred times what it was measured to."""
 ARITHMETIC = 4
 """A program that rounds what flows between the weights may change answers by so many times as much as the same rounding
 of the weights does. One rounding on either side of a product has the same effect; keys and values are rounded as well;

@@ -23,8 +23,8 @@ from luthier.models.scorer import Scorer
 from luthier.run_folder import RunFolder
 from luthier.stages import SPLITS, Data, Opened
 
-MOST = 200
-"""Rows that are asked."""
+ROWS = 200
+"""Test rows that are asked, if there are so many and no other number is given."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Probes:
         return [{"messages": trained.template.seen(row.prompt), "tools": list(row.tools)} for row in self.rows]
 
 
-def probes_of(run: Path, trained: Trained) -> Probes:
-    """The first `MOST` test rows of a run.
+def probes_of(run: Path, trained: Trained, most: int = ROWS) -> Probes:
+    """The first test rows of a run, at most so many.
 
     Raises:
         DataError: the rows in the run's folder are not those that it was split into.
@@ -62,7 +62,7 @@ def probes_of(run: Path, trained: Trained) -> Probes:
             f"{run}: none of its {len(question.test)} test rows asks the model anything (raw text does not), so "
             "nothing could be compared after an export; give the run test rows with prompts (data.test)"
         )
-    rows = tuple(fit[:MOST])
+    rows = tuple(fit[:most])
     limit = question.max_new_tokens or room_for_answers(trained.template, rows)[0] or 64
     return Probes(rows, len(question.test), len(asked) - len(fit), question, limit)
 

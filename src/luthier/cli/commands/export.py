@@ -14,6 +14,8 @@ examples:
 import argparse
 from pathlib import Path
 
+from luthier.errors import ExportError
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
@@ -27,17 +29,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder that is empty or not there")
     parser.add_argument(
+        "--rows",
+        type=int,
+        default=200,
+        metavar="N",
+        help="test rows to ask the artifact (default 200; fewer is quicker)",
+    )
+    parser.add_argument(
         "--keep-failed", action="store_true", help="keep an artifact that was refused, as DIR.failed, to look into it"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export, and print what the gate found."""
+    """Export, and print what the gate found.
+
+    Raises:
+        ExportError: see `luthier.export.make.export`; or there would be nothing to ask.
+    """
     from luthier.export.make import build_exporter, export
     from luthier.export.parity import told
     from luthier.progress import Terminal
 
+    if args.rows < 1:
+        raise ExportError(f"--rows {args.rows}: the gate must ask at least one test row")
     exporter = build_exporter(args.format, args.type)
-    parity = export(args.run, exporter, args.out, Terminal(), args.keep_failed)
+    parity = export(args.run, exporter, args.out, Terminal(), args.keep_failed, args.rows)
     print("\n".join([*told(parity), str(args.out)]))
     return 0
