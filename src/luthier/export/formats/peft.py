@@ -7,10 +7,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from luthier.adapters.lora import SETTINGS
 from luthier.assemble import Trained, precision_of
 from luthier.errors import ExportError
 from luthier.export.formats.base import TRANSFORMERS, Exporter, require_package, save_tokenizer
+
+SETTINGS = "adapter_config.json"
+"""The file by which peft knows an adapter; whichever of ours writes it, peft is asked to open."""
 
 
 class Peft(Exporter):
