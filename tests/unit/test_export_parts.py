@@ -16,7 +16,7 @@ from luthier.data.templates import Template
 from luthier.errors import ExportError
 from luthier.export.formats._gguf_file import Shape, ordered, pre_tokenizer_of, shape_of
 from luthier.export.formats._modelfile import Modelfile, derive, read, write
-from luthier.export.formats._quantize import kind_of, rounded
+from luthier.export.formats._quantize import kind_of, like_other_side, rounded
 from luthier.export.formats.base import require_package
 
 
@@ -170,6 +170,15 @@ def test_a_modelfile_that_says_more_than_is_understood_is_refused() -> None:
         odd.render([{"role": "user", "content": "x"}])
     with pytest.raises(ExportError, match="names no file"):
         read("TEMPLATE x\n")
+
+
+def test_the_other_side_of_a_product_is_rounded_in_the_blocks_that_llama_cpp_uses() -> None:
+    weight = torch.randn(4, 512, generator=torch.Generator().manual_seed(0))
+    wide, narrow = like_other_side(weight, Kind.Q4_K), like_other_side(weight, Kind.Q5_0)
+    assert torch.equal(narrow, rounded(weight, Kind.Q8_0))
+    assert torch.equal(like_other_side(weight, Kind.F16), rounded(weight, Kind.F16))
+    step = weight.view(-1, 256).abs().amax(-1).repeat_interleave(256).view(4, 512) / 127
+    assert ((wide - weight).abs() <= step / 2 * 1.001).all() and (wide != narrow).any()
 
 
 def test_a_program_that_is_missing_is_named_with_what_installs_it() -> None:

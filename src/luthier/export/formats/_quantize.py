@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType as Kind, LlamaFileType, quants
+from gguf import GGML_QUANT_SIZES, QK_K, GGMLQuantizationType as Kind, LlamaFileType, quants
 from torch import Tensor
 
 FILE_TYPES = {
@@ -23,22 +23,17 @@ FILE_TYPES = {
 }
 K_QUANTS = frozenset({"q4_k_m"})
 _MATRICES = {"f16": Kind.F16, "bf16": Kind.BF16, "q8_0": Kind.Q8_0}
-ARITHMETIC = {"f16": Kind.F16, "bf16": Kind.BF16, "q8_0": Kind.Q8_0, "q4_k_m": Kind.Q8_0}
-"""What llama.cpp rounds the other side of a product to."""
 _INSTEAD = {Kind.Q4_K: Kind.Q5_0, Kind.Q6_K: Kind.Q8_0, Kind.Q8_0: Kind.F16, Kind.Q5_0: Kind.F16}
+_WHOLE = frozenset({Kind.F32, Kind.F16, Kind.BF16})
 _BY_GGML = frozenset({Kind.Q4_K, Kind.Q6_K})
 _LAYER = re.compile(r"blk\.(\d+)\.(attn_v|ffn_down)\.weight")
 
 
 def kind_of(type: str, name: str, shape: tuple[int, ...], layers: int) -> Kind:
-    """The number format of the tensor that GGUF calls `name`, in a file of this type."""
-    return shaped(_mixed(name, layers) if type == "q4_k_m" else _MATRICES[type], shape)
-
-
-def shaped(kind: Kind, shape: tuple[int, ...]) -> Kind:
-    """The number format, or what stands in for it where its blocks do not divide the rows; vectors stay float32."""
+    """The number format of the tensor that GGUF calls `name`, in a file of this type; vectors stay float32."""
     if len(shape) < 2:
         return Kind.F32
+    kind = _mixed(name, layers) if type == "q4_k_m" else _MATRICES[type]
     while shape[-1] % GGML_QUANT_SIZES[kind][0]:
         kind = _INSTEAD[kind]
     return kind
@@ -67,6 +62,16 @@ def quantize(weight: Tensor, kind: Kind) -> npt.NDArray[Any]:
         return rows
     stored: npt.NDArray[Any] = quants.quantize(np.ascontiguousarray(values), kind)
     return stored
+
+
+def like_other_side(weight: Tensor, kind: Kind) -> Tensor:
+    """`weight` rounded as llama.cpp rounds what it multiplies with weights of this kind: to 16 bits as they are, else to
+    8-bit blocks, which are of 256 numbers for the K-kinds (Q8_K) and of 32 for the others (Q8_0)."""
+    if kind not in _BY_GGML:
+        return rounded(weight, kind if kind in _WHOLE else Kind.Q8_0)
+    blocks = weight.reshape(-1, QK_K)
+    step = blocks.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
+    return ((blocks / step).round() * step).view(weight.shape)
 
 
 def rounded(weight: Tensor, kind: Kind) -> Tensor:

@@ -80,12 +80,9 @@ class Gguf(Exporter):
 
     def rounded(self, trained: Trained, name: str, weight: Tensor) -> Tensor:
         """Rounded in blocks, as the file keeps it; the order of rows does not matter, since blocks lie within a row."""
-        from luthier.export.formats import _gguf_file as file
-        from luthier.export.formats._quantize import kind_of, rounded
+        from luthier.export.formats._quantize import rounded
 
-        shape = file.shape_of(trained.loaded.model, trained.loaded.files.name)
-        kind = kind_of(self.chosen, file.Names(shape).of(name), tuple(weight.shape), shape.layers)
-        return rounded(weight, kind)
+        return rounded(weight, self._kind(trained, name, weight))
 
     def stop_ids(self, trained: Trained) -> frozenset[int]:
         """All of the template's; `require` refuses more than a file can name."""
@@ -94,13 +91,21 @@ class Gguf(Exporter):
     def like_arithmetic(self, trained: Trained, name: str, weight: Tensor) -> Tensor | None:
         """llama.cpp rounds what it multiplies with: to the type of the weights if that has 16 bits, else to 8-bit
         blocks."""
-        from luthier.export.formats._quantize import ARITHMETIC, rounded, shaped
+        from luthier.export.formats._quantize import like_other_side
 
-        return rounded(weight, shaped(ARITHMETIC[self.chosen], tuple(weight.shape)))
+        return like_other_side(weight, self._kind(trained, name, weight))
 
     def reload_settings(self, trained: Trained, folder: Path) -> Mapping[str, Any]:
         """The file."""
         return {"artifact": str(folder / FILE)}
+
+    def _kind(self, trained: Trained, name: str, weight: Tensor) -> Any:
+        """The number format of the tensor that the model calls `name`."""
+        from luthier.export.formats import _gguf_file as file
+        from luthier.export.formats._quantize import kind_of
+
+        shape = file.shape_of(trained.loaded.model, trained.loaded.files.name)
+        return kind_of(self.chosen, file.Names(shape).of(name), tuple(weight.shape), shape.layers)
 
 
 def _stops(trained: Trained) -> list[int]:
