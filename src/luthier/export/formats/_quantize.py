@@ -65,8 +65,8 @@ def quantize(weight: Tensor, kind: Kind) -> npt.NDArray[Any]:
 
 
 def like_other_side(weight: Tensor, kind: Kind) -> Tensor:
-    """`weight` rounded as llama.cpp rounds what it multiplies with weights of this kind: to 16 bits as they are, else to
-    8-bit blocks, which are of 256 numbers for the K-kinds (Q8_K) and of 32 for the others (Q8_0)."""
+    """`weight` rounded as llama.cpp rounds what it multiplies with weights of this kind: to 16 bits if they have 16,
+    else to 8-bit blocks, which are of 256 numbers for the K-kinds (Q8_K) and of 32 for the others (Q8_0)."""
     if kind not in _BY_GGML:
         return rounded(weight, kind if kind in _WHOLE else Kind.Q8_0)
     blocks = weight.reshape(-1, QK_K)
