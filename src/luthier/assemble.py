@@ -292,6 +292,8 @@ class Trained:
     loaded: LoadedModel
     template: Template
     injected: Injected
+    folder: Path
+    """Where the artifact lies."""
 
     @contextmanager
     def base(self) -> Iterator[None]:
@@ -363,4 +365,4 @@ def open_trained(run_folder: Path, device: str | None = None) -> Trained:
         raise ModelError(f"{folder / TEMPLATE_FILE} is not the template that this run was trained with; restore it")
     injected = adapter_of(recipe).restore(loaded.model, folder)
     loaded.model.eval()
-    return Trained(run_folder.resolve().name, recipe, loaded, template, injected)
+    return Trained(run_folder.resolve().name, recipe, loaded, template, injected, folder)

@@ -10,6 +10,7 @@
     ├── StorageError           the disk is full or a folder cannot be written
     ├── EvaluationError        a system or metric cannot be measured
     ├── ServeError             the server cannot start
+    ├── ExportError            a run cannot be exported so, or the artifact is not the trained model
     └── NonFiniteStep          a gradient was NaN or infinite; the weights were not updated
 
 A message says what was found, where, what was expected, and what to do about it.
@@ -68,6 +69,10 @@ class EvaluationError(LuthierError):
 
 class ServeError(LuthierError):
     """The server cannot start."""
+
+
+class ExportError(LuthierError):
+    """A run cannot be exported in this form, or the artifact does not answer as the trained model does."""
 
 
 class NonFiniteStep(LuthierError):

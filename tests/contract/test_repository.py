@@ -31,6 +31,7 @@ REGISTRIES = (
     "luthier.engine.schedules",
     "luthier.evaluation.metrics",
     "luthier.evaluation.systems",
+    "luthier.export.formats",
     "luthier.merging",
     "luthier.objectives",
     "luthier.preflight",

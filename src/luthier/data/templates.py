@@ -220,6 +220,10 @@ class Template:
         """
         return parse_reply_text(self._decode(ids))
 
+    def seen(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """The messages as the template is shown them, for programs that render it themselves."""
+        return [message_dict(m, self._arguments_as_text, self._developer_as_system) for m in messages]
+
     def text(self, messages: Sequence[Message], tools: Tools = (), add_generation_prompt: bool = False) -> str:
         """The rendered text, for people to read; ids come from `prompt_ids` and `rows` only.
 

@@ -219,7 +219,7 @@ def _load_weights(files: ModelFiles, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        with torch.random.fork_rng(devices=[]), _no_progress_bars():
+        with torch.random.fork_rng(devices=[]), no_progress_bars():
             model, report = AutoModelForCausalLM.from_pretrained(
                 files.folder,
                 dtype=dtype,
@@ -254,8 +254,8 @@ def _load_packed(files: ModelFiles, dtype: torch.dtype, quantize: str) -> Any:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """A load takes seconds; its bars would be all that a short command prints."""
+def no_progress_bars() -> Iterator[None]:
+    """Loading and writing take seconds; their bars would be all that a short command prints."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -1,0 +1,124 @@
+"""What an export format is: it writes a folder, says how weights are rounded in it, and how it is opened elsewhere.
+
+`write` is given a model of its own whose weights are float32, so that merging is exact and rounding happens once.
+`rounded` is the same rounding said a second time, by the number: the gate rounds the trained model with it and compares
+the artifact with that, so that what the format costs and what went wrong are told apart.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from luthier.assemble import Trained
+from luthier.errors import ExportError
+from luthier.examples import Conversation
+
+TRANSFORMERS = "luthier.export.reload_transformers"
+LLAMA_CPP = "luthier.export.reload_llama_cpp"
+
+
+class Exporter(ABC):
+    """One format; `type` is the number format of the weights, one of `types`, or None for the format's own choice."""
+
+    types: ClassVar[tuple[str, ...]] = ()
+    """What `--type` may say; empty: nothing can be chosen."""
+    reloads_with: ClassVar[str]
+    """The module that opens the artifact in a fresh process."""
+
+    def __init__(self, type: str | None = None) -> None:
+        name = self.__class__.__module__.rpartition(".")[2]
+        if type is not None and type not in self.types:
+            offered = f"expected one of {', '.join(self.types)}" if self.types else "it has no types to choose from"
+            raise ExportError(f"--type {type}: the format {name} does not write it; {offered}")
+        self.type = type
+
+    @abstractmethod
+    def require(self, trained: Trained) -> None:
+        """Check that this run can be written and opened again here, before anything is written.
+
+        Raises:
+            ExportError: it cannot; the message says what can, or what to install.
+        """
+
+    @abstractmethod
+    def write(self, trained: Trained, folder: Path) -> None:
+        """Write the artifact into the empty `folder`; `trained` is in float32 and may be changed.
+
+        Raises:
+            ExportError: something of the run cannot be said in this format.
+        """
+
+    @abstractmethod
+    def rounded(self, trained: Trained, name: str, weight: Tensor) -> Tensor:
+        """What this format keeps of the merged float32 `weight` of that name, as float32."""
+
+    @abstractmethod
+    def stop_ids(self, trained: Trained) -> frozenset[int]:
+        """The ends of a turn that the artifact must declare."""
+
+    def like_arithmetic(self, trained: Trained, name: str, weight: Tensor) -> Tensor | None:
+        """`weight` rounded as the program that opens the artifact rounds what flows between the weights; None: it
+        computes in float32. What that does to the answers is the measure of what its arithmetic explains."""
+        return None
+
+    def merges(self) -> bool:
+        """Whether the artifact holds merged weights."""
+        return True
+
+    def reload_settings(self, trained: Trained, folder: Path) -> Mapping[str, Any]:
+        """What the fresh process must know beside the folder."""
+        return {"artifact": str(folder)}
+
+    def check(self, trained: Trained, folder: Path, rows: Sequence[Conversation]) -> list[str]:
+        """What is wrong with parts of the artifact that the fresh process does not use; `rows` are the probes."""
+        return []
+
+
+def merge(trained: Trained) -> None:
+    """Fold the adapter into the float32 weights.
+
+    Raises:
+        ExportError: the adapter is of a kind that no weight can hold.
+    """
+    try:
+        trained.injected.merge()
+    except NotImplementedError as error:
+        raise ExportError(f"{trained.name}: its adapter cannot be merged ({error}); use --format peft") from None
+
+
+def save_tokenizer(trained: Trained, folder: Path) -> None:
+    """Tokenizer and template, and the ends of a turn; sampling settings of the base are left behind.
+
+    A base may come with a repetition penalty of its own, under which no evaluation here was done.
+    """
+    from transformers import GenerationConfig
+
+    tokenizer = copy.deepcopy(trained.loaded.tokenizer)
+    tokenizer.chat_template = trained.template.source or None
+    tokenizer.save_pretrained(folder)
+    GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=sorted(trained.template.stop_ids),
+        pad_token_id=tokenizer.pad_token_id,
+    ).save_pretrained(folder)
+
+
+def require_package(package: str, install: str, why: str) -> None:
+    """Check that a package is installed.
+
+    Raises:
+        ExportError: it is not.
+    """
+    if find_spec(package) is None:
+        raise ExportError(f"the package `{package}` is not installed, and {why}: `{install}`")
+
+
+def without_bos(trained: Trained, text: str) -> str:
+    """A rendered prompt without the beginning-of-sequence token, where the tokenizer puts one itself: some programs
+    then leave it out of the text."""
+    return text.removeprefix(trained.loaded.tokenizer.bos_token) if trained.template.text_ids("") else text

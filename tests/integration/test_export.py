@@ -1,0 +1,253 @@
+"""Exports of tiny trained runs: whole ones pass the gate in real programs, and one broken on purpose is refused."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests import exporting as broken
+from tests.integration.test_run import RECIPE, write_rows
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from luthier import registry
+from luthier.assemble import Trained
+from luthier.cli.main import main
+from luthier.errors import DataError, ExportError
+from luthier.export.formats.base import Exporter
+from luthier.export.make import FORMATS, build_exporter, export, prove
+from luthier.progress import Silent
+
+ALL = [
+    ("safetensors", None),  # the type of the training
+    ("safetensors", "bfloat16"),
+    ("safetensors", "float16"),
+    ("safetensors", "float32"),
+    ("peft", None),
+    ("gguf", "f16"),
+    ("gguf", "bf16"),
+    ("gguf", "q8_0"),
+    ("gguf", "q4_k_m"),
+    ("ollama", "q8_0"),
+]
+BREAKS: list[tuple[str, str | None, broken.Damage, str]] = [
+    ("safetensors", "float32", broken.edit_template, "rendered prompts"),
+    ("safetensors", "float32", broken.drop_end_of_turn, "ends of a turn"),
+    ("safetensors", "float32", broken.zero_a_tensor, "log-probabilities"),
+    ("safetensors", "float32", broken.quantize_again, "log-probabilities"),
+    ("peft", None, broken.edit_template, "rendered prompts"),
+    ("peft", None, broken.drop_end_of_turn, "ends of a turn"),
+    ("peft", None, broken.zero_the_adapter, "log-probabilities"),
+    ("gguf", "f16", broken.edit_gguf_template, "rendered prompts"),
+    ("gguf", "f16", broken.drop_gguf_end_of_turn, "ends of a turn"),
+    ("gguf", "f16", broken.zero_a_gguf_tensor, "log-probabilities"),
+    ("gguf", "f16", broken.quantize_gguf_again, "log-probabilities"),
+    ("gguf", "q8_0", broken.zero_a_gguf_tensor, "log-probabilities"),
+    ("ollama", "f16", broken.edit_modelfile, "other files"),
+    ("ollama", "f16", broken.drop_modelfile_stop, "other files"),
+]
+
+
+def train(folder: Path, model: Path, *assignments: str) -> Path:
+    """A trained run on the model."""
+    write_rows(folder / "rows.jsonl")
+    recipe = folder / "recipe.toml"
+    recipe.write_text(RECIPE.format(model=model, steps=12).replace("max_new_tokens = 4", "max_new_tokens = 24"))
+    out = folder / "run"
+    words = [word for a in assignments for word in ("--set", a)]
+    assert main(["train", str(recipe), "--out", str(out), *words]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Path:
+    return train(tmp_path_factory.mktemp("export"), tiny_model_folder)
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path) -> dict[tuple[str, str | None], Path]:
+    """Artifacts by format and type, made when they are asked for first."""
+    return {}
+
+
+def made(exported: dict[tuple[str, str | None], Path], run: Path, format: str, type: str | None) -> Path:
+    if (format, type) not in exported:
+        need(format)
+        out = run.parent / f"{format}-{type}"
+        export(run, build_exporter(format, type), out, Silent())
+        exported[format, type] = out
+    return exported[format, type]
+
+
+def need(format: str) -> None:
+    """Skip where the program that opens the format is not installed."""
+    for package in {"peft": ["peft"], "gguf": ["xllamacpp", "libgguf"], "ollama": ["xllamacpp"]}.get(format, []):
+        pytest.importorskip(package)
+
+
+def load(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_every_format_and_type_is_tried() -> None:
+    for format in registry.names(FORMATS):
+        offered = set(build_exporter(format).types)
+        tried = {type for name, type in ALL if name == format}
+        assert tried and (format == "ollama" or offered <= tried), format
+
+
+@pytest.mark.parametrize(("format", "type"), ALL)
+def test_every_format_passes_the_gate_and_says_so(
+    format: str, type: str | None, run: Path, exported: dict[tuple[str, str | None], Path]
+) -> None:
+    out = made(exported, run, format, type)
+    parity = load(out / "parity.json")
+    assert parity["passed"] and all(check["passed"] for check in parity["checks"])
+    assert parity["probes"]["rows"] == parity["probes"]["of"] > 0 and parity["tokens"] > 0
+    assert parity["files"].keys() == {path.name for path in out.iterdir()} - {"parity.json", "README.md"}
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "tiny-llama" in card and parity["program"] in card and str(run) not in card
+
+
+@pytest.mark.parametrize(("format", "type", "damage", "check"), BREAKS)
+def test_an_artifact_that_was_broken_is_refused_by_name(
+    format: str,
+    type: str | None,
+    damage: broken.Damage,
+    check: str,
+    run: Path,
+    exported: dict[tuple[str, str | None], Path],
+    tmp_path: Path,
+) -> None:
+    folder = shutil.copytree(made(exported, run, format, type), tmp_path / "artifact")
+    damage(folder)
+    failed = [found.check for found in prove(run, build_exporter(format, type), folder, Silent()).failed]
+    assert any(name.startswith(check) for name in failed), failed
+
+
+def test_a_truncated_file_is_refused_with_what_the_program_said(
+    run: Path, exported: dict[tuple[str, str | None], Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(made(exported, run, "safetensors", "float32"), tmp_path / "artifact")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ExportError, match="could not be opened in a fresh process"):
+        prove(run, build_exporter("safetensors", "float32"), folder, Silent())
+
+
+class Careless(Exporter):
+    """Writes a whole folder and then breaks it, as a converter with a fault would."""
+
+    reloads_with = "luthier.export.reload_transformers"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._whole = build_exporter("safetensors", "float32")
+
+    def require(self, trained: Trained) -> None:
+        self._whole.require(trained)
+
+    def write(self, trained: Trained, folder: Path) -> None:
+        self._whole.write(trained, folder)
+        broken.zero_a_tensor(folder)
+
+    def rounded(self, trained: Trained, name: str, weight: Tensor) -> Tensor:
+        return self._whole.rounded(trained, name, weight)
+
+    def stop_ids(self, trained: Trained) -> frozenset[int]:
+        return self._whole.stop_ids(trained)
+
+
+def test_a_refused_export_leaves_nothing_that_looks_finished(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="not the trained model:\n  log-probabilities"):
+        export(run, Careless(), tmp_path / "out", Silent())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_export_can_be_kept_under_another_name(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"out\.failed has what was written"):
+        export(run, Careless(), tmp_path / "out", Silent(), keep_failed=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.failed"]
+    parity = load(tmp_path / "out.failed/parity.json")
+    assert not parity["passed"] and not all(check["passed"] for check in parity["checks"])
+
+
+def test_nothing_is_written_over(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    assert main(["export", str(run), "--format", "safetensors", "--out", str(tmp_path)]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_the_verb_prints_what_the_gate_found(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    assert main(["export", str(run), "--format", "safetensors", "--rows", "2", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "2 of 4 test rows" in printed
+    assert "transformers" in printed and "artifact to trained" in printed and printed.endswith(f"{out}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--format", "safetensor"], "unknown format 'safetensor'; did you mean 'safetensors'?"),
+        (["--format", "safetensors", "--type", "q8_0"], "does not write it; expected one of bfloat16"),
+        (["--format", "peft", "--type", "f16"], "it has no types to choose from"),
+        (["--format", "peft", "--rows", "0"], "at least one test row"),
+    ],
+)
+def test_a_wrong_name_is_told_before_anything_is_read(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(tmp_path / "none"), *words, "--out", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_that_are_not_those_of_the_run_are_refused(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    rows = copy / "data/test.jsonl"
+    rows.write_text(rows.read_text().replace("Main", "Moon"))
+    with pytest.raises(DataError, match="not what the run wrote"):
+        export(copy, build_exporter("safetensors"), tmp_path / "out", Silent())
+
+
+def test_a_fully_trained_model_is_exported_whole_and_has_no_adapter(
+    tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(tmp_path, tiny_model_folder, "adapter.type=full", "optimizer.learning_rate=1e-3")
+    assert main(["export", str(run), "--format", "safetensors", "--out", str(tmp_path / "out")]) == 0
+    assert main(["export", str(run), "--format", "peft", "--out", str(tmp_path / "peft")]) == 2
+    assert "use --format safetensors" in capsys.readouterr().err
+    assert not (tmp_path / "peft").exists()
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_other_architectures_run_in_llama_cpp_too(kind: str, tmp_path: Path, tiny_model_folder: Path) -> None:
+    need("gguf")
+    run = train(tmp_path, write_qwen(kind, tmp_path / kind, tiny_model_folder))
+    parity = export(run, build_exporter("gguf", "f16"), tmp_path / "out", Silent())
+    assert not parity.failed
+
+
+def write_qwen(kind: str, folder: Path, tiny: Path) -> Path:
+    """A random model of another family, untied, with the tiny model's tokenizer."""
+    shutil.copytree(tiny, folder)
+    values = load(folder / "config.json")
+    kept = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+    kept += ["num_key_value_heads", "max_position_embeddings", "initializer_range"]
+    kept += ["bos_token_id", "eos_token_id", "pad_token_id"]
+    config = AutoConfig.for_model(kind, **{key: values[key] for key in kept}, tie_word_embeddings=False)
+    if kind == "qwen3":
+        config.head_dim = 32  # not hidden / heads, as in the family's small models
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(parameter, std=0.2)  # zeros would hide a bias that is lost
+    model.save_pretrained(folder)
+    return folder
