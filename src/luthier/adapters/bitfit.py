@@ -64,7 +64,7 @@ class BitFitLinear(Wrapped):
 class BitFit(Adapter):
     """Train a bias for each chosen linear layer."""
 
-    learning_rate: ClassVar[float] = 0.002
+    learning_rate: ClassVar[float] = 6e-4
 
     targets: tuple[str, ...] = (ALL_LINEAR,)
     """`all_linear` for every linear layer but the output head, or endings of layer names such as `q_proj`."""

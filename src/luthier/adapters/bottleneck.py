@@ -64,7 +64,7 @@ class BottleneckLinear(Wrapped):
 class Bottleneck(Adapter):
     """Put a small feed-forward network behind each sublayer."""
 
-    learning_rate: ClassVar[float] = 0.0004
+    learning_rate: ClassVar[float] = 2e-4
 
     size: int = Field(64, ge=1)
     """Width of the bottleneck."""

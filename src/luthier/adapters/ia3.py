@@ -59,7 +59,7 @@ class IA3Linear(Wrapped):
 class IA3(Adapter):
     """Train one scale for each key, value and inner unit of the feed-forward: the smallest adapter there is."""
 
-    learning_rate: ClassVar[float] = 0.01
+    learning_rate: ClassVar[float] = 6e-3
 
     targets: tuple[str, ...] = ("k_proj", "v_proj")
     """Endings of the names of layers whose outputs are scaled."""

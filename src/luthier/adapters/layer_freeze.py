@@ -17,7 +17,7 @@ from luthier.errors import ModelError
 class LayerFreeze(Full):
     """Train the weights of chosen layers."""
 
-    learning_rate: ClassVar[float] = 0.0001
+    learning_rate: ClassVar[float] = 2e-4
 
     overwrites_base: ClassVar[bool] = True
 

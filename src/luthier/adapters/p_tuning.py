@@ -70,7 +70,7 @@ class InjectedPTuning(InjectedVirtual):
 class PTuning(Virtual):
     """Train a network that makes the embeddings of virtual tokens before every row."""
 
-    learning_rate: ClassVar[float] = 0.0004
+    learning_rate: ClassVar[float] = 2e-4
 
     network: Literal["mlp", "lstm"] = "mlp"
     """What makes the embeddings."""

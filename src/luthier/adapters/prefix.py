@@ -115,7 +115,7 @@ class InjectedPrefix(InjectedVirtual):
 class Prefix(Virtual):
     """Train keys and values of virtual tokens in every layer."""
 
-    learning_rate: ClassVar[float] = 0.01
+    learning_rate: ClassVar[float] = 2e-2
 
     text: str = ""
     """A text whose keys and values the virtual tokens start at, repeated as often as need be; empty: random words."""

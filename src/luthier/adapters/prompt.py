@@ -51,7 +51,7 @@ class InjectedPrompt(InjectedVirtual):
 class Prompt(Virtual):
     """Train the embeddings of virtual tokens that stand before every row."""
 
-    learning_rate: ClassVar[float] = 0.03
+    learning_rate: ClassVar[float] = 2e-2
 
     text: str = ""
     """A text whose embeddings the virtual tokens start at, repeated as often as need be; empty: random words."""

@@ -89,7 +89,7 @@ class InjectedVeRA(InjectedLayers):
 class VeRA(Adapter):
     """Train two vectors for each chosen linear layer, between random matrices that all layers share."""
 
-    learning_rate: ClassVar[float] = 0.004
+    learning_rate: ClassVar[float] = 6e-3
 
     rank: int = Field(256, ge=1)
     """Rows of the shared A; more cost time, hardly any memory of the adapter."""
