@@ -57,7 +57,7 @@ def test_a_module_must_define_exactly_one_part() -> None:
     with pytest.raises(RecipeError, match="must define one public Other; it defines none"):
         registry.load_class(SCHEDULES, "cosine", Other)
     with pytest.raises(RecipeError, match="must define one public object; it defines"):
-        registry.load_class("luthier.adapters", "lora", object)
+        registry.load_class("luthier.adapters", "ia3", object)
 
 
 def test_a_package_that_is_not_there_has_no_names() -> None:
