@@ -30,7 +30,7 @@ def dequantized(model: Any) -> Any:
     made = copy.deepcopy(model)
     for name, module in list(made.named_modules()):
         if isinstance(module, QuantizedLinear):
-            packed.replace(made, name, module.to_linear())
+            packed.replace(made, name, module.to_dense())
     return made
 
 
@@ -45,4 +45,4 @@ def layer(name: str, out: int, width: int, dtype: torch.dtype = torch.float32, b
 
 def dense(made: QuantizedLinear) -> nn.Linear:
     """The dense layer of the same numbers."""
-    return made.to_linear()
+    return made.to_dense()

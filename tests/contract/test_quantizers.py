@@ -104,7 +104,7 @@ def test_parts_never_change_their_type_and_go_through_a_state_dict(name: str) ->
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_layer_computes_what_its_dense_one_computes(name: str, dtype: torch.dtype, bias: bool) -> None:
     made = layer(name, 48, 96, dtype, bias)
-    linear = made.to_linear()
+    linear = made.to_dense()
     assert linear.weight.dtype == dtype
     x = draw(2, 19, 96).to(dtype)
     found, wanted = (_with_gradient(m, x) for m in (made, linear))
@@ -144,7 +144,7 @@ def test_an_adapted_layer_computes_what_the_adapted_dense_one_does(
     name: str, dtype: torch.dtype, dropout: float, bias: bool
 ) -> None:
     made = layer(name, 48, 96, dtype, bias)
-    found, wanted = (_adapted(base, dropout, draw(21, 96).to(dtype)) for base in (made, made.to_linear()))
+    found, wanted = (_adapted(base, dropout, draw(21, 96).to(dtype)) for base in (made, made.to_dense()))
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
@@ -220,7 +220,7 @@ def test_a_head_that_is_quantized_scores_as_its_dense_one(name: str) -> None:
     weight = draw(61, 32, seed=4) * 0.3
     head = kind((61, 32), kind.pack(weight), None, torch.float32)
     results = []
-    for made in (head, head.to_linear()):
+    for made in (head, head.to_dense()):
         copied = copy.deepcopy(model)
         copied.set_output_embeddings(made)
         copied.config.tie_word_embeddings = False

@@ -225,6 +225,19 @@ def test_a_fully_trained_model_is_exported_whole_and_has_no_adapter(
     assert not (tmp_path / "peft").exists()
 
 
+def test_a_run_over_a_quantized_base_is_exported_with_the_numbers_that_it_was_trained_over(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    """Layers that the adapter left alone, too: they are dense in the artifact."""
+    run = train(tmp_path, tiny_model_folder, "model.quantize=nf4", "adapter.targets=['q_proj', 'down_proj']")
+    parity = export(run, build_exporter("safetensors", "float32"), tmp_path / "out", Silent())
+    assert not parity.failed
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
+    untouched = [n for n, _ in plain.named_parameters() if n.endswith("up_proj.weight")]
+    assert untouched and not any(torch.equal(plain.get_parameter(n), base.get_parameter(n)) for n in untouched)
+
+
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
 def test_other_architectures_run_in_llama_cpp_too(kind: str, tmp_path: Path, tiny_model_folder: Path) -> None:
     need("gguf")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from luthier.adapters.base import Injected, by_name, require_same_tensors
 from luthier.errors import ModelError
 from luthier.models.kernels.low_rank import Weight
+from luthier.models.packed import replace as replace
 from luthier.models.quantize.base import QuantizedLinear
 
 Linear: TypeAlias = nn.Linear | QuantizedLinear
@@ -45,7 +46,7 @@ class Wrapped(nn.Module, ABC):
 
     def dense_base(self) -> nn.Linear:
         """The layer to merge into: the base itself, or a dense copy of a quantized one in the type of its products."""
-        return self.base.to_linear() if isinstance(self.base, QuantizedLinear) else self.base
+        return self.base.to_dense() if isinstance(self.base, QuantizedLinear) else self.base
 
     @abstractmethod
     def tensors(self) -> Mapping[str, nn.Parameter]:
@@ -200,12 +201,6 @@ def _require_only_linears(model: nn.Module, found: Mapping[str, Linear]) -> None
             f"({share:.0%} of the model): {', '.join(list(left_out)[:3])}, .... Name the layers that shall train: "
             f"adapter.targets = {endings}"
         )
-
-
-def replace(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put a module in the place of the one called `name`."""
-    parent, _, last = name.rpartition(".")
-    model.get_submodule(parent).register_module(last, new)
 
 
 def write_artifact(folder: Path, base_name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

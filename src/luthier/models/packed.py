@@ -22,7 +22,7 @@ from luthier import registry
 from luthier.errors import ModelError
 from luthier.models.catalog import ModelFiles
 from luthier.models.kernels import proof
-from luthier.models.quantize.base import QuantizedLinear
+from luthier.models.quantize.base import QuantizedEmbedding, QuantizedLinear
 from luthier.recipe import QUANTIZERS
 
 METHOD = "luthier"
@@ -150,6 +150,16 @@ def replace(model: nn.Module, name: str, new: nn.Module) -> None:
     """Put another module in the place of one."""
     parent, _, last = name.rpartition(".")
     model.get_submodule(parent).register_module(last, new)
+
+
+def make_dense(model: Any) -> None:
+    """Put dense layers of the same numbers in the place of quantized ones, in the type of their products."""
+    for kind in (QuantizedEmbedding, QuantizedLinear):  # an embedding holds its blocks in a layer
+        for name, module in list(model.named_modules()):
+            if isinstance(module, kind):
+                replace(model, name, module.to_dense())
+    if model.config.tie_word_embeddings:
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight
 
 
 def _fill_layers(model: Any, make: Any) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from luthier.assemble import Trained
 from luthier.errors import ExportError
 from luthier.examples import Conversation
+from luthier.models.packed import make_dense
 
 TRANSFORMERS = "luthier.export.reload_transformers"
 LLAMA_CPP = "luthier.export.reload_llama_cpp"
@@ -80,7 +81,7 @@ class Exporter(ABC):
 
 
 def merge(trained: Trained) -> None:
-    """Fold the adapter into the float32 weights.
+    """Fold the adapter into the float32 weights; those of a quantized base are then what its codes stand for.
 
     Raises:
         ExportError: the adapter is of a kind that no weight can hold.
@@ -89,6 +90,7 @@ def merge(trained: Trained) -> None:
         trained.injected.merge()
     except NotImplementedError as error:
         raise ExportError(f"{trained.name}: its adapter cannot be merged ({error}); use --format peft") from None
+    make_dense(trained.loaded.model)  # layers of a quantized base that the adapter left alone
 
 
 def save_tokenizer(trained: Trained, folder: Path) -> None:

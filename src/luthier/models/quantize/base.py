@@ -95,7 +95,7 @@ class QuantizedLinear(nn.Module, ABC):
         self.expand(0, self.out_features, made)
         return made
 
-    def to_linear(self) -> nn.Linear:
+    def to_dense(self) -> nn.Linear:
         """A dense layer that computes the same, in the type that products are computed in."""
         with torch.device("meta"):
             linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
@@ -130,6 +130,14 @@ class QuantizedLinear(nn.Module, ABC):
             if moved.dtype != part.dtype:
                 self.register_buffer(name, part.to(moved.device))
         return self
+
+
+class QuantizedEmbedding(nn.Module, ABC):
+    """An embedding whose matrix is held as parts."""
+
+    @abstractmethod
+    def to_dense(self) -> nn.Embedding:
+        """The embedding of the same numbers."""
 
 
 class _Product(torch.autograd.Function):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from luthier.errors import ModelError
 from luthier.models.kernels import native
-from luthier.models.quantize.base import QuantizedLinear, in_chunks, require_finite, require_parts
+from luthier.models.quantize.base import QuantizedEmbedding, QuantizedLinear, in_chunks, require_finite, require_parts
 
 
 class GGUFLinear(QuantizedLinear):
@@ -60,7 +60,7 @@ class GGUFLinear(QuantizedLinear):
         expand_blocks(self.get_buffer("blocks")[start:end], int(self.get_buffer("kind")), out)
 
 
-class GGUFEmbedding(nn.Module):
+class GGUFEmbedding(QuantizedEmbedding):
     """An embedding whose matrix is held in blocks of a GGUF file; a linear layer, the head, may hold the same ones."""
 
     def __init__(self, shape: tuple[int, int], parts: Mapping[str, Tensor], dtype: torch.dtype) -> None:
@@ -75,6 +75,12 @@ class GGUFEmbedding(nn.Module):
         rows = torch.empty(len(asked), self.embedding_dim, dtype=self.linear.dtype, device=ids.device)
         expand_blocks(self.linear.get_buffer("blocks")[asked], int(self.linear.get_buffer("kind")), rows)
         return F.embedding(places, rows)
+
+    def to_dense(self) -> nn.Embedding:
+        """The embedding of the same numbers."""
+        dense = nn.Embedding(self.num_embeddings, self.embedding_dim, device="meta")
+        dense.weight = nn.Parameter(self.linear.dense(self.linear.dtype), requires_grad=False)
+        return dense
 
 
 def parts_of(blocks: Tensor, kind: int) -> dict[str, Tensor]:
