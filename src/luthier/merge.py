@@ -28,6 +28,10 @@ Factors = tuple[Tensor, Tensor]
 """A (rank, in) and B (out, rank), scaled, so that the update is B A."""
 
 
+OF_THE_RUN = ("recipe.toml", "recipe.json", "manifest.json", "findings.json", "data", "records", "forgetting_base.json")
+"""Files of a run that say what it is measured on, and what its baselines answered."""
+
+
 @dataclass(frozen=True)
 class Source:
     """One adapter that is merged."""
@@ -119,14 +123,22 @@ def factored(update: Tensor, rank: int) -> tuple[Factors, float]:
 
 
 def write_merged(out: Path, sources: Sequence[Source], layers: Mapping[str, tuple[Factors, float]], how: str) -> None:
-    """Write `out/adapter`, which can be served and evaluated as that of a run.
+    """Write `out/adapter`, and beside it what the first run knew of its rows, so that it can be evaluated and exported
+    as a run.
 
     Raises:
         ModelError: there is something at `out` already.
     """
-    folder = out / "adapter"
+    folder, first = out / "adapter", sources[0]
     if folder.exists():
         raise ModelError(f"{folder} exists; merge into another folder, or remove it")
+    for name in OF_THE_RUN:
+        given = first.folder.parent / name
+        if given.is_dir():
+            shutil.copytree(given, out / name, dirs_exist_ok=True)
+        elif given.is_file():
+            out.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(given, out / name)
     ranks = {name: len(a) for name, ((a, _), _) in layers.items()}
     config = {
         "peft_type": "LORA",
@@ -142,7 +154,6 @@ def write_merged(out: Path, sources: Sequence[Source], layers: Mapping[str, tupl
     tensors = {
         f"{PREFIX}{n}.lora_{p}.weight": t for n, (pair, _) in layers.items() for p, t in zip("AB", pair, strict=True)
     }
-    first = sources[0]
     write_artifact(folder, first.record["model"]["name"], config, tensors)
     shutil.copyfile(first.folder / TEMPLATE_FILE, folder / TEMPLATE_FILE)
     merged = [{"run": str(s.folder.parent), "weight": s.weight, "training": s.record["training"]} for s in sources]

@@ -188,6 +188,9 @@ def test_merged_runs_open_as_one_and_compute_the_mean_of_their_updates(recipe: P
         logits = [run.loaded.model(ids).logits for run in (found, *opened)]
     assert not torch.allclose(logits[0], logits[1], atol=1e-3)
     record = load(out / "adapter/run.json")["merged"]
+    assert main(["evaluate", str(out)]) == 0
+    measured = load(out / "evaluation.json")["systems"]
+    assert {"zero_shot", "fine_tuned"} <= {system["name"] for system in measured}
     assert record["method"] == "linear" and [part["weight"] for part in record["of"]] == [0.5, 0.25]
 
 

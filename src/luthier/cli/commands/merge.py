@@ -7,8 +7,8 @@ examples:
   luthier merge runs/dates runs/names --rank 16 --out runs/both           no larger than one of them
   luthier merge runs/dates=0.5 --out runs/half                            half the update: less learned, less forgotten
 
-The result lies in OUT/adapter and is served and exported as that of a run. Measure it: `luthier evaluate` says what a
-merge is worth. Adapters beside their base become full weights with `luthier export`.
+OUT is a run's folder with the rows of the first run: `luthier evaluate` says what the merge is worth on them, and
+`luthier serve` and `luthier export` take it as they take a run. Full weights are made by `luthier export`.
 """
 
 import argparse
