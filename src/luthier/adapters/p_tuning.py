@@ -1,9 +1,11 @@
 """P-tuning (Liu et al. 2021, arXiv:2103.10385): embeddings of virtual tokens come from a small network that trains.
 
-    embedding_i = network(z)_i        z: (tokens, width) trained
+    embedding_i = z_i + network(z)_i        z: (tokens, width) trained
 
-The network is an MLP of three layers or a bidirectional LSTM with an MLP behind it. It lets the embeddings move
-together while training; the artifact holds the embeddings alone.
+The sum is that of residual prompt tuning (Razdaibiedina et al. 2023, arXiv:2305.03937): the last layer starts at 0, so
+that virtual tokens start as words of the vocabulary. From what a fresh network makes of them a small model did not
+learn (docs/adapters.md). The network is an MLP of three layers, or a bidirectional LSTM with an MLP behind it; it lets
+the embeddings move together while training, and the artifact holds the embeddings alone.
 """
 
 from collections.abc import Mapping
@@ -36,14 +38,15 @@ class EncodedEmbedding(VirtualEmbedding):
         given = 2 * width if network == "lstm" else size
         middle = [nn.Linear(width, width), nn.ReLU()] if network == "mlp" else []
         self.mlp = nn.Sequential(nn.Linear(given, width), nn.ReLU(), *middle, nn.Linear(width, size))
+        for parameter in self.mlp[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def contents(self) -> Tensor:
         """(count, width)"""
         hidden = self.z
         if self.lstm is not None:
             hidden, _ = self.lstm(hidden)
-        out: Tensor = self.mlp(hidden)
-        return out
+        return self.z + self.mlp(hidden)
 
 
 class InjectedPTuning(InjectedVirtual):
