@@ -242,6 +242,7 @@ def test_full_fine_tuning_of_a_quantized_model_is_refused(name: str) -> None:
 ADAPTED = [name for name in registry.names(ADAPTERS) if name not in ("full", "layer_freeze", "peft")]
 
 
+@pytest.mark.slow
 @every
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("adapter", ADAPTED)
