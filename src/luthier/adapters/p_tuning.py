@@ -46,7 +46,8 @@ class EncodedEmbedding(VirtualEmbedding):
         hidden = self.z
         if self.lstm is not None:
             hidden, _ = self.lstm(hidden)
-        return self.z + self.mlp(hidden)
+        added: Tensor = self.mlp(hidden)
+        return self.z + added
 
 
 class InjectedPTuning(InjectedVirtual):
