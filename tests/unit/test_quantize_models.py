@@ -147,6 +147,7 @@ print(peak_memory_bytes(torch.device("cpu")) - before, held_bytes(loaded.model))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
 def test_the_dense_model_is_never_whole_in_memory(stored: torch.dtype, tiny_model_folder: Path, tmp_path: Path) -> None:
     """A second process loads 96 layers of 2 million numbers: it needs the quantized model and a few matrices."""
