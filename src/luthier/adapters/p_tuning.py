@@ -3,8 +3,8 @@
     embedding_i = z_i + network(z)_i        z: (tokens, width) trained
 
 The sum is that of residual prompt tuning (Razdaibiedina et al. 2023, arXiv:2305.03937): the last layer starts at 0, so
-that virtual tokens start as words of the vocabulary. From what a fresh network makes of them a small model did not
-learn (docs/adapters.md). The network is an MLP of three layers, or a bidirectional LSTM with an MLP behind it; it lets
+that virtual tokens start as words of the vocabulary. From what a fresh network makes of them a small model
+learned less (docs/adapters.md). The network is an MLP of three layers, or a bidirectional LSTM with an MLP behind it; it lets
 the embeddings move together while training, and the artifact holds the embeddings alone.
 """
 
@@ -74,7 +74,7 @@ class InjectedPTuning(InjectedVirtual):
 class PTuning(Virtual):
     """Train a network that makes the embeddings of virtual tokens before every row."""
 
-    learning_rate: ClassVar[float] = 2e-4
+    learning_rate: ClassVar[float] = 2e-3
 
     network: Literal["mlp", "lstm"] = "mlp"
     """What makes the embeddings."""
