@@ -4,8 +4,8 @@
 
 The sum is that of residual prompt tuning (Razdaibiedina et al. 2023, arXiv:2305.03937): the last layer starts at 0, so
 that virtual tokens start as words of the vocabulary. From what a fresh network makes of them a small model
-learned less (docs/adapters.md). The network is an MLP of three layers, or a bidirectional LSTM with an MLP behind it; it lets
-the embeddings move together while training, and the artifact holds the embeddings alone.
+learned less (docs/adapters.md). The network is an MLP of three layers, or a bidirectional LSTM with an MLP behind it;
+it lets the embeddings move together while training, and the artifact holds the embeddings alone.
 """
 
 from collections.abc import Mapping
