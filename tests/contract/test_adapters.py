@@ -245,3 +245,29 @@ def test_lora_names_its_targets_or_refuses() -> None:
         LoRA(targets=("query",)).inject(tiny_llama(), seed=0)
     with pytest.raises(ModelError, match="lm_head"):  # tied to the embedding: merging would write the update twice
         LoRA(targets=("lm_head",)).inject(tiny_llama(), seed=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_biases_are_merged_where_all_layers_have_one_and_refused_unchanged_elsewhere(dtype: torch.dtype) -> None:
+    """Qwen 2 has biases in three of its seven linear layers."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from luthier.adapters.bitfit import BitFit
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = Qwen2ForCausalLM(Qwen2Config(**sizes, num_key_value_heads=2, vocab_size=61)).to(dtype).eval()
+    base = logprobs(model)
+    injected = BitFit().inject(model, seed=0)
+    move(injected)
+    adapted = logprobs(model)
+    with pytest.raises(NotImplementedError, match="without a bias"):
+        injected.merge()
+    assert torch.equal(logprobs(model), adapted)
+    with injected.disabled():
+        assert torch.equal(logprobs(model), base)
+    other = Qwen2ForCausalLM(model.config).to(dtype).eval()
+    partial = BitFit(targets=("q_proj", "k_proj", "v_proj")).inject(other, seed=0)
+    move(partial)
+    adapted = logprobs(other)
+    partial.merge()
+    torch.testing.assert_close(logprobs(other), adapted, atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=0)

@@ -52,13 +52,16 @@ class Wrapped(nn.Module, ABC):
     def tensors(self) -> Mapping[str, nn.Parameter]:
         """The trained tensors."""
 
-    @abstractmethod
-    def merge(self) -> nn.Linear:
-        """The linear layer that computes the same alone.
+    def require_mergeable(self) -> None:
+        """Check that one linear layer can compute the same alone; nothing is changed.
 
         Raises:
-            NotImplementedError: there is none.
+            NotImplementedError: none can.
         """
+
+    @abstractmethod
+    def merge(self) -> nn.Linear:
+        """The linear layer that computes the same alone; `require_mergeable` has let it pass."""
 
 
 class InjectedLayers(Injected):
@@ -87,6 +90,8 @@ class InjectedLayers(Injected):
 
     def merge(self) -> None:
         """Fold each layer's update into its linear layer and put that layer back; all or none."""
+        for layer in self.layers.values():
+            layer.require_mergeable()
         merged = {name: layer.merge() for name, layer in self.layers.items()}
         for name, linear in merged.items():
             replace(self.model, name, linear)

@@ -114,6 +114,17 @@ class Virtual(Adapter):
             return torch.tensor((self._start * (self.tokens // len(self._start) + 1))[: self.tokens])
         return torch.randint(0, vocabulary, (self.tokens,), generator=generator)
 
+    def begin(self, model: Any, seed: int) -> tuple[nn.Embedding, Tensor]:
+        """The model's embedding, and (tokens, width) what the virtual tokens start as; the model is frozen.
+
+        Raises:
+            ModelError: the embedding is not a plain one.
+        """
+        base = embedding_of(model)
+        ids = self.start_ids(base.num_embeddings, torch.Generator().manual_seed(seed))
+        model.requires_grad_(False)
+        return base, base.weight.detach()[ids.to(base.weight.device)]
+
     def starting_with(self, text: str, encode: Callable[[str], Sequence[int]]) -> "Virtual":
         """A copy whose virtual tokens start as this text.
 

@@ -51,12 +51,16 @@ class BitFitLinear(Wrapped):
         bias = self.d if self._start is None else self._start + self.d
         return biased(x, self.weight, bias.to(x.dtype))
 
+    def require_mergeable(self) -> None:
+        """Refused for a layer without a bias."""
+        if self.base.bias is None:
+            raise NotImplementedError("layers without a bias have no place for one: keep the adapter beside its base")
+
     @torch.no_grad()
     def merge(self) -> nn.Linear:
         """bias + d"""
-        if self.base.bias is None or self._start is None:
-            raise NotImplementedError("layers without a bias have no place for one: keep the adapter beside its base")
         base = self.dense_base()
+        assert self._start is not None
         base.bias.copy_((self._start + self.d).to(base.bias.dtype))
         return base
 

@@ -56,6 +56,10 @@ class BottleneckLinear(Wrapped):
         inner = ACTIVATIONS[self.activation](F.linear(h, self.down.to(h.dtype), self.down_bias.to(h.dtype)))
         return h + F.linear(inner, self.up.to(h.dtype), self.up_bias.to(h.dtype))
 
+    def require_mergeable(self) -> None:
+        """Refused."""
+        self.merge()
+
     def merge(self) -> nn.Linear:
         """Refused."""
         raise NotImplementedError("a bottleneck is not linear and cannot be merged: keep it beside its base")

@@ -87,10 +87,7 @@ class PTuning(Virtual):
         Raises:
             ModelError: the model's embedding is not a plain one.
         """
-        base = embedding_of(model)
-        ids = self.start_ids(base.num_embeddings, torch.Generator().manual_seed(seed))
-        model.requires_grad_(False)
-        start = base.weight.detach()[ids.to(base.weight.device)]
+        base, start = self.begin(model, seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             embedding = EncodedEmbedding(base, start, self.width, self.network).to(base.weight.device)

@@ -4,14 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from luthier.adapters._virtual import (
     InjectedVirtual,
     Virtual,
     VirtualEmbedding,
-    embedding_of,
     read_virtual,
     shape_settings,
 )
@@ -68,10 +66,7 @@ class Prompt(Virtual):
         Raises:
             ModelError: the model's embedding is not a plain one.
         """
-        base = embedding_of(model)
-        ids = self.start_ids(base.num_embeddings, torch.Generator().manual_seed(seed))
-        model.requires_grad_(False)
-        embedding = PromptEmbedding(base, base.weight.detach()[ids.to(base.weight.device)])
+        embedding = PromptEmbedding(*self.begin(model, seed))
         model.set_input_embeddings(embedding)  # type: ignore[operator]
         config: dict[str, Any] = {"peft_type": "PROMPT_TUNING", "prompt_tuning_init": "RANDOM"}
         return InjectedPrompt(model, embedding, {**config, **shape_settings(model, self.tokens)})

@@ -154,11 +154,12 @@ def replace(model: nn.Module, name: str, new: nn.Module) -> None:
 
 def make_dense(model: Any) -> None:
     """Put dense layers of the same numbers in the place of quantized ones, in the type of their products."""
+    expanded = isinstance(model.get_input_embeddings(), QuantizedEmbedding)
     for kind in (QuantizedEmbedding, QuantizedLinear):  # an embedding holds its blocks in a layer
         for name, module in list(model.named_modules()):
             if isinstance(module, kind):
                 replace(model, name, module.to_dense())
-    if model.config.tie_word_embeddings:
+    if expanded and model.config.tie_word_embeddings:  # head and embedding were made dense one by one
         model.get_output_embeddings().weight = model.get_input_embeddings().weight
 
 

@@ -53,9 +53,8 @@ def _forward(layer: Any, before: Callable[..., Tensor], backend: str, *args: Any
     kwargs.pop("forest")  # its levels say what is computed; a plain object would be compiled for anew
     hidden, *rest = args
     if torch.is_grad_enabled() and not hidden.requires_grad:
-        hidden = (
-            hidden.detach().requires_grad_()
-        )  # the first layer, over frozen embeddings: as the others, compiled once
+        # the first layer, over frozen embeddings: like the others, so that it is not compiled for itself
+        hidden = hidden.detach().requires_grad_()
     out: Tensor = _compiled(type(layer).forward, backend)(layer, hidden, *rest, **kwargs)
     return out
 
