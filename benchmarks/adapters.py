@@ -1,11 +1,9 @@
-"""Every adapter on the same task: what it learns, forgets, costs and weighs, each at its own best learning rate.
+"""Every adapter on the same task, each at several learning rates.
 
-The task is that of the demo, messy addresses to JSON, with the default model. First the learning rate: a short training
-for each method and rate, and the loss on validation rows. Then a whole run for each method at the rate that its
-settings have by default, measured on test rows that no choice was made on.
+The task is that of the demo, messy addresses to JSON, with the default model: a short training for each method and learning
+rate, and the loss on validation rows.
 
-    python -m benchmarks.adapters search [METHOD ...] [--steps 80] [--workers 1]    validation loss by learning rate
-    python -m benchmarks.adapters table [METHOD ...]                                 the table of docs/adapters.md
+    python -m benchmarks.adapters search [METHOD ...] [--steps 80] [--workers 1]
 """
 
 import argparse
@@ -123,7 +121,7 @@ def search(names: Sequence[str], steps: int, workers: int, assignments: Sequence
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["search", "table"])
+    parser.add_argument("what", choices=["search"])
     parser.add_argument("methods", nargs="*", help=f"of: {'; '.join(METHODS)}; all if none")
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--workers", type=int, default=1)
@@ -138,9 +136,7 @@ def main() -> int:
     data = ROOT / "runs" / "addresses-data" / "addresses.jsonl"
     if not data.is_file():
         subprocess.run([sys.executable, "-m", "luthier.cli.main", "data", "addresses"], cwd=ROOT, check=True)
-    if asked.what == "search":
-        return search(names, asked.steps, asked.workers, asked.set)
-    return 0
+    return search(names, asked.steps, asked.workers, asked.set)
 
 
 if __name__ == "__main__":
