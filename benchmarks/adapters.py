@@ -1,7 +1,7 @@
 """Every adapter on the same task, each at several learning rates.
 
-The task is that of the demo, messy addresses to JSON, with the default model: a short training for each method and learning
-rate, and the loss on validation rows.
+The task is that of the demo, messy addresses to JSON, with the default model: a short training for each method and
+learning rate, and the loss on validation rows.
 
     python -m benchmarks.adapters search [METHOD ...] [--steps 80] [--workers 1]
 """
