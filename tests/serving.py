@@ -2,11 +2,12 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from luthier.adapters.base import Injected
 from luthier.adapters.lora import LoRA
@@ -16,7 +17,7 @@ from luthier.models.load import LoadedModel
 from luthier.serve.app import Access, HttpLimits
 from luthier.serve.backend import Backend
 from luthier.serve.lane import Limits
-from luthier.serve.models import ServedModel, served_models
+from luthier.serve.models import ServedModel, SharedBase
 from luthier.serve.server import Address, build_server, listen, url_of
 
 WEATHER = {
@@ -47,16 +48,28 @@ class Tiny:
     loaded: LoadedModel
     template: Template
     injected: Injected
+    base: LoadedModel
+    """The same base, untouched."""
 
     def served(self) -> list[ServedModel]:
-        return served_models("tiny-run", self.loaded, self.template, self.injected)
+        shared = SharedBase(self.base)
+        return [shared.adapted("tiny-run", self.template, self.again), shared.base(self.template)]
+
+    def again(self, model: nn.Module) -> Injected:
+        """What was learned, in another model."""
+        injected = LoRA(rank=64, alpha=64).inject(model, seed=0)
+        with torch.no_grad():
+            for name, parameter in injected.trainable.items():
+                parameter.copy_(self.injected.trainable[name])
+        return injected
 
 
-def learn(loaded: LoadedModel) -> Tiny:
+def learn(make: Callable[[], LoadedModel]) -> Tiny:
     """Train a LoRA on `LEARNED` until greedy decoding repeats it.
 
     The loss stays above 0.07: the frozen embeddings of the tiny model are short, so no logit can be large.
     """
+    loaded = make()
     template = build_template(loaded, "chatml_tools")
     injected = LoRA(rank=64, alpha=64).inject(loaded.model, seed=0)
     rows = [row for conversation in LEARNED for row in template.rows(conversation)]
@@ -76,7 +89,7 @@ def learn(loaded: LoadedModel) -> Tiny:
     optimizer.zero_grad()
     assert worst < 0.09, f"the tiny model has not learned its replies: loss {worst}"
     loaded.model.eval()
-    return Tiny(loaded, template, injected)
+    return Tiny(loaded, template, injected, make())
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from luthier import __version__, registry
 from luthier.adapters.base import Adapter, Injected
@@ -349,20 +350,68 @@ def require_same_base(record: dict[str, Any], loaded: LoadedModel) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Artifact:
+    """What a run trained, as it lies in its folder; every file there is what the training wrote."""
+
+    name: str
+    folder: Path
+    record: dict[str, Any]
+    recipe: Recipe
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it holds the weights of the model itself, so that no base is left beside them."""
+        return adapter_of(self.recipe).overwrites_base
+
+    def open_base(self, device: str | None = None) -> LoadedModel:
+        """The model that was trained from, held as it was then.
+
+        Raises:
+            ModelError: it cannot be had, or is another one than it was.
+        """
+        loaded = open_model(self.recipe, self.record["model"]["precision"], device)
+        require_same_base(self.record, loaded)
+        return loaded
+
+    def template(self, loaded: LoadedModel) -> Template:
+        """The template that was trained with.
+
+        Raises:
+            ModelError: it is another one.
+        """
+        found = build_template(loaded, str(self.folder / TEMPLATE_FILE), loss_on=self.recipe.data.loss_on)
+        if found.sha256 != self.record["template"]["sha256"]:
+            raise ModelError(
+                f"{self.folder / TEMPLATE_FILE} is not the template that this run was trained with; restore it"
+            )
+        return found
+
+    def put_in(self, model: nn.Module) -> Injected:
+        """Put what was trained into a base."""
+        return adapter_of(self.recipe).restore(model, self.folder)
+
+
+def read_artifact(run_folder: Path) -> Artifact:
+    """The trained model of a run, not opened yet.
+
+    Raises:
+        ModelError: there is none, or a file of it was changed since.
+    """
+    folder = run_folder / "adapter"
+    record = artifact_record(folder)
+    return Artifact(run_folder.resolve().name, folder, record, build(Recipe, record["recipe"]))
+
+
 def open_trained(run_folder: Path, device: str | None = None) -> Trained:
     """Load the model that a run trained, with the template that it was trained with.
 
     Raises:
         ModelError: the run has no adapter yet, its base model is another one than it was, or a file was changed since.
     """
-    folder = run_folder / "adapter"
-    record = artifact_record(folder)
-    recipe = build(Recipe, record["recipe"])
-    loaded = open_model(recipe, record["model"]["precision"], device)
-    require_same_base(record, loaded)
-    template = build_template(loaded, str(folder / TEMPLATE_FILE), loss_on=recipe.data.loss_on)
-    if template.sha256 != record["template"]["sha256"]:
-        raise ModelError(f"{folder / TEMPLATE_FILE} is not the template that this run was trained with; restore it")
-    injected = adapter_of(recipe).restore(loaded.model, folder)
+    artifact = read_artifact(run_folder)
+    loaded = artifact.open_base(device)
+    template = artifact.template(loaded)
+    injected = artifact.put_in(loaded.model)
     loaded.model.eval()
-    return Trained(run_folder.resolve().name, recipe, loaded, template, injected, folder)
+    return Trained(artifact.name, artifact.recipe, loaded, template, injected, artifact.folder)

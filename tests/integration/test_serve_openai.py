@@ -8,8 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +37,7 @@ TOOLS: list[Any] = [WEATHER]
 
 @pytest.fixture(scope="module")
 def tiny(make_tiny: Callable[..., LoadedModel]) -> Tiny:
-    return learn(make_tiny())
+    return learn(make_tiny)
 
 
 @pytest.fixture(scope="module")
@@ -301,12 +299,9 @@ def test_twenty_concurrent_requests_equal_single_ones(client: OpenAI) -> None:
 def test_concurrent_requests_share_their_steps(tiny: Tiny) -> None:
     calls: list[None] = []
 
-    @contextmanager
-    def counted() -> Iterator[None]:
-        calls.append(None)
-        yield
-
-    served = replace(tiny.served()[0], activate=counted)
+    served = tiny.served()[0]
+    for model in (served.loaded.model, served.mixture.model):  # that reads prompts, and that writes
+        model.register_forward_pre_hook(lambda *_: calls.append(None))
     with running([served]) as url, ThreadPoolExecutor(8) as pool:
         client = OpenAI(base_url=url, api_key="none", max_retries=0)
 
@@ -431,7 +426,7 @@ def test_the_default_model_answers_and_repeats_itself(real_model_folder: Path) -
     ask: list[Any] = [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
     prompt = template.prompt_ids([Message("user", ask[0]["content"])])
     (expected,) = generate(loaded, [prompt], max_new_tokens=24, stop_ids=template.stop_ids)
-    with running([ServedModel("real", loaded, template, nullcontext)]) as url, ThreadPoolExecutor(8) as pool:
+    with running([ServedModel("real", loaded, template)]) as url, ThreadPoolExecutor(8) as pool:
         client = OpenAI(base_url=url, api_key="none", max_retries=0)
 
         def once(_: int) -> str:
@@ -469,7 +464,7 @@ def test_luthier_serve_answers_and_ctrl_c_lets_answers_finish(tiny: Tiny, tmp_pa
     try:
         assert process.stderr is not None
         line = process.stderr.readline()
-        assert "'demo' and 'base'" in line, line
+        assert "'demo', 'base'" in line, line
         client = OpenAI(base_url=line.split(" at ")[1].split(" ")[0], api_key="none", max_retries=8)
         assert _text(client.chat.completions.create(model="demo", messages=SCRIPTS, temperature=0)) == UNICODE
         bias = {"2": -100}

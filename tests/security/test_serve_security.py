@@ -9,7 +9,6 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content"
 
 @pytest.fixture(scope="module")
 def served(tiny_loaded: LoadedModel) -> ServedModel:
-    return ServedModel("tiny", tiny_loaded, build_template(tiny_loaded), nullcontext)
+    return ServedModel("tiny", tiny_loaded, build_template(tiny_loaded))
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +101,8 @@ def test_every_route_but_healthz_asks_for_the_key(served: ServedModel, locked_se
         "/v1/models/{name:path}",
         "/v1/chat/completions",
         "/v1/completions",
+        "/v1/adapters",
+        "/v1/adapters/{name:path}",
     }
     wrong = [None, "", "Bearer", "Bearer ", f"Bearer {KEY}x", f"Bearer {KEY[:-1]}", KEY, f"Basic {KEY}", "Bearer \xff"]
     for path, method in routes:
@@ -114,6 +115,33 @@ def test_every_route_but_healthz_asks_for_the_key(served: ServedModel, locked_se
                 assert json.loads(body)["error"]["code"] == "invalid_api_key"
                 assert sent["www-authenticate"] == "Bearer"
     assert _send(locked_server, "GET", "/v1/models", headers={"authorization": f"Bearer {KEY}"})[0] == 200
+
+
+ADMIN_ROUTES = (("GET", "/v1/adapters"), ("POST", "/v1/adapters"), ("DELETE", "/v1/adapters/tiny"))
+
+
+@pytest.mark.parametrize(("method", "path"), ADMIN_ROUTES)
+def test_without_an_admin_key_nobody_is_the_admin(open_server: int, locked_server: int, method: str, path: str) -> None:
+    body = b'{"name": "tiny"}' if method == "POST" else None
+    assert _send(open_server, method, path, body)[0] == 404
+    assert _send(locked_server, method, path, body, {"authorization": f"Bearer {KEY}"})[0] == 404
+
+
+@pytest.mark.parametrize(("method", "path"), ADMIN_ROUTES)
+@pytest.mark.parametrize("key", [KEY, None])
+def test_the_admin_s_routes_take_the_admin_s_key_only(
+    served: ServedModel, method: str, path: str, key: str | None
+) -> None:
+    body = b'{"name": "tiny"}' if method == "POST" else None
+    with running([served], Access(key, admin_key="canary-admin-5d1c77")) as url:
+        for wrong in (None, f"Bearer {KEY}", "Bearer canary-admin-5d1c7", "Basic canary-admin-5d1c77"):
+            headers = {} if wrong is None else {"authorization": wrong}
+            assert _send(_port(url), method, path, body, headers)[0] == 401
+        admin = {"authorization": "Bearer canary-admin-5d1c77"}
+        status, _, answer = _send(_port(url), method, path, body, admin)
+        assert status == (200 if method == "GET" else 404), answer  # nothing is registered
+        assert _send(_port(url), "GET", "/v1/models", None, admin)[0] == 200
+        assert _send(_port(url), "GET", "/v1/models", None, {})[0] == (200 if key is None else 401)
 
 
 @pytest.mark.parametrize(
@@ -401,7 +429,7 @@ def test_what_the_template_would_drop_is_refused(
 ) -> None:
     (tmp_path / "plain.jinja").write_text(PLAIN)
     template = build_template(tiny_loaded, str(tmp_path / "plain.jinja"))
-    with running([ServedModel("tiny", tiny_loaded, template, nullcontext)]) as url:
+    with running([ServedModel("tiny", tiny_loaded, template)]) as url:
         status, body = _chat(_port(url), **fields)
         assert (status, body["error"]["code"], body["error"]["param"]) == (400, "unsupported_parameter", param), body
         assert _chat(_port(url), tools=[{"type": "function", "function": {"name": "f"}}], tool_choice="none")[0] == 200

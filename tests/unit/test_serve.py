@@ -4,8 +4,8 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from luthier.adapters.full import Full
+from luthier.adapters.base import Injected
 from luthier.adapters.lora import LoRA
 from luthier.config import build
 from luthier.data.templates import Template, build_template
@@ -25,7 +25,7 @@ from luthier.models.load import LoadedModel
 from luthier.serve.api_error import ApiError
 from luthier.serve.backend import Backend
 from luthier.serve.lane import Lane, Limits
-from luthier.serve.models import ServedModel, served_models
+from luthier.serve.models import ServedModel, SharedBase
 from luthier.serve.prefill import Prefill, PrefixStore
 from luthier.serve.replies import reply_of
 from luthier.serve.sampling import Sampler
@@ -46,7 +46,7 @@ def reply(tiny_loaded: LoadedModel, template: Template) -> ReplyText:
 
 @pytest.fixture(scope="module")
 def served(tiny_loaded: LoadedModel, template: Template) -> ServedModel:
-    return ServedModel("tiny", tiny_loaded, template, nullcontext)
+    return ServedModel("tiny", tiny_loaded, template)
 
 
 # tokens to text
@@ -177,7 +177,7 @@ def test_a_tiny_temperature_takes_the_likeliest(temperature: float) -> None:
 def test_a_seed_draws_what_generate_draws(served: ServedModel) -> None:
     seeded: dict[str, Any] = {"temperature": 1.3, "top_p": 0.9, "seed": 11}
     (expected,) = generate(served.loaded, [[5, 6, 7]], max_new_tokens=12, stop_ids=served.stop_ids, **seeded)
-    with _worker({"tiny": served}) as worker:
+    with _worker(served) as worker:
         inbox = _ask(worker, max_new_tokens=12, sampling=Sampling(**seeded))
         assert inbox.over.wait(5)
     assert inbox.events[-1].ids == expected.ids
@@ -209,29 +209,29 @@ def test_reported_logprobs_are_the_model_s_own(tiny_loaded: LoadedModel) -> None
 # prompts
 
 
-def test_blocks_give_the_logits_of_the_whole_prompt(tiny_loaded: LoadedModel) -> None:
+def test_blocks_give_the_logits_of_the_whole_prompt(served: ServedModel) -> None:
     ids = tuple(torch.randint(3, 450, (70,), generator=torch.Generator().manual_seed(1)).tolist())
     with torch.inference_mode():
-        model: Any = tiny_loaded.model
+        model: Any = served.loaded.model
         expected = model(input_ids=torch.tensor([ids])).logits[0, -1]
         for block in (16, 35, 64, 128):
-            prefill = Prefill(ids, block, PrefixStore(block, 0))
+            prefill = Prefill(served, ids, block, PrefixStore(block, 0))
             logits = None
             while logits is None:
-                logits = prefill.advance(tiny_loaded)
+                logits = prefill.advance()
             torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
             assert all(keys.shape[1] == 70 for keys, _ in prefill.row())
 
 
-def test_a_found_prefix_gives_the_same_bits(tiny_loaded: LoadedModel) -> None:
+def test_a_found_prefix_gives_the_same_bits(served: ServedModel) -> None:
     generator = torch.Generator().manual_seed(2)
     system = torch.randint(3, 450, (40,), generator=generator).tolist()
     prompts = [tuple(system + torch.randint(3, 450, (9,), generator=generator).tolist()) for _ in range(3)]
 
     def compute(ids: tuple[int, ...], store: PrefixStore) -> tuple[torch.Tensor, int]:
-        prefill, calls, logits = Prefill(ids, 16, store), 0, None
+        prefill, calls, logits = Prefill(served, ids, 16, store), 0, None
         while logits is None:
-            logits = prefill.advance(tiny_loaded)
+            logits = prefill.advance()
             calls += 1
         prefill.row()
         return logits, calls
@@ -245,27 +245,33 @@ def test_a_found_prefix_gives_the_same_bits(tiny_loaded: LoadedModel) -> None:
             assert calls == (all_calls if i == 0 else 2), "the 32 shared tokens of two blocks were computed again"
 
 
-def test_the_prefix_store_is_bounded_and_drops_the_oldest() -> None:
+def test_the_prefix_store_is_bounded_and_drops_the_oldest(served: ServedModel) -> None:
     store = PrefixStore(2, 10)
     rows: list[Any] = [[object()] for _ in range(4)]
-    store.add((1, 1, 1, 1), rows[0])
-    store.add((2, 2, 2, 2), rows[1])
-    assert store.find((1, 1, 1, 1)) == (rows[0], 2), "one token must be left to compute"
-    store.add((3, 3, 3, 3), rows[2])  # no room: the least recently used goes
-    assert store.find((2, 2, 2, 2, 5)) is None
-    assert store.find((1, 1, 1, 1, 5)) == (rows[0], 4)
-    store.add((1, 1, 1, 1, 7, 7), rows[3])  # replaces the prompt that it contains
-    assert store.find((1, 1, 1, 1, 7)) == (rows[3], 4)
-    assert store.find((3, 3, 9)) == (rows[2], 2)
-    store.add((4,) * 11, rows[0])
-    assert store.find((4,) * 12) is None
+    store.add(served, (1, 1, 1, 1), rows[0])
+    store.add(served, (2, 2, 2, 2), rows[1])
+    assert store.find(served, (1, 1, 1, 1)) == (rows[0], 2), "one token must be left to compute"
+    store.add(served, (3, 3, 3, 3), rows[2])  # no room: the least recently used goes
+    assert store.find(served, (2, 2, 2, 2, 5)) is None
+    assert store.find(served, (1, 1, 1, 1, 5)) == (rows[0], 4)
+    store.add(served, (1, 1, 1, 1, 7, 7), rows[3])  # replaces the prompt that it contains
+    assert store.find(served, (1, 1, 1, 1, 7)) == (rows[3], 4)
+    assert store.find(served, (3, 3, 9)) == (rows[2], 2)
+    other = replace(served, name="other")
+    assert store.find(other, (1, 1, 1, 1, 7)) is None, "another model's keys and values"
+    store.add(served, (4,) * 11, rows[0])
+    assert store.find(served, (4,) * 12) is None
+    store.forget(other)
+    assert store.find(served, (3, 3, 9)) == (rows[2], 2)
+    store.forget(served)
+    assert store.find(served, (3, 3, 9)) is None
 
 
 # the worker
 
 
 @contextmanager
-def _worker(models: Mapping[str, ServedModel], **limits: Any) -> Iterator[Worker]:
+def _worker(*models: ServedModel, **limits: Any) -> Iterator[Worker]:
     worker = Worker(models, Limits(**limits), capacity=100)
     worker.start()
     try:
@@ -304,7 +310,7 @@ def test_ragged_rows_that_join_and_leave_equal_generate(served: ServedModel) -> 
     prompts = [torch.randint(3, 450, (n,), generator=generator).tolist() for n in (3, 90, 17, 40, 5, 61, 8)]
     lengths = [12, 3, 30, 7, 21, 9, 16]
     expected = generate(served.loaded, prompts, max_new_tokens=lengths, stop_ids=served.stop_ids)
-    with _worker({"tiny": served}, rows=8, block=16) as worker:
+    with _worker(served, rows=8, block=16) as worker:
         inboxes = []
         for ids, n in zip(prompts, lengths, strict=True):
             inboxes.append(_ask(worker, ids=tuple(ids), max_new_tokens=n))
@@ -337,7 +343,7 @@ def test_a_request_that_fails_leaves_the_worker_and_the_others_alive(
     served: ServedModel, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
     faulty = replace(served.loaded, model=_Faulty(served.loaded.model, poison=400, how=how))
-    with _worker({"tiny": replace(served, loaded=faulty)}, block=16) as worker:
+    with _worker(replace(served, loaded=faulty), block=16) as worker:
         running = _ask(worker, ids=(9, 9, 9), max_new_tokens=200)
         bad = _ask(worker, ids=(5, 400, 7))
         assert bad.over.wait(5)
@@ -351,18 +357,20 @@ def test_a_request_that_fails_leaves_the_worker_and_the_others_alive(
         assert worker.healthy
 
 
-def test_a_failure_while_joining_leaves_no_slot_without_a_row(served: ServedModel) -> None:
+def test_a_failure_while_joining_leaves_no_slot_without_a_row(
+    make_tiny: Callable[..., LoadedModel], template: Template
+) -> None:
     torn: list[Lane] = []
 
-    @contextmanager
-    def tearing() -> Iterator[None]:
+    def tear(*_: Any) -> None:
         if not torn:  # as if memory ran out when a row was half put into its slot
             torn.extend(worker._lanes.values())
             torn[0]._slots.lengths.append(3)
             raise MemoryError
-        yield
 
-    with _worker({"tiny": replace(served, activate=tearing)}) as worker:
+    served = ServedModel("tiny", make_tiny(), template)
+    served.loaded.model.register_forward_pre_hook(tear)
+    with _worker(served) as worker:
         bad = _ask(worker)
         assert bad.over.wait(5) and bad.events[-1].error.status == 500
         good = _ask(worker)
@@ -374,13 +382,13 @@ class _Unheard(Exception):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_worker_that_dies_fails_what_waits_for_it(served: ServedModel) -> None:
-    @contextmanager
-    def broken() -> Iterator[None]:
+def test_a_worker_that_dies_fails_what_waits_for_it(make_tiny: Callable[..., LoadedModel], template: Template) -> None:
+    def fail(*_: Any) -> None:
         raise _Unheard
-        yield
 
-    with _worker({"tiny": replace(served, activate=broken)}) as worker:
+    served = ServedModel("tiny", make_tiny(), template)
+    served.loaded.model.register_forward_pre_hook(fail)
+    with _worker(served) as worker:
         inbox = _ask(worker)
         assert inbox.over.wait(5) and inbox.events[-1].error.status == 503
         with pytest.raises(ApiError):
@@ -390,8 +398,7 @@ def test_a_worker_that_dies_fails_what_waits_for_it(served: ServedModel) -> None
 
 def test_a_failing_step_fails_its_batch_only(served: ServedModel) -> None:
     faulty = replace(served.loaded, model=_Faulty(served.loaded.model, poison=400, how="raise"))
-    models = {"bad": replace(served, name="bad", loaded=faulty), "tiny": served}
-    with _worker(models) as worker:
+    with _worker(replace(served, name="bad", loaded=faulty), served) as worker:
         other = _ask(worker, max_new_tokens=100)
         bad = _ask(worker, model="bad", sampling=Sampling(temperature=0, logit_bias={400: 100}))
         assert bad.over.wait(5) and bad.events[-1].error.status == 500
@@ -407,7 +414,7 @@ def test_a_model_of_layers_that_cannot_be_batched_is_refused(
     model: Any = loaded.model
     model.config.layer_types = ["linear_attention", "full_attention"]
     with pytest.raises(ModelError, match="linear_attention"):
-        Worker({"x": ServedModel("x", loaded, template, nullcontext)}, Limits(), 1)
+        Worker([ServedModel("x", loaded, template)], Limits(), 1)
 
 
 def test_closing_a_stream_cancels_the_work(served: ServedModel) -> None:
@@ -435,7 +442,7 @@ def test_closing_a_stream_cancels_the_work(served: ServedModel) -> None:
 
 
 def test_stopping_fails_what_is_still_running(served: ServedModel) -> None:
-    with _worker({"tiny": served}) as worker:
+    with _worker(served) as worker:
         inbox = _ask(
             worker,
             max_new_tokens=900,
@@ -450,7 +457,7 @@ def test_stopping_fails_what_is_still_running(served: ServedModel) -> None:
 
 
 def test_the_worker_s_queue_is_bounded(served: ServedModel) -> None:
-    worker = Worker({"tiny": served}, Limits(), capacity=2)
+    worker = Worker([served], Limits(), capacity=2)
     worker.start()
     try:
         long = Work("tiny", (5,), 500, Sampling(temperature=0, logit_bias=dict.fromkeys(served.stop_ids, -100)))
@@ -472,30 +479,26 @@ def test_the_worker_s_queue_is_bounded(served: ServedModel) -> None:
         worker.stop()
 
 
-def test_a_fingerprint_tells_other_weights(make_tiny: Callable[..., LoadedModel], template: Template) -> None:
-    loaded = make_tiny()
-    injected = build(LoRA, {"rank": 2}).inject(loaded.model, 0)
-    before = served_models("run", loaded, template, injected)
-    with torch.no_grad():
-        next(iter(injected.trainable.values())).add_(1.0)
-    after = served_models("run", loaded, template, injected)
-    assert before[0].fingerprint != after[0].fingerprint != after[1].fingerprint
-    assert before[1].fingerprint == after[1].fingerprint
+def test_a_fingerprint_tells_other_weights(tiny_loaded: LoadedModel, template: Template) -> None:
+    shared = SharedBase(tiny_loaded)
+
+    def inject(value: float) -> Callable[[nn.Module], Injected]:
+        def put(model: nn.Module) -> Injected:
+            injected = build(LoRA, {"rank": 2}).inject(model, 0)
+            with torch.no_grad():
+                next(iter(injected.trainable.values())).add_(value)
+            return injected
+
+        return put
+
+    one, same, other = (shared.adapted("run", template, inject(value)) for value in (0.0, 0.0, 1.0))
+    assert one.fingerprint == same.fingerprint != other.fingerprint
+    assert shared.base(template).fingerprint not in (one.fingerprint, other.fingerprint)
 
 
 def test_two_models_of_one_name_are_refused(served: ServedModel) -> None:
     with pytest.raises(ServeError, match="same name"):
         Backend([served, served])
-
-
-def test_a_run_called_base_and_a_full_run_with_base(make_tiny: Callable[..., LoadedModel], template: Template) -> None:
-    loaded = make_tiny()
-    injected = build(Full, {}).inject(loaded.model, 0)
-    with pytest.raises(ServeError, match="rename"):
-        served_models("base", loaded, template, injected)
-    assert [m.name for m in served_models("run", loaded, template, injected)] == ["run"]
-    with pytest.raises(ServeError, match="without --base"):
-        served_models("run", loaded, template, injected, require_base=True)
 
 
 # replies

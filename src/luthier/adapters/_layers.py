@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from luthier.adapters.base import Injected, by_name, require_same_tensors
 from luthier.errors import ModelError
 from luthier.models.kernels.low_rank import Weight
+from luthier.models.mixed import Form, Part
 from luthier.models.packed import replace as replace
 from luthier.models.quantize.base import QuantizedLinear
 
@@ -51,6 +52,10 @@ class Wrapped(nn.Module, ABC):
     @abstractmethod
     def tensors(self) -> Mapping[str, nn.Parameter]:
         """The trained tensors."""
+
+    def form(self) -> Form | None:
+        """What it computes, for batches in which every row has an adapter of its own; None: it is asked itself."""
+        return None
 
     def require_mergeable(self) -> None:
         """Check that one linear layer can compute the same alone; nothing is changed.
@@ -87,6 +92,11 @@ class InjectedLayers(Injected):
         finally:
             for layer, enabled in zip(self.layers.values(), before, strict=True):
                 layer.enabled = enabled
+
+    def parts(self) -> Mapping[str, Part]:
+        """Each layer's form, or the layer."""
+        with torch.no_grad():
+            return {name: layer.form() or layer for name, layer in self.layers.items()}
 
     def merge(self) -> None:
         """Fold each layer's update into its linear layer and put that layer back; all or none."""

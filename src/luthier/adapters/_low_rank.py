@@ -35,6 +35,7 @@ from luthier.adapters._starts import KEPT, STARTS
 from luthier.adapters.base import Adapter
 from luthier.errors import ModelError
 from luthier.models.kernels.low_rank import low_rank_added, low_rank_linear
+from luthier.models.mixed import Form
 
 
 class LoRALinear(Wrapped):
@@ -63,6 +64,11 @@ class LoRALinear(Wrapped):
         a0, b0 = self.start
         # B A - B0 A0 as (B - B0) A + B0 (A - A0): small numbers stay exact when they are cast to bfloat16
         return torch.cat([self.a, self.a - a0]), torch.cat([self.b - b0, b0], 1)
+
+    def form(self) -> Form:
+        """A and B."""
+        a, b = self.update()
+        return Form(low=(a, self.scale * b))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""

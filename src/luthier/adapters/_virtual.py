@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from luthier.adapters._layers import SETTINGS, WEIGHTS, read_settings, write_artifact
 from luthier.adapters.base import Adapter, Injected, require_same_tensors
 from luthier.errors import ModelError
+from luthier.models.mixed import Part
 from luthier.models.virtual import without_virtual
 
 KEY = "prompt_embeddings"
@@ -75,6 +76,10 @@ class InjectedVirtual(Injected):
     @abstractmethod
     def take(self, contents: Tensor) -> None:
         """Hold these contents from now on, without the network that made others."""
+
+    def parts(self) -> Mapping[str, Part]:
+        """Nothing: the virtual tokens are read with the prompt."""
+        return {}
 
     def disabled(self) -> AbstractContextManager[None]:
         """No virtual tokens while open."""

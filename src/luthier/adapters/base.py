@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from luthier.config import Settings
 from luthier.errors import ModelError
+from luthier.models.mixed import Part
 
 
 class Injected(ABC):
@@ -38,6 +39,14 @@ class Injected(ABC):
         Raises:
             NotImplementedError: the base is gone (full fine-tuning).
         """
+
+    def parts(self) -> Mapping[str, Part] | None:
+        """What is computed otherwise than in the base for a token that is written, by the layer's name.
+
+        Where all that differs is in these layers and in keys and values of tokens before, rows of this adapter can be
+        written in one batch with those of others (`models/mixed.py`). None: more differs, and they cannot.
+        """
+        return None
 
     @abstractmethod
     def merge(self) -> None:

@@ -26,6 +26,7 @@ from luthier.adapters._layers import (
 from luthier.adapters.base import Adapter
 from luthier.adapters.full import spread
 from luthier.models.kernels.low_rank import biased
+from luthier.models.mixed import Form
 
 
 class BitFitLinear(Wrapped):
@@ -43,13 +44,20 @@ class BitFitLinear(Wrapped):
         """d"""
         return {"bias_d": self.d}
 
+    def whole_bias(self) -> Tensor:
+        """(out,) bias + d"""
+        return self.d if self._start is None else self._start + self.d
+
+    def form(self) -> Form:
+        """The bias."""
+        return Form(bias=self.whole_bias())
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""
         if not self.enabled:
             y: Tensor = self.base(x)
             return y
-        bias = self.d if self._start is None else self._start + self.d
-        return biased(x, self.weight, bias.to(x.dtype))
+        return biased(x, self.weight, self.whole_bias().to(x.dtype))
 
     def require_mergeable(self) -> None:
         """Refused for a layer without a bias."""
@@ -60,8 +68,7 @@ class BitFitLinear(Wrapped):
     def merge(self) -> nn.Linear:
         """bias + d"""
         base = self.dense_base()
-        assert self._start is not None
-        base.bias.copy_((self._start + self.d).to(base.bias.dtype))
+        base.bias.copy_(self.whole_bias().to(base.bias.dtype))
         return base
 
 

@@ -17,6 +17,7 @@ from luthier.adapters._layers import Linear
 from luthier.adapters._low_rank import LoRALinear, LowRank
 from luthier.models.kernels.low_rank import matrix
 from luthier.models.kernels.scaled import scaled_linear
+from luthier.models.mixed import Form
 from luthier.models.quantize.base import QuantizedLinear
 
 
@@ -43,6 +44,10 @@ class DoRALinear(LoRALinear):
             update = ((b @ (a @ a.t())) * b).sum(1)
             norm = (self._squares + 2 * cross + update).clamp_min(1e-12).sqrt()
         return self.m / norm
+
+    def form(self) -> Form:
+        """A and B, and what each output is multiplied by."""
+        return Form(low=(self.a, self.scale * self.b), rows=self.ratio())
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""

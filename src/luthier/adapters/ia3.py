@@ -17,6 +17,7 @@ from luthier.adapters._layers import InjectedLayers, Linear, Wrapped, choose, de
 from luthier.adapters.base import Adapter
 from luthier.errors import ModelError
 from luthier.models.kernels.scaled import scaled_linear
+from luthier.models.mixed import Form
 
 
 class IA3Linear(Wrapped):
@@ -32,6 +33,13 @@ class IA3Linear(Wrapped):
     def tensors(self) -> Mapping[str, nn.Parameter]:
         """The scales."""
         return {"ia3_l": self.scale}
+
+    def form(self) -> Form:
+        """The scales; the bias of scaled outputs is scaled, too."""
+        scale, bias = self.scale.view(-1), self.base.bias
+        if self.of_inputs:
+            return Form(cols=scale)
+        return Form(rows=scale, bias=None if bias is None else scale * bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""

@@ -19,7 +19,9 @@ from luthier.serve.worker import FAILURES, place_of
 log = logging.getLogger("luthier.serve")
 
 KEY = "luthier.request"
-ROUTES = ("/healthz", "/v1/models", "/v1/chat/completions", "/v1/completions")
+ROUTES = ("/healthz", "/v1/models", "/v1/chat/completions", "/v1/completions", "/v1/adapters")
+NAMED = ("/v1/models/", "/v1/adapters/")
+"""Routes that end in a name, which a client chose and the log leaves out."""
 
 
 @dataclass
@@ -77,7 +79,8 @@ class AccessLog:
 
 def _write(scope: Scope, notes: _Notes, seconds: float) -> None:
     path = scope["path"]
-    route = path if path in ROUTES else "/v1/models/{id}" if path.startswith("/v1/models/") else "-"
+    named = next((f"{start}{{id}}" for start in NAMED if path.startswith(start)), "-")
+    route = path if path in ROUTES else named
     level = logging.DEBUG if route == "/healthz" else logging.INFO
     log.log(
         level,

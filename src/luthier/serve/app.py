@@ -24,7 +24,8 @@ from luthier.serve.api_error import ApiError, gone, internal, model_not_found, u
 from luthier.serve.backend import Backend
 from luthier.serve.chat import ChatRequest, parse_chat
 from luthier.serve.completion import CompletionRequest, parse_completion
-from luthier.serve.guard import HostGuard, KeyCheck
+from luthier.serve.fields import Fields, parse_body
+from luthier.serve.guard import ADMIN, HostGuard, KeyCheck
 from luthier.serve.models import ServedModel
 from luthier.serve.replies import chat_choice, completion_choice, head, model_card, new_id, usage
 from luthier.serve.streams import EventStream, chat_events, completion_events, hang_up
@@ -55,6 +56,8 @@ class Access:
     """Bearer key that every request must carry; None asks for none."""
     hosts: tuple[str, ...] = ()
     """Names besides loopback that a Host header may have."""
+    admin_key: str | None = field(default=None, repr=False)
+    """Bearer key of the routes that add and remove adapters; None: there are no such routes."""
     any_address: bool = False
     """Whether any IP address may stand in a Host header (a server bound to all interfaces)."""
 
@@ -80,7 +83,7 @@ def build_routes(backend: Backend, access: Access, limits: HttpLimits) -> FastAP
 
     app = FastAPI(
         lifespan=lifespan,
-        dependencies=[Depends(KeyCheck(access.key))],
+        dependencies=[Depends(KeyCheck(access.key, access.admin_key))],
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
@@ -91,6 +94,9 @@ def build_routes(backend: Backend, access: Access, limits: HttpLimits) -> FastAP
     app.add_api_route("/v1/models/{name:path}", api.get_model, methods=["GET"], response_model=None)
     app.add_api_route("/v1/chat/completions", api.chat, methods=["POST"], response_model=None)
     app.add_api_route("/v1/completions", api.completions, methods=["POST"], response_model=None)
+    app.add_api_route(ADMIN, api.list_adapters, methods=["GET"], response_model=None)
+    app.add_api_route(ADMIN, api.add_adapter, methods=["POST"], response_model=None)
+    app.add_api_route(ADMIN + "/{name:path}", api.remove_adapter, methods=["DELETE"], response_model=None)
     app.router.routes.append(Route("/healthz", api.health, methods=["GET"]))
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -117,6 +123,24 @@ class Api:
     async def get_model(self, name: str) -> Response:
         """GET /v1/models/{id}"""
         return JSONResponse(model_card(self._served(name)))
+
+    async def list_adapters(self) -> Response:
+        """GET /v1/adapters: what is registered, and whether it is served."""
+        served = self._backend.models
+        data = [{"id": name, "object": "adapter", "served": name in served} for name in self._backend.registered()]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def add_adapter(self, request: Request) -> Response:
+        """POST /v1/adapters with `{"name": ...}`"""
+        fields = Fields(parse_body(await self._body(request)))
+        name = fields.required_text("name", 64)
+        fields.finish()
+        return JSONResponse(model_card(await self._backend.add(name)))
+
+    async def remove_adapter(self, name: str) -> Response:
+        """DELETE /v1/adapters/{name}"""
+        await self._backend.remove(name)
+        return JSONResponse({"id": name, "object": "model", "deleted": True})
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions"""
@@ -175,7 +199,7 @@ class Api:
         return prompt
 
     def _work(self, served: ServedModel, asked: ChatRequest | CompletionRequest, ids: tuple[int, ...]) -> Work:
-        common, room = asked.common, served.loaded.max_tokens - len(ids)
+        common, room = asked.common, served.max_tokens - len(ids)
         if not ids:
             raise ApiError("'prompt' is empty: there is nothing to continue.", param="prompt")
         vocabulary = served.vocabulary
@@ -185,7 +209,7 @@ class Api:
         wanted = asked.max_tokens
         if room < (wanted or 1):
             raise ApiError(
-                f"This model's context is {served.loaded.max_tokens} tokens: the prompt has {len(ids)} and "
+                f"This model's context is {served.max_tokens} tokens: the prompt has {len(ids)} and "
                 f"{wanted or 'at least 1'} more were asked for.",
                 param="messages" if isinstance(asked, ChatRequest) else "prompt",
                 code="context_length_exceeded",

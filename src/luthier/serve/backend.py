@@ -1,36 +1,61 @@
 """What the HTTP side knows of the models: their names, their prompts, a bounded queue, and completions as they come."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+import logging
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from typing import Any
 
-from luthier.errors import ServeError, TemplateError
+from luthier.errors import LuthierError, ServeError, TemplateError
 from luthier.examples import Message
-from luthier.serve.api_error import ApiError, too_many
+from luthier.serve.api_error import ApiError, model_not_found, too_many
 from luthier.serve.lane import Limits
 from luthier.serve.models import ServedModel
 from luthier.serve.work import Completion, Delta, Done, Event, Failed, Whole, Work
 from luthier.serve.worker import Worker
 
+log = logging.getLogger("luthier.serve")
+MAX_MODELS = 512
 MAX_PROMPTS = 16
 """Prompts that one request to /v1/completions may carry."""
+
+
+class Registry:
+    """Adapters that may be added by their names while the server runs; this one has none."""
+
+    def names(self) -> Collection[str]:
+        """What is registered now."""
+        return ()
+
+    def open(self, name: str) -> ServedModel:
+        """One of them, ready to be served; called in a thread of its own.
+
+        Raises:
+            LuthierError: it cannot be served.
+        """
+        raise NotImplementedError(name)
 
 
 class Backend:
     """Models in this process, computed by one worker thread."""
 
-    def __init__(self, models: Sequence[ServedModel], limits: Limits | None = None, queue: int = 64) -> None:
+    def __init__(
+        self,
+        models: Sequence[ServedModel],
+        limits: Limits | None = None,
+        queue: int = 64,
+        registry: "Registry | None" = None,
+    ) -> None:
         names = [served.name for served in models]
         if len(set(names)) != len(names):
             raise ServeError(f"two models have the same name: {', '.join(names)}; rename the run's folder")
-        self._models = {served.name: served for served in models}
-        limits = limits or Limits()
         self._capacity = queue
+        self._registry = registry or Registry()
         # every HTTP request holds one seat, but a list of prompts is one piece of work each
-        self._worker = Worker(self._models, limits, capacity=queue * MAX_PROMPTS)
+        self._worker = Worker(models, limits or Limits(), capacity=queue * MAX_PROMPTS)
         self._renderer = ThreadPoolExecutor(1, thread_name_prefix="luthier-render")
+        self._opener = ThreadPoolExecutor(1, thread_name_prefix="luthier-open")
         self.seats_taken = 0
 
     def start(self) -> None:
@@ -41,11 +66,57 @@ class Backend:
         """End the worker; requests still in it fail."""
         self._worker.stop()
         self._renderer.shutdown(cancel_futures=True)
+        self._opener.shutdown(cancel_futures=True)
 
     @property
     def models(self) -> Mapping[str, ServedModel]:
         """What can be asked for, by name."""
-        return self._models
+        return self._worker.models
+
+    def registered(self) -> list[str]:
+        """Names that `add` takes."""
+        return sorted(self._registry.names())
+
+    async def add(self, name: str) -> ServedModel:
+        """Serve a registered adapter, too; it is opened off the event loop and while others are computed.
+
+        Raises:
+            ApiError: 404 if it is not registered, 409 if it is served already or too many are, 422 if it cannot be
+                opened.
+        """
+        self._require_registered(name)
+        if name in self.models:
+            raise ApiError(f"{name!r} is served already.", status=409, code="model_exists")
+        if len(self.models) >= MAX_MODELS:
+            raise ApiError(f"{MAX_MODELS} models are served already; remove one first.", status=409, code="too_many")
+        loop = asyncio.get_running_loop()
+        try:
+            served = await loop.run_in_executor(self._opener, self._registry.open, name)
+            await asyncio.wrap_future(self._worker.add(served))
+        except ApiError:
+            raise
+        except (LuthierError, OSError) as error:  # its message names files, which the operator alone may read
+            log.error("adapter %s cannot be served: %s", name, error)
+            raise ApiError(
+                f"{name!r} cannot be served beside the others; the server's log says why.", status=422, code="unusable"
+            ) from None
+        return served
+
+    async def remove(self, name: str) -> None:
+        """Stop to serve a registered adapter; what it was asked before is answered.
+
+        Raises:
+            ApiError: 404 if it is not registered or not served.
+        """
+        self._require_registered(name)
+        await asyncio.wrap_future(self._worker.remove(name))
+
+    def _require_registered(self, name: str) -> None:
+        if name not in self._registry.names():
+            shown = name if len(name) <= 100 else name[:100] + "..."
+            raise ApiError(
+                f"No adapter {shown!r} is registered.", status=404, param="name", code="adapter_not_registered"
+            )
 
     @property
     def healthy(self) -> bool:
@@ -75,7 +146,7 @@ class Backend:
         Raises:
             ApiError: 400 if the template cannot render these messages.
         """
-        template = self._models[model].template
+        template = self._served(model).template
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._renderer, template.prompt_ids, messages, tools)
@@ -92,9 +163,15 @@ class Backend:
         """
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._renderer, self._models[model].template.text_ids, text)
+            return await loop.run_in_executor(self._renderer, self._served(model).template.text_ids, text)
         except TemplateError as error:
             raise ApiError(f"The prompt cannot be encoded: {error}", param="prompt", code="template_error") from None
+
+    def _served(self, name: str) -> ServedModel:
+        served = self.models.get(name)
+        if served is None:  # it was removed since the request was read
+            raise model_not_found(name, list(self.models))
+        return served
 
     async def stream(self, work: Work) -> AsyncGenerator[Event, None]:
         """Events as they come; closing the iterator cancels the work.

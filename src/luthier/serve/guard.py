@@ -16,6 +16,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from luthier.serve.api_error import ApiError
 
+ADMIN = "/v1/adapters"
+"""What the paths of the admin's routes begin with."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -96,22 +98,36 @@ def is_loopback(host: str) -> bool:
 
 
 class KeyCheck:
-    """A dependency of every route but /healthz: 401 without the right bearer key. Only the key's hash is kept."""
+    """A dependency of every route but /healthz: 401 without the right bearer key. Only hashes of keys are kept.
 
-    def __init__(self, key: str | None) -> None:
-        self._digest = None if key is None else sha256(key.encode()).digest()
+    Routes under `ADMIN` need the admin's key, and do not exist without one; it opens the others, too.
+    """
+
+    def __init__(self, key: str | None, admin_key: str | None = None) -> None:
+        self._admin = [_digest(admin_key)] if admin_key is not None else []
+        self._all = [_digest(key), *self._admin] if key is not None else []
 
     async def __call__(self, request: Request) -> None:
-        """Let the request pass, or raise the 401."""
-        if self._digest is None:
+        """Let the request pass, or raise the 401 or 404."""
+        is_admin = request.scope["path"].startswith(ADMIN)
+        self._require_key(request, self._admin if is_admin and self._admin else self._all)
+        if is_admin and not self._admin:
+            raise ApiError("There is no such path; `luthier serve --admin-key-env` makes it.", status=404)
+
+    def _require_key(self, request: Request, digests: list[bytes]) -> None:
+        if not digests:
             return
         headers = request.headers.getlist("authorization")
         scheme, _, key = (headers[0] if len(headers) == 1 else "").partition(" ")
-        right = hmac.compare_digest(sha256(key.strip().encode()).digest(), self._digest)
-        if scheme.lower() != "bearer" or not right:
+        right = [hmac.compare_digest(_digest(key.strip()), digest) for digest in digests]
+        if scheme.lower() != "bearer" or not any(right):
             raise ApiError(
                 "A valid API key is required: `Authorization: Bearer KEY`.",
                 status=401,
                 code="invalid_api_key",
                 headers={"www-authenticate": "Bearer"},
             )
+
+
+def _digest(key: str) -> bytes:
+    return sha256(key.encode()).digest()

@@ -1,4 +1,6 @@
-"""One model's batch: prompts are computed in blocks, then all rows take a token at a time, joining and leaving freely.
+"""One batch: prompts are computed in blocks, then all rows take a token at a time, joining and leaving freely.
+
+Its rows may be of different models, as long as these are adapters of one base (`models/mixed.py`).
 
 A request waits in its lane until there is room for all its completions at their longest, so that memory is bounded
 before anything is computed. Everything here runs in the worker's thread.
@@ -44,6 +46,7 @@ class Request:
     """One piece of work on its way through the worker. `cancelled` may be set by any thread."""
 
     work: Work
+    served: ServedModel
     deliver: Callable[[Event], None]
     deadline: float
     cancelled: bool = False
@@ -61,7 +64,7 @@ class Request:
     @property
     def longest(self) -> int:
         """Tokens that a row of it may come to hold."""
-        return len(self.work.ids) + self.work.max_new_tokens
+        return len(self.served.before) + len(self.work.ids) + self.work.max_new_tokens
 
 
 @dataclass(eq=False)
@@ -77,22 +80,59 @@ class Sequence:
     scores: list[TokenScore] = field(default_factory=list)
 
 
-class Lane:
-    """The requests of one served model."""
+@dataclass(frozen=True)
+class _Member:
+    """What a lane knows of one model."""
 
-    def __init__(self, served: ServedModel, limits: Limits) -> None:
-        self.served, self.limits = served, limits
+    place: int
+    """Of its rows in the mixture."""
+    reply: ReplyText
+    names: TokenText
+
+
+class Lane:
+    """The requests of the models that share one mixture."""
+
+    def __init__(self, first: ServedModel, limits: Limits) -> None:
+        """`first` is any of them; `admit` takes it in."""
+        self.limits = limits
         self.waiting: deque[Request] = deque()
-        self._reply = ReplyText(served.loaded.tokenizer, served.template)
-        self._names = TokenText(served.loaded.tokenizer)
-        self._stop_ids = served.stop_ids
+        self._mixture, self._device = first.mixture, first.loaded.device
+        self._members: dict[ServedModel, _Member] = {}
+        self._leaving: set[ServedModel] = set()
         self._prefixes = PrefixStore(limits.block, limits.prefix_tokens)
         self.reset()
 
     def reset(self) -> None:
         """Forget all rows; for a start, and after a failure that may have left the cache half written."""
-        self._slots = Slots(self.served.loaded.model, self.served.loaded.device)
+        self._slots = Slots(self._mixture.model, self._device)
         self._rows: list[Sequence] = []
+
+    def admit(self, served: ServedModel) -> None:
+        """Take in a model of the lane's mixture."""
+        tokenizer = served.loaded.tokenizer
+        self._members[served] = _Member(served.place(), ReplyText(tokenizer, served.template), TokenText(tokenizer))
+
+    def dismiss(self, served: ServedModel) -> None:
+        """Let go of a model as soon as none of its requests is here."""
+        self._leaving.add(served)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Free what belongs to models that were dismissed and have no request any more."""
+        if not self._leaving:
+            return
+        for served in self._leaving - {request.served for request in self.requests()}:
+            self._leaving.discard(served)
+            place = self._members.pop(served).place
+            if served.parts:
+                self._mixture.take_out(place)
+            self._prefixes.forget(served)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no model is left in it."""
+        return not self._members
 
     @property
     def whole(self) -> bool:
@@ -138,10 +178,9 @@ class Lane:
 
     def prefill(self, request: Request) -> None:
         """Compute one more block of a waiting request's prompt; after the last one it joins the batch."""
-        prefill = request.prefill or Prefill(request.work.ids, self.limits.block, self._prefixes)
+        prefill = request.prefill or Prefill(request.served, request.work.ids, self.limits.block, self._prefixes)
         request.prefill = prefill
-        with self.served.activate():
-            logits_V = prefill.advance(self.served.loaded)
+        logits_V = prefill.advance()
         if logits_V is None:
             return
         request.prefill = None
@@ -152,17 +191,16 @@ class Lane:
         """One more token for every row."""
         if not self._rows:
             return
-        last_B = torch.tensor([row.ids[-1] for row in self._rows], device=self.served.loaded.device)
-        with self.served.activate():
-            logits_BV = self._slots.step(last_B)
-        logits_BV = _finite(logits_BV)
+        last_B = torch.tensor([row.ids[-1] for row in self._rows], device=self._device)
+        self._mixture.assign([self._members[row.request.served].place for row in self._rows], self._device)
+        logits_BV = _finite(self._slots.step(last_B))
         over = [i for i, row in enumerate(self._rows) if not self._take(row, logits_BV[i])]
         self._remove(over)
 
     def _join(self, request: Request, row: Row, logits_V: Tensor) -> None:
-        work = request.work
+        work, reply = request.work, self._members[request.served].reply
         rows = [
-            Sequence(request, i, Sampler(work.sampling, i), Detokenizer(self._reply), StopText(work.stop))
+            Sequence(request, i, Sampler(work.sampling, i), Detokenizer(reply), StopText(work.stop))
             for i in range(work.n)
         ]
         rows = [one for one in rows if self._take(one, logits_V)]
@@ -175,11 +213,11 @@ class Lane:
         work = row.request.work
         token = row.sampler.choose(logits_V)
         row.ids.append(token)
-        if token in self._stop_ids:
+        if token in row.request.served.stop_ids:
             self._finish(row, "stop", len(row.ids) - 1)
             return False
         if work.sampling.top_logprobs is not None:
-            row.scores.append(row.sampler.score(logits_V, token, self._names))
+            row.scores.append(row.sampler.score(logits_V, token, self._members[row.request.served].names))
         text = row.stop.add(row.text.add(token))
         if row.stop.found:
             self._finish(row, "stop", len(row.ids), text)

@@ -1,73 +1,107 @@
 """A model under a name: what requests may ask for."""
 
 import hashlib
+import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from luthier.adapters.base import Injected
 from luthier.config import canonical_hash
 from luthier.data.templates import Template
-from luthier.errors import ServeError
 from luthier.models.load import LoadedModel
+from luthier.models.mixed import NO_ADAPTER, Mixture, Part, twin
+from luthier.models.virtual import virtual_ids
 
 BASE = "base"
 """The name of the model before training."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ServedModel:
-    """One name in the list of models. Several may share one `loaded`, each with its own state of the adapter."""
+    """One name in the list of models."""
 
     name: str
     loaded: LoadedModel
+    """What its prompts are read with: the base with this model's own adapter in it."""
     template: Template
     """The one trained with: its `prompt_ids` made the training prompts too."""
-    activate: Callable[[], AbstractContextManager[None]]
-    """While it is open, the model computes as this name promises (adapter on, or off)."""
     created: int = 0
     """Unix seconds; shown in the list of models."""
     fingerprint: str = ""
     """Identifies weights (what was trained included) and template; `system_fingerprint` in answers."""
+    shared: Mixture | None = None
+    """What its rows are written with, together with those of others; None: with `loaded`, in a batch of their own."""
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    """What its rows are written with otherwise than those of the base."""
+    mixture: Mixture = field(init=False)
+    """What its rows are written with."""
     stop_ids: frozenset[int] = field(init=False)
     """Tokens that end a turn."""
     vocabulary: int = field(init=False)
     """Token ids are below this."""
+    before: tuple[int, ...] = field(init=False)
+    """Virtual tokens in front of every prompt."""
 
     def __post_init__(self) -> None:
         model: Any = self.loaded.model
         object.__setattr__(self, "vocabulary", int(model.config.get_text_config().vocab_size))
         object.__setattr__(self, "stop_ids", frozenset(self.loaded.stop_ids | self.template.stop_ids))
+        object.__setattr__(self, "before", virtual_ids(model))
+        object.__setattr__(self, "mixture", self.shared or Mixture(model))
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of a prompt and its answer."""
+        return self.loaded.max_tokens - len(self.before)
+
+    def place(self) -> int:
+        """Put its parts into the mixture; returns the place of its rows there. For the thread that computes."""
+        return self.mixture.put(self.parts) if self.parts else NO_ADAPTER
 
 
-def served_models(
-    name: str, loaded: LoadedModel, template: Template, injected: Injected, *, require_base: bool = False
-) -> list[ServedModel]:
-    """The models of one run: the trained one under `name`, and `base` if the adapter can be switched off.
+class SharedBase:
+    """One base model, and the models that adapters make of it; they share its tensors."""
 
-    Raises:
-        ServeError: the run itself is called `base`, or `require_base` and the run trained all weights.
-    """
-    if name == BASE:
-        raise ServeError(f"a run called {BASE!r} would hide the base model's name; rename its folder")
-    base = canonical_hash([loaded.files.fingerprint, template.sha256])[:12]
-    own = canonical_hash([base, _digest(injected)])[:12]
-    created = int(time.time())
-    trained = ServedModel(name, loaded, template, nullcontext, created, f"fp_{own}")
-    try:
-        with injected.disabled():
-            pass
-    except NotImplementedError:
-        if require_base:
-            raise ServeError(
-                f"{name} trained all weights, so its base model is not in it; serve without --base"
-            ) from None
-        return [trained]
-    return [trained, ServedModel(BASE, loaded, template, injected.disabled, created, f"fp_{base}")]
+    def __init__(self, loaded: LoadedModel) -> None:
+        """`loaded` is kept as it is, and nothing is computed with it."""
+        self.loaded = loaded
+        self.mixture = Mixture(twin(loaded.model))
+        self._lock = threading.Lock()
+
+    def base(self, template: Template) -> ServedModel:
+        """The base itself."""
+        return ServedModel(BASE, self._copy(), template, int(time.time()), f"fp_{self._key(template)}", self.mixture)
+
+    def adapted(self, name: str, template: Template, inject: Callable[[nn.Module], Injected]) -> ServedModel:
+        """The model that an adapter makes of the base; `inject` puts it into the model that it is given.
+
+        Any thread may call it; an adapter that cannot share a batch with others gets one of its own.
+        """
+        with self._lock:
+            loaded = self._copy()
+            injected = inject(loaded.model)
+            loaded.model.eval()
+            parts = injected.parts()
+            fingerprint = "fp_" + canonical_hash([self._key(template), _digest(injected)])[:12]
+        shared = None if parts is None else self.mixture
+        return ServedModel(name, loaded, template, int(time.time()), fingerprint, shared, parts or {})
+
+    def _copy(self) -> LoadedModel:
+        return replace(self.loaded, model=twin(self.loaded.model))
+
+    def _key(self, template: Template) -> str:
+        return canonical_hash([self.loaded.files.fingerprint, template.sha256])[:12]
+
+
+def whole_model(name: str, loaded: LoadedModel, template: Template, injected: Injected) -> ServedModel:
+    """A model all of whose weights were trained; there is no base beside it."""
+    key = canonical_hash([loaded.files.fingerprint, template.sha256, _digest(injected)])[:12]
+    return ServedModel(name, loaded, template, int(time.time()), f"fp_{key}")
 
 
 def _digest(injected: Injected) -> str:

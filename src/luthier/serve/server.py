@@ -31,6 +31,8 @@ class Address:
     api_key_env: str | None = None
     """Name of the environment variable that holds the key; the key itself never stands on a command line."""
     allow_hosts: tuple[str, ...] = ()
+    admin_key_env: str | None = None
+    """Name of the environment variable that holds the key of the admin's routes."""
 
 
 def require_sensible(http: HttpLimits, rows: Limits, queue: int) -> None:
@@ -59,12 +61,8 @@ def access_for(address: Address, environment: Mapping[str, str]) -> Access:
     for name in address.allow_hosts:
         if not is_address(name) and host_name(name) != name.lower().rstrip("."):
             raise ServeError(f"--allow-host {name}: expected a name alone, without scheme, port or path")
-    key = None
-    if address.api_key_env is not None:
-        key = environment.get(address.api_key_env, "").strip()
-        if len(key) < 16:
-            found = "is not set" if not key else "holds a key of less than 16 characters"
-            raise ServeError(f"--api-key-env {address.api_key_env}: the variable {found}; set it to a long random text")
+    key = _key("--api-key-env", address.api_key_env, environment)
+    admin_key = _key("--admin-key-env", address.admin_key_env, environment)
     local = is_loopback(address.host)
     if not local and key is None:
         raise ServeError(
@@ -73,7 +71,22 @@ def access_for(address: Address, environment: Mapping[str, str]) -> Access:
         )
     wildcard = address.host in ("0.0.0.0", "::", "")
     names = address.allow_hosts if wildcard else (*address.allow_hosts, address.host)
-    return Access(key, names, any_address=wildcard)
+    return Access(key, names, admin_key, any_address=wildcard)
+
+
+def _key(option: str, variable: str | None, environment: Mapping[str, str]) -> str | None:
+    """The key in an environment variable.
+
+    Raises:
+        ServeError: the variable is not set, or holds a short one.
+    """
+    if variable is None:
+        return None
+    key = environment.get(variable, "").strip()
+    if len(key) < 16:
+        found = "is not set" if not key else "holds a key of less than 16 characters"
+        raise ServeError(f"{option} {variable}: the variable {found}; set it to a long random text")
+    return key
 
 
 def listen(address: Address) -> socket.socket:

@@ -1,20 +1,23 @@
 """One thread owns the model. Requests reach it through a queue, and their tokens leave it through callbacks.
 
 Between any two tokens it takes in new requests, lets go of cancelled and late ones, computes one block of one waiting
-prompt, and then one token for every running row of every served model. So nothing is computed in two threads at once,
-a long prompt holds nobody up for longer than a block, and a request that fails takes at most its own batch with it.
+prompt of each batch, and then one token for every running row. So nothing is computed in two threads at once, a long
+prompt holds nobody up for longer than a block, and a request that fails takes at most its own batch with it. Models
+come and go between two tokens, too; one that is removed first finishes what it was asked.
 """
 
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 
 import torch
 
 from luthier.errors import LuthierError
+from luthier.models.mixed import Mixture
 from luthier.models.scorer import require_forest
 from luthier.serve.api_error import ApiError, internal, model_not_found, too_many
 from luthier.serve.lane import Lane, Limits, Request
@@ -53,15 +56,18 @@ def place_of(error: BaseException) -> str:
 class Worker:
     """Runs the lanes of all served models in a thread of its own."""
 
-    def __init__(self, models: Mapping[str, ServedModel], limits: Limits, capacity: int) -> None:
-        for served in models.values():
-            require_forest(served.loaded.model)  # the same layers that can be trained on forests can be batched here
+    def __init__(self, models: Iterable[ServedModel], limits: Limits, capacity: int) -> None:
         self.capacity = capacity
-        self._lanes = {name: Lane(served, limits) for name, served in models.items()}
-        self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._limits = limits
+        self._models: dict[str, ServedModel] = {}
+        self._lanes: dict[Mixture, Lane] = {}
+        self._inbox: queue.SimpleQueue[Request | Callable[[], None] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._open = 0
         self._closing = False
+        for served in models:
+            _require_batches(served)
+            self._admit(served)
         self._thread = threading.Thread(target=self._run, name="luthier-model", daemon=True)
 
     def start(self) -> None:
@@ -87,10 +93,11 @@ class Worker:
         Raises:
             ApiError: 404 for a model that is not served, 429 if the queue is full, 503 if the worker is closing.
         """
-        if work.model not in self._lanes:
-            raise model_not_found(work.model, list(self._lanes))
-        request = Request(work, deliver, time.monotonic() + work.deadline_seconds)
-        with self._lock:  # what is put in before the end is found there at the end
+        with self._lock:  # what is put in before the end, or before its model goes, is found there then
+            served = self._models.get(work.model)
+            if served is None:
+                raise model_not_found(work.model, list(self._models))
+            request = Request(work, served, deliver, time.monotonic() + work.deadline_seconds)
             if not self.healthy:
                 raise _closing()
             if self._open >= self.capacity:
@@ -99,6 +106,60 @@ class Worker:
             self._inbox.put(request)
         return request
 
+    @property
+    def models(self) -> Mapping[str, ServedModel]:
+        """What can be asked for, by name."""
+        return self._models
+
+    def add(self, served: ServedModel) -> "Future[None]":
+        """Serve one more model; done when requests for it are answered.
+
+        Raises:
+            ModelError: its layers cannot be batched.
+            ApiError: 503 if the worker is closing. The future raises 409 if there is a model of this name.
+        """
+        _require_batches(served)
+        return self._inside(lambda: self._admit(served))
+
+    def remove(self, name: str) -> "Future[None]":
+        """Take no request for a model any more, and let it go when those that it has are answered.
+
+        Raises:
+            ApiError: 404 if there is none, 503 if the worker is closing.
+        """
+        with self._lock:
+            served = self._models.pop(name, None)
+            if served is None:
+                raise model_not_found(name, list(self._models))
+        lane = self._lanes[served.mixture]
+        return self._inside(lambda: lane.dismiss(served))
+
+    def _inside(self, change: Callable[[], None]) -> "Future[None]":
+        """Do something in the worker's thread, between two tokens."""
+        future: Future[None] = Future()
+
+        def do() -> None:
+            try:
+                change()
+            except FAILURES as error:
+                future.set_exception(error)
+            else:
+                future.set_result(None)
+
+        with self._lock:
+            if not self.healthy:
+                raise _closing()
+            self._inbox.put(do)
+        return future
+
+    def _admit(self, served: ServedModel) -> None:
+        if served.name in self._models:
+            raise ApiError(f"There is a model called {served.name!r} already.", status=409, code="model_exists")
+        lane = self._lanes.get(served.mixture) or Lane(served, self._limits)
+        lane.admit(served)
+        self._lanes[served.mixture] = lane
+        self._models = {**self._models, served.name: served}
+
     def _run(self) -> None:
         try:
             with torch.inference_mode():
@@ -106,6 +167,7 @@ class Worker:
                     self._take_in()
                     for lane in self._lanes.values():
                         self._turn(lane)
+                    self._lanes = {mixture: lane for mixture, lane in self._lanes.items() if not lane.empty}
         finally:  # also when something that is not in FAILURES ends the thread: nobody may wait for ever
             with self._lock:
                 self._closing = True
@@ -124,8 +186,10 @@ class Worker:
             except queue.Empty:
                 return
             wait = False
-            if request is not None:
-                self._lanes[request.work.model].waiting.append(request)
+            if isinstance(request, Request):
+                self._lanes[request.served.mixture].waiting.append(request)
+            elif request is not None:
+                request()
 
     def _turn(self, lane: Lane) -> None:
         """One block of a prompt and one token for all rows of one lane."""
@@ -143,18 +207,29 @@ class Worker:
             lane.step()
         except FAILURES as error:
             self._fail(lane, lane.running_requests(), error)
+        lane.let_go()
         with self._lock:
             self._open -= len(before - set(lane.requests()))
 
     def _fail(self, lane: Lane, requests: list[Request], error: BaseException) -> None:
         # its message may quote what a client sent, so the log has the kind of failure and its place only
         kind = type(error).__name__
-        log.error("model=%s requests=%d failed: %s in %s", lane.served.name, len(requests), kind, place_of(error))
+        names = ",".join(sorted({request.served.name for request in requests}))
+        log.error("model=%s requests=%d failed: %s in %s", names, len(requests), kind, place_of(error))
         if not lane.whole or not set(requests).isdisjoint(lane.running_requests()):
             lane.reset()
         for request in requests:
             request.send(Failed(internal()))
             request.cancel()
+
+
+def _require_batches(served: ServedModel) -> None:
+    """Check that rows of this model can be batched: the same layers that can be trained on forests can be.
+
+    Raises:
+        ModelError: they cannot.
+    """
+    require_forest(served.loaded.model)
 
 
 def _closing() -> ApiError:

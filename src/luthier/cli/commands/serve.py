@@ -1,7 +1,12 @@
-"""Answer OpenAI's chat and completions API with a trained run.
+"""Answer OpenAI's chat and completions API with a trained run, or with many adapters of one base.
 
 The prompt is made by the template that the run was trained with, so that a request costs and means what a training row
-did. Two models are listed: the run's, under the name of its folder, and `base`, the model before training.
+did. Listed are the run, under the name of its folder, each --adapter under its own, and `base`, the model before
+training. Requests for different adapters are computed in one batch.
+
+example:
+  luthier serve runs/demo
+  luthier serve --adapter dates=runs/dates --adapter names=runs/names
 """
 
 import argparse
@@ -12,11 +17,29 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, such as runs/demo")
+    parser.add_argument("run", type=Path, nargs="?", metavar="RUN", help="a run's folder, such as runs/demo")
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="a further run on the same base, and the name to serve it under",
+    )
+    parser.add_argument(
+        "--register",
+        type=Path,
+        metavar="FOLDER",
+        help="runs in it may be added by name while the server runs; needs --admin-key-env",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; any but loopback needs a key")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one and prints it")
     parser.add_argument(
         "--api-key-env", metavar="NAME", help="environment variable that holds the key clients must send"
+    )
+    parser.add_argument(
+        "--admin-key-env",
+        metavar="NAME",
+        help="environment variable that holds the key to add and remove adapters; without it nobody can",
     )
     parser.add_argument(
         "--allow-host", action="append", default=[], metavar="NAME", help="a further name in Host headers"
@@ -33,24 +56,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until ctrl-C."""
-    from luthier.assemble import open_trained
+    from luthier.errors import ServeError
     from luthier.serve import server
     from luthier.serve.app import HttpLimits
     from luthier.serve.backend import Backend
     from luthier.serve.lane import Limits
-    from luthier.serve.models import served_models
+    from luthier.serving import Runs, parse_adapters
 
     limits = HttpLimits(deadline_seconds=args.deadline, default_tokens=args.max_tokens)
     rows = Limits(rows=args.rows)
     server.require_sensible(limits, rows, args.queue)
-    address = server.Address(args.host, args.port, args.api_key_env, tuple(args.allow_host))
+    if args.register is not None and args.admin_key_env is None:
+        raise ServeError("--register: only the admin can add adapters; name the admin's key with --admin-key-env")
+    folders = parse_adapters(args.run, args.adapter)
+    address = server.Address(args.host, args.port, args.api_key_env, tuple(args.allow_host), args.admin_key_env)
     access = server.access_for(address, os.environ)
     bound = server.listen(address)
-    trained = open_trained(args.run, args.device)
-    models = served_models(trained.name, trained.loaded, trained.template, trained.injected, require_base=args.base)
-    backend = Backend(models, rows, args.queue)
+    runs = Runs(folders, args.register, args.device)
+    models = runs.models(require_base=args.base)
+    backend = Backend(models, rows, args.queue, runs)
     server.set_up_log()
-    names = " and ".join(repr(served.name) for served in models)
+    names = ", ".join(repr(served.name) for served in models)
     print(f"serving {names} at {server.url_of(bound)} (ctrl-C ends it)", file=sys.stderr, flush=True)
     server.run(server.build_server(backend, access, limits), bound)
     return 0

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from luthier.models.kernels import native
+
 Weight: TypeAlias = "Tensor | Callable[[torch.dtype], Tensor]"
 """A frozen matrix, or what makes it in a type; what is made is used before anything else is made."""
 
@@ -50,6 +52,30 @@ def low_rank_linear(x: Tensor, weight: Weight, bias: Tensor | None, a: Tensor, b
     """y; the weight and the bias are frozen."""
     y: Tensor = _LowRankLinear.apply(x, weight, bias, a, b, scale)
     return y
+
+
+def low_rank_rows_plain(x: Tensor, a: Tensor, b: Tensor, which: Tensor) -> Tensor:
+    """The reference, and what a GPU computes."""
+    update = torch.bmm(torch.bmm(x[:, None], a[which].transpose(1, 2)), b[which])[:, 0]
+    return update.masked_fill_((which == 0)[:, None], 0)
+
+
+def low_rank_rows(x: Tensor, a: Tensor, b: Tensor, which: Tensor) -> Tensor:
+    """Each row's update by an adapter of its own, without a gradient: (x[i] a[w]^T) b[w], w = which[i].
+
+    Args:
+        x: (rows, in)
+        a: (n, rank, in)
+        b: (n, rank, out), B turned and scaled
+        which: (rows,) int64; 0: no update, zeros
+
+    The kernel reads the matrices of the adapters that are there once each, and copies none of them.
+    """
+    if not native.serves(x):
+        return low_rank_rows_plain(x, a, b, which)
+    out = x.new_zeros(len(x), b.shape[2])
+    native.call("low_rank_rows", x.dtype, x.contiguous(), a, b, which, out, *x.shape, b.shape[2], b.shape[1])
+    return out
 
 
 def kept(ctx: Any, weight: Weight) -> Tensor | None:

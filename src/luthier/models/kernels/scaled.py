@@ -56,6 +56,19 @@ def scaled_weight(weight: Weight, rows: Tensor | None, cols: Tensor | None, dtyp
     return wide.to(dtype)
 
 
+def scaled_values(x: Tensor, scale: Tensor) -> Tensor:
+    """x * scale in the type of x, for (rows, n) activations; without a gradient.
+
+    In bfloat16 the numbers are scaled from places between those of the grid, as weights are: the same place for every
+    row, so that a row's result does not depend on where it stands.
+    """
+    if x.dtype != torch.bfloat16:
+        return x * scale.to(x.dtype)
+    wide = x.float()
+    wide.view(torch.int32).add_(torch.where(x == 0, 0, places(torch.Size((1, x.shape[-1])), x.device)))
+    return (wide * scale).to(x.dtype)
+
+
 def places(shape: torch.Size, device: torch.device) -> Tensor:
     """(out, in) int32 in (-2^15, 2^15): where in what rounds to it each weight stands, in steps of float32."""
     out, width = shape

@@ -1,0 +1,129 @@
+"""Runs behind names: what `luthier serve` opens, at its start and while it runs.
+
+The first run decides the base; every other adapter must have been trained on the very same one, held in the same form.
+A name never becomes a path: what may be added while the server runs stands in a table, or is a folder in the one that
+the operator registered.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from luthier.assemble import RECORD, Artifact, read_artifact, require_same_base
+from luthier.errors import ModelError, ServeError
+from luthier.serve.backend import Registry
+from luthier.serve.models import BASE, ServedModel, SharedBase, whole_model
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def parse_adapters(run: Path | None, given: Sequence[str]) -> dict[str, Path]:
+    """The run and each `NAME=PATH` of the command line as folders by name, in this order.
+
+    Raises:
+        ServeError: nothing is given, a name is no name or given twice.
+    """
+    pairs = [] if run is None else [(run.resolve().name, run)]
+    for text in given:
+        name, equals, folder = text.partition("=")
+        if not equals or not folder:
+            raise ServeError(f"--adapter {text}: expected NAME=PATH, such as dates=runs/dates")
+        pairs.append((name, Path(folder)))
+    if not pairs:
+        raise ServeError("nothing to serve: name a run's folder, or --adapter NAME=PATH")
+    for name, path in pairs:
+        if name == BASE:
+            raise ServeError(f"{path}: a model called {BASE!r} would hide the base model's name; give it another one")
+        if not _NAME.fullmatch(name):
+            raise ServeError(
+                f"{name!r} ({path}): a model's name has up to 64 letters, digits, dots, dashes and underscores, and "
+                "begins with a letter or a digit; give it one with --adapter NAME=PATH"
+            )
+        if sum(name == other for other, _ in pairs) > 1:
+            raise ServeError(f"two models have the same name: {name}; give one another with --adapter NAME=PATH")
+    return dict(pairs)
+
+
+class Runs(Registry):
+    """The adapters of several runs over one base."""
+
+    def __init__(self, folders: Mapping[str, Path], register: Path | None = None, device: str | None = None) -> None:
+        """Open the base.
+
+        Args:
+            folders: of the runs that are served from the start, by name.
+            register: a folder whose runs may be added by their folders' names.
+            device: as `model.device`; None: that of the first run's recipe.
+
+        Raises:
+            ModelError: a run has no trained model, or its base cannot be had.
+            ServeError: a run trained all weights, and others shall be served beside it.
+        """
+        if register is not None and not register.is_dir():
+            raise ServeError(f"--register {register}: there is no such folder")
+        self._folders, self._register = dict(folders), register
+        artifacts = {name: read_artifact(folder) for name, folder in folders.items()}
+        whole = [name for name, artifact in artifacts.items() if artifact.is_whole]
+        if whole and (len(artifacts) > 1 or register is not None):
+            raise ServeError(
+                f"{whole[0]} ({folders[whole[0]]}) trained all weights and shares no base with others; serve it alone"
+            )
+        self._artifacts = artifacts
+        self._first = next(iter(artifacts.values()))
+        self._loaded = self._first.open_base(device)
+        self._shared = None if whole else SharedBase(self._loaded)
+
+    def models(self, require_base: bool = False) -> list[ServedModel]:
+        """The base, if there is one, and all adapters given at the start.
+
+        Raises:
+            ModelError: an adapter does not fit the base.
+            ServeError: `require_base`, and there is none.
+        """
+        if self._shared is None:
+            ((name, artifact),) = self._artifacts.items()
+            if require_base:
+                raise ServeError(f"{name} trained all weights, so its base model is not in it; serve without --base")
+            template = artifact.template(self._loaded)
+            injected = artifact.put_in(self._loaded.model)
+            self._loaded.model.eval()
+            return [whole_model(name, self._loaded, template, injected)]
+        found = [self._adapted(name, artifact) for name, artifact in self._artifacts.items()]
+        return [*found, self._shared.base(self._first.template(self._loaded))]
+
+    def names(self) -> list[str]:
+        """What may be added: the runs of the start, and those that the registered folder holds now."""
+        if self._shared is None:
+            return []
+        found = (
+            []
+            if self._register is None
+            else [path.parent.parent for path in self._register.glob(f"*/adapter/{RECORD}")]
+        )
+        return [
+            *self._folders,
+            *(f.name for f in found if _NAME.fullmatch(f.name) and f.name not in (*self._folders, BASE)),
+        ]
+
+    def open(self, name: str) -> ServedModel:
+        """One of `names`, read anew."""
+        folder = self._folders.get(name)
+        if folder is None:
+            if self._register is None or name not in self.names():
+                raise ServeError(f"no run {name} is registered")
+            folder = self._register / name
+        return self._adapted(name, read_artifact(folder))
+
+    def _adapted(self, name: str, artifact: Artifact) -> ServedModel:
+        if self._shared is None or artifact.is_whole:
+            raise ServeError(f"{name} ({artifact.folder}) trained all weights and shares no base; serve it alone")
+        require_same_base(artifact.record, self._loaded)
+        first, own = (
+            (found.record["model"]["precision"], found.recipe.model.quantize) for found in (self._first, artifact)
+        )
+        if first != own:
+            raise ModelError(
+                f"{name} ({artifact.folder}) was trained over its base in {own[0]}, quantize = {own[1]}; here it is "
+                f"held in {first[0]}, quantize = {first[1]}. Serve it apart"
+            )
+        return self._shared.adapted(name, artifact.template(self._loaded), artifact.put_in)
