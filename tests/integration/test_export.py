@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests import exporting as broken
 from tests.integration.test_run import RECIPE, write_rows
+from tests.small_gguf import CHATML, write_gguf
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -236,6 +237,27 @@ def test_a_run_over_a_quantized_base_is_exported_with_the_numbers_that_it_was_tr
     base = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
     untouched = [n for n, _ in plain.named_parameters() if n.endswith("up_proj.weight")]
     assert untouched and not any(torch.equal(plain.get_parameter(n), base.get_parameter(n)) for n in untouched)
+
+
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+def test_an_adapter_over_codes_is_no_adapter_of_the_published_base(
+    quantize: str, tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(tmp_path, tiny_model_folder, f"model.quantize={quantize}")
+    assert main(["export", str(run), "--format", "peft", "--out", str(tmp_path / "out")]) == 2
+    assert f"held as {quantize}" in (said := capsys.readouterr().err) and "--format safetensors" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("format", ["peft", "safetensors"])
+def test_a_run_over_the_blocks_of_a_gguf_file_is_exported(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The blocks are the published model's own numbers, so the adapter fits that one."""
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    run = train(tmp_path, write_gguf(tmp_path / "tiny.gguf", template=CHATML), "model.quantize=gguf")
+    parity = export(run, build_exporter(format), tmp_path / "out", Silent())
+    assert not parity.failed
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3"])

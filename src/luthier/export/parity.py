@@ -27,7 +27,7 @@ from luthier.evaluation.metrics.base import Metric, Prediction
 from luthier.evaluation.significance import compare, finite, metric_interval, number_groups
 from luthier.evaluation.systems import base as systems
 from luthier.examples import Message
-from luthier.export.formats.base import Exporter, without_bos
+from luthier.export.formats.base import Exporter, merge, without_bos
 from luthier.export.probes import Answer, Probes, Scored, score, scored_task
 from luthier.models.generate import generate
 from luthier.models.memory import tokens_in_flight
@@ -198,7 +198,7 @@ def _score_all(trained: Trained, exporter: Exporter, answers: Sequence[Answer]) 
     own, none = score(trained, answers), _Difference(0.0, 0.0)
     if not exporter.merges():
         return _Scores(own, own, own, none, 0.0)
-    trained.injected.merge()
+    merge(trained)  # also makes dense what the adapter left quantized, so that all of it is rounded below
     merged = score(trained, answers[:MERGE_ROWS])
     weights = {name: parameter.detach().clone() for name, parameter in trained.loaded.model.named_parameters()}
     largest, _ = _round(trained, weights, exporter.rounded)

@@ -1,5 +1,6 @@
 """The adapter alone, as the `peft` library lays it out, with tokenizer and template; its base is named, not copied."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor
 from luthier.assemble import Trained, precision_of
 from luthier.errors import ExportError
 from luthier.export.formats.base import TRANSFORMERS, Exporter, require_package, save_tokenizer
+from luthier.models.packed import quantizer
 
 SETTINGS = "adapter_config.json"
 """The file by which peft knows an adapter; whichever of ours writes it, peft is asked to open."""
@@ -21,7 +23,13 @@ class Peft(Exporter):
     reloads_with: ClassVar[str] = TRANSFORMERS
 
     def require(self, trained: Trained) -> None:
-        """The run has an adapter that peft knows, and peft is here to prove it."""
+        """The run has an adapter that peft knows, over a base that peft can be given, and peft is here to prove it."""
+        quantize = trained.recipe.model.quantize
+        if quantize != "none" and not (quantizer(quantize).from_file and _is_float32(trained.loaded.files.folder)):
+            raise ExportError(
+                f"{trained.name} was trained over a base held as {quantize}, and peft would put its adapter over the "
+                "base as it is published, which answers otherwise. --format safetensors holds what was trained, merged"
+            )
         if not (trained.folder / SETTINGS).is_file():
             raise ExportError(
                 f"{trained.name} has no adapter in the layout of peft (there is no {SETTINGS}): all its weights were "
@@ -48,6 +56,14 @@ class Peft(Exporter):
         return trained.template.stop_ids
 
     def reload_settings(self, trained: Trained, folder: Path) -> Mapping[str, Any]:
-        """The base that the adapter was trained on, in the number format that it was trained in."""
-        base = {"base": str(trained.loaded.files.folder), "base_dtype": precision_of(trained.loaded)}
+        """The base that the adapter was trained on, in the number format that it was trained in: blocks hold more than
+        bfloat16 does."""
+        precision = precision_of(trained.loaded) if trained.recipe.model.quantize == "none" else "float32"
+        base = {"base": str(trained.loaded.files.folder), "base_dtype": precision}
         return {"artifact": str(folder), **base}
+
+
+def _is_float32(folder: Path) -> bool:
+    """Whether a base is published in float32: only then it holds the numbers of a file's blocks as they are."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return "float32" in (config.get("dtype"), config.get("torch_dtype"))

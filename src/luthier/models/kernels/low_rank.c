@@ -37,6 +37,7 @@ void NAME(low_rank_rows)(const T *x, const T *a, const T *b, const int64_t *whic
 #pragma omp parallel if (rows > 1)
     {
         float *sum = malloc(sizeof(float) * (size_t)width);
+        if (!sum) abort(); /* as malloc failing in torch: nothing can go on */
 #pragma omp for schedule(dynamic, 1)
         for (long i = 0; i < rows; i++) {
             if (which[i] == 0) continue;
