@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
 import torch
 
 from luthier import assemble, registry
 from luthier.data.source import micro_batches
+from luthier.engine.fit import predict
 from luthier.engine.run import Run
 from luthier.evaluate import Question, context_of, question_of
 from luthier.evaluation.answering import SCORED_TOKENS, answer_with_model
@@ -25,17 +25,14 @@ from luthier.models.load import wait_for
 from luthier.models.memory import (
     Load,
     Memory,
-    held_bytes,
     loading_bytes,
-    predict,
     predict_forward,
     shape_of,
 )
 from luthier.models.scorer import forest_mode
 from luthier.stages import Opened
 
-SCANNED_STEPS = 500
-PROCESS_BYTES = 600 * 2**20  # Python, torch and transformers at work, without a model
+LOADER_BYTES = 500 * 2**20  # the process before its first pass
 GATES_SECONDS = 60.0  # the gates on the model, for the default one on two cores
 # for a plan without a measurement: untuned answers ramble, several prompts are tried, and trained answers end
 _EFFORT = {"zero_shot": 1.6, "few_shot": 1.4, "fine_tuned": 0.4}
@@ -65,43 +62,12 @@ class Estimate:
         return self.training_seconds + self.evaluation_seconds
 
 
-def largest_load(run: Run) -> Load:
-    """The largest micro-batch of the first 500 steps, by computed tokens; the order of rows is known beforehand."""
-    tokens = positions = 0
-    for number in range(1, min(run.steps, SCANNED_STEPS) + 1):
-        for rows in micro_batches(run.source.step(number), run.settings.micro_batch_tokens):
-            batch = build_batch(rows)
-            tokens = max(tokens, len(batch.forest.ids_N))
-            positions = max(positions, len(batch.hidden_H))
-    for rows in micro_batches(run.validation, run.settings.micro_batch_tokens):
-        batch = build_batch(rows)
-        # without a graph only one layer's activations live, but the logits are as large
-        positions = max(positions, len(batch.hidden_H) // 2)
-    return Load(tokens, positions)
-
-
-def predict_memory(opened: Opened, run: Run) -> Memory:
-    """Peak bytes of the training of `run`; what the process itself holds is read off the present one."""
-    shape = shape_of(opened.loaded.model)
-    # weights that are mapped from a file count as held only once they are touched, hence the floor
-    process = max(psutil.Process().memory_info().rss - held_bytes(opened.loaded.model), PROCESS_BYTES)
-    return predict(
-        shape,
-        opened.loaded.dtype,
-        sum(p.numel() for p in run.injected.trainable.values()),
-        largest_load(run),
-        full=assemble.adapter_of(opened.recipe).overwrites_base,
-        checkpointing=opened.recipe.training.gradient_checkpointing,
-        process=process,
-    )
-
-
 def predict_training(opened: Opened, run: Run) -> Mapping[str, Memory]:
     """Peak bytes of loading the model and of training it: what `luthier train` takes."""
-    shape, training = shape_of(opened.loaded.model), predict_memory(opened, run)
+    shape, training = shape_of(opened.loaded.model), predict(run)
     stored = sum(path.stat().st_size for path in opened.loaded.files.folder.glob("*.safetensors"))
     return {
-        "loading": Memory(training.process, loading_bytes(shape, opened.loaded.dtype, stored), 0, 0, 0),
+        "loading": Memory(min(training.process, LOADER_BYTES), loading_bytes(shape, opened.loaded.dtype, stored), 0, 0, 0),
         "training": training,
     }
 
@@ -178,7 +144,7 @@ def _step_seconds(run: Run) -> float:
     seconds = []
     for number in range(1, 4):
         started = time.perf_counter()
-        for rows in micro_batches(run.source.step(number), run.settings.micro_batch_tokens):
+        for rows in micro_batches(run.source.step(number), run.micro_batch_tokens):
             with forest_mode(run.model):
                 run.objective.loss(run.models, build_batch(rows).to(run.device)).total.backward()
         run.optimizer.zero_grad(set_to_none=True)
