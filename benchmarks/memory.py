@@ -2,9 +2,9 @@
 
     python -m benchmarks.memory [PATTERN ...] [--list]
 
-A setting is `METHOD, HELD, LENGTH[, checkpointing]`: a method of `benchmarks.adapters`, how the base is held (`bfloat16`,
-`float32`, `nf4`, `int8`, `gguf`, or `qwen2`, another shape in bfloat16), and short or long rows. Patterns choose among
-them as file names are chosen: `"dora*"`, `"*, long"`. All together take hours on two cores.
+A setting is `METHOD, HELD, LENGTH[, checkpointing]`: a method of `benchmarks.adapters`, how the base is held
+(`bfloat16`, `float32`, `nf4`, `int8`, `gguf`, or `qwen2`, another shape in bfloat16), and short or long rows. Patterns
+choose among them as file names are chosen: `"dora*"`, `"*, long"`. All together take hours on two cores.
 
 Each process predicts before it trains two steps, and the operating system says how much it held at most. Rows are of
 random words, so that lengths can be chosen. What an adapter refuses is said and left out. Exits with 1 if a prediction

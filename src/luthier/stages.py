@@ -332,8 +332,8 @@ def _tell_fit(run: Run, folder: RunFolder, progress: Progress) -> None:
     progress.say(f"  micro-batches of up to {run.fit.tokens:,} tokens: {needed} at most, of {available} available")
     if not run.fit.fits:
         progress.say(
-            "  that may be more than there is: set training.gradient_checkpointing = true, a lower training.max_tokens, "
-            "a quantized base (model.quantize), or an adapter that trains less"
+            "  that may be more than there is: set training.gradient_checkpointing = true, a lower "
+            "training.max_tokens, a quantized base (model.quantize), or an adapter that trains less"
         )
 
 

@@ -1,10 +1,10 @@
-"""How much memory a computation takes at any size, from three small ones.
+"""How much memory a computation takes at any size, from a few small ones.
 
-A training pass makes the same tensors in the same order however many tokens it reads; each is as large as a number, plus
-one for each token, plus one for each position whose logits are needed. So is the sum of those that live at any moment.
-Three passes over few tokens give the three numbers of every moment, whatever adapter, objective and number format are at
-work: nothing here knows any of them. Measured on passes of 3,672 tokens, what 240 and 636 tokens foretold was right to
-0.3 % (docs/training.md).
+A training pass makes the same tensors in the same order however many tokens it reads; each is as large as a number,
+plus one for each token, one for each position whose logits are needed, and, where attention is given a mask, one for
+each pair of tokens that see one another. So is the sum of those that live at any moment. Four passes over few tokens
+give the four numbers of every moment, whatever adapter, objective and number format are at work: nothing here knows any
+of them.
 """
 
 import weakref
@@ -24,7 +24,7 @@ class _Allocations(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.moments: list[int] = []
-        self._live = 0
+        self.live = 0
         self._known: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -42,64 +42,81 @@ class _Allocations(TorchDispatchMode):
 
         def gone(_: Any) -> None:
             del self._known[key]
-            self._live -= size
+            self.live -= size
 
         self._known[key] = weakref.ref(storage, gone)
-        self._live += size
-        self.moments.append(self._live)
+        self.live += size
+        self.moments.append(self.live)
 
 
 def allocations(compute: Callable[[], object], device: torch.device) -> list[int]:
-    """Bytes that live of what `compute` allocates, after each allocation; on CUDA the peak alone, which torch counts."""
+    """Bytes that live of what `compute` allocates, after each allocation; on CUDA their peak alone."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         compute()
-        torch.cuda.synchronize(device)
-        return [torch.cuda.max_memory_allocated(device) - before]
-    with _Allocations() as seen:
+        return [int(torch.cuda.max_memory_allocated(device)) - int(before)]
+    seen = _Allocations()
+    with seen:
         compute()
     return seen.moments
 
 
+def lasting(compute: Callable[[], object], device: torch.device) -> int:
+    """Bytes of what `compute` allocates and leaves: what is made once and kept for the next time."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        compute()
+        return int(torch.cuda.memory_allocated(device)) - int(before)
+    seen = _Allocations()
+    with seen:
+        compute()
+    return seen.live
+
+
 @dataclass(frozen=True)
 class Size:
-    """What a pass computes: tokens, and positions whose logits are needed."""
+    """What a pass computes."""
 
     tokens: int
     positions: int
+    """Whose logits are needed."""
+    pairs: int = 0
+    """Of tokens that may see one another: of each node of a forest, its length times that of its path."""
 
 
 class Growth:
     """Bytes of a pass at its peak as a function of its size: the largest of many planes."""
 
-    def __init__(self, planes_J3: np.ndarray) -> None:
-        """(J, 3) bytes at each moment: for any size, for each token, for each position."""
-        self.planes_J3 = planes_J3
+    def __init__(self, planes_J4: np.ndarray) -> None:
+        """(J, 4) bytes at each moment: for any size, for each token, for each position, for each pair."""
+        self.planes_J4 = planes_J4
 
     @classmethod
     def of(cls, sizes: Sequence[Size], moments: Sequence[Sequence[int]]) -> "Growth":
-        """From three passes; where they did not make the same tensors, from their peaks.
+        """From a few passes; where they did not make the same tensors, from their peaks.
 
-        Sizes that differ in one direction only leave the other out: then bytes grow with the tokens alone.
+        What sizes do not tell apart is left out, pairs first and positions then: bytes then grow with the rest alone.
         """
         known = moments if len({len(m) for m in moments}) == 1 else [[max(m)] for m in moments]
-        given = np.array([[1.0, size.tokens, size.positions] for size in sizes])
-        if np.linalg.matrix_rank(given) < 3:
-            given[:, 2] = 0.0
-        planes, *_ = np.linalg.lstsq(given, np.array(known, dtype=np.float64), rcond=None)
-        return cls(planes.T)
+        given = np.array([_numbers(size) for size in sizes])
+        told = next(n for n in (4, 3, 2, 1) if np.linalg.matrix_rank(given[:, :n]) == n)
+        planes, *_ = np.linalg.lstsq(given[:, :told], np.array(known, dtype=np.float64), rcond=None)
+        return cls(np.pad(planes.T, ((0, 0), (0, 4 - told))))
 
     def bytes_at(self, size: Size) -> int:
         """Peak bytes of a pass of this size."""
-        return int((self.planes_J3 @ [1.0, size.tokens, size.positions]).max())
+        return int((self.planes_J4 @ _numbers(size)).max())
 
     def bytes_of_positions(self, size: Size) -> int:
         """How many of them are there for positions alone, at the moment of the peak."""
-        at = (self.planes_J3 @ [1.0, size.tokens, size.positions]).argmax()
-        return max(0, int(self.planes_J3[at, 2] * size.positions))
+        at = (self.planes_J4 @ _numbers(size)).argmax()
+        return max(0, int(self.planes_J4[at, 2] * size.positions))
 
-    def scaled(self, fixed: float, token: float, position: float) -> "Growth":
+    def scaled(self, fixed: float, token: float, position: float, pair: float) -> "Growth":
         """The growth of a model whose parts are so many times as large."""
-        return Growth(self.planes_J3 * [fixed, token, position])
+        return Growth(self.planes_J4 * [fixed, token, position, pair])
+
+
+def _numbers(size: Size) -> list[float]:
+    return [1.0, size.tokens, size.positions, size.pairs]

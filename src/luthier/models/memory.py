@@ -8,7 +8,6 @@ rows in flight instead, and the activations of one layer at a time, whose coeffi
 
 import resource
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +17,6 @@ import psutil
 import torch
 from torch import nn
 
-from luthier.models.kernels.decoder import computes
-from luthier.models.kernels.head import PANEL
 from luthier.models.packed import quantized_layers
 from luthier.models.quantize.base import QuantizedLinear
 
@@ -41,14 +38,12 @@ class Shape:
     """All numbers of the model, those that are held quantized included."""
     cached: int = 0
     """Numbers that all layers keep of a token that was read: its keys and values."""
-    fused: bool = False
-    """Whether layers and head compute with kernels, which keep less."""
+    tied: bool = True
+    """Whether head and embedding are one matrix."""
     quantized: int = 0
     """Numbers that are held in fewer bits."""
     quantized_bytes: int = 0
     """What those are held in."""
-    largest: int = 0
-    """Numbers of the largest matrix among them that is made dense for a product."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +71,7 @@ def shape_of(model: Any) -> Shape:
     heads = config.num_attention_heads
     head_size = values.get("head_dim") or config.hidden_size // heads
     layers = quantized_layers(model)
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     quantized = sum(layer.in_features * layer.out_features for layer in layers)
     return Shape(
         layers=config.num_hidden_layers,
@@ -83,19 +79,11 @@ def shape_of(model: Any) -> Shape:
         feed_forward=_feed_forward(model, config),
         vocabulary=config.vocab_size,
         parameters=sum(p.numel() for p in model.parameters()) + quantized,
-        fused=computes(model),
+        tied=head is None or vars(head).get("weight", head.weight) is embedding.weight,
         quantized=quantized,
         quantized_bytes=sum(layer.held_bytes for layer in layers),
-        largest=max((_made_at_once(layer, model) for layer in layers), default=0),
         cached=2 * config.num_hidden_layers * (values.get("num_key_value_heads") or heads) * head_size,
     )
-
-
-def _made_at_once(layer: QuantizedLinear, model: Any) -> int:
-    """Numbers of a layer's matrix that are dense at once: the head is made in panels, where its kernel computes."""
-    whole = layer.out_features * layer.in_features
-    in_panels = bool(layer is model.get_output_embeddings() and computes(model))
-    return min(whole, PANEL * layer.in_features) if in_panels else whole
 
 
 def _feed_forward(model: Any, config: Any) -> int:
@@ -123,6 +111,11 @@ def held_bytes(model: Any) -> int:
     """Bytes of the weights of a model as it is now."""
     dense: int = sum(p.numel() * p.element_size() for p in model.parameters())
     return dense + sum(layer.held_bytes for layer in quantized_layers(model))
+
+
+def units_of_layers(shape: Shape) -> int:
+    """What a token's activations over all layers are taken to be proportional to, from model to model."""
+    return shape.layers * (5 * shape.hidden + 2 * shape.feed_forward)
 
 
 @dataclass(frozen=True)
@@ -181,28 +174,35 @@ def peak_memory_bytes(device: torch.device) -> int:
 def available_bytes(device: torch.device) -> int:
     """What this process may hold on a device: what it holds already, and what is free there.
 
-    On the CPU a limit of the control group counts, too (containers, batch systems); where the device shares the
-    memory of the CPU (mps), it is that.
+    On the CPU the limits of control groups count, too (containers, batch systems). A device that shares the memory of
+    the CPU (mps) has what that has.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device))
-    return psutil.Process().memory_info().rss + min(psutil.virtual_memory().available, *_left_in_groups())
+    own = _own_group()
+    left = [] if own is None else left_in_groups(own)
+    return int(psutil.Process().memory_info().rss + min(psutil.virtual_memory().available, *left, sys.maxsize))
 
 
-def _left_in_groups(root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
-    """Bytes that are left of each limit set on the control groups of this process (version 2), from the outermost on."""
+def _own_group() -> Path | None:
+    """The folder of this process's control group (version 2); None: there is none."""
     try:
         lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
     except OSError:  # no Linux
-        return
+        return None
     own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), None)
-    if own is None:
-        return
-    places = [root / part for part in (own, *map(str, Path(own).parents))]
-    for place in places:
+    return None if own is None else Path("/sys/fs/cgroup") / own
+
+
+def left_in_groups(own: Path) -> list[int]:
+    """Bytes that are left of each memory limit on a control group and on those around it."""
+    found = []
+    for place in (own, *own.parents):
         with suppress(OSError, ValueError):  # the outermost has no limit, and "max" is none
+            limit = int((place / "memory.max").read_text(encoding="ascii"))
             used = int((place / "memory.current").read_text(encoding="ascii"))
-            # pages of files are given back when they are needed
+            # pages of files are given back when others are needed
             stats = dict(line.split() for line in (place / "memory.stat").read_text(encoding="ascii").splitlines())
-            yield int((place / "memory.max").read_text(encoding="ascii")) - used + int(stats.get("inactive_file", 0))
+            found.append(limit - used + int(stats.get("inactive_file", 0)))
+    return found
