@@ -43,10 +43,11 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def long_run(folder: Path, adapter: dict[str, Any], cut: int = 10**6, rows: int = 4, length: int = 300) -> Run:
+def long_run(folder: Path, adapter: dict[str, Any], base: Any = tiny_llama, cut: int = 10**6, rows: int = 4) -> Run:
     """A run whose rows share nothing; a third of their tokens is trained on."""
     training = {"steps": 2, "rows_per_step": rows, "micro_batch_tokens": cut}
-    run = make_run(folder, adapter=adapter, training=training)
+    run = make_run(folder, base=base, adapter=adapter, training=training)
+    length = 300
     generator = torch.Generator().manual_seed(0)
     units = []
     for number in range(8):
@@ -186,6 +187,32 @@ def test_another_shape_is_scaled(tmp_path: Path) -> None:
     assert twice.weights == pytest.approx(2 * needs.weights, abs=8)
     wordy = for_another(needs, own, replace(own, vocabulary=10 * own.vocabulary), overwrites=False)
     assert wordy.learning.bytes_at(Size(1, 10**4)) > 5 * needs.learning.bytes_at(Size(1, 10**4))
+
+
+def test_another_shape_needs_about_what_is_foretold(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 5, "num_attention_heads": 8}
+
+    def larger(dtype: torch.dtype) -> Any:
+        return LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=4, vocab_size=61, tie_word_embeddings=True))
+
+    small, large = (
+        long_run(tmp_path / "small", {"type": "lora"}),
+        long_run(tmp_path / "large", {"type": "lora"}, larger),
+    )
+    own, other = (replace(shape_of(run.model), parameters=held_numbers(run)) for run in (small, large))
+    guess, found = for_another(needs_of(small), own, other, overwrites=False), needs_of(large)
+    assert guess.weights == pytest.approx(found.weights, rel=0.1)
+    assert guess.trained == pytest.approx(found.trained, rel=0.1)
+    for tokens in (300, 3000):
+        assert guess.memory_of(tokens).activations == pytest.approx(found.memory_of(tokens).activations, rel=0.25)
+
+
+def held_numbers(run: Run) -> int:
+    """Of the base."""
+    every = sum(p.numel() for p in run.model.parameters())
+    return every - sum(p.numel() for p in run.injected.trainable.values())
 
 
 # The micro-batch
