@@ -71,7 +71,6 @@ def shape_of(model: Any) -> Shape:
     heads = config.num_attention_heads
     head_size = values.get("head_dim") or config.hidden_size // heads
     layers = quantized_layers(model)
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     quantized = sum(layer.in_features * layer.out_features for layer in layers)
     return Shape(
         layers=config.num_hidden_layers,
@@ -79,7 +78,7 @@ def shape_of(model: Any) -> Shape:
         feed_forward=_feed_forward(model, config),
         vocabulary=config.vocab_size,
         parameters=sum(p.numel() for p in model.parameters()) + quantized,
-        tied=head is None or vars(head).get("weight", head.weight) is embedding.weight,
+        tied=bool(values.get("tie_word_embeddings", True)),
         quantized=quantized,
         quantized_bytes=sum(layer.held_bytes for layer in layers),
         cached=2 * config.num_hidden_layers * (values.get("num_key_value_heads") or heads) * head_size,
