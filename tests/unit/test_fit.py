@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.engine_runs import make_run, tiny_llama
 
+from luthier.cli.commands.estimate import _fits
 from luthier.data.source import Source
 from luthier.engine.fit import (
     MARGIN,
@@ -22,6 +23,7 @@ from luthier.engine.fit import (
 )
 from luthier.engine.loop import train
 from luthier.engine.run import Run
+from luthier.estimate import Room
 from luthier.examples import Row
 from luthier.models.allocated import Growth, Size, allocations, lasting
 from luthier.models.forest import build_batch
@@ -244,3 +246,17 @@ def test_rows_that_are_too_long_for_the_memory_are_told(roomy: tuple[Run, Needs]
     found = fit(run, 2048, needs.memory_of(100).total, needs)
     assert not found.fits and found.tokens == 64
     assert found.needed > needs.memory_of(290).total, "a row is never split"
+
+
+# What `luthier estimate` says of it
+
+
+def test_the_estimate_names_what_fits_and_what_does_not() -> None:
+    some = Room(8 * 2**30, 2048, 17, "gemma-3-270m", 3 * 2**30, "Qwen2.5 3B", 17 * 2**30)
+    assert _fits(some).startswith("fits      micro-batches of up to 2,048 tokens, about 17 of these rows at once")
+    assert _fits(some).endswith("models up to gemma-3-270m (3.0 GiB), not Qwen2.5 3B (17.0)")
+    none = replace(some, tokens=0, rows=0, model=None, beyond="smollm2-135m-instruct")
+    assert "no micro-batch for certain" in _fits(none)
+    assert _fits(none).endswith("no known model (the smallest, smollm2-135m-instruct, would hold 17.0 GiB)")
+    every = replace(some, model="Qwen2.5 72B", beyond=None, beyond_bytes=0)
+    assert _fits(every).endswith("models up to Qwen2.5 72B (3.0 GiB)")
