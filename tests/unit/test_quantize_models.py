@@ -302,6 +302,7 @@ def test_predicted_weights_are_the_bytes_that_are_held(make_tiny: Callable[..., 
     assert shape.feed_forward == dense.feed_forward
     rest = shape.parameters - shape.quantized
     assert held_bytes(model) == 4 * rest + shape.quantized_bytes
+    assert loading_bytes(dense, torch.float32, 4 * dense.parameters + 900) == 4 * dense.parameters, "mapped"
     assert loading_bytes(dense, torch.float32, 1000) == 1000 + 4 * dense.parameters
     assert loading_bytes(shape, torch.float32, 10**9) < 4 * dense.parameters * 2
 

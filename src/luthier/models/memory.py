@@ -157,7 +157,8 @@ def loading_bytes(shape: Shape, dtype: torch.dtype, stored: int) -> int:
     """
     held = (shape.parameters - shape.quantized) * dtype.itemsize + shape.quantized_bytes
     if not shape.quantized:
-        return stored + held
+        # files in the model's own type are mapped and stay what is held; others are there beside what is made of them
+        return held if abs(stored - held) < 0.05 * held else stored + held
     # tensors are read one by one: the largest, the embedding, is there in the file's type and in the model's
     return held + shape.vocabulary * shape.hidden * (4 + dtype.itemsize)
 
