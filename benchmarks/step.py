@@ -42,7 +42,7 @@ def opened_run(folder: Path, words: int, system_words: int) -> tuple[Opened, Run
 def step(run: Run, number: int) -> tuple[int, int]:
     """Gradients of one step; returns its tokens, as the rows have them and as they were computed."""
     logical = computed = 0
-    for rows in micro_batches(run.source.step(number), run.settings.micro_batch_tokens):
+    for rows in micro_batches(run.source.step(number), run.micro_batch_tokens):
         batch = build_batch(rows).to(run.device)
         with forest_mode(run.model):
             run.objective.loss(run.models, batch).total.backward()

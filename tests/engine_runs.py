@@ -102,4 +102,5 @@ def make_run(folder: Path, dtype: torch.dtype = torch.float32, **tables: Any) ->
         checkpoints=folder / "checkpoints",
         fingerprint=canonical_hash([seed, *(dump_part(p) for p in parts.values())]),
         device=torch.device("cpu"),
+        micro_batch_tokens=settings.micro_batch_tokens if settings.micro_batch_tokens != "auto" else 4096,
     )

@@ -19,6 +19,7 @@ from luthier.adapters.base import Adapter, Injected
 from luthier.config import Settings, build, canonical_hash
 from luthier.data.source import Source, Unit
 from luthier.data.templates import Template, build_template
+from luthier.engine.fit import fit, most_that_pays
 from luthier.engine.optimizers.base import OptimizerSettings
 from luthier.engine.run import Run
 from luthier.engine.schedules.base import Schedule
@@ -191,7 +192,8 @@ def build_run(
     objective = objective_of(recipe)
     rate = optimizer.learning_rate or adapter_of(recipe).learning_rate * objective.rate_factor
     source = Source(units["train"], recipe.training.rows_per_step, recipe.seed)
-    return Run(
+    given, most = recipe.training.micro_batch_tokens, most_that_pays(loaded.device)
+    run = Run(
         settings=recipe.training,
         steps=planned_steps(recipe, len(units["train"])),
         model=loaded.model,
@@ -206,7 +208,12 @@ def build_run(
         checkpoints=folder / "checkpoints",
         fingerprint=fingerprint,
         device=loaded.device,
+        micro_batch_tokens=most if given == "auto" else given,
     )
+    if given == "auto":
+        run.fit = fit(run, most)
+        run.micro_batch_tokens = run.fit.tokens
+    return run
 
 
 def _compiling_pays(recipe: Recipe, loaded: LoadedModel, units: Sequence[Unit]) -> bool:

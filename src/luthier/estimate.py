@@ -6,14 +6,14 @@ measured: one typical training step and the answers to a few test rows are timed
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-import psutil
 import torch
 
 from luthier import assemble, registry
 from luthier.data.source import micro_batches
+from luthier.engine.fit import MARGIN, Needs, fit, for_another, needs_of, predict
 from luthier.engine.run import Run
 from luthier.evaluate import Question, context_of, question_of
 from luthier.evaluation.answering import SCORED_TOKENS, answer_with_model
@@ -25,22 +25,43 @@ from luthier.models.load import wait_for
 from luthier.models.memory import (
     Load,
     Memory,
-    held_bytes,
+    Shape,
+    available_bytes,
     loading_bytes,
-    predict,
     predict_forward,
     shape_of,
 )
 from luthier.models.scorer import forest_mode
+from luthier.models.sizes import SIZES
 from luthier.stages import Opened
 
-SCANNED_STEPS = 500
-PROCESS_BYTES = 600 * 2**20  # Python, torch and transformers at work, without a model
+LARGEST_MICRO_BATCH = 2**17  # tokens; nobody needs more
+LOADER_BYTES = 500 * 2**20  # the process before its first pass
 GATES_SECONDS = 60.0  # the gates on the model, for the default one on two cores
 # for a plan without a measurement: untuned answers ramble, several prompts are tried, and trained answers end
 _EFFORT = {"zero_shot": 1.6, "few_shot": 1.4, "fine_tuned": 0.4}
 # the share of the machine's matrix rate that training reaches, shared tokens counted for each row; speed of writing
 _TRAINING_SHARE, _WRITING_TOKENS_PER_SECOND = 0.5, 150.0
+
+
+@dataclass(frozen=True)
+class Room:
+    """What this machine's memory would hold of the recipe."""
+
+    available: int
+    """Bytes that the process may hold."""
+    tokens: int
+    """The largest micro-batch that fits."""
+    rows: int
+    """How many rows of middle length that is."""
+    model: str | None
+    """The largest known model that fits with the recipe's micro-batches; None: not even the smallest."""
+    model_bytes: int
+    """Its predicted peak."""
+    beyond: str | None
+    """The next larger one, which does not fit; None: all do."""
+    beyond_bytes: int
+    """Its predicted peak."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +71,7 @@ class Estimate:
     memory: Memory
     """Of the stage that needs most."""
     memory_stage: str
+    room: Room
     steps: int
     tokens: int
     """Training tokens over all steps, shared ones counted for each row."""
@@ -65,59 +87,74 @@ class Estimate:
         return self.training_seconds + self.evaluation_seconds
 
 
-def largest_load(run: Run) -> Load:
-    """The largest micro-batch of the first 500 steps, by computed tokens; the order of rows is known beforehand."""
-    tokens = positions = 0
-    for number in range(1, min(run.steps, SCANNED_STEPS) + 1):
-        for rows in micro_batches(run.source.step(number), run.settings.micro_batch_tokens):
-            batch = build_batch(rows)
-            tokens = max(tokens, len(batch.forest.ids_N))
-            positions = max(positions, len(batch.hidden_H))
-    for rows in micro_batches(run.validation, run.settings.micro_batch_tokens):
-        batch = build_batch(rows)
-        # without a graph only one layer's activations live, but the logits are as large
-        positions = max(positions, len(batch.hidden_H) // 2)
-    return Load(tokens, positions)
-
-
-def predict_memory(opened: Opened, run: Run) -> Memory:
-    """Peak bytes of the training of `run`; what the process itself holds is read off the present one."""
-    shape = shape_of(opened.loaded.model)
-    # weights that are mapped from a file count as held only once they are touched, hence the floor
-    process = max(psutil.Process().memory_info().rss - held_bytes(opened.loaded.model), PROCESS_BYTES)
-    return predict(
-        shape,
-        opened.loaded.dtype,
-        sum(p.numel() for p in run.injected.trainable.values()),
-        largest_load(run),
-        full=assemble.adapter_of(opened.recipe).overwrites_base,
-        checkpointing=opened.recipe.training.gradient_checkpointing,
-        process=process,
-    )
-
-
-def predict_training(opened: Opened, run: Run) -> Mapping[str, Memory]:
+def predict_training(opened: Opened, run: Run, needs: Needs | None = None) -> Mapping[str, Memory]:
     """Peak bytes of loading the model and of training it: what `luthier train` takes."""
-    shape, training = shape_of(opened.loaded.model), predict_memory(opened, run)
+    shape, training = shape_of(opened.loaded.model), predict(run, needs)
     stored = sum(path.stat().st_size for path in opened.loaded.files.folder.glob("*.safetensors"))
     return {
-        "loading": Memory(training.process, loading_bytes(shape, opened.loaded.dtype, stored), 0, 0, 0),
+        "loading": Memory(
+            min(training.process, LOADER_BYTES), loading_bytes(shape, opened.loaded.dtype, stored), 0, 0, 0
+        ),
         "training": training,
     }
 
 
-def predict_stages(opened: Opened, run: Run, question: Question) -> Mapping[str, Memory]:
+def predict_stages(opened: Opened, run: Run, question: Question, needs: Needs | None = None) -> Mapping[str, Memory]:
     """Peak bytes of each stage of a whole run: the model also answers, and is scored."""
     shape, dtype = shape_of(opened.loaded.model), opened.loaded.dtype
     if assemble.adapter_of(opened.recipe).overwrites_base:  # answers are computed in the type of its weights
         dtype = torch.float32
-    stages = predict_training(opened, run)
+    stages = predict_training(opened, run, needs)
     training = stages["training"]
     return {
         **stages,
         "answering": predict_forward(training, shape, dtype, _answering_load(opened, question)),
         "scoring": predict_forward(training, shape, dtype, _scoring_load(opened, question)),
     }
+
+
+def room_for(opened: Opened, run: Run, needs: Needs, available: int | None = None) -> Room:
+    """The largest micro-batch and the largest known model that fit with the margin of the prediction.
+
+    Args:
+        opened: the run's parts.
+        run: with the adapter in its model.
+        needs: of that run.
+        available: bytes; None: those of the run's device.
+    """
+    given = available_bytes(run.device) if available is None else available
+    largest = fit(run, LARGEST_MICRO_BATCH, given, needs)
+    lengths = sorted(len(row.ids) for unit in opened.units["train"] for row in unit)
+    overwrites = assemble.adapter_of(opened.recipe).overwrites_base
+    own = shape_of(opened.loaded.model)
+    own = own if overwrites else replace(own, parameters=own.parameters - needs.trained)
+    totals = {}
+    for name, shape in SIZES.items():
+        other = for_another(needs, own, shape, overwrites=overwrites)
+        training = other.memory_of(run.micro_batch_tokens).total
+        # files are taken to be in bfloat16
+        loading = other.process + loading_bytes(_held_like(own, shape), opened.loaded.dtype, 2 * shape.parameters)
+        totals[name] = max(training, loading)
+    fitting = [name for name, total in totals.items() if total * MARGIN <= given]
+    over = [name for name, total in totals.items() if total * MARGIN > given]
+    model, beyond = (fitting[-1] if fitting else None), (over[0] if over else None)
+    return Room(
+        available=given,
+        tokens=largest.tokens if largest.fits else 0,
+        rows=largest.tokens // lengths[len(lengths) // 2] if largest.fits else 0,
+        model=model,
+        model_bytes=totals.get(model or "", 0),
+        beyond=beyond,
+        beyond_bytes=totals.get(beyond or "", 0),
+    )
+
+
+def _held_like(own: Shape, other: Shape) -> Shape:
+    """The other shape, its matrices quantized where those of this one are."""
+    if not own.quantized:
+        return other
+    matrices = other.parameters - (1 if other.tied else 2) * other.vocabulary * other.hidden
+    return replace(other, quantized=matrices, quantized_bytes=matrices * own.quantized_bytes // own.quantized)
 
 
 def _answering_load(opened: Opened, question: Question) -> Load:
@@ -151,7 +188,8 @@ def estimate(opened: Opened) -> Estimate:
     trainable = assemble.make_trainable(recipe, opened.loaded)
     run = assemble.build_run(recipe, opened.loaded, trainable, opened.units, "", opened.folder.path)
     question = question_of(opened)
-    stages = predict_stages(opened, run, question)
+    needs = needs_of(run)
+    stages, room = predict_stages(opened, run, question, needs), room_for(opened, run, needs)
     largest = max(stages, key=lambda stage: stages[stage].total)
     step_seconds = _step_seconds(run)
     writing = _writing_seconds(opened, question)
@@ -163,6 +201,7 @@ def estimate(opened: Opened) -> Estimate:
     return Estimate(
         memory=stages[largest],
         memory_stage=largest,
+        room=room,
         steps=run.steps,
         tokens=tokens,
         step_seconds=step_seconds,
@@ -178,7 +217,7 @@ def _step_seconds(run: Run) -> float:
     seconds = []
     for number in range(1, 4):
         started = time.perf_counter()
-        for rows in micro_batches(run.source.step(number), run.settings.micro_batch_tokens):
+        for rows in micro_batches(run.source.step(number), run.micro_batch_tokens):
             with forest_mode(run.model):
                 run.objective.loss(run.models, build_batch(rows).to(run.device)).total.backward()
         run.optimizer.zero_grad(set_to_none=True)

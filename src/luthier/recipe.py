@@ -167,8 +167,9 @@ class TrainingSettings(Settings):
     """Data rows (for preferences: pairs) that make one optimizer step."""
     max_tokens: int = Field(2048, ge=8)
     """Longest row in tokens; longer ones are cut on the right and counted."""
-    micro_batch_tokens: int = Field(4096, ge=1)
-    """Most tokens computed at once; bounds memory, and never changes the result."""
+    micro_batch_tokens: PositiveInt | Literal["auto"] = 4096
+    """Most tokens computed at once; bounds memory, and never changes the result. `auto`: as many as are predicted to
+    fit into this machine's memory, and no more than make a step faster; found once, before the run."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this norm when they exceed it."""
     validate_every: int | None = Field(None, ge=1)

@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -271,7 +271,8 @@ def prepare_training(opened: Opened, progress: Progress) -> Prepared:
         raise PreflightError("this run was opened for evaluation; open_run proves its rows before it trains")
     fingerprint = assemble.fingerprint_of(recipe, loaded, opened.template, opened.units)
     trainable = assemble.make_trainable(recipe, loaded)
-    run = assemble.build_run(recipe, loaded, trainable, opened.units, fingerprint, folder.path)
+    run = assemble.build_run(_settled(recipe, folder), loaded, trainable, opened.units, fingerprint, folder.path)
+    _tell_fit(run, folder, progress)
     found = _newest(run, progress)
     if found is None:
         subject.injected, subject.models = trainable.injected, trainable.models
@@ -308,6 +309,32 @@ def _gates(folder: RunFolder, subject: Subject, stage: Stage) -> None:
     kept = {r["gate"]: r for r in folder.read("preflight.json") or []}
     folder.write("preflight.json", list((kept | {r.gate: r.dump() for r in results}).values()))
     require(results)
+
+
+def _settled(recipe: Recipe, folder: RunFolder) -> Recipe:
+    """The recipe with the micro-batch that this run found for `auto` when it was first prepared, if it did.
+
+    Another one would end with other bits: sums over other parts round otherwise.
+    """
+    found = folder.read("manifest.json").get("micro_batch")
+    if found is None or recipe.training.micro_batch_tokens != "auto":
+        return recipe
+    training = recipe.training.model_copy(update={"micro_batch_tokens": found["tokens"]})
+    return recipe.model_copy(update={"training": training})
+
+
+def _tell_fit(run: Run, folder: RunFolder, progress: Progress) -> None:
+    """Note the micro-batch that was found for `auto`, and say it."""
+    if run.fit is None:
+        return
+    folder.record(micro_batch=asdict(run.fit))
+    needed, available = (f"{value / 2**30:.1f} GiB" for value in (run.fit.needed, run.fit.available))
+    progress.say(f"  micro-batches of up to {run.fit.tokens:,} tokens: {needed} at most, of {available} available")
+    if not run.fit.fits:
+        progress.say(
+            "  that may be more than there is: set training.gradient_checkpointing = true, a lower "
+            "training.max_tokens, a quantized base (model.quantize), or an adapter that trains less"
+        )
 
 
 def _newest(run: Run, progress: Progress) -> checkpoint.Found | None:

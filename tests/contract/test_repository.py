@@ -70,6 +70,7 @@ REPLACED_IN_TESTS: dict[str, str] = {
     "tests/unit/test_levels.py::test_levels_are_for_flash_kernels": "as if there were a GPU",
     "tests/unit/test_generate.py::test_equal_prompts_are_computed_once": "counts calls and passes every one of them on",
     "tests/unit/test_generate.py::test_shared_prefix_changes_nothing": "says from where on sharing pays",
+    "tests/unit/test_stages.py::test_an_automatic_micro_batch_is_found_once": "a machine with less memory",
 }
 
 

@@ -359,8 +359,9 @@ def test_estimate_tells_memory_time_and_money_and_leaves_nothing(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert main(["estimate", str(recipe)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["memory", "time", "money"]
-    assert "(6 steps of" in lines[1]
+    assert [line.split()[0] for line in lines] == ["memory", "fits", "time", "money"]
+    assert "micro-batches of up to " in lines[1] and "by their shapes, models up to " in lines[1]
+    assert "(6 steps of" in lines[2]
     assert float(lines[0].split()[1]) > 0.5  # GiB: the process alone holds more
     assert not list(tmp_path.glob("luthier-estimate-*"))
 

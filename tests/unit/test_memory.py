@@ -1,50 +1,31 @@
 """Predicted memory: every setting that costs bytes must cost them, in the right direction."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from tests.engine_runs import tiny_llama
 
-from luthier.models.memory import Load, Memory, Shape, peak_memory_bytes, predict, predict_forward, shape_of
+from luthier.models.memory import (
+    Load,
+    Memory,
+    Shape,
+    available_bytes,
+    left_in_groups,
+    peak_memory_bytes,
+    predict_forward,
+    shape_of,
+)
+from luthier.models.sizes import SIZES
 
 SHAPE = Shape(layers=30, hidden=576, feed_forward=1536, vocabulary=49152, parameters=134_515_008)
-LOAD = Load(tokens=1000, positions=400)
-
-
-def memory(
-    shape: Shape = SHAPE,
-    dtype: torch.dtype = torch.bfloat16,
-    full: bool = False,
-    checkpointing: bool = False,
-    load: Load = LOAD,
-) -> Memory:
-    trainable = shape.parameters if full else 4_884_480
-    return predict(shape, dtype, trainable, load, full=full, checkpointing=checkpointing, process=0)
-
-
-def test_weights_and_optimizer_are_exact() -> None:
-    assert memory().weights == SHAPE.parameters * 2 + 4_884_480 * 4
-    assert memory().optimizer == 4_884_480 * 12
-    assert memory(full=True, dtype=torch.float32).weights == SHAPE.parameters * 4
-    assert memory(full=True).optimizer == SHAPE.parameters * 12
-
-
-def test_activations_grow_with_tokens_layers_and_width_and_logits_with_positions() -> None:
-    base = memory()
-    assert memory(load=Load(2000, 400)).activations == pytest.approx(2 * base.activations, rel=1e-6)
-    assert memory(shape=replace(SHAPE, layers=60)).activations == pytest.approx(2 * base.activations, rel=1e-6)
-    assert memory(load=Load(1000, 800)).logits == 2 * base.logits
-    assert memory(dtype=torch.float32).activations > 1.5 * base.activations
-
-
-def test_checkpointing_keeps_about_one_layer() -> None:
-    assert memory(checkpointing=True).activations < memory().activations / 8
+TRAINING = Memory(process=0, weights=288_568_320, optimizer=58_613_760, activations=10**9, logits=10**8)
 
 
 def test_answering_holds_keys_and_values_and_one_layer_at_a_time() -> None:
     shape = replace(SHAPE, cached=30 * 2 * 192)
-    training = memory(shape)
+    training = TRAINING
     forward = predict_forward(training, shape, torch.bfloat16, Load(4096, 96, cached=16384))
     assert (forward.weights, forward.optimizer, forward.process) == (training.weights, training.optimizer, 0)
     assert forward.cache == 16384 * 30 * 2 * 192 * 2
@@ -63,7 +44,7 @@ def test_the_peak_only_grows() -> None:
 
 
 def test_the_total_is_the_sum_of_what_is_listed() -> None:
-    assert memory().total == sum(vars(memory()).values())
+    assert TRAINING.total == sum(vars(TRAINING).values())
 
 
 def test_the_feed_forward_width_is_found_whatever_its_name() -> None:
@@ -83,3 +64,51 @@ def test_shape_of_a_model() -> None:
     assert (shape.layers, shape.hidden, shape.feed_forward, shape.vocabulary) == (2, 32, 64, 61)
     assert shape.cached == 2 * 2 * 2 * 8, "two layers, keys and values, two heads of 8"
     assert shape.parameters == sum(p.numel() for p in tiny_llama().parameters())
+    assert shape.tied
+
+
+def test_a_head_of_its_own_is_seen() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=61, tie_word_embeddings=False))
+    assert not shape_of(model).tied
+
+
+def test_known_sizes_stand_from_small_to_large_and_name_the_catalogue() -> None:
+    from luthier.models.catalog import known
+
+    parameters = [shape.parameters for shape in SIZES.values()]
+    assert parameters == sorted(parameters)
+    for name, entry in known().items():
+        assert SIZES[name].parameters == entry.parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [("qwen2.5-coder-0.5b-instruct", 128), ("Qwen2.5 3B", 256), ("Qwen2.5 7B", 512), ("Qwen2.5 72B", 1024)],
+)
+def test_parameters_of_known_sizes_follow_from_their_shapes(name: str, keys: int) -> None:
+    """Qwen 2.5: queries, keys and values with biases, a gated feed-forward, two norms a layer and one behind them."""
+    x = SIZES[name]
+    attention = 2 * x.hidden**2 + x.hidden + 2 * keys * (x.hidden + 1)
+    layer = attention + 3 * x.hidden * x.feed_forward + 2 * x.hidden
+    tables = (1 if x.tied else 2) * x.vocabulary * x.hidden
+    assert x.parameters == x.layers * layer + tables + x.hidden
+
+
+def test_limits_of_control_groups_count_and_their_caches_do_not(tmp_path: Path) -> None:
+    inner = tmp_path / "slice" / "job"
+    inner.mkdir(parents=True)
+    for place, limit, used, cached in ((inner, "max", 5, 0), (inner.parent, "1000", 700, 200)):
+        (place / "memory.max").write_text(f"{limit}\n")
+        (place / "memory.current").write_text(f"{used}\n")
+        (place / "memory.stat").write_text(f"anon 1\ninactive_file {cached}\n")
+    assert left_in_groups(inner) == [500]
+
+
+def test_what_is_available_is_more_than_is_held_and_less_than_the_machine_has() -> None:
+    import psutil
+
+    held = psutil.Process().memory_info().rss
+    assert held < available_bytes(torch.device("cpu")) < psutil.virtual_memory().total + held

@@ -134,7 +134,7 @@ def outcome(tables: Tree, loaded: LoadedModel, folder: Path) -> Mapping[str, Any
         "steps": [number for number, _ in steps],
         "validated": [number for number, metrics in steps if "validation_loss" in metrics],
         "saved": sorted(path.name for path in run.checkpoints.iterdir()),
-        "micro_batches": len(list(micro_batches(first, run.settings.micro_batch_tokens))),
+        "micro_batches": len(list(micro_batches(first, run.micro_batch_tokens))),
         "recomputes": loaded.model.is_gradient_checkpointing,
     }
 

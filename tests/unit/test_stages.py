@@ -144,3 +144,26 @@ def test_validation_rows_without_their_replies_stop_the_run(
     assert main(["train", str(recipe), "--out", str(tmp_path / "out"), *given]) == 2
     assert "trained_tokens" in capsys.readouterr().err
     assert not (tmp_path / "out/checkpoints").exists()
+
+
+def test_an_automatic_micro_batch_is_found_once(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that goes on with less memory takes the number that it began with."""
+    from luthier.engine import fit as fitting
+
+    out = tmp_path / "out"
+    asked = ["train", str(recipe), "--out", str(out), "--set", "training.micro_batch_tokens=auto"]
+    assert main([*asked]) == 0
+    found = RunFolder(out).read("manifest.json")["micro_batch"]
+    assert found["tokens"] == fitting.MOST_TOKENS["cpu"] and found["fits"]
+    assert f"micro-batches of up to {found['tokens']:,} tokens" in capsys.readouterr().err
+    monkeypatch.setattr(fitting, "available_bytes", lambda device: 1)
+    (out / "adapter" / "run.json").unlink()  # so that training is asked for again
+    assert main(asked) == 0
+    assert RunFolder(out).read("manifest.json")["micro_batch"] == found
+    assert "micro-batches" not in capsys.readouterr().err
+    other = tmp_path / "other"
+    assert main(["train", str(recipe), "--out", str(other), "--set", "training.micro_batch_tokens=auto"]) == 0
+    assert RunFolder(other).read("manifest.json")["micro_batch"]["tokens"] == 64
+    assert "that may be more than there is: set training.gradient_checkpointing" in capsys.readouterr().err

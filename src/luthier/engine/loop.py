@@ -115,7 +115,7 @@ def _step_weight(run: Run, number: int, batches: list[Batch]) -> float:
 
 
 def _batches(run: Run, number: int) -> list[Batch]:
-    rows = micro_batches(run.source.step(number), run.settings.micro_batch_tokens)
+    rows = micro_batches(run.source.step(number), run.micro_batch_tokens)
     return [build_batch(group).to(run.device) for group in rows]
 
 
@@ -124,7 +124,7 @@ def validation_loss(run: Run) -> float:
     """The objective's mean over all validation units, without dropout."""
     run.model.eval()
     means = []
-    for group in micro_batches(run.validation, run.settings.micro_batch_tokens):
+    for group in micro_batches(run.validation, run.micro_batch_tokens):
         batch = build_batch(group).to(run.device)
         means.append(Mean(float(run.objective.loss(run.models, batch).total), run.objective.weight(batch)))
     return merge_metrics([{"loss": mean} for mean in means])["loss"].value()

@@ -37,6 +37,19 @@ class State:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Fit:
+    """The largest micro-batch for a run, found by `engine.fit`."""
+
+    tokens: int
+    needed: int
+    """Predicted peak bytes with it."""
+    available: int
+    """Bytes that the process may hold."""
+    fits: bool
+    """Whether it does, with a margin; a unit of rows is never split and may be larger than what fits."""
+
+
 @dataclass
 class Run:
     """One training, in whatever state it is between two steps."""
@@ -56,6 +69,10 @@ class Run:
     fingerprint: str
     """Hash of everything that decides the result; a checkpoint of another fingerprint is refused."""
     device: torch.device
+    micro_batch_tokens: int
+    """Most tokens computed at once."""
+    fit: Fit | None = None
+    """How that number was found, where it was not given."""
     state: State = field(default_factory=State)
 
     @property

@@ -2,38 +2,25 @@
 
 A process that trains holds: itself (Python, torch), the weights, for each trained number its gradient and two optimizer
 moments, and for the largest micro-batch the activations kept for the backward pass and the logits of the positions
-that are trained on. One that answers or scores holds the keys and values of the rows in flight instead, and the
-activations of one layer at a time. The coefficients were first counted from what autograd saves in a decoder of the
-Llama family (norms in float32, rotary attention, gated feed-forward) and then fitted to what processes held:
-`benchmarks/memory.py`.
+that are trained on; those are counted, see `engine.fit`. One that answers or scores holds the keys and values of the
+rows in flight instead, and the activations of one layer at a time, whose coefficients were fitted.
 """
 
 import resource
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 
-from luthier.models.kernels.decoder import computes
-from luthier.models.kernels.head import PANEL
 from luthier.models.packed import quantized_layers
 from luthier.models.quantize.base import QuantizedLinear
 
-# bytes a token and layer that autograd keeps, in units of the hidden and the feed-forward width
-_KEPT = {
-    "bfloat16": (28, 9),
-    "float32": (46, 18),
-    "autocast": (36, 8),
-    "fused bfloat16": (10, 4),
-    "fused float32": (20, 8),
-}
-# a logit, its float32 copy, its log-softmax, and their gradients at the moment when most of them live
-_LOGIT_BYTES = {"bfloat16": 20, "float32": 24, "autocast": 14, "fused bfloat16": 2, "fused float32": 4}
-# the kernels' own layer at the moment of its backward pass; the others keep more than they need then
-_PASSING = {"fused bfloat16": (16, 14), "fused float32": (32, 28)}
-_ALLOCATOR = 1.06  # freed blocks that malloc keeps
+MALLOC = 1.12  # freed blocks that malloc keeps, fitted (benchmarks/memory.py)
 # without a graph: bytes of a token in the widest layer, in units of both widths, and of a logit with its copies
 _FORWARD = {"bfloat16": (20, 8), "float32": (32, 16)}
 _FORWARD_LOGIT_BYTES = {"bfloat16": 10, "float32": 8}
@@ -51,14 +38,12 @@ class Shape:
     """All numbers of the model, those that are held quantized included."""
     cached: int = 0
     """Numbers that all layers keep of a token that was read: its keys and values."""
-    fused: bool = False
-    """Whether layers and head compute with kernels, which keep less."""
+    tied: bool = True
+    """Whether head and embedding are one matrix."""
     quantized: int = 0
     """Numbers that are held in fewer bits."""
     quantized_bytes: int = 0
     """What those are held in."""
-    largest: int = 0
-    """Numbers of the largest matrix among them that is made dense for a product."""
 
 
 @dataclass(frozen=True)
@@ -93,19 +78,11 @@ def shape_of(model: Any) -> Shape:
         feed_forward=_feed_forward(model, config),
         vocabulary=config.vocab_size,
         parameters=sum(p.numel() for p in model.parameters()) + quantized,
-        fused=computes(model),
+        tied=bool(values.get("tie_word_embeddings", True)),
         quantized=quantized,
         quantized_bytes=sum(layer.held_bytes for layer in layers),
-        largest=max((_made_at_once(layer, model) for layer in layers), default=0),
         cached=2 * config.num_hidden_layers * (values.get("num_key_value_heads") or heads) * head_size,
     )
-
-
-def _made_at_once(layer: QuantizedLinear, model: Any) -> int:
-    """Numbers of a layer's matrix that are dense at once: the head is made in panels, where its kernel computes."""
-    whole = layer.out_features * layer.in_features
-    in_panels = bool(layer is model.get_output_embeddings() and computes(model))
-    return min(whole, PANEL * layer.in_features) if in_panels else whole
 
 
 def _feed_forward(model: Any, config: Any) -> int:
@@ -135,6 +112,11 @@ def held_bytes(model: Any) -> int:
     return dense + sum(layer.held_bytes for layer in quantized_layers(model))
 
 
+def units_of_layers(shape: Shape) -> int:
+    """What a token's activations over all layers are taken to be proportional to, from model to model."""
+    return shape.layers * (5 * shape.hidden + 2 * shape.feed_forward)
+
+
 @dataclass(frozen=True)
 class Load:
     """The largest batch: tokens computed, and positions whose logits are needed."""
@@ -145,49 +127,11 @@ class Load:
     """Tokens whose keys and values are kept, of rows that are being written."""
 
 
-def predict(
-    shape: Shape, dtype: torch.dtype, trainable: int, load: Load, *, full: bool, checkpointing: bool, process: int
-) -> Memory:
-    """Peak bytes of training.
-
-    Args:
-        shape: of the base model.
-        dtype: that the base is loaded in.
-        trainable: numbers that train.
-        load: the largest micro-batch.
-        full: whether the base itself trains (then in float32, with products in `dtype`).
-        checkpointing: whether layers are computed again in the backward pass.
-        process: bytes that the process holds beside the model.
-    """
-    short = dtype in (torch.bfloat16, torch.float16)
-    kind = "autocast" if full and short else "bfloat16" if short else "float32"
-    if shape.fused:
-        kind = f"fused {'bfloat16' if short else kind}"
-    of_hidden, of_feed_forward = _KEPT[kind]
-    per_layer = load.tokens * (of_hidden * shape.hidden + of_feed_forward * shape.feed_forward)
-    stream = load.tokens * shape.hidden * (2 if kind.endswith("bfloat16") else 4)
-    kept = per_layer * shape.layers if not checkpointing else stream * shape.layers + per_layer
-    of_hidden, of_feed_forward = _PASSING.get(kind, (0, 0))
-    passing = load.tokens * (of_hidden * shape.hidden + of_feed_forward * shape.feed_forward)
-    kept += passing if not checkpointing else 3 * passing  # a layer is computed twice, and malloc keeps both
-    size = 4 if full or not short else 2
-    weights = (shape.parameters - shape.quantized + shape.largest) * size + shape.quantized_bytes
-    copies = shape.parameters * 2 if full and short else 0  # autocast's own copies live through the backward pass
-    adapter = 0 if full else trainable * 4
-    return Memory(
-        process=process,
-        weights=weights + copies + adapter,
-        optimizer=trainable * 12,
-        activations=int(kept * _ALLOCATOR),
-        logits=load.positions * shape.vocabulary * _LOGIT_BYTES[kind],
-    )
-
-
 def predict_forward(training: Memory, shape: Shape, dtype: torch.dtype, load: Load) -> Memory:
     """Peak bytes of answering or scoring with the model of a training, whose weights and optimizer stay where they are.
 
     Args:
-        training: what `predict` found for it.
+        training: what was predicted for it.
         shape: of the base model.
         dtype: that is computed in.
         load: the largest batch.
@@ -197,7 +141,7 @@ def predict_forward(training: Memory, shape: Shape, dtype: torch.dtype, load: Lo
     layer = load.tokens * (of_hidden * shape.hidden + of_feed_forward * shape.feed_forward)
     return replace(
         training,
-        activations=int(layer * _ALLOCATOR),
+        activations=int(layer * MALLOC),
         logits=load.positions * shape.vocabulary * _FORWARD_LOGIT_BYTES[kind],
         cache=load.cached * shape.cached * (2 if kind == "bfloat16" else 4),
     )
@@ -213,7 +157,8 @@ def loading_bytes(shape: Shape, dtype: torch.dtype, stored: int) -> int:
     """
     held = (shape.parameters - shape.quantized) * dtype.itemsize + shape.quantized_bytes
     if not shape.quantized:
-        return stored + held
+        # files in the model's own type are mapped and stay what is held; others are there beside what is made of them
+        return held if abs(stored - held) < 0.05 * held else stored + held
     # tensors are read one by one: the largest, the embedding, is there in the file's type and in the model's
     return held + shape.vocabulary * shape.hidden * (4 + dtype.itemsize)
 
@@ -224,3 +169,40 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_bytes(device: torch.device) -> int:
+    """What this process may hold on a device: what it holds already, and what is free there.
+
+    On the CPU the limits of control groups count, too (containers, batch systems). A device that shares the memory of
+    the CPU (mps) has what that has.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device))
+    own = _own_group()
+    left = [] if own is None else left_in_groups(own)
+    return int(psutil.Process().memory_info().rss + min(psutil.virtual_memory().available, *left, sys.maxsize))
+
+
+def _own_group() -> Path | None:
+    """The folder of this process's control group (version 2); None: there is none."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
+    except OSError:  # no Linux
+        return None
+    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), None)
+    return None if own is None else Path("/sys/fs/cgroup") / own
+
+
+def left_in_groups(own: Path) -> list[int]:
+    """Bytes that are left of each memory limit on a control group and on those around it."""
+    found = []
+    for place in (own, *own.parents):
+        with suppress(OSError, ValueError):  # the outermost has no limit, and "max" is none
+            limit = int((place / "memory.max").read_text(encoding="ascii"))
+            used = int((place / "memory.current").read_text(encoding="ascii"))
+            # pages of files are given back when others are needed
+            stats = dict(line.split() for line in (place / "memory.stat").read_text(encoding="ascii").splitlines())
+            found.append(limit - used + int(stats.get("inactive_file", 0)))
+    return found

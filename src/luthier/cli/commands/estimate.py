@@ -8,6 +8,10 @@ example:
 """
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from luthier.estimate import Room
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,8 +26,6 @@ def run(args: argparse.Namespace) -> int:
     import tempfile
     from pathlib import Path
 
-    import psutil
-
     from luthier.estimate import estimate
     from luthier.progress import Terminal, duration
     from luthier.recipe import load
@@ -36,12 +38,13 @@ def run(args: argparse.Namespace) -> int:
         folder.open(recipe, args.recipe)
         opened = open_run(recipe, folder, prepare_data(recipe, folder, progress), progress)
         found = estimate(opened)
-    memory, available = found.memory, psutil.virtual_memory().total
+    memory, room = found.memory, found.room
     parts = ", ".join(f"{name} {value / 2**30:.2f}" for name, value in vars(memory).items())
     print(
         f"memory    {memory.total / 2**30:.2f} GiB at most, while {found.memory_stage} ({parts}); "
-        f"this machine has {available / 2**30:.1f}"
+        f"{room.available / 2**30:.1f} are available"
     )
+    print(_fits(room))
     print(
         f"time      {duration(found.seconds)}: training {duration(found.training_seconds)} "
         f"({found.steps} steps of {found.step_seconds:.2f} s), answering {duration(found.evaluation_seconds)}"
@@ -51,3 +54,20 @@ def run(args: argparse.Namespace) -> int:
         f"hosted training of the same {found.tokens:,} tokens {found.hosted_usd:.2f} USD"
     )
     return 0
+
+
+def _fits(room: "Room") -> str:
+    """The line on what else would fit."""
+    batch = (
+        f"micro-batches of up to {room.tokens:,} tokens, about {room.rows:,} of these rows at once (steps of more are "
+        "cut into several)"
+        if room.tokens
+        else "no micro-batch for certain"
+    )
+    if room.model is None:
+        model = f"no known model (the smallest, {room.beyond}, would hold {room.beyond_bytes / 2**30:.1f} GiB)"
+    else:
+        model = f"models up to {room.model} ({room.model_bytes / 2**30:.1f} GiB)"
+        if room.beyond is not None:
+            model += f", not {room.beyond} ({room.beyond_bytes / 2**30:.1f})"
+    return f"fits      {batch}; with this recipe, by their shapes, {model}"
