@@ -150,18 +150,19 @@ def test_adapters_travel_to_peft_and_back_with_equal_logits(name: str, tmp_path:
         assert not torch.allclose(found, wanted, atol=1e-3)
 
 
-@pytest.mark.parametrize(("way", "theirs"), [("linear", "cat"), ("ties", "ties_svd")])
+@pytest.mark.parametrize(("way", "theirs"), [("linear", "cat"), ("svd", "svd"), ("ties", "ties_svd")])
 def test_merged_adapters_are_peft_s(way: str, theirs: str, tmp_path: Path) -> None:
-    """Two trained adapters, weighted: by what they add to a weight, as peft's `cat` and `ties_svd` count."""
+    """Two trained adapters, weighted: by what they add to a weight, as peft's `cat`, `svd` and `ties_svd` count."""
     from peft import PeftModel
 
     from luthier.merge import Source, merged_layers
     from luthier.merging.base import Merge
     from luthier.merging.linear import Linear
+    from luthier.merging.svd import Svd
     from luthier.merging.ties import Ties
 
     # peft elects signs before it weights, we after: the larger say of a heavier adapter counts in the election
-    weights, layers = (0.7, 0.4) if way == "linear" else (0.6, 0.6), []
+    weights, layers = (0.6, 0.6) if way == "ties" else (0.7, 0.4), []
     for number in range(2):
         injected = LoRA(rank=4, alpha=6, targets=("q_proj", "up_proj")).inject(tiny_llama(), seed=number)
         noise = torch.Generator().manual_seed(number)
@@ -171,11 +172,11 @@ def test_merged_adapters_are_peft_s(way: str, theirs: str, tmp_path: Path) -> No
         injected.save(tmp_path / str(number), "tiny")
         layers.append({n: (x.a.detach(), x.b.detach() * x.scale) for n, x in injected.layers.items()})
     sources = [Source(tmp_path, {}, found, weight) for found, weight in zip(layers, weights, strict=True)]
-    method: Merge = Linear() if way == "linear" else Ties(density=0.5)
-    ours = merged_layers(sources, method, None if way == "linear" else 32, 0)
+    methods: dict[str, Merge] = {"linear": Linear(), "svd": Svd(), "ties": Ties(density=0.5)}
+    ours = merged_layers(sources, methods[way], 32 if way == "ties" else None, 0)
     model = PeftModel.from_pretrained(tiny_llama(), str(tmp_path / "0"), adapter_name="a")
     model.load_adapter(str(tmp_path / "1"), adapter_name="b")
-    options = {} if way == "linear" else {"density": 0.5, "svd_rank": 32}
+    options = {"density": 0.5, "svd_rank": 32} if way == "ties" else {}
     model.add_weighted_adapter(["a", "b"], list(weights), "merged", combination_type=theirs, **options)
     for name, ((a, b), _) in ours.items():
         other = model.base_model.model.get_submodule(name)
