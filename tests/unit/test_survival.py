@@ -81,7 +81,7 @@ def test_the_error_names_the_worst_layer_its_share_and_what_to_do() -> None:
     worst = min(found.layers, key=lambda layer: layer.kept)
     with pytest.raises(ExportError) as caught:
         found.require(0.9)
-    for word in (worst.name, f"{worst.kept:.1%}", "--format peft", "--format safetensors", "--least-kept 0"):
+    for word in (worst.name, f"{worst.kept:.1%}", "luthier serve", "--format safetensors", "--least-kept 0"):
         assert word in str(caught.value)
     found.require(0.0)
     assert str(found.layers[0]) in "\n".join(found.told()) and found.layers[0] == worst

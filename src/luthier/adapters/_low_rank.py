@@ -3,10 +3,11 @@
     y = W x + scale B A x        W: (out, in) frozen    A: (rank, in)    B: (out, rank)
 
 scale is alpha / rank, or alpha / sqrt(rank) (rank-stabilized, Kalajdzievski 2023, arXiv:2312.03732). An injected model
-computes exactly what its base computed: B starts at zero, or the start is kept and subtracted (see `_starts`). A and B
+computes exactly what its base computed: B starts at zero, or the start is kept and subtracted (see `_starts`; LoftQ
+alone starts as an update). A and B
 are float32 whatever the base is (bfloat16 would round small updates away); they are multiplied in the base's type.
 Files are in the layout of the `peft` library, which reads them and whose LoRA files are read here; where the start is
-kept the file is a plain LoRA of twice the rank. Left out: embeddings as targets, EVA and LoftQ starts.
+kept the file is a plain LoRA of twice the rank. Left out: embeddings as targets, EVA.
 """
 
 from collections.abc import Mapping
@@ -31,7 +32,7 @@ from luthier.adapters._layers import (
     replace,
     targets_of,
 )
-from luthier.adapters._starts import KEPT, STARTS
+from luthier.adapters._starts import KEPT, STARTS, UPDATES
 from luthier.adapters.base import Adapter
 from luthier.errors import ModelError
 from luthier.models.kernels.low_rank import low_rank_added, low_rank_linear
@@ -45,7 +46,8 @@ class LoRALinear(Wrapped):
         self.base = base
         self.rank, self.scale, self.dropout = rank, scale, dropout
         device = device_of(base)
-        self.a, self.b = nn.Parameter(a.to(device)), nn.Parameter(b.to(device))
+        # contiguous, as they come back from a file: the order in memory decides how a product rounds
+        self.a, self.b = (nn.Parameter(tensor.to(device).contiguous()) for tensor in (a, b))
         self.start: tuple[Tensor, Tensor] | None = None
 
     def keep_start(self) -> None:
@@ -91,6 +93,7 @@ class InjectedLoRA(InjectedLayers):
     def __init__(self, model: nn.Module, layers: Mapping[str, LoRALinear], settings: "LowRank") -> None:
         super().__init__(model, layers, settings.file_settings(list(layers)))
         self.loraplus_ratio = settings.loraplus_ratio
+        self.starts_as_base = settings.start not in UPDATES
 
     def rate_factors(self) -> Mapping[str, float]:
         """LoRA+: B learns faster than A."""

@@ -19,7 +19,7 @@ from luthier.errors import ModelError
 class Injected(ABC):
     """An adapter inside one model."""
 
-    starts_as_base: ClassVar[bool] = True
+    starts_as_base: bool = True
     """Whether a fresh one changes nothing: the injected model computes what its base computed, bit by bit."""
 
     @property

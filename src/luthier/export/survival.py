@@ -70,7 +70,7 @@ class Survival:
             raise ExportError(
                 f"quantized to {self.format}, the merged weights would hold little of what was learned: {worst} "
                 f"survive, the mean of {len(self.layers)} layers is {self.mean:.1%}, and {least:.0%} is required. "
-                "Keep the adapter beside its quantized base (serve the run, or --format peft), or merge into 16 bits "
+                "Keep the adapter beside its quantized base, as `luthier serve` does, or merge into 16 bits "
                 "(--format safetensors); --least-kept 0 writes it all the same"
             )
 
