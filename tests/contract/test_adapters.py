@@ -21,6 +21,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora-orthogonal": {"init": "orthogonal", "rank": 4},
     "lora-pissa": {"init": "pissa", "rank": 4},
     "lora-olora": {"init": "olora", "rank": 4, "scaling": "sqrt_rank"},
+    "lora-eva": {"init": "eva", "rank": 4},
     "lora-patterns": {"ranks": {"down_proj": 3}, "alphas": {"q_proj": 5.0}, "layers": (1,)},
     "lora-pissa-patterns": {"init": "pissa", "rank": 4, "ranks": {"down_proj": 3}, "alphas": {"q_proj": 5.0}},
     "bottleneck-houlsby": {"placement": "houlsby", "activation": "gelu"},

@@ -7,10 +7,10 @@ computes exactly what its base computed: B starts at zero, or the start is kept 
 alone starts as an update). A and B
 are float32 whatever the base is (bfloat16 would round small updates away); they are multiplied in the base's type.
 Files are in the layout of the `peft` library, which reads them and whose LoRA files are read here; where the start is
-kept the file is a plain LoRA of twice the rank. Left out: embeddings as targets, EVA.
+kept the file is a plain LoRA of twice the rank. Left out: embeddings as targets.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from luthier.adapters._eva import directions
 from luthier.adapters._layers import (
     ALL_LINEAR,
     PREFIX,
@@ -32,9 +33,10 @@ from luthier.adapters._layers import (
     replace,
     targets_of,
 )
-from luthier.adapters._starts import KEPT, STARTS, UPDATES
+from luthier.adapters._starts import FROM_ROWS, KEPT, STARTS, UPDATES
 from luthier.adapters.base import Adapter
 from luthier.errors import ModelError
+from luthier.models.forest import Batch
 from luthier.models.kernels.low_rank import low_rank_added, low_rank_linear
 
 
@@ -94,6 +96,18 @@ class InjectedLoRA(InjectedLayers):
         super().__init__(model, layers, settings.file_settings(list(layers)))
         self.loraplus_ratio = settings.loraplus_ratio
         self.starts_as_base = settings.start not in UPDATES
+        self._from_rows = settings.start in FROM_ROWS
+
+    def observe(self, batches: Iterable[Batch], score: Callable[[Batch], object]) -> bool:
+        """EVA: A becomes the directions of the layers' inputs."""
+        if not self._from_rows:
+            return False
+        found = directions(self.layers, {name: layer.rank for name, layer in self.layers.items()}, batches, score)
+        with torch.no_grad():
+            for name, layer in self.layers.items():
+                layer.a.copy_(found[name])
+        self._from_rows = False
+        return True
 
     def rate_factors(self) -> Mapping[str, float]:
         """LoRA+: B learns faster than A."""

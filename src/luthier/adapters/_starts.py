@@ -98,8 +98,11 @@ STARTS: Mapping[str, Callable[[Base, int, float, torch.Generator], Pair]] = {
     "pissa": pissa,
     "olora": olora,
     "loftq": loftq,
+    "eva": kaiming,  # until rows were seen
 }
 KEPT = frozenset({"orthogonal", "pissa", "olora"})
 """Starts that are kept, because B A is not 0 and the model shall compute what it did."""
 UPDATES = frozenset({"loftq"})
 """Starts that are an update by themselves."""
+FROM_ROWS = frozenset({"eva"})
+"""Starts whose A comes from the training rows (`_eva`)."""
