@@ -19,6 +19,7 @@ from torch import Tensor
 from luthier import __version__
 from luthier.adapters._layers import PREFIX, WEIGHTS, write_artifact
 from luthier.adapters._low_rank import read_low_rank, scale_of
+from luthier.adapters._tokens import INDICES
 from luthier.assemble import RECORD, TEMPLATE_FILE, artifact_record
 from luthier.errors import ModelError
 from luthier.files import sha256_of
@@ -52,6 +53,11 @@ def read_source(run: Path, weight: float) -> Source:
     folder = run / "adapter"
     record = artifact_record(folder)
     config = read_low_rank(folder)
+    if config.get(INDICES):
+        raise ModelError(
+            f"{run}: its adapter trains rows of new tokens, which cannot be merged with others: they are no update "
+            "of a weight; export this run alone"
+        )
     tensors = load_file(folder / WEIGHTS)
     layers: dict[str, Factors] = {}
     for name in sorted({key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors}):

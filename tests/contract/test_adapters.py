@@ -22,6 +22,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora-pissa": {"init": "pissa", "rank": 4},
     "lora-olora": {"init": "olora", "rank": 4, "scaling": "sqrt_rank"},
     "lora-eva": {"init": "eva", "rank": 4},
+    "lora-new_tokens": {"new_tokens": ("57", "58")},
+    "dora-new_tokens": {"new_tokens": ("57", "58"), "targets": ("q_proj",)},
     "lora-patterns": {"ranks": {"down_proj": 3}, "alphas": {"q_proj": 5.0}, "layers": (1,)},
     "lora-pissa-patterns": {"init": "pissa", "rank": 4, "ranks": {"down_proj": 3}, "alphas": {"q_proj": 5.0}},
     "bottleneck-houlsby": {"placement": "houlsby", "activation": "gelu"},
@@ -47,7 +49,7 @@ def logprobs(model: torch.nn.Module) -> torch.Tensor:
 
 def adapter(name: str) -> Adapter:
     kind = registry.load_class(ADAPTERS, name.partition("-")[0], Adapter)  # type: ignore[type-abstract]
-    return kind(**VARIANTS.get(name, {}))
+    return kind(**VARIANTS.get(name, {})).reading(lambda text: [int(text)] if text.isdigit() else [])
 
 
 def move(injected: Injected) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from tests import exporting as broken
 from tests.integration.test_run import RECIPE, write_rows
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from luthier import registry
 from luthier.assemble import Trained
@@ -56,10 +57,12 @@ BREAKS: list[tuple[str, str | None, broken.Damage, str]] = [
 ]
 
 
-def train(folder: Path, model: Path, *assignments: str) -> Path:
-    """A trained run on the model."""
+def train(folder: Path, model: Path, *assignments: str, change: Callable[[str], str] = str) -> Path:
+    """A trained run on the model; `change` edits the text of its file of rows."""
     folder.mkdir(exist_ok=True)
-    write_rows(folder / "rows.jsonl")
+    rows = folder / "rows.jsonl"
+    write_rows(rows)
+    rows.write_text(change(rows.read_text(encoding="utf-8")), encoding="utf-8")
     recipe = folder / "recipe.toml"
     recipe.write_text(RECIPE.format(model=model, steps=12).replace("max_new_tokens = 4", "max_new_tokens = 24"))
     out = folder / "run"
@@ -278,6 +281,35 @@ def test_a_quantized_folder_holds_what_was_measured_and_is_a_base_again(
         moved = again.get_submodule(name).dense(torch.float32) - base.get_submodule(name).dense(torch.float32)
         assert float((moved * update).sum() / update.square().sum()) == pytest.approx(shares[name]["kept"], abs=1e-3)
     assert train(tmp_path / "next", out, "model.quantize=nf4").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("format", "type", "held"),
+    [
+        ("safetensors", "float32", "none"),
+        ("peft", None, "none"),
+        ("packed", "int8", "int8"),
+        ("gguf", "f16", "none"),
+    ],
+)
+def test_new_tokens_survive_the_export_and_are_tokens_for_whoever_opens_it(
+    format: str, type: str | None, held: str, tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    need(format)
+    rows = tmp_path / "rows.jsonl"
+    named = ("adapter.new_tokens=['<street>', '</street>']", f"model.quantize={held}")
+    run = train(
+        tmp_path, tiny_model_folder, *named, change=lambda text: text.replace(' \\"street\\": \\"', " <street>")
+    )
+    assert "<street>" in rows.read_text(encoding="utf-8")
+    out = tmp_path / "out"
+    exporter = build_exporter(format, type, 0.0 if format == "packed" else None)
+    assert not export(run, exporter, out, Silent()).failed
+    if format == "gguf":  # llama.cpp told the gate the ids of the answers that it wrote
+        return
+    ids = AutoTokenizer.from_pretrained(out)("<street>Oak</street>", add_special_tokens=False)["input_ids"]
+    vocabulary = load(tiny_model_folder / "config.json")["vocab_size"]
+    assert ids[0] == vocabulary and ids[-1] == vocabulary + 1
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3"])

@@ -104,6 +104,11 @@ def with_peft_twin() -> dict[str, tuple[Any, Any, tuple[str, ...]]]:
             peft.LoraConfig(**task, **rank, target_modules=["o_proj", "down_proj"], layers_to_transform=[1]),
             ("lora_",),
         ),
+        "new_tokens": (
+            LoRA(),
+            peft.LoraConfig(**task, **every, **rank, trainable_token_indices=[57, 3]),
+            ("lora_", "trainable_tokens_delta"),
+        ),
         "dora": (DoRA(), peft.LoraConfig(**task, **every, **rank, use_dora=True), ("lora_",)),
         "ia3": (IA3(), peft.IA3Config(**task, **inner), ("ia3_",)),
         "vera": (VeRA(), peft.VeraConfig(**task, **every, r=8), ("vera_lambda",)),
@@ -113,7 +118,7 @@ def with_peft_twin() -> dict[str, tuple[Any, Any, tuple[str, ...]]]:
     }
 
 
-TWINS = ("rslora", "patterns", "layers", "dora", "ia3", "vera", "prompt", "p_tuning", "prefix")
+TWINS = ("rslora", "patterns", "layers", "new_tokens", "dora", "ia3", "vera", "prompt", "p_tuning", "prefix")
 
 
 def ours_of(model: Any, injected: Any) -> torch.Tensor:

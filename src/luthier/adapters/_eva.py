@@ -90,11 +90,12 @@ def fold(before: Tensor | None, rows: Tensor, most: int) -> Tensor:
     matrix = rows if before is None else torch.cat([before, rows])
     wide = matrix.double()
     _, u = torch.linalg.eigh(wide @ wide.t())  # the left singular vectors, the smallest first
-    return (u.flip(1)[:, :most].t() @ wide).float()
+    folded: Tensor = u.flip(1)[:, :most].t() @ wide
+    return folded.float()
 
 
 def _first(folded: Tensor | None, rank: int, name: str) -> Tensor:
-    lengths = torch.zeros(0) if folded is None else folded.norm(dim=1)
+    lengths: Tensor = torch.zeros(0) if folded is None else torch.linalg.vector_norm(folded, dim=1)
     found = int((lengths > 1e-5 * lengths.max()).sum()) if len(lengths) else 0
     if folded is None or found < rank:
         raise ModelError(

@@ -92,8 +92,14 @@ class Adapter(Settings, ABC):
         """Endings of layer names that the settings ask for one by one; empty if they name none."""
         return ()
 
+    @property
+    def added_tokens(self) -> tuple[str, ...]:
+        """Texts that become tokens of the model before its rows are made; `models/new_tokens.py` adds them."""
+        return ()
+
     def reading(self, encode: Callable[[str], Sequence[int]]) -> "Adapter":
-        """The adapter, once it knows how a text becomes tokens: those that start from a text need it."""
+        """The adapter, once it knows how a text becomes tokens: those that start from a text, or train
+        tokens of their own, need it."""
         return self
 
     @abstractmethod

@@ -47,6 +47,9 @@ def _model(job: dict[str, Any]) -> Any:
     import peft
 
     base = transformers.AutoModelForCausalLM.from_pretrained(job["base"], dtype=job["base_dtype"]).float()
+    needed = int(job.get("vocabulary", 0))  # new tokens: whoever opens such an adapter makes room for them first
+    if needed > base.get_input_embeddings().num_embeddings:
+        base.resize_token_embeddings(needed, mean_resizing=False)
     return peft.PeftModel.from_pretrained(base, job["artifact"]).eval()
 
 

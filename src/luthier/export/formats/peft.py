@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from luthier import assemble
 from luthier.assemble import Trained, precision_of
 from luthier.errors import ExportError
 from luthier.export.formats.base import TRANSFORMERS, Exporter, require_package, save_tokenizer
@@ -50,4 +51,6 @@ class Peft(Exporter):
     def reload_settings(self, trained: Trained, folder: Path) -> Mapping[str, Any]:
         """The base that the adapter was trained on, in the number format that it was trained in."""
         base = {"base": str(trained.loaded.files.folder), "base_dtype": precision_of(trained.loaded)}
+        if assemble.adapter_of(trained.recipe).added_tokens:
+            base["vocabulary"] = str(len(trained.loaded.tokenizer))
         return {"artifact": str(folder), **base}
