@@ -27,6 +27,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora-patterns": {"ranks": {"down_proj": 3}, "alphas": {"q_proj": 5.0}, "layers": (1,)},
     "lora-pissa-patterns": {"init": "pissa", "rank": 4, "ranks": {"down_proj": 3}, "alphas": {"q_proj": 5.0}},
     "bottleneck-houlsby": {"placement": "houlsby", "activation": "gelu"},
+    "oft-series": {"series": True, "block_size": 8, "targets": ("q_proj", "down_proj")},
     "p_tuning-lstm": {"network": "lstm"},
     "prefix-reparametrize": {"reparametrize": True},
     "layer_freeze-norms": {"layers": 0, "norms": True, "embeddings": True},

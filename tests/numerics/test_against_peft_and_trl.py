@@ -87,6 +87,7 @@ def with_peft_twin() -> dict[str, tuple[Any, Any, tuple[str, ...]]]:
 
     from luthier.adapters.dora import DoRA
     from luthier.adapters.ia3 import IA3
+    from luthier.adapters.oft import OFT
     from luthier.adapters.p_tuning import PTuning
     from luthier.adapters.prefix import Prefix
     from luthier.adapters.prompt import Prompt
@@ -112,13 +113,32 @@ def with_peft_twin() -> dict[str, tuple[Any, Any, tuple[str, ...]]]:
         "dora": (DoRA(), peft.LoraConfig(**task, **every, **rank, use_dora=True), ("lora_",)),
         "ia3": (IA3(), peft.IA3Config(**task, **inner), ("ia3_",)),
         "vera": (VeRA(), peft.VeraConfig(**task, **every, r=8), ("vera_lambda",)),
+        "oft": (OFT(), peft.OFTConfig(**task, **every, oft_block_size=8, use_cayley_neumann=False), ("oft_R",)),
+        "oft_series": (
+            OFT(),
+            peft.OFTConfig(**task, oft_block_size=16, target_modules=["v_proj", "down_proj"], layers_to_transform=[1]),
+            ("oft_R",),
+        ),
         "prompt": (Prompt(), peft.PromptTuningConfig(**task, num_virtual_tokens=5), ("prompt_encoder",)),
         "p_tuning": (PTuning(), peft.PromptEncoderConfig(**task, num_virtual_tokens=5), ("prompt_encoder",)),
         "prefix": (Prefix(), peft.PrefixTuningConfig(**task, num_virtual_tokens=5), ("prompt_encoder",)),
     }
 
 
-TWINS = ("rslora", "patterns", "layers", "new_tokens", "dora", "ia3", "vera", "prompt", "p_tuning", "prefix")
+TWINS = (
+    "rslora",
+    "patterns",
+    "layers",
+    "new_tokens",
+    "dora",
+    "ia3",
+    "vera",
+    "oft",
+    "oft_series",
+    "prompt",
+    "p_tuning",
+    "prefix",
+)
 
 
 def ours_of(model: Any, injected: Any) -> torch.Tensor:
