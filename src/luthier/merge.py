@@ -18,7 +18,7 @@ from torch import Tensor
 
 from luthier import __version__
 from luthier.adapters._layers import PREFIX, WEIGHTS, write_artifact
-from luthier.adapters._low_rank import read_low_rank, scale_of
+from luthier.adapters._low_rank_files import read_low_rank, scale_of
 from luthier.adapters._tokens import INDICES
 from luthier.assemble import RECORD, TEMPLATE_FILE, artifact_record
 from luthier.errors import ModelError

@@ -9,7 +9,7 @@ import torch
 from tests.engine_runs import make_run, random_units, tiny_llama
 
 from luthier.adapters._layers import HARMLESS
-from luthier.adapters._low_rank import UNDERSTOOD
+from luthier.adapters._low_rank_files import UNDERSTOOD
 from luthier.adapters.lora import LoRA
 from luthier.engine.loop import train
 from luthier.errors import ModelError

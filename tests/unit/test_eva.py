@@ -11,6 +11,7 @@ from tests.engine_runs import make_run, random_units, tiny_llama
 from torch import Tensor
 
 from luthier.adapters._eva import fold
+from luthier.adapters._low_rank import InjectedLoRA
 from luthier.adapters.lora import LoRA
 from luthier.engine import checkpoint
 from luthier.engine.loop import observe, train
@@ -108,19 +109,18 @@ def test_more_directions_than_the_rows_have_are_refused_by_name() -> None:
         LoRA(init="eva").inject(tiny_llama(), seed=0).observe(iter([]), Scorer(model).token_logprobs)
 
 
-def test_a_resumed_run_takes_its_start_from_the_checkpoint_and_ends_with_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_takes_its_start_from_the_checkpoint_and_ends_with_the_same_bits(tmp_path: Path) -> None:
     whole = make_run(tmp_path / "whole", adapter=EVA)
     list(train(whole))
     stopped = make_run(tmp_path / "stopped", adapter=EVA, training={"steps": 6, "rows_per_step": 4, "save_every": 2})
     observe(stopped)  # as before the pre-flight; the loop finds it done
     list(islice(train(stopped), 4))
     again = make_run(tmp_path / "stopped", adapter=EVA, training={"steps": 6, "rows_per_step": 4, "save_every": 2})
-    monkeypatch.setattr(again.injected, "observe", lambda *_: pytest.fail("looked again"))
     found = checkpoint.latest(again.checkpoints)
     assert found is not None and 0 < found.step < 6
     checkpoint.restore(again, found.folder)
     list(train(again))
+    assert isinstance(again.injected, InjectedLoRA) and again.injected.waits_for_rows, "it did not look again"
+    assert isinstance(whole.injected, InjectedLoRA) and not whole.injected.waits_for_rows
     ended, wanted = again.injected.trainable, whole.injected.trainable
     assert all(torch.equal(ended[name], wanted[name]) for name in wanted)

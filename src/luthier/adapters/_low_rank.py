@@ -31,12 +31,12 @@ from luthier.adapters._layers import (
     choose,
     device_of,
     matches,
-    read_settings,
     replace,
     targets_of,
 )
+from luthier.adapters._low_rank_files import numbers_of, read_low_rank
 from luthier.adapters._starts import FROM_ROWS, KEPT, STARTS, UPDATES
-from luthier.adapters._tokens import INDICES, InjectedRows, ids_of
+from luthier.adapters._tokens import InjectedRows, ids_of
 from luthier.adapters.base import Adapter
 from luthier.errors import ModelError
 from luthier.models.forest import Batch
@@ -103,17 +103,17 @@ class InjectedLoRA(InjectedLayers):
         self.rows = rows
         self.loraplus_ratio = settings.loraplus_ratio
         self.starts_as_base = settings.start not in UPDATES
-        self._from_rows = settings.start in FROM_ROWS
+        self.waits_for_rows = settings.start in FROM_ROWS  # until `observe`, or for ever in a run that is resumed
 
     def observe(self, batches: Iterable[Batch], score: Callable[[Batch], object]) -> bool:
         """EVA: A becomes the directions of the layers' inputs."""
-        if not self._from_rows:
+        if not self.waits_for_rows:
             return False
         found = directions(self.layers, {name: layer.rank for name, layer in self.layers.items()}, batches, score)
         with torch.no_grad():
             for name, layer in self.layers.items():
                 layer.a.copy_(found[name])
-        self._from_rows = False
+        self.waits_for_rows = False
         return True
 
     @property
@@ -171,38 +171,6 @@ class InjectedLoRA(InjectedLayers):
 
 def _in_file(key: str) -> str:
     return f"{key}.weight" if key in ("lora_A", "lora_B") else key
-
-
-UNDERSTOOD: Mapping[str, tuple[Any, ...]] = {
-    **{field: () for field in ("r", "lora_alpha", "lora_dropout", "layers_to_transform", "use_rslora")},
-    **{field: () for field in ("rank_pattern", "alpha_pattern", INDICES)},
-    **{field: () for field in ("megatron_core", "qalora_group_size")},  # settings of things that are off
-    "bias": ("none",),
-    # the base stays as it was; others (pissa, olora, ...) train on a base that their initialization has changed
-    "init_lora_weights": (True, False, "gaussian", "orthogonal"),
-}
-"""Fields of peft's settings and the values that are computed here; none stands for any."""
-
-
-def read_low_rank(folder: Path, use_dora: bool = False) -> dict[str, Any]:
-    """The settings of a LoRA's folder, or of a DoRA's.
-
-    Raises:
-        ModelError: it is no such adapter, or one that computes something else.
-    """
-    plain = {**UNDERSTOOD, "use_dora": (use_dora,)}
-    return read_settings(folder, "LORA", ("r", "lora_alpha", "target_modules"), plain)
-
-
-def scale_of(config: Mapping[str, Any], name: str, rank: int) -> float:
-    """What peft's settings multiply the update of this layer by; `rank` is that of its tensors."""
-    patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
-    alpha = next((alpha for key, alpha in patterns.items() if matches(name, key)), config["lora_alpha"])
-    return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
-
-
-def _numbers(layers: int | list[int] | None) -> tuple[int, ...] | None:
-    return (layers,) if isinstance(layers, int) else None if layers is None else tuple(layers)
 
 
 class LowRank(Adapter):
@@ -301,7 +269,7 @@ class LowRank(Adapter):
             rank=config["r"],
             alpha=config["lora_alpha"],
             targets=targets_of(config),
-            layers=_numbers(config.get("layers_to_transform")),
+            layers=numbers_of(config.get("layers_to_transform")),
             ranks=config.get("rank_pattern") or {},
             alphas=config.get("alpha_pattern") or {},
             scaling="sqrt_rank" if config.get("use_rslora") else "rank",
