@@ -64,6 +64,18 @@ def test_new_tokens_get_the_next_ids_and_begin_as_the_mean_of_their_pieces(make_
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight, "tied tables stay tied"
 
 
+def test_rows_that_a_model_has_to_spare_are_taken_and_none_is_added(make_tiny: Make) -> None:
+    loaded = make_tiny()
+    model: Any = loaded.model
+    first = len(loaded.tokenizer)
+    model.resize_token_embeddings(first + 8, mean_resizing=False)
+    pieces = loaded.tokenizer(TOKENS[0], add_special_tokens=False)["input_ids"]
+    with_new_tokens(loaded, TOKENS)
+    weight = model.get_input_embeddings().weight
+    assert weight.shape[0] == first + 8
+    torch.testing.assert_close(weight[first], weight[pieces].mean(0))
+
+
 def test_the_random_state_is_left_as_it_was(make_tiny: Make) -> None:
     loaded = make_tiny()
     before = torch.get_rng_state()

@@ -43,7 +43,7 @@ class _Seen:
                 self.like[name] = self._last[0]
                 return
             self._last = name, x
-            rows = x.detach().reshape(-1, x.shape[-1])[self.places_T].float()
+            rows = x.detach().reshape(-1, x.shape[-1])[self.places_T].float().cpu()  # not every device has float64
             self.folded[name] = fold(self.folded.get(name), rows, 2 * self.ranks[name])
 
         return see
