@@ -175,6 +175,41 @@ def test_adapters_travel_to_peft_and_back_with_equal_logits(name: str, tmp_path:
         assert not torch.allclose(found, wanted, atol=1e-3)
 
 
+def test_rows_of_new_tokens_of_two_tables_travel_to_peft_and_back(tmp_path: Path) -> None:
+    """Embedding and head are two matrices here: peft holds a tensor for each, by name."""
+    import copy
+
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    def untied() -> Any:
+        model = tiny_llama()
+        config = copy.deepcopy(model.config)
+        config.tie_word_embeddings = False
+        made = type(model)(config)
+        made.load_state_dict({**model.state_dict(), "lm_head.weight": model.get_input_embeddings().weight.flip(0)})
+        return made
+
+    tokens = {"embed_tokens": [57, 3], "lm_head": [57, 3]}
+    settings = LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=tokens, task_type="CAUSAL_LM")
+    theirs = get_peft_model(untied(), settings)
+    tensors_moved(theirs, ("lora_", "trainable_tokens_delta"))
+    theirs.eval().save_pretrained(str(tmp_path / "theirs"))
+    model = untied()
+    injected = LoRA().restore(model, tmp_path / "theirs")
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS).logits, theirs(IDS).logits, atol=2e-6, rtol=0)
+        assert not torch.allclose(model(IDS).logits, untied()(IDS).logits, atol=1e-2)
+        for parameter in injected.trainable.values():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.03)
+        injected.save(tmp_path / "ours", "tiny")
+        back = PeftModel.from_pretrained(untied(), str(tmp_path / "ours")).eval()
+        torch.testing.assert_close(back(IDS).logits, model(IDS).logits, atol=2e-6, rtol=0)
+    path = tmp_path / "ours" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "trainable_token_indices": [57, 3]}))
+    with pytest.raises(ModelError, match="rows of embedding and head are trained together"):
+        LoRA().restore(untied(), tmp_path / "ours")
+
+
 @pytest.mark.parametrize(("way", "theirs"), [("linear", "cat"), ("svd", "svd"), ("ties", "ties_svd")])
 def test_merged_adapters_are_peft_s(way: str, theirs: str, tmp_path: Path) -> None:
     """Two trained adapters, weighted: by what they add to a weight, as peft's `cat`, `svd` and `ties_svd` count."""

@@ -279,6 +279,12 @@ def read_settings(folder: Path, kind: str, needed: Sequence[str], plain: Mapping
     return config
 
 
+def numbers_of(config: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """`layers_to_transform` of a settings file as `layers`."""
+    numbers = config.get("layers_to_transform")
+    return (numbers,) if isinstance(numbers, int) else None if numbers is None else tuple(numbers)
+
+
 def targets_of(config: Mapping[str, Any]) -> tuple[str, ...]:
     """`target_modules` of a settings file as `targets`."""
     targets = config["target_modules"]

@@ -31,10 +31,11 @@ from luthier.adapters._layers import (
     choose,
     device_of,
     matches,
+    numbers_of,
     replace,
     targets_of,
 )
-from luthier.adapters._low_rank_files import numbers_of, read_low_rank
+from luthier.adapters._low_rank_files import read_low_rank
 from luthier.adapters._starts import FROM_ROWS, KEPT, STARTS, UPDATES
 from luthier.adapters._tokens import InjectedRows, ids_of
 from luthier.adapters.base import Adapter
@@ -269,7 +270,7 @@ class LowRank(Adapter):
             rank=config["r"],
             alpha=config["lora_alpha"],
             targets=targets_of(config),
-            layers=numbers_of(config.get("layers_to_transform")),
+            layers=numbers_of(config),
             ranks=config.get("rank_pattern") or {},
             alphas=config.get("alpha_pattern") or {},
             scaling="sqrt_rank" if config.get("use_rslora") else "rank",

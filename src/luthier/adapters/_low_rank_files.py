@@ -33,8 +33,3 @@ def scale_of(config: Mapping[str, Any], name: str, rank: int) -> float:
     patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
     alpha = next((alpha for key, alpha in patterns.items() if matches(name, key)), config["lora_alpha"])
     return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
-
-
-def numbers_of(layers: int | list[int] | None) -> tuple[int, ...] | None:
-    """`layers_to_transform` as `layers`."""
-    return (layers,) if isinstance(layers, int) else None if layers is None else tuple(layers)

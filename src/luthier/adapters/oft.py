@@ -25,6 +25,7 @@ from luthier.adapters._layers import (
     Wrapped,
     choose,
     device_of,
+    numbers_of,
     read_settings,
     replace,
     targets_of,
@@ -130,12 +131,11 @@ class OFT(Adapter):
         plain: dict[str, tuple[Any, ...]] = {field: () for field in free}
         plain |= {"r": (0,), "bias": ("none",), "num_cayley_neumann_terms": (TERMS,)}
         config = read_settings(folder, "OFT", ("oft_block_size", "use_cayley_neumann", "target_modules"), plain)
-        numbers = config.get("layers_to_transform")
         injected = OFT(
             block_size=config["oft_block_size"],
             series=config["use_cayley_neumann"],
             targets=targets_of(config),
-            layers=(numbers,) if isinstance(numbers, int) else None if numbers is None else tuple(numbers),
+            layers=numbers_of(config),
         ).inject(model, seed=0)
         injected.load(folder)
         return injected
