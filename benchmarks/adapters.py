@@ -56,7 +56,7 @@ METHODS: Mapping[str, Method] = {
     "lora, eva": Method({"type": "lora", "init": "eva"}, (2e-4, 5e-4, 1e-3), 1e-3),
     "dora": Method({"type": "dora"}, LOW_RANK, 1e-3),
     "vera": Method({"type": "vera"}, (3e-3, 1e-2, 3e-2, 1e-1), 3e-2),
-    "oft": Method({"type": "oft"}, (1e-3, 2e-3, 4e-3), 1e-3),
+    "oft": Method({"type": "oft"}, (5e-4, 1e-3, 3e-3), 1e-3),
     "ia3": Method({"type": "ia3"}, (1e-2, 3e-2, 1e-1), 3e-2),
     "bitfit": Method({"type": "bitfit"}, (1e-3, 3e-3, 1e-2, 3e-2), 3e-3),
     "bottleneck, pfeiffer": Method({"type": "bottleneck"}, (1e-3, 2e-3, 4e-3), 1e-3),

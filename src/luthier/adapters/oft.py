@@ -12,7 +12,7 @@ for it. Files are peft's. Left out: blocks that share one rotation, bounds on it
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -83,8 +83,6 @@ class OFTLinear(Wrapped):
 
 class OFT(Adapter):
     """Turn the input of each chosen linear layer, block by block."""
-
-    learning_rate: ClassVar[float] = 1e-3
 
     block_size: int = Field(32, ge=2)
     """Numbers of the input that are turned together; larger blocks hold and cost more."""
