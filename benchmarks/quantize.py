@@ -2,12 +2,16 @@
 
     python -m benchmarks.quantize [errors] [train] [7b] [--model NAME] [--rows 8] [--longest 512] [--steps 3]
                                   [--rounds 2]
+    python -m benchmarks.quantize survive loftq --model smollm2-135m-instruct
 
 `errors`: each format on normal numbers, beside the constants that bitsandbytes' tests assert for NF4, and on all linear
 layers of a model. `train`: the same rows, LoRA (rank 16 on all linear layers) over bfloat16, nf4, int8 and gguf, in
 turn, round by round, a fresh process each; the first step is not timed. Speeds are per second of the processor, so that
 what else a machine does counts little; take them with one thread. `7b`: random weights in the shape of
-Qwen2.5-7B, written in NF4 shard by shard to a temporary folder, then 20 steps. Without a word: `errors train`.
+Qwen2.5-7B, written in NF4 shard by shard to a temporary folder, then 20 steps. `survive`: what is left of
+an update of low rank when the merged weights are quantized, over a base that lies on the codes' grid and over one that
+does not, on the model's own matrices. `loftq`: how far a model's log-probabilities are from the unquantized one's with
+nf4 alone and with LoftQ, and the error of the weights after one to five rounds of it. Without a word: `errors train`.
 """
 
 import argparse
@@ -71,6 +75,76 @@ def errors(model: str) -> None:
         )
     print("bitsandbytes asserts for NF4 in blocks of 64: mean |error| 0.072798, mean |error / w| 0.203339")
     print("gguf: Q8_0, which a matrix gets that no file holds; what a file holds is taken as it lies, without an error")
+
+
+def matrices(model: str, most: int = 14) -> list[Tensor]:
+    """Linear layers of a model in float32, spread over its depth."""
+    from transformers import AutoConfig
+
+    files = resolve(model)
+    layers = linear_layers(empty_model(AutoConfig.from_pretrained(files.folder), torch.float32))
+    stored, chosen = Stored(files), list(layers.items())
+    step = max(len(chosen) // most, 1) | 1  # odd, so that all kinds of layers come
+    return [stored.take(f"{name}.weight", linear.weight.shape).float() for name, linear in chosen[::step]]
+
+
+def survive(model: str) -> None:
+    """The share of an update that is kept, and what comes beside it, by the update's size."""
+    sizes = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+    print(f"{model}: share kept, and what comes beside (in sizes of the update), mean over layers")
+    print(f"{'written in':<12} {'base in':<10}" + "".join(f"{size:>14.1%}" for size in sizes))
+    generator = torch.Generator().manual_seed(0)
+    weights = matrices(model)
+    for format, held in (("nf4", "nf4"), ("nf4", "none"), ("int8", "int8"), ("int8", "none")):
+        cells = []
+        for size in sizes:
+            found = []
+            for weight in weights:
+                base = weight if held == "none" else dense(held, weight)
+                a, b = (torch.randn(16, n, generator=generator) for n in base.shape)
+                update = a.t() @ b
+                update *= size * base.norm() / update.norm()
+                moved = dense(format, base + update) - dense(format, base)
+                kept = float((moved * update).sum() / update.square().sum())
+                found.append((kept, float((moved - update).norm() / update.norm())))
+            kept, beside = (statistics.mean(column) for column in zip(*found, strict=True))
+            cells.append(f"{kept:>8.3f} {beside:>5.1f}")
+        print(f"{format:<12} {held:<10}" + "".join(cells), flush=True)
+
+
+@torch.no_grad()
+def loftq(model: str) -> None:
+    """Log-probabilities beside those of the unquantized model, and weights beside its own."""
+    from luthier.adapters.lora import LoRA
+    from luthier.models.load import load
+
+    files = resolve(model)
+    plain = load(files, "float32", "cpu")
+    ids = torch.tensor(
+        [plain.tokenizer((FOLDER / "docs/architecture.md").read_text(encoding="utf-8"))["input_ids"][:512]]
+    )
+    wanted: Any = plain.model(ids).logits.log_softmax(-1)
+    print(f"{model}: divergence from the unquantized model, nats a token over 512 tokens of docs/architecture.md")
+    for rank in (0, 16, 64):
+        quantized = load(files, "float32", "cpu", quantize="nf4").model
+        if rank:
+            LoRA(init="loftq", rank=rank).inject(quantized, seed=0)
+        found: Any = quantized(ids).logits.log_softmax(-1)
+        divergence = float((wanted.exp() * (wanted - found)).sum(-1).mean())
+        print(f"  {'nf4' if not rank else f'nf4, loftq of rank {rank}':<24} {divergence:.4f}", flush=True)
+    weights = matrices(model, 7)
+    for rank in (16, 64):
+        rounds: list[list[float]] = [[] for _ in range(6)]
+        for weight in weights:
+            update = torch.zeros_like(weight)
+            rounds[0].append(float((weight - dense("nf4", weight)).norm() / weight.norm()))
+            for number in range(1, 6):
+                lost = weight - dense("nf4", weight - update)
+                u, s, v = torch.linalg.svd(lost, full_matrices=False)
+                update = (u[:, :rank] * s[:rank]) @ v[:rank]
+                rounds[number].append(float((lost - update).norm() / weight.norm()))
+        errors_of = ", ".join(f"{statistics.mean(errors):.4f}" for errors in rounds)
+        print(f"  error / norm of weights, rank {rank}, after 0 to 5 rounds: {errors_of}", flush=True)
 
 
 def dense(name: str, weight: Tensor) -> Tensor:
@@ -235,10 +309,14 @@ def main() -> None:
     if given.job:
         child(json.loads(Path(given.job).read_text(encoding="utf-8")))
         return
-    if odd := sorted(set(given.what) - {"errors", "train", "7b"}):
-        parser.error(f"{', '.join(odd)}: expected errors, train or 7b")
+    if odd := sorted(set(given.what) - {"errors", "survive", "loftq", "train", "7b"}):
+        parser.error(f"{', '.join(odd)}: expected errors, survive, loftq, train or 7b")
     if "errors" in given.what:
         errors(given.model)
+    if "survive" in given.what:
+        survive(given.model)
+    if "loftq" in given.what:
+        loftq(given.model)
     if "train" in given.what:
         work = replace(SUPERVISED[0], longest=given.longest, rows_per_step=given.rows or 8)
         race(given.model, given.steps or 3, work, given.rounds)

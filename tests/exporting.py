@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType as Kind, GGUFReader, quants
+from safetensors import torch as torch_file
 from safetensors.numpy import load_file, save_file
 
 Damage = Callable[[Path], None]
@@ -69,6 +70,13 @@ def zero_the_adapter(folder: Path) -> None:
         folder / "adapter_model.safetensors",
         lambda name, v: np.zeros_like(v) if "layers.1.mlp.up_proj.lora_B" in name else v,
     )
+
+
+def zero_some_codes(folder: Path) -> None:
+    path = folder / "model-00001.safetensors"
+    tensors = torch_file.load_file(path)  # numpy has no bfloat16, in which all but the codes is held
+    tensors["model.layers.1.mlp.up_proj.codes"].zero_()
+    torch_file.save_file(tensors, path, metadata={"format": "pt"})
 
 
 # what breaks a GGUF file

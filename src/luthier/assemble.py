@@ -31,6 +31,7 @@ from luthier.models.catalog import resolve
 from luthier.models.kernels import native
 from luthier.models.kernels.compiled import compile_layers, pays, works
 from luthier.models.load import LoadedModel, load
+from luthier.models.new_tokens import with_new_tokens
 from luthier.models.packed import quantized_layers
 from luthier.models.scorer import Scorer, require_forest
 from luthier.objectives.base import Models, Objective
@@ -69,7 +70,7 @@ def open_model(recipe: Recipe, precision: str | None = None, device: str | None 
     files = resolve(settings.name)
     loaded = load(files, precision or settings.precision, device or settings.device, quantize=settings.quantize)
     require_forest(loaded.model)
-    return loaded
+    return with_new_tokens(loaded, adapter_of(recipe).added_tokens)
 
 
 def open_for_run(recipe: Recipe, folder: RunFolder) -> LoadedModel:
@@ -370,6 +371,11 @@ class Artifact:
     def is_whole(self) -> bool:
         """Whether it holds the weights of the model itself, so that no base is left beside them."""
         return adapter_of(self.recipe).overwrites_base
+
+    @property
+    def added_tokens(self) -> tuple[str, ...]:
+        """Texts that it was trained to know as tokens."""
+        return tuple(adapter_of(self.recipe).added_tokens)
 
     def open_base(self, device: str | None = None) -> LoadedModel:
         """The model that was trained from, held as it was then.

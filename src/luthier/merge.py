@@ -18,7 +18,8 @@ from torch import Tensor
 
 from luthier import __version__
 from luthier.adapters._layers import PREFIX, WEIGHTS, write_artifact
-from luthier.adapters._low_rank import read_low_rank, scale_of
+from luthier.adapters._low_rank_files import read_low_rank, scale_of
+from luthier.adapters._tokens import INDICES
 from luthier.assemble import RECORD, TEMPLATE_FILE, artifact_record
 from luthier.errors import ModelError
 from luthier.files import sha256_of
@@ -52,6 +53,11 @@ def read_source(run: Path, weight: float) -> Source:
     folder = run / "adapter"
     record = artifact_record(folder)
     config = read_low_rank(folder)
+    if config.get(INDICES):
+        raise ModelError(
+            f"{run}: its adapter trains rows of new tokens, which cannot be merged with others: they are no update "
+            "of a weight; export this run alone"
+        )
     tensors = load_file(folder / WEIGHTS)
     layers: dict[str, Factors] = {}
     for name in sorted({key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors}):
@@ -88,23 +94,24 @@ def merged_layers(
     found: dict[str, tuple[Factors, float]] = {}
     for name in sorted({name for source in sources for name in source.layers}):
         parts = [(s.layers[name], s.weight) for s in sources if name in s.layers]
+        most = rank or method.default_rank([len(a) for (a, _), _ in parts])
         if method.is_sum:  # a sum of updates of low rank is of low rank
             a, b = torch.cat([a for (a, _), _ in parts]), torch.cat([weight * b for (_, b), weight in parts], 1)
-            found[name] = shorten(a, b, rank)
+            found[name] = shorten(a, b, most)
         else:
             shape = parts[0][0][1].shape[0], parts[0][0][0].shape[1]
             missing = [torch.zeros(shape)] * (len(sources) - len(parts))
             update = method.combine([weight * (b @ a) for (a, b), weight in parts] + missing, generator)
-            found[name] = factored(update, rank or sum(len(a) for (a, _), _ in parts))
+            found[name] = factored(update, most)
     return found
 
 
-def shorten(a: Tensor, b: Tensor, rank: int | None) -> tuple[Factors, float]:
-    """The best approximation of B A of this rank, without making B A; None: B A itself.
+def shorten(a: Tensor, b: Tensor, rank: int) -> tuple[Factors, float]:
+    """The best approximation of B A of this rank, without making B A; B A itself where it has no larger one.
 
     QR of both leaves a small product, whose singular values are those of B A.
     """
-    if rank is None or rank >= len(a):
+    if rank >= len(a):
         return (a, b), 1.0
     qa, ra = torch.linalg.qr(a.t())
     qb, rb = torch.linalg.qr(b)

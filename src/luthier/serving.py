@@ -73,17 +73,15 @@ class Runs(Registry):
         self._loaded = self._first.open_base(device)
         self._shared = None if whole else SharedBase(self._loaded)
 
-    def models(self, require_base: bool = False) -> list[ServedModel]:
+    def models(self) -> list[ServedModel]:
         """The base, if there is one, and all adapters given at the start.
 
         Raises:
             ModelError: an adapter does not fit the base.
-            ServeError: `require_base`, and there is none.
+            ServeError: it trained all weights.
         """
         if self._shared is None:
             ((name, artifact),) = self._artifacts.items()
-            if require_base:
-                raise ServeError(f"{name} trained all weights, so its base model is not in it; serve without --base")
             template = artifact.template(self._loaded)
             injected = artifact.put_in(self._loaded.model)
             self._loaded.model.eval()
@@ -121,6 +119,11 @@ class Runs(Registry):
         first, own = (
             (found.record["model"]["precision"], found.recipe.model.quantize) for found in (self._first, artifact)
         )
+        if artifact.added_tokens != self._first.added_tokens:
+            raise ModelError(
+                f"{name} ({artifact.folder}) was trained with other new tokens than {self._first.name}, so their ids "
+                "mean other texts. Serve it apart"
+            )
         if first != own:
             raise ModelError(
                 f"{name} ({artifact.folder}) was trained over its base in {own[0]}, quantize = {own[1]}; here it is "

@@ -29,7 +29,7 @@ from luthier.data.stored import StoredUnits
 from luthier.data.templates import Template
 from luthier.data.write import atomic_text, write_examples
 from luthier.engine import checkpoint
-from luthier.engine.loop import Step, train, validation_loss
+from luthier.engine.loop import Step, observe, train, validation_loss
 from luthier.engine.run import Run, State
 from luthier.errors import DataError, PreflightError, StorageError
 from luthier.examples import Example
@@ -275,6 +275,8 @@ def prepare_training(opened: Opened, progress: Progress) -> Prepared:
     _tell_fit(run, folder, progress)
     found = _newest(run, progress)
     if found is None:
+        if observe(run):  # before the gates: what they prove is the start that is trained from
+            progress.say("  the adapter begins from what the model does with the first rows")
         subject.injected, subject.models = trainable.injected, trainable.models
         subject.targets = assemble.adapter_of(recipe).named_targets
         with progress.stage("model", "pre-flight on the model"), folder.timed("preflight"):

@@ -21,9 +21,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora-orthogonal": {"init": "orthogonal", "rank": 4},
     "lora-pissa": {"init": "pissa", "rank": 4},
     "lora-olora": {"init": "olora", "rank": 4, "scaling": "sqrt_rank"},
+    "lora-eva": {"init": "eva", "rank": 4},
+    "lora-new_tokens": {"new_tokens": ("57", "58")},
+    "dora-new_tokens": {"new_tokens": ("57", "58"), "targets": ("q_proj",)},
     "lora-patterns": {"ranks": {"down_proj": 3}, "alphas": {"q_proj": 5.0}, "layers": (1,)},
     "lora-pissa-patterns": {"init": "pissa", "rank": 4, "ranks": {"down_proj": 3}, "alphas": {"q_proj": 5.0}},
     "bottleneck-houlsby": {"placement": "houlsby", "activation": "gelu"},
+    "oft-series": {"series": True, "block_size": 8, "targets": ("q_proj", "down_proj")},
     "p_tuning-lstm": {"network": "lstm"},
     "prefix-reparametrize": {"reparametrize": True},
     "layer_freeze-norms": {"layers": 0, "norms": True, "embeddings": True},
@@ -46,7 +50,7 @@ def logprobs(model: torch.nn.Module) -> torch.Tensor:
 
 def adapter(name: str) -> Adapter:
     kind = registry.load_class(ADAPTERS, name.partition("-")[0], Adapter)  # type: ignore[type-abstract]
-    return kind(**VARIANTS.get(name, {}))
+    return kind(**VARIANTS.get(name, {})).reading(lambda text: [int(text)] if text.isdigit() else [])
 
 
 def move(injected: Injected) -> None:

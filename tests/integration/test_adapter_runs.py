@@ -19,18 +19,26 @@ pytestmark = pytest.mark.slow  # each trains
 
 MORE = {
     "lora": ("adapter.init=pissa",),
+    "lora-eva": ("adapter.init=eva", "adapter.rank=4"),
+    "lora-new_tokens": ("adapter.new_tokens=['<tool>', '</tool>']",),
+    "lora-loftq": ("adapter.init=loftq", "model.quantize=nf4"),
     "peft": ("adapter={ type = 'peft', method = 'loha', settings = { r = 4 } }", "optimizer.learning_rate=1e-2"),
     "prompt": ("adapter.text='Answer with a number.'",),
     "prefix": ("adapter.reparametrize=true",),
 }
 
 
-@pytest.mark.parametrize("name", registry.names(ADAPTERS))
+@pytest.mark.parametrize("name", sorted({*registry.names(ADAPTERS), *MORE}))
 def test_a_run_trains_saves_and_answers(name: str, tiny_model_folder: Path, tmp_path: Path) -> None:
     recipe, out = write_recipe(tmp_path, tiny_model_folder), tmp_path / "run"
     # nearly all rows in each step, so that losses of steps can be compared; the adapter's own learning rate
     together = ("optimizer={ type = 'adamw' }", "schedule.type=constant", "training.rows_per_step=48")
-    given = (f"adapter={{ type = '{name}' }}", *together, *MORE.get(name, ()), "model.precision=float32")
+    given = (
+        f"adapter={{ type = '{name.partition('-')[0]}' }}",
+        *together,
+        *MORE.get(name, ()),
+        "model.precision=float32",
+    )
     assert train(recipe, out, *given) == 0
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     losses = [json.loads(line)["loss"] for line in lines]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ from tests import exporting as broken
 from tests.integration.test_run import RECIPE, write_rows
 from tests.small_gguf import CHATML, write_gguf
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from luthier import registry
 from luthier.assemble import Trained
 from luthier.cli.main import main
 from luthier.errors import DataError, ExportError
 from luthier.export.formats.base import Exporter
-from luthier.export.make import FORMATS, build_exporter, export, prove
+from luthier.export.make import FORMATS, build_exporter, export, open_float32, prove
+from luthier.models import packed
+from luthier.models.catalog import resolve
 from luthier.progress import Silent
 
 ALL = [
@@ -32,6 +35,8 @@ ALL = [
     ("gguf", "q8_0"),
     ("gguf", "q4_k_m"),
     ("ollama", "q8_0"),
+    ("packed", "nf4"),
+    ("packed", "int8"),
 ]
 BREAKS: list[tuple[str, str | None, broken.Damage, str]] = [
     ("safetensors", "float32", broken.edit_template, "rendered prompts"),
@@ -48,12 +53,17 @@ BREAKS: list[tuple[str, str | None, broken.Damage, str]] = [
     ("gguf", "q8_0", broken.zero_a_gguf_tensor, "log-probabilities"),
     ("ollama", "f16", broken.edit_modelfile, "other files"),
     ("ollama", "f16", broken.drop_modelfile_stop, "other files"),
+    ("packed", "int8", broken.edit_template, "rendered prompts"),
+    ("packed", "int8", broken.zero_some_codes, "log-probabilities"),
 ]
 
 
-def train(folder: Path, model: Path, *assignments: str) -> Path:
-    """A trained run on the model."""
-    write_rows(folder / "rows.jsonl")
+def train(folder: Path, model: Path, *assignments: str, change: Callable[[str], str] = str) -> Path:
+    """A trained run on the model; `change` edits the text of its file of rows."""
+    folder.mkdir(exist_ok=True)
+    rows = folder / "rows.jsonl"
+    write_rows(rows)
+    rows.write_text(change(rows.read_text(encoding="utf-8")), encoding="utf-8")
     recipe = folder / "recipe.toml"
     recipe.write_text(RECIPE.format(model=model, steps=12).replace("max_new_tokens = 4", "max_new_tokens = 24"))
     out = folder / "run"
@@ -198,6 +208,9 @@ def test_the_verb_prints_what_the_gate_found(run: Path, tmp_path: Path, capsys: 
         (["--format", "safetensors", "--type", "q8_0"], "does not write it; expected one of bfloat16"),
         (["--format", "peft", "--type", "f16"], "it has no types to choose from"),
         (["--format", "peft", "--rows", "0"], "at least one test row"),
+        (["--format", "safetensors", "--least-kept", "0.5"], "does not measure it"),
+        (["--format", "packed", "--least-kept", "1.5"], "a share between 0 and 1"),
+        (["--format", "packed", "--type", "gguf"], "expected one of int8, nf4"),
     ],
 )
 def test_a_wrong_name_is_told_before_anything_is_read(
@@ -258,6 +271,67 @@ def test_a_run_over_the_blocks_of_a_gguf_file_is_exported(
     run = train(tmp_path, write_gguf(tmp_path / "tiny.gguf", template=CHATML), "model.quantize=gguf")
     parity = export(run, build_exporter(format), tmp_path / "out", Silent())
     assert not parity.failed
+
+
+def test_an_update_that_4_bits_would_erase_is_refused_unless_told_otherwise(
+    tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(tmp_path, tiny_model_folder, "model.quantize=nf4", "optimizer.learning_rate=1e-4")
+    made = ["export", str(run), "--format", "packed", "--out", str(tmp_path / "out")]
+    there = {path.name for path in tmp_path.iterdir()}
+    assert main([*made, "--keep-failed"]) == 2
+    assert "% of an update of" in (said := capsys.readouterr().err) and "90% is required" in said
+    assert {path.name for path in tmp_path.iterdir()} == there, "nothing half-written is left"
+    assert main([*made, "--least-kept", "0"]) == 0
+    assert "of the update survives, mean of 14 layers" in capsys.readouterr().out
+    shares = load(tmp_path / "out/parity.json")["update"]
+    assert len(shares["layers"]) == 14 and shares["mean_kept"] < 0.1
+
+
+def test_a_quantized_folder_holds_what_was_measured_and_is_a_base_again(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    run = train(tmp_path, tiny_model_folder, "model.quantize=nf4", "optimizer.learning_rate=5e-2")
+    out = tmp_path / "out"
+    assert main(["export", str(run), "--format", "packed", "--least-kept", "0.5", "--out", str(out)]) == 0
+    shares = load(out / "parity.json")["update"]["layers"]
+    base, again = (packed.load_packed(resolve(str(f)), torch.float32, "nf4") for f in (tiny_model_folder, out))
+    trained = open_float32(run)
+    for name, layer in trained.injected.layers.items():  # type: ignore[attr-defined]
+        a, b = layer.update()
+        update = (layer.scale * (b @ a)).detach()
+        moved = again.get_submodule(name).dense(torch.float32) - base.get_submodule(name).dense(torch.float32)
+        assert float((moved * update).sum() / update.square().sum()) == pytest.approx(shares[name]["kept"], abs=1e-3)
+    assert train(tmp_path / "next", out, "model.quantize=nf4").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("format", "type", "held"),
+    [
+        ("safetensors", "float32", "none"),
+        ("peft", None, "none"),
+        ("packed", "int8", "int8"),
+        ("gguf", "f16", "none"),
+    ],
+)
+def test_new_tokens_survive_the_export_and_are_tokens_for_whoever_opens_it(
+    format: str, type: str | None, held: str, tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    need(format)
+    rows = tmp_path / "rows.jsonl"
+    named = ("adapter.new_tokens=['<street>', '</street>']", f"model.quantize={held}")
+    run = train(
+        tmp_path, tiny_model_folder, *named, change=lambda text: text.replace(' \\"street\\": \\"', " <street>")
+    )
+    assert "<street>" in rows.read_text(encoding="utf-8")
+    out = tmp_path / "out"
+    exporter = build_exporter(format, type, 0.0 if format == "packed" else None)
+    assert not export(run, exporter, out, Silent()).failed
+    if format == "gguf":  # llama.cpp told the gate the ids of the answers that it wrote
+        return
+    ids = AutoTokenizer.from_pretrained(out)("<street>Oak</street>", add_special_tokens=False)["input_ids"]
+    vocabulary = load(tiny_model_folder / "config.json")["vocab_size"]
+    assert ids[0] == vocabulary and ids[-1] == vocabulary + 1
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3"])

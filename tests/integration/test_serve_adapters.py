@@ -25,6 +25,7 @@ from luthier.errors import LuthierError, ModelError, ServeError
 from luthier.examples import Message
 from luthier.models.generate import generate
 from luthier.models.load import LoadedModel
+from luthier.models.new_tokens import with_new_tokens
 from luthier.recipe import ADAPTERS, Recipe
 from luthier.serve.app import Access
 from luthier.serve.backend import Backend
@@ -39,6 +40,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "vera": {"type": "vera", "rank": 8},
     "ia3": {"type": "ia3"},
     "bitfit": {"type": "bitfit"},
+    "oft": {"type": "oft", "block_size": 8},
     "bottleneck": {"type": "bottleneck", "size": 8},
     "prompt": {"type": "prompt", "tokens": 5},
     "p_tuning": {"type": "p_tuning", "tokens": 5},
@@ -271,8 +273,6 @@ def test_runs_over_other_bases_are_refused(place: Path, make_tiny: Callable[...,
         Runs({"one": place / "one", "whole": whole})
     (served,) = Runs({"whole": whole}).models()
     assert served.name == "whole"
-    with pytest.raises(ServeError, match="without --base"):
-        Runs({"whole": whole}).models(require_base=True)
     assert Runs({"whole": whole}).names() == []
 
 
@@ -291,6 +291,19 @@ def test_runs_over_other_bases_are_refused(place: Path, make_tiny: Callable[...,
 def test_names_on_the_command_line_are_checked(run: Path | None, given: list[str], why: str) -> None:
     with pytest.raises(LuthierError, match=why):
         parse_adapters(run, given)
+
+
+def test_new_tokens_are_served_alone_and_other_adapters_beside_them_are_refused(
+    place: Path, make_tiny: Callable[..., LoadedModel]
+) -> None:
+    loaded = with_new_tokens(make_tiny(), ["<street>"])
+    run = write_run(place / "marked", loaded, {"type": "lora", "rank": 4, "new_tokens": ["<street>"]}, seed=7)
+    runs = Runs({"marked": run})
+    with running(runs.models()) as url:
+        assert ask(url, "marked") == answer_alone(run)
+    for first, second in (("marked", "one"), ("one", "marked")):
+        with pytest.raises(ModelError, match="other new tokens"):
+            Runs({first: place / first, second: place / second}).models()
 
 
 def test_names_keep_their_order_and_the_run_comes_first() -> None:

@@ -456,7 +456,6 @@ def test_luthier_serve_answers_and_ctrl_c_lets_answers_finish(tiny: Tiny, tmp_pa
         str(folder),
         "--port",
         "0",
-        "--base",
         "--device",
         "cpu",
     ]

@@ -9,7 +9,7 @@ import torch
 from tests.engine_runs import make_run, random_units, tiny_llama
 
 from luthier.adapters._layers import HARMLESS
-from luthier.adapters._low_rank import UNDERSTOOD
+from luthier.adapters._low_rank_files import UNDERSTOOD
 from luthier.adapters.lora import LoRA
 from luthier.engine.loop import train
 from luthier.errors import ModelError
@@ -87,6 +87,7 @@ def with_peft_twin() -> dict[str, tuple[Any, Any, tuple[str, ...]]]:
 
     from luthier.adapters.dora import DoRA
     from luthier.adapters.ia3 import IA3
+    from luthier.adapters.oft import OFT
     from luthier.adapters.p_tuning import PTuning
     from luthier.adapters.prefix import Prefix
     from luthier.adapters.prompt import Prompt
@@ -104,16 +105,40 @@ def with_peft_twin() -> dict[str, tuple[Any, Any, tuple[str, ...]]]:
             peft.LoraConfig(**task, **rank, target_modules=["o_proj", "down_proj"], layers_to_transform=[1]),
             ("lora_",),
         ),
+        "new_tokens": (
+            LoRA(),
+            peft.LoraConfig(**task, **every, **rank, trainable_token_indices=[57, 3]),
+            ("lora_", "trainable_tokens_delta"),
+        ),
         "dora": (DoRA(), peft.LoraConfig(**task, **every, **rank, use_dora=True), ("lora_",)),
         "ia3": (IA3(), peft.IA3Config(**task, **inner), ("ia3_",)),
         "vera": (VeRA(), peft.VeraConfig(**task, **every, r=8), ("vera_lambda",)),
+        "oft": (OFT(), peft.OFTConfig(**task, **every, oft_block_size=8, use_cayley_neumann=False), ("oft_R",)),
+        "oft_series": (
+            OFT(),
+            peft.OFTConfig(**task, oft_block_size=16, target_modules=["v_proj", "down_proj"], layers_to_transform=[1]),
+            ("oft_R",),
+        ),
         "prompt": (Prompt(), peft.PromptTuningConfig(**task, num_virtual_tokens=5), ("prompt_encoder",)),
         "p_tuning": (PTuning(), peft.PromptEncoderConfig(**task, num_virtual_tokens=5), ("prompt_encoder",)),
         "prefix": (Prefix(), peft.PrefixTuningConfig(**task, num_virtual_tokens=5), ("prompt_encoder",)),
     }
 
 
-TWINS = ("rslora", "patterns", "layers", "dora", "ia3", "vera", "prompt", "p_tuning", "prefix")
+TWINS = (
+    "rslora",
+    "patterns",
+    "layers",
+    "new_tokens",
+    "dora",
+    "ia3",
+    "vera",
+    "oft",
+    "oft_series",
+    "prompt",
+    "p_tuning",
+    "prefix",
+)
 
 
 def ours_of(model: Any, injected: Any) -> torch.Tensor:
@@ -150,18 +175,54 @@ def test_adapters_travel_to_peft_and_back_with_equal_logits(name: str, tmp_path:
         assert not torch.allclose(found, wanted, atol=1e-3)
 
 
-@pytest.mark.parametrize(("way", "theirs"), [("linear", "cat"), ("ties", "ties_svd")])
+def test_rows_of_new_tokens_of_two_tables_travel_to_peft_and_back(tmp_path: Path) -> None:
+    """Embedding and head are two matrices here: peft holds a tensor for each, by name."""
+    import copy
+
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    def untied() -> Any:
+        model = tiny_llama()
+        config = copy.deepcopy(model.config)
+        config.tie_word_embeddings = False
+        made = type(model)(config)
+        made.load_state_dict({**model.state_dict(), "lm_head.weight": model.get_input_embeddings().weight.flip(0)})
+        return made
+
+    tokens = {"embed_tokens": [57, 3], "lm_head": [57, 3]}
+    settings = LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=tokens, task_type="CAUSAL_LM")
+    theirs = get_peft_model(untied(), settings)
+    tensors_moved(theirs, ("lora_", "trainable_tokens_delta"))
+    theirs.eval().save_pretrained(str(tmp_path / "theirs"))
+    model = untied()
+    injected = LoRA().restore(model, tmp_path / "theirs")
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS).logits, theirs(IDS).logits, atol=2e-6, rtol=0)
+        assert not torch.allclose(model(IDS).logits, untied()(IDS).logits, atol=1e-2)
+        for parameter in injected.trainable.values():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.03)
+        injected.save(tmp_path / "ours", "tiny")
+        back = PeftModel.from_pretrained(untied(), str(tmp_path / "ours")).eval()
+        torch.testing.assert_close(back(IDS).logits, model(IDS).logits, atol=2e-6, rtol=0)
+    path = tmp_path / "ours" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "trainable_token_indices": [57, 3]}))
+    with pytest.raises(ModelError, match="rows of embedding and head are trained together"):
+        LoRA().restore(untied(), tmp_path / "ours")
+
+
+@pytest.mark.parametrize(("way", "theirs"), [("linear", "cat"), ("svd", "svd"), ("ties", "ties_svd")])
 def test_merged_adapters_are_peft_s(way: str, theirs: str, tmp_path: Path) -> None:
-    """Two trained adapters, weighted: by what they add to a weight, as peft's `cat` and `ties_svd` count."""
+    """Two trained adapters, weighted: by what they add to a weight, as peft's `cat`, `svd` and `ties_svd` count."""
     from peft import PeftModel
 
     from luthier.merge import Source, merged_layers
     from luthier.merging.base import Merge
     from luthier.merging.linear import Linear
+    from luthier.merging.svd import Svd
     from luthier.merging.ties import Ties
 
     # peft elects signs before it weights, we after: the larger say of a heavier adapter counts in the election
-    weights, layers = (0.7, 0.4) if way == "linear" else (0.6, 0.6), []
+    weights, layers = (0.6, 0.6) if way == "ties" else (0.7, 0.4), []
     for number in range(2):
         injected = LoRA(rank=4, alpha=6, targets=("q_proj", "up_proj")).inject(tiny_llama(), seed=number)
         noise = torch.Generator().manual_seed(number)
@@ -171,11 +232,11 @@ def test_merged_adapters_are_peft_s(way: str, theirs: str, tmp_path: Path) -> No
         injected.save(tmp_path / str(number), "tiny")
         layers.append({n: (x.a.detach(), x.b.detach() * x.scale) for n, x in injected.layers.items()})
     sources = [Source(tmp_path, {}, found, weight) for found, weight in zip(layers, weights, strict=True)]
-    method: Merge = Linear() if way == "linear" else Ties(density=0.5)
-    ours = merged_layers(sources, method, None if way == "linear" else 32, 0)
+    methods: dict[str, Merge] = {"linear": Linear(), "svd": Svd(), "ties": Ties(density=0.5)}
+    ours = merged_layers(sources, methods[way], 32 if way == "ties" else None, 0)
     model = PeftModel.from_pretrained(tiny_llama(), str(tmp_path / "0"), adapter_name="a")
     model.load_adapter(str(tmp_path / "1"), adapter_name="b")
-    options = {} if way == "linear" else {"density": 0.5, "svd_rank": 32}
+    options = {"density": 0.5, "svd_rank": 32} if way == "ties" else {}
     model.add_weighted_adapter(["a", "b"], list(weights), "merged", combination_type=theirs, **options)
     for name, ((a, b), _) in ours.items():
         other = model.base_model.model.get_submodule(name)

@@ -6,6 +6,7 @@ from torch import Tensor
 from luthier.merge import Source, factored, merged_layers, shorten
 from luthier.merging.dare import Dare
 from luthier.merging.linear import Linear
+from luthier.merging.svd import Svd
 from luthier.merging.ties import Ties, trim
 
 
@@ -43,6 +44,16 @@ def test_a_shortened_sum_is_the_best_of_its_rank() -> None:
     (again_a, again_b), same = factored(b @ a, 3)
     torch.testing.assert_close(again_b @ again_a, short_b @ short_a)
     assert abs(kept - same) < 1e-12
+
+
+def test_svd_is_the_best_approximation_of_the_sum_with_the_largest_rank_of_its_sources() -> None:
+    one, other = source(0, 2, 0.7), source(10, 3, -0.4, names="x")
+    found = merged_layers([one, other], Svd(), None, 0)
+    u, s, v = torch.linalg.svd(0.7 * update(one.layers["x"]) - 0.4 * update(other.layers["x"]))
+    torch.testing.assert_close(update(found["x"][0]), (u[:, :3] * s[:3]) @ v[:3])
+    assert len(found["x"][0][0]) == 3 and found["x"][1] < 1
+    assert len(found["y"][0][0]) == 2 and found["y"][1] == 1.0, "a layer that one source alone has stays as it is"
+    assert len(merged_layers([one, other], Svd(), 4, 0)["x"][0][0]) == 4
 
 
 def test_ties_trims_elects_and_averages_what_agrees() -> None:

@@ -15,6 +15,7 @@ from luthier.data.source import micro_batches
 from luthier.engine.loop import train
 from luthier.examples import Conversation, Example, Message, Preference
 from luthier.models.load import LoadedModel
+from luthier.models.new_tokens import with_new_tokens
 from luthier.recipe import PARTS, Recipe, TrainingSettings
 
 pytestmark = pytest.mark.slow  # each setting trains twice
@@ -46,6 +47,7 @@ CHANGES: Mapping[str, tuple[Any, Tree]] = {
     "adapter.lora.scaling": ("sqrt_rank", {}),
     "adapter.lora.init": ("gaussian", {}),
     "adapter.lora.loraplus_ratio": (16.0, {}),
+    "adapter.lora.new_tokens": (("<tool>",), {}),
     "adapter.dora.rank": (4, {}),
     "adapter.dora.alpha": (8.0, {}),
     "adapter.dora.targets": (("q_proj",), {}),
@@ -55,10 +57,15 @@ CHANGES: Mapping[str, tuple[Any, Tree]] = {
     "adapter.dora.scaling": ("sqrt_rank", {}),
     "adapter.dora.init": ("gaussian", {}),
     "adapter.dora.loraplus_ratio": (16.0, {}),
+    "adapter.dora.new_tokens": (("<tool>",), {}),
     "adapter.vera.rank": (4, {}),
     "adapter.vera.d_initial": (0.5, {}),
     "adapter.vera.targets": (("q_proj",), {}),
     "adapter.vera.layers": ((1,), {}),
+    "adapter.oft.block_size": (8, {}),
+    "adapter.oft.series": (True, {}),
+    "adapter.oft.targets": (("q_proj",), {}),
+    "adapter.oft.layers": ((1,), {}),
     "adapter.ia3.targets": (("q_proj",), {}),
     "adapter.ia3.input_targets": (("o_proj",), {}),
     "adapter.ia3.layers": ((1,), {}),
@@ -123,6 +130,7 @@ def examples(preference: bool) -> list[Example]:
 def outcome(tables: Tree, loaded: LoadedModel, folder: Path) -> Mapping[str, Any]:
     """What a run does and ends with."""
     recipe = build(Recipe, tables)
+    loaded = with_new_tokens(loaded, assemble.adapter_of(recipe).added_tokens)
     template = assemble.template_for(recipe, loaded, assemble.longest_row(recipe, loaded))
     units = list(assemble.units_of(recipe, examples(tables["objective"]["type"] == "dpo"), template))
     parts = {"train": units, "validation": units[:3]}

@@ -93,7 +93,7 @@ class InjectedLayers(Injected):
             for layer, enabled in zip(self.layers.values(), before, strict=True):
                 layer.enabled = enabled
 
-    def parts(self) -> Mapping[str, Part]:
+    def parts(self) -> Mapping[str, Part] | None:
         """Each layer's form, or the layer."""
         with torch.no_grad():
             return {name: layer.form() or layer for name, layer in self.layers.items()}
@@ -167,12 +167,31 @@ def choose(model: nn.Module, targets: Sequence[str], layers: Sequence[int] | Non
         for target in targets:
             matching = {name for name in found if matches(name, target)}
             if not matching:
+                _require_no_table(model, target)
                 endings = ", ".join(sorted({name.rpartition(".")[2] for name in found}))
                 raise ModelError(f"adapter.targets: {target!r} matches no linear layer; there are {endings}")
             wanted |= matching
     if layers is not None:
         wanted &= _in_layers(found, layers)
     return {name: linear for name, linear in found.items() if name in wanted}
+
+
+def _require_no_table(model: nn.Module, target: str) -> None:
+    """Check that a target is neither the embedding nor the head.
+
+    Raises:
+        ModelError: it is.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
+    for what, table in (("embedding", embedding), ("output head", head)):
+        if any(module is table and matches(name, target) for name, module in model.named_modules()):
+            tied = head is not None and head.weight is embedding.weight
+            one = " (embedding and head are one matrix in this model)" if tied else ""
+            raise ModelError(
+                f"adapter.targets: {target!r} is the {what}{one}, which gets no low-rank update here. To teach the "
+                "model tokens of its own, name them in adapter.new_tokens: their rows train alone. To train the whole "
+                "matrix, take adapter.type = 'layer_freeze' with embeddings = true, or 'full'"
+            )
 
 
 def matches(name: str, target: str) -> bool:
@@ -268,6 +287,12 @@ def read_settings(folder: Path, kind: str, needed: Sequence[str], plain: Mapping
     if isinstance(targets, str) and targets != "all-linear":
         raise ModelError(f"{path}: target_modules is a pattern ({targets!r}); only lists are supported")
     return config
+
+
+def numbers_of(config: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """`layers_to_transform` of a settings file as `layers`."""
+    numbers = config.get("layers_to_transform")
+    return (numbers,) if isinstance(numbers, int) else None if numbers is None else tuple(numbers)
 
 
 def targets_of(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -3,21 +3,25 @@
     y = W x + scale B A x        W: (out, in) frozen    A: (rank, in)    B: (out, rank)
 
 scale is alpha / rank, or alpha / sqrt(rank) (rank-stabilized, Kalajdzievski 2023, arXiv:2312.03732). An injected model
-computes exactly what its base computed: B starts at zero, or the start is kept and subtracted (see `_starts`). A and B
+computes exactly what its base computed: B starts at zero, or the start is kept and subtracted (see `_starts`; LoftQ
+alone starts as an update). A and B
 are float32 whatever the base is (bfloat16 would round small updates away); they are multiplied in the base's type.
 Files are in the layout of the `peft` library, which reads them and whose LoRA files are read here; where the start is
-kept the file is a plain LoRA of twice the rank. Left out: embeddings as targets, EVA and LoftQ starts.
+kept the file is a plain LoRA of twice the rank. New tokens train rows of their own (`_tokens`). Left out: embeddings
+and head as targets.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
+from luthier.adapters._eva import directions
 from luthier.adapters._layers import (
     ALL_LINEAR,
     PREFIX,
@@ -27,15 +31,18 @@ from luthier.adapters._layers import (
     choose,
     device_of,
     matches,
-    read_settings,
+    numbers_of,
     replace,
     targets_of,
 )
-from luthier.adapters._starts import KEPT, STARTS
+from luthier.adapters._low_rank_files import read_low_rank
+from luthier.adapters._starts import FROM_ROWS, KEPT, STARTS, UPDATES
+from luthier.adapters._tokens import InjectedRows, ids_of
 from luthier.adapters.base import Adapter
 from luthier.errors import ModelError
+from luthier.models.forest import Batch
 from luthier.models.kernels.low_rank import low_rank_added, low_rank_linear
-from luthier.models.mixed import Form
+from luthier.models.mixed import Form, Part
 
 
 class LoRALinear(Wrapped):
@@ -46,7 +53,8 @@ class LoRALinear(Wrapped):
         self.base = base
         self.rank, self.scale, self.dropout = rank, scale, dropout
         device = device_of(base)
-        self.a, self.b = nn.Parameter(a.to(device)), nn.Parameter(b.to(device))
+        # contiguous, as they come back from a file: the order in memory decides how a product rounds
+        self.a, self.b = (nn.Parameter(tensor.to(device).contiguous()) for tensor in (a, b))
         self.start: tuple[Tensor, Tensor] | None = None
 
     def keep_start(self) -> None:
@@ -94,9 +102,55 @@ class InjectedLoRA(InjectedLayers):
 
     layers: dict[str, LoRALinear]  # type: ignore[assignment]
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, LoRALinear], settings: "LowRank") -> None:
-        super().__init__(model, layers, settings.file_settings(list(layers)))
+    def __init__(
+        self, model: nn.Module, layers: Mapping[str, LoRALinear], settings: "LowRank", rows: InjectedRows | None = None
+    ) -> None:
+        also = {} if rows is None else rows.settings()
+        super().__init__(model, layers, {**settings.file_settings(list(layers)), **also})
+        self.rows = rows
         self.loraplus_ratio = settings.loraplus_ratio
+        self.starts_as_base = settings.start not in UPDATES
+        self.waits_for_rows = settings.start in FROM_ROWS  # until `observe`, or for ever in a run that is resumed
+
+    def observe(self, batches: Iterable[Batch], score: Callable[[Batch], object]) -> bool:
+        """EVA: A becomes the directions of the layers' inputs."""
+        if not self.waits_for_rows:
+            return False
+        found = directions(self.layers, {name: layer.rank for name, layer in self.layers.items()}, batches, score)
+        with torch.no_grad():
+            for name, layer in self.layers.items():
+                layer.a.copy_(found[name])
+        self.waits_for_rows = False
+        return True
+
+    @property
+    def trainable(self) -> Mapping[str, nn.Parameter]:
+        """A and B layer by layer, and the rows of new tokens."""
+        return {**super().trainable, **({} if self.rows is None else self.rows.trainable)}
+
+    def parts(self) -> Mapping[str, Part] | None:
+        """Each layer's form; None where rows of embedding and head train, too."""
+        return None if self.rows is not None else super().parts()
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The base alone while open; new tokens are what they began as."""
+        with super().disabled():
+            if self.rows is None:
+                yield
+                return
+            before, self.rows.tokens.enabled = self.rows.tokens.enabled, False
+            try:
+                yield
+            finally:
+                self.rows.tokens.enabled = before
+
+    def merge(self) -> None:
+        """Fold each update into its layer and the rows of new tokens into their matrices; all or none."""
+        super().merge()
+        if self.rows is not None:
+            self.rows.merge()
+            self.rows = None
 
     def rate_factors(self) -> Mapping[str, float]:
         """LoRA+: B learns faster than A."""
@@ -108,6 +162,8 @@ class InjectedLoRA(InjectedLayers):
         for name, layer in self.layers.items():
             named = {**layer.tensors(), **dict(zip(("lora_A", "lora_B"), layer.update(), strict=True))}
             found |= {f"{PREFIX}{name}.{_in_file(key)}": tensor for key, tensor in named.items()}
+        if self.rows is not None:
+            found |= {f"{PREFIX}{name}": tensor for name, tensor in self.rows.file_tensors().items()}
         return found
 
     def take(self, tensors: Mapping[str, Tensor]) -> None:
@@ -120,42 +176,12 @@ class InjectedLoRA(InjectedLayers):
                 elif layer.start is not None and key == "lora_B":
                     given = given[:, : layer.rank] + given[:, layer.rank :]
                 parameter.copy_(given)
+        if self.rows is not None:
+            self.rows.take({name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()})
 
 
 def _in_file(key: str) -> str:
     return f"{key}.weight" if key in ("lora_A", "lora_B") else key
-
-
-UNDERSTOOD: Mapping[str, tuple[Any, ...]] = {
-    **{field: () for field in ("r", "lora_alpha", "lora_dropout", "layers_to_transform", "use_rslora")},
-    **{field: () for field in ("rank_pattern", "alpha_pattern")},
-    **{field: () for field in ("megatron_core", "qalora_group_size")},  # settings of things that are off
-    "bias": ("none",),
-    # the base stays as it was; others (pissa, olora, ...) train on a base that their initialization has changed
-    "init_lora_weights": (True, False, "gaussian", "orthogonal"),
-}
-"""Fields of peft's settings and the values that are computed here; none stands for any."""
-
-
-def read_low_rank(folder: Path, use_dora: bool = False) -> dict[str, Any]:
-    """The settings of a LoRA's folder, or of a DoRA's.
-
-    Raises:
-        ModelError: it is no such adapter, or one that computes something else.
-    """
-    plain = {**UNDERSTOOD, "use_dora": (use_dora,)}
-    return read_settings(folder, "LORA", ("r", "lora_alpha", "target_modules"), plain)
-
-
-def scale_of(config: Mapping[str, Any], name: str, rank: int) -> float:
-    """What peft's settings multiply the update of this layer by; `rank` is that of its tensors."""
-    patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
-    alpha = next((alpha for key, alpha in patterns.items() if matches(name, key)), config["lora_alpha"])
-    return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
-
-
-def _numbers(layers: int | list[int] | None) -> tuple[int, ...] | None:
-    return (layers,) if isinstance(layers, int) else None if layers is None else tuple(layers)
 
 
 class LowRank(Adapter):
@@ -179,7 +205,12 @@ class LowRank(Adapter):
     loraplus_ratio: float = Field(1.0, gt=0)
     """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): the learning rate of B over that of A; 16 is its authors' choice."""
 
+    new_tokens: tuple[str, ...] = ()
+    """Texts that become tokens of the model, such as `["<tool>", "</tool>"]`; their rows of embedding and head train.
+    The template and replies may write them; they begin as the mean of the pieces that they were made of."""
+
     use_dora: ClassVar[bool] = False
+    _token_ids: tuple[int, ...] = PrivateAttr(())
 
     @property
     def start(self) -> str:
@@ -196,8 +227,32 @@ class LowRank(Adapter):
         """The targets, unless they are all linear layers."""
         return () if self.targets == (ALL_LINEAR,) else self.targets
 
+    @property
+    def added_tokens(self) -> tuple[str, ...]:
+        """The new tokens."""
+        return self.new_tokens
+
+    def reading(self, encode: Callable[[str], Sequence[int]]) -> "LowRank":
+        """The adapter, with the ids of its new tokens.
+
+        Raises:
+            ModelError: one is no token of the model.
+        """
+        ids = [tuple(encode(text)) for text in self.new_tokens]
+        unknown = [text for text, found in zip(self.new_tokens, ids, strict=True) if len(found) != 1]
+        if unknown:
+            raise ModelError(
+                f"adapter.new_tokens: the model does not know {unknown}; `with_new_tokens` adds them to it"
+            )
+        return self._training_tokens(tuple(found[0] for found in ids)) if ids else self
+
+    def _training_tokens(self, ids: tuple[int, ...]) -> "LowRank":
+        found = self.model_copy()
+        found._token_ids = ids
+        return found
+
     def inject(self, model: nn.Module, seed: int) -> InjectedLoRA:
-        """Wrap each target; everything else is frozen.
+        """Wrap each target, and put rows beside those of new tokens; everything else is frozen.
 
         Raises:
             ModelError: a target matches no linear layer, it is the output head (tied to the embedding), or `all_linear`
@@ -211,7 +266,7 @@ class LowRank(Adapter):
         for name, linear in chosen.items():
             layers[name] = self._wrap(name, linear, generator)
             replace(model, name, layers[name])
-        return InjectedLoRA(model, layers, self)
+        return InjectedLoRA(model, layers, self, InjectedRows(model, self._token_ids) if self._token_ids else None)
 
     def restore(self, model: nn.Module, folder: Path) -> InjectedLoRA:
         """Inject with the rank, alpha and targets of the folder's settings, then load its tensors.
@@ -225,12 +280,12 @@ class LowRank(Adapter):
             rank=config["r"],
             alpha=config["lora_alpha"],
             targets=targets_of(config),
-            layers=_numbers(config.get("layers_to_transform")),
+            layers=numbers_of(config),
             ranks=config.get("rank_pattern") or {},
             alphas=config.get("alpha_pattern") or {},
             scaling="sqrt_rank" if config.get("use_rslora") else "rank",
         )
-        injected = found.inject(model, seed=0)
+        injected = found._training_tokens(ids_of(config, model)).inject(model, seed=0)
         injected.load(folder)
         return injected
 

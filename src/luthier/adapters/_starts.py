@@ -3,6 +3,11 @@
 Starts that take something out of the weight (PiSSA, OLoRA) or whose product is 0 only up to rounding (orthogonal) are
 kept beside A and B, and the update is what A and B have moved: B A - B0 A0. The base stays as it was, and in the
 arithmetic of numbers that are not rounded the training is that of the papers.
+
+LoftQ alone starts as an update: over a quantized base it makes up for a part of what quantizing lost. Its authors then
+quantize what A and B left over, and so on, a few times in turn. Here it is done once, as peft does by default: the base
+keeps the codes that `model.quantize` gives it everywhere, and the adapter is a plain LoRA beside them; with other codes
+it would fit no base but its own.
 """
 
 import math
@@ -12,6 +17,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from luthier.errors import ModelError
 from luthier.models.quantize.base import QuantizedLinear
 
 Pair = tuple[Tensor, Tensor]
@@ -48,9 +54,7 @@ def orthogonal(base: Base, rank: int, scale: float, generator: torch.Generator) 
 
 def pissa(base: Base, rank: int, scale: float, generator: torch.Generator) -> Pair:
     """scale B A is the best approximation of W of this rank (Meng et al. 2024, arXiv:2404.02948)."""
-    u, s, v = torch.linalg.svd(_dense(base), full_matrices=False)
-    root = (s[:rank] / scale).sqrt()
-    return (root[:, None] * v[:rank]).cpu(), (u[:, :rank] * root).cpu()
+    return _largest(_dense(base), rank, scale)
 
 
 def olora(base: Base, rank: int, scale: float, generator: torch.Generator) -> Pair:
@@ -59,12 +63,46 @@ def olora(base: Base, rank: int, scale: float, generator: torch.Generator) -> Pa
     return r[:rank].cpu(), q[:, :rank].cpu()
 
 
+def loftq(base: Base, rank: int, scale: float, generator: torch.Generator) -> Pair:
+    """scale B A is the best approximation of this rank of W - Q(W) (Li et al. 2023, arXiv:2310.08659, T = 1).
+
+    Raises:
+        ModelError: the base is not quantized, or the matrix that its codes were made of is not to be had.
+    """
+    if not isinstance(base, QuantizedLinear):
+        raise ModelError(
+            "adapter.init = 'loftq' makes up for what quantizing the base lost, and the base is dense: set "
+            "model.quantize to 'nf4' or 'int8', or take another init"
+        )
+    if base.origin is None:
+        raise ModelError(
+            "adapter.init = 'loftq' needs the matrix that a layer's codes were made of, and the model's files hold the "
+            "codes alone (a GGUF file, or a folder that was written quantized): take the unquantized model with "
+            "model.quantize = 'nf4' or 'int8', or another init"
+        )
+    lost = base.origin.read().to(base.device).float() - _dense(base)
+    return _largest(lost, rank, scale)
+
+
+def _largest(matrix: Tensor, rank: int, scale: float) -> Pair:
+    """A and B whose product, scaled, is the best approximation of a matrix of this rank."""
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    root = (s[:rank] / scale).sqrt()
+    return (root[:, None] * v[:rank]).cpu(), (u[:, :rank] * root).cpu()
+
+
 STARTS: Mapping[str, Callable[[Base, int, float, torch.Generator], Pair]] = {
     "kaiming": kaiming,
     "gaussian": gaussian,
     "orthogonal": orthogonal,
     "pissa": pissa,
     "olora": olora,
+    "loftq": loftq,
+    "eva": kaiming,  # until rows were seen
 }
 KEPT = frozenset({"orthogonal", "pissa", "olora"})
-"""Starts that are kept, because B A is not 0."""
+"""Starts that are kept, because B A is not 0 and the model shall compute what it did."""
+UPDATES = frozenset({"loftq"})
+"""Starts that are an update by themselves."""
+FROM_ROWS = frozenset({"eva"})
+"""Starts whose A comes from the training rows (`_eva`)."""

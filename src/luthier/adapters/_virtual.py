@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from pydantic import Field, PrivateAttr
@@ -62,7 +62,7 @@ class VirtualEmbedding(nn.Module):
 class InjectedVirtual(Injected):
     """Virtual tokens before every row of one model."""
 
-    starts_as_base: ClassVar[bool] = False
+    starts_as_base = False
 
     def __init__(self, model: Any, embedding: VirtualEmbedding, config: Mapping[str, Any]) -> None:
         self.model, self.embedding, self.config = model, embedding, dict(config)

@@ -5,7 +5,7 @@ export know of the adapter.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar
@@ -14,19 +14,38 @@ from torch import Tensor, nn
 
 from luthier.config import Settings
 from luthier.errors import ModelError
+from luthier.models.forest import Batch
 from luthier.models.mixed import Part
 
 
 class Injected(ABC):
     """An adapter inside one model."""
 
-    starts_as_base: ClassVar[bool] = True
+    starts_as_base: bool = True
     """Whether a fresh one changes nothing: the injected model computes what its base computed, bit by bit."""
 
     @property
     @abstractmethod
     def trainable(self) -> Mapping[str, nn.Parameter]:
         """Trained tensors by their full name in the model, in a stable order; all float32."""
+
+    def observe(self, batches: Iterable[Batch], score: Callable[[Batch], object]) -> bool:
+        """See training rows before step 1: for adapters that begin from what the model does with them.
+
+        A fresh adapter that `starts_as_base` still does. The engine calls it once, without gradients and dropout; what
+        comes of it lies in the trained tensors, so that a resumed run takes it from its checkpoint.
+
+        Args:
+            batches: in the order in which they will be trained on; as many may be taken as are needed.
+            score: runs the model over one.
+
+        Returns:
+            Whether it looked at any.
+
+        Raises:
+            ModelError: the rows do not tell what is needed.
+        """
+        return False
 
     def rate_factors(self) -> Mapping[str, float]:
         """What the learning rate of a trained tensor is multiplied by, by name; 1 for those that are not there."""
@@ -82,8 +101,14 @@ class Adapter(Settings, ABC):
         """Endings of layer names that the settings ask for one by one; empty if they name none."""
         return ()
 
+    @property
+    def added_tokens(self) -> tuple[str, ...]:
+        """Texts that become tokens of the model before its rows are made; `models/new_tokens.py` adds them."""
+        return ()
+
     def reading(self, encode: Callable[[str], Sequence[int]]) -> "Adapter":
-        """The adapter, once it knows how a text becomes tokens: those that start from a text need it."""
+        """The adapter, once it knows how a text becomes tokens: those that start from a text, or train
+        tokens of their own, need it."""
         return self
 
     @abstractmethod

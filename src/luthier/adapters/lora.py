@@ -16,8 +16,10 @@ class LoRA(LowRank):
 
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the adapter's input, while training."""
-    init: Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora"] = "kaiming"
-    """How A and B begin: A random and B zero (two kinds), both random, or from the weight's own largest directions."""
+    init: Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora", "loftq", "eva"] = "kaiming"
+    """How A and B begin: A random and B zero (two kinds), both random, from the weight's own largest directions (two
+    kinds), over a quantized base from what quantizing lost (`loftq`), or A from the directions in which the layers'
+    inputs vary on the first training rows (`eva`)."""
 
     @property
     def start(self) -> str:

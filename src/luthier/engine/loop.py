@@ -41,6 +41,7 @@ def train(run: Run) -> Iterator[Step]:
         StorageError: a checkpoint could not be written; earlier ones are intact.
     """
     if run.state.step == 0:
+        observe(run)
         run.state.best_loss = validation_loss(run)
         if not math.isfinite(run.state.best_loss):
             raise NonFiniteStep(0, run.state.best_loss, what="validation loss of the untrained model")
@@ -65,6 +66,21 @@ def train(run: Run) -> Iterator[Step]:
         yield Step(number, seconds, metrics)
         if stop:
             return
+
+
+@torch.no_grad()
+def observe(run: Run) -> bool:
+    """Show the adapter the rows of the first steps, if it begins from them; a second time does nothing.
+
+    Returns:
+        Whether it looked.
+
+    Raises:
+        ModelError: they do not tell what it needs.
+    """
+    run.model.eval()
+    batches = (batch for number in range(1, run.steps + 1) for batch in _batches(run, number))
+    return run.injected.observe(batches, run.models.policy.token_logprobs)
 
 
 def _learn(run: Run, number: int) -> dict[str, float]:

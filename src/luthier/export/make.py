@@ -26,14 +26,15 @@ FORMATS = "luthier.export.formats"
 PARITY = "parity.json"
 
 
-def build_exporter(format: str, type: str | None = None) -> Exporter:
-    """The exporter of a format.
+def build_exporter(format: str, type: str | None = None, least_kept: float | None = None) -> Exporter:
+    """The exporter of a format; `type` and `least_kept` as `Exporter` has them.
 
     Raises:
         RecipeError: there is no such format.
-        ExportError: it has no such type.
+        ExportError: it has no such type, or does not measure what is kept.
     """
-    return registry.load_class(FORMATS, format, Exporter)(type)  # type: ignore[type-abstract]
+    exporter = registry.load_class(FORMATS, format, Exporter)(type)  # type: ignore[type-abstract]
+    return exporter if least_kept is None else exporter.keeping(least_kept)
 
 
 def export(
@@ -58,7 +59,7 @@ def export(
             exporter.write(trained, made)
             del trained  # the proof opens its own: it must not see what writing did to this one
         parity = prove(run, exporter, made, progress, rows)
-        record = {**parity.dump(), "files": _digests(made)}
+        record = {**parity.dump(), **exporter.measured(), "files": _digests(made)}
         text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
         (made / PARITY).write_text(text + "\n", encoding="utf-8")
         if parity.failed:

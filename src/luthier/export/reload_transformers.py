@@ -23,7 +23,12 @@ def main(job_path: str, answers_path: str) -> None:
     job = json.loads(Path(job_path).read_text(encoding="utf-8"))
     transformers.utils.logging.disable_progress_bar()
     tokenizer = transformers.AutoTokenizer.from_pretrained(job["artifact"], local_files_only=True)
-    model = _model(job)
+    found = answer_all(job, _model(job), tokenizer, _versions(job))
+    Path(answers_path).write_text(json.dumps(found), encoding="utf-8")
+
+
+def answer_all(job: dict[str, Any], model: Any, tokenizer: Any, program: str) -> dict[str, Any]:
+    """Answer every question of a job with a model that was opened from its artifact; `program` says with what."""
     generation = transformers.GenerationConfig.from_pretrained(job["artifact"], local_files_only=True)
     named = generation.eos_token_id
     stops = named if isinstance(named, list) else [] if named is None else [named]
@@ -33,8 +38,7 @@ def main(job_path: str, answers_path: str) -> None:
         batch = [prompts[i] for i in order[start : start + ROWS]]
         for prompt, answer in zip(batch, _answer(model, tokenizer, batch, stops, job["max_new_tokens"]), strict=True):
             prompt |= answer
-    found = {"program": _versions(job), "stop_ids": stops, "answers": prompts}
-    Path(answers_path).write_text(json.dumps(found), encoding="utf-8")
+    return {"program": program, "stop_ids": stops, "answers": prompts}
 
 
 def _model(job: dict[str, Any]) -> Any:
@@ -43,6 +47,9 @@ def _model(job: dict[str, Any]) -> Any:
     import peft
 
     base = transformers.AutoModelForCausalLM.from_pretrained(job["base"], dtype=job["base_dtype"]).float()
+    needed = int(job.get("vocabulary", 0))  # new tokens: whoever opens such an adapter makes room for them first
+    if needed > base.get_input_embeddings().num_embeddings:
+        base.resize_token_embeddings(needed, mean_resizing=False)
     return peft.PeftModel.from_pretrained(base, job["artifact"]).eval()
 
 

@@ -20,6 +20,10 @@ class Merge(Settings, ABC):
         """The weight of each of so many adapters where none is given: they are averaged."""
         return 1 / count
 
+    def default_rank(self, ranks: Sequence[int]) -> int:
+        """The rank of a merged layer where none is given, from those of its updates: their sum."""
+        return sum(ranks)
+
     @abstractmethod
     def combine(self, updates: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         """One update out of several.

@@ -22,7 +22,7 @@ from luthier import registry
 from luthier.errors import ModelError
 from luthier.models.catalog import ModelFiles
 from luthier.models.kernels import proof
-from luthier.models.quantize.base import QuantizedEmbedding, QuantizedLinear
+from luthier.models.quantize.base import Origin, QuantizedEmbedding, QuantizedLinear
 from luthier.recipe import QUANTIZERS
 
 METHOD = "luthier"
@@ -175,12 +175,15 @@ def _bias(stored: Stored, layer: str, linear: nn.Linear) -> Tensor | None:
 def _pack(
     kind: type[QuantizedLinear], stored: Stored, layer: str, linear: nn.Linear, dtype: torch.dtype
 ) -> QuantizedLinear:
-    shape = linear.out_features, linear.in_features
+    shape, name = (linear.out_features, linear.in_features), f"{layer}.weight"
+    origin = Origin(stored.left[name], name) if name in stored.left else None
     try:
-        parts = kind.pack(stored.take(f"{layer}.weight", linear.weight.shape))
+        parts = kind.pack(stored.take(name, linear.weight.shape))
     except ModelError as error:
         raise ModelError(f"{stored.what}, {layer}: {error}") from None
-    return kind(shape, parts, _bias(stored, layer, linear), dtype)
+    made = kind(shape, parts, _bias(stored, layer, linear), dtype)
+    made.origin = origin
+    return made
 
 
 def _read_parts(

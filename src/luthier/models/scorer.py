@@ -18,6 +18,7 @@ from luthier.models.forest import Batch
 from luthier.models.kernels.decoder import has_plain_head
 from luthier.models.kernels.head import head_logprobs
 from luthier.models.quantize.base import QuantizedLinear
+from luthier.models.token_rows import HeadWithRows
 from luthier.models.virtual import virtual_ids
 
 
@@ -41,7 +42,8 @@ class Scorer:
             hidden_HE = hidden_HE.to(self.autocast or hidden_HE.dtype)
             head = self.model.get_output_embeddings()
             weight = head if isinstance(head, QuantizedLinear) else head.weight
-            return head_logprobs(hidden_HE, weight, batch.hidden_Q, batch.target_Q)[batch.prediction_K]
+            moved = head.moved() if isinstance(head, HeadWithRows) else None
+            return head_logprobs(hidden_HE, weight, batch.hidden_Q, batch.target_Q, moved)[batch.prediction_K]
         return chosen_logprobs(self._logits(batch), batch)
 
     def logits(self, batch: Batch) -> Tensor:

@@ -232,13 +232,14 @@ def _check_recipe(args: argparse.Namespace) -> Outcome:
 
 
 def _gates_and_rows(recipe: "Recipe", data: Any, args: argparse.Namespace, outcome: Outcome) -> None:
-    from luthier.assemble import template_for
+    from luthier.assemble import adapter_of, template_for
     from luthier.models.catalog import resolve
     from luthier.models.load import open_without_weights
+    from luthier.models.new_tokens import with_new_tokens
     from luthier.preflight.base import run_gates
     from luthier.stages import row_subject
 
-    loaded = open_without_weights(resolve(recipe.model.name))
+    loaded = with_new_tokens(open_without_weights(resolve(recipe.model.name)), adapter_of(recipe).added_tokens)
     longest = min(recipe.training.max_tokens, loaded.max_tokens)
     subject = row_subject(recipe, data, loaded, template_for(recipe, loaded, longest))
     outcome.gates = run_gates(subject, "rows")

@@ -4,7 +4,7 @@ examples:
   luthier merge runs/dates runs/names --out runs/both                     the mean of both updates
   luthier merge runs/dates=0.7 runs/names=0.3 --out runs/both             weighted
   luthier merge runs/dates runs/names --method ties --out runs/both       where their signs agree
-  luthier merge runs/dates runs/names --rank 16 --out runs/both           no larger than one of them
+  luthier merge runs/dates runs/names --method svd --out runs/both        no larger than the larger of them
   luthier merge runs/dates=0.5 --out runs/half                            half the update: less learned, less forgotten
 
 OUT is a run's folder with the rows of the first run: `luthier evaluate` says what the merge is worth on them, and
@@ -27,7 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the merged adapter goes")
     parser.add_argument("--method", default="linear", choices=registry.names(MERGING), help="how updates are combined")
     parser.add_argument(
-        "--rank", type=int, metavar="N", help="largest rank of the result; absent: the sum of all ranks"
+        "--rank",
+        type=int,
+        metavar="N",
+        help="largest rank of the result; absent: the sum of all ranks, with svd the largest of them",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the method, such as density=0.3"

@@ -44,7 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-host", action="append", default=[], metavar="NAME", help="a further name in Host headers"
     )
-    parser.add_argument("--base", action="store_true", help="refuse to start if the base model cannot be served beside")
     parser.add_argument("--rows", type=int, default=16, help="completions computed together (default 16)")
     parser.add_argument(
         "--queue", type=int, default=64, help="requests in the server at once; more get a 429 (default 64)"
@@ -73,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     access = server.access_for(address, os.environ)
     bound = server.listen(address)
     runs = Runs(folders, args.register, args.device)
-    models = runs.models(require_base=args.base)
+    models = runs.models()
     backend = Backend(models, rows, args.queue, runs)
     server.set_up_log()
     names = ", ".join(repr(served.name) for served in models)

@@ -21,6 +21,7 @@ from luthier.models.packed import make_dense
 
 TRANSFORMERS = "luthier.export.reload_transformers"
 LLAMA_CPP = "luthier.export.reload_llama_cpp"
+PACKED = "luthier.export.reload_packed"
 
 
 class Exporter(ABC):
@@ -28,8 +29,13 @@ class Exporter(ABC):
 
     types: ClassVar[tuple[str, ...]] = ()
     """What `--type` may say; empty: nothing can be chosen."""
+    measures_update: ClassVar[bool] = False
+    """Whether `write` refuses where too little of what was learned survives its rounding."""
     reloads_with: ClassVar[str]
     """The module that opens the artifact in a fresh process."""
+
+    least_kept: float | None = None
+    """Share of the update that must survive in each layer; None: the format's own."""
 
     def __init__(self, type: str | None = None) -> None:
         name = self.__class__.__module__.rpartition(".")[2]
@@ -37,6 +43,20 @@ class Exporter(ABC):
             offered = f"expected one of {', '.join(self.types)}" if self.types else "it has no types to choose from"
             raise ExportError(f"--type {type}: the format {name} does not write it; {offered}")
         self.type = type
+
+    def keeping(self, least: float) -> "Exporter":
+        """The exporter, once it is told the share of the update that must survive in each layer.
+
+        Raises:
+            ExportError: the format does not measure it, or it is no share.
+        """
+        if not self.measures_update:
+            name = self.__class__.__module__.rpartition(".")[2]
+            raise ExportError(f"--least-kept {least}: the format {name} does not measure it; packed does")
+        if not 0 <= least <= 1:
+            raise ExportError(f"--least-kept {least}: expected a share between 0 and 1")
+        self.least_kept = least
+        return self
 
     @abstractmethod
     def require(self, trained: Trained) -> None:
@@ -74,6 +94,14 @@ class Exporter(ABC):
     def reload_settings(self, trained: Trained, folder: Path) -> Mapping[str, Any]:
         """What the fresh process must know beside the folder."""
         return {"artifact": str(folder)}
+
+    def measured(self) -> Mapping[str, Any]:
+        """What `write` measured, for `parity.json`."""
+        return {}
+
+    def told(self) -> list[str]:
+        """The same for a terminal, a line each."""
+        return []
 
     def check(self, trained: Trained, folder: Path, rows: Sequence[Conversation]) -> list[str]:
         """What is wrong with parts of the artifact that the fresh process does not use; `rows` are the probes."""

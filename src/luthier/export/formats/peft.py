@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from luthier import assemble
 from luthier.assemble import Trained, precision_of
 from luthier.errors import ExportError
 from luthier.export.formats.base import TRANSFORMERS, Exporter, require_package, save_tokenizer
@@ -60,6 +61,8 @@ class Peft(Exporter):
         bfloat16 does."""
         precision = precision_of(trained.loaded) if trained.recipe.model.quantize == "none" else "float32"
         base = {"base": str(trained.loaded.files.folder), "base_dtype": precision}
+        if assemble.adapter_of(trained.recipe).added_tokens:
+            base["vocabulary"] = str(len(trained.loaded.tokenizer))
         return {"artifact": str(folder), **base}
 
 

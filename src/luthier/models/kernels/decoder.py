@@ -20,6 +20,7 @@ from luthier.models.kernels.norm import add_rms_norm, rms_norm
 from luthier.models.kernels.recompute import Recomputed, recomputed
 from luthier.models.kernels.swiglu import swiglu
 from luthier.models.quantize.base import QuantizedLinear
+from luthier.models.token_rows import HeadWithRows
 
 # layers whose whole arithmetic is norm, attention, norm, gated feed-forward; Qwen 3 norms each head's q and k, too
 LAYERS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"})
@@ -32,7 +33,7 @@ def has_plain_head(model: Any) -> bool:
     if type(model).__name__ not in HEADS:
         return False
     head = model.get_output_embeddings()
-    return (type(head) is nn.Linear or isinstance(head, QuantizedLinear)) and head.bias is None
+    return (type(head) is nn.Linear or isinstance(head, QuantizedLinear | HeadWithRows)) and head.bias is None
 
 
 def install(model: nn.Module) -> int:

@@ -35,58 +35,93 @@ class Panels(Protocol):
 Weight: TypeAlias = Tensor | Panels
 
 
-def head_logprobs_plain(hidden: Tensor, weight: Weight, row_Q: Tensor, target_Q: Tensor) -> Tensor:
+Moved: TypeAlias = tuple[Tensor, Tensor]
+"""ids (n,) and what is added to these rows of W, (n, width)."""
+
+
+def add_moved(logits: Tensor, hidden: Tensor, moved: Moved | None) -> Tensor:
+    """Logits (..., vocabulary) with those of some tokens changed in place; `hidden` (..., width) made them."""
+    if moved is not None:
+        ids, rows = moved
+        logits.index_add_(-1, ids, (hidden @ rows.to(hidden.dtype).t()).to(logits.dtype))
+    return logits
+
+
+def head_logprobs_plain(
+    hidden: Tensor, weight: Weight, row_Q: Tensor, target_Q: Tensor, moved: Moved | None = None
+) -> Tensor:
     """The reference."""
     dense = weight.to(hidden.dtype) if isinstance(weight, Tensor) else weight.dense(hidden.dtype)
-    logits = hidden @ dense.t()
+    logits = add_moved(hidden @ dense.t(), hidden, moved)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))[row_Q]
     return logits.log_softmax(-1).gather(1, target_Q[:, None])[:, 0]
 
 
-def head_logprobs(hidden: Tensor, weight: Weight, row_Q: Tensor, target_Q: Tensor) -> Tensor:
-    """out"""
+def head_logprobs(
+    hidden: Tensor, weight: Weight, row_Q: Tensor, target_Q: Tensor, moved: Moved | None = None
+) -> Tensor:
+    """out; `moved` is added to some rows of W, which itself has none that train then."""
     if not native.serves(hidden):
-        return head_logprobs_plain(hidden, weight, row_Q, target_Q)
-    out: Tensor = _HeadLogprobs.apply(hidden, weight, row_Q, target_Q)
+        return head_logprobs_plain(hidden, weight, row_Q, target_Q, moved)
+    ids, rows = (None, None) if moved is None else (moved[0], moved[1].to(hidden.dtype))
+    out: Tensor = _HeadLogprobs.apply(hidden, weight, row_Q, target_Q, ids, rows)
     return out
 
 
 class _HeadLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Weight, row_Q: Tensor, target_Q: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Weight,
+        row_Q: Tensor,
+        target_Q: Tensor,
+        ids: Tensor | None,
+        moved: Tensor | None,
+    ) -> Tensor:
         cast = weight.to(hidden.dtype) if isinstance(weight, Tensor) else None
-        logits_HV = _logits(hidden, weight if cast is None else cast)
+        logits_HV = _logits(hidden, weight if cast is None else cast, ids, moved)
         lse_H = torch.empty(len(hidden))
         native.call("log_sum_exp", logits_HV.dtype, logits_HV, lse_H, *logits_HV.shape)
         chosen_Q = logits_HV[row_Q, target_Q].float() - lse_H[row_Q]
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(hidden, cast, row_Q, target_Q, lse_H)
+            ctx.save_for_backward(hidden, cast, row_Q, target_Q, lse_H, ids, moved)
             ctx.logits, ctx.panels = logits_HV, weight if cast is None else None
             ctx.weight_type = weight.dtype if isinstance(weight, Tensor) else None
         return chosen_Q
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, cast, row_Q, target_Q, lse_H = ctx.saved_tensors
+        hidden, cast, row_Q, target_Q, lse_H, ids, moved = ctx.saved_tensors
         weight: Weight = ctx.panels if cast is None else cast
         logits_HV, ctx.logits = ctx.logits, None
         if logits_HV is None:  # a second backward pass over a kept graph
-            logits_HV = _logits(hidden, weight)
+            logits_HV = _logits(hidden, weight, ids, moved)
         starts = torch.zeros(len(hidden) + 1, dtype=torch.int64)
         starts[1:] = torch.bincount(row_Q, minlength=len(hidden)).cumsum(0)
         g = dout.float().contiguous()
         native.call("log_softmax_back", logits_HV.dtype, logits_HV, lse_H, starts, target_Q, g, *logits_HV.shape)
         dhidden = _back(logits_HV, weight) if ctx.needs_input_grad[0] else None
         dweight = (logits_HV.t() @ hidden).to(ctx.weight_type) if ctx.needs_input_grad[1] else None
-        return dhidden, dweight, None, None
+        dmoved = None
+        if ids is not None:
+            dlogits_Hn = logits_HV[:, ids]
+            dhidden = None if dhidden is None else dhidden + dlogits_Hn @ moved
+            dmoved = dlogits_Hn.t() @ hidden if ctx.needs_input_grad[5] else None
+        return dhidden, dweight, None, None, None, dmoved
 
 
 def _panels(weight: Panels) -> Iterator[tuple[int, int]]:
     return ((start, min(start + PANEL, weight.out_features)) for start in range(0, weight.out_features, PANEL))
 
 
-def _logits(hidden: Tensor, weight: Weight) -> Tensor:
-    """hidden W^T"""
+def _logits(hidden: Tensor, weight: Weight, ids: Tensor | None, moved: Tensor | None) -> Tensor:
+    """hidden W^T, and what was moved of some rows"""
+    logits_HV = _frozen_logits(hidden, weight)
+    return logits_HV if ids is None or moved is None else add_moved(logits_HV, hidden, (ids, moved))
+
+
+def _frozen_logits(hidden: Tensor, weight: Weight) -> Tensor:
     if isinstance(weight, Tensor):
         return hidden @ weight.t()
     logits_HV = hidden.new_empty(len(hidden), weight.out_features)

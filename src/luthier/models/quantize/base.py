@@ -14,14 +14,38 @@ experts lie in one tensor.
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from luthier.errors import ModelError
 from luthier.models.kernels import native
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the dense matrix lies that the codes of a layer were made of."""
+
+    path: Path
+    name: str
+
+    def read(self) -> Tensor:
+        """(out, in), in the type of its file.
+
+        Raises:
+            ModelError: the file is gone, or no longer holds it.
+        """
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                found: Tensor = file.get_tensor(self.name)
+                return found.clone()
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{self.path}: {self.name} cannot be read: {error}; restore the file") from None
 
 
 class QuantizedLinear(nn.Module, ABC):
@@ -30,6 +54,9 @@ class QuantizedLinear(nn.Module, ABC):
     from_file: ClassVar[bool] = False
     """Whether the matrices of a model are taken in this format from the file that the model came in, and embeddings
     and head with them; otherwise they are made of the model's own numbers, and embeddings and head stay as they are."""
+
+    origin: Origin | None = None
+    """The matrix that the codes were made of; None: there is none, since a file holds the codes themselves."""
 
     def __init__(self, shape: tuple[int, int], parts: Mapping[str, Tensor], bias: Tensor | None, dtype: torch.dtype):
         """A layer of parts that are there already.
