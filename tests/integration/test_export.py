@@ -288,6 +288,23 @@ def test_an_update_that_4_bits_would_erase_is_refused_unless_told_otherwise(
     assert len(shares["layers"]) == 14 and shares["mean_kept"] < 0.1
 
 
+def test_blocks_that_would_erase_an_update_are_refused_in_a_gguf_file_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The base's own numbers lie on the grid of the file's Q8_0; those of a base in 16 bits lie anywhere."""
+    need("gguf")
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    base = write_gguf(tmp_path / "tiny.gguf", template=CHATML)
+    run = train(tmp_path, base, "model.quantize=gguf", "optimizer.learning_rate=1e-5")
+    made = ["export", str(run), "--format", "gguf", "--out", str(tmp_path / "out"), "--type"]
+    assert main([*made, "q8_0"]) == 2
+    assert "quantized to q8_0" in (said := capsys.readouterr().err) and "survive" in said
+    assert not (tmp_path / "out").exists()
+    assert main([*made, "f16", "--least-kept", "0.5"]) == 2
+    assert "f16 has bits enough" in capsys.readouterr().err
+    assert main([*made, "f16"]) == 0
+
+
 def test_a_quantized_folder_holds_what_was_measured_and_is_a_base_again(
     tmp_path: Path, tiny_model_folder: Path
 ) -> None:

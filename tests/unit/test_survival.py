@@ -45,7 +45,7 @@ def learned(model: Any, size: float) -> Any:
 def survived(size: float, held: str | None, format: str) -> Survival:
     model = quantize(base(), held) if held else base()
     with torch.no_grad():
-        return measure(model, learned(model, size), format)
+        return measure(model, learned(model, size), format, lambda _, weight: rounded(weight, format))
 
 
 @pytest.mark.parametrize(

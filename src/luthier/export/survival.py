@@ -16,9 +16,9 @@ them, and is told without being judged. What it costs in answers, the gate measu
 Left out: correcting codes towards the update (GPTQ and its relatives), which would keep more.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -91,18 +91,23 @@ class Survival:
         }
 
 
-def measure(base: nn.Module, merged: nn.Module, format: str) -> Survival:
+Rounding: TypeAlias = Callable[[str, Tensor], Tensor]
+"""What a format keeps of the matrix of the layer of this name, in float32."""
+
+
+def measure(base: nn.Module, merged: nn.Module, format: str, rounding: Rounding) -> Survival:
     """Compare the linear layers of a merged float32 model with those of its base, as the training saw them.
 
     Args:
         base: dense or quantized; its linear layers have the names of those of `merged`.
         merged: every layer dense.
-        format: as `model.quantize` names it.
+        format: its name, for messages.
+        rounding: what it keeps.
 
     Raises:
         ModelError: a matrix cannot be held in the format.
     """
-    found = (layer for name, w, update in updates(base, merged) if (layer := _layer(name, w, update, format)))
+    found = (layer for name, w, update in updates(base, merged) if (layer := _layer(name, w, update, rounding)))
     return Survival(format, tuple(sorted(found, key=lambda layer: layer.kept)))
 
 
@@ -114,17 +119,17 @@ def updates(base: nn.Module, merged: nn.Module) -> Iterator[tuple[str, Tensor, T
         yield name, wide, after[name].weight.detach() - wide
 
 
-def _layer(name: str, weight: Tensor, update: Tensor, format: str) -> Layer | None:
+def _layer(name: str, weight: Tensor, update: Tensor, rounding: Rounding) -> Layer | None:
     size = float(update.norm())
     if size == 0:
         return None
-    moved = rounded(weight + update, format) - rounded(weight, format)
+    moved = rounding(name, weight + update) - rounding(name, weight)
     kept = float((moved * update).sum(dtype=torch.float64)) / float(update.square().sum(dtype=torch.float64))
     beside = float((moved - update).norm()) / size
     return Layer(name, kept, beside, size / max(float(weight.norm()), 1e-30))
 
 
 def rounded(weight: Tensor, format: str) -> Tensor:
-    """What a format keeps of a matrix, in float32."""
+    """What a format of `model.quantize` keeps of a matrix, in float32."""
     kind, shape = quantizer(format), (weight.shape[0], weight.shape[1])
     return kind(shape, kind.pack(weight), None, torch.float32).dense(torch.float32)

@@ -43,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--least-kept",
         type=float,
         metavar="SHARE",
-        help="packed: share of the update that must survive in each layer (default 0.9; 0 writes whatever is left)",
+        help="where weights are rounded to 8 bits or fewer: share of the update that must survive in each layer "
+        "(default 0.9; 0 writes whatever is left)",
     )
     parser.add_argument(
         "--keep-failed", action="store_true", help="keep an artifact that was refused, as DIR.failed, to look into it"

@@ -14,9 +14,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from luthier.assemble import Trained
+from luthier.assemble import Trained, precision_of
 from luthier.errors import ExportError
 from luthier.examples import Conversation
+from luthier.export.survival import LEAST_KEPT, Survival, measure
+from luthier.models.load import load
 from luthier.models.packed import make_dense
 
 TRANSFORMERS = "luthier.export.reload_transformers"
@@ -29,13 +31,13 @@ class Exporter(ABC):
 
     types: ClassVar[tuple[str, ...]] = ()
     """What `--type` may say; empty: nothing can be chosen."""
-    measures_update: ClassVar[bool] = False
-    """Whether `write` refuses where too little of what was learned survives its rounding."""
     reloads_with: ClassVar[str]
     """The module that opens the artifact in a fresh process."""
 
-    least_kept: float | None = None
-    """Share of the update that must survive in each layer; None: the format's own."""
+    least_kept: float = LEAST_KEPT
+    """Share of the update that must survive in each layer, where the format rounds to few bits."""
+    survival: Survival | None = None
+    """What `require_update` measured."""
 
     def __init__(self, type: str | None = None) -> None:
         name = self.__class__.__module__.rpartition(".")[2]
@@ -44,15 +46,21 @@ class Exporter(ABC):
             raise ExportError(f"--type {type}: the format {name} does not write it; {offered}")
         self.type = type
 
+    @property
+    def few_bits(self) -> str | None:
+        """The name of the few bits that matrices are rounded to, which may erase what was learned; None: there are
+        enough."""
+        return None
+
     def keeping(self, least: float) -> "Exporter":
         """The exporter, once it is told the share of the update that must survive in each layer.
 
         Raises:
             ExportError: the format does not measure it, or it is no share.
         """
-        if not self.measures_update:
+        if self.few_bits is None:
             name = self.__class__.__module__.rpartition(".")[2]
-            raise ExportError(f"--least-kept {least}: the format {name} does not measure it; packed does")
+            raise ExportError(f"--least-kept {least}: {self.type or name} has bits enough and measures nothing")
         if not 0 <= least <= 1:
             raise ExportError(f"--least-kept {least}: expected a share between 0 and 1")
         self.least_kept = least
@@ -95,13 +103,31 @@ class Exporter(ABC):
         """What the fresh process must know beside the folder."""
         return {"artifact": str(folder)}
 
+    def require_update(self, trained: Trained) -> None:
+        """Measure how much of the update survives the rounding, before anything is written; `trained` is merged.
+
+        Raises:
+            ExportError: in a layer it is less than `least_kept`.
+        """
+        if self.few_bits is None:
+            return
+        held, files = trained.recipe.model.quantize, trained.loaded.files
+        base = load(files, precision_of(trained.loaded), "cpu", verify=False, quantize=held)
+        self.survival = measure(
+            base.model,
+            trained.loaded.model,
+            self.few_bits,
+            lambda layer, w: self.rounded(trained, f"{layer}.weight", w),
+        )
+        self.survival.require(self.least_kept)
+
     def measured(self) -> Mapping[str, Any]:
-        """What `write` measured, for `parity.json`."""
-        return {}
+        """The share of the update that survives layer by layer, where it was measured, for `parity.json`."""
+        return {} if self.survival is None else {"update": self.survival.dump()}
 
     def told(self) -> list[str]:
-        """The same for a terminal, a line each."""
-        return []
+        """The mean and the worst layers, for a terminal, a line each."""
+        return [] if self.survival is None else self.survival.told()
 
     def check(self, trained: Trained, folder: Path, rows: Sequence[Conversation]) -> list[str]:
         """What is wrong with parts of the artifact that the fresh process does not use; `rows` are the probes."""

@@ -30,6 +30,11 @@ class Gguf(Exporter):
         """The type of the file."""
         return self.type or "f16"
 
+    @property
+    def few_bits(self) -> str | None:
+        """Those of the types with blocks."""
+        return None if self.chosen in ("f16", "bf16") else self.chosen
+
     def require(self, trained: Trained) -> None:
         """The model has a counterpart in llama.cpp, and llama.cpp is here to prove it."""
         from luthier.export.formats._gguf_file import pre_tokenizer_of, shape_of
@@ -47,13 +52,18 @@ class Gguf(Exporter):
             )
 
     def write(self, trained: Trained, folder: Path) -> None:
-        """Merge in float32, round each tensor once, and write."""
+        """Merge in float32, measure what survives in blocks, round each tensor once, and write.
+
+        Raises:
+            ExportError: too little of what was learned survives.
+        """
         from gguf import GGUFWriter
 
         from luthier.export.formats import _gguf_file as file
         from luthier.export.formats._quantize import FILE_TYPES, kind_of, quantize
 
         merge(trained)
+        self.require_update(trained)
         loaded, template = trained.loaded, trained.template
         shape = file.shape_of(loaded.model, loaded.files.name)
         pre = file.pre_tokenizer_of(loaded.tokenizer, loaded.files.name)

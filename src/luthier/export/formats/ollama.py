@@ -42,6 +42,24 @@ class Ollama(Exporter):
         super().__init__(type)
         self._gguf = Gguf(type)
 
+    @property
+    def few_bits(self) -> str | None:
+        """As for GGUF."""
+        return self._gguf.few_bits
+
+    def keeping(self, least: float) -> "Ollama":
+        """As for GGUF."""
+        self._gguf.keeping(least)
+        return self
+
+    def measured(self) -> Mapping[str, Any]:
+        """As for GGUF."""
+        return self._gguf.measured()
+
+    def told(self) -> list[str]:
+        """As for GGUF."""
+        return self._gguf.told()
+
     def require(self, trained: Trained) -> None:
         """As for GGUF; and the template is one that Go can say."""
         self._gguf.require(trained)

@@ -13,10 +13,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from luthier import registry
-from luthier.assemble import Trained, precision_of
+from luthier.assemble import Trained
 from luthier.export.formats.base import PACKED, Exporter, merge, save_tokenizer
-from luthier.export.survival import LEAST_KEPT, Survival, measure, rounded
-from luthier.models.load import load
+from luthier.export.survival import rounded
 from luthier.models.packed import linear_layers, quantizer, write_packed
 from luthier.recipe import QUANTIZERS
 
@@ -25,16 +24,17 @@ class Packed(Exporter):
     """nf4 unless another format is asked for."""
 
     types: ClassVar[tuple[str, ...]] = tuple(n for n in registry.names(QUANTIZERS) if not quantizer(n).from_file)
-    measures_update: ClassVar[bool] = True
     reloads_with: ClassVar[str] = PACKED
-
-    survival: Survival | None = None
-    """What `write` measured."""
 
     @property
     def chosen(self) -> str:
         """The format of the linear layers."""
         return self.type or "nf4"
+
+    @property
+    def few_bits(self) -> str:
+        """Those of the format."""
+        return self.chosen
 
     def require(self, trained: Trained) -> None:
         """Whatever can be merged can be written; how much of it survives, `write` finds out."""
@@ -45,13 +45,9 @@ class Packed(Exporter):
         Raises:
             ExportError: too little of the update survives; nothing was written.
         """
-        held, model = trained.recipe.model.quantize, _model(trained)
-        base = load(trained.loaded.files, precision_of(trained.loaded), "cpu", verify=False, quantize=held)
         merge(trained)
-        self.survival = measure(base.model, model, self.chosen)
-        self.survival.require(LEAST_KEPT if self.least_kept is None else self.least_kept)
-        del base
-        config = copy.deepcopy(model.config)
+        self.require_update(trained)
+        config = copy.deepcopy(_model(trained).config)
         config.dtype = trained.loaded.dtype
         write_packed(folder, config, self._tensors(trained), self.chosen)
         save_tokenizer(trained, folder)
@@ -69,14 +65,6 @@ class Packed(Exporter):
     def reload_settings(self, trained: Trained, folder: Path) -> Mapping[str, Any]:
         """The folder and its format."""
         return {"artifact": str(folder), "quantize": self.chosen}
-
-    def measured(self) -> Mapping[str, Any]:
-        """The share of the update that survives, layer by layer."""
-        return {} if self.survival is None else {"update": self.survival.dump()}
-
-    def told(self) -> list[str]:
-        """The mean and the worst layers."""
-        return [] if self.survival is None else self.survival.told()
 
     def _tensors(self, trained: Trained) -> Iterator[tuple[str, Tensor]]:
         packed = linear_layers(_model(trained))
