@@ -198,8 +198,8 @@ def table(names: Sequence[str], steps: int, out: Path, assignments: Sequence[str
                 continue
         rows.append(json.loads((folder / "row.json").read_text(encoding="utf-8")))
     print(
-        "| method | learning rate | trained numbers | field F1 on the test rows | validation loss | peak memory | file "
-        "| questions right, change | perplexity of text, change |\n|---|---|---|---|---|---|---|---|---|"
+        "| method | learning rate | trained numbers | field F1 on the test rows | validation loss | peak memory "
+        "| seconds a step | file | questions right, change | perplexity of text, change |\n" + "|---" * 10 + "|"
     )
     for row in sorted(rows, key=_score, reverse=True):
         print(_line(row))
@@ -225,6 +225,7 @@ def _line(row: Mapping[str, Any]) -> str:
         f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]",
         f"{row['validation_loss']:.3f}",
         f"{row['peak_bytes'] / 2**30:.2f} GiB",
+        f"{row['step_seconds']:.1f}",
         f"{row['file_bytes'] / 1e6:.2f} MB",
         f"{right['value']:+.3f} [{right['low']:+.3f}, {right['high']:+.3f}]",
         f"{text['difference']['value'] / text['before']['value']:+.1%}",

@@ -128,10 +128,10 @@ def room_for(opened: Opened, run: Run, needs: Needs, available: int | None = Non
     overwrites = assemble.adapter_of(opened.recipe).overwrites_base
     own = shape_of(opened.loaded.model)
     own = own if overwrites else replace(own, parameters=own.parameters - needs.trained)
-    totals = {}
+    totals, tokens = {}, max(size.tokens for size in needs.micro_batches)
     for name, shape in SIZES.items():
         other = for_another(needs, own, shape, overwrites=overwrites)
-        training = other.memory_of(run.micro_batch_tokens).total
+        training = other.memory_of(tokens).total
         # files are taken to be in bfloat16
         loading = other.process + loading_bytes(_held_like(own, shape), opened.loaded.dtype, 2 * shape.parameters)
         totals[name] = max(training, loading)

@@ -10,8 +10,11 @@ from tests.engine_runs import random_units, tiny_llama
 from luthier import registry
 from luthier.adapters.base import Adapter, Injected
 from luthier.errors import ModelError
+from luthier.examples import Row
+from luthier.models.decode import Slots, evaluating
 from luthier.models.forest import build_batch
 from luthier.models.scorer import Scorer
+from luthier.models.virtual import virtual_ids
 from luthier.recipe import ADAPTERS
 
 # every adapter with its defaults, and variants that compute something of their own
@@ -87,6 +90,22 @@ def test_a_bfloat16_base_computes_the_same_with_the_adapter_in(name: str) -> Non
     with torch.no_grad():
         wanted, found = Scorer(base).token_logprobs(BATCH), Scorer(model, autocast).token_logprobs(BATCH)
     assert torch.allclose(wanted, found, rtol=0, atol=5e-3)  # autocast leaves sums in float32
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_bfloat16_model_answers_by_the_probabilities_that_it_is_scored_by(name: str) -> None:
+    model = tiny_llama(dtype=torch.bfloat16)
+    injected = adapter(name).inject(model, seed=0)
+    move(injected)
+    narrow = torch.bfloat16 if adapter(name).overwrites_base else None
+    ids = [3, 1, 4, 1, 5, 9, 2, 6]
+    batch = build_batch([Row(tuple(ids), (0.0,) * 4 + (1.0,) * 4)])
+    with torch.no_grad(), evaluating(model):
+        scored = Scorer(model, narrow).logits(batch).float()
+    slots = Slots(model, torch.device("cpu"))
+    steps = [slots.prefill([[*virtual_ids(model), *ids[:4]]], [1])]
+    steps += [slots.step(torch.tensor([token])) for token in ids[4:-1]]
+    torch.testing.assert_close(torch.cat(steps).float(), scored, atol=0.06, rtol=0.05)
 
 
 def test_weights_that_train_follow_small_updates_when_they_are_seen_in_bfloat16() -> None:

@@ -4,7 +4,7 @@ The trained weights become float32 as in full fine-tuning (see `full`), and the 
 no base. Lee et al. 2019 (arXiv:1911.03090) show that the last layers alone go most of the way.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -40,6 +40,9 @@ class LayerFreeze(Full):
         generator = torch.Generator().manual_seed(seed)
         for parameter in wanted.values():
             widen(parameter, generator)
+        narrow = {p.dtype for name, p in model.named_parameters() if name not in wanted} - {torch.float32}
+        any_model: Any = model
+        any_model.computed_in = next(iter(narrow), None)  # see `models.decode.computed_in`
         return InjectedFull(model, frozenset(wanted))
 
     def _chosen(self, model: nn.Module) -> dict[str, nn.Parameter]:

@@ -12,7 +12,7 @@ with one softmax over both parts. Left out: paging.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -231,6 +231,7 @@ class Slots:
 
     def attend(self, index: int, query: Tensor, key: Tensor, value: Tensor, rule: tuple[float, int | None]) -> Tensor:
         """The attention of layer `index`; `rule` is its scale and sliding window. For the attention function only."""
+        query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast rotary positions leave them wide
         layer, call = self._layer(index, key), self._call
         if isinstance(call, _Step):
             return _attend_step(layer, call, query, key, value, rule)
@@ -240,6 +241,8 @@ class Slots:
 
     def attend_heads(self, index: int, heads: tuple[Tensor, Tensor, Tensor], scale: float) -> Tensor:
         """As `attend`, with kernels: (N, heads, size) rotated queries and keys, and values; for the layer only."""
+        q, k, v = heads
+        heads = q.to(v.dtype), k.to(v.dtype), v
         layer, call = self._layer(index, heads[1].transpose(0, 1)[None]), self._call
         if isinstance(call, _Step):
             if layer.packed is None:
@@ -363,14 +366,30 @@ def decode_attention(
     return out.transpose(1, 2), None
 
 
+def computed_in(model: Any) -> torch.dtype | None:
+    """The type that a model's products are computed in, where only some of its weights were widened; else None.
+
+    Whoever widens them says so by the model's attribute `computed_in`.
+    """
+    narrow: torch.dtype | None = vars(model).get("computed_in")
+    # once all are widened, as for an export, it computes in that type
+    return narrow if narrow is not None and any(p.dtype == narrow for p in model.parameters()) else None
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode (no dropout) while open; afterwards every module is in the mode it was in."""
+    """Evaluation mode (no dropout) while open; afterwards every module is in the mode it was in.
+
+    A model of which some weights were widened to train computes as it was trained, in the type of the others.
+    """
     training = [module for module in model.modules() if module.training] if model.training else []
     for module in training:
         module.training = False
+    narrow = computed_in(model)
+    device = next(model.parameters()).device.type
     try:
-        yield
+        with nullcontext() if narrow is None else torch.autocast(device, narrow):
+            yield
     finally:
         for module in training:
             module.training = True

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from luthier.errors import ModelError
 from luthier.models import attention
+from luthier.models.decode import computed_in
 from luthier.models.forest import Batch
 from luthier.models.kernels.decoder import has_plain_head
 from luthier.models.kernels.head import head_logprobs
@@ -25,12 +26,13 @@ from luthier.models.virtual import virtual_ids
 class Scorer:
     """Scores batches under one model, in whatever state its adapter is.
 
-    `autocast` is the type that matrix products are computed in when the weights are held in float32 (full
-    fine-tuning); it is opened for each forward pass alone, since a longer one caches copies of weights that move.
+    `autocast` is the type that matrix products are computed in when weights are held in float32 (full fine-tuning;
+    where only some are, the model says it itself). It is opened for each forward pass alone, since a longer one caches
+    copies of weights that move.
     """
 
     def __init__(self, model: Any, autocast: torch.dtype | None = None) -> None:
-        self.model, self.autocast = model, autocast
+        self.model, self.autocast = model, autocast or computed_in(model)
 
     def token_logprobs(self, batch: Batch) -> Tensor:
         """(K,) log-probability of each trained-on token, in the order of `batch.row_K`; float32 at least."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from luthier.models.decode import evaluating
 from luthier.serve.models import ServedModel
 
 Row = list[tuple[Tensor, Tensor]]
@@ -86,13 +87,14 @@ class Prefill:
         end = min(len(self.ids), self._done + self._block)
         model: Any = self.served.loaded.model
         device = self.served.loaded.device
-        out = model(
-            input_ids=torch.tensor([self.ids[self._done : end]], device=device),
-            position_ids=torch.arange(self._done, end, device=device)[None],
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        with evaluating(model):
+            out = model(
+                input_ids=torch.tensor([self.ids[self._done : end]], device=device),
+                position_ids=torch.arange(self._done, end, device=device)[None],
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
         self._done = end
         logits: Tensor = out.logits[0, -1]
         return logits if end == len(self.ids) else None
