@@ -208,7 +208,7 @@ def test_the_verb_prints_what_the_gate_found(run: Path, tmp_path: Path, capsys: 
         (["--format", "safetensors", "--type", "q8_0"], "does not write it; expected one of bfloat16"),
         (["--format", "peft", "--type", "f16"], "it has no types to choose from"),
         (["--format", "peft", "--rows", "0"], "at least one test row"),
-        (["--format", "safetensors", "--least-kept", "0.5"], "does not measure it"),
+        (["--format", "safetensors", "--least-kept", "0.5"], "measures nothing"),
         (["--format", "packed", "--least-kept", "1.5"], "a share between 0 and 1"),
         (["--format", "packed", "--type", "gguf"], "expected one of int8, nf4"),
     ],
