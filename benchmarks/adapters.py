@@ -30,7 +30,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "addresses.toml"
@@ -114,12 +114,17 @@ def validation_loss(job: tuple[str, float, str, tuple[str, ...]]) -> tuple[str, 
     return name, rate, steps[-1].metrics["validation_loss"], time.perf_counter() - started
 
 
-def search(names: Sequence[str], steps: int, workers: int, assignments: Sequence[str]) -> int:
+Rates: TypeAlias = Mapping[str, Sequence[float]]
+"""Of some methods, in place of those of `METHODS`."""
+
+
+def search(names: Sequence[str], steps: int, workers: int, assignments: Sequence[str], rates: Rates) -> int:
     """Print the losses as they come, then a table."""
+    tried = {name: rates.get(name, METHODS[name].rates) for name in names}
     given = (f"training.steps={steps}", f"training.validate_every={steps}", "training.patience=false", *assignments)
     with tempfile.TemporaryDirectory() as folder:
-        turns = range(max(len(METHODS[name].rates) for name in names))  # one rate of each method, then the next
-        each = [(name, METHODS[name].rates[turn : turn + 1]) for turn in turns for name in names]
+        turns = range(max(map(len, tried.values())))  # one rate of each method, then the next
+        each = [(name, tried[name][turn : turn + 1]) for turn in turns for name in names]
         jobs = [(name, rate, folder, given) for name, rates in each for rate in rates]
         found: dict[str, dict[float, float]] = {}
         with multiprocessing.get_context("spawn").Pool(workers) as pool:
@@ -181,7 +186,7 @@ def measure(name: str, rate: float, folder: Path, base: Path, assignments: Seque
     (folder / "row.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
-def table(names: Sequence[str], steps: int, out: Path, assignments: Sequence[str], rates: Mapping[str, float]) -> int:
+def table(names: Sequence[str], steps: int, out: Path, assignments: Sequence[str], rates: Rates) -> int:
     """Measure what is not in `out` yet, each method in a fresh process, and print all of it."""
     given = [f"training.steps={steps}", f"training.validate_every={steps}", "training.patience=false", *assignments]
     given.append("evaluation.systems={ fine_tuned = {} }")
@@ -189,7 +194,7 @@ def table(names: Sequence[str], steps: int, out: Path, assignments: Sequence[str
     for name in names:
         folder = out / name.replace(", ", "-").replace(" ", "_")
         if not (folder / "row.json").is_file():
-            rate = rates.get(name, METHODS[name].best)
+            rate = rates[name][0] if name in rates else METHODS[name].best
             command = [sys.executable, "-m", "benchmarks.adapters", "_measure", name, str(rate), str(folder), str(out)]
             print(f"{name} at {rate:g}", file=sys.stderr, flush=True)
             done = subprocess.run([*command, *given], cwd=ROOT, check=False)
@@ -274,7 +279,11 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1, help="of the search")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "adapters", help="where the table's runs are kept")
     parser.add_argument(
-        "--rate", action="append", default=[], metavar="METHOD=RATE", help="of the table, in place of the best one"
+        "--rate",
+        action="append",
+        default=[],
+        metavar="METHOD=RATE",
+        help="of a search or the table, in place of its own",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe, as `luthier run`"
@@ -287,13 +296,16 @@ def main() -> int:
     data = ROOT / "runs" / "addresses-data" / "addresses.jsonl"
     if not data.is_file():
         subprocess.run([sys.executable, "-m", "luthier.cli.main", "data", "addresses"], cwd=ROOT, check=True)
+    rates: dict[str, list[float]] = {}
+    for text in asked.rate:
+        method, _, rate = text.rpartition("=")
+        rates.setdefault(method, []).append(float(rate))
     if asked.what == "table":
-        rates = {method: float(rate) for method, _, rate in (text.rpartition("=") for text in asked.rate)}
         asked.out.mkdir(parents=True, exist_ok=True)
         return table(names, asked.steps, asked.out, asked.set, rates)
     if asked.what == "speed":
         return speed(names, asked.set)
-    return search(names, asked.steps, asked.workers, asked.set)
+    return search(names, asked.steps, asked.workers, asked.set, rates)
 
 
 if __name__ == "__main__":
