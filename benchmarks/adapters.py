@@ -64,7 +64,7 @@ METHODS: Mapping[str, Method] = {
     "prompt": Method({"type": "prompt"}, (1e-2, 3e-2, 1e-1, 3e-1), 1e-1),
     "p_tuning": Method({"type": "p_tuning"}, (3e-4, 1e-3, 3e-3), 1e-2),
     "prefix": Method({"type": "prefix"}, (3e-3, 1e-2, 3e-2, 1e-1), 1e-1),
-    "prefix, reparametrize": Method({"type": "prefix", "reparametrize": True}, (3e-4, 1e-3, 3e-3), 3e-3),
+    "prefix, reparametrize": Method({"type": "prefix", "reparametrize": True}, (3e-2, 1e-1), 1e-1),
     "layer_freeze": Method({"type": "layer_freeze"}, (1e-4, 2e-4, 5e-4, 1e-3), 1e-3),
     "full": Method({"type": "full"}, (5e-5, 1e-4, 2e-4, 5e-4), 2e-4),
     "peft, oft": Method({"type": "peft", "method": "oft"}, (1e-3, 4e-3), 1e-3),

@@ -212,6 +212,21 @@ def test_an_artifact_is_read_back_into_the_adapter_that_wrote_it(name: str, tmp_
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_learning_rates_are_changed_for_trained_tensors_alone(name: str) -> None:
+    injected = adapter(name).inject(tiny_llama(), seed=0)
+    factors = injected.rate_factors()
+    assert factors.keys() <= injected.trainable.keys() and all(factor > 0 for factor in factors.values())
+
+
+def test_the_network_of_a_prefix_learns_as_slowly_as_it_is_wide() -> None:
+    """Its last layer moves a key by as many steps as it has inputs; at the prefix's own rate it would ruin the model."""
+    injected = adapter("prefix-reparametrize").inject(tiny_llama(), seed=0)
+    factors = injected.rate_factors()
+    assert set(factors.values()) == {1 / 512} and set(factors) == {n for n in injected.trainable if "network" in n}
+    assert not adapter("prefix").inject(tiny_llama(), seed=0).rate_factors()
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_equal_seeds_give_equal_adapters(name: str) -> None:
     first, second = (adapter(name).inject(tiny_llama(), seed=7).trainable for _ in range(2))
     assert all(torch.equal(first[n], second[n]) for n in first)

@@ -90,6 +90,13 @@ class InjectedPrefix(InjectedVirtual):
         own = {name: p for name, p in self.embedding.named_parameters() if not name.startswith("base.")}
         return {f"prompt_encoder.{name}": p for name, p in own.items()}
 
+    def rate_factors(self) -> Mapping[str, float]:
+        """The network learns more slowly: one step of its last layer moves a key by as many steps as it is wide."""
+        if self.embedding.network is None:
+            return {}
+        width = next(iter(self.embedding.network.parameters())).shape[0]
+        return {name: 1 / width for name in self.trainable if ".network." in name}
+
     def contents(self) -> Tensor:
         """(count, layers * 2 * heads * size), keys turned by their positions."""
         return self._turned(self.embedding.keys_and_values(), 1.0).flatten(1)
