@@ -219,7 +219,7 @@ def test_learning_rates_are_changed_for_trained_tensors_alone(name: str) -> None
 
 
 def test_the_network_of_a_prefix_learns_as_slowly_as_it_is_wide() -> None:
-    """Its last layer moves a key by as many steps as it has inputs; at the prefix's own rate it would ruin the model."""
+    """Its last layer moves a key by as many steps as it has inputs: at the prefix's own rate it ruined the model."""
     injected = adapter("prefix-reparametrize").inject(tiny_llama(), seed=0)
     factors = injected.rate_factors()
     assert set(factors.values()) == {1 / 512} and set(factors) == {n for n in injected.trainable if "network" in n}
