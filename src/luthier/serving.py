@@ -78,7 +78,6 @@ class Runs(Registry):
 
         Raises:
             ModelError: an adapter does not fit the base.
-            ServeError: it trained all weights.
         """
         if self._shared is None:
             ((name, artifact),) = self._artifacts.items()
@@ -91,26 +90,28 @@ class Runs(Registry):
 
     def names(self) -> list[str]:
         """What may be added: the runs of the start, and those that the registered folder holds now."""
-        if self._shared is None:
-            return []
-        found = (
-            []
-            if self._register is None
-            else [path.parent.parent for path in self._register.glob(f"*/adapter/{RECORD}")]
-        )
-        return [
-            *self._folders,
-            *(f.name for f in found if _NAME.fullmatch(f.name) and f.name not in (*self._folders, BASE)),
-        ]
+        return list(self._registered())
 
     def open(self, name: str) -> ServedModel:
-        """One of `names`, read anew."""
-        folder = self._folders.get(name)
+        """One of `names`, read anew.
+
+        Raises:
+            ServeError: it is none of them now, or trained all weights.
+            ModelError: it has no trained model, or one that does not fit the base.
+        """
+        folder = self._registered().get(name)
         if folder is None:
-            if self._register is None or name not in self.names():
-                raise ServeError(f"no run {name} is registered")
-            folder = self._register / name
+            raise ServeError(f"no run {name} is registered")
         return self._adapted(name, read_artifact(folder))
+
+    def _registered(self) -> dict[str, Path]:
+        """Folders by name; those of the start go before the registered folder's."""
+        if self._shared is None:
+            return {}
+        records = [] if self._register is None else self._register.glob(f"*/adapter/{RECORD}")
+        found = {folder.name: folder for folder in (record.parent.parent for record in records)}
+        known = {name: folder for name, folder in found.items() if _NAME.fullmatch(name) and name != BASE}
+        return {**known, **self._folders}
 
     def _adapted(self, name: str, artifact: Artifact) -> ServedModel:
         if self._shared is None or artifact.is_whole:

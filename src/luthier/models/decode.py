@@ -386,9 +386,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     for module in training:
         module.training = False
     narrow = computed_in(model)
-    device = next(model.parameters()).device.type
     try:
-        with nullcontext() if narrow is None else torch.autocast(device, narrow):
+        with nullcontext() if narrow is None else torch.autocast(next(model.parameters()).device.type, narrow):
             yield
     finally:
         for module in training:

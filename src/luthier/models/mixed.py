@@ -145,12 +145,14 @@ class MixedLinear(nn.Module):
             return
         if part.low is not None:
             a, b = part.low
-            bank = self._low.setdefault(len(a), _Bank(self._like(a), self._like(b.t())))
-            bank.put(place, a.detach(), b.detach().t())
+            if len(a) not in self._low:
+                self._low[len(a)] = _Bank(self._like(a), self._like(b.t()))
+            self._low[len(a)].put(place, a.detach(), b.detach().t())
         for name, vector in (("rows", part.rows), ("cols", part.cols), ("bias", part.bias)):
             if vector is not None:
-                bank = self._vectors.setdefault(name, _Bank(self._neutral(name, vector)))
-                bank.put(place, vector.detach())
+                if name not in self._vectors:
+                    self._vectors[name] = _Bank(self._neutral(name, vector))
+                self._vectors[name].put(place, vector.detach())
 
     def take_out(self, place: int) -> None:
         """Let go of an adapter."""
@@ -164,24 +166,24 @@ class MixedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(rows, 1, in) or (rows, in) -> the same with out"""
         flat = x.view(-1, x.shape[-1])
-        y = self._formed(flat) if self._has_form() else self.base(flat)
+        low, vectors = ([*filter(self._is_present, banks.values())] for banks in (self._low, self._vectors))
+        y = self._formed(flat, low) if low or vectors else self.base(flat)
         for place in self._mixture.present & self._asked.keys():
             rows = (self._mixture.places == place).nonzero()[:, 0]
             y = y.index_copy(0, rows, self._asked[place](flat[rows]))
         return y.view(*x.shape[:-1], -1)
 
-    def _has_form(self) -> bool:
-        present = self._mixture.present
-        return any(not present.isdisjoint(bank.index) for bank in (*self._low.values(), *self._vectors.values()))
+    def _is_present(self, bank: _Bank) -> bool:
+        """Whether a row of the batch has something in it."""
+        return not self._mixture.present.isdisjoint(bank.index)
 
-    def _formed(self, x: Tensor) -> Tensor:
+    def _formed(self, x: Tensor, low: Sequence[_Bank]) -> Tensor:
         """All rows as their forms say; those of places without one as the base does."""
         base: Any = self.base
-        places, present = self._mixture.places, self._mixture.present
+        places = self._mixture.places
         cols, rows, bias = (self._of(name, places) for name in ("cols", "rows", "bias"))
         given = x if cols is None else scaled_values(x, cols)
         weight = matrix(base.lent if isinstance(base, QuantizedLinear) else base.weight, x.dtype)
-        low = [bank for bank in self._low.values() if not present.isdisjoint(bank.index)]
         added = [low_rank_rows(x, bank.held[0], bank.held[1], bank.which(places)) for bank in low]
         bias = base.bias if bias is None else bias
         if bias is not None and rows is None:
@@ -195,7 +197,7 @@ class MixedLinear(nn.Module):
 
     def _of(self, name: str, places: Tensor) -> Tensor | None:
         bank = self._vectors.get(name)
-        return None if bank is None else bank.held[0][bank.which(places)]
+        return bank.held[0][bank.which(places)] if bank is not None and self._is_present(bank) else None
 
     def _like(self, tensor: Tensor) -> Tensor:
         """Zeros of this shape, in the type that products are computed in."""

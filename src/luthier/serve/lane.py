@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from luthier.models.decode import Slots
+from luthier.models.mixed import NO_ADAPTER
 from luthier.serve.api_error import deadline_passed
 from luthier.serve.models import ServedModel
 from luthier.serve.prefill import Prefill, PrefixStore, Row
@@ -125,7 +126,7 @@ class Lane:
         for served in self._leaving - {request.served for request in self.requests()}:
             self._leaving.discard(served)
             place = self._members.pop(served).place
-            if served.parts:
+            if place != NO_ADAPTER:
                 self._mixture.take_out(place)
             self._prefixes.forget(served)
 

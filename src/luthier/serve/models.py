@@ -3,7 +3,7 @@
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,8 +36,8 @@ class ServedModel:
     """Identifies weights (what was trained included) and template; `system_fingerprint` in answers."""
     shared: Mixture | None = None
     """What its rows are written with, together with those of others; None: with `loaded`, in a batch of their own."""
-    parts: Mapping[str, Part] = field(default_factory=dict)
-    """What its rows are written with otherwise than those of the base."""
+    parts: dict[str, Part] = field(default_factory=dict)
+    """What its rows are written with otherwise than those of the base, until `place` moves it into the mixture."""
     mixture: Mixture = field(init=False)
     """What its rows are written with."""
     stop_ids: frozenset[int] = field(init=False)
@@ -60,8 +60,12 @@ class ServedModel:
         return self.loaded.max_tokens - len(self.before)
 
     def place(self) -> int:
-        """Put its parts into the mixture; returns the place of its rows there. For the thread that computes."""
-        return self.mixture.put(self.parts) if self.parts else NO_ADAPTER
+        """Move its parts into the mixture, once; returns the place of its rows there. For the thread that computes."""
+        if not self.parts:
+            return NO_ADAPTER
+        place = self.mixture.put(self.parts)
+        self.parts.clear()  # the mixture has copies
+        return place
 
 
 class SharedBase:
@@ -89,7 +93,7 @@ class SharedBase:
             parts = injected.parts()
             fingerprint = "fp_" + canonical_hash([self._key(template), _digest(injected)])[:12]
         shared = None if parts is None else self.mixture
-        return ServedModel(name, loaded, template, int(time.time()), fingerprint, shared, parts or {})
+        return ServedModel(name, loaded, template, int(time.time()), fingerprint, shared, dict(parts or {}))
 
     def _copy(self) -> LoadedModel:
         return replace(self.loaded, model=twin(self.loaded.model))

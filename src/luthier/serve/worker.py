@@ -128,9 +128,10 @@ class Worker:
             ApiError: 404 if there is none, 503 if the worker is closing.
         """
         with self._lock:
-            served = self._models.pop(name, None)
+            served = self._models.get(name)
             if served is None:
                 raise model_not_found(name, list(self._models))
+            self._models = {other: model for other, model in self._models.items() if other != name}
         lane = self._lanes[served.mixture]
         return self._inside(lambda: lane.dismiss(served))
 
@@ -158,7 +159,8 @@ class Worker:
         lane = self._lanes.get(served.mixture) or Lane(served, self._limits)
         lane.admit(served)
         self._lanes[served.mixture] = lane
-        self._models = {**self._models, served.name: served}
+        with self._lock:  # another model may be removed by another thread just now
+            self._models = {**self._models, served.name: served}
 
     def _run(self) -> None:
         try:

@@ -69,7 +69,7 @@ def low_rank_rows(x: Tensor, a: Tensor, b: Tensor, which: Tensor) -> Tensor:
         b: (n, rank, out), B turned and scaled
         which: (rows,) int64; 0: no update, zeros
 
-    The kernel reads the matrices of the adapters that are there once each, and copies none of them.
+    The kernel reads the matrices where they lie and copies none of them.
     """
     if not native.serves(x):
         return low_rank_rows_plain(x, a, b, which)
