@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from luthier.adapters.base import Injected, by_name, require_same_tensors
+from luthier.adapters.base import Adapter, Injected, by_name, require_same_tensors
 from luthier.errors import ModelError
 from luthier.models.kernels.low_rank import Weight
 from luthier.models.mixed import Form, Part
@@ -127,6 +127,21 @@ class InjectedLayers(Injected):
         require_same_tensors(folder / WEIGHTS, tensors, self.file_tensors())
         with torch.no_grad():
             self.take(tensors)
+
+
+class Targeted(Adapter):
+    """Settings of adapters that wrap any linear layers."""
+
+    targets: tuple[str, ...] = (ALL_LINEAR,)
+    """`all_linear` for every linear layer but the output head, or endings of layer names such as `q_proj`. A model with
+    matrices that are no linear layers (experts kept in one tensor) takes names only."""
+    layers: tuple[int, ...] | None = None
+    """Numbers of the decoder layers that are adapted, from 0; absent: all."""
+
+    @property
+    def named_targets(self) -> tuple[str, ...]:
+        """The targets, unless they are all linear layers."""
+        return () if self.targets == (ALL_LINEAR,) else self.targets
 
 
 def device_of(base: Linear) -> torch.device:

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from luthier.adapters._eva import directions
 from luthier.adapters._layers import (
-    ALL_LINEAR,
     PREFIX,
     InjectedLayers,
     Linear,
+    Targeted,
     Wrapped,
     choose,
     device_of,
@@ -38,7 +38,6 @@ from luthier.adapters._layers import (
 from luthier.adapters._low_rank_files import read_low_rank
 from luthier.adapters._starts import FROM_ROWS, KEPT, STARTS, UPDATES
 from luthier.adapters._tokens import InjectedRows, ids_of
-from luthier.adapters.base import Adapter
 from luthier.errors import ModelError
 from luthier.models.forest import Batch
 from luthier.models.kernels.low_rank import low_rank_added, low_rank_linear
@@ -184,18 +183,13 @@ def _in_file(key: str) -> str:
     return f"{key}.weight" if key in ("lora_A", "lora_B") else key
 
 
-class LowRank(Adapter):
+class LowRank(Targeted):
     """Settings of every low-rank adapter."""
 
     rank: int = Field(16, ge=1)
     """Rank of the update; the adapter's size and capacity grow with it."""
     alpha: float = Field(32, gt=0)
     """The update is scaled by alpha / rank."""
-    targets: tuple[str, ...] = (ALL_LINEAR,)
-    """`all_linear` for every linear layer but the output head, or endings of layer names such as `q_proj`. A model with
-    matrices that are no linear layers (experts kept in one tensor) takes names only."""
-    layers: tuple[int, ...] | None = None
-    """Numbers of the decoder layers that get an update, from 0; absent: all."""
     ranks: dict[str, int] = Field(default_factory=dict)
     """Other ranks by the ending of a layer's name: `{ down_proj = 32 }`."""
     alphas: dict[str, float] = Field(default_factory=dict)
@@ -221,11 +215,6 @@ class LowRank(Adapter):
     def dropped(self) -> float:
         """Dropout on the update's input."""
         return 0.0
-
-    @property
-    def named_targets(self) -> tuple[str, ...]:
-        """The targets, unless they are all linear layers."""
-        return () if self.targets == (ALL_LINEAR,) else self.targets
 
     @property
     def added_tokens(self) -> tuple[str, ...]:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from luthier.adapters._layers import (
-    ALL_LINEAR,
     InjectedLayers,
     Linear,
+    Targeted,
     Wrapped,
     choose,
     device_of,
@@ -23,7 +23,6 @@ from luthier.adapters._layers import (
     replace,
     targets_of,
 )
-from luthier.adapters.base import Adapter
 from luthier.adapters.full import spread
 from luthier.models.kernels.low_rank import biased
 from luthier.models.mixed import Form
@@ -72,20 +71,10 @@ class BitFitLinear(Wrapped):
         return base
 
 
-class BitFit(Adapter):
+class BitFit(Targeted):
     """Train a bias for each chosen linear layer."""
 
     learning_rate: ClassVar[float] = 6e-4
-
-    targets: tuple[str, ...] = (ALL_LINEAR,)
-    """`all_linear` for every linear layer but the output head, or endings of layer names such as `q_proj`."""
-    layers: tuple[int, ...] | None = None
-    """Numbers of the decoder layers whose biases train, from 0; absent: all."""
-
-    @property
-    def named_targets(self) -> tuple[str, ...]:
-        """The targets, unless they are all linear layers."""
-        return () if self.targets == (ALL_LINEAR,) else self.targets
 
     def inject(self, model: nn.Module, seed: int) -> InjectedLayers:
         """Wrap each target; everything else is frozen.

@@ -19,9 +19,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from luthier.adapters._layers import (
-    ALL_LINEAR,
     InjectedLayers,
     Linear,
+    Targeted,
     Wrapped,
     choose,
     device_of,
@@ -30,7 +30,6 @@ from luthier.adapters._layers import (
     replace,
     targets_of,
 )
-from luthier.adapters.base import Adapter
 from luthier.errors import ModelError
 
 TERMS = 5
@@ -81,22 +80,13 @@ class OFTLinear(Wrapped):
         return base
 
 
-class OFT(Adapter):
+class OFT(Targeted):
     """Turn the input of each chosen linear layer, block by block."""
 
     block_size: int = Field(32, ge=2)
     """Numbers of the input that are turned together; larger blocks hold and cost more."""
     series: bool = False
     """Take five terms of a series for the inverse, as peft does by default: R is orthogonal only while it is small."""
-    targets: tuple[str, ...] = (ALL_LINEAR,)
-    """`all_linear` for every linear layer but the output head, or endings of layer names such as `q_proj`."""
-    layers: tuple[int, ...] | None = None
-    """Numbers of the decoder layers whose input is turned, from 0; absent: all."""
-
-    @property
-    def named_targets(self) -> tuple[str, ...]:
-        """The targets, unless they are all linear layers."""
-        return () if self.targets == (ALL_LINEAR,) else self.targets
 
     def inject(self, model: nn.Module, seed: int) -> InjectedLayers:
         """Wrap each target; everything else is frozen.

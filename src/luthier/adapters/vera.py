@@ -16,10 +16,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from luthier.adapters._layers import (
-    ALL_LINEAR,
     WEIGHTS,
     InjectedLayers,
     Linear,
+    Targeted,
     Wrapped,
     choose,
     device_of,
@@ -27,7 +27,6 @@ from luthier.adapters._layers import (
     replace,
     targets_of,
 )
-from luthier.adapters.base import Adapter
 from luthier.errors import ModelError
 from luthier.models.kernels.low_rank import low_rank_linear
 
@@ -86,7 +85,7 @@ class InjectedVeRA(InjectedLayers):
             held.copy_(tensors[name])
 
 
-class VeRA(Adapter):
+class VeRA(Targeted):
     """Train two vectors for each chosen linear layer, between random matrices that all layers share."""
 
     learning_rate: ClassVar[float] = 6e-3
@@ -95,15 +94,6 @@ class VeRA(Adapter):
     """Rows of the shared A; more cost time, hardly any memory of the adapter."""
     d_initial: float = Field(0.1, gt=0)
     """What the numbers of d start at."""
-    targets: tuple[str, ...] = (ALL_LINEAR,)
-    """`all_linear` for every linear layer but the output head, or endings of layer names such as `q_proj`."""
-    layers: tuple[int, ...] | None = None
-    """Numbers of the decoder layers that get an update, from 0; absent: all."""
-
-    @property
-    def named_targets(self) -> tuple[str, ...]:
-        """The targets, unless they are all linear layers."""
-        return () if self.targets == (ALL_LINEAR,) else self.targets
 
     def inject(self, model: nn.Module, seed: int) -> InjectedVeRA:
         """Wrap each target; everything else is frozen.
