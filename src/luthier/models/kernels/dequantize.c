@@ -68,21 +68,8 @@ static inline void k_scales(const uint8_t *s, int part, float *scale, float *lea
 
 enum { Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q4_K = 12, Q5_K = 13, Q6_K = 14 }; /* as GGUF files name them */
 
-#define SUFFIX _bf16
-#define T bf16
-#define WIDEN widen_bf16
-#define NARROW narrow_bf16
-#include "dequantize.c"
-#undef SUFFIX
-#undef T
-#undef WIDEN
-#undef NARROW
-
-#define SUFFIX _f32
-#define T float
-#define WIDEN widen_f32
-#define NARROW narrow_f32
-#include "dequantize.c"
+#define SELF "dequantize.c"
+#include "both_types.h"
 
 #else
 

@@ -16,21 +16,8 @@
 #define GROUP 64 /* rows that share a partial sum of the norm's weight gradient */
 #define SMALL 32768 /* numbers below which a second thread costs more than it saves */
 
-#define SUFFIX _bf16
-#define T bf16
-#define WIDEN widen_bf16
-#define NARROW narrow_bf16
-#include "elementwise.c"
-#undef SUFFIX
-#undef T
-#undef WIDEN
-#undef NARROW
-
-#define SUFFIX _f32
-#define T float
-#define WIDEN widen_f32
-#define NARROW narrow_f32
-#include "elementwise.c"
+#define SELF "elementwise.c"
+#include "both_types.h"
 
 #else
 

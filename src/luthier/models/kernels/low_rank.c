@@ -10,21 +10,8 @@
 
 #include "common.h"
 
-#define SUFFIX _bf16
-#define T bf16
-#define WIDEN widen_bf16
-#define NARROW narrow_bf16
-#include "low_rank.c"
-#undef SUFFIX
-#undef T
-#undef WIDEN
-#undef NARROW
-
-#define SUFFIX _f32
-#define T float
-#define WIDEN widen_f32
-#define NARROW narrow_f32
-#include "low_rank.c"
+#define SELF "low_rank.c"
+#include "both_types.h"
 
 #else
 

@@ -22,7 +22,7 @@ from luthier.models.catalog import cache_folder
 
 FOLDER = Path(__file__).parent
 SOURCES = ("elementwise.c", "attention.c", "dequantize.c", "low_rank.c")
-HEADERS = ("common.h", "product.h")
+HEADERS = ("common.h", "product.h", "both_types.h")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-std=gnu11")
 SUFFIXES = {torch.bfloat16: "_bf16", torch.float32: "_f32"}
 
