@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -89,11 +90,11 @@ def name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def parsed(folder: Path = SOURCE) -> Iterator[tuple[Path, ast.Module]]:
-    """The syntax trees of all modules under `folder`."""
-    for path in tracked(".py"):
-        if path.is_relative_to(folder):
-            yield path, ast.parse(path.read_text(encoding="utf-8"), str(path))
+@cache
+def parsed(folder: Path = SOURCE) -> tuple[tuple[Path, ast.Module], ...]:
+    """The syntax trees of all modules under `folder`; read once for all tests, which change none."""
+    paths = [path for path in tracked(".py") if path.is_relative_to(folder)]
+    return tuple((path, ast.parse(path.read_text(encoding="utf-8"), str(path))) for path in paths)
 
 
 def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
