@@ -254,6 +254,25 @@ class CostSettings(Settings):
     """Expected volume, for the break-even and for failures per month."""
 
 
+class DecisionSettings(Settings):
+    """What the verdict assumes; the report tells what other values would lead to."""
+
+    smallest_gain: float = Field(0.02, ge=0, lt=1)
+    """Least difference worth acting on, as a share of the scale: from the worst to the best value of the metric, or the
+    baseline's value where a metric has no bounds."""
+    coarsest_effect: float = Field(0.10, gt=0, lt=1)
+    """Two systems tie only if the test rows could have shown a difference of this share of the scale."""
+    most_failures: float = Field(0.05, ge=0, le=1)
+    """A system of which a larger share of answers lacks the wanted form is never chosen."""
+    most_seconds: float | None = Field(None, gt=0)
+    """A system that took longer for an answer, in the batches of the evaluation on this machine, is never chosen."""
+    most_forgetting: float | None = Field(None, ge=0)
+    """A trained model that certainly lost a larger share of a measure of general ability is never chosen."""
+    facts_change: Literal["unknown", "never", "yearly", "quarterly", "monthly", "weekly", "daily"] = "unknown"
+    """How often the facts change that answers state and prompts do not hold. Monthly or faster, a model that was taught
+    them is never chosen: they belong in retrieval."""
+
+
 class Recipe(Settings):
     """A whole run, from raw data to report."""
 
@@ -283,6 +302,8 @@ class Recipe(Settings):
     """What is measured."""
     cost: CostSettings = CostSettings()
     """Prices."""
+    decision: DecisionSettings = DecisionSettings()
+    """What the verdict assumes."""
 
     @classmethod
     def tables(cls, values: Mapping[str, Any]) -> dict[str, type[Settings]]:

@@ -121,7 +121,7 @@ def test_too_few_rows_for_any_interval(n: int, expected: str) -> None:
     assert decide(facts(LADDER, systems=systems)).rule == expected
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.051, "unreliable"), (0.049, "fine_tune")])
+@pytest.mark.parametrize(("share", "expected"), [(0.051, "unfit"), (0.049, "fine_tune")])
 def test_the_format_floor_holds_for_the_best_system(share: float, expected: str) -> None:
     systems = tuple(system(name, value, failures=failing(share)) for name, value in LADDER.items())
     assert decide(facts(LADDER, systems=systems)).rule == expected
@@ -444,8 +444,9 @@ def test_a_loss_that_still_falls_would_change_it(best: int, expected: bool) -> N
 def test_rungs_follow_type_and_baseline() -> None:
     assert [rung(system(name, 0.5)) for name in KINDS] == ["prompt", "few_shot", "fine_tune", "external"]
     assert rung(system("zero_shot", 0.5, baseline=False, held_out=False)) == "prompt"
-    assert rung(system("zero_shot", 0.5, type="rag")) == "prompt"
-    assert rung(system("fine_tuned", 0.5, type="fine_tuned_rag")) == "fine_tune"
+    assert rung(system("zero_shot", 0.5, type="another")) == "prompt"
+    assert rung(system("fine_tuned", 0.5, type="another")) == "fine_tune"
+    assert rung(system("zero_shot", 0.5, rung="rag")) == "rag"
 
 
 def test_contest_names_the_two_sides() -> None:

@@ -16,8 +16,17 @@ import luthier
 from luthier.data.templates import build_template
 from luthier.errors import EvaluationError
 from luthier.evaluation.harness import Evaluation, Options, evaluate
+from luthier.evaluation.rungs import Rung
 from luthier.evaluation.significance import clopper_pearson, mcnemar
-from luthier.evaluation.systems.base import Answer, Answers, Context, System, installed_versions, prediction
+from luthier.evaluation.systems.base import (
+    Answer,
+    Answers,
+    Context,
+    System,
+    TrainedOn,
+    installed_versions,
+    prediction,
+)
 from luthier.evaluation.systems.command import Command
 from luthier.evaluation.task import build_metrics
 from luthier.examples import Conversation, Example, Message
@@ -48,8 +57,8 @@ class Fixed(System):
 class Tuned(Fixed):
     """The same, as if it were the trained model."""
 
-    is_baseline: ClassVar[bool] = False
-    uses_adapter: ClassVar[bool] = True
+    rung: ClassVar[Rung] = "fine_tune"
+    trained_on: ClassVar[TrainedOn | None] = "rows"
 
 
 def rows(count: int = 20) -> list[Conversation]:

@@ -136,6 +136,7 @@ class Evaluation:
         return {
             "name": name,
             "type": registry.name_of(system),
+            "rung": system.rung,
             "note": system.note,
             "held_out": system.held_out,
             "baseline": system.is_baseline and system.held_out,

@@ -6,7 +6,7 @@ from pathlib import Path
 from luthier import config
 from luthier.data.write import atomic_text
 from luthier.errors import StorageError
-from luthier.recipe import CostSettings
+from luthier.recipe import CostSettings, DecisionSettings
 from luthier.report.cost import build_cost
 from luthier.report.decision import contest, decide
 from luthier.report.folder import Metrics, RunParts, read_run
@@ -40,6 +40,7 @@ def build_report(folder: Path) -> Report:
         split=parts.split,
         preflight=tuple(parts.preflight or ()),
         training=training,
+        assumptions=config.build(DecisionSettings, parts.recipe.get("decision") or {}, ["decision"]),
     )
     prices = config.build(CostSettings, parts.recipe.get("cost") or {}, ["cost"])
     run = build_run(parts)

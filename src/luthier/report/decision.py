@@ -2,35 +2,38 @@
 
 1. unmeasured    nothing, or no held-out comparison, was measured                                  -> not_yet
 2. blocked       the data has errors, or a pre-flight gate failed                                  -> not_yet
-3. few rows      fewer than FEWEST_ROWS different test rows: no interval can be trusted            -> not_yet
-4. unreliable    no eligible system keeps its format failures under MOST_FAILURES                  -> not_yet
-5. external      a program beats or ties both the fine-tuned model and the best prompt             -> external
-6. fine_tune     clearly better than the best prompt, and than a program that no prompt beats      -> fine_tune
-7. cheaper rung  the cheapest prompt that beats or ties the best prompt, the fine-tuned model
-                 and the program                                                                   -> prompt, few_shot
-8. coarse        nothing was chosen, because the test could not have seen COARSEST_EFFECT          -> not_yet
-9. left over     nothing reliable is good enough                                                   -> not_yet
+3. few_rows      fewer than FEWEST_ROWS different test rows: no interval can be trusted            -> not_yet
+4. unfit         every eligible system has an obstacle: format, time, forgetting, changing facts   -> not_yet
+5. external      a program beats or ties both what was trained and the best without training       -> external
+6. fine_tune     the cheapest trained system that clearly beats the best without training and a
+                 program that no other beats, and holds up against the other trained ones          -> fine_tune,
+                                                                                                      fine_tune+rag
+7. cheaper_rung  the cheapest without training that beats or ties the best without training, what
+                 was trained and the program                                                       -> prompt,
+                                                                                                      few_shot, rag
+8. coarse        nothing was chosen, because the test could not have seen `coarsest_effect`        -> not_yet
+9. left_over     nothing fit for use is good enough                                                -> not_yet
 
-A system that is not held out (it may have seen the test rows) is shown, never chosen, and never a baseline. What is
-clearly better and what is a tie, `ladder.py` says; where it is neither, nothing is known, and nothing rests on it.
+Only systems without an obstacle are chosen. A system that is not held out (it may have seen the test rows) is shown,
+never chosen, and never a baseline. What is clearly better, what is a tie and what is an obstacle, `ladder.py` says;
+where two systems are neither, nothing is known, and nothing rests on it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
+from typing import Any
 
+from luthier.evaluation.rungs import RUNGS, TRAINED, UNTRAINED, Rung
 from luthier.report.ladder import (
-    COARSEST_EFFECT,
+    FAST_CHANGES,
     FEWEST_ROWS,
     MOST_CUT_OFF,
-    MOST_FAILURES,
-    RUNGS,
-    SMALL_EFFECT,
     Facts,
     Ladder,
     cut_share,
     failure_share,
-    is_reliable,
+    is_loss,
     rung,
 )
 from luthier.report.schema import (
@@ -38,8 +41,8 @@ from luthier.report.schema import (
     Evidence,
     Finding,
     Forgetting,
-    Measure,
     Recommendation,
+    Sensitivity,
     System,
     Training,
     Verdict,
@@ -55,6 +58,26 @@ class Outcome:
     sentence: str
     system: System | None = None
     would_change: tuple[str, ...] = field(default=())
+
+
+RECOMMENDED: Mapping[Rung, Recommendation] = {
+    "external": "external",
+    "prompt": "prompt",
+    "few_shot": "few_shot",
+    "rag": "rag",
+    "other_model": "prompt",
+    "fine_tune": "fine_tune",
+    "fine_tune+rag": "fine_tune+rag",
+}
+"""What is recommended with a system of each rung; another model is asked with a prompt."""
+WORDS: Mapping[Rung, str] = {
+    "prompt": "Use a plain prompt",
+    "few_shot": "Use a prompt with examples",
+    "rag": "Retrieve, and do not train",
+    "other_model": "Use another model with a prompt",
+    "fine_tune": "Fine-tune",
+    "fine_tune+rag": "Fine-tune on retrieved passages",
+}
 
 
 def _not_yet(sentence: str, *would_change: str) -> Outcome:
@@ -107,22 +130,38 @@ def few_rows(ladder: Ladder) -> Outcome | None:
     )
 
 
-def unreliable(ladder: Ladder) -> Outcome | None:
-    """Even the most reliable eligible system fails the format too often."""
-    if any(is_reliable(s) for s in ladder.eligible):
+def unfit(ladder: Ladder) -> Outcome | None:
+    """Every eligible system has an obstacle."""
+    obstacles = {s.name: ladder.obstacle(s) for s in ladder.eligible}
+    if not all(obstacles.values()):
         return None
-    best = min(ladder.eligible, key=failure_share)
-    return _not_yet(
-        f"even the most reliable system, {best.name}, fails the wanted format in {percent(failure_share(best))} "
-        f"of its answers; more than {percent(MOST_FAILURES)} is not fit for use.",
-        "More training rows, a stronger base model, or decoding that is bound to the schema.",
-    )
+    best = min(ladder.eligible, key=lambda s: (failure_share(s), -ladder.goodness(s)))
+    if all(failure_share(s) > ladder.facts.assumptions.most_failures for s in ladder.eligible):
+        return _not_yet(
+            f"even the most reliable system, {best.name}, {obstacles[best.name]}; "
+            f"more than {percent(ladder.facts.assumptions.most_failures)} is not fit for use.",
+            "More training rows, a stronger base model, or decoding that is bound to the schema.",
+        )
+    said = "; ".join(f"{name} {why}" for name, why in obstacles.items())
+    return _not_yet(f"no system is fit for use: {said}.", *_ways_round(ladder))
+
+
+def _ways_round(ladder: Ladder) -> Iterator[str]:
+    """What would take the obstacles away that the recipe's assumptions made."""
+    assumed = ladder.facts.assumptions
+    has_retrieval = any(rung(s) in ("rag", "fine_tune+rag") for s in ladder.eligible)
+    if assumed.facts_change in FAST_CHANGES and not has_retrieval:
+        yield "Measure retrieval (evaluation.systems.rag and fine_tuned_rag, with a [retrieval] corpus)."
+    if assumed.most_seconds is not None:
+        yield "A smaller or quantized model, shorter prompts, or a faster machine."
+    if assumed.most_forgetting is not None:
+        yield "A training that forgets less: a lower rank or learning rate, or `luthier merge RUN=0.5`."
 
 
 def external(ladder: Ladder) -> Outcome | None:
     """A program that is no language model is as good as the best of them."""
-    program, tuned = ladder.best("external", reliable=True), ladder.fine_tuned
-    prompt = ladder.best("prompt", "few_shot", reliable=True)
+    program, tuned = ladder.best("external", fit=True), ladder.fine_tuned
+    prompt = ladder.best(*UNTRAINED, fit=True)
     if program is None or not ladder.holds_up(program, (tuned, prompt)):
         return None
     against = ""
@@ -141,43 +180,48 @@ def external(ladder: Ladder) -> Outcome | None:
 
 
 def fine_tune(ladder: Ladder) -> Outcome | None:
-    """Clearly better than the best baseline, and reliable."""
-    tuned, rival = ladder.best("fine_tune", reliable=True), ladder.baseline or ladder.external
-    if tuned is None or rival is None or not ladder.clearly_better(tuned, rival):
-        return None
-    program, prompt = ladder.best("external", reliable=True), ladder.best("prompt", "few_shot", reliable=True)
-    if program is not None and not any(s and ladder.clearly_better(s, program) for s in (tuned, prompt)):
-        return None
-    gain = f"{_difference_text(ladder, tuned, rival)} over {spoken(rival)}, the best without training"
-    return Outcome(
-        "fine_tune",
-        f"Fine-tune: {_reaches(ladder, tuned)}, {gain}.",
-        tuned,
-        (
-            f"A prompt that comes within {number(SMALL_EFFECT * ladder.unit, 2)} of {spoken(tuned)} on the same rows.",
-            "Test rows from another time or source on which the gain is gone.",
-        ),
-    )
+    """The cheapest trained system that is clearly better than everything without training."""
+    rival = ladder.baseline or ladder.external
+    program, prompt = ladder.best("external", fit=True), ladder.best(*UNTRAINED, fit=True)
+    trained = _cheapest_first(ladder, TRAINED)
+    for tuned in trained:
+        if rival is None or not ladder.clearly_better(tuned, rival) or not ladder.holds_up(tuned, trained):
+            continue
+        if program is not None and not any(s and ladder.clearly_better(s, program) for s in (tuned, prompt)):
+            continue
+        gain = f"{_difference_text(ladder, tuned, rival)} over {spoken(rival)}, the best without training"
+        return Outcome(
+            RECOMMENDED[rung(tuned)],
+            f"{WORDS[rung(tuned)]}: {_reaches(ladder, tuned)}, {gain}{_over_trained(ladder, tuned, trained)}.",
+            tuned,
+            (
+                f"A prompt that comes within {_share_of_scale(ladder)} of {spoken(tuned)} on the same rows.",
+                "Test rows from another time or source on which the gain is gone.",
+            ),
+        )
+    return None
+
+
+def _over_trained(ladder: Ladder, tuned: System, trained: Sequence[System]) -> str:
+    """What the dearest choice gains over the best trained system of a cheaper rung; nothing for the others."""
+    plain = [s for s in trained if rung(s) == "fine_tune"]
+    if rung(tuned) != "fine_tune+rag" or not plain:
+        return ""
+    best = max(plain, key=ladder.goodness)
+    return f", and {_difference_text(ladder, tuned, best)} over {spoken(best)}"
 
 
 def cheaper_rung(ladder: Ladder) -> Outcome | None:
-    """Training is not clearly better: the cheapest prompt that holds up against everything reliable."""
-    prompts = sorted(
-        (s for s in ladder.eligible if rung(s) in ("prompt", "few_shot") and is_reliable(s)),
-        key=lambda s: (RUNGS.index(rung(s)), -ladder.goodness(s)),
-    )
-    rivals = tuple(
-        ladder.best(*rungs, reliable=True) for rungs in (("prompt", "few_shot"), ("fine_tune",), ("external",))
-    )
-    chosen = next((s for s in prompts if ladder.holds_up(s, rivals)), None)
+    """Training is not clearly better: the cheapest system without it that holds up against everything fit for use."""
+    rivals = tuple(ladder.best(*rungs, fit=True) for rungs in (UNTRAINED, TRAINED, ("external",)))
+    chosen = next((s for s in _cheapest_first(ladder, UNTRAINED) if ladder.holds_up(s, rivals)), None)
     if chosen is None:
         return None
-    how = "Use a plain prompt" if rung(chosen) == "prompt" else "Use a prompt with examples"
     tuned = ladder.fine_tuned
     against = f"; {_why_not(ladder, tuned, chosen)}" if tuned else ""
     return Outcome(
-        rung(chosen),
-        f"{how}: {_reaches(ladder, chosen)}{against}.",
+        RECOMMENDED[rung(chosen)],
+        f"{WORDS[rung(chosen)]}: {_reaches(ladder, chosen)}{against}.",
         chosen,
         (
             f"A fine-tuned model that is {_enough(ladder)} better than {spoken(ladder.baseline or chosen)}, "
@@ -186,10 +230,16 @@ def cheaper_rung(ladder: Ladder) -> Outcome | None:
     )
 
 
+def _cheapest_first(ladder: Ladder, rungs: Sequence[Rung]) -> list[System]:
+    """The systems of these rungs that are fit for use, by rung and then the best first."""
+    found = [s for s in ladder.eligible if rung(s) in rungs and ladder.is_fit(s)]
+    return sorted(found, key=lambda s: (RUNGS.index(rung(s)), -ladder.goodness(s)))
+
+
 def _why_not(ladder: Ladder, tuned: System, chosen: System) -> str:
     shown = _difference_text(ladder, tuned, chosen)
-    if not is_reliable(tuned):
-        return f"{spoken(tuned)} ({shown}) fails the wanted format in {percent(failure_share(tuned))} of its answers"
+    if (obstacle := ladder.obstacle(tuned)) is not None:
+        return f"{spoken(tuned)} ({shown}) {obstacle}"
     if ladder.clearly_better(chosen, tuned):
         return f"{spoken(tuned)} is worse ({shown})"
     if ladder.excludes_zero(tuned, chosen):
@@ -199,8 +249,8 @@ def _why_not(ladder: Ladder, tuned: System, chosen: System) -> str:
 
 def coarse(ladder: Ladder) -> Outcome | None:
     """Two systems that could be chosen, neither clearly better, on a test too small to call that a tie."""
-    tuned = ladder.best("fine_tune", reliable=True)
-    others = (ladder.best("prompt", "few_shot", reliable=True), ladder.best("external", reliable=True))
+    tuned, coarsest = ladder.best(*TRAINED, fit=True), ladder.facts.assumptions.coarsest_effect
+    others = (ladder.best(*UNTRAINED, fit=True), ladder.best("external", fit=True))
     known = sorted((s for s in others if s is not None), key=ladder.goodness, reverse=True)
     pairs = combinations([*([tuned] if tuned else []), *known], 2)
     unsettled = next((pair for pair in pairs if not ladder.is_settled(*pair)), None)
@@ -208,7 +258,7 @@ def coarse(ladder: Ladder) -> Outcome | None:
         return None
     a, b = unsettled
     detectable, n = ladder.detectable(a, b), ladder.groups(a, b)
-    needed = "more" if detectable is None else f"about {count(n * (detectable / COARSEST_EFFECT) ** 2)}"
+    needed = "more" if detectable is None else f"about {count(n * (detectable / coarsest) ** 2)}"
     shown = (
         "no interval was measured"
         if detectable is None
@@ -221,17 +271,21 @@ def coarse(ladder: Ladder) -> Outcome | None:
 
 
 def left_over(ladder: Ladder) -> Outcome:
-    """What is best is not reliable, or the comparisons do not add up to a choice."""
+    """What is best is not fit for use, or the comparisons do not add up to a choice."""
     best = max(ladder.eligible, key=ladder.goodness)
-    if is_reliable(best):
+    obstacle = ladder.obstacle(best)
+    if obstacle is None:
         return _not_yet(
             f"{ladder_text(ladder, best)}, without being clearly better than every cheaper system.",
             "Measure on more test rows.",
         )
+    mend = (
+        f"Bring the format failures of {best.name} under {percent(ladder.facts.assumptions.most_failures)}."
+        if failure_share(best) > ladder.facts.assumptions.most_failures
+        else f"What stands against {best.name}: it {obstacle}."
+    )
     return _not_yet(
-        f"{ladder_text(ladder, best)}, but fails the wanted format in {percent(failure_share(best))} of its answers, "
-        "and no reliable system clearly beats it.",
-        f"Bring the format failures of {best.name} under {percent(MOST_FAILURES)}.",
+        f"{ladder_text(ladder, best)}, but {obstacle}, and no system that is fit for use clearly beats it.", mend
     )
 
 
@@ -239,7 +293,7 @@ RULES: tuple[Callable[[Ladder], Outcome | None], ...] = (
     unmeasured,
     blocked,
     few_rows,
-    unreliable,
+    unfit,
     external,
     fine_tune,
     cheaper_rung,
@@ -260,11 +314,65 @@ def contest(facts: Facts) -> tuple[str | None, str | None]:
 def decide(facts: Facts, cost: Cost | None = None) -> Verdict:
     """The recommendation of the first rule that speaks, with sentence, evidence, warnings and what would change it."""
     ladder = Ladder(facts)
-    for rule in RULES:
-        outcome = rule(ladder)
-        if outcome is not None:
-            return _verdict(ladder, rule.__name__, outcome, cost)
-    raise AssertionError("the last rule always speaks")
+    rule, outcome = _asked(ladder)
+    return _verdict(ladder, rule, outcome, cost)
+
+
+def _asked(ladder: Ladder) -> tuple[str, Outcome]:
+    """The name of the first rule that speaks, and what it says."""
+    spoken_first = ((rule.__name__, rule(ladder)) for rule in RULES)
+    return next((name, outcome) for name, outcome in spoken_first if outcome is not None)
+
+
+def sensitivity(facts: Facts) -> tuple[Sensitivity, ...]:
+    """What would be recommended if one assumption were another: half and twice each number, and other paces of change.
+
+    Limits that the recipe leaves out are tried at half and at all of what the recommended system was measured at, so
+    that a limit that would exclude it is always among them.
+    """
+    ladder = Ladder(facts)
+    now = _asked(ladder)[1]
+    if facts.evaluation is None:
+        return ()
+    found = []
+    for key, others in _other_values(ladder, now.system).items():
+        for other in others:
+            assumed = facts.assumptions.model_copy(update={key: other})
+            then = _asked(Ladder(replace(facts, assumptions=assumed)))[1]
+            system = then.system.name if then.system else None
+            changes = (then.recommendation, system) != (now.recommendation, now.system.name if now.system else None)
+            found.append(
+                Sensitivity(
+                    assumption=key,
+                    now=facts.assumptions.model_dump()[key],
+                    other=other,
+                    recommendation=then.recommendation,
+                    system=system,
+                    changes=changes,
+                )
+            )
+    return tuple(found)
+
+
+def _other_values(ladder: Ladder, system: System | None) -> dict[str, list[Any]]:
+    assumed = ladder.facts.assumptions
+    found: dict[str, list[Any]] = {
+        "smallest_gain": [assumed.smallest_gain / 2, min(assumed.smallest_gain * 2, 0.99)],
+        "coarsest_effect": [assumed.coarsest_effect / 2, min(assumed.coarsest_effect * 2, 0.99)],
+        "most_failures": [assumed.most_failures / 2, min(assumed.most_failures * 2, 1.0)],
+        "facts_change": [pace for pace in ("yearly", "monthly") if pace != assumed.facts_change],
+    }
+    seconds = None if system is None or not system.seconds or not system.n else system.seconds / system.n
+    if assumed.most_seconds is not None:
+        found["most_seconds"] = [None, assumed.most_seconds / 2, assumed.most_seconds * 2]
+    elif seconds is not None:
+        found["most_seconds"] = [seconds / 2, seconds]
+    lost = ladder.largest_loss(system) if system is not None else None
+    if assumed.most_forgetting is not None:
+        found["most_forgetting"] = [None, assumed.most_forgetting / 2, assumed.most_forgetting * 2]
+    elif lost is not None:
+        found["most_forgetting"] = [lost[1] / 2, lost[1]]
+    return found
 
 
 def _verdict(ladder: Ladder, rule: str, outcome: Outcome, cost: Cost | None) -> Verdict:
@@ -289,6 +397,8 @@ def _verdict(ladder: Ladder, rule: str, outcome: Outcome, cost: Cost | None) -> 
             *_cheaper_by_volume(outcome, cost),
             *_still_falling(ladder.facts.training),
         ),
+        assumptions=ladder.facts.assumptions.model_dump(),
+        sensitivity=sensitivity(ladder.facts),
     )
 
 
@@ -316,8 +426,14 @@ def _test_rows(ladder: Ladder, *systems: System) -> str:
 
 
 def spoken(system: System) -> str:
-    """A system in a sentence: a plain phrase for the three of the usual ladder, else its name."""
-    usual = {"zero_shot": "the plain prompt", "few_shot": "few-shot prompting", "fine_tuned": "the fine-tuned model"}
+    """A system in a sentence: a plain phrase for those of the usual ladder, else its name."""
+    usual = {
+        "zero_shot": "the plain prompt",
+        "few_shot": "few-shot prompting",
+        "rag": "retrieval",
+        "fine_tuned": "the fine-tuned model",
+        "fine_tuned_rag": "the model fine-tuned on retrieved passages",
+    }
     return usual.get(system.name, system.name) if system.name == system.type else system.name
 
 
@@ -328,8 +444,12 @@ def _reaches(ladder: Ladder, system: System) -> str:
 
 
 def _enough(ladder: Ladder) -> str:
-    """The least difference worth acting on, on the scale of the metric."""
-    return f"at least {number(SMALL_EFFECT * ladder.unit, 2)}"
+    """`at least 0.02`: the least difference worth acting on, on the scale of the metric."""
+    return f"at least {_share_of_scale(ladder)}"
+
+
+def _share_of_scale(ladder: Ladder) -> str:
+    return number(ladder.facts.assumptions.smallest_gain * ladder.unit, 2)
 
 
 def _difference_text(ladder: Ladder, a: System, b: System) -> str:
@@ -343,7 +463,7 @@ def _cost_text(outcome: Outcome, cost: Cost | None) -> str:
         return ""
     paid = next((c for c in cost.systems if c.system == outcome.system.name), None)
     answers = usd(paid.here_usd_per_thousand) if paid and paid.here_usd_per_thousand is not None else None
-    if outcome.recommendation == "fine_tune" and cost.run_usd is not None:
+    if rung(outcome.system) in TRAINED and cost.run_usd is not None:
         per = f"; a thousand answers cost {answers}" if answers else ""
         return f" The run cost {usd(cost.run_usd)}{per}."
     return f" A thousand answers cost {answers}." if answers else ""
@@ -351,7 +471,7 @@ def _cost_text(outcome: Outcome, cost: Cost | None) -> str:
 
 def _cheaper_by_volume(outcome: Outcome, cost: Cost | None) -> tuple[str, ...]:
     """When a prompt wins but a fine-tuned answer is cheaper, volume may change the verdict."""
-    if cost is None or outcome.recommendation not in ("prompt", "few_shot"):
+    if cost is None or outcome.system is None or rung(outcome.system) not in UNTRAINED:
         return ()
     paying = [b for b in cost.break_even if b.answers is not None]
     return tuple(f"Volume: {b.name[0].lower()}{b.name[1:]} pays after {count(b.answers)} answers." for b in paying[:1])
@@ -443,14 +563,6 @@ def _system_warnings(ladder: Ladder) -> Iterator[_Warning]:
             yield _Warning(f"{system.name} scores higher, but may have seen the test rows", text)
 
 
-def is_loss(measure: Measure) -> bool:
-    """General ability clearly fell: the interval of the change lies wholly on the bad side of zero."""
-    change = measure.difference
-    if change.low is None or change.high is None:
-        return False
-    return change.high < 0 if measure.higher_is_better else change.low > 0
-
-
 def _doubts(findings: Sequence[Finding]) -> list[Finding]:
     """Warnings that touch what the scores mean: wrong labels and leaks."""
     words = ("label", "contradict", "leak")
@@ -466,11 +578,8 @@ def _evidence(ladder: Ladder, cost: Cost | None) -> tuple[Evidence, ...]:
             text = f"{a.name} minus {b.name}: {_difference_text(ladder, a, b)}{how}."
             found.append(Evidence(text=text, source="evaluation.json"))
     for system in sorted(ladder.eligible, key=ladder.goodness, reverse=True):
-        failing = (
-            ""
-            if is_reliable(system)
-            else f", but fails the wanted format in {percent(failure_share(system))} of its answers"
-        )
+        obstacle = ladder.obstacle(system)
+        failing = f", but {obstacle}" if obstacle else ""
         found.append(Evidence(text=f"{ladder_text(ladder, system)}{failing}.", source="evaluation.json"))
     for system in facts.systems:
         if not system.held_out:

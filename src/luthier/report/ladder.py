@@ -1,50 +1,49 @@
 """The systems as the rules of `decision.py` see them: who may be chosen, who is best, who is clearly better than whom.
 
-A system that is not held out (it may have seen the test rows) is not on the ladder at all. "Clearly better" means that
-the paired interval leaves zero out and that the difference matters in practice. Two systems of which neither is clearly
-better "tie" only if the test could have seen a difference of COARSEST_EFFECT; else nothing is known of the two.
+A system that is not held out (it may have seen the test rows) is not on the ladder at all. One that has an *obstacle*
+(it fails the wanted format, is too slow, forgets too much, or knows facts that will have changed) is on it and never
+chosen. "Clearly better" means that the paired interval leaves zero out and that the difference matters in practice. Two
+systems of which neither is clearly better "tie" only if the test could have seen a difference of
+`decision.coarsest_effect`; else nothing is known of the two. What counts as small, slow or failing are the assumptions
+of the recipe's `[decision]`.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 
+from luthier.evaluation.rungs import RUNGS, TRAINED, UNTRAINED, Rung
+from luthier.recipe import DecisionSettings
 from luthier.report.schema import (
     Difference,
     Evaluation,
     Finding,
     Forgetting,
     Gate,
-    Recommendation,
+    Measure,
     Split,
     System,
     Training,
 )
+from luthier.report.text import label, number, percent
 
-SMALL_EFFECT = 0.02
-"""Least difference worth acting on: 2 % of the scale, which is from the worst to the best value of the metric, or the
-baseline's value where a metric has no bounds."""
-COARSEST_EFFECT = 0.10
-"""A tie means nothing if the test could not have seen a difference of 10 % of the scale."""
 FEWEST_ROWS = 20
 """Below this many different test rows a bootstrap interval is not to be trusted, whatever it says."""
 MOST_REPEATED = 0.05
 """More test rows that repeat others than this share are a doubt: what they ask counts more than it should."""
 MOST_CUT_OFF = 0.05
 """A baseline of which more than one answer in twenty was cut off may have been beaten by the limit."""
-MOST_FAILURES = 0.05
-"""A system of which more than one answer in twenty lacks the wanted form is not fit for use."""
 POWER = 0.8
 """Share of true effects of the minimum detectable size that a test of this size shows."""
 
-RUNGS: tuple[Recommendation, ...] = ("external", "prompt", "few_shot", "fine_tune")
-"""From the cheapest to run and keep to the dearest."""
+FAST_CHANGES = ("monthly", "weekly", "daily")
+"""Facts that change more often than a model is usually trained again, which is each quarter."""
 
 
-def rung(system: System) -> Recommendation:
-    """The rung of the ladder that a system stands on; what is neither external nor a baseline is fine-tuned."""
-    known: dict[str, Recommendation] = {"command": "external", "zero_shot": "prompt", "few_shot": "few_shot"}
-    return known.get(system.type, "prompt" if system.baseline else "fine_tune")
+def rung(system: System) -> Rung:
+    """The rung of the ladder that a system stands on; of a run that did not note it, what its type tells."""
+    known: dict[str, Rung] = {"command": "external", "zero_shot": "prompt", "few_shot": "few_shot"}
+    return system.rung or known.get(system.type, "prompt" if system.baseline else "fine_tune")
 
 
 def cut_share(system: System) -> float:
@@ -60,16 +59,21 @@ class Facts:
     systems: tuple[System, ...] = ()
     differences: tuple[Difference, ...] = ()
     forgetting: Forgetting | None = None
+    """Of the training on the rows as they are."""
+    forgetting_with_passages: Forgetting | None = None
+    """Of the second training, on rows with retrieved passages in their prompts."""
     findings: tuple[Finding, ...] = ()
     split: Split | None = None
     preflight: tuple[Gate, ...] = ()
     training: Training | None = None
+    assumptions: DecisionSettings = field(default_factory=DecisionSettings)
 
 
 class Ladder:
     """The systems as the rules see them: who may be chosen, who is best, and who is clearly better than whom.
 
-    `baseline` is the best prompt; a program is `external` and never a baseline.
+    `fine_tuned` is the best that was trained, `baseline` the best language model that was not; a program is `external`
+    and never a baseline.
     """
 
     def __init__(self, facts: Facts) -> None:
@@ -77,8 +81,8 @@ class Ladder:
         self.metric = facts.evaluation.primary_metric if facts.evaluation else ""
         self.sign = -1 if facts.evaluation and self.metric in facts.evaluation.lower_is_better else 1
         self.eligible = tuple(s for s in facts.systems if s.held_out and self.value(s) is not None)
-        self.fine_tuned = self.best("fine_tune")
-        self.baseline = self.best("prompt", "few_shot")
+        self.fine_tuned = self.best(*TRAINED)
+        self.baseline = self.best(*UNTRAINED)
         self.external = self.best("external")
 
     def value(self, system: System) -> float | None:
@@ -89,10 +93,39 @@ class Ladder:
         """Value with the sign that makes more better."""
         return self.sign * (self.value(system) or 0.0)
 
-    def best(self, *rungs: Recommendation, reliable: bool = False) -> System | None:
+    def best(self, *rungs: Rung, fit: bool = False) -> System | None:
         """The best eligible system of these rungs; of equals, the cheaper."""
-        among = [s for s in self.eligible if rung(s) in rungs and (not reliable or is_reliable(s))]
+        among = [s for s in self.eligible if rung(s) in rungs and (not fit or self.is_fit(s))]
         return max(among, key=lambda s: (self.goodness(s), -RUNGS.index(rung(s))), default=None)
+
+    def is_fit(self, system: System) -> bool:
+        """Whether nothing stands against choosing it."""
+        return self.obstacle(system) is None
+
+    def obstacle(self, system: System) -> str | None:
+        """What stands against choosing a system, as the end of a sentence that begins with its name; None: nothing."""
+        assumed = self.facts.assumptions
+        if failure_share(system) > assumed.most_failures:
+            return f"fails the wanted format in {percent(failure_share(system))} of its answers"
+        seconds = None if system.seconds is None or not system.n else system.seconds / system.n
+        if assumed.most_seconds is not None and seconds is not None and seconds > assumed.most_seconds:
+            return f"takes {number(seconds, 2)} s an answer, more than decision.most_seconds"
+        if rung(system) == "fine_tune" and assumed.facts_change in FAST_CHANGES:
+            return f"was taught its facts, which change {assumed.facts_change}"
+        lost = self.largest_loss(system)
+        if assumed.most_forgetting is not None and lost is not None and lost[1] > assumed.most_forgetting:
+            return f"lost {percent(lost[1])} of {label(lost[0].name)}, more than decision.most_forgetting"
+        return None
+
+    def largest_loss(self, system: System) -> tuple[Measure, float] | None:
+        """Of the training that the system needed: the measure of general ability that lost the largest share."""
+        if rung(system) not in TRAINED:
+            return None
+        alone = rung(system) == "fine_tune"
+        forgetting = self.facts.forgetting if alone else self.facts.forgetting_with_passages
+        certain = [m for m in (forgetting.measures if forgetting else ()) if is_loss(m)]
+        shares = [(m, abs(m.difference.value or 0.0) / abs(m.before.value)) for m in certain if m.before.value]
+        return max(shares, key=lambda found: found[1], default=None)
 
     def groups(self, *systems: System) -> int:
         """Test rows that these systems answered and that ask something different: what a test counts."""
@@ -138,13 +171,13 @@ class Ladder:
     def clearly_better(self, a: System, b: System) -> bool:
         """The interval of a minus b lies on a's side of zero, and the difference is worth acting on."""
         gain = self.sign * (self.difference(a, b).difference or 0.0)
-        return self.excludes_zero(a, b) and gain >= SMALL_EFFECT * self.unit and gain > 0
+        return self.excludes_zero(a, b) and gain >= self.facts.assumptions.smallest_gain * self.unit and gain > 0
 
     def tie(self, a: System, b: System) -> bool:
-        """Neither is clearly better, and a difference of COARSEST_EFFECT would have been seen."""
+        """Neither is clearly better, and a difference of `coarsest_effect` would have been seen."""
         detectable = self.detectable(a, b)
         is_clear = self.clearly_better(a, b) or self.clearly_better(b, a)
-        return not is_clear and detectable is not None and detectable <= COARSEST_EFFECT
+        return not is_clear and detectable is not None and detectable <= self.facts.assumptions.coarsest_effect
 
     def is_settled(self, a: System, b: System) -> bool:
         """The test tells which of the two is clearly better, or that they tie."""
@@ -206,6 +239,9 @@ def failure_share(system: System) -> float:
     return max((f.per_million / 1e6 for f in system.failures.values()), default=0.0)
 
 
-def is_reliable(system: System) -> bool:
-    """At most MOST_FAILURES of its answers lack the wanted form."""
-    return failure_share(system) <= MOST_FAILURES
+def is_loss(measure: Measure) -> bool:
+    """General ability clearly fell: the interval of the change lies wholly on the bad side of zero."""
+    change = measure.difference
+    if change.low is None or change.high is None:
+        return False
+    return change.high < 0 if measure.higher_is_better else change.low > 0

@@ -13,14 +13,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from luthier.report import plot, text
-from luthier.report.decision import forgetting_sentence, is_loss
-from luthier.report.ladder import COARSEST_EFFECT, FEWEST_ROWS, MOST_FAILURES, SMALL_EFFECT, cut_share
+from luthier.report.decision import forgetting_sentence
+from luthier.report.ladder import FEWEST_ROWS, cut_share, is_loss
 from luthier.report.schema import Evaluation, Report, System, Trial
 
 BADGES = {
     "prompt": "Use a plain prompt",
     "few_shot": "Use a prompt with examples",
+    "rag": "Retrieve, do not train",
     "fine_tune": "Fine-tune",
+    "fine_tune+rag": "Fine-tune and retrieve",
     "external": "No language model needed",
     "not_yet": "Not yet",
 }
@@ -42,6 +44,7 @@ def render_page(report: Report) -> str:
     primary = report.evaluation.primary_metric if report.evaluation else ""
     return _template().render(
         report=report,
+        badges=BADGES,
         badge=BADGES[report.verdict.recommendation],
         tiles=tiles(report),
         ladder=plot.ladder_plot(report),
@@ -51,7 +54,10 @@ def render_page(report: Report) -> str:
         best=best_values(report),
         competitions=competitions(report.systems),
         failures=[(s.name, m, f) for s in report.systems for m, f in s.failures.items()],
-        rules={"small": SMALL_EFFECT, "coarsest": COARSEST_EFFECT, "rows": FEWEST_ROWS, "failures": MOST_FAILURES},
+        assumed=report.verdict.assumptions,
+        tipping=[s for s in report.verdict.sensitivity if s.changes],
+        steady=list(dict.fromkeys(s.assumption for s in report.verdict.sensitivity)),
+        fewest_rows=FEWEST_ROWS,
     )
 
 
@@ -79,6 +85,7 @@ def _template() -> Template:
         "as_text": text.as_text,
         "file_name": text.file_name,
         "without_folders": text.without_folders,
+        "assumed": lambda value: text.number(value, 2) if isinstance(value, float) else str(value),
         "shortened": shortened,
         "first_line": text.first_line,
     }

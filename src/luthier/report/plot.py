@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from luthier.evaluation.rungs import TRAINED
 from luthier.report.ladder import paired, rung
 from luthier.report.schema import Interval, LossPoint, Report, System, Training
 from luthier.report.text import difference, interval, number
@@ -99,7 +100,8 @@ class DotPlot:
 
 def kind(system: System) -> str:
     """The color of a system: external program, baseline, or fine-tuned."""
-    return {"external": "external", "fine_tune": "tuned"}.get(rung(system), "base")
+    place = rung(system)
+    return "tuned" if place in TRAINED else "external" if place == "external" else "base"
 
 
 def _least_span(values: Sequence[float]) -> float:

@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Recommendation = Literal["prompt", "few_shot", "fine_tune", "external", "not_yet"]
+from luthier.evaluation.rungs import Rung
+
+Recommendation = Literal["external", "prompt", "few_shot", "rag", "fine_tune", "fine_tune+rag", "not_yet"]
 Severity = Literal["error", "warning", "note"]
 
 
@@ -98,6 +100,8 @@ class System(Part):
     """The name of its table in the recipe."""
     type: str
     """The file in `luthier/evaluation/systems` that ran it."""
+    rung: Rung | None = None
+    """Where it stands on the ladder; null in runs of versions that did not note it."""
     note: str | None = None
     """What a reader must know of it."""
     held_out: bool = True
@@ -169,6 +173,23 @@ class Evidence(Part):
     """The file of the run's folder that it comes from."""
 
 
+class Sensitivity(Part):
+    """One assumption at another value, everything measured as it is."""
+
+    assumption: str
+    """A key of the recipe's `[decision]`."""
+    now: Any
+    """Its value in this verdict."""
+    other: Any
+    """The value that was tried."""
+    recommendation: Recommendation
+    """What would then be recommended."""
+    system: str | None = None
+    """The system that would then be recommended."""
+    changes: bool = False
+    """Whether that is another recommendation, or another system, than now."""
+
+
 class Verdict(Part):
     """What to do, and why."""
 
@@ -185,7 +206,7 @@ class Verdict(Part):
     fine_tuned: str | None = None
     """The best fine-tuned system that counts."""
     baseline: str | None = None
-    """The best held-out prompt: what fine-tuning had to beat."""
+    """The best held-out language model without training: what fine-tuning had to beat."""
     difference: Difference | None = None
     """Fine-tuned minus best baseline on the primary metric."""
     warnings: tuple[str, ...] = ()
@@ -194,6 +215,10 @@ class Verdict(Part):
     """The facts, each with its source."""
     would_change: tuple[str, ...] = ()
     """What would lead to another recommendation."""
+    assumptions: dict[str, Any] = {}
+    """The recipe's `[decision]`, which the rules were asked with."""
+    sensitivity: tuple[Sensitivity, ...] = ()
+    """Each assumption of the recipe's `[decision]` at other values, and what would then be recommended."""
 
 
 class Change(Part):

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from luthier import __version__
 from luthier.config import Settings
@@ -20,11 +20,16 @@ from luthier.data.templates import Template
 from luthier.data.write import message_values
 from luthier.errors import EvaluationError
 from luthier.evaluation.metrics.base import Metric, Prediction, TargetScore
+from luthier.evaluation.rungs import UNTRAINED, Rung
 from luthier.examples import Conversation, Document, Example, Message, Preference
 from luthier.models.load import LoadedModel
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with (what is being done, rows done, rows in all)."""
+
+
+TrainedOn: TypeAlias = Literal["rows", "passages"]
+"""The run's training on its rows as they are, or the second one, on the same rows with retrieved passages."""
 
 
 def no_progress(_what: str, _done: int, _total: int) -> None:
@@ -115,10 +120,10 @@ class Answers:
 class System(Settings, ABC):
     """Implement `answer` in one new file beside this one; nothing else changes."""
 
-    is_baseline: ClassVar[bool] = True
-    """Whether it is the model with a prompt alone: what the fine-tuned model must beat. A program is no baseline."""
-    uses_adapter: ClassVar[bool] = False
-    """Whether its answers depend on the trained weights."""
+    rung: ClassVar[Rung] = "prompt"
+    """Where it stands on the ladder of the verdict; what is not trained is what training must beat."""
+    trained_on: ClassVar[TrainedOn | None] = None
+    """Which of the run's trainings its answers depend on; None: none, the model is the base."""
     is_model: ClassVar[bool] = True
     """Whether it is the run's model; if not, it has no tokens and no log-probabilities."""
 
@@ -126,6 +131,16 @@ class System(Settings, ABC):
     """What a reader of the report must know about this system."""
     held_out: bool = True
     """False: it was made with these very rows in sight; it is shown, but never counts as a baseline."""
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it is a language model that was not trained: what the fine-tuned model must beat."""
+        return self.rung in UNTRAINED
+
+    @property
+    def uses_adapter(self) -> bool:
+        """Whether its answers depend on trained weights."""
+        return self.trained_on is not None
 
     @abstractmethod
     def answer(self, rows: Sequence[Example], context: Context) -> Answers:

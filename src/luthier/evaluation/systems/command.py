@@ -18,6 +18,7 @@ from pydantic import Field
 
 from luthier.data.replies import parse_reply_text
 from luthier.errors import EvaluationError
+from luthier.evaluation.rungs import Rung
 from luthier.evaluation.systems.base import (
     Answer,
     Answers,
@@ -36,7 +37,7 @@ class Command(System):
     """An external program."""
 
     is_model: ClassVar[bool] = False
-    is_baseline: ClassVar[bool] = False
+    rung: ClassVar[Rung] = "external"
 
     command: tuple[str, ...] = Field(min_length=1)
     """The program and its arguments; a program called `python` is the Python that Luthier itself runs in."""

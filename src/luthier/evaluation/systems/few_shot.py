@@ -11,7 +11,7 @@ with nothing added, and with the addition that says most about the task.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from pydantic import Field
@@ -19,6 +19,7 @@ from pydantic import Field
 from luthier.errors import EvaluationError
 from luthier.evaluation.answering import answer_with_model
 from luthier.evaluation.metrics.base import Array
+from luthier.evaluation.rungs import Rung
 from luthier.evaluation.systems._prompts import Addition, choose, has_room, suggested
 from luthier.evaluation.systems.base import (
     Answers,
@@ -56,6 +57,8 @@ class Way:
 
 class FewShot(System):
     """The base model with retrieved examples, asked in the best of a few ways."""
+
+    rung: ClassVar[Rung] = "few_shot"
 
     shots: int = Field(3, ge=1)
     """Examples before each question; fewer where the model's context would overflow."""

@@ -5,15 +5,16 @@ from typing import ClassVar
 
 from luthier.errors import EvaluationError
 from luthier.evaluation.answering import answer_with_model
-from luthier.evaluation.systems.base import Answers, Context, System
+from luthier.evaluation.rungs import Rung
+from luthier.evaluation.systems.base import Answers, Context, System, TrainedOn
 from luthier.examples import Example
 
 
 class FineTuned(System):
     """The base model with the trained adapter."""
 
-    is_baseline: ClassVar[bool] = False
-    uses_adapter: ClassVar[bool] = True
+    rung: ClassVar[Rung] = "fine_tune"
+    trained_on: ClassVar[TrainedOn | None] = "rows"
 
     def answer(self, rows: Sequence[Example], context: Context) -> Answers:
         """The model's answers, adapter on.
