@@ -30,7 +30,7 @@ from luthier.evaluation.harness import Evaluation, Measured, Options, conclude, 
 from luthier.evaluation.metrics.base import Metric
 from luthier.evaluation.schema import read_schema
 from luthier.evaluation.significance import Groups, metric_interval, number_groups
-from luthier.evaluation.systems.base import Context, System
+from luthier.evaluation.systems.base import Context, System, TrainedOn
 from luthier.evaluation.task import (
     SCORED_TASKS,
     build_metrics,
@@ -109,29 +109,47 @@ def question_of(opened: Opened) -> Question:
     return Question(test, train, validation, task, metrics, primary, schema, limit, stop_loops=not looping)
 
 
-def measure_base(opened: Opened, question: Question, progress: Progress, disabled: Switch = nullcontext) -> None:
+def measure_base(opened: Opened, question: Question, progress: Progress, disabled: Switch = nullcontext) -> Evaluation:
     """Let every system that does not need training answer the test rows, and measure the base's general ability.
 
     `disabled` opens to the base alone, where an adapter is in the model.
     """
-    baselines = {name: system for name, system in _systems(opened.recipe).items() if not system.uses_adapter}
-    _evaluate(opened, question, baselines, disabled, None, progress)
-    _base_ability(opened, progress, disabled)
+    found = _evaluate(opened, opened.folder, question, progress, disabled=disabled)
+    _base_ability(opened, opened.folder, progress, disabled)
+    return found
 
 
-def measure_tuned(opened: Opened, question: Question, injected: Injected, progress: Progress) -> Evaluation:
-    """Let the trained model answer, compare it with what `measure_base` measured, and measure what it forgot."""
+def measure_tuned(
+    opened: Opened,
+    question: Question,
+    injected: Injected,
+    progress: Progress,
+    before: Evaluation | None = None,
+    into: RunFolder | None = None,
+) -> Evaluation:
+    """Let the systems that need the training of `opened.folder` answer, and measure what it forgot.
+
+    Args:
+        opened: the run, or its second training with a folder of its own.
+        question: the same for all systems of a run.
+        injected: the trained adapter, in the model.
+        progress: told what comes out.
+        before: what was measured so far; the table is of it and of what is measured here.
+        into: the run's folder, where that is another than the training's.
+    """
+    folder = into or opened.folder
     tuned = canonical_hash([sha256_of(path) for path in sorted((opened.folder / "adapter").glob("*.safetensors"))])
-    evaluation = _evaluate(opened, question, _systems(opened.recipe), injected.disabled, tuned, progress)
-    before = _base_ability(opened, progress, injected.disabled)
+    trained_on: TrainedOn = "rows" if into is None else "passages"
+    evaluation = _evaluate(opened, folder, question, progress, before, injected.disabled, (trained_on, tuned))
+    ability = _base_ability(opened, folder, progress, injected.disabled)
     confidence = opened.recipe.evaluation.confidence
     key = canonical_hash([_ability_key(opened), tuned, confidence])
     kept = opened.folder.read("forgetting.json")
     if kept is None or kept.get("key") != key:
-        with progress.stage("forgetting", "forgetting"), opened.folder.timed("forgetting"):
+        with progress.stage("forgetting", "forgetting"), folder.timed("forgetting"):
             items = load_items(opened.recipe.evaluation.forgetting, opened.loaded)
             after = measure_ability(opened.loaded, items, on_progress=_told(progress))
-            write_forgetting(opened.folder.path, {**compare_ability(before, after, items, confidence), "key": key})
+            write_forgetting(opened.folder.path, {**compare_ability(ability, after, items, confidence), "key": key})
     return evaluation
 
 
@@ -141,28 +159,31 @@ def _systems(recipe: Recipe) -> dict[str, System]:
         name: assemble.part(settings, System, f"evaluation.systems.{name}")  # type: ignore[type-abstract]
         for name, settings in recipe.evaluation.systems.items()
     }
-    return dict(sorted(found.items(), key=lambda item: item[1].uses_adapter))
+    return dict(sorted(found.items(), key=lambda item: item[1].place))
 
 
 def _evaluate(
     opened: Opened,
+    folder: RunFolder,
     question: Question,
-    systems: Mapping[str, System],
-    disabled: Switch,
-    tuned: str | None,
     progress: Progress,
+    before: Evaluation | None = None,
+    disabled: Switch = nullcontext,
+    tuned: tuple[TrainedOn | None, str | None] = (None, None),
 ) -> Evaluation:
-    recipe, folder = opened.recipe, opened.folder
+    """Measure the systems of one training, given with the digest of its weights, or those of the base."""
+    recipe, (trained_on, weights) = opened.recipe, tuned
+    systems = {name: system for name, system in _systems(recipe).items() if system.trained_on == trained_on}
     context = replace(
-        context_of(opened, question),
+        context_of(opened, question, folder),
         adapter_disabled=disabled,
-        tuned_fingerprint=tuned,
+        tuned_fingerprint=weights,
         on_progress=_told(progress),
     )
     options = Options(folder.path, question.primary, recipe.evaluation.confidence, recipe.seed)
     measuring = measure(systems, question.test, context, question.metrics, options)
     groups_N = number_groups(group_keys(question.test))
-    measured: dict[str, Measured] = {}
+    measured: dict[str, Measured] = dict(before.measured) if before is not None else {}
     for name in systems:
         started = time.perf_counter()
         with progress.stage(f"evaluate:{name}", f"{name} on {len(question.test):,} test rows"):
@@ -173,9 +194,9 @@ def _evaluate(
     return conclude(measured, groups_N, question.task, question.metrics, options)
 
 
-def context_of(opened: Opened, question: Question) -> Context:
-    """What a system may use while the model is the base and nothing shows the progress."""
-    folder = opened.folder
+def context_of(opened: Opened, question: Question, folder: RunFolder | None = None) -> Context:
+    """What a system may use while the model is the base and nothing shows the progress; `folder` is the run's."""
+    folder = folder or opened.folder
     return Context(
         loaded=opened.loaded,
         template=opened.template,
@@ -218,17 +239,17 @@ def _ability_key(opened: Opened) -> str:
     )
 
 
-def _base_ability(opened: Opened, progress: Progress, disabled: Switch = nullcontext) -> Ability:
+def _base_ability(opened: Opened, folder: RunFolder, progress: Progress, disabled: Switch = nullcontext) -> Ability:
     """General ability of the base, measured once and kept in the run's folder."""
     key = _ability_key(opened)
-    kept = opened.folder.read(BASE_ABILITY)
+    kept = folder.read(BASE_ABILITY)
     if kept is not None and kept["key"] == key:
         return Ability({name: np.array(values) for name, values in kept["statistics"].items()})
-    with progress.stage("ability", "general ability of the base"), opened.folder.timed("forgetting"), disabled():
+    with progress.stage("ability", "general ability of the base"), folder.timed("forgetting"), disabled():
         items = load_items(opened.recipe.evaluation.forgetting, opened.loaded)
         ability = measure_ability(opened.loaded, items, on_progress=_told(progress))
     statistics = {name: values.tolist() for name, values in ability.statistics.items()}
-    opened.folder.write(BASE_ABILITY, {"key": key, "statistics": statistics})
+    folder.write(BASE_ABILITY, {"key": key, "statistics": statistics})
     return ability
 
 

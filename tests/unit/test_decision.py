@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from luthier.recipe import DecisionSettings
 from luthier.report.decision import contest, decide
 from luthier.report.ladder import FEWEST_ROWS, Facts, Ladder, failure_share, rung
 from luthier.report.schema import (
@@ -33,10 +34,15 @@ KINDS: Mapping[str, dict[str, Any]] = {
     "fine_tuned": {"type": "fine_tuned"},
     "crf": {"type": "command", "baseline": True},
 }
+MORE: Mapping[str, dict[str, Any]] = {
+    "rag": {"type": "rag", "rung": "rag", "baseline": True},
+    "other": {"type": "remote", "rung": "other_model", "baseline": True},
+    "fine_tuned_rag": {"type": "fine_tuned_rag", "rung": "fine_tune+rag"},
+}
 
 
 def system(name: str, value: float, half: float = 0.03, **changes: Any) -> System:
-    settings = {"n": N, **KINDS[name], **changes}
+    settings = {"n": N, **{**KINDS, **MORE}[name], **changes}
     return System(name=name, metrics={"f1": Interval(value=value, low=value - half, high=value + half)}, **settings)
 
 
@@ -488,3 +494,124 @@ def test_forgetting_is_said_as_strongly_as_it_was_measured(verdict: str, short: 
     assert f"Mind: {short}" in found.sentence
     assert found.warnings == ("General ability fell: choice changed by \u22120.03 [\u22120.05, \u22120.01].",)
     assert verdict not in [e.text for e in found.evidence]
+
+
+# retrieval, another model, and both kinds of training
+
+RETRIEVED = {"zero_shot": 0.2, "rag": 0.7, "fine_tuned": 0.3, "fine_tuned_rag": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected", "chosen"),
+    [
+        ({}, "fine_tune+rag", "fine_tuned_rag"),
+        ({"fine_tuned_rag": 0.71}, "rag", "rag"),  # training on passages brings nothing
+        ({"fine_tuned": 0.89}, "fine_tune", "fine_tuned"),  # what needs no retrieval ties with what does
+        ({"fine_tuned": 0.84}, "fine_tune+rag", "fine_tuned_rag"),  # and here it is clearly worse
+        ({"rag": 0.21, "fine_tuned": 0.22, "fine_tuned_rag": 0.22}, "prompt", "zero_shot"),
+        ({"other": 0.95}, "prompt", "other"),  # a larger model beats everything
+        ({"other": 0.91}, "prompt", "other"),  # or ties with what was trained
+        ({"other": 0.86}, "fine_tune+rag", "fine_tuned_rag"),
+    ],
+)
+def test_each_rung_is_chosen_where_it_is_the_cheapest_that_holds_up(
+    changes: Mapping[str, float], expected: str, chosen: str
+) -> None:
+    verdict = decide(facts({**RETRIEVED, **changes}))
+    assert (verdict.recommendation, verdict.system) == (expected, chosen)
+    assert verdict.fine_tuned == max(
+        ("fine_tuned", "fine_tuned_rag"), key=lambda name: {**RETRIEVED, **changes}.get(name, 0)
+    )
+
+
+def test_the_gain_of_both_over_training_alone_is_told() -> None:
+    assert "+0.60 [0.57, 0.63] over the fine-tuned model" in decide(facts(RETRIEVED)).sentence
+
+
+# assumptions
+
+
+def assuming(ladder: Facts, **assumed: Any) -> Facts:
+    return replace(ladder, assumptions=DecisionSettings(**assumed))
+
+
+@pytest.mark.parametrize(
+    ("pace", "expected"),
+    [("unknown", "fine_tune"), ("yearly", "fine_tune"), ("quarterly", "fine_tune"), ("monthly", "not_yet")],
+)
+def test_what_was_taught_facts_that_change_faster_than_it_is_trained_again_is_not_chosen(
+    pace: str, expected: str
+) -> None:
+    ladder = facts({"zero_shot": 0.3, "few_shot": 0.9, "fine_tuned": 0.95})
+    assert decide(assuming(ladder, facts_change=pace)).recommendation == expected
+
+
+def test_facts_that_change_leave_retrieval_or_nothing() -> None:
+    with_retrieval = facts({**RETRIEVED, "fine_tuned": 0.95, "fine_tuned_rag": 0.7})
+    assert decide(with_retrieval).recommendation == "fine_tune"
+    verdict = decide(assuming(with_retrieval, facts_change="daily"))
+    assert verdict.recommendation == "rag"
+    assert "was taught its facts, which change daily" in verdict.sentence
+    alone = decide(assuming(facts({"zero_shot": 0.2, "fine_tuned": 0.9}), facts_change="daily"))
+    assert (alone.recommendation, alone.rule) == ("not_yet", "stale")
+    assert alone.would_change[0].startswith("Measure retrieval")
+    no_gain = decide(assuming(facts({"zero_shot": 0.9, "fine_tuned": 0.9}), facts_change="daily"))
+    assert (no_gain.recommendation, no_gain.rule) == ("prompt", "cheaper_rung")
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(0.11, "fine_tune"), (0.09, "few_shot"), (None, "fine_tune")])
+def test_a_system_that_is_too_slow_is_not_chosen(limit: float | None, expected: str) -> None:
+    slow = tuple(
+        system(name, value, seconds=N * 0.1 if name == "fine_tuned" else 1.0) for name, value in LADDER.items()
+    )
+    verdict = decide(assuming(facts(LADDER, systems=slow), most_seconds=limit))
+    assert verdict.recommendation == expected
+    assert ("takes 0.10 s an answer" in verdict.sentence) == (expected == "few_shot")
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(0.21, "fine_tune"), (0.19, "few_shot"), (None, "fine_tune")])
+def test_a_model_that_forgot_too_much_is_not_chosen(limit: float | None, expected: str) -> None:
+    change = Change(value=-0.1, low=-0.12, high=-0.08)
+    lost = Measure(name="choice", before=Interval(value=0.5), after=Interval(value=0.4), difference=change)
+    ladder = facts(LADDER, forgetting=Forgetting(verdict="clear", measures=(lost,)))
+    assert decide(assuming(ladder, most_forgetting=limit)).recommendation == expected
+
+
+def test_what_the_second_training_forgot_stands_against_the_second_training_alone() -> None:
+    change = Change(value=-0.1, low=-0.12, high=-0.08)
+    lost = Measure(name="choice", before=Interval(value=0.5), after=Interval(value=0.4), difference=change)
+    forgot = Forgetting(verdict="clear", measures=(lost,))
+    ladder = facts(RETRIEVED)
+    found = [
+        decide(assuming(replace(ladder, **{part: forgot}), most_forgetting=0.1)).recommendation
+        for part in ("forgetting", "forgetting_with_passages")
+    ]
+    assert found == ["fine_tune+rag", "rag"]
+
+
+def test_nothing_that_is_fit_for_use_is_not_yet_and_each_obstacle_is_told() -> None:
+    slow = tuple(system(name, value, seconds=N * 2.0) for name, value in LADDER.items())
+    verdict = decide(assuming(facts(LADDER, systems=slow), most_seconds=1))
+    assert (verdict.recommendation, verdict.rule) == ("not_yet", "unfit")
+    assert verdict.sentence.count("takes 2.00 s an answer") == 3 and "faster machine" in verdict.would_change[0]
+
+
+@pytest.mark.parametrize(("smallest", "expected"), [(0.04, "fine_tune"), (0.06, "few_shot")])
+def test_what_is_worth_acting_on_is_the_users_to_say(smallest: float, expected: str) -> None:
+    ladder = facts({"zero_shot": 0.3, "few_shot": 0.80, "fine_tuned": 0.85}, half=0.01)
+    assert decide(assuming(ladder, smallest_gain=smallest)).recommendation == expected
+
+
+def test_the_report_tells_which_assumption_would_tip_the_verdict() -> None:
+    close = decide(facts({"zero_shot": 0.3, "few_shot": 0.80, "fine_tuned": 0.83}, half=0.01))
+    tipping = {(s.assumption, s.other): s.recommendation for s in close.sensitivity if s.changes}
+    assert tipping == {("smallest_gain", 0.04): "few_shot", ("facts_change", "monthly"): "not_yet"}
+    clear = decide(facts({"zero_shot": 0.3, "few_shot": 0.9, "fine_tuned": 0.3}, half=0.01))
+    assert clear.sensitivity and not any(s.changes for s in clear.sensitivity)
+    assert clear.assumptions == DecisionSettings().model_dump()
+
+
+def test_a_limit_that_would_exclude_the_choice_is_tried() -> None:
+    slow = tuple(system(name, value, seconds=N * 0.5) for name, value in LADDER.items())
+    tried = [s for s in decide(facts(LADDER, systems=slow)).sensitivity if s.assumption == "most_seconds"]
+    assert [(s.now, s.other, s.recommendation) for s in tried] == [(None, 0.25, "not_yet"), (None, 0.5, "fine_tune")]

@@ -38,6 +38,7 @@ from luthier.evaluation.systems.few_shot import (
     with_examples,
 )
 from luthier.evaluation.systems.fine_tuned import FineTuned
+from luthier.evaluation.systems.fine_tuned_few_shot import FineTunedFewShot
 from luthier.evaluation.systems.zero_shot import ZeroShot
 from luthier.evaluation.task import build_metrics, room_for_answers
 from luthier.examples import Conversation, Message, ToolCall
@@ -384,6 +385,37 @@ def test_few_shot_needs_training_rows(context: Context) -> None:
 def test_fine_tuned_needs_weights(context: Context) -> None:
     with pytest.raises(EvaluationError, match="luthier train"):
         FineTuned().answer([row("test?")], context)
+
+
+@pytest.mark.parametrize(
+    ("word", "examples", "shown"),
+    [("one question", "nearest", True), ("else", "diverse", True), ("BANANA", "none", False)],
+)
+def test_a_fine_tuned_model_is_shown_examples_where_they_help(
+    context: Context, word: str, examples: str, shown: bool
+) -> None:
+    """Nothing is added to what was trained with, and where examples help as little as none, there are none."""
+    near = [row(f"one question about validation number {i}") for i in range(4)]
+    metric = WantsWord(word=word) if shown else WantsNoExample(word=word)
+    train = [*near, row("something else entirely")]
+    chosen = replace(context, train=train, primary_metric=metric, tuned_fingerprint="tuned")
+    given = FineTunedFewShot(shots=2).answer([row("a question about validation?")], chosen)
+    assert given.details["examples"] == examples
+    assert [t["examples"] for t in given.details["tried"]] == ["nearest", "diverse", "none"]
+    (prompt,) = [answer.prompt for answer in given.answers]
+    assert (len(prompt) > 2) == shown and prompt[0].content == "Be brief."
+
+
+class WantsNoExample(WantsWord):
+    """1 for a prompt of a system message and a question."""
+
+    def statistics(self, prediction: Prediction) -> tuple[float, ...]:
+        return (float(len(prediction.prompt) == 2),)
+
+
+def test_fine_tuned_few_shot_needs_weights(context: Context) -> None:
+    with pytest.raises(EvaluationError, match="luthier train"):
+        FineTunedFewShot().answer([row("test?")], replace(context, tuned_fingerprint=None))
 
 
 def test_answers_are_what_the_template_parses(context: Context) -> None:

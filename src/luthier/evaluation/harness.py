@@ -395,7 +395,7 @@ def summarize(
         for name, one in measured.items()
     }
     # the ladder: baselines in their order, then what was trained; the later rung comes first in a difference
-    ladder = sorted(measured, key=lambda name: measured[name].system.uses_adapter)
+    ladder = sorted(measured, key=lambda name: measured[name].system.place)
     differences = {}
     for b, a in itertools.combinations(ladder, 2):
         for m, metric in metrics.items():

@@ -8,11 +8,13 @@
 6. fine_tune     the cheapest trained system that clearly beats the best without training and a
                  program that no other beats, and holds up against the other trained ones          -> fine_tune,
                                                                                                       fine_tune+rag
-7. cheaper_rung  the cheapest without training that beats or ties the best without training, what
+7. stale         clearly best is a model that was taught facts which change, and no retrieval was
+                 measured                                                                          -> not_yet
+8. cheaper_rung  the cheapest without training that beats or ties the best without training, what
                  was trained and the program                                                       -> prompt,
                                                                                                       few_shot, rag
-8. coarse        nothing was chosen, because the test could not have seen `coarsest_effect`        -> not_yet
-9. left_over     nothing fit for use is good enough                                                -> not_yet
+9. coarse        nothing was chosen, because the test could not have seen `coarsest_effect`        -> not_yet
+10. left_over    nothing fit for use is good enough                                                -> not_yet
 
 Only systems without an obstacle are chosen. A system that is not held out (it may have seen the test rows) is shown,
 never chosen, and never a baseline. What is clearly better, what is a tie and what is an obstacle, `ladder.py` says;
@@ -146,12 +148,20 @@ def unfit(ladder: Ladder) -> Outcome | None:
     return _not_yet(f"no system is fit for use: {said}.", *_ways_round(ladder))
 
 
+RETRIEVE = "Measure retrieval (evaluation.systems.rag and fine_tuned_rag, with a [retrieval] corpus)."
+
+
+def _needs_retrieval(ladder: Ladder) -> bool:
+    """Facts change faster than models are trained again, and nothing that looks them up was measured."""
+    has_retrieval = any(rung(s) in ("rag", "fine_tune+rag") for s in ladder.eligible)
+    return ladder.facts.assumptions.facts_change in FAST_CHANGES and not has_retrieval
+
+
 def _ways_round(ladder: Ladder) -> Iterator[str]:
     """What would take the obstacles away that the recipe's assumptions made."""
     assumed = ladder.facts.assumptions
-    has_retrieval = any(rung(s) in ("rag", "fine_tune+rag") for s in ladder.eligible)
-    if assumed.facts_change in FAST_CHANGES and not has_retrieval:
-        yield "Measure retrieval (evaluation.systems.rag and fine_tuned_rag, with a [retrieval] corpus)."
+    if _needs_retrieval(ladder):
+        yield RETRIEVE
     if assumed.most_seconds is not None:
         yield "A smaller or quantized model, shorter prompts, or a faster machine."
     if assumed.most_forgetting is not None:
@@ -209,6 +219,14 @@ def _over_trained(ladder: Ladder, tuned: System, trained: Sequence[System]) -> s
         return ""
     best = max(plain, key=ladder.goodness)
     return f", and {_difference_text(ladder, tuned, best)} over {spoken(best)}"
+
+
+def stale(ladder: Ladder) -> Outcome | None:
+    """What clearly wins knows facts that will have changed, and a lookup was not measured."""
+    taught, rival = ladder.best("fine_tune"), ladder.best(*UNTRAINED, "external", fit=True)
+    if taught is None or not _needs_retrieval(ladder) or (rival and not ladder.clearly_better(taught, rival)):
+        return None
+    return _not_yet(f"{ladder_text(ladder, taught)}, but {ladder.obstacle(taught)}.", RETRIEVE)
 
 
 def cheaper_rung(ladder: Ladder) -> Outcome | None:
@@ -296,6 +314,7 @@ RULES: tuple[Callable[[Ladder], Outcome | None], ...] = (
     unfit,
     external,
     fine_tune,
+    stale,
     cheaper_rung,
     coarse,
     left_over,

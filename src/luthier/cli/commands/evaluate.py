@@ -26,11 +26,11 @@ def run(args: argparse.Namespace) -> int:
     with folder.locked():
         opened = reopen(folder, recipe, prepare_data(recipe, folder, progress), progress)
         question = question_of(opened)
-        measure_base(opened, question, progress)
+        base = measure_base(opened, question, progress)
         if (folder / "adapter").is_dir():
             assemble.require_same_base(assemble.artifact_record(folder / "adapter"), opened.loaded)
             injected = assemble.adapter_of(recipe).restore(opened.loaded.model, folder / "adapter")
-            measure_tuned(opened, question, injected, progress)
+            measure_tuned(opened, question, injected, progress, base)
         else:
             progress.say("  not trained yet: `luthier train` or `luthier run` does that")
     print(folder / "evaluation.json")

@@ -31,10 +31,10 @@ def run(args: argparse.Namespace) -> int:
         question = question_of(opened)  # what cannot be evaluated is said before hours of training
         progress.plan = dict(plan(opened))
         prepared = prepare_training(opened, progress)  # and what cannot be trained, before the baselines
-        measure_base(opened, question, progress, prepared.base)
+        base = measure_base(opened, question, progress, prepared.base)
         trained = train_stage(prepared, progress)
         progress.say("  " + training_line(folder.read("training.json")))
-        measure_tuned(opened, question, trained.injected, progress)
+        measure_tuned(opened, question, trained.injected, progress, base)
         report = build_report(folder.path)
         print(summary(report, write_report(report, folder.path)[1]))
     return 0

@@ -20,7 +20,7 @@ from luthier.data.templates import Template
 from luthier.data.write import message_values
 from luthier.errors import EvaluationError
 from luthier.evaluation.metrics.base import Metric, Prediction, TargetScore
-from luthier.evaluation.rungs import UNTRAINED, Rung
+from luthier.evaluation.rungs import RUNGS, UNTRAINED, Rung
 from luthier.examples import Conversation, Document, Example, Message, Preference
 from luthier.models.load import LoadedModel
 
@@ -141,6 +141,11 @@ class System(Settings, ABC):
     def uses_adapter(self) -> bool:
         """Whether its answers depend on trained weights."""
         return self.trained_on is not None
+
+    @property
+    def place(self) -> int:
+        """For sorting: what needs no training first, in the order of the recipe, then what was trained, by its rung."""
+        return RUNGS.index(self.rung) if self.uses_adapter else -1
 
     @abstractmethod
     def answer(self, rows: Sequence[Example], context: Context) -> Answers:
