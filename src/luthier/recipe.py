@@ -265,7 +265,7 @@ class DecisionSettings(Settings):
     most_failures: float = Field(0.05, ge=0, le=1)
     """A system of which a larger share of answers lacks the wanted form is never chosen."""
     most_seconds: float | None = Field(None, gt=0)
-    """A system that took longer for an answer, in the batches of the evaluation on this machine, is never chosen."""
+    """A system that takes longer for one answer alone, on this machine, is never chosen; of a program, the mean."""
     most_forgetting: float | None = Field(None, ge=0)
     """A trained model that certainly lost a larger share of a measure of general ability is never chosen."""
     facts_change: Literal["unknown", "never", "yearly", "quarterly", "monthly", "weekly", "daily"] = "unknown"

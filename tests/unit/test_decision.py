@@ -566,7 +566,7 @@ def test_a_system_that_is_too_slow_is_not_chosen(limit: float | None, expected: 
     )
     verdict = decide(assuming(facts(LADDER, systems=slow), most_seconds=limit))
     assert verdict.recommendation == expected
-    assert ("takes 0.10 s an answer" in verdict.sentence) == (expected == "few_shot")
+    assert ("takes 0.10 s for an answer" in verdict.sentence) == (expected == "few_shot")
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(0.21, "fine_tune"), (0.19, "few_shot"), (None, "fine_tune")])
@@ -593,7 +593,7 @@ def test_nothing_that_is_fit_for_use_is_not_yet_and_each_obstacle_is_told() -> N
     slow = tuple(system(name, value, seconds=N * 2.0) for name, value in LADDER.items())
     verdict = decide(assuming(facts(LADDER, systems=slow), most_seconds=1))
     assert (verdict.recommendation, verdict.rule) == ("not_yet", "unfit")
-    assert verdict.sentence.count("takes 2.00 s an answer") == 3 and "faster machine" in verdict.would_change[0]
+    assert verdict.sentence.count("takes 2.00 s for an answer") == 3 and "faster machine" in verdict.would_change[0]
 
 
 @pytest.mark.parametrize(("smallest", "expected"), [(0.04, "fine_tune"), (0.06, "few_shot")])

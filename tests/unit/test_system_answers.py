@@ -431,6 +431,18 @@ def test_answers_are_what_the_template_parses(context: Context) -> None:
         assert answer.prompt_tokens == len(ids) and answer.completion_tokens == alone.completion_tokens
 
 
+def test_some_rows_are_timed_alone(context: Context) -> None:
+    rows = [row(f"question {i}") for i in range(6)]
+    given = ZeroShot(tune_rows=2).answer(rows, replace(context, alone_rows=3))
+    timed = [index for index, answer in enumerate(given.answers) if answer.alone_seconds is not None]
+    assert timed == [0, 2, 4]
+    assert all(0 < (answer.alone_seconds or 1) < 60 for answer in given.answers)
+    few = ZeroShot(tune_rows=0).answer(rows[:2], replace(context, alone_rows=5)).answers
+    assert [answer.alone_seconds is not None for answer in few] == [True, True]
+    none = ZeroShot(tune_rows=0).answer(rows, context).answers
+    assert all(answer.alone_seconds is None for answer in none)
+
+
 def test_target_scores_are_those_of_plain_forward_passes(context: Context) -> None:
     test = [row("What is the capital of France?", "Paris."), row("Write a letter to the team.", "no")] * 3
     found = score_targets_of(test, [r.prompt for r in test], context)

@@ -7,7 +7,7 @@ of both replies.
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ from luthier.evaluation.task import SCORED_TASKS
 from luthier.examples import Conversation, Document, Example, Message, Preference, Row
 from luthier.models.decode import evaluating
 from luthier.models.forest import build_batch
-from luthier.models.generate import generate
+from luthier.models.generate import Generation, generate
 from luthier.models.scorer import Scorer
 
 Prompts = Sequence[tuple[Message, ...]]
@@ -59,20 +59,13 @@ def answer_with_model(
     ids = [context.template.prompt_ids(prompt, row.tools) for row, prompt in zip(rows, prompts, strict=True)]
     for row, prompt_ids in zip(rows, ids, strict=True):
         _require_room(row, len(prompt_ids) + 1, context)
-    written = generate(
-        context.loaded,
-        ids,
-        max_new_tokens=context.max_new_tokens,
-        stop_ids=context.template.stop_ids,
-        batch_tokens=context.batch_tokens,
-        stop_loops=context.stop_loops,
-        on_progress=lambda done, total: context.on_progress(what, done, total),
-    )
+    written = _written(ids, context, lambda done, total: context.on_progress(what, done, total))
     seconds = time.perf_counter() - start
+    alone = _alone(ids, context)
     wanted = context.score_targets if score_targets is None else score_targets
     scores = score_targets_of(rows, prompts, context) if wanted else [(None, None)] * len(rows)
     answers = []
-    for row, prompt, generation, (score, _) in zip(rows, prompts, written, scores, strict=True):
+    for index, (row, prompt, generation, (score, _)) in enumerate(zip(rows, prompts, written, scores, strict=True)):
         reply = context.template.parse_reply(generation.ids)
         answers.append(
             Answer(
@@ -84,9 +77,38 @@ def answer_with_model(
                 completion_tokens=generation.completion_tokens,
                 finished=generation.finished,
                 target_score=score,
+                alone_seconds=alone.get(index),
             )
         )
     return answers, seconds
+
+
+def _written(
+    ids: Sequence[Sequence[int]], context: Context, on_progress: Callable[[int, int], None]
+) -> list[Generation]:
+    return generate(
+        context.loaded,
+        ids,
+        max_new_tokens=context.max_new_tokens,
+        stop_ids=context.template.stop_ids,
+        batch_tokens=context.batch_tokens,
+        stop_loops=context.stop_loops,
+        on_progress=on_progress,
+    )
+
+
+def _alone(ids: Sequence[Sequence[int]], context: Context) -> dict[int, float]:
+    """Seconds of some prompts, spread over all of them, each answered alone, by place.
+
+    In a batch what prompts share is computed once, and many rows hide how long one of them takes.
+    """
+    count = min(context.alone_rows, len(ids))
+    found = {}
+    for place in (number * len(ids) // count for number in range(count)):
+        start = time.perf_counter()
+        _written([ids[place]], context, lambda _done, _total: None)
+        found[place] = time.perf_counter() - start
+    return found
 
 
 def _require_room(row: Conversation | Preference, tokens: int, context: Context) -> None:

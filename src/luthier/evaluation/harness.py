@@ -46,8 +46,11 @@ from luthier.examples import Conversation, Example
 from luthier.files import sha256_of
 from luthier.recipe import dump_part
 
-FORMAT = 3
+FORMAT = 4
 """Of the files beside the records; raise it when a metric changes its meaning, and old ones are not used again."""
+
+ALONE_ROWS = 5
+"""So many test rows are asked once more, each alone, for the time of one answer."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -79,6 +82,8 @@ class Measured:
     prompt_tokens: int | None
     completion_tokens: int | None
     details: dict[str, Any]
+    alone_seconds: tuple[float, ...] = ()
+    """Of some rows that were answered once more, each alone, in the order of the rows."""
     reused: bool = False
 
 
@@ -144,6 +149,7 @@ class Evaluation:
             "metrics": {metric: interval.dump() for metric, interval in self.intervals[name].items()},
             "tokens": tokens if measured.prompt_tokens is not None else None,
             "seconds": measured.seconds,
+            "alone_seconds": list(measured.alone_seconds),
             "failures": dict(_failures(measured, self.metrics, self.groups_N, self.confidence)),
             "details": measured.details,
         }
@@ -186,7 +192,8 @@ def measure(
         StorageError: the records cannot be written.
     """
     _require_sound(systems, rows, metrics, options)
-    context = replace(context, score_targets=any(m.needs == "logprobs" for m in metrics.values()))
+    scores = any(m.needs == "logprobs" for m in metrics.values())
+    context = replace(context, score_targets=scores, alone_rows=ALONE_ROWS)
     shared = _shared_fingerprint(rows, context, metrics)
     records = options.folder / "records"
     try:
@@ -327,7 +334,8 @@ def _measure(
             }
             file.write(_json_line(record))
     arrays = {m: np.array(values, dtype=np.float64) for m, values in statistics.items()}
-    measured = Measured(system, arrays, seconds, *_token_counts(given), _details(given))
+    alone = tuple(answer.alone_seconds for answer in given.answers if answer.alone_seconds is not None)
+    measured = Measured(system, arrays, seconds, *_token_counts(given), _details(given), alone)
     _save_state(records, name, fingerprint, measured)
     return measured
 
@@ -359,6 +367,7 @@ def _save_state(records: Path, name: str, fingerprint: str, measured: Measured) 
         "fingerprint": fingerprint,
         "records_sha256": sha256_of(records / f"{name}.jsonl"),
         "seconds": measured.seconds,
+        "alone_seconds": measured.alone_seconds,
         "prompt_tokens": measured.prompt_tokens,
         "completion_tokens": measured.completion_tokens,
         "details": measured.details,
@@ -380,7 +389,8 @@ def _reuse(records: Path, name: str, system: System, fingerprint: str) -> Measur
         return None
     statistics = {metric: np.array(values, dtype=np.float64) for metric, values in state["statistics"].items()}
     counts = state["prompt_tokens"], state["completion_tokens"]
-    return Measured(system, statistics, state["seconds"], *counts, state["details"], reused=True)
+    alone = tuple(state["alone_seconds"])
+    return Measured(system, statistics, state["seconds"], *counts, state["details"], alone, reused=True)
 
 
 def summarize(

@@ -37,6 +37,7 @@ from luthier.report.ladder import (
     failure_share,
     is_loss,
     rung,
+    seconds_of_one,
 )
 from luthier.report.schema import (
     Cost,
@@ -381,10 +382,10 @@ def _other_values(ladder: Ladder, system: System | None) -> dict[str, list[Any]]
         "most_failures": [assumed.most_failures / 2, min(assumed.most_failures * 2, 1.0)],
         "facts_change": [pace for pace in ("yearly", "monthly") if pace != assumed.facts_change],
     }
-    seconds = None if system is None or not system.seconds or not system.n else system.seconds / system.n
+    seconds = seconds_of_one(system) if system is not None else None
     if assumed.most_seconds is not None:
         found["most_seconds"] = [None, assumed.most_seconds / 2, assumed.most_seconds * 2]
-    elif seconds is not None:
+    elif seconds:
         found["most_seconds"] = [seconds / 2, seconds]
     lost = ladder.largest_loss(system) if system is not None else None
     if assumed.most_forgetting is not None:

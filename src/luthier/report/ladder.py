@@ -10,7 +10,7 @@ of the recipe's `[decision]`.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from statistics import NormalDist
+from statistics import NormalDist, median
 
 from luthier.evaluation.rungs import RUNGS, TRAINED, UNTRAINED, Rung
 from luthier.recipe import DecisionSettings
@@ -107,9 +107,9 @@ class Ladder:
         assumed = self.facts.assumptions
         if failure_share(system) > assumed.most_failures:
             return f"fails the wanted format in {percent(failure_share(system))} of its answers"
-        seconds = None if system.seconds is None or not system.n else system.seconds / system.n
+        seconds = seconds_of_one(system)
         if assumed.most_seconds is not None and seconds is not None and seconds > assumed.most_seconds:
-            return f"takes {number(seconds, 2)} s an answer, more than decision.most_seconds"
+            return f"takes {number(seconds, 2)} s for an answer, more than decision.most_seconds"
         if rung(system) == "fine_tune" and assumed.facts_change in FAST_CHANGES:
             return f"was taught its facts, which change {assumed.facts_change}"
         lost = self.largest_loss(system)
@@ -237,6 +237,13 @@ def _turned(d: Difference) -> Difference:
 def failure_share(system: System) -> float:
     """Largest share of answers that lack the wanted form, over the metrics that count failures; 0 if none does."""
     return max((f.per_million / 1e6 for f in system.failures.values()), default=0.0)
+
+
+def seconds_of_one(system: System) -> float | None:
+    """Seconds of one answer: the median of those given alone, else the mean over a batch; None: not measured."""
+    if system.alone_seconds:
+        return median(system.alone_seconds)
+    return None if system.seconds is None or not system.n else system.seconds / system.n
 
 
 def is_loss(measure: Measure) -> bool:

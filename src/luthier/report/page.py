@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from luthier.report import plot, text
 from luthier.report.decision import forgetting_sentence
-from luthier.report.ladder import FEWEST_ROWS, cut_share, is_loss
+from luthier.report.ladder import FEWEST_ROWS, cut_share, is_loss, seconds_of_one
 from luthier.report.schema import Evaluation, Report, System, Trial
 
 BADGES = {
@@ -96,6 +96,7 @@ def _template() -> Template:
         "is_loss": is_loss,
         "forgetting_sentence": forgetting_sentence,
         "cut_share": cut_share,
+        "seconds_of_one": seconds_of_one,
         "fold": FOLD,
     }
     return environment.get_template("page.html.jinja")

@@ -116,6 +116,8 @@ class System(Part):
     """Tokens read and written over all rows; null for a program that has no tokens."""
     seconds: float | None = None
     """Seconds it took to answer all rows, on the machine of `run.machine`."""
+    alone_seconds: tuple[float, ...] = ()
+    """Seconds of some rows that were answered once more, each alone; empty if that was not measured."""
     failures: dict[str, Failures] = {}
     """Format failures by metric."""
     details: Details = Details()

@@ -7,7 +7,7 @@ competition sees validation rows, and test rows play no part in either.
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -104,7 +104,8 @@ def choose(
     prompts = [prompt for candidate in candidates for prompt in ask(rows, candidate)]
     asked = rows * len(candidates)  # all at once: a large batch costs little more than a small one
     what = f"{name}: trying {len(candidates)} prompts"
-    answers, _ = answer_with_model(asked, prompts, context, what, score_targets=metric.needs == "logprobs")
+    trying = replace(context, alone_rows=0)
+    answers, _ = answer_with_model(asked, prompts, trying, what, score_targets=metric.needs == "logprobs")
     statistics = np.array([metric.statistics(prediction(r, a)) for r, a in zip(asked, answers, strict=True)])
     scores = [metric.value(part) for part in np.split(statistics, len(candidates))]
     sign = 1 if metric.higher_is_better else -1

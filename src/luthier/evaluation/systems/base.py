@@ -76,6 +76,8 @@ class Context:
     """Whether model systems must also give the log-probabilities of the wanted replies."""
     stop_loops: bool = False
     """Whether an answer that says one span over and over is stopped; not where training replies do so, too."""
+    alone_rows: int = 0
+    """So many rows are asked once more, each alone, for the time that one who waits for an answer will see."""
     batch_tokens: int = 16384
     """Most tokens held at once while generating."""
     on_progress: Progress = no_progress
@@ -105,6 +107,8 @@ class Answer:
     target_score: TargetScore | None = None
     rejected_score: TargetScore | None = None
     """Of a preference pair only."""
+    alone_seconds: float | None = None
+    """How long it took to answer this row alone; None where that was not measured."""
 
 
 @dataclass(frozen=True)
