@@ -31,6 +31,7 @@ from luthier.evaluation.metrics.base import Metric
 from luthier.evaluation.schema import read_schema
 from luthier.evaluation.significance import Groups, metric_interval, number_groups
 from luthier.evaluation.systems.base import Context, System, TrainedOn
+from luthier.evaluation.systems.fine_tuned import FineTuned
 from luthier.evaluation.task import (
     SCORED_TASKS,
     build_metrics,
@@ -137,8 +138,7 @@ def measure_tuned(
         before: what was measured so far; the table is of it and of what is measured here.
         into: the run's folder, where that is another than the training's.
     """
-    folder = into or opened.folder
-    tuned = canonical_hash([sha256_of(path) for path in sorted((opened.folder / "adapter").glob("*.safetensors"))])
+    folder, tuned = into or opened.folder, _weights(opened)
     trained_on: TrainedOn = "rows" if into is None else "passages"
     evaluation = _evaluate(opened, folder, question, progress, before, injected.disabled, (trained_on, tuned))
     ability = _base_ability(opened, folder, progress, injected.disabled)
@@ -151,6 +151,27 @@ def measure_tuned(
             after = measure_ability(opened.loaded, items, on_progress=_told(progress))
             write_forgetting(opened.folder.path, {**compare_ability(ability, after, items, confidence), "key": key})
     return evaluation
+
+
+def measure_fine_tuned(opened: Opened, question: Question, injected: Injected, progress: Progress) -> Measured:
+    """The trained model alone on the test rows; its records are kept, and no table is written."""
+    context = replace(
+        context_of(opened, question),
+        adapter_disabled=injected.disabled,
+        tuned_fingerprint=_weights(opened),
+        on_progress=_told(progress),
+    )
+    settings = opened.recipe.evaluation
+    options = Options(opened.folder.path, question.primary, settings.confidence, opened.recipe.seed)
+    system: Mapping[str, System] = {"fine_tuned": FineTuned()}
+    with progress.stage("evaluate:fine_tuned", f"fine_tuned on {len(question.test):,} test rows"):
+        _, measured = next(measure(system, question.test, context, question.metrics, options))
+    return measured
+
+
+def _weights(opened: Opened) -> str:
+    """Changes when what was trained does."""
+    return canonical_hash([sha256_of(path) for path in sorted((opened.folder / "adapter").glob("*.safetensors"))])
 
 
 def _systems(recipe: Recipe) -> dict[str, System]:

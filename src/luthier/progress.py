@@ -43,6 +43,31 @@ class Silent:
         """Nothing."""
 
 
+class Within:
+    """A part of a longer run that has stages of the same names: `what` stands before each title."""
+
+    def __init__(self, progress: Progress, what: str) -> None:
+        self._progress, self._what = progress, what
+
+    def say(self, text: str) -> None:
+        """As it is."""
+        self._progress.say(text)
+
+    @contextmanager
+    def stage(self, name: str, title: str) -> Iterator[None]:
+        """A stage with a name and a title of its own."""
+        with self._progress.stage(f"{self._what}: {name}", f"{self._what}: {title}"):
+            yield
+
+    def update(self, done: float, total: float, note: str = "") -> None:
+        """As it is."""
+        self._progress.update(done, total, note)
+
+    def resume(self, done: float, total: float) -> None:
+        """As it is."""
+        self._progress.resume(done, total)
+
+
 DOUBT_SECONDS = 300.0
 """How much must have been seen before the plan is believed to be off: a short stage says little about a long one."""
 

@@ -36,10 +36,12 @@ def build_report(folder: Path) -> Report:
         systems=parts.systems,
         differences=parts.differences,
         forgetting=parts.forgetting,
+        forgetting_with_passages=parts.forgetting_with_passages,
         findings=findings,
         split=parts.split,
         preflight=tuple(parts.preflight or ()),
         training=training,
+        curve=parts.curve,
         assumptions=config.build(DecisionSettings, parts.recipe.get("decision") or {}, ["decision"]),
     )
     prices = config.build(CostSettings, parts.recipe.get("cost") or {}, ["cost"])
@@ -54,6 +56,7 @@ def build_report(folder: Path) -> Report:
         cost=cost,
         data=Data(split=parts.split, findings=findings, checked=parts.findings is not None),
         training=training,
+        curve=parts.curve,
         preflight=facts.preflight,
         compared_rows=_compare(parts, contest(facts)),
         run=run,

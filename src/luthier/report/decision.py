@@ -44,6 +44,7 @@ from luthier.report.schema import (
     Evidence,
     Finding,
     Forgetting,
+    Promise,
     Recommendation,
     Sensitivity,
     System,
@@ -416,6 +417,7 @@ def _verdict(ladder: Ladder, rule: str, outcome: Outcome, cost: Cost | None) -> 
             *outcome.would_change,
             *_cheaper_by_volume(outcome, cost),
             *_still_falling(ladder.facts.training),
+            *_more_rows(ladder),
         ),
         assumptions=ladder.facts.assumptions.model_dump(),
         sensitivity=sensitivity(ladder.facts),
@@ -505,6 +507,18 @@ def _still_falling(training: Training | None) -> tuple[str, ...]:
     if training.best_step is None or training.best_step < last:
         return ()
     return ("Longer training: the validation loss was still falling at the last step.",)
+
+
+def _more_rows(ladder: Ladder) -> tuple[str, ...]:
+    """What the learning curve promises for more rows."""
+    curve = ladder.facts.curve
+    return tuple(f"More rows: {promise_text(p, curve.metric)}." for p in curve.promises) if curve else ()
+
+
+def promise_text(promise: Promise, metric: str) -> str:
+    """`500 more training rows would bring +0.012 [0.004, 0.029] of field F1`."""
+    gain = difference(promise.gain, promise.low, promise.high)
+    return f"{_plural(promise.more_rows, 'more training row')} would bring {gain} of {label(metric)}"
 
 
 FORGETTING = {

@@ -22,6 +22,7 @@ from luthier.report.schema import (
     Finding,
     Forgetting,
     Gate,
+    LearningCurve,
     Missing,
     Part,
     Recorded,
@@ -84,6 +85,8 @@ class RunParts:
     systems: tuple[System, ...] = ()
     differences: tuple[Difference, ...] = ()
     forgetting: Forgetting | None = None
+    forgetting_with_passages: Forgetting | None = None
+    curve: LearningCurve | None = None
     missing: list[Missing] = field(default_factory=list)
 
 
@@ -125,6 +128,8 @@ def read_run(folder: Path) -> RunParts:
         parts.systems, parts.differences = measured.systems, measured.differences
         _require_unique(parts)
     parts.forgetting = _read(parts, "forgetting.json", Forgetting)
+    parts.forgetting_with_passages = _read(parts, "with_passages/forgetting.json", Forgetting)
+    parts.curve = _read(parts, "curve.json", LearningCurve)
     return parts
 
 
@@ -138,7 +143,8 @@ def _require_unique(parts: RunParts) -> None:
 def _read(parts: RunParts, name: str, kind: Any) -> Any:
     path = parts.folder / name
     if not path.is_file():
-        parts.missing.append(Missing(part=name, reason="is not there", remedy=WRITTEN_BY[name]))
+        if name in WRITTEN_BY:  # other files are there only if they were asked for
+            parts.missing.append(Missing(part=name, reason="is not there", remedy=WRITTEN_BY[name]))
         return None
     value = parse_json(_text(path), path, on_odd=lambda what: note_odd(parts.missing, name, what))
     try:

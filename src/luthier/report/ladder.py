@@ -20,6 +20,7 @@ from luthier.report.schema import (
     Finding,
     Forgetting,
     Gate,
+    LearningCurve,
     Measure,
     Split,
     System,
@@ -66,6 +67,7 @@ class Facts:
     split: Split | None = None
     preflight: tuple[Gate, ...] = ()
     training: Training | None = None
+    curve: LearningCurve | None = None
     assumptions: DecisionSettings = field(default_factory=DecisionSettings)
 
 

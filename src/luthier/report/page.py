@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from luthier.report import plot, text
-from luthier.report.decision import forgetting_sentence
+from luthier.report.decision import forgetting_sentence, promise_text
 from luthier.report.ladder import FEWEST_ROWS, cut_share, is_loss, seconds_of_one
 from luthier.report.schema import Evaluation, Report, System, Trial
 
@@ -50,6 +50,7 @@ def render_page(report: Report) -> str:
         ladder=plot.ladder_plot(report),
         differences=plot.difference_plot(report),
         curve=plot.curve_plot(report.training),
+        by_rows=plot.rows_plot(report.curve),
         metrics=metric_names(report.systems, primary),
         best=best_values(report),
         competitions=competitions(report.systems),
@@ -96,6 +97,7 @@ def _template() -> Template:
         "is_loss": is_loss,
         "forgetting_sentence": forgetting_sentence,
         "cut_share": cut_share,
+        "promise_text": promise_text,
         "seconds_of_one": seconds_of_one,
         "fold": FOLD,
     }

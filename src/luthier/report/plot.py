@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from luthier.evaluation.rungs import TRAINED
 from luthier.report.ladder import paired, rung
-from luthier.report.schema import Interval, LossPoint, Report, System, Training
-from luthier.report.text import difference, interval, number
+from luthier.report.schema import Interval, LearningCurve, LossPoint, Report, System, Training
+from luthier.report.text import count, difference, interval, number
 
 PAD = 0.06
 """Share of the span left free at either end of an axis."""
@@ -158,6 +158,28 @@ def difference_plot(report: Report) -> DotPlot | None:
         for s, d, value in found
     )
     return DotPlot(rungs, axis, axis.at(0.0))
+
+
+def rows_plot(curve: LearningCurve | None) -> DotPlot | None:
+    """The score after a training on each number of rows; None without a learning curve."""
+    if curve is None:
+        return None
+    values = [v for p in curve.points for v in (p.value, p.low, p.high) if v is not None]
+    if not values:
+        return None
+    axis = build_axis(values, _least_span(values))
+    rungs = tuple(
+        Rung(
+            f"{count(p.rows)} rows",
+            "tuned",
+            True,
+            p is curve.points[-1],
+            interval(p.value, p.low, p.high),
+            None if p.value is None else _dot(axis, p.value, p.low, p.high),
+        )
+        for p in curve.points
+    )
+    return DotPlot(rungs, axis)
 
 
 @dataclass(frozen=True)

@@ -552,6 +552,41 @@ class Run(Recorded):
     """Seconds by stage."""
 
 
+class CurvePoint(Interval):
+    """The trained model's score after a training on so many rows."""
+
+    rows: int
+    """Training rows."""
+
+
+class Promise(Part):
+    """What more rows would bring, by the fitted curve; positive is better, whichever way the metric points."""
+
+    more_rows: int
+    """How many more."""
+    gain: float
+    """On the scale of the metric."""
+    low: float
+    """Lower end of its interval."""
+    high: float
+    """Upper end of its interval."""
+
+
+class LearningCurve(Part):
+    """`curve.json`: the same training on fewer rows."""
+
+    metric: str
+    """What was measured."""
+    points: tuple[CurvePoint, ...]
+    """In ascending order; the last one is the run itself."""
+    fit: dict[str, float] = {}
+    """error = floor + scale * rows^-exponent, where the error is the distance to the metric's best value."""
+    training_noise: float = 0.0
+    """Standard deviation of a training's score around the curve."""
+    promises: tuple[Promise, ...] = ()
+    """By number of further rows."""
+
+
 class Missing(Part):
     """A part that the run's folder does not have, or not whole."""
 
@@ -582,6 +617,8 @@ class Report(Part):
     """Rows."""
     training: Training | None = None
     """Null if there was none."""
+    curve: LearningCurve | None = None
+    """Null if `luthier curve` was not asked."""
     preflight: tuple[Gate, ...] = ()
     """Gates; empty if none has run."""
     compared_rows: ComparedRows = ComparedRows()
