@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -39,14 +39,22 @@ class Settings(BaseModel):
     @classmethod
     def tables(cls, values: Mapping[str, Any]) -> "dict[str, type[Settings]]":
         """The tables in `values`, by key: the usual mistake is the right key in the wrong one."""
-        found = {name: field.annotation for name, field in cls.model_fields.items()}
-        return {name: t for name, t in found.items() if isinstance(t, type) and issubclass(t, Settings)}
+        found = {name: group_of(field.annotation) for name, field in cls.model_fields.items()}
+        return {name: group for name, group in found.items() if group is not None}
 
     @model_validator(mode="before")
     @classmethod
     def _freeze_lists(cls, values: Any) -> Any:
         """TOML and JSON have only lists; settings hold tuples, so that nobody can change them."""
         return {key: _frozen(value) for key, value in values.items()} if isinstance(values, Mapping) else values
+
+
+def group_of(annotation: Any) -> type[Settings] | None:
+    """The group of settings that a field holds, also where the whole group may be absent; None if it holds none."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, Settings):
+            return kind
+    return None
 
 
 def _frozen(value: Any) -> Any:
@@ -139,8 +147,8 @@ def _fields_at(cls: type[Settings], path: Sequence[str]) -> Iterable[str]:
     """Names of the fields of the settings group that `path` leads to."""
     for part in path:
         field = cls.model_fields.get(part)
-        inner = field.annotation if field is not None else None
-        if not (isinstance(inner, type) and issubclass(inner, Settings)):
+        inner = group_of(field.annotation) if field is not None else None
+        if inner is None:
             return []
         cls = inner
     return cls.model_fields

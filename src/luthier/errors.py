@@ -9,6 +9,7 @@
     ├── CheckpointError        no checkpoint can be resumed, or it belongs to another run
     ├── StorageError           the disk is full or a folder cannot be written
     ├── EvaluationError        a system or metric cannot be measured
+    ├── RetrievalError         passages cannot be searched: a server does not answer, or a library is missing
     ├── ServeError             the server cannot start
     ├── ExportError            a run cannot be exported so, or the artifact is not the trained model
     └── NonFiniteStep          a gradient was NaN or infinite; the weights were not updated
@@ -65,6 +66,10 @@ class StorageError(LuthierError):
 
 class EvaluationError(LuthierError):
     """A system or a metric cannot be measured."""
+
+
+class RetrievalError(LuthierError):
+    """Passages cannot be searched: the server that holds their vectors does not answer, or a library is missing."""
 
 
 class ServeError(LuthierError):

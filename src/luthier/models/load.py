@@ -63,11 +63,11 @@ def load(
     if verify:
         files.verify()
     require_safetensors(files.folder)
-    _require_supported(files, quantize)
+    require_supported(files, quantize)
     target = choose_device(device)
     dtype = choose_dtype(precision, target)
-    tokenizer = _load_tokenizer(files)
-    model = (_load_weights(files, dtype) if quantize == "none" else _load_packed(files, dtype, quantize)).to(target)
+    tokenizer = load_tokenizer(files)
+    model = (load_weights(files, dtype) if quantize == "none" else _load_packed(files, dtype, quantize)).to(target)
     model.eval()
     install(model)
     rows = model.get_input_embeddings().num_embeddings
@@ -88,8 +88,8 @@ def open_without_weights(files: ModelFiles) -> LoadedModel:
     """
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-    _require_supported(files, None)
-    tokenizer = _load_tokenizer(files)
+    require_supported(files, None)
+    tokenizer = load_tokenizer(files)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(files.folder, local_files_only=True))
     if (files.folder / "generation_config.json").is_file():
@@ -161,7 +161,12 @@ def bfloat16_speedup() -> float:
     return seconds[torch.float32] / seconds[torch.bfloat16]
 
 
-def _require_supported(files: ModelFiles, quantize: str | None) -> None:
+def require_supported(files: ModelFiles, quantize: str | None) -> None:
+    """Refuse a model that brings code, that is an encoder-decoder, or whose weights are stored in another form.
+
+    Raises:
+        ModelError: it is one of these.
+    """
     config = _read_config(files.folder)
     if "auto_map" in config:
         raise ModelError(
@@ -201,7 +206,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _load_tokenizer(files: ModelFiles) -> Any:
+def load_tokenizer(files: ModelFiles) -> Any:
+    """The tokenizer of a model's folder.
+
+    Raises:
+        ModelError: it cannot be read, or is of the slow kind.
+    """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
@@ -215,12 +225,29 @@ def _load_tokenizer(files: ModelFiles) -> Any:
     return tokenizer
 
 
-def _load_weights(files: ModelFiles, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
+def load_weights(files: ModelFiles, dtype: torch.dtype, head: str = "CausalLM", spare: tuple[str, ...] = ()) -> Any:
+    """The model of a folder, on the CPU; the global random state is left as it was.
 
+    Args:
+        files: where it is.
+        dtype: number format of its weights.
+        head: the transformers class is `AutoModelFor` and this; empty for `AutoModel`, the body alone, to which weights
+            of a head that it does not have are no fault.
+        spare: beginnings of names of weights that may be missing, because what they compute is not used.
+
+    Raises:
+        ModelError: the files are damaged, or a weight is missing, of another shape, or too many.
+    """
+    import transformers
+
+    auto = {
+        "": transformers.AutoModel,
+        "CausalLM": transformers.AutoModelForCausalLM,
+        "SequenceClassification": transformers.AutoModelForSequenceClassification,
+    }[head]
     try:
         with torch.random.fork_rng(devices=[]), no_progress_bars():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            model, report = auto.from_pretrained(
                 files.folder,
                 dtype=dtype,
                 use_safetensors=True,
@@ -231,9 +258,9 @@ def _load_weights(files: ModelFiles, dtype: torch.dtype) -> Any:
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{files.name}: cannot be loaded from {files.folder}: {error}") from None
-    wrong = {what: sorted(map(str, report[what])) for what in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    for what, keys in wrong.items():
-        if keys:
+    kinds = ["missing_keys", "mismatched_keys", *(["unexpected_keys"] if head else [])]
+    for what in kinds:
+        if keys := [key for key in sorted(map(str, report[what])) if not key.startswith(spare or "\0")]:
             raise ModelError(
                 f"{files.name}: {len(keys)} {what.replace('_', ' ')} in its weights, such as {', '.join(keys[:3])}; "
                 "config.json and weights do not belong together, or the download is incomplete"

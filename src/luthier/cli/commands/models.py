@@ -4,6 +4,7 @@ import argparse
 
 from luthier.errors import RecipeError
 from luthier.models.catalog import Entry, cache_folder, is_cached, known, resolve
+from luthier.models.encoders import Encoder, encoders
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _listing() -> str:
-    blocks = [_describe(entry) for entry in known().values()]
+    blocks = [_describe(entry, is_cached(entry)) for entry in known().values()]
+    blocks += [_describe(entry, entry.is_cached) for entry in encoders().values()]
     return "\n".join(
         [
             *blocks,
@@ -50,13 +52,14 @@ def _listing() -> str:
     )
 
 
-def _describe(entry: Entry) -> str:
+def _describe(entry: Entry | Encoder, is_ready: bool) -> str:
     first = entry.parts[0]
     source = f"{first.package} {first.version}"
-    source += f" and {len(entry.parts) - 1} more packages" if len(entry.parts) > 1 else ""
+    packages = len({part.package for part in entry.parts})
+    source += f" and {packages - 1} more packages" if packages > 1 else ""
     return "\n".join(
         [
-            f"{entry.name}{'  [ready]' if is_cached(entry) else ''}",
+            f"{entry.name}{'  [ready]' if is_ready else ''}",
             f"    {entry.title}: {entry.parameters / 1e6:,.0f} M parameters; {entry.summary}",
             f"    {entry.download_bytes / 1e6:,.0f} MB to fetch from the package index ({source})",
             f"    license: {entry.license}",

@@ -8,7 +8,6 @@ Four ways to ask compete on validation rows: the most similar rows, or such rows
 with nothing added, and with the addition that says most about the task.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -18,7 +17,6 @@ from pydantic import Field
 
 from luthier.errors import EvaluationError
 from luthier.evaluation.answering import answer_with_model
-from luthier.evaluation.metrics.base import Array
 from luthier.evaluation.rungs import Rung
 from luthier.evaluation.systems._prompts import Addition, choose, has_room, suggested
 from luthier.evaluation.systems.base import (
@@ -30,6 +28,8 @@ from luthier.evaluation.systems.base import (
     with_instruction,
 )
 from luthier.examples import Conversation, Example, Message
+from luthier.rag.lexical import most_similar, words
+from luthier.rag.prompt import question_of
 
 NEARLY_EQUAL = 0.9
 """Share of words in common (Jaccard) from which two questions count as the same."""
@@ -39,8 +39,6 @@ LOOKED_AT = 200
 """Of the training rows only this many, the most similar, are compared word by word with the row that is asked."""
 
 Choice: TypeAlias = Literal["nearest", "diverse"]
-
-_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -140,12 +138,7 @@ def with_examples(messages: tuple[Message, ...], examples: Sequence[Conversation
 
 def question(row: Conversation) -> str:
     """What the user wrote last."""
-    return next((message.content for message in reversed(row.prompt) if message.role == "user"), "")
-
-
-def words(text: str) -> list[str]:
-    """Runs of letters and digits in lower case."""
-    return _WORD.findall(text.lower())
+    return question_of(row.prompt)
 
 
 def overlap(a: frozenset[str], b: frozenset[str]) -> float:
@@ -203,11 +196,3 @@ class Retriever:
         if (row.id and other.id == row.id) or (row.group is not None and other.group == row.group):
             return True
         return overlap(asked, self._sets[index]) >= NEARLY_EQUAL
-
-
-def most_similar(scores_N: Array, count: int) -> list[int]:
-    """Places of the `count` highest scores, the highest first; of equal ones the earlier. Linear in N."""
-    least = np.partition(scores_N, -count)[-count] if len(scores_N) > count else -np.inf
-    found = np.flatnonzero(scores_N >= least)
-    ordered: list[int] = found[np.argsort(-scores_N[found], kind="stable")].tolist()
-    return ordered[:count]

@@ -1,0 +1,164 @@
+"""Texts to vectors, by a BERT-like encoder: the mean of its last hidden states over the tokens, of length 1.
+
+    e(t) = m / |m|,   m = mean of h_i over the tokens i of t          (Reimers and Gurevych 2019, arXiv 1908.10084)
+
+So the product of two vectors is the cosine of their angle. A text that is longer than the encoder reads is cut there,
+and counted. Left out: pooling by the first token and prefixes such as `query: `; an encoder whose folder asks for
+either is refused, because it would answer, only worse.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from luthier.config import canonical_hash
+from luthier.errors import ModelError
+from luthier.models.catalog import ModelFiles
+from luthier.models.load import load_tokenizer, load_weights, require_supported
+
+Vectors: TypeAlias = npt.NDArray[np.float32]
+"""(N, D), a vector of length 1 for each text."""
+
+BATCH_TOKENS = 8192
+"""Most tokens computed at once, padding included."""
+UNBOUNDED = 1 << 20
+"""What a tokenizer that knows no limit says is more than this."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Vectors of some texts."""
+
+    vectors_ND: Vectors
+    cut: int
+    """Texts that were longer than the encoder reads."""
+
+
+class Embedder:
+    """An encoder; its weights are loaded when the first text is embedded."""
+
+    def __init__(self, files: ModelFiles, device: torch.device) -> None:
+        """Look at the folder.
+
+        Raises:
+            ModelError: the model is of a kind that cannot be used so.
+        """
+        require_supported(files, None)
+        _require_mean(files.folder, files.name)
+        self.files, self.device = files, device
+        self.tokenizer = load_tokenizer(files)
+        if self.tokenizer.pad_token_id is None:
+            raise ModelError(f"{files.name}: its tokenizer has no padding token, so this is no encoder such as BERT")
+        self.max_tokens = _max_tokens(files.folder, self.tokenizer)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the vectors of a text may."""
+        return canonical_hash([self.files.fingerprint, self.max_tokens, "mean"])
+
+    @cached_property
+    def model(self) -> Any:
+        """The encoder, in float32: bfloat16 would be faster, and would change which of two near passages is first.
+
+        Raises:
+            ModelError: a file was changed, or a weight is missing.
+        """
+        self.files.verify()
+        # what makes one vector of a BERT's first token is not used, and some folders leave it out
+        model = load_weights(self.files, torch.float32, head="", spare=("pooler.",))
+        return model.to(self.device).eval()
+
+    @property
+    def dimension(self) -> int:
+        """D, the numbers of a vector."""
+        return int(self.model.config.hidden_size)
+
+    def embed(
+        self, texts: Sequence[str], on_progress: Callable[[int, int], None] = lambda _done, _all: None
+    ) -> Embedded:
+        """The vectors of `texts`, in their order, computed with others of about their length.
+
+        Args:
+            texts: any, an empty one too.
+            on_progress: told how many of them are done, and how many there are.
+        """
+        ids = self.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"] if texts else []
+        vectors_ND = np.zeros((len(texts), self.dimension), dtype=np.float32)
+        done = 0
+        for places in _batches([min(len(one), self.max_tokens) for one in ids]):
+            vectors_ND[places] = self._encode([self._cut(ids[at]) for at in places])
+            done += len(places)
+            on_progress(done, len(texts))
+        return Embedded(vectors_ND, sum(len(one) > self.max_tokens for one in ids))
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        """At most `max_tokens`, the last of which is the one that ends a text ([SEP])."""
+        return ids if len(ids) <= self.max_tokens else [*ids[: self.max_tokens - 1], ids[-1]]
+
+    @torch.inference_mode()
+    def _encode(self, ids: list[list[int]]) -> Vectors:
+        longest = max(map(len, ids))
+        padded_BT = torch.full((len(ids), longest), self.tokenizer.pad_token_id)
+        mask_BT = torch.zeros((len(ids), longest), dtype=torch.long)
+        for row, one in enumerate(ids):
+            padded_BT[row, : len(one)] = torch.tensor(one)
+            mask_BT[row, : len(one)] = 1
+        mask_BT = mask_BT.to(self.device)
+        hidden_BTD = self.model(input_ids=padded_BT.to(self.device), attention_mask=mask_BT).last_hidden_state
+        # the length that is divided by does not change the direction, so the sum does as well as the mean
+        sums_BD = (hidden_BTD * mask_BT[:, :, None]).sum(1)
+        return torch.nn.functional.normalize(sums_BD, dim=-1).cpu().numpy()
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Places, the longest first, so that memory runs out at once or never; a batch is at most BATCH_TOKENS, padded."""
+    batch: list[int] = []
+    for at in sorted(range(len(lengths)), key=lambda at: -lengths[at]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(at)
+    if batch:
+        yield batch
+
+
+def _max_tokens(folder: Path, tokenizer: Any) -> int:
+    """The length that the encoder was trained for, where its folder says; else the longest that it can take."""
+    path = folder / "sentence_bert_config.json"
+    named = _json(path).get("max_seq_length") if path.is_file() else None
+    positions = _json(folder / "config.json").get("max_position_embeddings")
+    limits = [named, positions, tokenizer.model_max_length]
+    return min(int(limit) for limit in limits if isinstance(limit, int) and 0 < limit < UNBOUNDED)
+
+
+def _require_mean(folder: Path, name: str) -> None:
+    pooling = folder / "1_Pooling" / "config.json"
+    if pooling.is_file() and not _json(pooling).get("pooling_mode_mean_tokens", True):
+        raise ModelError(
+            f"{name}: {pooling} asks for another pooling than the mean over tokens, which is the only one here; "
+            "use an encoder that was trained with mean pooling, such as all-minilm-l6-v2"
+        )
+    prompts = folder / "config_sentence_transformers.json"
+    named = _json(prompts).get("prompts") if prompts.is_file() else None
+    if isinstance(named, dict) and any(named.values()):
+        raise ModelError(
+            f"{name}: {prompts} asks for prefixes of texts ({', '.join(sorted(named))}), which are not put there; "
+            "use an encoder without one, such as all-minilm-l6-v2"
+        )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise ModelError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    return values

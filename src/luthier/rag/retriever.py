@@ -1,0 +1,137 @@
+"""From the settings of `[retrieval]` to something that answers queries with passages.
+
+Which passages there are, how they are searched and where vectors are kept are put together here and nowhere else.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from luthier.config import canonical_hash
+from luthier.errors import RecipeError
+from luthier.models.catalog import cache_folder, resolve
+from luthier.rag.chunking import chunk
+from luthier.rag.corpus import read_corpus
+from luthier.rag.dense import Dense, Flat, VectorStore
+from luthier.rag.embedder import Embedder, Vectors
+from luthier.rag.finder import Finder
+from luthier.rag.fusion import Fused
+from luthier.rag.lexical import Bm25
+from luthier.rag.passages import Hit, Passage
+from luthier.rag.qdrant import Qdrant, connect
+from luthier.rag.reranker import CrossEncoder, Reranked
+from luthier.rag.vectors import VectorCache
+from luthier.recipe import RetrievalSettings
+
+RERANKED = "reranked"
+
+
+@dataclass(frozen=True)
+class Host:
+    """Where models run, and who is told what takes long."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    say: Callable[[str], None] = lambda _text: None
+    on_progress: Callable[[str, int, int], None] = lambda _what, _done, _all: None
+    """Told (what is being done, how many are done, how many in all)."""
+
+
+@dataclass(frozen=True)
+class Retriever:
+    """Passages, and a way to find those that answer a query."""
+
+    name: str
+    """`bm25`, `dense`, `hybrid` or `reranked`."""
+    passages: Sequence[Passage]
+    finder: Finder
+    top_k: int
+    """How many passages stand in a prompt, at most."""
+    fingerprint: str
+    """Changes when what is found may."""
+
+    def search(self, queries: Sequence[str], top_k: int) -> list[list[Hit]]:
+        """At most `top_k` passages for each query, the best first; fewer where fewer have anything to do with it.
+
+        Raises:
+            RetrievalError: the server that holds the vectors does not answer.
+        """
+        found = self.finder.find(queries, top_k)
+        return [[Hit(self.passages[at], score) for at, score in of_query] for of_query in found]
+
+
+def build_retriever(settings: RetrievalSettings, host: Host | None = None) -> Retriever:
+    """The retriever that the settings name; the corpus is read, and what was never embedded before is embedded.
+
+    Raises:
+        RecipeError: the settings contradict each other.
+        DataError: the corpus cannot be read; carries file and line.
+        ModelError: the embedder or reranker cannot be had or used.
+        RetrievalError: the server that holds the vectors does not answer.
+        StorageError: vectors cannot be kept.
+    """
+    return build_retrievers(settings, host)[RERANKED if settings.reranker else settings.retriever]
+
+
+def build_retrievers(settings: RetrievalSettings, host: Host | None = None) -> Mapping[str, Retriever]:
+    """The retriever that the settings name and every simpler one that it is made of or costs nothing, to compare.
+
+    Arguments and errors are those of `build_retriever`.
+    """
+    host = host or Host()
+    passages = read_passages(settings, host.say)
+    texts = [passage.titled for passage in passages]
+    corpus = canonical_hash([[passage.id, passage.title, passage.text] for passage in passages])
+    finders: dict[str, Finder] = {"bm25": Bm25(texts)}
+    keys = {"bm25": canonical_hash([corpus, "bm25"])}
+    if settings.retriever != "bm25":
+        embedder = Embedder(resolve(settings.embedder, say=host.say), host.device)
+        finders["dense"] = _dense(settings, embedder, passages, corpus, host)
+        keys["dense"] = canonical_hash([corpus, embedder.fingerprint, settings.store])
+    if settings.retriever == "hybrid":
+        finders["hybrid"] = Fused([finders["bm25"], finders["dense"]])
+        keys["hybrid"] = canonical_hash([keys["bm25"], keys["dense"]])
+    if settings.reranker:
+        model = CrossEncoder(resolve(settings.reranker, say=host.say), host.device)
+        finders[RERANKED] = Reranked(finders[settings.retriever], texts, model)
+        keys[RERANKED] = canonical_hash([keys[settings.retriever], model.fingerprint])
+    return {name: Retriever(name, passages, finder, settings.top_k, keys[name]) for name, finder in finders.items()}
+
+
+def read_passages(settings: RetrievalSettings, say: Callable[[str], None] = lambda _text: None) -> list[Passage]:
+    """The corpus, cut into passages.
+
+    Raises:
+        RecipeError: passages would repeat more than they hold.
+        DataError: the corpus cannot be read.
+    """
+    size, overlap = settings.chunk_words, settings.overlap_words
+    if size is not None and overlap >= size:
+        raise RecipeError(
+            f"retrieval.overlap_words = {overlap}: expected less than retrieval.chunk_words, which is {size}"
+        )
+    return [piece for source in read_corpus(Path(settings.corpus), say) for piece in chunk(source, size, overlap)]
+
+
+def _dense(
+    settings: RetrievalSettings, embedder: Embedder, passages: Sequence[Passage], corpus: str, host: Host
+) -> Dense:
+    cache = VectorCache(cache_folder() / "vectors" / embedder.fingerprint[:16], embedder)
+    texts = [passage.text for passage in passages]  # a title helps words, and hurt vectors (benchmarks/retrieval.py)
+    embedded = cache.vectors_of(texts, lambda done, total: host.on_progress("embedding passages", done, total))
+    if embedded.cut:
+        host.say(
+            f"{embedded.cut:,} of {len(passages):,} passages are longer than the {embedder.max_tokens} tokens that "
+            f"{settings.embedder} reads; what stands behind is found by its words alone. Lower retrieval.chunk_words"
+        )
+    return Dense(embedder, _store(settings, embedder, embedded.vectors_ND, passages, corpus))
+
+
+def _store(
+    settings: RetrievalSettings, embedder: Embedder, vectors_ND: Vectors, passages: Sequence[Passage], corpus: str
+) -> VectorStore:
+    if not settings.store:
+        return Flat(vectors_ND)
+    collection = f"luthier-{canonical_hash([corpus, embedder.fingerprint])[:24]}"
+    return Qdrant(connect(settings.store), collection, vectors_ND, [passage.id for passage in passages])
