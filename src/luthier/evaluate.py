@@ -17,7 +17,8 @@ from luthier import assemble
 from luthier.adapters.base import Injected
 from luthier.config import canonical_hash
 from luthier.data.split import group_keys
-from luthier.errors import EvaluationError
+from luthier.data.write import example_values
+from luthier.errors import EvaluationError, RecipeError
 from luthier.evaluation.forgetting import (
     WINDOW_TOKENS,
     Ability,
@@ -28,6 +29,7 @@ from luthier.evaluation.forgetting import (
 )
 from luthier.evaluation.harness import Evaluation, Measured, Options, conclude, measure
 from luthier.evaluation.metrics.base import Metric
+from luthier.evaluation.retrieval import measure_retrieval, recall_sentence
 from luthier.evaluation.schema import read_schema
 from luthier.evaluation.significance import Groups, metric_interval, number_groups
 from luthier.evaluation.systems.base import Context, System
@@ -44,11 +46,13 @@ from luthier.examples import Conversation, Example, Preference
 from luthier.files import sha256_of
 from luthier.models.memory import tokens_in_flight
 from luthier.progress import Progress
+from luthier.rag.retriever import Host, Retriever, build_retrievers, used_name
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder
 from luthier.stages import Data, Opened
 
 BASE_ABILITY = "forgetting_base.json"
+RETRIEVAL = "retrieval.json"
 Switch = Callable[[], AbstractContextManager[None]]
 
 
@@ -87,9 +91,11 @@ def question_of(opened: Opened) -> Question:
     """Work out task, metrics and the longest answer from the recipe and the rows; renders every training row.
 
     Raises:
+        RecipeError: a system retrieves passages and the recipe has none.
         EvaluationError: the rows or a metric do not fit the task, or a metric is unknown or misses its schema.
     """
     settings, data = opened.recipe.evaluation, opened.data
+    _require_passages(opened.recipe)
     alike = {type(row) for row in data.train} == {type(row) for row in data.test}
     task = detect_task(data.train if alike else data.test) if settings.task == "auto" else settings.task
     require_rows(task, data.test)
@@ -109,20 +115,33 @@ def question_of(opened: Opened) -> Question:
     return Question(test, train, validation, task, metrics, primary, schema, limit, stop_loops=not looping)
 
 
+@dataclass(frozen=True)
+class Mode:
+    """The state of the model, and what stands beside it, while systems answer."""
+
+    disabled: Switch
+    retriever: Retriever | None
+    tuned: str | None = None
+    """Fingerprint of the trained weights; None before training."""
+
+
 def measure_base(opened: Opened, question: Question, progress: Progress, disabled: Switch = nullcontext) -> None:
     """Let every system that does not need training answer the test rows, and measure the base's general ability.
 
     `disabled` opens to the base alone, where an adapter is in the model.
     """
     baselines = {name: system for name, system in _systems(opened.recipe).items() if not system.uses_adapter}
-    _evaluate(opened, question, baselines, disabled, None, progress)
+    retrievers = _retrievers(opened, progress)
+    _measure_retrieval(opened, question, retrievers, progress)
+    _evaluate(opened, question, baselines, Mode(disabled, used_of(retrievers, opened.recipe)), progress)
     _base_ability(opened, progress, disabled)
 
 
 def measure_tuned(opened: Opened, question: Question, injected: Injected, progress: Progress) -> Evaluation:
     """Let the trained model answer, compare it with what `measure_base` measured, and measure what it forgot."""
     tuned = canonical_hash([sha256_of(path) for path in sorted((opened.folder / "adapter").glob("*.safetensors"))])
-    evaluation = _evaluate(opened, question, _systems(opened.recipe), injected.disabled, tuned, progress)
+    mode = Mode(injected.disabled, used_of(_retrievers(opened, progress), opened.recipe), tuned)
+    evaluation = _evaluate(opened, question, _systems(opened.recipe), mode, progress)
     before = _base_ability(opened, progress, injected.disabled)
     confidence = opened.recipe.evaluation.confidence
     key = canonical_hash([_ability_key(opened), tuned, confidence])
@@ -144,19 +163,64 @@ def _systems(recipe: Recipe) -> dict[str, System]:
     return dict(sorted(found.items(), key=lambda item: item[1].uses_adapter))
 
 
+def _require_passages(recipe: Recipe) -> None:
+    names = [name for name, system in _systems(recipe).items() if system.uses_retriever]
+    if names and recipe.retrieval is None:
+        raise RecipeError(
+            f"evaluation.systems.{names[0]} answers with retrieved passages, and the recipe does not say where they "
+            'come from: write a table [retrieval] with corpus = "corpus.jsonl", or leave the system out'
+        )
+
+
+def _retrievers(opened: Opened, progress: Progress) -> Mapping[str, Retriever]:
+    """By name, the one that is used and those to compare it with; none where the recipe has no passages."""
+    settings = opened.recipe.retrieval
+    if settings is None:
+        return {}
+    with progress.stage("passages", f"reading {settings.corpus}"), opened.folder.timed("retrieval"):
+        host = Host(opened.loaded.device, lambda text: progress.say(f"    {text}"), _told(progress))
+        return build_retrievers(settings, host)
+
+
+def used_of(retrievers: Mapping[str, Retriever], recipe: Recipe) -> Retriever | None:
+    """The retriever that systems use."""
+    return retrievers[used_name(recipe.retrieval)] if recipe.retrieval is not None else None
+
+
+def _measure_retrieval(
+    opened: Opened, question: Question, retrievers: Mapping[str, Retriever], progress: Progress
+) -> None:
+    """Write `retrieval.json`, unless it is there and still true."""
+    rows, settings = conversations(question.test), opened.recipe.retrieval
+    if settings is None or not rows:
+        return
+    used, confidence = used_name(settings), opened.recipe.evaluation.confidence
+    shown = [example_values(row) for row in rows]
+    key = canonical_hash([[r.fingerprint for r in retrievers.values()], settings.top_k, shown, confidence])
+    kept = opened.folder.read(RETRIEVAL)
+    if kept is None or kept["key"] != key:
+        with progress.stage("retrieval", "searching passages"), opened.folder.timed("retrieval"):
+            groups_N = number_groups(group_keys(rows))
+            found = measure_retrieval(retrievers, rows, groups_N, used, confidence, opened.recipe.seed)
+        kept = {**found, "key": key}
+        opened.folder.write(RETRIEVAL, kept)
+    (best,) = (one for one in kept["retrievers"] if one["name"] == used)
+    progress.say(f"    {used}: " + recall_sentence(best["metrics"]))
+
+
 def _evaluate(
     opened: Opened,
     question: Question,
     systems: Mapping[str, System],
-    disabled: Switch,
-    tuned: str | None,
+    mode: Mode,
     progress: Progress,
 ) -> Evaluation:
     recipe, folder = opened.recipe, opened.folder
     context = replace(
         context_of(opened, question),
-        adapter_disabled=disabled,
-        tuned_fingerprint=tuned,
+        adapter_disabled=mode.disabled,
+        retriever=mode.retriever,
+        tuned_fingerprint=mode.tuned,
         on_progress=_told(progress),
     )
     options = Options(folder.path, question.primary, recipe.evaluation.confidence, recipe.seed)
