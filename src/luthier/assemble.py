@@ -148,9 +148,13 @@ class _Reference:
             return self._scorer.token_logprobs(batch)
 
 
-def is_model_system(system: Settings) -> bool:
-    """Whether a system of the recipe is answered by the run's model."""
-    return part(system, System, "evaluation.systems").is_model  # type: ignore[type-abstract]
+def systems_of(recipe: Recipe) -> dict[str, System]:
+    """The systems of the recipe by name: those that need no training first, then what is trained, by rung."""
+    found = {
+        name: part(settings, System, f"evaluation.systems.{name}")  # type: ignore[type-abstract]
+        for name, settings in recipe.evaluation.systems.items()
+    }
+    return dict(sorted(found.items(), key=lambda item: item[1].place))
 
 
 def make_trainable(recipe: Recipe, loaded: LoadedModel) -> Trainable:

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -51,7 +52,8 @@ class Settings(BaseModel):
 
 def group_of(annotation: Any) -> type[Settings] | None:
     """The group of settings that a field holds, also where the whole group may be absent; None if it holds none."""
-    for kind in (annotation, *get_args(annotation)):
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    for kind in kinds:
         if isinstance(kind, type) and issubclass(kind, Settings):
             return kind
     return None

@@ -159,8 +159,8 @@ def _held_like(own: Shape, other: Shape) -> Shape:
 
 def _answering_load(opened: Opened, question: Question) -> Load:
     """The largest batch of prompts, and of rows in flight, each as long as the longest training row can make it."""
-    systems = opened.recipe.evaluation.systems.values()
-    if question.task in SCORED_TASKS or not any(assemble.is_model_system(system) for system in systems):
+    systems = assemble.systems_of(opened.recipe).values()
+    if question.task in SCORED_TASKS or not any(system.is_model for system in systems):
         return Load(0, 0)
     longest = max(len(row.ids) for unit in opened.units["train"] for row in unit)
     # examples in a prompt, as `few_shot` puts them
@@ -232,7 +232,7 @@ def _writing_seconds(opened: Opened, question: Question) -> float:
     context = context_of(opened, question)
     _, seconds = answer_with_model(sample, [row.prompt for row in sample], context, "estimate")
     per_row = seconds / len(sample)
-    models = sum(1 for system in opened.recipe.evaluation.systems.values() if assemble.is_model_system(system))
+    models = sum(system.is_model for system in assemble.systems_of(opened.recipe).values())
     return per_row * len(question.test) * models
 
 
@@ -250,8 +250,8 @@ def plan(opened: Opened) -> Mapping[str, float]:
     writing = tests * 60 / _WRITING_TOKENS_PER_SECOND * shape.parameters / 135e6
     systems = {
         f"evaluate:{name}": writing * _EFFORT.get(registry.name_of(system), 1.0)
-        for name, system in opened.recipe.evaluation.systems.items()
-        if assemble.is_model_system(system)
+        for name, system in assemble.systems_of(opened.recipe).items()
+        if system.is_model
     }
     gates = GATES_SECONDS * shape.parameters / 135e6
     return {"ability": 20.0, "model": gates, "train": training, "forgetting": 20.0, **systems}

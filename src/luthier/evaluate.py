@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from luthier import assemble
 from luthier.adapters.base import Injected
 from luthier.config import canonical_hash
 from luthier.data.split import group_keys
-from luthier.errors import EvaluationError
+from luthier.data.write import example_values
+from luthier.errors import EvaluationError, RecipeError
 from luthier.evaluation.forgetting import (
     WINDOW_TOKENS,
     Ability,
@@ -28,6 +30,7 @@ from luthier.evaluation.forgetting import (
 )
 from luthier.evaluation.harness import Evaluation, Measured, Options, conclude, measure
 from luthier.evaluation.metrics.base import Metric
+from luthier.evaluation.retrieval import measure_retrieval, recall_sentence
 from luthier.evaluation.schema import read_schema
 from luthier.evaluation.significance import Groups, metric_interval, number_groups
 from luthier.evaluation.systems.base import Context, System, TrainedOn
@@ -45,11 +48,13 @@ from luthier.examples import Conversation, Example, Preference
 from luthier.files import sha256_of
 from luthier.models.memory import tokens_in_flight
 from luthier.progress import Progress
-from luthier.recipe import Recipe
+from luthier.rag.retriever import Host, Retriever, build_retrievers, used_name
+from luthier.recipe import Recipe, RetrievalSettings
 from luthier.run_folder import RunFolder
 from luthier.stages import Data, Opened
 
 BASE_ABILITY = "forgetting_base.json"
+RETRIEVAL = "retrieval.json"
 Switch = Callable[[], AbstractContextManager[None]]
 
 
@@ -88,9 +93,11 @@ def question_of(opened: Opened) -> Question:
     """Work out task, metrics and the longest answer from the recipe and the rows; renders every training row.
 
     Raises:
+        RecipeError: a system retrieves passages and the recipe has none.
         EvaluationError: the rows or a metric do not fit the task, or a metric is unknown or misses its schema.
     """
     settings, data = opened.recipe.evaluation, opened.data
+    _require_passages(opened.recipe)
     alike = {type(row) for row in data.train} == {type(row) for row in data.test}
     task = detect_task(data.train if alike else data.test) if settings.task == "auto" else settings.task
     require_rows(task, data.test)
@@ -110,12 +117,27 @@ def question_of(opened: Opened) -> Question:
     return Question(test, train, validation, task, metrics, primary, schema, limit, stop_loops=not looping)
 
 
+@dataclass(frozen=True)
+class Mode:
+    """The state of the model, and what stands beside it, while systems answer."""
+
+    disabled: Switch
+    retriever: Retriever | None
+    trained_on: TrainedOn | None = None
+    """Which training is in the model; None: none, and the systems that need none answer."""
+    weights: str | None = None
+    """Fingerprint of the trained weights; None before training."""
+
+
 def measure_base(opened: Opened, question: Question, progress: Progress, disabled: Switch = nullcontext) -> Evaluation:
     """Let every system that does not need training answer the test rows, and measure the base's general ability.
 
     `disabled` opens to the base alone, where an adapter is in the model.
     """
-    found = _evaluate(opened, opened.folder, question, progress, disabled=disabled)
+    retrievers = _retrievers(opened, progress)
+    _measure_retrieval(opened, question, retrievers, progress)
+    mode = Mode(disabled, used_of(retrievers, opened.recipe))
+    found = _evaluate(opened, opened.folder, question, mode, progress)
     _base_ability(opened, opened.folder, progress, disabled)
     return found
 
@@ -139,8 +161,9 @@ def measure_tuned(
         into: the run's folder, where that is another than the training's.
     """
     folder, tuned = into or opened.folder, _weights(opened)
-    trained_on: TrainedOn = "rows" if into is None else "passages"
-    evaluation = _evaluate(opened, folder, question, progress, before, injected.disabled, (trained_on, tuned))
+    retriever = used_of(_retrievers(opened, progress), opened.recipe)
+    mode = Mode(injected.disabled, retriever, "rows" if into is None else "passages", tuned)
+    evaluation = _evaluate(opened, folder, question, mode, progress, before)
     ability = _base_ability(opened, folder, progress, injected.disabled)
     confidence = opened.recipe.evaluation.confidence
     key = canonical_hash([_ability_key(opened), tuned, confidence])
@@ -174,31 +197,86 @@ def _weights(opened: Opened) -> str:
     return canonical_hash([sha256_of(path) for path in sorted((opened.folder / "adapter").glob("*.safetensors"))])
 
 
-def _systems(recipe: Recipe) -> dict[str, System]:
-    """Baselines first, in the order of the recipe."""
-    found = {
-        name: assemble.part(settings, System, f"evaluation.systems.{name}")  # type: ignore[type-abstract]
-        for name, settings in recipe.evaluation.systems.items()
-    }
-    return dict(sorted(found.items(), key=lambda item: item[1].place))
+def _require_passages(recipe: Recipe) -> None:
+    names = [name for name, system in assemble.systems_of(recipe).items() if system.uses_retriever]
+    if names and recipe.retrieval is None:
+        raise RecipeError(
+            f"evaluation.systems.{names[0]} answers with retrieved passages, and the recipe does not say where they "
+            'come from: write a table [retrieval] with corpus = "corpus.jsonl", or leave the system out'
+        )
+
+
+def _retrievers(opened: Opened, progress: Progress) -> Mapping[str, Retriever]:
+    """By name, the one that is used and those to compare it with; none where the recipe has no passages."""
+    settings = opened.recipe.retrieval
+    if settings is None:
+        return {}
+    with opened.folder.timed("retrieval"):
+        return _built(settings, opened.loaded.device, progress)
+
+
+def retriever_of(recipe: Recipe, device: torch.device, progress: Progress) -> Retriever:
+    """The retriever that systems use; what was never embedded before is embedded.
+
+    Raises:
+        RecipeError: the recipe has no passages.
+        LuthierError: as `build_retrievers`.
+    """
+    if recipe.retrieval is None:
+        raise RecipeError('the recipe has no passages; write a table [retrieval] with corpus = "corpus.jsonl"')
+    return _built(recipe.retrieval, device, progress)[used_name(recipe.retrieval)]
+
+
+def _built(settings: RetrievalSettings, device: torch.device, progress: Progress) -> Mapping[str, Retriever]:
+    with progress.stage("passages", f"reading {settings.corpus}"):
+        host = Host(device, lambda text: progress.say(f"    {text}"), _told(progress))
+        return build_retrievers(settings, host)
+
+
+def used_of(retrievers: Mapping[str, Retriever], recipe: Recipe) -> Retriever | None:
+    """The retriever that systems use."""
+    return retrievers[used_name(recipe.retrieval)] if recipe.retrieval is not None else None
+
+
+def _measure_retrieval(
+    opened: Opened, question: Question, retrievers: Mapping[str, Retriever], progress: Progress
+) -> None:
+    """Write `retrieval.json`, unless it is there and still true."""
+    rows, settings = conversations(question.test), opened.recipe.retrieval
+    if settings is None or not rows:
+        return
+    used, confidence = used_name(settings), opened.recipe.evaluation.confidence
+    shown = [example_values(row) for row in rows]
+    key = canonical_hash([[r.fingerprint for r in retrievers.values()], settings.top_k, shown, confidence])
+    kept = opened.folder.read(RETRIEVAL)
+    if kept is None or kept["key"] != key:
+        with progress.stage("retrieval", "searching passages"), opened.folder.timed("retrieval"):
+            groups_N = number_groups(group_keys(rows))
+            found = measure_retrieval(retrievers, rows, groups_N, used, confidence, opened.recipe.seed)
+        kept = {**found, "key": key}
+        opened.folder.write(RETRIEVAL, kept)
+    (best,) = (one for one in kept["retrievers"] if one["name"] == used)
+    progress.say(f"    {used}: " + recall_sentence(best["metrics"]))
 
 
 def _evaluate(
     opened: Opened,
     folder: RunFolder,
     question: Question,
+    mode: Mode,
     progress: Progress,
     before: Evaluation | None = None,
-    disabled: Switch = nullcontext,
-    tuned: tuple[TrainedOn | None, str | None] = (None, None),
 ) -> Evaluation:
-    """Measure the systems of one training, given with the digest of its weights, or those of the base."""
-    recipe, (trained_on, weights) = opened.recipe, tuned
-    systems = {name: system for name, system in _systems(recipe).items() if system.trained_on == trained_on}
+    """Measure the systems of one training, or those of the base; the table holds those measured before, too."""
+    recipe = opened.recipe
+    systems = {
+        name: system for name, system in assemble.systems_of(recipe).items() if system.trained_on == mode.trained_on
+    }
     context = replace(
         context_of(opened, question, folder),
-        adapter_disabled=disabled,
-        tuned_fingerprint=weights,
+        adapter_disabled=mode.disabled,
+        retriever=mode.retriever,
+        tuned_fingerprint=mode.weights,
         on_progress=_told(progress),
     )
     options = Options(folder.path, question.primary, recipe.evaluation.confidence, recipe.seed)

@@ -18,6 +18,7 @@ from pydantic import (
     SerializeAsAny,
     field_serializer,
     field_validator,
+    model_validator,
 )
 
 from luthier import registry
@@ -42,6 +43,8 @@ PARTS: Mapping[str, tuple[str, str]] = {
 
 DEFAULT_SYSTEMS = ("zero_shot", "few_shot", "fine_tuned")
 """What is compared when a recipe names no system."""
+RETRIEVING_SYSTEM = "rag"
+"""What is compared beside these, before the last, when the recipe has passages."""
 
 
 def build_part(package: str, values: Any, default: str, at: Sequence[str]) -> Settings:
@@ -204,8 +207,9 @@ class ForgettingSettings(Settings):
 class EvaluationSettings(Settings):
     """What is measured on the test rows, and for which systems."""
 
-    task: Literal["auto", "json", "label", "tool_calls", "text", "language", "pairs"] = "auto"
-    """What kind of answer is expected; chooses the metrics when none are named. `language` (raw text) and `pairs` are
+    task: Literal["auto", "json", "label", "tool_calls", "answers", "text", "language", "pairs"] = "auto"
+    """What kind of answer is expected; chooses the metrics when none are named. `answers`: one of several short texts,
+    each of which would do. `language` (raw text) and `pairs` are
     scored, not answered."""
     metrics: tuple[str, ...] = ()
     """Names from `luthier/evaluation/metrics`; absent: those that fit the task."""
@@ -220,7 +224,8 @@ class EvaluationSettings(Settings):
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """Coverage of every interval in the report."""
     systems: Annotated[dict[str, SerializeAsAny[Settings]], BeforeValidator(_systems)] = Field(default_factory=dict)
-    """Tables of systems by name, each with a `type`; absent: zero_shot, few_shot and fine_tuned."""
+    """Tables of systems by name, each with a `type`; absent: zero_shot, few_shot and fine_tuned, and rag where there is
+    a `[retrieval]`."""
     forgetting: ForgettingSettings = ForgettingSettings()
     """How forgetting is measured."""
 
@@ -294,6 +299,10 @@ class RetrievalSettings(Settings):
     top_k: int = Field(5, ge=1)
     """Most passages before a question."""
 
+    @field_serializer("chunk_words", when_used="json")
+    def _dump_chunk_words(self, words: int | None) -> int | Literal[False]:
+        return False if words is None else words
+
 
 class Recipe(Settings):
     """A whole run, from raw data to report."""
@@ -337,6 +346,18 @@ class Recipe(Settings):
             with suppress(RecipeError):  # it is told of already
                 found[key] = _part_class(package, values.get(key, {}), default, [key])
         return found
+
+    @model_validator(mode="before")
+    @classmethod
+    def _compare_retrieval(cls, values: Any) -> Any:
+        """Where passages are given and no system is named, one that retrieves is among those compared."""
+        if not isinstance(values, Mapping) or not values.get("retrieval"):
+            return values
+        evaluation = values.get("evaluation", {})
+        if not isinstance(evaluation, Mapping) or evaluation.get("systems"):
+            return values
+        systems: Tree = {name: {} for name in (*DEFAULT_SYSTEMS[:-1], RETRIEVING_SYSTEM, DEFAULT_SYSTEMS[-1])}
+        return {**values, "evaluation": {**evaluation, "systems": systems}}
 
     @field_serializer("adapter", "objective", "optimizer", "schedule")
     def _dump_part(self, part: Settings) -> Tree:

@@ -23,7 +23,7 @@ from luthier.recipe import Recipe
 
 VERSIONS = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 # settings that decide no weight: records carry their own keys, and the report reads prices anew
-HARMLESS = ("cost", "decision", "evaluation")
+HARMLESS = ("cost", "decision", "evaluation", "retrieval")
 # what only its own recipe may go on with
 MADE = ("checkpoints/step-*", "adapter", "records", "evaluation.json")
 

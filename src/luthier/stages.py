@@ -188,8 +188,21 @@ class Opened:
     """What the gates looked at, its rows rendered; None where nothing is to be trained."""
 
 
-def open_run(recipe: Recipe, folder: RunFolder, data: Data, progress: Progress) -> Opened:
+def open_run(
+    recipe: Recipe,
+    folder: RunFolder,
+    data: Data,
+    progress: Progress,
+    prepare: Callable[[Data, LoadedModel, Template], Data] = lambda data, _loaded, _template: data,
+) -> Opened:
     """Load the model, render every row, and let the gates over rows prove that what is trained is what is meant.
+
+    Args:
+        recipe: what is run.
+        folder: the run's.
+        data: its rows.
+        progress: told what comes out.
+        prepare: makes the rows that are trained and asked from those of the data, once the model is there.
 
     Raises:
         PreflightError: a gate refused the rows; `preflight.json` tells all of it.
@@ -209,6 +222,7 @@ def open_run(recipe: Recipe, folder: RunFolder, data: Data, progress: Progress) 
         },
         template={"name": template.name, "sha256": template.sha256},
     )
+    data = prepare(data, loaded, assemble.template_for(recipe, loaded))
     with progress.stage("rows", "pre-flight over the rows"), folder.timed("preflight"):
         subject = row_subject(recipe, data, loaded, template)
         _gates(folder, subject, "rows")

@@ -21,7 +21,7 @@ from luthier.data.formats.base import read_examples, sniff
 from luthier.data.write import message_values
 from luthier.examples import Document, Example, Message, Preference
 
-Kind: TypeAlias = Literal["json", "label", "tool_calls", "text", "preference"]
+Kind: TypeAlias = Literal["json", "label", "tool_calls", "answers", "text", "preference"]
 
 LOOKED_AT = 5000
 SAMPLE_REPLIES = 200
@@ -197,6 +197,8 @@ class _Seen:
         looked = self.looked_at
         if format == "text_label":
             return "label"
+        if format == "question_answers":
+            return "answers"
         if self.kinds["preference"]:
             return "preference"
         if self.kinds["raw"]:

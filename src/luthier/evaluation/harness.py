@@ -286,9 +286,17 @@ def _fingerprint(shared: str, system: System, context: Context) -> str:
             "shared": shared,
             "system": values,
             "tuned": context.tuned_fingerprint if system.uses_adapter else None,
+            **_retrieved(system, context),
             "files": dict(_files_named(values, context.recipe_folder)),
         }
     )
+
+
+def _retrieved(system: System, context: Context) -> dict[str, Any]:
+    """What a system that retrieves depends on beside the others; nothing for those that do not."""
+    if not system.uses_retriever or context.retriever is None:
+        return {}
+    return {"retriever": context.retriever.fingerprint, "top_k": context.retriever.top_k}
 
 
 def _files_named(value: Any, folder: Path) -> Iterator[tuple[str, str]]:
@@ -332,6 +340,8 @@ def _measure(
                 "target": one.target,
                 "scores": {m: score for m, score in scores.items() if score is not None and math.isfinite(score)},
             }
+            if given.answers[index].sources:
+                record["sources"] = list(given.answers[index].sources)
             file.write(_json_line(record))
     arrays = {m: np.array(values, dtype=np.float64) for m, values in statistics.items()}
     alone = tuple(answer.alone_seconds for answer in given.answers if answer.alone_seconds is not None)

@@ -133,14 +133,31 @@ def metric_interval(
         return Interval(right / rows, low, high, "Clopper-Pearson")
     found = bootstrap_interval(metric.values, statistics_NS, confidence, seed, groups_N=groups_N)
     if found.low == found.high and math.isfinite(metric.worst):
-        return _at_the_end(metric, found.value, groups, confidence)
+        return _at_the_end(found.value, (metric.worst, metric.best), groups, confidence)
     return found
 
 
-def _at_the_end(metric: Metric, value: float, groups: int, confidence: float) -> Interval:
-    span = metric.best - metric.worst
-    margin = abs(span) * clopper_pearson(0, groups, confidence)[1]
-    low, high = sorted((metric.worst, metric.best))
+def mean_interval(scores_N: Array, confidence: float = 0.95, seed: int = 0, groups_N: Groups | None = None) -> Interval:
+    """The mean of scores between 0 and 1 with its interval, as `metric_interval` gives it to a metric.
+
+    Raises:
+        ValueError: there is no row, or not every row has a group.
+    """
+    groups_N = _groups_of(len(scores_N), groups_N)
+
+    def mean(statistics_NS: Array, counts_BN: Array) -> Array:
+        means_B: Array = counts_BN @ statistics_NS[:, 0] / counts_BN.sum(1)
+        return means_B
+
+    found = bootstrap_interval(mean, scores_N[:, None], confidence, seed, groups_N=groups_N)
+    if found.low == found.high:
+        return _at_the_end(found.value, (0.0, 1.0), count_groups(groups_N), confidence)
+    return found
+
+
+def _at_the_end(value: float, ends: tuple[float, float], groups: int, confidence: float) -> Interval:
+    low, high = sorted(ends)
+    margin = (high - low) * clopper_pearson(0, groups, confidence)[1]
     return Interval(value, max(low, value - margin), min(high, value + margin), "exact bound: rows do not differ")
 
 

@@ -17,14 +17,15 @@ METRICS = "luthier.evaluation.metrics"
 LONGEST_LABEL = 80
 ROWS_LOOKED_AT = 2000
 
-Task: TypeAlias = Literal["json", "label", "tool_calls", "text", "language", "pairs"]
+Task: TypeAlias = Literal["json", "label", "tool_calls", "answers", "text", "language", "pairs"]
 SCORED_TASKS = frozenset({"language", "pairs"})
 """Tasks in which a model writes nothing: the probability that it gives to what is there is measured."""
 
 
 def detect_task(examples: Sequence[Example]) -> Task:
     """The kind of answer: `language` for raw text, `pairs` for preference pairs, `tool_calls` where rows offer tools,
-    `json` where every target is a JSON object or list, `label` where few short answers come again and again, else
+    `answers` where every target lists acceptable answers and the reply is one of them, `json` where every target is a
+    JSON object or list, `label` where few short answers come again and again, else
     `text`. Give it training rows: there are more of them."""
     kinds = {type(example) for example in examples}
     if kinds == {Document}:
@@ -35,6 +36,8 @@ def detect_task(examples: Sequence[Example]) -> Task:
     if any(row.tools or (row.completion is not None and row.completion.tool_calls) for row in rows):
         return "tool_calls"
     targets = [_target(row) for row in rows]
+    if rows and all(_lists_answers(row) for row in rows):
+        return "answers"
     if targets and all(_is_json(target) for target in targets):
         return "json"
     texts = [str(target).strip() for target in targets]
@@ -47,6 +50,12 @@ def _target(row: Conversation) -> Any:
     if row.target is not None:
         return row.target
     return row.completion.content if row.completion is not None else ""
+
+
+def _lists_answers(row: Conversation) -> bool:
+    """Whether the target is a list of texts and the reply one of these; the reply to a JSON list is its JSON text."""
+    listed = isinstance(row.target, list | tuple) and all(isinstance(text, str) for text in row.target)
+    return listed and (row.completion is None or row.completion.content in row.target)
 
 
 def _is_json(target: Any) -> bool:
@@ -66,6 +75,7 @@ def choose_metrics(task: str, has_schema: bool = False) -> tuple[str, ...]:
     return {
         "label": ("accuracy", "macro_f1", "exact_match"),
         "tool_calls": ("tool_calls",),
+        "answers": ("answer_f1", "answer_match"),
         "text": ("rouge_l", "chrf", "exact_match", "token_accuracy", "perplexity"),
         "language": ("bits_per_byte", "perplexity", "token_accuracy"),
         "pairs": ("pair_accuracy", "perplexity"),

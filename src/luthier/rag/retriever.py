@@ -71,7 +71,12 @@ def build_retriever(settings: RetrievalSettings, host: Host | None = None) -> Re
         RetrievalError: the server that holds the vectors does not answer.
         StorageError: vectors cannot be kept.
     """
-    return build_retrievers(settings, host)[RERANKED if settings.reranker else settings.retriever]
+    return build_retrievers(settings, host)[used_name(settings)]
+
+
+def used_name(settings: RetrievalSettings) -> str:
+    """The name of the retriever that systems use."""
+    return RERANKED if settings.reranker else settings.retriever
 
 
 def build_retrievers(settings: RetrievalSettings, host: Host | None = None) -> Mapping[str, Retriever]:

@@ -17,6 +17,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate the baselines and, if the run has been trained, the trained model; print where the table is."""
     from luthier import assemble
     from luthier.evaluate import measure_base, measure_tuned, question_of, reopen
+    from luthier.passages import is_wanted, measure_with_passages, reopen_with_passages
     from luthier.progress import Terminal
     from luthier.run_folder import RunFolder, recipe_of
     from luthier.stages import prepare_data
@@ -24,13 +25,18 @@ def run(args: argparse.Namespace) -> int:
     folder, progress = RunFolder(args.run), Terminal()
     recipe = recipe_of(args.run)
     with folder.locked():
-        opened = reopen(folder, recipe, prepare_data(recipe, folder, progress), progress)
+        data = prepare_data(recipe, folder, progress)
+        opened = reopen(folder, recipe, data, progress)
         question = question_of(opened)
-        base = measure_base(opened, question, progress)
+        measured = measure_base(opened, question, progress)
         if (folder / "adapter").is_dir():
             assemble.require_same_base(assemble.artifact_record(folder / "adapter"), opened.loaded)
             injected = assemble.adapter_of(recipe).restore(opened.loaded.model, folder / "adapter")
-            measure_tuned(opened, question, injected, progress, base)
+            measured = measure_tuned(opened, question, injected, progress, measured)
+            del opened, injected  # its memory is needed for the second training's model
+            second = reopen_with_passages(recipe, folder, data, progress) if is_wanted(recipe) else None
+            if second is not None:
+                measure_with_passages(second, question, measured, folder, progress)
         else:
             progress.say("  not trained yet: `luthier train` or `luthier run` does that")
     print(folder / "evaluation.json")

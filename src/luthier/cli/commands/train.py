@@ -20,11 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, and print where the artifact is."""
     from luthier.cli.run_arguments import begin
+    from luthier.passages import is_wanted, train_with_passages
     from luthier.stages import open_run, prepare_data, prepare_training, train_stage, training_line
 
     with begin(args) as (recipe, folder, progress):
-        opened = open_run(recipe, folder, prepare_data(recipe, folder, progress), progress)
-        train_stage(prepare_training(opened, progress), progress)
+        data = prepare_data(recipe, folder, progress)
+        train_stage(prepare_training(open_run(recipe, folder, data, progress), progress), progress)
         progress.say(training_line(folder.read("training.json")))
         print(folder / "adapter")
+        if is_wanted(recipe):
+            print(train_with_passages(recipe, folder, data, progress).opened.folder / "adapter")
     return 0

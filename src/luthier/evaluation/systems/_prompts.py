@@ -125,6 +125,8 @@ def suggested(context: Context) -> list[str]:
         return _for_labels(context)
     if context.task == "tool_calls":
         return ["If a tool fits the request, call it with every required argument. If none fits, say so in words."]
+    if context.task == "answers":
+        return ["Answer with as few words as possible, and add nothing."]
     return ["Answer in the form that is asked for, briefly, and add nothing."]
 
 

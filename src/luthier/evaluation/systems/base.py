@@ -23,6 +23,7 @@ from luthier.evaluation.metrics.base import Metric, Prediction, TargetScore
 from luthier.evaluation.rungs import RUNGS, UNTRAINED, Rung
 from luthier.examples import Conversation, Document, Example, Message, Preference
 from luthier.models.load import LoadedModel
+from luthier.rag.retriever import Retriever
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with (what is being done, rows done, rows in all)."""
@@ -59,7 +60,8 @@ class Context:
     max_new_tokens: int
     """The longest answer."""
     task: str
-    """`json`, `label`, `tool_calls` or `text`; `language` or `pairs`, where nothing is written and rows are scored."""
+    """`json`, `label`, `tool_calls`, `answers` or `text`; `language` or `pairs`, where nothing is written and rows are
+    scored."""
     primary_metric: Metric
     """What prompts are chosen by."""
     base_fingerprint: str
@@ -68,6 +70,8 @@ class Context:
     """Changes when the trained weights do; None before training."""
     json_schema: Mapping[str, Any] | None = None
     """What answers must satisfy (task `json`)."""
+    retriever: Retriever | None = None
+    """Finds passages of the recipe's corpus; None where the recipe has no `[retrieval]`."""
     train_file: Path | None = None
     """The training rows as JSONL, for external programs."""
     recipe_folder: Path = Path(".")
@@ -102,6 +106,8 @@ class Answer:
     reply: Message | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    sources: tuple[str, ...] = ()
+    """Ids of the passages that stand in the prompt, in their order."""
     finished: bool | None = None
     """False: the answer ran into `max_new_tokens`, or was stopped in a loop."""
     target_score: TargetScore | None = None
@@ -130,6 +136,8 @@ class System(Settings, ABC):
     """Which of the run's trainings its answers depend on; None: none, the model is the base."""
     is_model: ClassVar[bool] = True
     """Whether it is the run's model; if not, it has no tokens and no log-probabilities."""
+    uses_retriever: ClassVar[bool] = False
+    """Whether its answers depend on the passages of `[retrieval]`."""
 
     note: str = ""
     """What a reader of the report must know about this system."""
