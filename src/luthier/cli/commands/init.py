@@ -1,6 +1,7 @@
 """Write a commented recipe that fits a data file: kind of answer, lengths, instruction, metrics, defaults by size.
 
     luthier init train.jsonl --test test.jsonl -o recipe.toml
+    luthier init questions.jsonl --corpus passages.jsonl -o recipe.toml     with retrieval on the ladder
 
 Nothing is trained and no model is needed. The recipe is a start: every line says why it stands there.
 """
@@ -34,6 +35,10 @@ TOKENS_OF_WORK, LEAST_ROWS_SEEN, MOST_ROWS_SEEN = 450_000, 1200, 4000
 WRITTEN_TOKENS = 100_000
 """Answers of so many tokens in all are what one system may write in an evaluation; beyond, test rows are left out."""
 LARGEST_CONTEXT = 8192
+SMALL_TOP_K = 3
+"""A small model loses its way in more passages, and a small machine its time."""
+PASSAGE_TOKENS = 200
+"""Of a middling passage."""
 SAFETY = 1.25
 """The tokens of a row are an estimate; no row shall be cut."""
 
@@ -79,6 +84,7 @@ class Facts:
     model: str
     folder: Path
     schema: Path | None
+    corpus: Path | None = None
 
     @property
     def trained_rows(self) -> int:
@@ -118,8 +124,15 @@ class Facts:
 
     @property
     def read_tokens(self) -> int:
-        """Tokens that a model reads for a middling row: of a pair, the prompt with each reply."""
-        return self.row_tokens * (2 if self.train.kind == "preference" else 1)
+        """Tokens that a model reads for a middling row: of a pair, the prompt with each reply; with a corpus, the
+        passages of the second training."""
+        passages = self.top_k * PASSAGE_TOKENS if self.corpus is not None else 0
+        return self.row_tokens * (2 if self.train.kind == "preference" else 1) + passages
+
+    @property
+    def top_k(self) -> int:
+        """Passages before a question."""
+        return SMALL_TOP_K if self.is_small_model else 5
 
     @property
     def longest_tokens(self) -> int:
@@ -139,6 +152,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--test", type=Path, metavar="FILE", help="rows of their own to test on; absent: a share of train"
     )
     parser.add_argument("--validation", type=Path, metavar="FILE", help="rows of their own that choose the checkpoint")
+    parser.add_argument(
+        "--corpus", type=Path, metavar="FILE", help="texts that answer the questions: a file or a folder of them"
+    )
     parser.add_argument("--format", default="auto", help="how a row is read; absent: found by looking at the rows")
     parser.add_argument("--model", default=ModelSettings().name, help="base model (default: %(default)s)")
     parser.add_argument(
@@ -165,7 +181,9 @@ def run(args: argparse.Namespace) -> int:
     for held_out in (test, validation):
         _require_same_kind(train, held_out)
     schema, said = find_schema(train)
-    facts = Facts(train, test, validation, args.model, output.resolve().parent, schema)
+    if args.corpus is not None:
+        _require_corpus(args.corpus, train)
+    facts = Facts(train, test, validation, args.model, output.resolve().parent, schema, args.corpus)
     text = render(facts)
     with atomic_text(output) as file:
         file.write(text)
@@ -174,6 +192,21 @@ def run(args: argparse.Namespace) -> int:
     print(f"  luthier check {there}   what is wrong with the data, and what will be trained, token by token")
     print(f"  luthier run {there}     baselines, training, test, verdict")
     return 0
+
+
+def _require_corpus(corpus: Path, train: Profile) -> None:
+    """Check that there is something to retrieve, and something that is asked.
+
+    Raises:
+        DataError: there is no such file or folder.
+        RecipeError: rows are scored and not answered.
+    """
+    if not corpus.exists():
+        raise DataError("no such file or folder; --corpus names the texts that answer the questions", corpus)
+    if task_of(train) in SCORED:
+        raise RecipeError(
+            f"--corpus: passages stand before a question, and {train.path} has {_rows_of(train)}, which ask nothing"
+        )
 
 
 def _require_same_kind(train: Profile, other: Profile | None) -> None:
@@ -312,6 +345,7 @@ def sections(facts: Facts) -> list[Section]:
         Section("optimizer", [Entry("type", "adamw"), _learning_rate(facts)]),
         Section("schedule", [Entry("type", "cosine", "warms up over the first steps, then falls to zero")]),
         _training(facts),
+        *_retrieval(facts),
         _evaluation(facts),
         *_systems(facts),
     ]
@@ -430,6 +464,14 @@ def metrics_of(facts: Facts) -> list[str]:
     }[task_of(facts.train)]
 
 
+def _retrieval(facts: Facts) -> list[Section]:
+    if facts.corpus is None:
+        return []
+    note = "Passages for questions; `luthier retrieve` measures how often the right one is found."
+    top_k = Entry("top_k", facts.top_k, "passages before a question; each costs time")
+    return [Section("retrieval", [Entry("corpus", _relative(facts.corpus, facts.folder)), top_k], note)]
+
+
 def _systems(facts: Facts) -> list[Section]:
     train = facts.train
     note = "What is compared, on the same test rows:"
@@ -447,7 +489,20 @@ def _systems(facts: Facts) -> list[Section]:
     few = Section(
         "evaluation.systems.few_shot", [Entry("shots", shots, why)], "the base model, shown similar training rows"
     )
-    return [zero, few, tuned]
+    retrieved = Section("evaluation.systems.rag", [], "the base model with retrieved passages")
+    both = Section(
+        "evaluation.systems.fine_tuned_few_shot",
+        [Entry("shots", shots)],
+        "the trained model, shown similar training rows where that helps",
+    )
+    read = Section(
+        "evaluation.systems.fine_tuned_rag",
+        [],
+        "a second training, on the same rows with retrieved passages in their prompts",
+    )
+    if facts.corpus is None:
+        return [zero, few, tuned, both]
+    return [zero, few, retrieved, tuned, both, read]
 
 
 # Small things
