@@ -14,6 +14,7 @@ from luthier import assemble
 from luthier.adapters.base import Injected
 from luthier.config import canonical_hash
 from luthier.data.templates import Template
+from luthier.data.write import write_examples
 from luthier.errors import RecipeError
 from luthier.evaluate import Question, measure_tuned, reopen, retriever_of
 from luthier.evaluation.harness import Evaluation
@@ -77,8 +78,11 @@ def train_with_passages(recipe: Recipe, folder: RunFolder, data: Data, progress:
         def prepare(rows: Data, loaded: LoadedModel, template: Template) -> Data:
             retriever = retriever_of(recipe, loaded.device, within)
             _require_same(inner, retriever)
-            reader = _Reader(retriever, template, loaded.max_tokens)
-            return Data(reader.read(rows.train), reader.read(rows.validation), reader.read(rows.test))
+            reader = Reader(retriever, template, loaded.max_tokens)
+            read = {name: reader.read(examples) for name, examples in rows.named().items()}
+            for name, examples in read.items():  # for people: what was trained on can be looked at
+                write_examples(inner / f"data/{name}.jsonl", examples)
+            return Data(**read)
 
         opened = open_run(longer, inner, data, within, prepare)
         run = train_stage(prepare_training(opened, within), within)
@@ -128,8 +132,14 @@ def _require_same(inner: RunFolder, retriever: Retriever) -> None:
     inner.write(KEY, {"key": key, "retriever": retriever.name, "top_k": retriever.top_k})
 
 
-class _Reader:
-    """Puts passages into rows."""
+class Reader:
+    """Puts passages into rows.
+
+    Args:
+        retriever: finds them.
+        template: renders the rows, whole.
+        longest: tokens of a row at most; what is too much is left out, the last passage first.
+    """
 
     def __init__(self, retriever: Retriever, template: Template, longest: int) -> None:
         self._retriever, self._template, self._longest = retriever, template, longest
