@@ -347,3 +347,42 @@ def test_real_data_gives_recipes_that_load_and_finish_in_minutes(
     assert Path(recipe.data.train).resolve() == (folder / "train.jsonl").resolve()
     rows = sum(1 for _ in (folder / "train.jsonl").open()) * (1 - recipe.data.validation_share)
     assert 130 <= rows * recipe.training.epochs / recipe.training.rows_per_step <= 500
+
+
+# retrieval
+
+
+def _questions(count: int) -> list[dict[str, Any]]:
+    return [{"id": f"q{i}", "question": f"Who is number {i}?", "answers": [f"Anna {i}"]} for i in range(count)]
+
+
+def test_a_corpus_sets_the_whole_ladder_up(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"text": "Anna 1 is number 1."}\n', encoding="utf-8")
+    plain, full = _init(tmp_path, _questions(300)), _init(tmp_path, _questions(300), "--corpus", str(corpus), "--force")
+    assert plain.retrieval is None and list(_systems(plain)) == [
+        "zero_shot",
+        "few_shot",
+        "fine_tuned",
+        "fine_tuned_few_shot",
+    ]
+    assert full.retrieval is not None and full.retrieval.corpus == str(corpus) and full.retrieval.top_k == 3
+    assert list(_systems(full)) == [*list(_systems(plain))[:2], "rag", *list(_systems(plain))[2:], "fine_tuned_rag"]
+    assert full.training.epochs < plain.training.epochs, "rows with passages are longer, and are seen less often"
+
+
+@pytest.mark.parametrize(
+    ("rows", "corpus", "said"),
+    [
+        (_questions(60), "nowhere.jsonl", "no such file or folder"),
+        ([{"text": f"Raw text number {i}."} for i in range(60)], "train.jsonl", "ask nothing"),
+    ],
+)
+def test_a_corpus_that_cannot_help_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list[dict[str, Any]], corpus: str, said: str
+) -> None:
+    train = tmp_path / "train.jsonl"
+    train.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    output = tmp_path / "recipe.toml"
+    assert main(["init", str(train), "--corpus", str(tmp_path / corpus), "-o", str(output)]) == 2
+    assert said in capsys.readouterr().err and not output.exists()
