@@ -97,9 +97,16 @@ def parsed(folder: Path = SOURCE) -> tuple[tuple[Path, ast.Module], ...]:
     return tuple((path, ast.parse(path.read_text(encoding="utf-8"), str(path))) for path in paths)
 
 
-def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+@cache
+def nodes(tree: ast.Module) -> tuple[ast.AST, ...]:
+    """All nodes of a tree; walking is slow, and every rule looks at all of them."""
+    return tuple(ast.walk(tree))
+
+
+@cache
+def functions(tree: ast.Module) -> tuple[ast.FunctionDef | ast.AsyncFunctionDef, ...]:
     """All functions and methods, however deep."""
-    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return tuple(node for node in nodes(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
 def where(path: Path, tree: ast.Module, node: ast.AST) -> str:
@@ -112,7 +119,7 @@ def where(path: Path, tree: ast.Module, node: ast.AST) -> str:
 
 def found_in_source(matches: Callable[[ast.AST], bool]) -> set[str]:
     """Where in the package a node matches."""
-    return {where(path, tree, node) for path, tree in parsed() for node in ast.walk(tree) if matches(node)}
+    return {where(path, tree, node) for path, tree in parsed() for node in nodes(tree) if matches(node)}
 
 
 def require_only(found: Iterable[str], exceptions: dict[str, str], rule: str) -> None:
@@ -140,13 +147,14 @@ def test_functions_are_short() -> None:
     require_only(found, LONG_FUNCTIONS, f"over {MAX_FUNCTION_LINES} lines")
 
 
+@pytest.mark.slow  # `make check` runs them beside the tests
 @pytest.mark.parametrize(
     "command",
     [
         ["ruff", "check", "."],
         ["ruff", "check", ".", "--ignore-noqa", "--select", "F821"],  # an unknown name is never excused
         ["ruff", "format", "--check", "."],
-        pytest.param(["mypy"], marks=pytest.mark.slow),
+        ["mypy"],
     ],
     ids=" ".join,
 )
@@ -219,7 +227,7 @@ def test_no_error_is_swallowed() -> None:
 
 def _imported(tree: ast.Module) -> set[str]:
     names = set()
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
     return names
@@ -267,7 +275,7 @@ def test_nobody_elses_code_is_patched() -> None:
     found = set()
     for path, tree in parsed():
         imported = _imported(tree)
-        found |= {where(path, tree, n) for n in ast.walk(tree) for t in _assigned(n) if _root(t) in imported}
+        found |= {where(path, tree, n) for n in nodes(tree) for t in _assigned(n) if _root(t) in imported}
     require_only(found, PATCHING, "assigns an attribute of something imported")
 
 
@@ -275,10 +283,11 @@ def test_tests_replace_no_code() -> None:
     """A test that replaces parts of the program tests another program; environment and folder may be set."""
     found = []
     for path, tree in parsed(ROOT / "tests"):
-        for node in ast.walk(tree):
-            patches = isinstance(node, ast.Attribute) and ast.unparse(node) in (
-                "monkeypatch.setattr",
-                "monkeypatch.setitem",
+        for node in nodes(tree):
+            patches = (
+                isinstance(node, ast.Attribute)
+                and node.attr in ("setattr", "setitem")
+                and ast.unparse(node.value) == "monkeypatch"
             )
             mocks = isinstance(node, ast.ImportFrom | ast.Import) and "mock" in ast.unparse(node)
             found += [where(path, tree, node)] if patches or mocks else []
@@ -290,7 +299,7 @@ def test_parts_are_reached_through_the_registry() -> None:
     found = set()
     for path, tree in parsed():
         here = "luthier." + name(path.parent).removeprefix("src/luthier").strip("/").replace("/", ".")
-        for node in ast.walk(tree):
+        for node in nodes(tree):
             if isinstance(node, ast.ImportFrom) and node.module:
                 package, _, part = node.module.rpartition(".")
                 inside = here.rstrip(".") == package
@@ -316,7 +325,7 @@ NOT_IN_THE_GLOSSARY = """
 
 
 def _names_defined(tree: ast.Module) -> Iterator[tuple[ast.AST, str]]:
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node, node.name
         elif isinstance(node, ast.arg):
@@ -479,6 +488,7 @@ def test_help_of_every_verb_waits_for_no_model_library() -> None:
         pytest.fail(f"import these inside run(), so that --help answers at once: {slow}")
 
 
+@pytest.mark.slow  # as those of style
 def test_imports_go_downwards() -> None:
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache", "--no-logo"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
