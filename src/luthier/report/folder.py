@@ -25,6 +25,7 @@ from luthier.report.schema import (
     Missing,
     Part,
     Recorded,
+    Retrieval,
     Split,
     System,
     Training,
@@ -84,6 +85,7 @@ class RunParts:
     systems: tuple[System, ...] = ()
     differences: tuple[Difference, ...] = ()
     forgetting: Forgetting | None = None
+    retrieval: Retrieval | None = None
     missing: list[Missing] = field(default_factory=list)
 
 
@@ -97,6 +99,7 @@ WRITTEN_BY = {
     "metrics.jsonl": "training writes a line a step: `luthier train`",
     "training.json": "training writes it when it ends: `luthier train`",
     "evaluation.json": "`luthier evaluate` writes it",
+    "retrieval.json": "`luthier evaluate` writes it before the first system answers",
     "forgetting.json": "`luthier evaluate` writes it, unless the recipe leaves forgetting out",
 }
 
@@ -125,6 +128,7 @@ def read_run(folder: Path) -> RunParts:
         parts.systems, parts.differences = measured.systems, measured.differences
         _require_unique(parts)
     parts.forgetting = _read(parts, "forgetting.json", Forgetting)
+    parts.retrieval = _read(parts, "retrieval.json", Retrieval)
     return parts
 
 

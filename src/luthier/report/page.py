@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from luthier.evaluation.retrieval import how_judged, label
 from luthier.report import plot, text
 from luthier.report.decision import forgetting_sentence, is_loss
 from luthier.report.ladder import COARSEST_EFFECT, FEWEST_ROWS, MOST_FAILURES, SMALL_EFFECT, cut_share
@@ -89,6 +90,8 @@ def _template() -> Template:
         "is_loss": is_loss,
         "forgetting_sentence": forgetting_sentence,
         "cut_share": cut_share,
+        "retrieval_label": label,
+        "how_judged": how_judged,
         "fold": FOLD,
     }
     return environment.get_template("page.html.jinja")
@@ -124,6 +127,7 @@ class Competition:
     """Each with whether it won."""
     winner: Trial
     mean_shots: float | None
+    mean_passages: float | None
 
 
 def competitions(systems: Sequence[System]) -> list[Competition]:
@@ -132,12 +136,15 @@ def competitions(systems: Sequence[System]) -> list[Competition]:
     for system in systems:
         chosen = system.details
         won = [
-            (t.addition, t.place, t.examples) == (chosen.addition, chosen.place, chosen.examples) for t in chosen.tried
+            (t.addition, t.place, t.examples, t.passages)
+            == (chosen.addition, chosen.place, chosen.examples, chosen.passages)
+            for t in chosen.tried
         ]
         if any(won):
             winner = chosen.tried[won.index(True)]
             trials = tuple(zip(chosen.tried, won, strict=True))
-            found.append(Competition(system.name, winner.rows, trials, winner, chosen.mean_shots))
+            means = chosen.mean_shots, chosen.mean_passages
+            found.append(Competition(system.name, winner.rows, trials, winner, *means))
     return found
 
 

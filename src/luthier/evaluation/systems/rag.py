@@ -1,9 +1,10 @@
 """The base model with retrieved passages before the question, asked in the best of a few ways.
 
 For each row the passages of `[retrieval]` that answer its question best stand before it, numbered (`rag/prompt.py`).
-Ways to ask compete on validation rows: all of `retrieval.top_k` passages or the first alone, each with nothing added
-and with what says most about the task, in the system message or after the question. Where a prompt leaves no room for
-an answer, passages are left out from the last on.
+Four ways to ask compete on validation rows: all of `retrieval.top_k` passages or the first alone, each with nothing
+added and with what says most about the task after the question (in the system message if it is long). What differs
+comes last, so that most of a row's prompts is computed once. Where a prompt leaves no room for an answer, passages are
+left out from the last on.
 """
 
 from collections.abc import Sequence
@@ -67,7 +68,7 @@ class Rag(System):
         context = with_answer_room(context, self.answer_room)
         prompter = Prompter(retriever, context, self.instruction)
         counts = dict.fromkeys((retriever.top_k, 1))
-        ways = [Way(addition, count) for count in counts for addition in additions(suggested(context)[-1:])]
+        ways = [Way(a, count) for count in counts for a in (Addition(), additions(suggested(context)[-1:])[-1])]
         with context.adapter_disabled():
             way, tried = choose(ways, prompter.prompts, self.tune_rows, context, "rag")
             made = prompter.made(questions, way)
