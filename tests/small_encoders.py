@@ -1,4 +1,4 @@
-"""Small BERT-like models in the layout of a hub, made in a moment: an encoder, and a cross-encoder that a test trains."""
+"""Small BERT-like models in a hub's layout, made in a moment: an encoder, and a cross-encoder that a test trains."""
 
 from pathlib import Path
 from typing import Any

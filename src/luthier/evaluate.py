@@ -95,7 +95,7 @@ def question_of(opened: Opened) -> Question:
         EvaluationError: the rows or a metric do not fit the task, or a metric is unknown or misses its schema.
     """
     settings, data = opened.recipe.evaluation, opened.data
-    _require_passages(opened.recipe)
+    require_passages(opened.recipe)
     alike = {type(row) for row in data.train} == {type(row) for row in data.test}
     task = detect_task(data.train if alike else data.test) if settings.task == "auto" else settings.task
     require_rows(task, data.test)
@@ -163,7 +163,12 @@ def _systems(recipe: Recipe) -> dict[str, System]:
     return dict(sorted(found.items(), key=lambda item: item[1].uses_adapter))
 
 
-def _require_passages(recipe: Recipe) -> None:
+def require_passages(recipe: Recipe) -> None:
+    """Check that a recipe whose systems retrieve says where passages come from.
+
+    Raises:
+        RecipeError: it does not.
+    """
     names = [name for name, system in _systems(recipe).items() if system.uses_retriever]
     if names and recipe.retrieval is None:
         raise RecipeError(
