@@ -230,6 +230,14 @@ def test_a_server_that_does_not_answer_is_an_error_that_says_so() -> None:
         Qdrant(connect("http://127.0.0.1:9"), "c", random_vectors(2), ["a", "b"])
 
 
+def test_a_key_is_never_sent_in_the_clear_over_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("qdrant_client")
+    monkeypatch.setenv("QDRANT_API_KEY", "secret")
+    with pytest.raises(RetrievalError, match="would cross the network unencrypted"):
+        connect("http://vectors.example.com:6333")
+    connect("http://localhost:6333")
+
+
 # a second look
 
 
@@ -286,6 +294,26 @@ def test_retrievers_share_passages_and_a_second_start_embeds_nothing(
     assert len(told) == 1
     assert {name: one.fingerprint for name, one in made.items()} == {n: one.fingerprint for n, one in again.items()}
     assert list(build_retrievers(RetrievalSettings(corpus=settings.corpus, retriever="bm25"))) == ["bm25"]
+
+
+def test_vectors_at_a_url_find_what_vectors_in_files_find(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    small_qdrant = pytest.importorskip("tests.small_qdrant")
+    base = {"corpus": str(corpus(tmp_path)), "embedder": str(folder), "retriever": "dense"}
+    with small_qdrant.served(key="secret") as (url, asked):
+        with pytest.raises(RetrievalError, match=r"refused.*the key is read from QDRANT_API_KEY"):
+            build_retriever(RetrievalSettings(**base, store=url))
+        monkeypatch.setenv("QDRANT_API_KEY", "secret")
+        there = build_retriever(RetrievalSettings(**base, store=url))
+        here = build_retriever(RetrievalSettings(**base))
+        for one, other in zip(there.search(["river 1", "city"], 4), here.search(["river 1", "city"], 4), strict=True):
+            assert [hit.passage.id for hit in one] == [hit.passage.id for hit in other]
+        assert any(call.startswith("PUT") for call in asked)
+        asked.clear()
+        build_retriever(RetrievalSettings(**base, store=url)).search(["city"], 1)
+        assert not any(call.startswith("PUT") for call in asked), "a second start sends nothing"
 
 
 def test_a_reranker_is_the_last_word(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

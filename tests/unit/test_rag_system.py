@@ -1,6 +1,7 @@
 """The system rag: which passages stand in its prompts, what competes, and what it does where they do not fit."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -11,8 +12,9 @@ import pytest
 from luthier.data.templates import build_template
 from luthier.errors import EvaluationError
 from luthier.evaluation.harness import Options, evaluate
+from luthier.evaluation.systems._prompts import Addition
 from luthier.evaluation.systems.base import Context
-from luthier.evaluation.systems.rag import Rag
+from luthier.evaluation.systems.rag import Prompter, Rag, Way
 from luthier.evaluation.systems.zero_shot import ZeroShot
 from luthier.evaluation.task import build_metrics
 from luthier.examples import Conversation, Message
@@ -66,12 +68,37 @@ def test_the_passages_of_a_row_stand_before_its_question_and_are_named(context: 
     assert "rows_with_fewer_passages" not in given.details
 
 
-def test_four_ways_compete_on_validation_rows_alone(context: Context) -> None:
+def test_ways_compete_on_validation_rows_alone(context: Context) -> None:
     tried = Rag(instruction="Be exact.").answer(ROWS, context).details["tried"]
     ways = [(one["passages"], one["addition"] != "", one["place"], one["rows"]) for one in tried]
     assert ways == [(3, False, "system", 2), (3, True, "user", 2), (1, False, "system", 2), (1, True, "user", 2)]
     only = Rag().answer(ROWS, replace(context, retriever=retriever(top_k=1))).details["tried"]
     assert [one["passages"] for one in only] == [1, 1]
+    trained = replace(context, train=[row("team"), row("state"), row("city")])
+    tried = Rag().answer(ROWS, trained).details["tried"]
+    assert [(one["passages"], one["examples"]) for one in tried[4:]] == [(3, "nearest"), (1, "nearest")]
+    assert len(Rag(shots=0).answer(ROWS, trained).details["tried"]) == 4
+
+
+def test_solved_rows_are_shown_with_their_own_passage_and_never_the_asked_row(context: Context) -> None:
+    prompter = Prompter(retriever(), replace(context, train=[row("team"), row("bridge"), row("river")]), "Be exact.")
+    (made,) = prompter.made(ROWS[:1], Way(Addition(), 2, shots=3))
+    assert made.shots == 2 and made.passages[0].id == "p-bridge"
+    system, *turns, asked = made.prompt
+    assert system == Message("system", "Be exact.") and asked.content.endswith("When was the bridge made?")
+    questions = [turn.content.rpartition("\n")[2] for turn in turns if turn.role == "user"]
+    assert sorted(questions) == ["When was the river made?", "When was the team made?"]
+    for question, answer in zip(turns[::2], turns[1::2], strict=True):
+        place = question.content.split()[-2]
+        assert question.content.startswith(f"Passages:\n\n[1] The {place} was made")
+        assert "[2]" not in question.content and answer == row(place).completion
+
+
+def test_examples_give_way_before_the_last_passage_does(context: Context) -> None:
+    wordy = [row(place, "word " * 400) for place in ("team", "state", "city")]
+    prompter = Prompter(retriever(), replace(context, train=wordy), "")
+    (made,) = prompter.made(ROWS[:1], Way(Addition(), 3, shots=2))
+    assert made.shots == 0 and len(made.passages) == 3
 
 
 def test_an_instruction_and_the_winning_addition_are_in_the_prompt(context: Context) -> None:
@@ -174,7 +201,7 @@ def test_the_command_measures_and_searches(
     assert main(["retrieve", recipe, "--rows", "train"]) == 0
     out = capsys.readouterr().out
     assert "72 passages of 72 sources" in out and "by the passages that their rows name" in out
-    assert "bm25*     1.000 [0.8" in out and "dense" not in out
+    assert re.search(r"bm25\* +1\.000 \[0\.8", out) and "dense" not in out
     assert main(["retrieve", recipe, "--query", "the city of 7"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("[1] city-7  (city-7, characters 0 to 34; bm25 ") and "[3]" not in out

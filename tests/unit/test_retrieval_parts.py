@@ -19,7 +19,7 @@ from luthier.rag.finder import Found
 from luthier.rag.fusion import fuse
 from luthier.rag.lexical import Bm25, words
 from luthier.rag.passages import Hit, Passage, Source
-from luthier.rag.prompt import question_of, with_passages
+from luthier.rag.prompt import last_question, with_passages
 from luthier.rag.retriever import Retriever
 
 WriteJsonl = Callable[[str, list[dict[str, Any]]], Path]
@@ -178,7 +178,7 @@ def test_numbered_passages_stand_before_the_last_question() -> None:
         "Passages:\n\n[1] Bridge\nOpened in 1851.\n\n[2] No title here.\n\nAnswer from these passages.\n\nWhen?"
     )
     assert with_passages(asked, []) == asked
-    assert question_of(asked) == "When?" and question_of(()) == ""
+    assert last_question(asked) == "When?" and last_question(()) == ""
     assert with_passages(asked[:1], passages)[1].role == "user"
 
 

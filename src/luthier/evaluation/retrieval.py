@@ -26,7 +26,7 @@ from luthier.evaluation.metrics.base import Array
 from luthier.evaluation.significance import Groups, mean_interval
 from luthier.examples import Conversation
 from luthier.rag.passages import Hit, Passage
-from luthier.rag.prompt import question_of
+from luthier.rag.prompt import last_question
 
 DEPTH = 10
 """Passages looked at."""
@@ -161,7 +161,7 @@ def _measure(
     retriever: "Retriever", judged: Sequence[Judged], groups_N: Groups, confidence: float, seed: int
 ) -> dict[str, Any]:
     start = time.perf_counter()
-    hits = retriever.search([question_of(one.row.prompt) for one in judged], DEPTH)
+    hits = retriever.search([last_question(one.row.prompt) for one in judged], DEPTH)
     seconds = time.perf_counter() - start
     scores: dict[str, Array] = {name: np.zeros(len(judged)) for name in METRICS}
     for at, (one, found) in enumerate(zip(judged, hits, strict=True)):

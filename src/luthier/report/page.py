@@ -129,6 +129,11 @@ class Competition:
     mean_shots: float | None
     mean_passages: float | None
 
+    @property
+    def has_examples(self) -> bool:
+        """Whether some of the ways show solved examples."""
+        return any(trial.examples for trial, _ in self.trials)
+
 
 def competitions(systems: Sequence[System]) -> list[Competition]:
     """Of every system that chose between ways to ask."""
