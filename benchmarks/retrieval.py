@@ -80,6 +80,15 @@ def titles(data: Path) -> None:
     print()
 
 
+class Told:
+    """Remembers how many passages were embedded."""
+
+    done = 0
+
+    def __call__(self, _what: str, done: int, _total: int) -> None:
+        self.done = done
+
+
 def starts(data: Path) -> bool:
     """Seconds of a first start, which embeds every passage, and of a second; whether that one embeds nothing."""
     seconds, embedded = [], []
@@ -89,12 +98,12 @@ def starts(data: Path) -> bool:
         os.environ["LUTHIER_CACHE"] = folder
         settings = RetrievalSettings(corpus=str(data / "corpus.jsonl"), embedder=str(files.folder))
         for _ in range(2):
-            told: list[int] = [0]
-            host = Host(on_progress=lambda _what, done, _total, told=told: told.append(done))
+            told = Told()
+            host = Host(on_progress=told)
             start = time.perf_counter()
             passages = len(build_retrievers(settings, host)["hybrid"].passages)
             seconds.append(time.perf_counter() - start)
-            embedded.append(told[-1])
+            embedded.append(told.done)
     if kept is None:
         del os.environ["LUTHIER_CACHE"]
     else:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from tests.small_encoders import POSITIONS, write_cross_encoder, write_encoder
 
+from luthier.config import build
 from luthier.errors import ModelError, RetrievalError, StorageError
 from luthier.models.catalog import resolve
 from luthier.models.encoders import encoders
@@ -270,6 +271,10 @@ def test_an_encoder_is_no_cross_encoder(folder: Path, tmp_path: Path) -> None:
 # put together
 
 
+def settings_of(**values: Any) -> RetrievalSettings:
+    return build(RetrievalSettings, values)
+
+
 def corpus(tmp_path: Path) -> Path:
     path = tmp_path / "corpus.jsonl"
     rows = [
@@ -304,15 +309,15 @@ def test_vectors_at_a_url_find_what_vectors_in_files_find(
     base = {"corpus": str(corpus(tmp_path)), "embedder": str(folder), "retriever": "dense"}
     with small_qdrant.served(key="secret") as (url, asked):
         with pytest.raises(RetrievalError, match=r"refused.*the key is read from QDRANT_API_KEY"):
-            build_retriever(RetrievalSettings(**base, store=url))
+            build_retriever(settings_of(**base, store=url))
         monkeypatch.setenv("QDRANT_API_KEY", "secret")
-        there = build_retriever(RetrievalSettings(**base, store=url))
-        here = build_retriever(RetrievalSettings(**base))
+        there = build_retriever(settings_of(**base, store=url))
+        here = build_retriever(settings_of(**base))
         for one, other in zip(there.search(["river 1", "city"], 4), here.search(["river 1", "city"], 4), strict=True):
             assert [hit.passage.id for hit in one] == [hit.passage.id for hit in other]
         assert any(call.startswith("PUT") for call in asked)
         asked.clear()
-        build_retriever(RetrievalSettings(**base, store=url)).search(["city"], 1)
+        build_retriever(settings_of(**base, store=url)).search(["city"], 1)
         assert not any(call.startswith("PUT") for call in asked), "a second start sends nothing"
 
 
@@ -335,12 +340,12 @@ def test_the_fingerprint_follows_what_is_found(folder: Path, tmp_path: Path, mon
     base = {"corpus": str(path), "embedder": str(folder)}
     other = write_encoder(tmp_path / "other", seed=1)
     prints = [
-        build_retriever(RetrievalSettings(**{**base, **change})).fingerprint
+        build_retriever(settings_of(**{**base, **change})).fingerprint
         for change in ({}, {"retriever": "dense"}, {"retriever": "bm25"}, {"chunk_words": 2, "overlap_words": 1})
     ]
-    prints.append(build_retriever(RetrievalSettings(**{**base, "embedder": str(other)})).fingerprint)
+    prints.append(build_retriever(settings_of(**{**base, "embedder": str(other)})).fingerprint)
     path.write_text(path.read_text(encoding="utf-8").replace("river", "creek"), encoding="utf-8")
-    prints.append(build_retriever(RetrievalSettings(**base)).fingerprint)
+    prints.append(build_retriever(settings_of(**base)).fingerprint)
     assert len(set(prints)) == len(prints)
 
 

@@ -61,7 +61,7 @@ class Rag(System):
 
     instruction: str = ""
     """Always added to the system message, before an addition that competes."""
-    shots: int = Field(2, ge=0)
+    shots: int = Field(3, ge=0)
     """Solved training rows before the question, in the ways that show some; 0: no such way competes."""
     tune_rows: int = Field(20, ge=0)
     """Validation rows on which the ways to ask compete; 0: all passages and `instruction` alone."""
