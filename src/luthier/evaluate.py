@@ -97,7 +97,7 @@ def question_of(opened: Opened) -> Question:
         EvaluationError: the rows or a metric do not fit the task, or a metric is unknown or misses its schema.
     """
     settings, data = opened.recipe.evaluation, opened.data
-    _require_passages(opened.recipe)
+    require_passages(opened.recipe)
     alike = {type(row) for row in data.train} == {type(row) for row in data.test}
     task = detect_task(data.train if alike else data.test) if settings.task == "auto" else settings.task
     require_rows(task, data.test)
@@ -197,7 +197,12 @@ def _weights(opened: Opened) -> str:
     return canonical_hash([sha256_of(path) for path in sorted((opened.folder / "adapter").glob("*.safetensors"))])
 
 
-def _require_passages(recipe: Recipe) -> None:
+def require_passages(recipe: Recipe) -> None:
+    """Check that a recipe whose systems retrieve says where passages come from.
+
+    Raises:
+        RecipeError: it does not.
+    """
     names = [name for name, system in assemble.systems_of(recipe).items() if system.uses_retriever]
     if names and recipe.retrieval is None:
         raise RecipeError(

@@ -23,7 +23,7 @@ from luthier.examples import Conversation, Example
 from luthier.models.load import LoadedModel
 from luthier.progress import Progress, Within
 from luthier.rag.passages import Hit, Passage
-from luthier.rag.prompt import question_of, with_passages
+from luthier.rag.prompt import last_question, with_passages
 from luthier.rag.retriever import Retriever
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder
@@ -147,7 +147,7 @@ class Reader:
     def read(self, examples: Sequence[Example]) -> list[Example]:
         """The same rows; those that ask something, with as many passages as the model's context holds."""
         asked = [row for row in examples if isinstance(row, Conversation)]
-        found = self._retriever.search([question_of(row.prompt) for row in asked], self._retriever.top_k)
+        found = self._retriever.search([last_question(row.prompt) for row in asked], self._retriever.top_k)
         judged = {id(one.row): one for one in judged_rows(asked, self._retriever.passages)}
         passages = {}
         for row, hits in zip(asked, found, strict=True):

@@ -475,3 +475,27 @@ def test_real_files_are_read_and_written_without_loss(name: str, format: str, ki
     assert all(type(example) is kind for example in examples)
     assert write_examples(copy, examples) == len(source.read_text(encoding="utf-8").splitlines())
     assert [replace(e, where=NOWHERE) for e in read_examples(copy)] == [replace(e, where=NOWHERE) for e in examples]
+
+
+# question and answers
+
+
+def test_answers_are_the_target_and_the_first_is_the_reply() -> None:
+    row = {"question": "When?", "answers": ["1851", "in 1851"], "gold_passage_ids": ["p"]}
+    example = _parse("question_answers", row)
+    assert [(m.role, m.content) for m in example.messages] == [("user", "When?"), ("assistant", "1851")]
+    assert example.target == ["1851", "in 1851"] and example.extra == {"gold_passage_ids": ["p"]}
+    squad = {**row, "answers": {"text": ["1851"], "answer_start": [3]}, "context": "In 1851."}
+    example = _parse("question_answers", squad)
+    assert example.messages[0].content == "In 1851.\n\nWhen?" and example.target == ["1851"]
+
+
+@pytest.mark.parametrize("answers", [[], [""], {"text": []}, {"answer_start": [1]}, "1851"])
+def test_a_question_without_an_answer_is_refused(answers: Any) -> None:
+    assert "'answers'" in _refusal("question_answers", {"question": "When?", "answers": answers})
+
+
+def test_answers_and_a_target_are_too_many() -> None:
+    assert "both 'answers' and 'target'" in _refusal(
+        "question_answers", {"question": "?", "answers": ["a"], "target": 1}
+    )

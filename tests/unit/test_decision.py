@@ -582,10 +582,8 @@ def test_what_the_second_training_forgot_stands_against_the_second_training_alon
     lost = Measure(name="choice", before=Interval(value=0.5), after=Interval(value=0.4), difference=change)
     forgot = Forgetting(verdict="clear", measures=(lost,))
     ladder = facts(RETRIEVED)
-    found = [
-        decide(assuming(replace(ladder, **{part: forgot}), most_forgetting=0.1)).recommendation
-        for part in ("forgetting", "forgetting_with_passages")
-    ]
+    first, second = replace(ladder, forgetting=forgot), replace(ladder, forgetting_with_passages=forgot)
+    found = [decide(assuming(facts, most_forgetting=0.1)).recommendation for facts in (first, second)]
     assert found == ["fine_tune+rag", "rag"]
 
 

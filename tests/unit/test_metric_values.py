@@ -12,6 +12,8 @@ import pytest
 from luthier.errors import EvaluationError
 from luthier.evaluation.metrics._json import MAX_DEPTH
 from luthier.evaluation.metrics.accuracy import Accuracy
+from luthier.evaluation.metrics.answer_f1 import AnswerF1
+from luthier.evaluation.metrics.answer_match import AnswerMatch
 from luthier.evaluation.metrics.base import Metric, Prediction, TargetScore
 from luthier.evaluation.metrics.bits_per_byte import BitsPerByte
 from luthier.evaluation.metrics.exact_match import ExactMatch
@@ -362,6 +364,8 @@ def test_tasks_are_recognized() -> None:
     assert detect_task([chat("3"), chat("4")] * 5) == "label"  # numbers are JSON, but no objects
     assert detect_task([chat("spam", "spam"), chat("ham", "ham")]) == "label"
     assert detect_task([chat("x"), chat("ok", tools=({"type": "function"},))]) == "tool_calls"
+    assert detect_task([chat("1851", ["1851", "in 1851"]), chat("Oslo", ["Oslo"])]) == "answers"
+    assert detect_task([chat('["a", "b"]', ["a", "b"])] * 2) == "json"  # the list itself is wanted
     assert detect_task([chat(f"A sentence about {i}.") for i in range(9)]) == "text"
     assert detect_task([chat("word " * 40)] * 9) == "text"
     assert detect_task([]) == "text"
@@ -372,7 +376,12 @@ def test_tasks_are_recognized() -> None:
 
 @pytest.mark.parametrize(
     ("folder", "task"),
-    [("json_extraction/train", "json"), ("intents/train_chat", "label"), ("toolcalls/train", "tool_calls")],
+    [
+        ("json_extraction/train", "json"),
+        ("intents/train_chat", "label"),
+        ("toolcalls/train", "tool_calls"),
+        ("rag_qa/train", "answers"),
+    ],
 )
 def test_tasks_of_real_data(shared_data: Path, folder: str, task: str) -> None:
     from luthier.data.formats.base import read_examples
@@ -387,9 +396,36 @@ def test_tasks_of_real_data(shared_data: Path, folder: str, task: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("output", "answers", "f1", "match"),
+    [
+        ("The Horns of Nimon.", ["Horns of Nimon"], 1, 1),  # case, article and full stop make no difference
+        ("horns of nimon (1979)", ["Horns of Nimon"], 2 * 3 / (4 + 3), 0),
+        ("in 1851", ["1851", "the year 1851"], 2 / 3, 0),
+        ("A year: 1851", ["1851", "the year 1851"], 1, 1),
+        ("no no yes", ["no yes yes"], 2 * 2 / 6, 0),  # a word counts as often as both have it
+        ("Polignac’s conjecture", ["Polignac's conjecture"], 1, 1),
+        ("１８５１", ["1851"], 1, 1),
+        ("anthem", ["the"], 0, 0),  # no article inside a word
+        ("", ["1851"], 0, 0),
+        ("the", ["a"], 1, 1),  # neither says anything
+        ("Oslo", "Oslo", 1, 1),
+    ],
+)
+def test_answers_are_compared_as_squad_does(output: str, answers: Any, f1: float, match: float) -> None:
+    assert value(AnswerF1(), answered(output, answers)) == pytest.approx(f1)
+    assert value(AnswerMatch(), answered(output, answers)) == match
+
+
+@pytest.mark.parametrize("target", [5, [], [1], {"text": ["a"]}, None])
+def test_a_target_that_lists_no_answers_is_an_error(target: Any) -> None:
+    with pytest.raises(EvaluationError, match="row row-1: the target must be a list of acceptable answers"):
+        AnswerF1().statistics(answered("x", target))
+
+
 def test_every_chosen_metric_exists(tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text("{}")
-    for task in ("json", "label", "tool_calls", "text", "language", "pairs"):
+    for task in ("json", "label", "tool_calls", "answers", "text", "language", "pairs"):
         for schema in (False, True):
             names = choose_metrics(task, schema)
             assert list(build_metrics(names, str(tmp_path / "s.json"))) == list(names)

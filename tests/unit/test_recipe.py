@@ -316,3 +316,44 @@ def test_command_says_what_is_wrong_and_exits_with_2(tmp_path: Path, capsys: pyt
     with pytest.raises(SystemExit) as leaving:
         main(["recipe"])
     assert leaving.value.code == 2
+
+
+def test_a_recipe_with_passages_compares_a_system_that_retrieves(tmp_path: Path) -> None:
+    def systems(tree: dict[str, Any]) -> list[str]:
+        return list(build(Recipe, {"data": {"train": "t"}, **tree}).evaluation.systems)
+
+    passages = {"retrieval": {"corpus": "c"}}
+    assert systems({}) == ["zero_shot", "few_shot", "fine_tuned"]
+    assert systems(passages) == ["zero_shot", "few_shot", "rag", "fine_tuned"]
+    assert systems({**passages, "evaluation": {"task": "text"}}) == ["zero_shot", "few_shot", "rag", "fine_tuned"]
+    assert systems({**passages, "evaluation": {"systems": {"zero_shot": {}}}}) == ["zero_shot"]
+
+
+def test_paths_of_retrieval_are_read_from_the_folder_of_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "encoder").mkdir()
+    tree = {"retrieval": {"corpus": "docs", "embedder": "encoder", "reranker": "owner/name", "store": "http://host:1"}}
+    made = recipes.absolute_paths(tree, tmp_path)["retrieval"]
+    assert made["corpus"] == str(tmp_path / "docs") and made["embedder"] == str(tmp_path / "encoder")
+    assert made["reranker"] == "owner/name" and made["store"] == "http://host:1"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "'retrieval.corpus' is missing"),
+        ({"corpus": "c", "chunk_word": 3}, "unknown key 'retrieval.chunk_word'; did you mean 'chunk_words'"),
+        ({"corpus": "c", "store": "localhost:6333"}, "retrieval.store = 'localhost:6333'"),
+        ({"corpus": "c", "retriever": "tfidf"}, "retrieval.retriever = 'tfidf'"),
+    ],
+)
+def test_retrieval_says_what_is_wrong(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        build(Recipe, {"data": {"train": "t"}, "retrieval": values})
+    assert message in str(caught.value)
+
+
+def test_uncut_passages_survive_a_dump() -> None:
+    recipe = build(Recipe, {"data": {"train": "t"}, "retrieval": {"corpus": "c", "chunk_words": False}})
+    again = build(Recipe, recipe.dump())
+    assert again == recipe and again.retrieval is not None and again.retrieval.chunk_words is None
+    assert recipe.dump()["retrieval"]["chunk_words"] is False

@@ -34,7 +34,6 @@ from luthier.evaluation.systems.few_shot import (
     Prompter,
     Retriever,
     Way,
-    most_similar,
     with_examples,
 )
 from luthier.evaluation.systems.fine_tuned import FineTuned
@@ -43,6 +42,7 @@ from luthier.evaluation.systems.zero_shot import ZeroShot
 from luthier.evaluation.task import build_metrics, room_for_answers
 from luthier.examples import Conversation, Message, ToolCall
 from luthier.models.load import LoadedModel
+from luthier.rag.lexical import most_similar
 
 
 def row(question: str, answer: str = "ok", id: str = "", **more: Any) -> Conversation:

@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -26,14 +26,16 @@ from luthier.evaluation.metrics.base import Array
 from luthier.evaluation.significance import Groups, mean_interval
 from luthier.examples import Conversation
 from luthier.rag.passages import Hit, Passage
-from luthier.rag.prompt import question_of
-from luthier.rag.retriever import Retriever
+from luthier.rag.prompt import last_question
 
 DEPTH = 10
 """Passages looked at."""
 RECALLS = (1, 3, 5, 10)
 GOLD = "gold_passage_ids"
 """The field of a row that names the right passages."""
+
+if TYPE_CHECKING:  # the report reads this module, and needs no torch
+    from luthier.rag.retriever import Retriever
 
 Judge: TypeAlias = Literal["gold_passage_ids", "answer_text"]
 
@@ -109,7 +111,7 @@ def _answers(row: Conversation) -> list[str]:
 
 
 def measure_retrieval(
-    retrievers: Mapping[str, Retriever],
+    retrievers: "Mapping[str, Retriever]",
     rows: Sequence[Conversation],
     groups_N: Groups,
     used: str,
@@ -156,10 +158,10 @@ def measure_retrieval(
 
 
 def _measure(
-    retriever: Retriever, judged: Sequence[Judged], groups_N: Groups, confidence: float, seed: int
+    retriever: "Retriever", judged: Sequence[Judged], groups_N: Groups, confidence: float, seed: int
 ) -> dict[str, Any]:
     start = time.perf_counter()
-    hits = retriever.search([question_of(one.row.prompt) for one in judged], DEPTH)
+    hits = retriever.search([last_question(one.row.prompt) for one in judged], DEPTH)
     seconds = time.perf_counter() - start
     scores: dict[str, Array] = {name: np.zeros(len(judged)) for name in METRICS}
     for at, (one, found) in enumerate(zip(judged, hits, strict=True)):
@@ -198,7 +200,7 @@ def recall_sentence(metrics: Mapping[str, Mapping[str, float | None]]) -> str:
 
 
 def how_judged(found: Mapping[str, Any]) -> str:
-    """How many questions were judged, and by what, in words."""
+    """How many questions were judged, and by what, in words; `found` is what `measure_retrieval` returns."""
     said = [f"{found['n']:,} questions"]
     if found["judged_by_gold"]:
         said.append(f"{found['judged_by_gold']:,} by the passages that their rows name")

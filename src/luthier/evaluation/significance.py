@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from luthier.evaluation.metrics.base import Array, Metric
+from luthier.evaluation.metrics.base import Array, Metric, divide
 
 RESAMPLES = 2000
 CHUNK_CELLS = 4_000_000
@@ -146,8 +146,7 @@ def mean_interval(scores_N: Array, confidence: float = 0.95, seed: int = 0, grou
     groups_N = _groups_of(len(scores_N), groups_N)
 
     def mean(statistics_NS: Array, counts_BN: Array) -> Array:
-        means_B: Array = counts_BN @ statistics_NS[:, 0] / counts_BN.sum(1)
-        return means_B
+        return divide(counts_BN @ statistics_NS[:, 0], counts_BN.sum(1), float("nan"))
 
     found = bootstrap_interval(mean, scores_N[:, None], confidence, seed, groups_N=groups_N)
     if found.low == found.high:

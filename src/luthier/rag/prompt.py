@@ -37,7 +37,7 @@ def with_passages(messages: tuple[Message, ...], passages: Sequence[Passage]) ->
     return (*messages[:at], asked, *messages[at + 1 :])
 
 
-def question_of(messages: Sequence[Message]) -> str:
+def last_question(messages: Sequence[Message]) -> str:
     """What the user wrote last, which is what is searched for; empty if no user wrote anything."""
     at = _last_user(messages)
     return "" if at is None else messages[at].content

@@ -6,9 +6,11 @@ that wants a key gets what the environment variable QDRANT_API_KEY holds.
 """
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from luthier.errors import RetrievalError
 from luthier.rag.embedder import Vectors
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
 KEY_VARIABLE = "QDRANT_API_KEY"
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 TIMEOUT_SECONDS = 60
 BATCH = 256
 """Points sent at once."""
@@ -89,7 +92,7 @@ def connect(url: str) -> "QdrantClient":
     """A client of the server at `url`; nothing is sent yet.
 
     Raises:
-        RetrievalError: qdrant-client is not installed.
+        RetrievalError: qdrant-client is not installed, or a key would be sent in the clear.
     """
     try:
         from qdrant_client import QdrantClient
@@ -99,7 +102,15 @@ def connect(url: str) -> "QdrantClient":
             "pip install 'luthier[qdrant]'; or leave retrieval.store out, and vectors are kept in files"
         ) from None
     key = os.environ.get(KEY_VARIABLE) or None
-    return QdrantClient(url=url, api_key=key, timeout=TIMEOUT_SECONDS, check_compatibility=False)
+    address = urlsplit(url)
+    if key is not None and address.scheme == "http" and address.hostname not in LOOPBACK:
+        raise RetrievalError(
+            f"retrieval.store = {url!r}: the key in {KEY_VARIABLE} would cross the network unencrypted; use https, or "
+            f"unset {KEY_VARIABLE} if the server wants no key"
+        )
+    with warnings.catch_warnings():  # the client warns of a key over http, which is refused above but for this machine
+        warnings.filterwarnings("ignore", message="Api key is used with an insecure connection")
+        return QdrantClient(url=url, api_key=key, timeout=TIMEOUT_SECONDS, check_compatibility=False)
 
 
 @contextmanager
@@ -109,9 +120,10 @@ def _told(collection: str) -> Iterator[None]:
     try:
         yield
     except UnexpectedResponse as error:
+        told = " ".join(str(error).split())
         hint = f"; the key is read from {KEY_VARIABLE}" if error.status_code in (401, 403) else ""
         raise RetrievalError(
-            f"the server of retrieval.store refused the collection {collection}: {error}{hint}"
+            f"the server of retrieval.store refused the collection {collection}: {told}{hint}"
         ) from None
     except ApiException as error:
         raise RetrievalError(

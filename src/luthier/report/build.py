@@ -53,6 +53,7 @@ def build_report(folder: Path) -> Report:
         systems=parts.systems,
         differences=parts.differences,
         forgetting=parts.forgetting,
+        retrieval=parts.retrieval,
         cost=cost,
         data=Data(split=parts.split, findings=findings, checked=parts.findings is not None),
         training=training,
@@ -97,10 +98,12 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def _forgive_what_was_not_asked(parts: RunParts) -> None:
-    """Forgetting that the recipe leaves out is not missing."""
+    """Forgetting that the recipe leaves out is not missing, nor is retrieval that it does not ask for."""
     asked = (parts.recipe.get("evaluation") or {}).get("forgetting") or {}
     if asked.get("multiple_choice") == "none" and asked.get("text") == "none":
         parts.missing = [m for m in parts.missing if m.part != "forgetting.json"]
+    if parts.recipe and not parts.recipe.get("retrieval"):
+        parts.missing = [m for m in parts.missing if m.part != "retrieval.json"]
 
 
 def _compare(parts: RunParts, pair: tuple[str | None, str | None]) -> ComparedRows:

@@ -26,6 +26,7 @@ from luthier.report.schema import (
     Missing,
     Part,
     Recorded,
+    Retrieval,
     Split,
     System,
     Training,
@@ -87,6 +88,7 @@ class RunParts:
     forgetting: Forgetting | None = None
     forgetting_with_passages: Forgetting | None = None
     curve: LearningCurve | None = None
+    retrieval: Retrieval | None = None
     missing: list[Missing] = field(default_factory=list)
 
 
@@ -100,6 +102,7 @@ WRITTEN_BY = {
     "metrics.jsonl": "training writes a line a step: `luthier train`",
     "training.json": "training writes it when it ends: `luthier train`",
     "evaluation.json": "`luthier evaluate` writes it",
+    "retrieval.json": "`luthier evaluate` writes it before the first system answers",
     "forgetting.json": "`luthier evaluate` writes it, unless the recipe leaves forgetting out",
 }
 
@@ -130,6 +133,7 @@ def read_run(folder: Path) -> RunParts:
     parts.forgetting = _read(parts, "forgetting.json", Forgetting)
     parts.forgetting_with_passages = _read(parts, "with_passages/forgetting.json", Forgetting)
     parts.curve = _read(parts, "curve.json", LearningCurve)
+    parts.retrieval = _read(parts, "retrieval.json", Retrieval)
     return parts
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from luthier.evaluation.retrieval import how_judged, label
 from luthier.report import plot, text
 from luthier.report.decision import forgetting_sentence, promise_text
 from luthier.report.ladder import FEWEST_ROWS, cut_share, is_loss, seconds_of_one
@@ -99,6 +100,8 @@ def _template() -> Template:
         "cut_share": cut_share,
         "promise_text": promise_text,
         "seconds_of_one": seconds_of_one,
+        "retrieval_label": label,
+        "how_judged": how_judged,
         "fold": FOLD,
     }
     return environment.get_template("page.html.jinja")
@@ -134,6 +137,12 @@ class Competition:
     """Each with whether it won."""
     winner: Trial
     mean_shots: float | None
+    mean_passages: float | None
+
+    @property
+    def has_examples(self) -> bool:
+        """Whether some of the ways show solved examples."""
+        return any(trial.examples for trial, _ in self.trials)
 
 
 def competitions(systems: Sequence[System]) -> list[Competition]:
@@ -142,12 +151,15 @@ def competitions(systems: Sequence[System]) -> list[Competition]:
     for system in systems:
         chosen = system.details
         won = [
-            (t.addition, t.place, t.examples) == (chosen.addition, chosen.place, chosen.examples) for t in chosen.tried
+            (t.addition, t.place, t.examples, t.passages)
+            == (chosen.addition, chosen.place, chosen.examples, chosen.passages)
+            for t in chosen.tried
         ]
         if any(won):
             winner = chosen.tried[won.index(True)]
             trials = tuple(zip(chosen.tried, won, strict=True))
-            found.append(Competition(system.name, winner.rows, trials, winner, chosen.mean_shots))
+            means = chosen.mean_shots, chosen.mean_passages
+            found.append(Competition(system.name, winner.rows, trials, winner, *means))
     return found
 
 

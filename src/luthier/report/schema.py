@@ -68,6 +68,8 @@ class Trial(Part):
     """Where: in the `system` message or after what the `user` asked."""
     examples: str = ""
     """How examples are chosen; empty for a prompt without examples."""
+    passages: int | None = None
+    """Retrieved passages before a question, at most; null for a prompt without passages."""
     validation_score: float | None = None
     """Its value of the primary metric on these rows; null if it was not finite."""
     rows: int = 0
@@ -82,13 +84,17 @@ class Details(Part):
     answers_cut_off: int = 0
     """Answers that ran into the longest answer allowed."""
     tried: tuple[Trial, ...] = ()
-    """The ways to ask that competed; the winner is the one with the next three values."""
+    """The ways to ask that competed; the winner is the one with the next four values."""
     addition: str = ""
     """Of the winner."""
     place: str = ""
     """Of the winner."""
     examples: str = ""
     """Of the winner."""
+    passages: int | None = None
+    """Of the winner."""
+    mean_passages: float | None = None
+    """Retrieved passages before a question, on average; null for a prompt without passages."""
     mean_shots: float | None = None
     """Solved examples before a question, on average; null for a prompt without examples."""
 
@@ -164,6 +170,44 @@ class Evaluation(Part):
     """Metrics for which a smaller value is the better one."""
     bounds: dict[str, tuple[float, float]] = {}
     """Worst and best value of each metric that has both; a difference is judged as a share of what lies between."""
+
+
+class MeasuredRetriever(Part):
+    """One way to search, on the questions of the test rows."""
+
+    name: str
+    """`bm25`, `dense`, `hybrid` or `reranked`."""
+    seconds_per_query: float
+    """Time of a search."""
+    metrics: dict[str, Interval] = {}
+    """`recall_at_1`, `_3`, `_5`, `_10`, `mrr` and `ndcg_at_10`."""
+
+
+class Retrieval(Part):
+    """Retrieval measured by itself: whether the right passages are found, whatever a model makes of them."""
+
+    n: int
+    """Questions."""
+    groups: int
+    """Questions that differ."""
+    judged_by_gold: int = 0
+    """Questions whose rows name the right passages."""
+    judged_by_answer: int = 0
+    """Questions of which a passage is right that holds the answer word for word."""
+    not_judged: int = 0
+    """Questions left out, of which nothing is known."""
+    sources: int
+    """Texts of the corpus."""
+    passages: int
+    """What they were cut into."""
+    confidence: float
+    """Coverage of the intervals."""
+    used: str
+    """The retriever that systems use."""
+    top_k: int
+    """Passages before a question, at most."""
+    retrievers: tuple[MeasuredRetriever, ...]
+    """From the simplest on."""
 
 
 class Evidence(Part):
@@ -611,6 +655,8 @@ class Report(Part):
     """Paired."""
     forgetting: Forgetting | None = None
     """Null if it was not measured."""
+    retrieval: Retrieval | None = None
+    """Null if nothing is retrieved, or it was not measured."""
     cost: Cost
     """Money."""
     data: Data

@@ -29,7 +29,7 @@ from luthier.evaluation.systems.base import (
 )
 from luthier.examples import Conversation, Example, Message
 from luthier.rag.lexical import most_similar, words
-from luthier.rag.prompt import question_of
+from luthier.rag.prompt import last_question
 
 NEARLY_EQUAL = 0.9
 """Share of words in common (Jaccard) from which two questions count as the same."""
@@ -138,7 +138,7 @@ def with_examples(messages: tuple[Message, ...], examples: Sequence[Conversation
 
 def question(row: Conversation) -> str:
     """What the user wrote last."""
-    return question_of(row.prompt)
+    return last_question(row.prompt)
 
 
 def overlap(a: frozenset[str], b: frozenset[str]) -> float:

@@ -5,7 +5,6 @@ prompt is that of the training: the row's own, and before its question as many o
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import ClassVar
 
 from luthier.errors import EvaluationError
@@ -13,7 +12,7 @@ from luthier.evaluation.answering import answer_with_model
 from luthier.evaluation.rungs import Rung
 from luthier.evaluation.systems._prompts import Addition
 from luthier.evaluation.systems.base import Answers, Context, System, TrainedOn, require_questions
-from luthier.evaluation.systems.rag import Prompter, Way, require_retriever
+from luthier.evaluation.systems.rag import Prompter, Way, require_retriever, with_sources
 from luthier.examples import Example
 
 
@@ -39,11 +38,7 @@ class FineTunedRag(System):
                 "leave it out"
             )
         made = Prompter(retriever, context, "").made(questions, Way(Addition(), retriever.top_k))
-        answers, seconds = answer_with_model(rows, [prompt for prompt, _ in made], context, "fine_tuned_rag")
-        given = [
-            replace(answer, sources=tuple(passage.id for passage in passages))
-            for answer, (_, passages) in zip(answers, made, strict=True)
-        ]
-        counts = [len(passages) for _, passages in made]
-        details = {"retriever": retriever.name, "mean_passages": sum(counts) / max(len(counts), 1)}
-        return Answers(given, seconds, details)
+        answers, seconds = answer_with_model(rows, [one.prompt for one in made], context, "fine_tuned_rag")
+        found = sum(len(one.passages) for one in made)
+        details = {"retriever": retriever.name, "mean_passages": found / max(len(made), 1)}
+        return Answers(with_sources(answers, made), seconds, details)
