@@ -158,6 +158,7 @@ def _evaluate(
         adapter_disabled=disabled,
         tuned_fingerprint=tuned,
         on_progress=_told(progress),
+        say=lambda text: progress.say(f"    {text}"),
     )
     options = Options(folder.path, question.primary, recipe.evaluation.confidence, recipe.seed)
     measuring = measure(systems, question.test, context, question.metrics, options)
@@ -190,6 +191,7 @@ def context_of(opened: Opened, question: Question) -> Context:
         base_fingerprint=canonical_hash([opened.loaded.files.fingerprint, str(opened.loaded.dtype)]),
         json_schema=question.schema,
         train_file=(folder / "data/train.jsonl").resolve(),
+        responses=folder / "responses",
         recipe_folder=Path(folder.read("manifest.json")["recipe_folder"]),
     )
 

@@ -279,6 +279,7 @@ def _fingerprint(shared: str, system: System, context: Context) -> str:
             "system": values,
             "tuned": context.tuned_fingerprint if system.uses_adapter else None,
             "files": dict(_files_named(values, context.recipe_folder)),
+            "identity": system.identity(context),
         }
     )
 

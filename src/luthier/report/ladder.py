@@ -43,7 +43,11 @@ RUNGS: tuple[Recommendation, ...] = ("external", "prompt", "few_shot", "fine_tun
 
 def rung(system: System) -> Recommendation:
     """The rung of the ladder that a system stands on; what is neither external nor a baseline is fine-tuned."""
-    known: dict[str, Recommendation] = {"command": "external", "zero_shot": "prompt", "few_shot": "few_shot"}
+    known: dict[str, Recommendation] = {
+        "command": "external",
+        **dict.fromkeys(("zero_shot", "optimized_prompt", "local_model", "remote"), "prompt"),
+        "few_shot": "few_shot",
+    }
     return known.get(system.type, "prompt" if system.baseline else "fine_tune")
 
 

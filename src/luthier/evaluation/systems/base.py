@@ -6,6 +6,7 @@ runs inside `Context`, which can switch the adapter off: then the model is the b
 
 import json
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -29,6 +30,11 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 
 def no_progress(_what: str, _done: int, _total: int) -> None:
     """Say nothing."""
+
+
+def to_stderr(text: str) -> None:
+    """Say it on standard error: what must be said is said, even where nobody thought of listening."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def installed_versions() -> dict[str, str]:
@@ -75,6 +81,10 @@ class Context:
     """Most tokens held at once while generating."""
     on_progress: Progress = no_progress
     """Told how far it is."""
+    say: Callable[[str], None] = to_stderr
+    """Told what a reader must know at once, such as that rows leave this machine."""
+    responses: Path | None = None
+    """Where answers that were paid for are kept; None: only as long as the process lives."""
     versions: Mapping[str, str] = field(default_factory=installed_versions)
     """Of the software; records made with other versions are not used again."""
 
@@ -116,16 +126,24 @@ class System(Settings, ABC):
     """Implement `answer` in one new file beside this one; nothing else changes."""
 
     is_baseline: ClassVar[bool] = True
-    """Whether it is the model with a prompt alone: what the fine-tuned model must beat. A program is no baseline."""
+    """Whether it is a model with a prompt alone: what the fine-tuned model must beat. A program is no baseline."""
     uses_adapter: ClassVar[bool] = False
     """Whether its answers depend on the trained weights."""
     is_model: ClassVar[bool] = True
-    """Whether it is the run's model; if not, it has no tokens and no log-probabilities."""
+    """Whether it is a model in this process, with tokens and log-probabilities; a program or an endpoint is none."""
 
     note: str = ""
     """What a reader of the report must know about this system."""
     held_out: bool = True
     """False: it was made with these very rows in sight; it is shown, but never counts as a baseline."""
+
+    def identity(self, context: Context) -> str | None:
+        """What its answers depend on beside its settings and the context: a digest of another model's files, say.
+
+        Raises:
+            ModelError: that cannot be found out.
+        """
+        return None
 
     @abstractmethod
     def answer(self, rows: Sequence[Example], context: Context) -> Answers:
