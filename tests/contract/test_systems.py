@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.endpoint import serving
 
 from luthier import registry
 from luthier.adapters.lora import LoRA
@@ -20,7 +21,6 @@ from luthier.evaluation.task import build_metrics
 from luthier.examples import Conversation, Document, Example, Message, Preference
 from luthier.models.load import LoadedModel
 from luthier.recipe import SYSTEMS, dump_part
-from tests.endpoint import serving
 
 NAMES = registry.names(SYSTEMS)
 

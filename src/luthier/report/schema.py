@@ -90,7 +90,7 @@ class Details(Part):
     mean_shots: float | None = None
     """Solved examples before a question, on average; null for a prompt without examples."""
     usd: float | None = None
-    """What an endpoint asks for the answers to all rows, by its own prices; null: there is none, or they are unknown."""
+    """What an endpoint asks for the answers to all rows, by its own prices; null without an endpoint or prices."""
     usd_paid: float | None = None
     """What the run has paid the endpoint, attempts without an answer included."""
 
