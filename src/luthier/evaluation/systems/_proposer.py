@@ -84,7 +84,7 @@ class Proposer:
 
 
 def cleaned(text: str, finished: bool) -> str:
-    """The instruction in what a model wrote: without quotes and a label; up to the last whole sentence if it was cut."""
+    """The instruction in what a model wrote: without quotes and a label; of a cut one the whole sentences."""
     text = _LABEL.sub("", text.strip()).strip().strip("\"'`*“”").strip()
     if not finished:
         text = text[: max(text.rfind(mark) for mark in (".", "!", "\n")) + 1].strip()

@@ -4,8 +4,8 @@
 
 (Jamieson and Talwalkar 2016, arXiv:1502.07943). All of a heat answer the same rows, so they are compared in pairs: one
 whose paired interval to the leader leaves zero out on the wrong side is out even if it is in the better half. What a
-way to ask has answered is kept, so a champion that meets new challengers costs nothing. The last heat is all rows, so the
-winner's score is over all of them; it is the best of many, and so looks better than it is.
+way to ask has answered is kept, so a champion that meets new challengers costs nothing. The last heat is all rows, so
+the winner's score is over all of them; it is the best of many, and so looks better than it is.
 """
 
 import math
