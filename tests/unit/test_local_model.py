@@ -2,7 +2,6 @@
 
 import gc
 import shutil
-import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -11,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from luthier.config import build
 from luthier.data.templates import build_template
 from luthier.engine.fit import MARGIN
 from luthier.errors import EvaluationError, ModelError, RecipeError
 from luthier.evaluation.harness import Options, evaluate
-from luthier.evaluation.systems import _other_model
 from luthier.evaluation.systems._other_model import ModelChoice, opened, predict
 from luthier.evaluation.systems.base import Context
 from luthier.evaluation.systems.few_shot import FewShot
@@ -95,50 +94,51 @@ def test_wanted_replies_are_scored_by_that_model(context: Context, other_folder:
     assert there.target_score.logprob_sum != here.target_score.logprob_sum
 
 
-@pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref]:
-    """Every other model that is loaded."""
-    found: list[weakref.ref] = []
-
-    def remembered(*args: Any, **settings: Any) -> LoadedModel:
-        loaded = load(*args, **settings)
-        found.append(weakref.ref(loaded.model))
-        return loaded
-
-    monkeypatch.setattr(_other_model, "load", remembered)
-    return found
+def models_held() -> int:
+    """Models that this process holds."""
+    gc.collect()
+    return sum(isinstance(one, PreTrainedModel) for one in gc.get_objects())
 
 
-def test_it_is_freed_after_its_answers(context: Context, other_folder: Path, loads: list[weakref.ref]) -> None:
+def test_it_is_freed_after_its_answers(context: Context, other_folder: Path) -> None:
+    before = models_held()
     local(other_folder).answer(TEST, context)
-    assert len(loads) == 1 and loads[0]() is None
+    assert models_held() == before
+    with opened(ModelChoice(str(other_folder)), context, "x") as other:
+        assert models_held() == before + 1 and other.context.loaded is not context.loaded
+    assert other.context is context and models_held() == before, "nothing refers to the other model any more"
     with pytest.raises(EvaluationError, match="the model's context ends at"):
         local(other_folder).answer([row("word " * 2000)], context)
-    gc.collect()
-    assert len(loads) == 2 and loads[1]() is None
+    assert models_held() == before
 
 
 def test_it_is_opened_only_to_answer_and_again_when_its_files_change(
-    context: Context, other_folder: Path, tmp_path: Path, loads: list[weakref.ref]
+    context: Context, other_folder: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(other_folder, tmp_path / "big")
-    beside = replace(context, recipe_folder=tmp_path)  # a folder beside the recipe is found by its name
+    said: list[str] = []
+    beside = replace(context, recipe_folder=tmp_path, say=said.append)  # a folder is found beside the recipe
     metrics = build_metrics(["rouge_l"])
 
     def measured() -> bool:
         options = Options(tmp_path / "run", "rouge_l")
         return evaluate({"big": local("big")}, TEST, beside, metrics, options).measured["big"].reused
 
-    assert [measured(), measured()] == [False, True] and len(loads) == 1
+    assert [measured(), measured()] == [False, True] and len(said) == 1
     config = tmp_path / "big" / "tokenizer_config.json"
     config.write_text(config.read_text() + "\n")
-    assert measured() is False and len(loads) == 2
+    assert measured() is False and len(said) == 2
 
 
-def test_a_model_that_is_pinned_is_known_without_fetching_it(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_other_model, "resolve", lambda name: pytest.fail("asked for the files"))
+def test_a_model_that_is_pinned_is_known_without_fetching_it(
+    context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path))
+    monkeypatch.setenv("LUTHIER_OFFLINE", "1")
     name = next(iter(known()))
     assert LocalModel(model=name).identity(context) == known()[name].sha256
+    with pytest.raises(ModelError, match=name):
+        LocalModel(model=name).answer(TEST, context)
 
 
 def test_a_model_that_is_nowhere(context: Context) -> None:
@@ -151,28 +151,30 @@ def test_a_model_that_is_nowhere(context: Context) -> None:
 # memory
 
 
-def test_a_model_that_does_not_fit_is_refused_before_it_is_read(
-    context: Context, other_folder: Path, loads: list[weakref.ref], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_other_model, "free_bytes", lambda device: 2**20)
-    with pytest.raises(EvaluationError, match=r"needs about .* GiB beside the run's model.* set quantize = 'nf4'"):
-        local(other_folder).answer(TEST, context)
-    with pytest.raises(EvaluationError, match="To mend it, name a smaller model"):
-        local(other_folder, quantize="int8").answer(TEST, context)
-    assert loads == []
+def test_a_model_that_does_not_fit_is_refused_before_it_is_read(context: Context, other_folder: Path) -> None:
+    said: list[str] = []
+    listening = replace(context, say=said.append)
+    refused = r"the system x: .* needs about .* GiB beside the run's model.* 0\.0 GiB are free.* set quantize = 'nf4'"
+    with (
+        pytest.raises(EvaluationError, match=refused),
+        opened(ModelChoice(str(other_folder)), listening, "x", free=2**20),
+    ):
+        pytest.fail("it was opened")
+    with (
+        pytest.raises(EvaluationError, match="To mend it, name a smaller model"),
+        opened(ModelChoice(str(other_folder), quantize="int8"), listening, "x", free=2**20),
+    ):
+        pytest.fail("it was opened")
+    assert said == []
 
 
-def test_short_memory_means_fewer_rows_in_flight(
-    context: Context, other_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_short_memory_means_fewer_rows_in_flight(context: Context, other_folder: Path) -> None:
     choice = ModelChoice(str(other_folder), precision="float32")
     needed = predict(resolve(str(other_folder)), choice, context)
     with opened(choice, context, "x") as roomy:
         plenty = roomy.context.batch_tokens
-    assert roomy.context is context, "nothing refers to the other model any more"
     just = int((needed.least.total + 100 * needed.cache_bytes_per_token) * MARGIN)
-    monkeypatch.setattr(_other_model, "free_bytes", lambda device: just)
-    with opened(choice, context, "x") as tight:
+    with opened(choice, context, "x", free=just) as tight:
         assert needed.least_tokens <= tight.context.batch_tokens <= needed.least_tokens + 100 < plenty
 
 

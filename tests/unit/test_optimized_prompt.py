@@ -5,21 +5,19 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from luthier.data.templates import build_template
 from luthier.evaluation.metrics.base import Array, Metric, Prediction
-from luthier.evaluation.systems import _proposer
-from luthier.evaluation.systems._proposer import Proposer, cleaned, distinct
+from luthier.evaluation.systems._proposer import Proposer, Writer, cleaned, distinct
 from luthier.evaluation.systems._race import Race
 from luthier.evaluation.systems.base import Answer, Context, with_instruction
 from luthier.evaluation.systems.optimized_prompt import OptimizedPrompt
 from luthier.evaluation.task import build_metrics
 from luthier.examples import Conversation, Message
-from luthier.models.generate import Generation
 from luthier.models.load import LoadedModel
 
 
@@ -149,22 +147,15 @@ def test_texts_that_say_the_same_are_one() -> None:
 
 
 class Scripted:
-    """Stands for the sampling of a model: says what it is told to, and remembers what it was asked."""
+    """Stands for a model: says what it is told to, and remembers what it was asked."""
 
-    def __init__(self, context: Context, says: dict[str, str]) -> None:
-        self.context, self.says = context, says
+    def __init__(self, says: dict[str, str]) -> None:
+        self.says = says
         self.asked: list[str] = []
-        self.sampling: list[dict[str, Any]] = []
 
-    def __call__(self, loaded: LoadedModel, prompts: Sequence[Sequence[int]], **settings: Any) -> list[Generation]:
-        self.sampling.append(settings)
-        found = []
-        for ids in prompts:
-            question = loaded.tokenizer.decode(ids)
-            self.asked.append(question)
-            text = next((said for part, said in self.says.items() if part in question), "")
-            found.append(Generation(tuple(loaded.tokenizer.encode(text)), 0.0, True, len(ids)))
-        return found
+    def __call__(self, questions: Sequence[str]) -> list[tuple[str, bool]]:
+        self.asked += questions
+        return [(next((said for part, said in self.says.items() if part in q), ""), True) for q in questions]
 
 
 class WantsWords(Metric):
@@ -186,21 +177,22 @@ SEEN: list[str] = []
 """Questions that `WantsWords` scored."""
 
 
-def test_instructions_are_written_said_anew_and_mended(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    says = {"What was the": "Say BANANA.", "in other words": "Do say BANANA.", "one short rule": "And CHERRY."}
-    model = Scripted(context, says)
-    monkeypatch.setattr(_proposer, "generate", model)
+def test_instructions_are_written_said_anew_and_mended(context: Context) -> None:
+    model = Scripted(
+        {"What was the": "Say BANANA.", "in other words": "Do say BANANA.", "one short rule": "And CHERRY."}
+    )
     chosen = replace(context, primary_metric=WantsWords(words=("BANANA", "CHERRY")))
-    given = OptimizedPrompt(candidates=4, rounds=1, shots=0).answer([row("test?")], chosen)
-    assert given.details["addition"] == "Say BANANA.\nAnd CHERRY." and given.details["origin"] == "rule"
-    assert given.answers[0].prompt[0] == Message("system", "Say BANANA.\nAnd CHERRY.")
-    origins = {t["addition"]: t["origin"] for t in given.details["tried"]}
+    system = OptimizedPrompt(candidates=4, rounds=1, shots=0)
+    found = system.search(chosen, Proposer(model, chosen.train, seed=0))
+    assert found.best.addition.text == found.details["addition"] == "Say BANANA.\nAnd CHERRY."
+    assert found.details["origin"] == "rule"
+    origins = {t["addition"]: t["origin"] for t in found.details["tried"]}
     assert origins["Say BANANA."] == "written" and origins["Do say BANANA."] == "paraphrase" and origins[""] == "data"
-    assert given.details["calls"]["instructions"] == len(model.asked) == 4 + 2 + 2
+    assert found.details["calls"]["instructions"] == len(model.asked) == 4 + 2 + 2
+    assert found.details["calls"]["answers"] == sum(t["rows"] for t in found.details["tried"])
     wrote, mended = model.asked[0], next(q for q in model.asked if "one short rule" in q)
     assert "train question" in wrote and "validation question" not in wrote
     assert "Say BANANA." in mended and "Written instead: " in mended and "validation question" in mended
-    assert len({seed for settings in model.sampling for seed in settings["seed"]}) == 8, "each call has its own seed"
 
 
 def test_examples_are_crossed_with_the_best_additions(context: Context) -> None:
@@ -214,20 +206,26 @@ def test_examples_are_crossed_with_the_best_additions(context: Context) -> None:
     assert without.details["shots"] == 0 and all(t["shots"] == 0 for t in without.details["tried"])
 
 
-def test_the_search_is_given_no_test_row(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is found is a function of the context; and all that is asked in it is training and validation rows."""
-    model = Scripted(context, {"What was the": "Say BANANA.", "one short rule": "And CHERRY."})
-    monkeypatch.setattr(_proposer, "generate", model)
+def test_all_that_a_search_asks_is_training_and_validation_rows(context: Context) -> None:
+    model = Scripted({"What was the": "Say BANANA.", "one short rule": "And CHERRY."})
     chosen = replace(context, primary_metric=WantsWords(words=("BANANA", "CHERRY", "none")))
-    system = OptimizedPrompt(candidates=3, rounds=2)
     SEEN.clear()
-    found = system.search(chosen)
+    OptimizedPrompt(candidates=3, rounds=2).search(chosen, Proposer(model, chosen.train, seed=0))
     assert set(SEEN) == {f"validation question {i}" for i in range(4)}
-    assert len(model.asked) > 5 and all("train" in q or "validation" in q or "other words" in q for q in model.asked)
+    shown = {line for q in model.asked for line in q.splitlines() if line.startswith("Input: ")}
+    assert len(model.asked) > 5 and len(shown) > 5
+    assert all(re.fullmatch(r"Input: (train|validation) question \d", line) for line in shown)
+
+
+def test_what_is_found_does_not_depend_on_the_test_rows(context: Context) -> None:
+    """The search has no argument for them; and whatever is asked afterwards, the same is found."""
+    chosen = replace(context, primary_metric=WantsWords(words=("train question",)))
+    system = OptimizedPrompt(candidates=2, rounds=1, shots=2, tune_rows=3)
+    SEEN.clear()
     first = system.answer([row("test one?", "SECRET")], chosen)
+    assert not any("test" in question for question in SEEN)
     other = system.answer([row(f"another {i}", "else") for i in range(3)], chosen)
-    assert first.details == other.details == found.details
-    assert not any("test one" in q or "another" in q or "SECRET" in q for q in model.asked)
+    assert first.details == other.details == system.search(chosen).details
 
 
 def test_a_model_that_writes_nonsense_does_no_harm_and_seeds_decide(context: Context) -> None:
@@ -253,12 +251,20 @@ def test_another_model_may_write(context: Context, tiny_model_folder: Path) -> N
         OptimizedPrompt(proposer="no such model").answer([row("test?")], chosen)
 
 
-def test_a_proposer_without_room_writes_nothing(context: Context) -> None:
+def test_a_proposer_without_room_or_rows_writes_nothing(context: Context) -> None:
     tight = replace(context, loaded=replace(context.loaded, max_tokens=200))
-    proposer = Proposer(tight, seed=0, temperature=0.8)
+    proposer = Proposer(Writer(tight, seed=0, temperature=0.8), tight.train, seed=0)
     assert proposer.write(3) == [] and proposer.calls == 0
-    assert Proposer(replace(context, train=[]), 0, 0.8).write(3) == []
-    assert Proposer(context, 0, 0.8).mend("x", [], 3) == []
+    asked = Scripted({"": "x"})
+    assert Proposer(asked, [], 0).write(3) == [] and Proposer(asked, context.train, 0).mend("x", [], 3) == []
+    assert asked.asked == []
+
+
+def test_every_call_of_a_writer_has_random_numbers_of_its_own(context: Context) -> None:
+    writer = Writer(context, seed=0, temperature=1.0)
+    said = [text for _ in range(2) for text, _ in writer(["Say something."] * 3)]
+    assert len(set(said)) == 6
+    assert [text for text, _ in Writer(context, seed=0, temperature=1.0)(["Say something."] * 3)] == said[:3]
 
 
 def test_nothing_is_tried_without_validation_rows(context: Context) -> None:

@@ -77,7 +77,7 @@ class Opened:
 
 
 @contextmanager
-def opened(choice: ModelChoice, context: Context, system: str) -> Iterator[Opened]:
+def opened(choice: ModelChoice, context: Context, system: str, free: int | None = None) -> Iterator[Opened]:
     """The context with the other model in it, which is freed afterwards.
 
     Answers may be as long as those of the run's model, counted in tokens of its own.
@@ -86,13 +86,14 @@ def opened(choice: ModelChoice, context: Context, system: str) -> Iterator[Opene
         choice: which model.
         context: of the run.
         system: that asks, for messages.
+        free: bytes that may be held beside what is held; None: those of the device.
 
     Raises:
         EvaluationError: it does not fit beside the run's model.
         ModelError: it cannot be had, or is of a kind that cannot be used.
         TemplateError: it has no template, or the template refuses a training row.
     """
-    found = _open(choice, context, system)
+    found = _open(choice, context, system, free_bytes(context.loaded.device) if free is None else free)
     try:
         yield found
     finally:
@@ -102,9 +103,9 @@ def opened(choice: ModelChoice, context: Context, system: str) -> Iterator[Opene
             torch.cuda.empty_cache()
 
 
-def _open(choice: ModelChoice, context: Context, system: str) -> Opened:
+def _open(choice: ModelChoice, context: Context, system: str, free: int) -> Opened:
     files = resolve(choice.path_or_name(context))
-    needed, free = predict(files, choice, context), free_bytes(context.loaded.device)
+    needed = predict(files, choice, context)
     what = f"{choice.model} ({needed.parameters / 1e6:,.0f} million weights)"
     if int(needed.least.total * MARGIN) > free:
         raise EvaluationError(_too_large(what, needed.least.total, free, choice, system))

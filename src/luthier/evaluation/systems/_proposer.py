@@ -12,8 +12,8 @@ enough takes part in the race, and loses it.
 
 import random
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 from luthier.evaluation.systems._prompts import MAX_LISTED
 from luthier.evaluation.systems.base import Answer, Context, message_text
@@ -29,23 +29,65 @@ NEW_TOKENS = 160
 _LABEL = re.compile(r"^\W*(the |a |new |your |reworded )*(instructions?|rule|prompt)\b[^:\n]{0,30}:\s*", re.IGNORECASE)
 
 
-@dataclass
-class Proposer:
-    """Asks the context's model, in whatever state its adapter is."""
+Ask: TypeAlias = Callable[[Sequence[str]], list[tuple[str, bool]]]
+"""What a model says to each question that it has room for, and whether it came to an end."""
 
-    context: Context
-    seed: int
-    temperature: float
-    calls: int = 0
-    """How often the model was asked."""
+
+class Writer:
+    """The context's model, in whatever state its adapter is, as one that can be asked.
+
+    Args:
+        context: whose model and template.
+        seed: decides what is written.
+        temperature: how freely.
+    """
+
+    def __init__(self, context: Context, seed: int, temperature: float) -> None:
+        self._context, self._seed, self._temperature = context, seed, temperature
+        self._asked = 0
+
+    def __call__(self, questions: Sequence[str]) -> list[tuple[str, bool]]:
+        """See `Ask`; every call has random numbers of its own."""
+        template, loaded = self._context.template, self._context.loaded
+        prompts = [template.prompt_ids((Message("user", question),)) for question in questions]
+        fitting = [ids for ids in prompts if len(ids) + NEW_TOKENS <= loaded.max_tokens]
+        seeds = [self._seed * 1_000_003 + self._asked + i for i in range(len(fitting))]
+        self._asked += len(fitting)
+        written = generate(
+            loaded,
+            fitting,
+            max_new_tokens=NEW_TOKENS,
+            stop_ids=template.stop_ids,
+            batch_tokens=self._context.batch_tokens,
+            stop_loops=True,
+            on_progress=lambda done, total: self._context.on_progress("writing instructions", done, total),
+            temperature=self._temperature,
+            top_p=0.95,
+            seed=seeds,
+        )
+        return [(message_text(template.parse_reply(one.ids)), one.finished) for one in written]
+
+
+class Proposer:
+    """Asks for instructions, and takes what may be one.
+
+    Args:
+        ask: the model.
+        train: rows that may be shown.
+        seed: decides which of them are.
+    """
+
+    def __init__(self, ask: Ask, train: Sequence[Conversation], seed: int) -> None:
+        self._model = ask
+        self._rows = [row for row in train if row.completion is not None]
+        self._pick = random.Random(seed)
+        self.calls = 0
+        """How often the model was asked."""
 
     def write(self, count: int) -> list[str]:
         """So many instructions, or fewer, each from training rows of its own."""
-        rows = [row for row in self.context.train if row.completion is not None]
-        if not rows:
-            return []
-        pick = random.Random(self.seed)
-        return self._ask([_write(pick.sample(rows, min(EXAMPLES, len(rows)))) for _ in range(count)])
+        shown = min(EXAMPLES, len(self._rows))
+        return self._ask([_write(self._pick.sample(self._rows, shown)) for _ in range(count if shown else 0)])
 
     def paraphrase(self, text: str, count: int) -> list[str]:
         """The instruction in other words, so many times, or fewer."""
@@ -54,32 +96,15 @@ class Proposer:
 
     def mend(self, text: str, failures: Sequence[tuple[Conversation, Answer]], count: int) -> list[str]:
         """The instruction with a rule more, from failures drawn for each."""
-        if not failures:
-            return []
-        pick = random.Random(self.seed + self.calls)
-        asked = [_mend(text, pick.sample(list(failures), min(EXAMPLES, len(failures)))) for _ in range(count)]
+        shown = min(EXAMPLES, len(failures))
+        asked = [_mend(text, self._pick.sample(list(failures), shown)) for _ in range(count if shown else 0)]
         return [f"{text}\n{rule}".strip() for rule in self._ask(asked)]
 
     def _ask(self, questions: Sequence[str]) -> list[str]:
-        """What the model says to each question it has room for, cleaned; empty and equal texts are left out."""
-        template, loaded = self.context.template, self.context.loaded
-        prompts = [template.prompt_ids((Message("user", question),)) for question in questions]
-        fitting = [ids for ids in prompts if len(ids) + NEW_TOKENS <= loaded.max_tokens]
-        seeds = [self.seed * 1_000_003 + self.calls + i for i in range(len(fitting))]
-        self.calls += len(fitting)
-        written = generate(
-            loaded,
-            fitting,
-            max_new_tokens=NEW_TOKENS,
-            stop_ids=template.stop_ids,
-            batch_tokens=self.context.batch_tokens,
-            stop_loops=True,
-            on_progress=lambda done, total: self.context.on_progress("writing instructions", done, total),
-            temperature=self.temperature,
-            top_p=0.95,
-            seed=seeds,
-        )
-        texts = (cleaned(message_text(template.parse_reply(one.ids)), one.finished) for one in written)
+        """What the model says, cleaned; empty and equal texts are left out."""
+        said = self._model(questions) if questions else []
+        self.calls += len(said)
+        texts = (cleaned(text, finished) for text, finished in said)
         return list(dict.fromkeys(text for text in texts if text))
 
 

@@ -12,7 +12,7 @@ is that of the best of many, on rows that its rules were written for: it flatter
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from pydantic import Field
 from luthier.evaluation.answering import answer_with_model
 from luthier.evaluation.systems._other_model import ModelChoice, opened
 from luthier.evaluation.systems._prompts import Addition, additions, has_room, rows_to_compete_on, suggested
-from luthier.evaluation.systems._proposer import Proposer, distinct
+from luthier.evaluation.systems._proposer import Proposer, Writer, distinct
 from luthier.evaluation.systems._race import Race
 from luthier.evaluation.systems.base import (
     Answers,
@@ -106,8 +106,12 @@ class OptimizedPrompt(System):
             answers, seconds = answer_with_model(rows, prompts, asker.context, "optimized_prompt")
         return Answers(answers, seconds, found.details)
 
-    def search(self, context: Context) -> Found:
+    def search(self, context: Context, proposer: Proposer | None = None) -> Found:
         """The best prompt, by training and validation rows alone; the model must be the base.
+
+        Args:
+            context: with the rows; there are no others.
+            proposer: writes instructions; None: the one that the settings name.
 
         Raises:
             EvaluationError, ModelError: as `answer`.
@@ -117,20 +121,18 @@ class OptimizedPrompt(System):
         if not rows:
             return Found(Candidate(), {"instruction": self.instruction, **Candidate().dump(), "tried": []})
         race = Race(rows, asker.prompts, asker.context, "optimized_prompt")
-        with self._proposing(context) as proposer:
-            search = _Search(self, context, race, proposer)
+        with self._proposing(context) if proposer is None else nullcontext(proposer) as writing:
+            search = _Search(self, context, race, writing)
             best = search.run()
         return Found(best, search.details(best))
 
     @contextmanager
     def _proposing(self, context: Context) -> Iterator[Proposer]:
         if self.proposer == BASE or not self.candidates:
-            yield Proposer(context, self.seed, self.temperature)
+            yield Proposer(Writer(context, self.seed, self.temperature), context.train, self.seed)
             return
         with opened(ModelChoice(self.proposer), context, "optimized_prompt") as other:
-            proposer = Proposer(other.context, self.seed, self.temperature)
-            yield proposer
-            proposer.context = context  # the other model is to be freed
+            yield Proposer(Writer(other.context, self.seed, self.temperature), context.train, self.seed)
 
 
 Origin = Literal["data", "given", "written", "examples", "paraphrase", "rule"]
