@@ -192,6 +192,7 @@ def test_a_served_run_answers_as_it_learned(make_tiny: Callable[..., LoadedModel
         Reply(b'{"choices": []}'),
         Reply(b'{"choices": [{"message": "text"}]}'),
         Reply(b'{"choices": [{"message": {"content": NaN}}]}'),
+        Reply(b'{"choices": [{"message": {"content": 1e999}}]}'),
         Reply(b"[" * 100_000),
     ],
 )
@@ -392,6 +393,22 @@ def test_what_may_have_been_charged_without_an_answer_counts(context: Context) -
     with serving(once(Reply(b"busy", 429))) as heard:
         given = remote(heard, **PRICED).answer(ROWS[:1], context)
     assert given.details["usd_paid"] == pytest.approx(60e-6), "nobody charges for a refusal"
+
+
+def test_two_systems_at_one_endpoint_pay_each_for_its_own(context: Context) -> None:
+    with serving() as heard:
+        first = remote(heard, **PRICED).answer(ROWS, context)
+        second = remote(heard, instruction="Be brief.", **PRICED).answer(ROWS[:2], context)
+    assert first.details["usd_paid"] == pytest.approx(6 * 60e-6)
+    assert second.details["usd_paid"] == pytest.approx(2 * 60e-6)
+
+
+def test_what_is_for_this_machine_goes_through_no_proxy(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving() as proxy, serving() as heard:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.url.removesuffix("/v1"))
+        remote(heard).answer(ROWS[:1], context)
+    assert len(heard.bodies) == 1 and proxy.bodies == []
 
 
 def test_a_purse_waits_for_what_is_under_way() -> None:

@@ -127,8 +127,13 @@ class Endpoint:
         self.stopping = threading.Event()
         self._key, self._patience = key, patience
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        # redirects are not followed: they would carry rows to a host that nobody named
-        self._client = httpx2.Client(headers=headers, timeout=patience.timeout_seconds, follow_redirects=False)
+        # redirects would carry rows to a host that nobody named; and so would a proxy what is meant for this machine
+        self._client = httpx2.Client(
+            headers=headers,
+            timeout=patience.timeout_seconds,
+            follow_redirects=False,
+            trust_env=not is_this_machine(base_url),
+        )
 
     def close(self) -> None:
         """Close its connections."""
@@ -210,7 +215,9 @@ class Endpoint:
             return _Failure(f"answered with status {status}{where}{said}")
         try:
             values: Any = json.loads(text, parse_constant=_refuse)
-            values["choices"][0]["message"].get  # noqa: B018  it must be there and be an object
+            choice = values["choices"][0]
+            choice["message"].get  # noqa: B018  it must be there and be an object
+            json.dumps(choice, allow_nan=False)  # 1e999 is read as infinity, which no file could hold
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return _Failure(f"gave what is no chat completion{said}", passes=True, may_be_charged=True)
         return dict(values)

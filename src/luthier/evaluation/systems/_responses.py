@@ -7,7 +7,7 @@ that was stopped goes on, and a second one costs nothing. A line that a killed p
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +45,7 @@ class Responses:
         self.path = path
         self._lock = threading.Lock()
         self._kept: dict[str, dict[str, Any]] = {}
-        self._paid: list[Usage] = []
+        self._paid: dict[str, list[Usage]] = {}
         for values in self._read():
             self._take(values)
 
@@ -56,10 +56,14 @@ class Responses:
     @property
     def paid(self) -> tuple[Usage, ...]:
         """Every request that was or may have been charged for: its tokens, or the most they can be if nobody told."""
-        return tuple(self._paid)
+        return tuple(usage for of_request in self._paid.values() for usage in of_request)
+
+    def paid_for(self, key: str) -> Sequence[Usage]:
+        """The same for one request: its answer, and attempts before it."""
+        return self._paid.get(key, ())
 
     def add(self, values: Mapping[str, Any]) -> None:
-        """Keep an answer (`key`, `message`, ...), or with `key` None the tokens of one that did not arrive.
+        """Keep an answer (`key`, `message`, `charged`, ...); with `message` None it is one that did not arrive.
 
         Raises:
             StorageError: it cannot be written.
@@ -86,8 +90,8 @@ class Responses:
         return bool(file.read(1) != b"\n")
 
     def _take(self, values: Mapping[str, Any]) -> None:
-        self._paid.append(Usage(*values["charged"]))
-        if values["key"] is not None:
+        self._paid.setdefault(values["key"], []).append(Usage(*values["charged"]))
+        if values["message"] is not None:
             self._kept[values["key"]] = dict(values)
 
     def _read(self) -> Iterator[dict[str, Any]]:
@@ -101,7 +105,7 @@ class Responses:
             try:
                 values = json.loads(line)
                 Usage(*values["charged"])
-                values["key"], values.get("message")
+                values["key"], values["message"]
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue
             yield values

@@ -11,6 +11,7 @@ byte sent, 512 more for what a server adds, and the longest answer.
 
 import json
 import re
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -136,7 +137,8 @@ class Remote(System):
         has_usage = all(one["usage"] for one in answered)
         answers = [_answer(r, a, has_usage) for r, a in zip(asked, answered, strict=True)]
         seconds = sum(one["seconds"] for one in answered) / min(self.concurrency, max(len(answered), 1))
-        details = {**self._described(asked, context), **self._counted(answered, kept, asker, len(missing))}
+        counted = self._counted(asked, kept, asker.attempts, len(missing))
+        details = {**self._described(asked, context), **counted}
         return Answers(answers, seconds, details)
 
     @property
@@ -207,20 +209,19 @@ class Remote(System):
             ),
         }
 
-    def _counted(
-        self, answered: Sequence[Mapping[str, Any]], kept: Responses, asker: "_Asker", missing: int
-    ) -> dict[str, Any]:
+    def _counted(self, asked: Sequence["_Request"], kept: Responses, attempts: int, missing: int) -> dict[str, Any]:
+        answered = [kept.get(request.key) or {} for request in asked]
         usages = [Usage(*one["charged"]) for one in answered]
         without = sum(not one["usage"] for one in answered)
-        prices = self.prices
+        prices, keys = self.prices, {request.key for request in asked}
         return {
             "answered_by": sorted({one["model"] for one in answered}),
-            "requests": asker.attempts,
+            "requests": attempts,
             "cached": len(answered) - missing,
             "input_tokens": sum(usage.prompt for usage in usages),
             "output_tokens": sum(usage.completion for usage in usages),
             "usd": sum(usage.usd(prices) for usage in usages) if prices else None,
-            "usd_paid": sum(usage.usd(prices) for usage in kept.paid) if prices else None,
+            "usd_paid": sum(u.usd(prices) for key in keys for u in kept.paid_for(key)) if prices else None,
             **({"answers_without_usage": without} if without else {}),
         }
 
@@ -248,6 +249,7 @@ class _Asker:
         spent = sum(usage.usd(prices) for usage in kept.paid) if prices else 0.0
         self.purse = Purse(prices, settings.spend_limit_usd, spent)
         self.attempts = 0
+        self._counting = threading.Lock()
 
     def ask_all(self, missing: Mapping[str, _Request]) -> None:
         """Every answer, or the first error that no further attempt mends; what is under way then is still kept."""
@@ -279,10 +281,11 @@ class _Asker:
         with self.purse.paying(request.most) as payment:
 
             def on_failure(charged: bool) -> None:
-                self.attempts += 1
+                self._count()
                 payment.settle(request.most if charged else None)
                 if charged:
-                    self.kept.add({"key": None, "charged": [request.most.prompt, request.most.completion]})
+                    most = [request.most.prompt, request.most.completion]
+                    self.kept.add({"key": request.key, "message": None, "charged": most})
 
             started = time.perf_counter()
             try:
@@ -290,7 +293,7 @@ class _Asker:
             except EvaluationError as error:
                 endpoint.stopping.set()
                 raise EvaluationError(f"row {request.row.id} ({request.row.where}): {error}") from None
-            self.attempts += 1
+            self._count()
             usage = _usage(values)
             charged = usage or request.most
             payment.settle(charged)
@@ -306,6 +309,10 @@ class _Asker:
                     "seconds": time.perf_counter() - started,
                 }
             )
+
+    def _count(self) -> None:
+        with self._counting:
+            self.attempts += 1
 
 
 def _first_error(futures: Sequence[Future[None]]) -> BaseException:
