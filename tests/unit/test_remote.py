@@ -15,10 +15,10 @@ from luthier.config import build
 from luthier.data.templates import build_template
 from luthier.errors import EvaluationError, RecipeError
 from luthier.evaluation.harness import Options, evaluate
-from luthier.evaluation.systems._endpoint import wire_messages
 from luthier.evaluation.systems._responses import Prices, Purse, Responses, Usage
+from luthier.evaluation.systems._wire import reply_of, wire_messages
 from luthier.evaluation.systems.base import Context
-from luthier.evaluation.systems.remote import SERVER_TOKENS, Remote, reply_of
+from luthier.evaluation.systems.remote import SERVER_TOKENS, Remote
 from luthier.evaluation.task import build_metrics
 from luthier.examples import Conversation, Message, ToolCall
 from luthier.models.load import LoadedModel

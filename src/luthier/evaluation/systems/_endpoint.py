@@ -10,7 +10,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -21,7 +21,6 @@ from urllib.parse import urlsplit
 import httpx2
 
 from luthier.errors import EvaluationError, RecipeError
-from luthier.examples import Message
 
 LONGEST_WAIT = 120.0
 """Seconds; a server that asks for a longer wait is given up."""
@@ -240,30 +239,3 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         return max(0.0, (parsedate_to_datetime(given).astimezone(UTC) - datetime.now(UTC)).total_seconds())
     except ValueError:
         return None
-
-
-def wire_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as the chat API takes them: arguments as JSON text, and an id for every call and its result."""
-    found: list[dict[str, Any]] = []
-    waiting: list[str] = []
-    for number, message in enumerate(messages):
-        values: dict[str, Any] = {"role": message.role, "content": message.content}
-        if message.name:
-            values["name"] = message.name
-        if message.tool_calls:
-            waiting = [call.id or f"call_{number}_{i}" for i, call in enumerate(message.tool_calls)]
-            values["tool_calls"] = [
-                {
-                    "id": identifier,
-                    "type": "function",
-                    "function": {"name": c.name, "arguments": json.dumps(dict(c.arguments), ensure_ascii=False)},
-                }
-                for identifier, c in zip(waiting, message.tool_calls, strict=True)
-            ]
-        if message.role == "tool":
-            # results without an id answer the calls in their order
-            identifier = message.tool_call_id or (waiting[0] if waiting else f"call_{number}")
-            values["tool_call_id"] = identifier
-            waiting = [other for other in waiting if other != identifier]
-        found.append(values)
-    return found

@@ -11,32 +11,28 @@ byte sent, 512 more for what a server adds, and the longest answer.
 
 import json
 import re
-import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import closing
-from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
 from luthier.config import canonical_hash, nested
-from luthier.data.replies import parse_reply_text
 from luthier.errors import EvaluationError, RecipeError
+from luthier.evaluation.systems._asker import Asker, Request
 from luthier.evaluation.systems._endpoint import (
     Endpoint,
     Patience,
-    Stopped,
     is_this_machine,
     key_from,
     require_base_url,
     require_env_name,
-    wire_messages,
 )
 from luthier.evaluation.systems._prompts import suggested
 from luthier.evaluation.systems._responses import Prices, Purse, Responses, Usage
+from luthier.evaluation.systems._wire import reply_of, wire_messages
 from luthier.evaluation.systems.base import (
     Answer,
     Answers,
@@ -48,7 +44,7 @@ from luthier.evaluation.systems.base import (
     with_instruction,
 )
 from luthier.evaluation.systems.few_shot import Retriever, with_examples
-from luthier.examples import Conversation, Example, Message, ToolCall
+from luthier.examples import Conversation, Example
 from luthier.models.catalog import offline_switch
 
 SERVER_TOKENS = 512
@@ -128,16 +124,13 @@ class Remote(System):
         asked = list(self._requests(questions, context))
         kept = Responses(None if context.responses is None else context.responses / self._file_name)
         missing = {request.key: request for request in asked if kept.get(request.key) is None}
-        asker = _Asker(self, kept, context)
-        if missing:
-            self._announce(missing, asked, context)
-            asker.ask_all(missing)
+        attempts = self._ask(missing, asked, kept, context) if missing else 0
         context.on_progress("remote", len(rows), len(rows))
         answered = [kept.get(request.key) or {} for request in asked]
         has_usage = all(one["usage"] for one in answered)
         answers = [_answer(r, a, has_usage) for r, a in zip(asked, answered, strict=True)]
         seconds = sum(one["seconds"] for one in answered) / min(self.concurrency, max(len(answered), 1))
-        counted = self._counted(asked, kept, asker.attempts, len(missing))
+        counted = self._counted(asked, kept, attempts, len(missing))
         details = {**self._described(asked, context), **counted}
         return Answers(answers, seconds, details)
 
@@ -156,7 +149,7 @@ class Remote(System):
         parts = [self.instruction, suggested(context)[-1] if self.suggest else ""]
         return "\n".join(part for part in parts if part)
 
-    def _requests(self, rows: Sequence[Conversation], context: Context) -> Iterator["_Request"]:
+    def _requests(self, rows: Sequence[Conversation], context: Context) -> Iterator[Request]:
         retriever = Retriever(context.train) if self.shots else None
         addition, limit = self._addition(context), with_answer_room(context, self.answer_room).max_new_tokens
         for row in rows:
@@ -170,9 +163,20 @@ class Remote(System):
                 body["tools"] = [dict(tool) for tool in row.tools]
             content = json.dumps(body).encode()
             most = Usage(len(content) + SERVER_TOKENS, limit)
-            yield _Request(canonical_hash([self.base_url, body]), row, prompt, content, most)
+            yield Request(canonical_hash([self.base_url, body]), row, prompt, content, most)
 
-    def _announce(self, missing: Mapping[str, "_Request"], asked: Sequence["_Request"], context: Context) -> None:
+    def _ask(self, missing: Mapping[str, Request], asked: Sequence[Request], kept: Responses, context: Context) -> int:
+        """Get what is missing, and return how many requests that took."""
+        self._announce(missing, asked, context)
+        patience = Patience(self.timeout_seconds, self.retries, self.first_wait_seconds)
+        spent = sum(usage.usd(self.prices) for usage in kept.paid) if self.prices else 0.0
+        purse = Purse(self.prices, self.spend_limit_usd, spent)
+        with closing(Endpoint(self.base_url, key_from(self.api_key_env), patience)) as endpoint:
+            asker = Asker(endpoint, kept, purse)
+            asker.ask_all(list(missing.values()), self.concurrency, partial(context.on_progress, "remote"))
+        return asker.attempts
+
+    def _announce(self, missing: Mapping[str, Request], asked: Sequence[Request], context: Context) -> None:
         """Say what leaves the machine.
 
         Raises:
@@ -195,7 +199,7 @@ class Remote(System):
             f"{self.model}{rest}"
         )
 
-    def _described(self, asked: Sequence["_Request"], context: Context) -> dict[str, Any]:
+    def _described(self, asked: Sequence[Request], context: Context) -> dict[str, Any]:
         shown = [sum(m.role == "assistant" for m in r.prompt) - _replies(r.row) for r in asked]
         return {
             "endpoint": self.base_url,
@@ -209,7 +213,7 @@ class Remote(System):
             ),
         }
 
-    def _counted(self, asked: Sequence["_Request"], kept: Responses, attempts: int, missing: int) -> dict[str, Any]:
+    def _counted(self, asked: Sequence[Request], kept: Responses, attempts: int, missing: int) -> dict[str, Any]:
         answered = [kept.get(request.key) or {} for request in asked]
         usages = [Usage(*one["charged"]) for one in answered]
         without = sum(not one["usage"] for one in answered)
@@ -230,105 +234,7 @@ def _replies(row: Conversation) -> int:
     return sum(message.role == "assistant" for message in row.prompt)
 
 
-@dataclass(frozen=True)
-class _Request:
-    key: str
-    row: Conversation
-    prompt: tuple[Message, ...]
-    content: bytes
-    most: Usage
-    """What it can cost at most."""
-
-
-class _Asker:
-    """Sends what is missing, several requests at once, and keeps what comes."""
-
-    def __init__(self, settings: Remote, kept: Responses, context: Context) -> None:
-        self.settings, self.kept, self.context = settings, kept, context
-        prices = settings.prices
-        spent = sum(usage.usd(prices) for usage in kept.paid) if prices else 0.0
-        self.purse = Purse(prices, settings.spend_limit_usd, spent)
-        self.attempts = 0
-        self._counting = threading.Lock()
-
-    def ask_all(self, missing: Mapping[str, _Request]) -> None:
-        """Every answer, or the first error that no further attempt mends; what is under way then is still kept."""
-        settings = self.settings
-        patience = Patience(settings.timeout_seconds, settings.retries, settings.first_wait_seconds)
-        endpoint = Endpoint(settings.base_url, key_from(settings.api_key_env), patience)
-        with closing(endpoint), ThreadPoolExecutor(settings.concurrency, "remote") as pool:
-            futures = [pool.submit(self._ask, endpoint, request) for request in missing.values()]
-            try:
-                for done, future in enumerate(as_completed(futures)):
-                    self.context.on_progress("remote", done, len(missing))
-                    future.result()
-            except Stopped:
-                self._stop(endpoint, futures)
-                raise _first_error(futures) from None
-            except BaseException:
-                self._stop(endpoint, futures)
-                raise
-
-    @staticmethod
-    def _stop(endpoint: Endpoint, futures: Sequence[Future[None]]) -> None:
-        endpoint.stopping.set()
-        for future in futures:
-            future.cancel()
-
-    def _ask(self, endpoint: Endpoint, request: _Request) -> None:
-        if endpoint.stopping.is_set():
-            raise Stopped
-        with self.purse.paying(request.most) as payment:
-
-            def on_failure(charged: bool) -> None:
-                self._count()
-                payment.settle(request.most if charged else None)
-                if charged:
-                    most = [request.most.prompt, request.most.completion]
-                    self.kept.add({"key": request.key, "message": None, "charged": most})
-
-            started = time.perf_counter()
-            try:
-                values = endpoint.ask(request.content, on_failure, payment.reserve)
-            except EvaluationError as error:
-                endpoint.stopping.set()
-                raise EvaluationError(f"row {request.row.id} ({request.row.where}): {error}") from None
-            self._count()
-            usage = _usage(values)
-            charged = usage or request.most
-            payment.settle(charged)
-            choice = values["choices"][0]
-            self.kept.add(
-                {
-                    "key": request.key,
-                    "message": {name: choice["message"].get(name) for name in ("content", "tool_calls")},
-                    "finish_reason": choice.get("finish_reason"),
-                    "model": str(values.get("model", "")),
-                    "usage": usage is not None,
-                    "charged": [charged.prompt, charged.completion],
-                    "seconds": time.perf_counter() - started,
-                }
-            )
-
-    def _count(self) -> None:
-        with self._counting:
-            self.attempts += 1
-
-
-def _first_error(futures: Sequence[Future[None]]) -> BaseException:
-    """Why the others were stopped."""
-    found = (future.exception() for future in futures if not future.cancelled())
-    return next(error for error in found if error is not None and not isinstance(error, Stopped))
-
-
-def _usage(values: Mapping[str, Any]) -> Usage | None:
-    given = values.get("usage")
-    found = [given.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(given, Mapping) else []
-    whole = [n for n in found if isinstance(n, int) and not isinstance(n, bool) and n >= 0]
-    return Usage(*whole) if len(whole) == 2 else None
-
-
-def _answer(request: _Request, kept: Mapping[str, Any], has_usage: bool) -> Answer:
+def _answer(request: Request, kept: Mapping[str, Any], has_usage: bool) -> Answer:
     reply = reply_of(kept["message"])
     prompt, completion = kept["charged"] if has_usage else (None, None)
     return Answer(
@@ -340,38 +246,3 @@ def _answer(request: _Request, kept: Mapping[str, Any], has_usage: bool) -> Answ
         completion_tokens=completion,
         finished=kept["finish_reason"] != "length",
     )
-
-
-def reply_of(message: Mapping[str, Any]) -> Message:
-    """The assistant message of a chat completion.
-
-    Calls that the server left in the text are parsed as those of other systems; a call that is no call, since its
-    arguments are no JSON object, stays as text.
-    """
-    content = message.get("content")
-    text = content if isinstance(content, str) else ""
-    given = message.get("tool_calls")
-    if not given:
-        return parse_reply_text(text)
-    calls: list[ToolCall] = []
-    odd: list[str] = []
-    for one in given if isinstance(given, list) else [given]:
-        call = _call(one)
-        if call is not None:
-            calls.append(call)
-        else:
-            odd.append(json.dumps(one, ensure_ascii=False))
-    return Message("assistant", "\n".join([text, *odd] if text or not odd else odd), tool_calls=tuple(calls))
-
-
-def _call(value: Any) -> ToolCall | None:
-    try:
-        function = value["function"]
-        name, arguments = function["name"], json.loads(function["arguments"] or "{}")
-        json.dumps(arguments, allow_nan=False).encode()
-    except (LookupError, TypeError, ValueError, RecursionError):
-        return None
-    identifier = value.get("id")
-    if not isinstance(name, str) or not isinstance(arguments, dict):
-        return None
-    return ToolCall(name, arguments, identifier if isinstance(identifier, str) else None)
