@@ -39,7 +39,7 @@ LARGEST_MICRO_BATCH = 2**17  # tokens; nobody needs more
 LOADER_BYTES = 500 * 2**20  # the process before its first pass
 GATES_SECONDS = 60.0  # the gates on the model, for the default one on two cores
 # for a plan without a measurement: untuned answers ramble, several prompts are tried, and trained answers end
-_EFFORT = {"zero_shot": 1.6, "few_shot": 1.4, "fine_tuned": 0.4}
+_EFFORT = {"zero_shot": 1.6, "few_shot": 1.4, "optimized_prompt": 5.0, "fine_tuned": 0.4}
 # the share of the machine's matrix rate that training reaches, shared tokens counted for each row; speed of writing
 _TRAINING_SHARE, _WRITING_TOKENS_PER_SECOND = 0.5, 150.0
 
@@ -164,7 +164,7 @@ def _answering_load(opened: Opened, question: Question) -> Load:
         return Load(0, 0)
     longest = max(len(row.ids) for unit in opened.units["train"] for row in unit)
     # examples in a prompt, as `few_shot` puts them
-    shots = max(system.model_dump().get("shots", 0) for system in systems)
+    shots = max(s.model_dump().get("shots", 0) for s in systems if s.is_model)
     rows = min(max(len(question.test), len(question.validation)), MAX_ROWS)
     tokens = rows * (longest * (1 + shots) + question.max_new_tokens)
     return Load(min(tokens, PREFILL_TOKENS), rows, min(tokens, context_of(opened, question).batch_tokens))

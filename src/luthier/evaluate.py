@@ -283,6 +283,7 @@ def _evaluate(
         retriever=mode.retriever,
         tuned_fingerprint=mode.weights,
         on_progress=_told(progress),
+        say=lambda text: progress.say(f"    {text}"),
     )
     options = Options(folder.path, question.primary, recipe.evaluation.confidence, recipe.seed)
     measuring = measure(systems, question.test, context, question.metrics, options)
@@ -315,6 +316,7 @@ def context_of(opened: Opened, question: Question, folder: RunFolder | None = No
         base_fingerprint=canonical_hash([opened.loaded.files.fingerprint, str(opened.loaded.dtype)]),
         json_schema=question.schema,
         train_file=(folder / "data/train.jsonl").resolve(),
+        responses=folder / "responses",
         recipe_folder=Path(folder.read("manifest.json")["recipe_folder"]),
     )
 

@@ -2,12 +2,14 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.endpoint import serving
 
 from luthier import registry
 from luthier.adapters.lora import LoRA
@@ -73,14 +75,28 @@ def context(make_tiny: Callable[..., LoadedModel], tmp_path_factory: pytest.Temp
     )
 
 
+NEEDED: dict[str, dict[str, Any]] = {"command": {"command": [sys.executable, "-c", ECHO]}}
+"""What a system cannot do without."""
+OWN_CHOICE = {"zero_shot", "few_shot", "rag", "fine_tuned_few_shot", "local_model", "optimized_prompt"}
+"""Systems that try several prompts."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def outside(tiny_model_folder: Path) -> Iterator[None]:
+    """What systems need that ask somebody else."""
+    NEEDED["local_model"] = {"model": str(tiny_model_folder), "precision": "float32"}
+    with serving() as heard:
+        NEEDED["remote"] = {"base_url": heard.url, "model": "echo"}
+        yield
+
+
 def system(name: str) -> System:
-    settings: dict[str, Any] = {"command": [sys.executable, "-c", ECHO]} if name == "command" else {}
-    return build(registry.load_class(SYSTEMS, name, System), settings)  # type: ignore[type-abstract]
+    return build(registry.load_class(SYSTEMS, name, System), NEEDED.get(name, {}))  # type: ignore[type-abstract]
 
 
 def test_the_promised_systems_are_there() -> None:
     named = {"zero_shot", "few_shot", "rag", "fine_tuned", "fine_tuned_few_shot", "fine_tuned_rag", "command"}
-    assert named <= set(NAMES)
+    assert named | OWN_CHOICE | {"remote"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -123,7 +139,7 @@ def test_a_prompt_that_was_chosen_says_how(name: str, context: Context) -> None:
     """All systems that try several prompts record them in one form, and the winner is one of them."""
     details = system(name).answer(rows(2, "test"), context).details
     json.dumps(details, allow_nan=False)
-    assert ("tried" in details) == ("tune_rows" in type(system(name)).model_fields)
+    assert ("tried" in details) == (name in OWN_CHOICE)
     for one in details.get("tried", []):
         assert {"addition", "place", "validation_score", "rows"} <= one.keys() and one["rows"] == 3
         assert one["place"] in ("system", "user") and 0 <= one["validation_score"] <= 1
@@ -149,7 +165,7 @@ def test_models_count_tokens_and_score_targets_when_asked(name: str, context: Co
     chosen = system(name)
     answers = chosen.answer(rows(3, "test"), replace(context, score_targets=True)).answers
     for answer in answers:
-        assert (answer.prompt_tokens is not None) == chosen.is_model
+        assert (answer.prompt_tokens is not None) == (name != "command")
         assert (answer.target_score is not None) == chosen.is_model
         if answer.target_score is not None:
             assert answer.target_score.tokens > 5 and answer.target_score.logprob_sum < 0

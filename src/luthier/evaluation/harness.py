@@ -288,6 +288,7 @@ def _fingerprint(shared: str, system: System, context: Context) -> str:
             "tuned": context.tuned_fingerprint if system.uses_adapter else None,
             **_retrieved(system, context),
             "files": dict(_files_named(values, context.recipe_folder)),
+            "identity": system.identity(context),
         }
     )
 

@@ -131,7 +131,7 @@ def resolve(name: str, offline: bool = False, say: Say | None = None) -> ModelFi
     Args:
         name: a folder or .gguf file, a name of the catalogue, or a hub id such as `Qwen/Qwen3-0.6B`, also
             with the branch, tag or commit to take: `Qwen/Qwen3-0.6B@main`.
-        offline: never use the network.
+        offline: never use the network; `LUTHIER_OFFLINE` says the same.
         say: is told what takes long; by default standard error is.
 
     Raises:
@@ -139,6 +139,7 @@ def resolve(name: str, offline: bool = False, say: Say | None = None) -> ModelFi
         StorageError: the disk is full or the cache cannot be written.
     """
     say, source = say or _say, source_of(name)
+    offline = offline or _is_on("LUTHIER_OFFLINE")
     if source == "path":
         return _local(name, _path_of(name), say)
     if source == "catalogue":
@@ -150,6 +151,15 @@ def resolve(name: str, offline: bool = False, say: Say | None = None) -> ModelFi
     from luthier.models.hub import fetch_from_hub
 
     return fetch_from_hub(name, offline)
+
+
+def offline_switch() -> str | None:
+    """The environment variable that says that nothing may leave this machine; None: none does."""
+    return next((name for name in ("LUTHIER_OFFLINE", "HF_HUB_OFFLINE") if _is_on(name)), None)
+
+
+def _is_on(variable: str) -> bool:
+    return os.environ.get(variable, "").strip().lower() not in ("", "0", "false", "no", "off")
 
 
 def source_of(name: str) -> Literal["path", "catalogue", "encoder", "hub"]:

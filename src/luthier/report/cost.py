@@ -73,6 +73,9 @@ def run_expenses(
         seconds = stages.get(f"evaluate:{system.name}", None if "evaluate" in stages else system.seconds)
         if seconds is not None:
             expenses.append(_here(prices, f"Evaluating {system.name}", seconds))
+        if system.details.usd_paid is not None:
+            formula = "tokens × the endpoint's own prices"
+            expenses.append(Expense(name=f"Paid for {system.name}", usd=system.details.usd_paid, formula=formula))
     measured = {"train", *(f"evaluate:{system.name}" for system in systems)}
     rest = sum(seconds for stage, seconds in stages.items() if stage not in measured)
     if rest:
@@ -97,15 +100,19 @@ def system_cost(prices: CostSettings, system: System) -> SystemCost:
     hosted = (prompt / n * input price + completion / n * output price) / 1,000,000 * 1000
 
     A few-shot prompt is longer, so it costs more. A system without tokens has no hosted price. The seconds of a program
-    are those from its start to its end, so a program that trains itself seems dearer than its answers are.
+    are those from its start to its end, so a program that trains itself seems dearer than its answers are. A remote
+    model has no price here, and hosted its own one where its settings name prices.
     """
     n = system.n
     seconds = system.seconds / n if system.seconds is not None and n else None
     tokens = system.tokens if n and system.tokens is not None and system.tokens.prompt else None
     prompt, completion = (tokens.prompt / n, tokens.completion / n) if tokens else (None, None)
-    here = None if seconds is None else seconds / 3600 * prices.machine_usd_per_hour * 1000
+    is_remote = system.type == "remote"
+    here = None if seconds is None or is_remote else seconds / 3600 * prices.machine_usd_per_hour * 1000
     hosted = None
-    if prompt is not None and completion is not None:
+    if n and system.details.usd is not None:
+        hosted = system.details.usd / n * 1000
+    elif prompt is not None and completion is not None:
         paid = (
             prompt * prices.hosted_input_usd_per_million_tokens
             + completion * prices.hosted_output_usd_per_million_tokens

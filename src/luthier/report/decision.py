@@ -484,7 +484,10 @@ def _cost_text(outcome: Outcome, cost: Cost | None) -> str:
     if outcome.system is None or cost is None:
         return ""
     paid = next((c for c in cost.systems if c.system == outcome.system.name), None)
-    answers = usd(paid.here_usd_per_thousand) if paid and paid.here_usd_per_thousand is not None else None
+    # what is asked elsewhere has no price here
+    price = None if paid is None else paid.here_usd_per_thousand
+    price = paid.hosted_usd_per_thousand if paid is not None and price is None else price
+    answers = usd(price) if price is not None else None
     if rung(outcome.system) in TRAINED and cost.run_usd is not None:
         per = f"; a thousand answers cost {answers}" if answers else ""
         return f" The run cost {usd(cost.run_usd)}{per}."

@@ -242,4 +242,6 @@ def _cost_tiles(report: Report) -> list[Tile]:
     if paid is not None and paid.here_usd_per_thousand is not None:
         hosted = "" if paid.hosted_usd_per_thousand is None else f"; hosted {text.usd(paid.hosted_usd_per_thousand)}"
         found.append(Tile("A thousand answers", text.usd(paid.here_usd_per_thousand), f"here{hosted}"))
+    elif paid is not None and paid.hosted_usd_per_thousand is not None:
+        found.append(Tile("A thousand answers", text.usd(paid.hosted_usd_per_thousand), "hosted; none here"))
     return found

@@ -97,6 +97,10 @@ class Details(Part):
     """Retrieved passages before a question, on average; null for a prompt without passages."""
     mean_shots: float | None = None
     """Solved examples before a question, on average; null for a prompt without examples."""
+    usd: float | None = None
+    """What an endpoint asks for the answers to all rows, by its own prices; null without an endpoint or prices."""
+    usd_paid: float | None = None
+    """What the run has paid the endpoint, attempts without an answer included."""
 
 
 class System(Part):
@@ -461,9 +465,10 @@ class SystemCost(Part):
     completion_tokens_per_answer: float | None = None
     """Measured."""
     here_usd_per_thousand: float | None = None
-    """A thousand answers on this machine."""
+    """A thousand answers on this machine; null for a remote model, too."""
     hosted_usd_per_thousand: float | None = None
-    """A thousand answers from a hosted model that reads and writes as many tokens; null without tokens."""
+    """A thousand answers from a hosted model that reads and writes as many tokens, or of a remote model by its own
+    prices; null without tokens."""
     here_usd_per_month: float | None = None
     """At `cost.answers_per_month`, on this machine."""
     hosted_usd_per_month: float | None = None

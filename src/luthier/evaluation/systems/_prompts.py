@@ -91,16 +91,10 @@ def choose(
     Raises:
         EvaluationError: a validation row has a target that the metric cannot use.
     """
-    fitting = (
-        row
-        for row in context.validation
-        if row.completion is not None and has_room(row, ask([row], candidates[0])[0], context)
-    )
-    rows = list(itertools.islice(fitting, tune_rows))
+    rows = rows_to_compete_on(context, tune_rows, lambda row: ask([row], candidates[0])[0])
     if not rows:
         return candidates[0], []
     metric = context.primary_metric
-    require_measurable(rows, [metric])
     prompts = [prompt for candidate in candidates for prompt in ask(rows, candidate)]
     asked = rows * len(candidates)  # all at once: a large batch costs little more than a small one
     what = f"{name}: trying {len(candidates)} prompts"
@@ -115,6 +109,20 @@ def choose(
         for candidate, score in zip(candidates, scores, strict=True)
     ]
     return candidates[ranks.index(max(ranks))], tried
+
+
+def rows_to_compete_on(
+    context: Context, count: int, plainest: Callable[[Conversation], tuple[Message, ...]]
+) -> list[Conversation]:
+    """The first validation rows that have a wanted reply and, asked plainly, leave room for an answer.
+
+    Raises:
+        EvaluationError: one has a target that the primary metric cannot use.
+    """
+    fitting = (r for r in context.validation if r.completion is not None and has_room(r, plainest(r), context))
+    rows = list(itertools.islice(fitting, count))
+    require_measurable(rows, [context.primary_metric])
+    return rows
 
 
 def suggested(context: Context) -> list[str]:

@@ -6,6 +6,7 @@ runs inside `Context`, which can switch the adapter off: then the model is the b
 
 import json
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -35,6 +36,11 @@ TrainedOn: TypeAlias = Literal["rows", "passages"]
 
 def no_progress(_what: str, _done: int, _total: int) -> None:
     """Say nothing."""
+
+
+def to_stderr(text: str) -> None:
+    """Say it on standard error: what must be said is said, even where nobody thought of listening."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def installed_versions() -> dict[str, str]:
@@ -86,6 +92,10 @@ class Context:
     """Most tokens held at once while generating."""
     on_progress: Progress = no_progress
     """Told how far it is."""
+    say: Callable[[str], None] = to_stderr
+    """Told what a reader must know at once, such as that rows leave this machine."""
+    responses: Path | None = None
+    """Where answers that were paid for are kept; None: only as long as the process lives."""
     versions: Mapping[str, str] = field(default_factory=installed_versions)
     """Of the software; records made with other versions are not used again."""
 
@@ -135,7 +145,7 @@ class System(Settings, ABC):
     trained_on: ClassVar[TrainedOn | None] = None
     """Which of the run's trainings its answers depend on; None: none, the model is the base."""
     is_model: ClassVar[bool] = True
-    """Whether it is the run's model; if not, it has no tokens and no log-probabilities."""
+    """Whether it is a model in this process, with tokens and log-probabilities; a program or an endpoint is none."""
     uses_retriever: ClassVar[bool] = False
     """Whether its answers depend on the passages of `[retrieval]`."""
 
@@ -158,6 +168,14 @@ class System(Settings, ABC):
     def place(self) -> int:
         """For sorting: what needs no training first, in the order of the recipe, then what was trained, by its rung."""
         return RUNGS.index(self.rung) if self.uses_adapter else -1
+
+    def identity(self, context: Context) -> str | None:
+        """What its answers depend on beside its settings and the context: a digest of another model's files, say.
+
+        Raises:
+            ModelError: that cannot be found out.
+        """
+        return None
 
     @abstractmethod
     def answer(self, rows: Sequence[Example], context: Context) -> Answers:

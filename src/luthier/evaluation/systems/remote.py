@@ -1,0 +1,250 @@
+"""A model behind any OpenAI-compatible endpoint, in the same table: what a hosted model would do, and at what price.
+
+It is asked plainly: the row's own prompt, what `zero_shot` knows of the task added to the system message, and with
+`shots` the most similar training rows before the question. Rows leave this machine, so it is said beforehand which host
+gets how many, and nothing is sent while `LUTHIER_OFFLINE` or `HF_HUB_OFFLINE` is set, unless the host is this machine.
+
+Answers are kept in the run's folder (`responses/`). The spend limit counts everything that was ever paid there to this
+endpoint for this model, and holds before a request is sent: its price is taken to be at most that of a token for each
+byte sent, 512 more for what a server adds, and the longest answer.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, model_validator
+
+from luthier.config import canonical_hash, nested
+from luthier.errors import EvaluationError, RecipeError
+from luthier.evaluation.rungs import Rung
+from luthier.evaluation.systems._asker import Asker, Request
+from luthier.evaluation.systems._endpoint import (
+    Endpoint,
+    Patience,
+    is_this_machine,
+    key_from,
+    require_base_url,
+    require_env_name,
+)
+from luthier.evaluation.systems._prompts import suggested
+from luthier.evaluation.systems._responses import Prices, Purse, Responses, Usage
+from luthier.evaluation.systems._wire import reply_of, wire_messages
+from luthier.evaluation.systems.base import (
+    Answer,
+    Answers,
+    Context,
+    System,
+    message_text,
+    require_questions,
+    with_answer_room,
+    with_instruction,
+)
+from luthier.evaluation.systems.few_shot import Retriever, with_examples
+from luthier.examples import Conversation, Example
+from luthier.models.catalog import offline_switch
+
+SERVER_TOKENS = 512
+"""What a server may put around a prompt beside what it was sent: its own system message, the words around tools."""
+
+
+def _base_url(url: str) -> str:
+    with nested():
+        return require_base_url(url)
+
+
+def _env_name(name: str) -> str:
+    with nested():
+        return require_env_name(name)
+
+
+class Remote(System):
+    """A model that is asked over HTTP."""
+
+    is_model: ClassVar[bool] = False
+    rung: ClassVar[Rung] = "other_model"
+
+    base_url: Annotated[str, AfterValidator(_base_url)]
+    """Where the API is, such as `https://api.example.com/v1`; `/chat/completions` is added."""
+    model: str = Field(min_length=1)
+    """The model's name there."""
+    api_key_env: Annotated[str, AfterValidator(_env_name)] | None = None
+    """Name of the environment variable that holds the key, never the key; absent: no key is sent."""
+    instruction: str = ""
+    """Added to the system message."""
+    suggest: bool = True
+    """Whether the fullest addition that `zero_shot` tries (form or labels, from training rows and schema) is added."""
+    shots: int = Field(0, ge=0)
+    """Solved training rows before each question, the most similar ones; they are sent, too."""
+    answer_room: float = Field(2.0, ge=1)
+    """Longest answer, in multiples of `evaluation.max_new_tokens`."""
+    limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What the request calls the longest answer; some newer models know only the second."""
+    send_temperature: bool = True
+    """Whether `temperature = 0` is sent; models that think first refuse it."""
+    concurrency: int = Field(4, ge=1, le=256)
+    """Requests under way at once."""
+    timeout_seconds: float = Field(120.0, gt=0)
+    """Longest time for one attempt."""
+    retries: int = Field(5, ge=0)
+    """Further attempts where the server is busy, fails, or breaks off."""
+    first_wait_seconds: float = Field(1.0, ge=0)
+    """Before the first of them; each next one waits twice as long, or as long as the server asks."""
+    input_usd_per_million_tokens: float | None = Field(None, ge=0)
+    """What it asks for a million prompt tokens; absent: the report uses the prices in `cost`."""
+    output_usd_per_million_tokens: float | None = Field(None, ge=0)
+    """What it asks for a million completion tokens."""
+    spend_limit_usd: float | None = Field(None, gt=0)
+    """Most US dollars that this run may ever pay for answers of this model there; needs both prices."""
+
+    @model_validator(mode="after")
+    def _require_prices(self) -> "Remote":
+        prices = (self.input_usd_per_million_tokens, self.output_usd_per_million_tokens)
+        with nested():
+            if None in prices and prices != (None, None):
+                raise RecipeError("input_usd_per_million_tokens and output_usd_per_million_tokens: give both or none")
+            if self.spend_limit_usd is not None and None in prices:
+                raise RecipeError(
+                    "spend_limit_usd can only hold where input_usd_per_million_tokens and "
+                    "output_usd_per_million_tokens are given"
+                )
+        return self
+
+    def answer(self, rows: Sequence[Example], context: Context) -> Answers:
+        """The endpoint's answers; `details` tells what was sent, kept, and paid.
+
+        Raises:
+            EvaluationError: the endpoint refuses or goes on failing, the key is not there, the spend limit would be
+                passed, the network is switched off, or a row is no question. What was answered is kept.
+            StorageError: an answer cannot be kept.
+        """
+        questions = require_questions(rows, "remote")
+        asked = list(self._requests(questions, context))
+        kept = Responses(None if context.responses is None else context.responses / self._file_name)
+        missing = {request.key: request for request in asked if kept.get(request.key) is None}
+        attempts = self._ask(missing, asked, kept, context) if missing else 0
+        context.on_progress("remote", len(rows), len(rows))
+        answered = [kept.get(request.key) or {} for request in asked]
+        has_usage = all(one["usage"] for one in answered)
+        answers = [_answer(r, a, has_usage) for r, a in zip(asked, answered, strict=True)]
+        seconds = sum(one["seconds"] for one in answered) / min(self.concurrency, max(len(answered), 1))
+        counted = self._counted(asked, kept, attempts, len(missing))
+        details = {**self._described(asked, context), **counted}
+        return Answers(answers, seconds, details)
+
+    @property
+    def prices(self) -> Prices | None:
+        """Both prices; None: they are not known."""
+        given, written = self.input_usd_per_million_tokens, self.output_usd_per_million_tokens
+        return None if given is None or written is None else Prices(given, written)
+
+    @property
+    def _file_name(self) -> str:
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{urlsplit(self.base_url).netloc}-{self.model}")[:80]
+        return f"{name}-{canonical_hash([self.base_url, self.model])[:12]}.jsonl"
+
+    def _addition(self, context: Context) -> str:
+        parts = [self.instruction, suggested(context)[-1] if self.suggest else ""]
+        return "\n".join(part for part in parts if part)
+
+    def _requests(self, rows: Sequence[Conversation], context: Context) -> Iterator[Request]:
+        retriever = Retriever(context.train) if self.shots else None
+        addition, limit = self._addition(context), with_answer_room(context, self.answer_room).max_new_tokens
+        for row in rows:
+            prompt = with_instruction(row.prompt, addition)
+            if retriever is not None:
+                prompt = with_examples(prompt, retriever.similar(row, self.shots))
+            body: dict[str, Any] = {"model": self.model, "messages": wire_messages(prompt), self.limit_field: limit}
+            if self.send_temperature:
+                body["temperature"] = 0
+            if row.tools:
+                body["tools"] = [dict(tool) for tool in row.tools]
+            content = json.dumps(body).encode()
+            most = Usage(len(content) + SERVER_TOKENS, limit)
+            yield Request(canonical_hash([self.base_url, body]), row, prompt, content, most)
+
+    def _ask(self, missing: Mapping[str, Request], asked: Sequence[Request], kept: Responses, context: Context) -> int:
+        """Get what is missing, and return how many requests that took."""
+        self._announce(missing, asked, context)
+        patience = Patience(self.timeout_seconds, self.retries, self.first_wait_seconds)
+        spent = sum(usage.usd(self.prices) for usage in kept.paid) if self.prices else 0.0
+        purse = Purse(self.prices, self.spend_limit_usd, spent)
+        with closing(Endpoint(self.base_url, key_from(self.api_key_env), patience)) as endpoint:
+            asker = Asker(endpoint, kept, purse)
+            asker.ask_all(list(missing.values()), self.concurrency, partial(context.on_progress, "remote"))
+        return asker.attempts
+
+    def _announce(self, missing: Mapping[str, Request], asked: Sequence[Request], context: Context) -> None:
+        """Say what leaves the machine.
+
+        Raises:
+            EvaluationError: it must not.
+        """
+        parts = urlsplit(self.base_url)
+        local = is_this_machine(self.base_url)
+        switch = offline_switch()
+        if switch and not local:
+            raise EvaluationError(
+                f"{switch} is set, so nothing is sent to {parts.netloc}, and {len(missing)} of {len(asked)} answers of "
+                f"{self.model} are not kept from an earlier evaluation; unset it, or leave the system out"
+            )
+        where = "which is this machine" if local else "which is not this machine"
+        open_ = "" if local or parts.scheme == "https" else ", unencrypted"
+        examples = f", each with up to {self.shots} training rows" if self.shots else ""
+        rest = f" ({len(asked) - len(missing)} more are answered already)" if len(missing) < len(asked) else ""
+        context.say(
+            f"sending the prompts of {len(missing)} rows{examples} to {parts.netloc}, {where}{open_}, for "
+            f"{self.model}{rest}"
+        )
+
+    def _described(self, asked: Sequence[Request], context: Context) -> dict[str, Any]:
+        shown = [sum(m.role == "assistant" for m in r.prompt) - _replies(r.row) for r in asked]
+        return {
+            "endpoint": self.base_url,
+            "model": self.model,
+            "addition": self._addition(context),
+            "place": "system",
+            **(
+                {"shots": self.shots, "examples": "nearest", "mean_shots": sum(shown) / len(shown)}
+                if self.shots
+                else {}
+            ),
+        }
+
+    def _counted(self, asked: Sequence[Request], kept: Responses, attempts: int, missing: int) -> dict[str, Any]:
+        answered = [kept.get(request.key) or {} for request in asked]
+        usages = [Usage(*one["charged"]) for one in answered]
+        without = sum(not one["usage"] for one in answered)
+        prices, keys = self.prices, {request.key for request in asked}
+        return {
+            "answered_by": sorted({one["model"] for one in answered}),
+            "requests": attempts,
+            "cached": len(answered) - missing,
+            "input_tokens": sum(usage.prompt for usage in usages),
+            "output_tokens": sum(usage.completion for usage in usages),
+            "usd": sum(usage.usd(prices) for usage in usages) if prices else None,
+            "usd_paid": sum(u.usd(prices) for key in keys for u in kept.paid_for(key)) if prices else None,
+            **({"answers_without_usage": without} if without else {}),
+        }
+
+
+def _replies(row: Conversation) -> int:
+    return sum(message.role == "assistant" for message in row.prompt)
+
+
+def _answer(request: Request, kept: Mapping[str, Any], has_usage: bool) -> Answer:
+    reply = reply_of(kept["message"])
+    prompt, completion = kept["charged"] if has_usage else (None, None)
+    return Answer(
+        id=request.row.id,
+        prompt=request.prompt,
+        output=message_text(reply),
+        reply=reply,
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        finished=kept["finish_reason"] != "length",
+    )
