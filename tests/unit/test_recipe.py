@@ -11,7 +11,7 @@ import pytest
 from luthier import recipe as recipes, registry
 from luthier.cli.main import main
 from luthier.cli.reference import part_class, reference, schema
-from luthier.config import Settings, build, override, read_toml, write_toml
+from luthier.config import Settings, build, group_of, override, read_toml, write_toml
 from luthier.errors import RecipeError
 from luthier.recipe import DEFAULT_SYSTEMS, PARTS, SYSTEMS, Recipe
 
@@ -44,8 +44,8 @@ def every_settings_class() -> Iterator[type[Settings]]:
         cls = stack.pop()
         yield cls
         for field in cls.model_fields.values():
-            inner = field.annotation
-            if isinstance(inner, type) and issubclass(inner, Settings) and inner is not Settings:
+            inner = group_of(field.annotation)
+            if inner is not None and inner is not Settings:
                 stack.append(inner)
 
 
