@@ -331,10 +331,12 @@ def test_a_recipe_with_passages_compares_a_system_that_retrieves(tmp_path: Path)
 
 def test_paths_of_retrieval_are_read_from_the_folder_of_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "encoder").mkdir()
-    tree = {"retrieval": {"corpus": "docs", "embedder": "encoder", "reranker": "owner/name", "store": "http://host:1"}}
+    tree = {
+        "retrieval": {"corpus": "docs", "embedder": "encoder", "reranker": "owner/name", "store": "http://localhost:1"}
+    }
     made = recipes.absolute_paths(tree, tmp_path)["retrieval"]
     assert made["corpus"] == str(tmp_path / "docs") and made["embedder"] == str(tmp_path / "encoder")
-    assert made["reranker"] == "owner/name" and made["store"] == "http://host:1"
+    assert made["reranker"] == "owner/name" and made["store"] == "http://localhost:1"
 
 
 @pytest.mark.parametrize(
