@@ -24,7 +24,7 @@ from benchmarks._rows import WORDS
 from luthier.data.formats.base import read_examples
 from luthier.evaluation.retrieval import measure_retrieval, table
 from luthier.examples import Conversation
-from luthier.models.catalog import resolve
+from luthier.models.catalog import cache_folder, resolve
 from luthier.rag.dense import Dense, Flat
 from luthier.rag.embedder import Embedder
 from luthier.rag.finder import Finder
@@ -32,6 +32,7 @@ from luthier.rag.fusion import fuse
 from luthier.rag.lexical import Bm25
 from luthier.rag.passages import Passage
 from luthier.rag.retriever import Host, Retriever, build_retrievers, read_passages
+from luthier.rag.vectors import VectorCache
 from luthier.recipe import RetrievalSettings
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "rag_qa"
@@ -66,11 +67,12 @@ def titles(data: Path) -> None:
     rows = questions(data / "train.jsonl")
     passages = read_passages(RetrievalSettings(corpus=str(data / "corpus.jsonl")))
     embedder = Embedder(resolve(RetrievalSettings(corpus="-").embedder), torch.device("cpu"))
+    cache = VectorCache(cache_folder() / "vectors" / embedder.fingerprint[:16], embedder)
     print(f"titles, {len(rows)} training questions     recall@1  recall@5")
     for name, texts in (("text", [p.text for p in passages]), ("title and text", [p.titled for p in passages])):
         finders: dict[str, Finder] = {
             "bm25": Bm25(texts),
-            "dense": Dense(embedder, Flat(embedder.embed(texts).vectors_ND)),
+            "dense": Dense(embedder, Flat(cache.vectors_of(texts).vectors_ND)),
         }
         for kind, finder in finders.items():
             retrievers = {kind: Retriever(kind, passages, finder, 5, "")}

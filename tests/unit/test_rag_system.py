@@ -204,7 +204,7 @@ def test_the_command_measures_and_searches(
     assert re.search(r"bm25\* +1\.000 \[0\.8", out) and "dense" not in out
     assert main(["retrieve", recipe, "--query", "the city of 7"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("[1] city-7  (city-7, characters 0 to 34; bm25 ") and "[3]" not in out
+    assert out.startswith("[1] city-7  (city-7, characters 0 to 31; bm25 ") and "[3]" not in out
     assert main(["retrieve", recipe, "--query", "zebra"]) == 0
     assert "Nothing was found." in capsys.readouterr().out
     assert main(["retrieve", str(_write(write_jsonl, tmp_path, ""))]) == 2

@@ -11,7 +11,7 @@ import pytest
 from luthier import recipe as recipes, registry
 from luthier.cli.main import main
 from luthier.cli.reference import part_class, reference, schema
-from luthier.config import Settings, build, override, read_toml, write_toml
+from luthier.config import Settings, build, group_of, override, read_toml, write_toml
 from luthier.errors import RecipeError
 from luthier.recipe import DEFAULT_SYSTEMS, PARTS, SYSTEMS, Recipe
 
@@ -44,8 +44,8 @@ def every_settings_class() -> Iterator[type[Settings]]:
         cls = stack.pop()
         yield cls
         for field in cls.model_fields.values():
-            inner = field.annotation
-            if isinstance(inner, type) and issubclass(inner, Settings) and inner is not Settings:
+            inner = group_of(field.annotation)
+            if inner is not None and inner is not Settings:
                 stack.append(inner)
 
 
@@ -331,10 +331,12 @@ def test_a_recipe_with_passages_compares_a_system_that_retrieves(tmp_path: Path)
 
 def test_paths_of_retrieval_are_read_from_the_folder_of_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "encoder").mkdir()
-    tree = {"retrieval": {"corpus": "docs", "embedder": "encoder", "reranker": "owner/name", "store": "http://host:1"}}
+    tree = {
+        "retrieval": {"corpus": "docs", "embedder": "encoder", "reranker": "owner/name", "store": "http://localhost:1"}
+    }
     made = recipes.absolute_paths(tree, tmp_path)["retrieval"]
     assert made["corpus"] == str(tmp_path / "docs") and made["embedder"] == str(tmp_path / "encoder")
-    assert made["reranker"] == "owner/name" and made["store"] == "http://host:1"
+    assert made["reranker"] == "owner/name" and made["store"] == "http://localhost:1"
 
 
 @pytest.mark.parametrize(

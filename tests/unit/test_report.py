@@ -559,36 +559,3 @@ def test_arguments_are_the_documented_ones() -> None:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     assert vars(parser.parse_args(["x"])) == {"run": Path("x"), "out": None, "schema": False}
-
-
-def test_retrieval_by_itself_is_a_table_and_says_how_it_was_judged(run: Path) -> None:
-    page = render_page(build_report(run))
-    assert "58 questions, 50 by the passages that their rows name, 8 by whether a passage holds the answer" in page
-    assert "2 more left out" in page and "1,240 passages of 900 texts" in page
-    row = re.search(r"<tr><th>hybrid<small>used</small></th>.*?</tr>", page, re.DOTALL)
-    assert row and "0.860" in row.group() and "recall@5" in page
-
-
-def test_retrieval_that_was_not_asked_for_is_not_missing(run: Path) -> None:
-    (run / "retrieval.json").unlink()
-    change(run / "recipe.json", lambda r: r.pop("retrieval"))
-    report = build_report(run)
-    assert not report.missing and report.retrieval is None
-    assert "Retrieval by itself" not in render_page(report)
-
-
-def test_ways_to_ask_with_passages_are_told_apart_by_their_number(run: Path) -> None:
-    def edit(evaluation: Any) -> None:
-        (system,) = (s for s in evaluation["systems"] if s["name"] == "few_shot")
-        trial = {"addition": "", "place": "system", "rows": 20}
-        system["details"] = {
-            **trial,
-            "passages": 1,
-            "mean_passages": 1.0,
-            "tried": [trial | {"passages": n, "validation_score": 0.5 / n} for n in (5, 1)],
-        }
-
-    change(run / "evaluation.json", edit)
-    (found,) = (c for c in competitions(build_report(run).systems) if c.system == "few_shot")
-    assert [won for _, won in found.trials] == [False, True] and found.mean_passages == 1
-    assert "with 1.0 passages a question" in render_page(build_report(run))

@@ -1,7 +1,8 @@
 """Search by vectors: the passages whose vector is nearest to the query's, by cosine.
 
-Embedded, every passage is compared, so nothing near is missed: a matrix product over 100,000 passages takes some
-milliseconds a query. Beyond some millions a served index that skips most of them is the better tool (`qdrant.py`).
+Embedded, every passage is compared, so nothing near is missed: a matrix product over 100,000 passages takes tens of
+milliseconds a query (docs/retrieval.md). Beyond some millions a served index that skips most of them is the better
+tool (`qdrant.py`).
 """
 
 from collections.abc import Sequence

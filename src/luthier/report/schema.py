@@ -8,35 +8,13 @@ not finite where they were measured are null. Money is US dollars, time is secon
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from luthier.evaluation.rungs import Rung
+from luthier.report.measured import Interval as Interval, Part as Part, Retrieval as Retrieval
 
 Recommendation = Literal["external", "prompt", "few_shot", "rag", "fine_tune", "fine_tune+rag", "not_yet"]
 Severity = Literal["error", "warning", "note"]
-
-
-class Part(BaseModel):
-    """The base of every part: frozen; keys that a newer Luthier wrote are passed over, not refused."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="ignore",
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-        json_schema_serialization_defaults_required=True,  # a report has every field, so its schema promises every one
-    )
-
-
-class Interval(Part):
-    """A measured value and the interval around it at the confidence of the evaluation."""
-
-    value: float | None = None
-    """The value; null if it was not finite."""
-    low: float | None = None
-    """Lower end; null if no interval was computed."""
-    high: float | None = None
-    """Upper end; null if no interval was computed."""
 
 
 class Tokens(Part):
@@ -174,44 +152,6 @@ class Evaluation(Part):
     """Metrics for which a smaller value is the better one."""
     bounds: dict[str, tuple[float, float]] = {}
     """Worst and best value of each metric that has both; a difference is judged as a share of what lies between."""
-
-
-class MeasuredRetriever(Part):
-    """One way to search, on the questions of the test rows."""
-
-    name: str
-    """`bm25`, `dense`, `hybrid` or `reranked`."""
-    seconds_per_query: float
-    """Time of a search."""
-    metrics: dict[str, Interval] = {}
-    """`recall_at_1`, `_3`, `_5`, `_10`, `mrr` and `ndcg_at_10`."""
-
-
-class Retrieval(Part):
-    """Retrieval measured by itself: whether the right passages are found, whatever a model makes of them."""
-
-    n: int
-    """Questions."""
-    groups: int
-    """Questions that differ."""
-    judged_by_gold: int = 0
-    """Questions whose rows name the right passages."""
-    judged_by_answer: int = 0
-    """Questions of which a passage is right that holds the answer word for word."""
-    not_judged: int = 0
-    """Questions left out, of which nothing is known."""
-    sources: int
-    """Texts of the corpus."""
-    passages: int
-    """What they were cut into."""
-    confidence: float
-    """Coverage of the intervals."""
-    used: str
-    """The retriever that systems use."""
-    top_k: int
-    """Passages before a question, at most."""
-    retrievers: tuple[MeasuredRetriever, ...]
-    """From the simplest on."""
 
 
 class Evidence(Part):
