@@ -15,19 +15,17 @@ from typing import NamedTuple
 import numpy as np
 
 from luthier.data.checks._containment import Contained
-from luthier.data.checks._likeness import LEAST, WordSets, limit
+from luthier.data.checks._likeness import WordSets, limit
 from luthier.data.checks._text import normalized, rows, share, view
 from luthier.data.checks._words import word_hashes
 from luthier.data.checks.base import PLACES_KEPT, Finding, Severity
-from luthier.examples import Document, Example, Where
+from luthier.examples import Example, Where
 
 CHECK = "corpus_leaks"
 SHORT_PASSAGE = 40
 """Words up to which a passage may be a question with its answer, question mark or not."""
 LONG_ANSWER = 12
 """Words from which an answer does not stand in two places by chance."""
-MANY = 0.5
-"""Share of the test rows that have a word in common with a question of the corpus, from which it is full of them."""
 _SENTENCE = re.compile(r"[^.!?\u061f\u3002\uff01\uff1f\n]+[.!?\u061f\u3002\uff01\uff1f]*")
 _QUESTION_ENDS = ("?", "\u061f", "\uff1f")
 
@@ -38,6 +36,26 @@ class Asked(NamedTuple):
     question: bytes
     answer: bytes
     where: Where
+
+
+class Kind(NamedTuple):
+    """How a kind of leak is reported."""
+
+    severity: Severity
+    what: str
+    advice: str
+
+
+_REMOVE = (
+    "take these passages out of {name}, or these rows out of test: what is found there is the question, not knowledge. "
+    "If users will ask what {name} lists as questions, test with their wording and not with its own"
+)
+_WANTED = "fine where the answer is meant to be a passage; otherwise the test was made from these very texts"
+WHOLE = Kind("error", "whose question stands in {name} word for word, with its answer", _REMOVE)
+WHOLE_ALONE = Kind("warning", "whose question stands in {name} word for word, without its answer", _REMOVE)
+LIKE = Kind("warning", "whose question stands in {name} reworded, with its answer", _REMOVE)
+LIKE_ALONE = Kind("warning", "whose question stands in {name} reworded, without its answer", _REMOVE)
+ANSWER = Kind("note", "whose long answer stands in {name} whole", _WANTED)
 
 
 class Leak(NamedTuple):
@@ -62,32 +80,35 @@ def corpus_leaks(
         An error for questions that stand in a passage word for word with their answer; warnings for those without it,
         and for reworded ones; a note for long answers that stand in a passage whole.
     """
-    asked = [_asked(example) for example in test if not isinstance(example, Document)]
-    if not corpus or not asked:
-        return []
-    passages = [normalized(text) for text, _ in corpus]
-    found: list[Finding] = []
+    asked = [ask(example) for example in test]
+    return [
+        _finding(kind, leaks, ([one.where for one in asked], [where for _, where in corpus]), name)
+        for kind, leaks in find_leaks([text for text, _ in corpus], asked)
+    ]
+
+
+def find_leaks(corpus: Sequence[str], test: Sequence[Asked]) -> Iterator[tuple[Kind, list[Leak]]]:
+    """What `corpus_leaks` reports, row by row; a row counts once for its question and once for its long answer."""
+    if not corpus or not test:
+        return
+    passages = [normalized(text) for text in corpus]
     told: set[int] = set()
-    for leaks, how in ((_verbatim(passages, asked), "word for word"), (_reworded(corpus, asked), "reworded")):
+    for leaks, kinds in (
+        (_verbatim(passages, test), (WHOLE, WHOLE_ALONE)),
+        (_reworded(corpus, test), (LIKE, LIKE_ALONE)),
+    ):
         new = [leak for leak in leaks if leak.row not in told]
         told.update(leak.row for leak in new)
-        for answered in (True, False):
-            those = [leak for leak in new if _is_answered(asked[leak.row], passages[leak.passage]) is answered]
-            severity: Severity = "error" if answered and how == "word for word" else "warning"
-            what = f"whose question stands in {name} {how}, {'with' if answered else 'without'} its answer"
-            found += _report(those, (severity, what, _ADVICE.format(name=name)), asked, corpus)
-    answers = _answers(passages, asked)
-    return found + _report(answers, ("note", f"whose long answer stands in {name} whole", _WANTED), asked, corpus)
+        for kind, answered in zip(kinds, (True, False), strict=True):
+            those = [leak for leak in new if _is_answered(test[leak.row], passages[leak.passage]) is answered]
+            if those:
+                yield kind, those
+    if answers := _answers(passages, test):
+        yield ANSWER, answers
 
 
-_ADVICE = (
-    "take these passages out of {name}, or these rows out of test: what is found there is the question, not knowledge. "
-    "If users will ask what {name} lists as questions, test with their wording and not with its own"
-)
-_WANTED = "fine where the answer is meant to be a passage; otherwise the test was made from these very texts"
-
-
-def _asked(example: Example) -> Asked:
+def ask(example: Example) -> Asked:
+    """What a held-out row asks and how it is answered; a document asks nothing."""
     texts = view(example)
     return Asked(normalized(texts.prompt), normalized(texts.reply), example.where)
 
@@ -123,11 +144,11 @@ def _first(texts: Contained) -> list[Leak]:
     return [best[row] for row in sorted(best)]
 
 
-def _reworded(corpus: Sequence[tuple[str, Where]], asked: Sequence[Asked]) -> list[Leak]:
+def _reworded(corpus: Sequence[str], asked: Sequence[Asked]) -> list[Leak]:
     """Questions that are like one in the corpus: one that ends with a question mark, a title, a short passage."""
     sets = WordSets()
     of: list[int] = []
-    for number, (text, _) in enumerate(corpus):
+    for number, text in enumerate(corpus):
         for part in _questions(text):
             sets.add(word_hashes(normalized(part)))
             of.append(number)
@@ -135,9 +156,8 @@ def _reworded(corpus: Sequence[tuple[str, Where]], asked: Sequence[Asked]) -> li
         sets.add(word_hashes(one.question))
     stage = np.repeat((0, 1), (len(of), len(asked)))
     near, _ = sets.nearest_earlier(stage, np.zeros(len(stage), dtype=np.uint64))
+    least = limit(near.likeness[(stage == 1) & sets.comparable()], sets.among(stage == 0))
     likeness, nearest = near.likeness[len(of) :], near.number[len(of) :]
-    is_list_of_questions = (nearest >= 0).mean() > MANY
-    least = limit(likeness[nearest >= 0]) if is_list_of_questions else LEAST
     return [Leak(row, of[nearest[row]], float(likeness[row])) for row in np.flatnonzero(likeness >= least).tolist()]
 
 
@@ -156,20 +176,13 @@ def _is_answered(asked: Asked, passage: bytes) -> bool:
     return bool(asked.answer) and asked.answer in passage
 
 
-def _report(
-    leaks: Sequence[Leak],
-    said: tuple[Severity, str, str],
-    asked: Sequence[Asked],
-    corpus: Sequence[tuple[str, Where]],
-) -> list[Finding]:
-    """A finding for these leaks; `said`: severity, what, advice."""
-    if not leaks:
-        return []
-    severity, what, advice = said
+def _finding(kind: Kind, leaks: Sequence[Leak], places: tuple[Sequence[Where], Sequence[Where]], name: str) -> Finding:
+    """A finding for leaks of one kind; `places`: of the rows and of the passages."""
+    rows_at, passages_at = places
     first = leaks[0]
     message = (
-        f"{rows(len(leaks))} of test ({share(len(leaks), len(asked))}) {what}: "
-        f"{asked[first.row].where} and {corpus[first.passage][1]} ({first.likeness:.2f})"
+        f"{rows(len(leaks))} of test ({share(len(leaks), len(rows_at))}) {kind.what.format(name=name)}: "
+        f"{rows_at[first.row]} and {passages_at[first.passage]} ({first.likeness:.2f})"
     )
-    where = tuple(asked[leak.row].where for leak in leaks[:PLACES_KEPT])
-    return [Finding(CHECK, severity, message, advice, where, len(leaks))]
+    where = tuple(rows_at[leak.row] for leak in leaks[:PLACES_KEPT])
+    return Finding(CHECK, kind.severity, message, kind.advice.format(name=name), where, len(leaks))

@@ -17,9 +17,9 @@ from luthier.data.checks._words import F64, I64, RUN, U32, WINDOW, picked, tripl
 from luthier.data.prompts import least_common
 
 SHARE = 0.9
-MIN_WORDS = 8
+MIN_WORDS = 6
 """A question with fewer words may stand in a longer text by chance."""
-MIN_OWN, MIN_FINGERPRINTS = 2, 4
+MIN_OWN, MIN_FINGERPRINTS = 2, 3
 """Fingerprints that few texts have, and fingerprints of all, that a question needs."""
 MOST_FINGERPRINTS = 2048
 MOST_ASKED = 4096

@@ -6,8 +6,8 @@ of what either says. It stays high when some words are replaced or dropped, wher
 
 Whether it is *too* high depends on the data: two questions to a bank have half of their words in common, two questions
 about an encyclopedia none. So the limit is taken from the data: likeness to the nearest earlier text, as a logit, is
-about normal with the median and lower spread of the held-out rows (`limit`). Where answers differ from row to row, an
-equal answer tells more than the wording, and the lowest limit (`LEAST`) will do.
+about normal with the median and lower spread of the held-out rows, or of training rows among themselves (`limit`).
+Where answers differ from row to row, an equal answer tells more than the wording, and the lowest limit will do.
 
 A text keeps its 256 smallest word hashes, so memory is at most 1 KiB a text; those of longer texts are a random sample,
 and two texts are compared over the hashes that both could have kept. Left out: similarity of meaning.
@@ -35,10 +35,14 @@ LEAST, MOST = 0.45, 0.85
 """Bounds of `limit`: above the highest, all but a word or so are the same."""
 SURPRISE = 3.1
 """Standard deviations above the median; a normal variable is higher once in 1,000 times."""
-ENOUGH = 30
-"""Held-out rows from which their spread is known; with fewer, `MOST` is the limit."""
+NOTHING = 0.1
+"""Likeness up to which two texts have nothing in common; how far below it says nothing about the spread."""
+ENOUGH, SAMPLE = 30, 500
+"""Texts from which their spread is known; with fewer, `MOST` is the limit. Training texts that are looked at for it."""
 FEW, FEW_SHARE = 5, 0.005
 """Texts, and share of all, that may have an answer that is evidence."""
+LABELED = 10
+"""Texts to an answer, on average, from which answers are labels."""
 _TABLE = (1 << 22) - 1
 _ROWS_AT_ONCE, _WORDS_AT_ONCE = 256, 1 << 20
 
@@ -72,6 +76,22 @@ class WordSets:
         distinct = sorted(set(words))
         self._words.extend(distinct[:MOST_WORDS])
         self._ends.append(len(self._words))
+
+    def comparable(self) -> NDArray[np.bool_]:
+        """Which texts (N,) have enough words to be compared."""
+        return np.diff(np.array(self._ends, dtype=np.int64)) >= MIN_WORDS
+
+    def among(self, texts: NDArray[np.bool_]) -> F64:
+        """The likeness of some of these texts (N,), at most `SAMPLE`, to the nearest other one of them."""
+        kept = _Kept(self._words, self._ends)
+        numbers = np.flatnonzero(texts & self.comparable())
+        sample = numbers[:: max(len(numbers) // SAMPLE, 1)]
+        likeness = dict.fromkeys(sample.tolist(), 0.0)
+        for text, others in kept.candidates(sample, texts):
+            likeness[text] = max(
+                (kept.likeness(text, other) for other in others.tolist() if other != text), default=0.0
+            )
+        return np.array(list(likeness.values()))
 
     def nearest_earlier(self, stage: I64, answers: U64) -> tuple[Nearest, Nearest]:
         """For each text of a later stage the likest text of an earlier one, and the likest that has the same answer.
@@ -179,20 +199,23 @@ class _Kept:
 
 
 def answers_tell(answers: U64) -> NDArray[np.bool_]:
-    """Which answers (N,) are evidence where another text has the same: the rare ones, and none where they are labels."""
+    """Which answers (N,) are evidence where another text has the same: rare ones, and none where they are labels."""
     _, which, counts = np.unique(answers, return_inverse=True, return_counts=True)
-    return (counts[which] <= max(FEW, FEW_SHARE * len(answers))) & (len(counts) * 2 > len(answers))
+    return (counts[which] <= max(FEW, FEW_SHARE * len(answers))) & (len(counts) * LABELED > len(answers))
 
 
-def limit(likeness: F64) -> float:
+def limit(*samples: F64) -> float:
     """The likeness from which a held-out text is nearer to an earlier one than its like.
 
     Args:
-        likeness: of held-out texts to their nearest earlier text (R,). Leaked ones among them hardly move the limit:
+        samples: likeness to the nearest other text, as it naturally is: of held-out texts to earlier ones, of training
+            texts to each other. The strictest sample counts. Leaked or repeated texts among them hardly move the limit:
             it is made from the median and what lies below.
     """
-    if len(likeness) < ENOUGH:
-        return MOST
-    clipped = np.clip(likeness, 0.01, 0.99)
-    low, middle = np.quantile(np.log(clipped / (1 - clipped)), (0.16, 0.5))
-    return float(np.clip(1 / (1 + np.exp(-(middle + SURPRISE * (middle - low)))), LEAST, MOST))
+    found = MOST
+    for sample in samples:
+        if len(sample) >= ENOUGH:
+            clipped = np.clip(sample, NOTHING, 0.99)
+            low, middle = np.quantile(np.log(clipped / (1 - clipped)), (0.16, 0.5))
+            found = min(found, 1 / (1 + np.exp(-(middle + SURPRISE * (middle - low)))))
+    return max(found, LEAST)

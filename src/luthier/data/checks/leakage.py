@@ -17,14 +17,12 @@ import numpy as np
 from luthier.data.checks import _minhash
 from luthier.data.checks._containment import Contained
 from luthier.data.checks._likeness import LEAST, Nearest, WordSets, answers_tell, limit
+from luthier.data.checks._shown import Pairs, Shown, pairs
 from luthier.data.checks._text import normalized, rows, share, view
 from luthier.data.checks._words import F64, I64, U64, word_hashes
 from luthier.data.checks.base import PLACES_KEPT, Check, Finding, Places, Severity
 from luthier.data.prompts import digest, least_common, system_counts
 from luthier.examples import Document, Example
-
-Pairs = tuple[I64, I64, F64]
-"""Leaked rows, the earlier row of each, and how alike the two are."""
 
 
 class Kind(NamedTuple):
@@ -70,7 +68,6 @@ SHOWN = Kind(
     "that stands in a system turn, as an example would",
     "take these examples out of the prompt or these rows out of {split}: the model is shown what it is asked",
 )
-_REMEMBERED = 4096  # system turns
 
 
 class _Keys:
@@ -100,8 +97,7 @@ class Leakage(Check):
         self._trained, self._turns = _Keys(), _Keys()
         self._places, self._signatures = Places(), _minhash.Signatures()
         self._sets, self._answers = WordSets(), array("Q")
-        self._inside, self._shown = Contained(), Contained()
-        self._systems: set[str] = set()
+        self._inside, self._shown = Contained(), Shown()
 
     def see(self, example: Example, split: str) -> None:
         """Hash and sign the input (of a document: the whole text)."""
@@ -125,9 +121,8 @@ class Leakage(Check):
         if len(self._names) > 1:
             self._inside.add_question(words, row)
             self._shown.add_question(words, row)
-        if texts.system and texts.system not in self._systems and len(self._systems) < _REMEMBERED:
-            self._systems.add(texts.system)
-            self._shown.add_text(word_hashes(normalized(texts.system)), row)
+        if texts.system:
+            self._shown.add_system(texts.system, row)
 
     def findings(self) -> list[Finding]:
         """For each later split an error for inputs seen before, and warnings for inputs like one seen before."""
@@ -140,14 +135,14 @@ class Leakage(Check):
         """
         stages = np.array(self._stages, dtype=np.int64)
         answers = np.frombuffer(self._answers, dtype=np.uint64)
-        tell = answers_tell(answers)
+        tell, long_enough, own = answers_tell(answers), self._sets.comparable(), self._sets.among(stages == 0)
         same, alike = self._same_keys(), self._alike_keys()
         near, (close, reworded) = self._near(stages), self._sets.nearest_earlier(stages, answers)
-        inside, shown = _containing(self._inside, stages), _containing(self._shown, np.zeros_like(stages))
+        inside, shown = _containing(self._inside, stages), self._shown.pairs()
         for stage, name in enumerate(self._names[1:], start=1):
             here = stages == stage
             told = np.zeros(len(stages), dtype=bool)
-            natural = limit(close.likeness[here & (close.number >= 0)])
+            natural = limit(close.likeness[here & long_enough], own)
             kinds = [
                 (SAME, _with(_sources(same[0], same[1], stages, stage))),
                 (ALIKE, _with(_sources(alike, alike, stages, stage))),
@@ -216,18 +211,13 @@ def _over(near: Nearest, least: F64 | float) -> Pairs:
 
 
 def _containing(texts: Contained, stages: I64) -> Pairs:
-    """The rows that stand in a text of another row, not of a later split; that row, and the share that stands there."""
+    """The rows that stand in a text of an earlier split; that row, and the share that stands there."""
     first: dict[int, tuple[int, float]] = {}
     for asked, holders, shares in texts.found():
-        may = np.flatnonzero((holders != asked) & ((stages[holders] < stages[asked]) | (stages[asked] == 0)))
-        if len(may):
-            first.setdefault(asked, (int(holders[may[0]]), float(shares[may[0]])))
-    leaked = sorted(first)
-    return (
-        np.array(leaked, dtype=np.int64),
-        np.array([first[row][0] for row in leaked], dtype=np.int64),
-        np.array([first[row][1] for row in leaked]),
-    )
+        earlier = np.flatnonzero(stages[holders] < stages[asked])
+        if len(earlier):
+            first.setdefault(asked, (int(holders[earlier[0]]), float(shares[earlier[0]])))
+    return pairs(first)
 
 
 def _sources(asked: tuple[U64, I64], answered: tuple[U64, I64], stages: I64, stage: int) -> I64:
