@@ -82,7 +82,8 @@ def reworded(share: float) -> Edit:
             if (synonym := SYNONYMS.get(word.lower())) is not None:
                 return synonym
             turn += 1
-            return "" if turn % 2 else chance.choice(words)
+            drawn: str = chance.choice(words)
+            return "" if turn % 2 else drawn
 
         count = max(1, round(share * len(_WORD.findall(text))))
         return _at_words(text, count, chance, other)
@@ -93,7 +94,7 @@ def reworded(share: float) -> Edit:
 def wrapped(text: str, chance: random.Random, words: Sequence[str]) -> str:
     """A tenth is reworded, and polite words stand around it."""
     before, after = chance.choice(_WRAPS)
-    return before + reworded(0.1)(text, chance, words) + after
+    return f"{before}{reworded(0.1)(text, chance, words)}{after}"
 
 
 def _at_words(text: str, count: int, chance: random.Random, other: Callable[[str], str]) -> str:

@@ -198,7 +198,8 @@ def in_corpus(rows: Rows, corpus: list[str], count: int) -> dict[str, str]:
         for row, host in zip(chosen, hosts, strict=True):
             seeded[host] = make(row, corpus[host])
         of = {(places[row.where], host) for row, host in zip(chosen, hosts, strict=True)}
-        hard, noted = set(), set()
+        hard: set[tuple[int, int]] = set()
+        noted: set[tuple[int, int]] = set()
         for kind, leaks in find_leaks(seeded, test):
             (noted if kind.severity == "note" else hard).update({(leak.row, leak.passage) for leak in leaks} & of)
         return counted(len(hard), len(noted - hard), len(chosen))

@@ -30,6 +30,8 @@ MIN_ROWS = 5
 """Rows of a label from which it can be learned; rows of rarer ones are not judged."""
 LEARNED_FROM = 20_000
 """Rows from which one classifier learns at most; bounds the time."""
+MOST_FEATURES, MOST_WEIGHTS = 20_000, 2_000_000
+"""Words and pairs of words, the commonest first, and weights of a classifier; bounds its memory."""
 INSTALL = "pip install 'luthier[data]'"
 
 
@@ -124,11 +126,20 @@ def _out_of_sample(texts: Sequence[str], given: I64, seed: int) -> F64:
 
     chance = np.random.default_rng(seed)
     expected = np.zeros((len(texts), int(given.max()) + 1))
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2, token_pattern=r"(?u)\b\w+\b")
+    vectorizer = TfidfVectorizer(
+        ngram_range=(1, 2),
+        sublinear_tf=True,
+        min_df=2,
+        token_pattern=r"(?u)\b\w+\b",
+        max_features=max(min(MOST_FEATURES, MOST_WEIGHTS // expected.shape[1]), 1),
+        dtype=np.float32,
+    )
+    seen = range(0, len(texts), max(-(-len(texts) // LEARNED_FROM), 1))
     try:
-        features: Any = vectorizer.fit_transform(texts)
+        vectorizer.fit([texts[row] for row in seen])
     except ValueError:  # not a word occurs twice
         raise DataError("label errors: the rows have no words in common to learn from") from None
+    features: Any = vectorizer.transform(texts)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     for learned, judged in folds.split(features, given):
         if len(learned) > LEARNED_FROM:

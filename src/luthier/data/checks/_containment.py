@@ -36,7 +36,8 @@ class Contained:
         self._waiting: list[U32] = []
         self._owners: list[int] = []
         self._words_waiting = 0
-        self._fingerprints, self._of, self._windows = array("I"), array("I"), array("B")
+        self._fingerprints, self._ends = array("I"), array("Q", [0])
+        self._of, self._doubled = array("I"), array("B")  # by text
         self._asked: list[U32] = []
         self._asked_by = array("I")
         self._texts = 0
@@ -65,11 +66,13 @@ class Contained:
         if not self._waiting:
             return
         words = np.concatenate(self._waiting)
-        owner = np.repeat(np.array(self._owners, dtype=np.uint32), [len(text) for text in self._waiting])
+        begins = np.cumsum([0, *map(len, self._waiting)])
         hashes = triples(words)
         at = picked(hashes)
-        at = at[owner[at] == owner[np.minimum(at + RUN - 1, len(owner) - 1)]]
-        self._store(hashes[at], owner[at], 0)
+        text = np.searchsorted(begins, at, side="right") - 1
+        whole = at + RUN <= begins[text + 1]
+        at, text = at[whole], text[whole]
+        self._store(hashes[at], np.bincount(text, minlength=len(self._waiting)), self._owners, 0)
         self._waiting, self._owners, self._words_waiting = [], [], 0
 
     def _keep_long(self, words: U32, owner: int) -> None:
@@ -78,12 +81,14 @@ class Contained:
         while len(at) > MOST_FINGERPRINTS:
             doubled += 1
             at = picked(hashes, WINDOW << doubled)
-        self._store(hashes[at], np.full(len(at), owner, dtype=np.uint32), doubled)
+        self._store(hashes[at], np.array([len(at)]), [owner], doubled)
 
-    def _store(self, hashes: U32, owners: U32, doubled: int) -> None:
+    def _store(self, hashes: U32, counts: I64, owners: list[int], doubled: int) -> None:
+        """Keep the fingerprints of texts, one text after the other."""
         self._fingerprints.frombytes(hashes.tobytes())
-        self._of.frombytes(owners.tobytes())
-        self._windows.frombytes(np.full(len(hashes), doubled, dtype=np.uint8).tobytes())
+        self._ends.extend((self._ends[-1] + np.cumsum(counts)).tolist())
+        self._of.extend(owners)
+        self._doubled.extend([doubled] * len(owners))
 
     def found(self) -> Iterator[tuple[int, I64, F64]]:
         """For each question that stands in some text: its owner, the owners of these texts and the share of each.
@@ -93,7 +98,7 @@ class Contained:
         self._keep_waiting()
         if not self._asked:
             return
-        doubled = np.frombuffer(self._windows, dtype=np.uint8)
+        doubled = np.frombuffer(self._doubled, dtype=np.uint8)
         for level in np.unique(doubled).tolist():
             yield from self._found(doubled == level, WINDOW << level)
 
@@ -124,14 +129,15 @@ class Contained:
     def _hits(self, vocabulary: U32, among: NDArray[np.bool_]) -> tuple[I64, I64]:
         """Which fingerprint of `vocabulary` stands in which text, each pair once, ordered by fingerprint."""
         kept, of = np.frombuffer(self._fingerprints, dtype=np.uint32), np.frombuffer(self._of, dtype=np.uint32)
+        ends = np.frombuffer(self._ends, dtype=np.uint64)
         wanted = np.zeros(_TABLE + 1, dtype=bool)
         wanted[vocabulary & np.uint32(_TABLE)] = True
         pairs = [np.zeros(0, dtype=np.uint64)]
         for start in range(0, len(kept), _AT_ONCE):
-            part = slice(start, start + _AT_ONCE)
-            at = np.flatnonzero(wanted[kept[part] & np.uint32(_TABLE)] & among[part]) + start
+            at = np.flatnonzero(wanted[kept[start : start + _AT_ONCE] & np.uint32(_TABLE)]) + start
             column = np.minimum(np.searchsorted(vocabulary, kept[at]), len(vocabulary) - 1)
-            hit = vocabulary[column] == kept[at]
-            pairs.append((column[hit].astype(np.uint64) << np.uint64(32)) | of[at[hit]])
+            text = np.searchsorted(ends, at.astype(np.uint64), side="right") - 1
+            hit = (vocabulary[column] == kept[at]) & among[text]
+            pairs.append((column[hit].astype(np.uint64) << np.uint64(32)) | of[text[hit]])
         both = np.unique(np.concatenate(pairs))
         return (both >> np.uint64(32)).astype(np.int64), (both & np.uint64(0xFFFFFFFF)).astype(np.int64)

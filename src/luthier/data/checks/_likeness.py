@@ -44,7 +44,7 @@ FEW, FEW_SHARE = 5, 0.005
 LABELED = 10
 """Texts to an answer, on average, from which answers are labels."""
 _TABLE = (1 << 22) - 1
-_ROWS_AT_ONCE, _WORDS_AT_ONCE = 256, 1 << 20
+_ROWS_AT_ONCE, _WORDS_AT_ONCE, _TEXTS_AT_ONCE = 256, 1 << 20, 1 << 16
 
 
 class Nearest(NamedTuple):
@@ -152,50 +152,69 @@ class _Kept:
         return both / either if either > 0 else float(len(a) == len(b))
 
     def candidates(self, asked: I64, may: NDArray[np.bool_]) -> Iterator[tuple[int, I64]]:
-        """For each of the texts `asked` the likeliest of the texts that `may` answer, judged by their rarer words."""
-        rare = min(max(least_common(len(self.sizes)), 10), RARE)
+        """For each of the texts `asked` the likeliest of the texts that `may` answer, judged by their rarer words.
+
+        Texts that share no rarer word with any of those are left out.
+        """
+        rare = min(least_common(len(self.sizes)), RARE)
         ours = [self._rare(self._set(text), rare) for text in asked.tolist()]
         vocabulary = np.unique(np.concatenate([np.zeros(0, np.uint32), *ours]))
         if not vocabulary.size:
             return
-        theirs = self._matrix(vocabulary, may).T.tocsr()
-        for start in range(0, len(asked), _ROWS_AT_ONCE):
-            block = ours[start : start + _ROWS_AT_ONCE]
-            places = np.concatenate([np.searchsorted(vocabulary, words) for words in block])
-            ends = np.concatenate(([0], np.cumsum([len(words) for words in block])))
-            some = csr_matrix((np.ones(len(places)), places, ends), shape=(len(block), len(vocabulary)))
-            shared = some @ theirs
-            for at in range(len(block)):
-                text = int(asked[start + at])
-                row = slice(shared.indptr[at], shared.indptr[at + 1])
-                others, weight = shared.indices[row].astype(np.int64), shared.data[row]
-                if len(others):
-                    yield text, self._likeliest(text, others, weight)
+        places = np.concatenate([np.searchsorted(vocabulary, words) for words in ours])
+        ends = np.concatenate(([0], np.cumsum([len(words) for words in ours])))
+        questions = csr_matrix((np.ones(len(places), np.float32), places, ends), shape=(len(ours), len(vocabulary)))
+        best = _Best(len(asked))
+        for start in range(0, len(self.sizes), _TEXTS_AT_ONCE):
+            theirs = self._matrix(vocabulary, may, start).T.tocsr()
+            if theirs.nnz:
+                self._look(asked, questions, theirs, (start, best))
+        for text, others in zip(asked.tolist(), best.numbers, strict=True):
+            if (others >= 0).any():
+                yield text, np.sort(others[others >= 0])
 
-    def _likeliest(self, text: int, others: I64, shared: F64) -> I64:
-        rank = shared / (self._totals[text] + self._totals[others] - shared + 1e-9)
-        if len(others) > CANDIDATES:
-            others = others[np.argpartition(-rank, CANDIDATES)[:CANDIDATES]]
-        return np.sort(others)
+    def _look(self, asked: I64, questions: csr_matrix, theirs: csr_matrix, found: "tuple[int, _Best]") -> None:
+        """Note the likeliest of the texts from `start` on; `found`: `start`, and where they are noted."""
+        start, best = found
+        for first in range(0, len(asked), _ROWS_AT_ONCE):
+            shared = questions[first : first + _ROWS_AT_ONCE] @ theirs
+            for at in range(shared.shape[0]):
+                row = slice(shared.indptr[at], shared.indptr[at + 1])
+                others, weight = shared.indices[row].astype(np.int64) + start, shared.data[row]
+                if len(others):
+                    total = self._totals[asked[first + at]] + self._totals[others] - weight
+                    best.note(first + at, others, weight / (total + 1e-9))
 
     def _rare(self, words: U32, most: float) -> U32:
         return np.asarray(words[self._texts[words & np.uint32(_TABLE)] <= most])
 
-    def _matrix(self, vocabulary: U32, may: NDArray[np.bool_]) -> csr_matrix:
-        """(N, V) the weight of each word of `vocabulary` in each text that has it and `may` answer."""
+    def _matrix(self, vocabulary: U32, may: NDArray[np.bool_], start: int) -> csr_matrix:
+        """(T, V) the weight of each word of `vocabulary` in each of the texts from `start` on that `may` answer."""
+        ends = self._ends[start : start + _TEXTS_AT_ONCE + 1]
+        words = self._words[ends[0] : ends[-1]]
         wanted = np.zeros(_TABLE + 1, dtype=bool)
         wanted[vocabulary & np.uint32(_TABLE)] = True
-        rows, columns = [], []
-        for start in range(0, len(self._words), _WORDS_AT_ONCE):
-            words = self._words[start : start + _WORDS_AT_ONCE]
-            at = np.flatnonzero(wanted[words & np.uint32(_TABLE)])
-            column = np.minimum(np.searchsorted(vocabulary, words[at]), len(vocabulary) - 1)
-            owner = np.searchsorted(self._ends, at + start, side="right") - 1
-            hit = (vocabulary[column] == words[at]) & may[owner]
-            rows.append(owner[hit].astype(np.int32))
-            columns.append(column[hit].astype(np.int32))
-        row, column = np.concatenate(rows), np.concatenate(columns)
-        return csr_matrix((self._weights(vocabulary)[column], (row, column)), shape=(len(self.sizes), len(vocabulary)))
+        at = np.flatnonzero(wanted[words & np.uint32(_TABLE)])
+        column = np.minimum(np.searchsorted(vocabulary, words[at]), len(vocabulary) - 1)
+        owner = np.searchsorted(ends, at + ends[0], side="right") - 1
+        hit = (vocabulary[column] == words[at]) & may[owner + start]
+        row, column = owner[hit], column[hit]
+        weights = self._weights(vocabulary).astype(np.float32)[column]
+        return csr_matrix((weights, (row, column)), shape=(len(ends) - 1, len(vocabulary)))
+
+
+class _Best:
+    """The `CANDIDATES` best texts of each of so many, as they are noted; -1 stands for none."""
+
+    def __init__(self, texts: int) -> None:
+        self.numbers = np.full((texts, CANDIDATES), -1, dtype=np.int64)
+        self._ranks = np.zeros((texts, CANDIDATES))
+
+    def note(self, text: int, others: I64, ranks: F64) -> None:
+        """Take further texts and how well they rank, above 0."""
+        others, ranks = np.concatenate((self.numbers[text], others)), np.concatenate((self._ranks[text], ranks))
+        top = np.argpartition(-ranks, CANDIDATES)[:CANDIDATES]
+        self.numbers[text], self._ranks[text] = others[top], ranks[top]
 
 
 def answers_tell(answers: U64) -> NDArray[np.bool_]:

@@ -117,7 +117,8 @@ class Leakage(Check):
         words = word_hashes(text)
         self._sets.add(words)
         self._answers.append(0 if isinstance(example, Document) else digest(normalized(texts.reply)))
-        self._inside.add_text(words if isinstance(example, Document) else word_hashes(texts.normalized_row()), row)
+        rest = "" if isinstance(example, Document) else texts.full[len(texts.prompt) :]
+        self._inside.add_text(words + word_hashes(normalized(rest)), row)
         if len(self._names) > 1:
             self._inside.add_question(words, row)
             self._shown.add_question(words, row)
