@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 Edit = Callable[[str, random.Random, Sequence[str]], str]
 """A text, a source of chance and words of the data -> the text as it leaked."""
 
+# in backticks: spelled as the data spell it
 _PAIRS = """
 how-in_what_way what-which can-could could-may need-require get-obtain want-wish help-assist show-display tell-inform
 make-create use-employ find-locate give-provide write-compose explain-describe list-enumerate money-cash fee-charge
@@ -14,17 +15,18 @@ charged-billed card-plastic account-profile transfer-remittance payment-purchase
 receive-collect sent-dispatched new-fresh near-close_to close-near located-situated serves-offers food-dishes
 restaurant-eatery coffee-cafe shop-store pub-tavern family-parents friendly-welcoming children-kids kids-children
 high-steep low-modest cheap-inexpensive moderate-average price-cost rating-score customer-guest area-district
-riverside-waterfront centre-middle city-town who-which_person where-at_which_place when-at_what_time why-for_what_reason
-name-title called-named year-date many-numerous first-earliest large-big big-large small-little people-persons
-country-nation began-started started-began died-perished built-constructed wrote-authored main-principal
+riverside-waterfront `centre`-middle city-town who-which_person where-at_which_place when-at_what_time
+why-for_what_reason name-title called-named year-date many-numerous first-earliest large-big big-large
+small-little people-persons country-nation began-started started-began died-perished built-constructed wrote-authored main-principal
 part-portion kind-sort type-kind number-amount important-significant example-instance following-below sentence-phrase
 word-term text-passage question-query answer-reply email-message story-tale product-item work-function working-running
 problem-issue issue-problem change-alter changed-altered add-include check-verify pending-outstanding still-yet
 today-this_day now-currently please-kindly would-might should-ought_to do-perform did-have has-holds is-represents
 are-stand the-this a-one of-from in-within on-upon to-towards for-concerning with-having and-plus my-our i-we you-one
 """
-SYNONYMS = {
-    left: right.replace("_", " ") for left, _, right in (pair.partition("-") for pair in re.findall(r"\S+", _PAIRS))
+SYNONYMS: dict[str, str] = {
+    left: right.replace("_", " ")
+    for left, _, right in (pair.partition("-") for pair in re.findall(r"\S+", _PAIRS.replace("`", "")))
 }
 _WORD = re.compile(r"\w+(?:'\w+)?")
 _WRAPS = (
