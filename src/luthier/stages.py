@@ -22,6 +22,7 @@ from luthier import __version__, assemble
 from luthier.config import canonical_hash
 from luthier.data.checks._text import exact_content
 from luthier.data.checks.base import Finding, run_checks
+from luthier.data.corpus_leaks import corpus_leaks
 from luthier.data.formats.base import read_examples, sniff
 from luthier.data.source import Unit
 from luthier.data.split import split
@@ -32,7 +33,7 @@ from luthier.engine import checkpoint
 from luthier.engine.loop import Step, observe, train, validation_loss
 from luthier.engine.run import Run, State
 from luthier.errors import DataError, PreflightError, StorageError
-from luthier.examples import Example
+from luthier.examples import Example, Where
 from luthier.files import sha256_of, sync
 from luthier.models.kernels import native
 from luthier.models.load import LoadedModel
@@ -40,6 +41,7 @@ from luthier.models.memory import peak_memory_bytes
 from luthier.preflight.base import RowSettings, Stage, Subject, require, run_gates
 from luthier.preflight.tensors_moved import checksums
 from luthier.progress import Progress, duration
+from luthier.rag.corpus import read_corpus
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder
 
@@ -69,8 +71,9 @@ def prepare_data(recipe: Recipe, folder: RunFolder, progress: Progress) -> Data:
     Raises:
         DataError: a row cannot be read, or a check found an error; `findings.json` then tells all of it.
     """
-    digests = _digests(recipe)
-    key = canonical_hash([__version__, recipe.data.model_dump(), recipe.seed, digests])
+    digests, corpus = _digests(recipe), _corpus(recipe)
+    shown = canonical_hash([text for text, _ in corpus])
+    key = canonical_hash([__version__, recipe.data.model_dump(), recipe.seed, digests, shown])
     kept = folder.read("data/split.json")
     if kept is not None and kept["key"] == key and kept["written"] == _written(folder):
         _require_no_errors([Finding.from_dict(f) for f in folder.read("findings.json")])
@@ -80,6 +83,7 @@ def prepare_data(recipe: Recipe, folder: RunFolder, progress: Progress) -> Data:
             progress.say(f"  {path}: read as {sniff(Path(path))}")
     with progress.stage("check", "reading and checking the data"), folder.timed("check"):
         data, counts, findings = divide(recipe)
+        findings = [*findings, *corpus_leaks(corpus, data.test)]
         folder.write("findings.json", [finding.to_dict() for finding in findings])
         _require_no_errors(findings)
         for name, examples in data.named().items():
@@ -95,6 +99,14 @@ def prepare_data(recipe: Recipe, folder: RunFolder, progress: Progress) -> Data:
 def _files(recipe: Recipe) -> dict[str, str | None]:
     """The file of each split, None where it is a share of the training rows."""
     return {name: path for name, path in recipe.data.model_dump().items() if name in SPLITS}
+
+
+def _corpus(recipe: Recipe) -> list[tuple[str, Where]]:
+    """The texts that systems may be shown, each behind its title, and where it stands."""
+    if recipe.retrieval is None:
+        return []
+    sources = read_corpus(Path(recipe.retrieval.corpus))
+    return [(f"{s.title}\n{s.text}" if s.title else s.text, s.where) for s in sources]
 
 
 def _digests(recipe: Recipe) -> dict[str, str]:

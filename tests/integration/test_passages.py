@@ -129,6 +129,20 @@ def test_another_corpus_is_refused_once_it_was_trained_on(
     assert "training on other passages" in capsys.readouterr().err
 
 
+def test_a_corpus_that_holds_the_questions_of_the_test_stops_the_run(
+    tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_task(tmp_path, tiny_model_folder)
+    rows = lines(tmp_path / "rows.jsonl")
+    with (tmp_path / "corpus.jsonl").open("a", encoding="utf-8") as corpus:
+        for row in rows:
+            corpus.write(
+                json.dumps({"id": f"copy {row['id']}", "text": f"{row['question']} {row['answers'][0]}"}) + "\n"
+            )
+    assert main(["run", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert "corpus_leaks" in capsys.readouterr().err
+
+
 # how rows are read
 
 

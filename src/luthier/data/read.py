@@ -112,7 +112,12 @@ def _tell_bom(path: Path) -> None:
     _log.warning("%s begins with a byte-order mark, which is not part of the first row; it was skipped", path)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def is_jsonl(path: Path) -> bool:
+    """Is this a file of JSON Lines, by its ending?"""
+    return READERS.get(path.suffix.lower()) is _read_jsonl
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
     """Physical lines with their 1-based numbers and line ends. Only \\n ends a line: U+2028 may stand in a text."""
     with path.open("rb") as file:
         number = 0
@@ -203,7 +208,7 @@ def kind_of(value: Any) -> str:
 
 
 def _read_jsonl(path: Path) -> Rows:
-    for number, line in _lines(path):
+    for number, line in lines_of(path):
         try:
             values = _json_line(line, path, number)
         except DataError as error:
@@ -290,7 +295,7 @@ class _TextLines:
 
     def __init__(self, path: Path) -> None:
         self.number = 0
-        self._path, self._lines = path, _lines(path)
+        self._path, self._lines = path, lines_of(path)
 
     def __iter__(self) -> Iterator[str]:
         return self

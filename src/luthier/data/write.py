@@ -4,6 +4,7 @@ A file appears whole or not at all: it is written beside its place, flushed to t
 """
 
 import errno
+import io
 import json
 import os
 import secrets
@@ -103,9 +104,22 @@ def atomic_text(path: Path) -> Iterator[IO[str]]:
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
+    with atomic_bytes(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="\n", write_through=True)
+        yield text
+        text.detach()
+
+
+@contextmanager
+def atomic_bytes(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `path` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        file = temporary.open("x", encoding="utf-8", newline="\n")
+        file = temporary.open("xb")
     except OSError as error:
         raise _storage_error(path, error) from None
     try:

@@ -1,4 +1,11 @@
-"""Make the data of an example: `luthier data addresses`; without a name, list the examples there are.
+"""Make the data of an example, or look at each row of a file and keep the best.
+
+  luthier data                                   list the examples there are
+  luthier data addresses                         make the data of one
+  luthier data score FILE                        figures of each row: repeats, outliers, label errors, loss
+  luthier data select FILE --keep K --out FILE   keep the K best rows, as they stand
+
+`score` and `select` read any file that training reads; --model adds the loss of each row under a base model.
 
 An example is a folder with an importer.py, whose function `import_rows(out)` writes the files and returns what to say
 about them. It is looked for in ./examples, beside the installed package's checkout, or at a path. Its code is run.
@@ -21,12 +28,44 @@ IMPORTER = "importer.py"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `luthier data` takes."""
-    parser.add_argument("example", nargs="?", help="name of a folder in examples/, or the path of one")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; absent: runs/EXAMPLE-data")
+    parser.add_argument("example", nargs="?", help="score, select, a folder in examples/, or the path of one")
+    parser.add_argument("file", nargs="?", type=Path, help="rows to score or to select from")
+    parser.add_argument(
+        "--out", type=Path, metavar="PATH", help="score: figures, .jsonl or .csv; select: rows; else a folder"
+    )
+    parser.add_argument("--keep", type=_count, metavar="K", help="select: how many rows")
+    parser.add_argument("--by", choices=("coverage", "easy", "hard"), help="select: what counts; default: coverage")
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="select: every row's figures and fate, .jsonl or .csv"
+    )
+    parser.add_argument("--model", metavar="NAME", help="score, select: the model whose loss is measured")
+    parser.add_argument("--format", metavar="NAME", help="score, select: how rows are read; default: found out")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of rows, at least 1")
+    return int(text)
+
+
+TAKEN = {
+    "score": ("file", "out", "model", "format"),
+    "select": ("file", "out", "keep", "by", "report", "model", "format"),
+}
+"""What each action takes; the examples take `out` alone."""
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the importer of the named example, or list them."""
+    """Score or select rows, run the importer of the named example, or list the examples.
+
+    Raises:
+        DataError: options do not go together, or a file or example cannot be used.
+    """
+    _require_taken(arguments)
+    if arguments.example in TAKEN:
+        from luthier.cli import data_quality
+
+        return data_quality.score(arguments) if arguments.example == "score" else data_quality.select(arguments)
     if arguments.example is None:
         print(_listing())
         return 0
@@ -37,6 +76,19 @@ def run(arguments: argparse.Namespace) -> int:
     for line in load_importer(folder)(out):
         print(line)
     return 0
+
+
+def _require_taken(arguments: argparse.Namespace) -> None:
+    """No option is accepted and ignored."""
+    action = arguments.example
+    taken = TAKEN.get(action, ("out",))
+    for name, value in vars(arguments).items():
+        if name != "example" and value is not None and name not in taken:
+            raise DataError(f"luthier data {action or ''}: takes no {name if name == 'file' else '--' + name}")
+    if action in TAKEN and arguments.file is None:
+        raise DataError(f"luthier data {action}: expected a data file")
+    if arguments.by in ("easy", "hard") and arguments.model is None:
+        raise DataError(f"--by {arguments.by} goes by the loss under a model; expected --model NAME")
 
 
 def example_homes() -> list[Path]:
