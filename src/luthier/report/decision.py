@@ -342,7 +342,9 @@ def _cost_text(outcome: Outcome, cost: Cost | None) -> str:
     if outcome.system is None or cost is None:
         return ""
     paid = next((c for c in cost.systems if c.system == outcome.system.name), None)
-    answers = usd(paid.here_usd_per_thousand) if paid and paid.here_usd_per_thousand is not None else None
+    known = paid is not None and paid.here_usd_per_thousand is not None
+    volume = f"at {count(cost.answers_per_month)} a month"
+    answers = f"{usd(paid.here_usd_per_thousand)} here, {volume}" if paid is not None and known else None
     if outcome.recommendation == "fine_tune" and cost.run_usd is not None:
         per = f"; a thousand answers cost {answers}" if answers else ""
         return f" The run cost {usd(cost.run_usd)}{per}."

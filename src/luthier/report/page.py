@@ -15,7 +15,7 @@ from markupsafe import Markup
 from luthier.report import plot, text
 from luthier.report.decision import forgetting_sentence, is_loss
 from luthier.report.ladder import COARSEST_EFFECT, FEWEST_ROWS, MOST_FAILURES, SMALL_EFFECT, cut_share
-from luthier.report.schema import Evaluation, Report, System, Trial
+from luthier.report.schema import Cost, Evaluation, Report, System, Trial
 
 BADGES = {
     "prompt": "Use a plain prompt",
@@ -81,6 +81,8 @@ def _template() -> Template:
         "without_folders": text.without_folders,
         "shortened": shortened,
         "first_line": text.first_line,
+        "factor": text.factor,
+        "price": text.price,
     }
     environment.globals |= {
         "interval": text.interval,
@@ -89,6 +91,7 @@ def _template() -> Template:
         "is_loss": is_loss,
         "forgetting_sentence": forgetting_sentence,
         "cut_share": cut_share,
+        "hosted_remarks": hosted_remarks,
         "fold": FOLD,
     }
     return environment.get_template("page.html.jinja")
@@ -106,6 +109,16 @@ def shortened(tree: Any) -> Any:
     if isinstance(tree, Sequence) and not isinstance(tree, str):
         return [shortened(value) for value in tree]
     return text.file_name(tree) if isinstance(tree, str) else tree
+
+
+def hosted_remarks(cost: Cost) -> list[str]:
+    """What must be known of hosted prices, each place with the systems that it is true of."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for paid in cost.systems:
+        for hosted in paid.hosted:
+            if hosted.note and not paid.seconds_include:
+                found.setdefault((hosted.name, hosted.note), []).append(paid.system)
+    return [f"{name}, {', '.join(systems)}: {note}." for (name, note), systems in found.items()]
 
 
 def metric_names(systems: Sequence[System], primary: str) -> list[str]:
@@ -218,6 +231,8 @@ def _cost_tiles(report: Report) -> list[Tile]:
     name = report.verdict.system or report.verdict.fine_tuned
     paid = next((c for c in cost.systems if c.system == name), None)
     if paid is not None and paid.here_usd_per_thousand is not None:
-        hosted = "" if paid.hosted_usd_per_thousand is None else f"; hosted {text.usd(paid.hosted_usd_per_thousand)}"
+        known = [h for h in paid.hosted if h.usd_per_thousand is not None]
+        best = min(known, key=lambda h: h.usd_per_thousand or 0.0, default=None)
+        hosted = "" if best is None else f"; {text.usd(best.usd_per_thousand)} at {best.name}"
         found.append(Tile("A thousand answers", text.usd(paid.here_usd_per_thousand), f"here{hosted}"))
     return found
