@@ -38,10 +38,6 @@ class Machine:
         """Of so many seconds of work."""
         return seconds / 3600 * self.usd_per_hour
 
-    def hours_paid(self, needed: float) -> float:
-        """Hours of a month that are paid where answering takes `needed` of them."""
-        return max(needed, self.kept_hours)
-
 
 def own_machine(settings: CostSettings, book: Book, measured_watts: float | None = None) -> Machine:
     """The machine of a recipe; `measured_watts` is the mean draw that was measured while the run was at work.
