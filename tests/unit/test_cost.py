@@ -97,7 +97,7 @@ def test_training_is_billed_by_the_longer_of_its_two_times(
 
 def test_one_stage_for_all_evaluation_is_not_counted_twice() -> None:
     cost = cost_of(replace(FACTS, training=None), Run(name="x", stages={"evaluate": 230.0}))
-    assert [(e.name, e.usd) for e in cost.run] == [("Everything else (evaluate)", pytest.approx(0.23))]
+    assert {e.name: e.usd for e in cost.run} == pytest.approx({"Everything else (evaluate)": 0.23})
 
 
 def test_nothing_measured_costs_nothing_known() -> None:
@@ -232,10 +232,8 @@ def test_a_price_that_is_not_sold_is_null_and_says_why() -> None:
 
 def test_prompt_tokens_that_are_saved_are_counted_beside_each_longer_prompt() -> None:
     cost = cost_of(replace(FACTS, systems=(ZERO, FEW, TUNED)), answers_per_month=2000)
-    assert [(s.baseline, s.tokens_per_answer, s.usd_per_month) for s in cost.savings] == [
-        ("few_shot", 200, pytest.approx(200 * 2000 * 2 / 1e6)),
-        ("zero_shot", 20, pytest.approx(20 * 2000 * 2 / 1e6)),
-    ]
+    assert [(s.baseline, s.tokens_per_answer) for s in cost.savings] == [("few_shot", 200), ("zero_shot", 20)]
+    assert [s.usd_per_month for s in cost.savings] == pytest.approx([200 * 2000 * 2 / 1e6, 20 * 2000 * 2 / 1e6])
     as_long = TUNED.model_copy(update={"tokens": FEW.tokens})
     assert cost_of(replace(FACTS, systems=(ZERO, FEW, as_long))).savings == ()
 
@@ -296,7 +294,7 @@ def test_break_even_from_both_sides(seconds: float, answers: int | None) -> None
 
 def test_doing_it_again_each_quarter_is_four_runs_and_their_rows() -> None:
     here, hosted = cost_of().quarterly
-    assert (here.usd, here.name) == (pytest.approx(4 * 0.801), "Again each quarter, here")
+    assert here.usd == pytest.approx(4 * 0.801) and here.name == "Again each quarter, here"
     assert hosted.usd == pytest.approx(40.0)
     twice = cost_of(repeats_per_year=2, refresh_usd=50).quarterly[1]
     assert twice.usd == pytest.approx(2 * 60) and twice.name == "Again 2 times a year, at recipe"
@@ -355,7 +353,7 @@ def test_a_month_has_no_more_hours_than_it_has() -> None:
     cost = cost_of(facts, machine={"hours_per_month": 40}, answers_per_month=10)
     assert cost.choices[0].startswith("fine_tuned here")  # 144 a month; hosted 167
     kept = [s for s in cost.sensitivity if s.assumption == "hours a month it is kept"]
-    assert [s.then for s in kept] == ["46.2"]
+    assert [s.then for s in kept] == ["46.24"]
     dear = cost_of(
         replace(facts, training=Training(seconds=600, tokens=3_000_000_000)), machine={"hours_per_month": 40}
     )

@@ -48,12 +48,12 @@ def test_a_floor_that_is_high_enough_pays_from_the_first_answer() -> None:
 def test_a_switch_is_found_on_either_side_and_a_tie_is_none() -> None:
     costs = [Ramp(0, 2.0), Ramp(0, 0.0, fixed=6.0), Ramp(0, 1.0, fixed=1.5)]
     assert cheapest(costs, 1.0) == 0
-    assert switch(costs, upward=True) == Switch(pytest.approx(1.5), 2)
+    assert switch(costs, upward=True) == Switch(1.5, 2)
     assert switch(costs, upward=False) is None
     assert switch([Ramp(0, 1.0), Ramp(0, 1.0)], upward=True) is None
     both_idle = [Ramp(5.0, 2.0), Ramp(5.0, 1.0)]
     assert cheapest(both_idle, 1.0) == 0
-    assert switch(both_idle, upward=True) == Switch(pytest.approx(2.5), 1)  # beyond 2.5 the first is no longer idle
+    assert switch(both_idle, upward=True) == Switch(2.5, 1)  # beyond 2.5 the first is no longer idle
 
 
 RAMPS = st.builds(

@@ -50,6 +50,8 @@ def break_even(settings: CostSettings, mine: Way, theirs: Way) -> BreakEven:
     return BreakEven(
         name=f"{mine.name} against {theirs.name}",
         baseline=theirs.system,
+        fine_tuned_at=mine.place,
+        baseline_at=theirs.place,
         once_usd=mine.once_usd,
         fine_tuned_usd_per_thousand=tuned / volume * 1000,
         baseline_usd_per_thousand=base / volume * 1000,

@@ -111,6 +111,10 @@ class BreakEven(Part):
     """Which two ways of answering are compared."""
     baseline: str
     """The system that it is compared with."""
+    fine_tuned_at: str
+    """Where the fine-tuned model answers: `here`, or an entry of the price book."""
+    baseline_at: str
+    """Where the baseline does."""
     once_usd: float
     """Paid once, for the fine-tuned model."""
     fine_tuned_usd_per_thousand: float

@@ -15,6 +15,7 @@ A system that is not held out (it may have seen the test rows) is shown, never c
 clearly better and what is a tie, `ladder.py` says; where it is neither, nothing is known, and nothing rests on it.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -287,6 +288,7 @@ def _verdict(ladder: Ladder, rule: str, outcome: Outcome, cost: Cost | None) -> 
         would_change=(
             *outcome.would_change,
             *_cheaper_by_volume(outcome, cost),
+            *_cheapest_way(cost),
             *_still_falling(ladder.facts.training),
         ),
     )
@@ -357,6 +359,16 @@ def _cheaper_by_volume(outcome: Outcome, cost: Cost | None) -> tuple[str, ...]:
         return ()
     paying = [b for b in cost.break_even if b.answers is not None]
     return tuple(f"Volume: {b.name[0].lower()}{b.name[1:]} pays after {count(b.answers)} answers." for b in paying[:1])
+
+
+def _cheapest_way(cost: Cost | None) -> tuple[str, ...]:
+    """The assumption that must change least until another way to answer is the cheapest."""
+    known = [s for s in cost.sensitivity if s.factor] if cost is not None else []
+    if not known:
+        return ()
+    near = min(known, key=lambda s: abs(math.log(s.factor or 1.0)))
+    change = f"{near.assumption} at {near.then} instead of {near.now}"
+    return (f"Cost: with {change}, the cheapest way to answer is {near.cheapest}.",)
 
 
 def _still_falling(training: Training | None) -> tuple[str, ...]:

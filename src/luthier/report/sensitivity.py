@@ -13,7 +13,7 @@ from luthier.prices.ramp import Ramp, cheapest, switch
 from luthier.recipe import HOURS_PER_MONTH
 from luthier.report.break_even import repeats_usd
 from luthier.report.cost_schema import Sensitivity
-from luthier.report.text import count, number, usd
+from luthier.report.text import count, usd
 from luthier.report.ways import HERE, Priced, Way
 
 
@@ -108,8 +108,8 @@ def _assumptions(ways: Sequence[Way], seconds: float | None, priced: Priced) -> 
     found = [
         _Assumption("answers a month", settings.answers_per_month, count, by_volume),
         _Assumption("an hour of this machine", machine.usd_per_hour, usd, by_place(HERE)),
-        _Assumption("hours a month it is kept", machine.kept_hours, lambda x: number(x, 1), by_hours, HOURS_PER_MONTH),
-        _Assumption("repeats a year", settings.repeats_per_year, lambda x: number(x, 1), by_repeats),
+        _Assumption("hours a month it is kept", machine.kept_hours, lambda x: f"{x:,.4g}", by_hours, HOURS_PER_MONTH),
+        _Assumption("repeats a year", settings.repeats_per_year, lambda x: f"{x:,.4g}", by_repeats),
     ]
     if seconds is not None:
         found.append(
