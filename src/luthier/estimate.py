@@ -19,6 +19,7 @@ from luthier.engine.run import Run
 from luthier.evaluate import Question, context_of, question_of
 from luthier.evaluation.answering import SCORED_TOKENS, answer_with_model
 from luthier.evaluation.forgetting import BATCH_TOKENS
+from luthier.evaluation.systems.few_shot import with_examples
 from luthier.evaluation.task import SCORED_TASKS
 from luthier.examples import Conversation
 from luthier.models.forest import build_batch
@@ -41,7 +42,7 @@ from luthier.report.schema import System, Tokens
 from luthier.stages import Opened
 
 LARGEST_MICRO_BATCH = 2**17  # tokens; nobody needs more
-COUNTED_ROWS = 200  # test rows whose prompts are counted; more tell the mean no better
+COUNTED_ROWS = 100  # test rows whose prompts are counted; more tell the mean no better
 LOADER_BYTES = 500 * 2**20  # the process before its first pass
 GATES_SECONDS = 60.0  # the gates on the model, for the default one on two cores
 # for a plan without a measurement: untuned answers ramble, several prompts are tried, and trained answers end
@@ -262,15 +263,20 @@ def planned_systems(opened: Opened, question: Question, wordy: float | None) -> 
     """
     test = [row for row in question.test[:COUNTED_ROWS] if isinstance(row, Conversation)]
     rows = [row for unit in opened.units["train"] for row in unit]
-    length, reply = (sum(len(r.ids) for r in rows) / len(rows), sum(r.trained_tokens for r in rows) / len(rows))
-    own = sum(len(opened.template.prompt_ids(row.prompt, row.tools)) for row in test) / max(len(test), 1)
+    reply = sum(row.trained_tokens for row in rows) / len(rows)
     n, found = len(question.test), []
+
+    def prompt_tokens(shots: int) -> float:
+        asked = [(with_examples(row.prompt, question.train[:shots]), row.tools) for row in test]
+        return sum(len(opened.template.prompt_ids(*each)) for each in asked) / max(len(asked), 1)
+
     for name, settings in opened.recipe.evaluation.systems.items():
         kind = registry.name_of(settings)
-        prompt = own + settings.model_dump().get("shots", 0) * length
         written = reply if kind == "fine_tuned" else wordy
-        known = kind in ("zero_shot", "few_shot", "fine_tuned") and question.task not in SCORED_TASKS
-        tokens = Tokens(prompt=round(prompt * n), completion=round(written * n)) if known and written else None
+        tokens = None
+        if kind in ("zero_shot", "few_shot", "fine_tuned") and question.task not in SCORED_TASKS and written:
+            prompt = prompt_tokens(settings.model_dump().get("shots", 0))
+            tokens = Tokens(prompt=round(prompt * n), completion=round(written * n))
         found.append(System(name=name, type=kind, n=n, tokens=tokens))
     return tuple(found)
 

@@ -54,7 +54,7 @@ def offers(
     others = [name for name in book.names() if name not in named and book.find(name, "training") is not None]
     priced = Priced(settings, book, machine, [*named, *others])
     trained = trained_at(priced, work[0], None, work[1])
-    ways = [way for system in systems for way in ways_of(system, priced, trained)]
+    ways = [way for system in systems if system.tokens for way in ways_of(system, priced, trained)]
     return [
         _offer(name, priced, [way for way in ways if way.place == name], trained.usd.get(name), today)
         for name in priced.places

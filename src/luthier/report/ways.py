@@ -87,8 +87,10 @@ def _month(system: System, place: str, priced: Priced) -> tuple[Ramp | None, str
     prices = priced.book.of(place)
     if set(prices) == {"hour"}:
         speed, hour = priced.settings.rented_speed.get(place), prices["hour"].usd
-        if speed is None or seconds is None:
+        if speed is None:
             return None, f"${hour:,.2f} an hour; the time there was not measured, and cost.rented_speed assumes none"
+        if seconds is None:
+            return None, f"${hour:,.2f} an hour; seconds an answer are not known"
         return _by_hour(seconds / speed, hour, priced), f"assumed to be {speed:g} times as fast as this machine"
     return _hosted(system, place, priced)
 
