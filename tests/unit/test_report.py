@@ -22,7 +22,7 @@ from luthier.errors import DataError, RecipeError, StorageError
 from luthier.report import Report, build_report, text as t, write_report
 from luthier.report.build import CURVE_POINTS, build_curve, report_json
 from luthier.report.folder import WRITTEN_BY
-from luthier.report.page import best_values, competitions, render_page, tiles
+from luthier.report.page import ages, best_values, competitions, render_page, tiles
 from luthier.report.plot import curve_plot, ladder_plot
 from luthier.report.rows import MOST_CHARACTERS, MOST_ROWS
 from luthier.report.schema import schema_text
@@ -582,11 +582,19 @@ def test_the_report_reads_the_book_that_the_folder_keeps_and_shows_day_age_and_s
     report = build_report(run, date(2026, 11, 27))
     page = render_page(report)
     assert {p.name for p in report.cost.prices} == {"acme/one"} and not report.missing
-    assert "read 2025-03, 20 months old" in page and "$1.25" in page
+    assert "acme/one: read 2025-03, 20 months old." in page and "$1.25" in page
     assert "acme.example/&lt;b&gt;prices&lt;/b&gt;" in page and "seen by ⟨U+202E⟩ us" in page
     assert "The prices of acme/one were read more than a year ago" in page
     fresh = build_report(run, date(2025, 12, 1))
     assert not fresh.cost.warnings and "8 months old" in render_page(fresh)
+
+
+def test_an_entry_is_as_old_as_its_oldest_price(run: Path) -> None:
+    report = build_report(run, date(2026, 11, 27))
+    assert ages(report.cost) == [
+        "openai/gpt-4o-mini: read 2026-05, 6 months old",  # its input; its training was read in August
+        "tinker/qwen3-8b: read 2026-10, a month old",
+    ]
 
 
 def test_a_book_that_the_folder_does_not_have_is_told_and_the_shipped_one_counts(run: Path) -> None:

@@ -13,9 +13,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from luthier.report import plot, text
+from luthier.report.cost_schema import Cost, PriceUsed
 from luthier.report.decision import forgetting_sentence, is_loss
 from luthier.report.ladder import COARSEST_EFFECT, FEWEST_ROWS, MOST_FAILURES, SMALL_EFFECT, cut_share
-from luthier.report.schema import Cost, Evaluation, Report, System, Trial
+from luthier.report.schema import Evaluation, Report, System, Trial
 
 BADGES = {
     "prompt": "Use a plain prompt",
@@ -92,6 +93,7 @@ def _template() -> Template:
         "forgetting_sentence": forgetting_sentence,
         "cut_share": cut_share,
         "hosted_remarks": hosted_remarks,
+        "ages": ages,
         "fold": FOLD,
     }
     return environment.get_template("page.html.jinja")
@@ -119,6 +121,16 @@ def hosted_remarks(cost: Cost) -> list[str]:
             if hosted.note and not paid.seconds_include:
                 found.setdefault((hosted.name, hosted.note), []).append(paid.system)
     return [f"{name}, {', '.join(systems)}: {note}." for (name, note), systems in found.items()]
+
+
+def ages(cost: Cost) -> list[str]:
+    """Each entry of the price book with the age of its oldest price."""
+    found: dict[str, PriceUsed] = {}
+    for used in cost.prices:
+        oldest = found.setdefault(used.name, used)
+        if (used.read or "") < (oldest.read or ""):
+            found[used.name] = used
+    return [f"{name}: {used.age}" for name, used in found.items()]
 
 
 def metric_names(systems: Sequence[System], primary: str) -> list[str]:
