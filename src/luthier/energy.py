@@ -22,6 +22,8 @@ class Spent:
     """What a part took; `joules` is None while it runs, and where nothing could be measured."""
 
     joules: float | None = None
+    readings: int = 0
+    """How often the counters were read while it ran."""
 
 
 @dataclass
@@ -77,6 +79,7 @@ def measured(root: Path = POWERCAP, every_seconds: float = EVERY_SECONDS) -> Ite
     def follow() -> None:
         while not stop.wait(every_seconds):
             read_all()
+            spent.readings += 1
 
     thread = threading.Thread(target=follow, name="energy", daemon=True)
     thread.start()

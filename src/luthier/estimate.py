@@ -19,7 +19,7 @@ from luthier.engine.run import Run
 from luthier.evaluate import Question, context_of, question_of
 from luthier.evaluation.answering import SCORED_TOKENS, answer_with_model
 from luthier.evaluation.forgetting import BATCH_TOKENS
-from luthier.evaluation.systems.few_shot import with_examples
+from luthier.evaluation.systems.base import with_examples
 from luthier.evaluation.task import SCORED_TASKS
 from luthier.examples import Conversation
 from luthier.models.forest import build_batch

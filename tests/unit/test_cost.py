@@ -221,6 +221,16 @@ def test_time_on_a_rented_gpu_is_not_guessed() -> None:
     )
 
 
+def test_a_rented_gpu_is_always_on_unless_the_recipe_says_less() -> None:
+    """The use of a bought machine by other work does not pay for a rented one."""
+    own = {"purchase_usd": 876.6, "lifetime_years": 1, "utilization": 0.5}
+    rented = {"hosted": ["runpod/l40s"], "rented_speed": {"runpod/l40s": 10.0}, "machine_usd_per_hour": None}
+    for more, hours in (({}, HOURS_PER_MONTH), ({"hours_per_month": 30}, 30)):
+        few = by_system(cost_of(machine={**own, **more}, **rented))["few_shot"]
+        assert few.hosted[0].usd_per_month == pytest.approx(1.09 * hours)
+        assert few.here_usd_per_month == pytest.approx(0.2 * min(hours, HOURS_PER_MONTH / 2))
+
+
 def test_a_price_that_is_not_sold_is_null_and_says_why() -> None:
     paid = by_system(cost_of(hosted=["mistral/ministral-8b"]))
     assert paid["few_shot"].hosted[0].usd_per_thousand is not None

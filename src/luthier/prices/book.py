@@ -87,7 +87,16 @@ class Entry(Settings):
 
     def amounts(self) -> dict[str, float]:
         """USD by what is paid for."""
-        given = {**self.usd_per_million_tokens.model_dump(), "hour": self.usd_per_hour, "kwh": self.usd_per_kwh}
+        tokens = self.usd_per_million_tokens
+        given = {
+            "training": tokens.training,
+            "input": tokens.input,
+            "output": tokens.output,
+            "tuned_input": tokens.tuned_input,
+            "tuned_output": tokens.tuned_output,
+            "hour": self.usd_per_hour,
+            "kwh": self.usd_per_kwh,
+        }
         return {what: usd for what, usd in given.items() if usd is not None}
 
 

@@ -9,13 +9,13 @@ one needs more hours than it is kept: then a faster answer saves nothing, and th
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from luthier.prices.ramp import TOLERANCE, first_above
 from luthier.recipe import CostSettings
 from luthier.report.cost_schema import BreakEven, Expense
 from luthier.report.text import count, usd
-from luthier.report.ways import HERE, Trained, Way
+from luthier.report.ways import HERE, Way
 
 
 def break_evens(settings: CostSettings, tuned: Sequence[Way], rivals: Sequence[Sequence[Way]]) -> tuple[BreakEven, ...]:
@@ -86,9 +86,9 @@ def repeats_usd(settings: CostSettings, once_usd: float) -> float:
     return settings.repeats_per_year * (once_usd + settings.refresh_usd)
 
 
-def repeats(settings: CostSettings, trained: Trained) -> tuple[Expense, ...]:
+def repeats(settings: CostSettings, trained: Mapping[str, float]) -> tuple[Expense, ...]:
     """The same as amounts, for each place that can train."""
-    if not trained.usd or not settings.repeats_per_year:
+    if not trained or not settings.repeats_per_year:
         return ()
     often = "each quarter" if settings.repeats_per_year == 4 else f"{settings.repeats_per_year:g} times a year"
     rows = f" + {usd(settings.refresh_usd)} of new rows" if settings.refresh_usd else ""
@@ -98,5 +98,5 @@ def repeats(settings: CostSettings, trained: Trained) -> tuple[Expense, ...]:
             usd=repeats_usd(settings, once),
             formula=f"{settings.repeats_per_year:g} × {f'({usd(once)}{rows})' if rows else usd(once)} a year",
         )
-        for place, once in trained.usd.items()
+        for place, once in trained.items()
     )

@@ -56,7 +56,7 @@ def offers(
     trained = trained_at(priced, work[0], None, work[1])
     ways = [way for system in systems if system.tokens for way in ways_of(system, priced, trained)]
     return [
-        _offer(name, priced, [way for way in ways if way.place == name], trained.usd.get(name), today)
+        _offer(name, priced, [way for way in ways if way.place == name], trained.get(name), today)
         for name in priced.places
     ]
 

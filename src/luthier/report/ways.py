@@ -1,7 +1,8 @@
 """Ways to answer: a system at a place, and what a month of it costs at any volume.
 
     here     max(hours kept, seconds an answer / 3600 * answers) * hour of the machine
-    rented   the same with the hour of a GPU, and seconds divided by the speed that the recipe assumes of it
+    rented   the same with the hour of a GPU, and seconds divided by the speed that the recipe assumes of it; kept for
+             hours_per_month, or always on
     hosted   (prompt tokens * input price + completion tokens * output price) / 1,000,000 * answers
 
 A tuned model has prices of its own (`tuned_input`, `tuned_output`); where a provider serves it from an endpoint by the
@@ -10,7 +11,7 @@ of as many tokens as this run's model read and wrote.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from luthier.prices import Book, Machine
 from luthier.prices.ramp import Ramp
@@ -53,25 +54,18 @@ class Way:
         return f"{self.system} {HERE}" if self.place == HERE else f"{self.system} at {self.place}"
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What training cost, by place."""
-
-    usd: Mapping[str, float] = field(default_factory=dict)
-
-
 def is_tuned(system: System) -> bool:
     """Whether training made it: the rung of fine-tuning, or one above."""
     return RUNGS.index(rung(system)) >= RUNGS.index("fine_tune")
 
 
-def ways_of(system: System, priced: Priced, trained: Trained) -> list[Way]:
-    """The system here, then at each place of the recipe."""
+def ways_of(system: System, priced: Priced, trained: Mapping[str, float]) -> list[Way]:
+    """The system here, then at each place of the recipe; `trained` is what `trained_at` gives."""
     tuned = is_tuned(system)
     found = []
     for place in (HERE, *priced.places):
         month, note = _month(system, place, priced)
-        once = trained.usd.get(place) if tuned else 0.0
+        once = trained.get(place) if tuned else 0.0
         found.append(Way(system.name, place, tuned, month, once, note))
     return found
 
@@ -81,7 +75,8 @@ def _month(system: System, place: str, priced: Priced) -> tuple[Ramp | None, str
     if place == HERE:
         if seconds is None:
             return None, "no seconds were measured"
-        return _by_hour(seconds, priced.machine.usd_per_hour, priced), ""
+        hour = priced.machine.usd_per_hour
+        return Ramp(priced.machine.kept_hours * hour, seconds / 3600 * hour), ""
     if system.type == "command":
         return None, "a program of your own is not hosted"
     prices = priced.book.of(place)
@@ -91,12 +86,11 @@ def _month(system: System, place: str, priced: Priced) -> tuple[Ramp | None, str
             return None, f"${hour:,.2f} an hour; the time there was not measured, and cost.rented_speed assumes none"
         if seconds is None:
             return None, f"${hour:,.2f} an hour; seconds an answer are not known"
-        return _by_hour(seconds / speed, hour, priced), f"assumed to be {speed:g} times as fast as this machine"
+        own = priced.settings.machine.hours_per_month
+        kept = HOURS_PER_MONTH if own is None else own  # use by other work does not pay for what is rented
+        note = f"assumed to be {speed:g} times as fast as this machine"
+        return Ramp(kept * hour, seconds / speed / 3600 * hour), note
     return _hosted(system, place, priced)
-
-
-def _by_hour(seconds: float, hour: float, priced: Priced) -> Ramp:
-    return Ramp(priced.machine.kept_hours * hour, seconds / 3600 * hour)
 
 
 def _hosted(system: System, place: str, priced: Priced) -> tuple[Ramp | None, str]:
@@ -117,12 +111,13 @@ def _hosted(system: System, place: str, priced: Priced) -> tuple[Ramp | None, st
     return None, f"no price for {'a tuned model' if kind else 'answers'}"
 
 
-def trained_at(priced: Priced, tokens: int | None, run_usd: float | None, run_seconds: float | None) -> Trained:
-    """What the training cost or would have cost at each place.
+def trained_at(
+    priced: Priced, tokens: int | None, run_usd: float | None, run_seconds: float | None
+) -> dict[str, float]:
+    """What the training cost or would have cost, by place; without those where it is not known.
 
     Here it is the whole run. Hosted it is `tokens`, those of all rows of all steps with their prompts, at the price of
-    training.
-    On a rented GPU it is the seconds of the run over the speed that the recipe assumes.
+    training. On a rented GPU it is the seconds of the run over the speed that the recipe assumes.
     """
     usd = {} if run_usd is None else {HERE: run_usd}
     for place in priced.places:
@@ -131,4 +126,4 @@ def trained_at(priced: Priced, tokens: int | None, run_usd: float | None, run_se
             usd[place] = tokens / MILLION * prices["training"].usd
         elif set(prices) == {"hour"} and speed is not None and run_seconds is not None:
             usd[place] = run_seconds / speed / 3600 * prices["hour"].usd
-    return Trained(usd)
+    return usd
