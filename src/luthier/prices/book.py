@@ -87,13 +87,13 @@ class Entry(Settings):
 
     def amounts(self) -> dict[str, float]:
         """USD by what is paid for."""
-        tokens = self.usd_per_million_tokens
+        token_prices = self.usd_per_million_tokens
         given = {
-            "training": tokens.training,
-            "input": tokens.input,
-            "output": tokens.output,
-            "tuned_input": tokens.tuned_input,
-            "tuned_output": tokens.tuned_output,
+            "training": token_prices.training,
+            "input": token_prices.input,
+            "output": token_prices.output,
+            "tuned_input": token_prices.tuned_input,
+            "tuned_output": token_prices.tuned_output,
             "hour": self.usd_per_hour,
             "kwh": self.usd_per_kwh,
         }
