@@ -7,18 +7,21 @@ measured: one typical training step and the answers to a few test rows are timed
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import date
 
 import numpy as np
 import torch
 
-from luthier import assemble, registry
+from luthier import assemble, prices, registry
 from luthier.data.source import micro_batches
 from luthier.engine.fit import MARGIN, Needs, fit, for_another, needs_of, predict
 from luthier.engine.run import Run
 from luthier.evaluate import Question, context_of, question_of
 from luthier.evaluation.answering import SCORED_TOKENS, answer_with_model
 from luthier.evaluation.forgetting import BATCH_TOKENS
+from luthier.evaluation.systems.base import with_examples
 from luthier.evaluation.task import SCORED_TASKS
+from luthier.examples import Conversation
 from luthier.models.forest import build_batch
 from luthier.models.generate import MAX_ROWS, PREFILL_TOKENS
 from luthier.models.load import wait_for
@@ -33,9 +36,13 @@ from luthier.models.memory import (
 )
 from luthier.models.scorer import forest_mode
 from luthier.models.sizes import SIZES
+from luthier.prices import Machine
+from luthier.report.plan import Offer, offers
+from luthier.report.schema import System, Tokens
 from luthier.stages import Opened
 
 LARGEST_MICRO_BATCH = 2**17  # tokens; nobody needs more
+COUNTED_ROWS = 100  # test rows whose prompts are counted; more tell the mean no better
 LOADER_BYTES = 500 * 2**20  # the process before its first pass
 GATES_SECONDS = 60.0  # the gates on the model, for the default one on two cores
 # for a plan without a measurement: untuned answers ramble, several prompts are tried, and trained answers end
@@ -78,8 +85,13 @@ class Estimate:
     step_seconds: float
     training_seconds: float
     evaluation_seconds: float
+    systems: tuple[System, ...]
+    """Each with the tokens that its answers to the test rows will take, None where they cannot be told ahead."""
+    machine: Machine
     usd: float
-    hosted_usd: float
+    """The run on this machine."""
+    offers: tuple[Offer, ...]
+    """The same training, and answers, at every price of the book that could do it."""
 
     @property
     def seconds(self) -> float:
@@ -192,12 +204,14 @@ def estimate(opened: Opened) -> Estimate:
     stages, room = predict_stages(opened, run, question, needs), room_for(opened, run, needs)
     largest = max(stages, key=lambda stage: stages[stage].total)
     step_seconds = _step_seconds(run)
-    writing = _writing_seconds(opened, question)
+    book = prices.open_book(recipe.cost)
+    machine = prices.own_machine(recipe.cost, book)
+    writing, wordy = _writing(opened, question)
+    systems = planned_systems(opened, question, wordy)
     tokens = sum(len(row.ids) for number in range(1, run.steps + 1) for unit in run.source.step(number) for row in unit)
     validations = run.steps // run.validate_every + 1
     per_row = step_seconds / recipe.training.rows_per_step / 3  # a forward pass is about a third of a step
     training = run.steps * step_seconds + validations * len(run.validation) * per_row
-    hourly = recipe.cost.machine_usd_per_hour
     return Estimate(
         memory=stages[largest],
         memory_stage=largest,
@@ -207,8 +221,10 @@ def estimate(opened: Opened) -> Estimate:
         step_seconds=step_seconds,
         training_seconds=training,
         evaluation_seconds=writing,
-        usd=(training + writing) / 3600 * hourly,
-        hosted_usd=tokens / 1e6 * recipe.cost.hosted_training_usd_per_million_tokens,
+        systems=systems,
+        machine=machine,
+        usd=machine.usd(training + writing),
+        offers=tuple(offers(recipe.cost, book, machine, systems, (tokens, training + writing), date.today())),
     )
 
 
@@ -226,14 +242,43 @@ def _step_seconds(run: Run) -> float:
     return sum(seconds[1:]) / 2
 
 
-def _writing_seconds(opened: Opened, question: Question) -> float:
-    """Seconds for all model systems to answer the test rows, or to score them, from a sample."""
+def _writing(opened: Opened, question: Question) -> tuple[float, float | None]:
+    """Seconds for all model systems to answer the test rows, or to score them, from a sample; and the mean tokens of
+    its answers, None where nothing is written."""
     sample = question.test[:8]
     context = context_of(opened, question)
-    _, seconds = answer_with_model(sample, [row.prompt for row in sample], context, "estimate")
+    answers, seconds = answer_with_model(sample, [row.prompt for row in sample], context, "estimate")
     per_row = seconds / len(sample)
     models = sum(system.is_model for system in assemble.systems_of(opened.recipe).values())
-    return per_row * len(question.test) * models
+    written = [answer.completion_tokens for answer in answers if answer.completion_tokens]
+    return per_row * len(question.test) * models, sum(written) / len(written) if written else None
+
+
+def planned_systems(opened: Opened, question: Question, wordy: float | None) -> tuple[System, ...]:
+    """The systems of the recipe with the tokens of their answers to the test rows, as far as they can be told.
+
+    Prompts are those of the rows, with as many training rows before them as `shots` says; additions that compete on
+    validation rows are not counted. The trained model is taken to answer as long as the training replies are, the base
+    as long as in the sample (`wordy` tokens). Systems of other types find their prompt only when they run.
+    """
+    test = [row for row in question.test[:COUNTED_ROWS] if isinstance(row, Conversation)]
+    rows = [row for unit in opened.units["train"] for row in unit]
+    reply = sum(row.trained_tokens for row in rows) / len(rows)
+    n, found = len(question.test), []
+
+    def prompt_tokens(shots: int) -> float:
+        asked = [(with_examples(row.prompt, question.train[:shots]), row.tools) for row in test]
+        return sum(len(opened.template.prompt_ids(*each)) for each in asked) / max(len(asked), 1)
+
+    for name, settings in opened.recipe.evaluation.systems.items():
+        kind = registry.name_of(settings)
+        written = reply if kind == "fine_tuned" else wordy
+        tokens = None
+        if kind in ("zero_shot", "few_shot", "fine_tuned") and question.task not in SCORED_TASKS and written:
+            prompt = prompt_tokens(settings.model_dump().get("shots", 0))
+            tokens = Tokens(prompt=round(prompt * n), completion=round(written * n))
+        found.append(System(name=name, type=kind, n=n, tokens=tokens))
+    return tuple(found)
 
 
 def plan(opened: Opened) -> Mapping[str, float]:

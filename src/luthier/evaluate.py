@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from luthier import assemble
+from luthier import assemble, energy
 from luthier.adapters.base import Injected
 from luthier.config import canonical_hash
 from luthier.data.split import group_keys
@@ -291,10 +291,11 @@ def _evaluate(
     measured: dict[str, Measured] = dict(before.measured) if before is not None else {}
     for name in systems:
         started = time.perf_counter()
-        with progress.stage(f"evaluate:{name}", f"{name} on {len(question.test):,} test rows"):
+        title = f"{name} on {len(question.test):,} test rows"
+        with energy.measured() as spent, progress.stage(f"evaluate:{name}", title):
             _, measured[name] = next(measuring)
         if not measured[name].reused:  # all that it took: choosing a prompt and scoring, too
-            folder.add_seconds(f"evaluate:{name}", time.perf_counter() - started)
+            folder.add_spent(f"evaluate:{name}", time.perf_counter() - started, spent.joules)
         progress.say("    " + _result(measured[name], groups_N, question, options))
     return conclude(measured, groups_N, question.task, question.metrics, options)
 

@@ -244,19 +244,85 @@ class EvaluationSettings(Settings):
         return {name: dump_part(system) for name, system in systems.items()}
 
 
-class CostSettings(Settings):
-    """Prices for the report; nothing is fetched."""
+HOURS_PER_MONTH = 730.5
+"""A twelfth of a year of 365.25 days."""
 
-    machine_usd_per_hour: float = Field(0.10, ge=0)
-    """What an hour of this machine costs, power and depreciation included."""
-    hosted_training_usd_per_million_tokens: float = Field(3.0, ge=0)
-    """What a hosted service asks for training a million tokens, to compare with."""
-    hosted_input_usd_per_million_tokens: float = Field(0.30, ge=0)
-    """What a hosted model asks for a million prompt tokens."""
-    hosted_output_usd_per_million_tokens: float = Field(1.20, ge=0)
-    """What a hosted model asks for a million completion tokens."""
+
+class MachineSettings(Settings):
+    """An hour of this machine, where `cost.machine_usd_per_hour` does not say it, and the hours that are paid."""
+
+    price: str | None = None
+    """An entry of the price book with a price an hour (`runpod/h100-sxm`): this machine is rented at that price."""
+    purchase_usd: float | None = Field(None, ge=0)
+    """What it cost to buy; an hour is worked out from this, its lifetime, its use and its power."""
+    lifetime_years: float | None = Field(None, gt=0)
+    """For how long it will be used; with `purchase_usd`."""
+    utilization: float = Field(1.0, gt=0, le=1)
+    """Share of its hours in which it does paid work of any kind, which pays for the others; with `purchase_usd`."""
+    watts: float | None = Field(None, ge=0)
+    """What it draws at work; a measured draw (RAPL) goes before it."""
+    energy: str = "eia/us-commercial"
+    """An entry of the price book with the price of a kWh."""
+    hours_per_month: float | None = Field(None, ge=0, le=HOURS_PER_MONTH)
+    """Hours a month that it is kept for answering and paid for, also while it waits; 0: an idle hour is paid by other
+    work. Absent: always on, or the share of it that `utilization` says."""
+
+    @model_validator(mode="after")
+    def _require_one_price(self) -> "MachineSettings":
+        with nested():
+            if (self.purchase_usd is None) != (self.lifetime_years is None):
+                raise RecipeError("cost.machine: purchase_usd and lifetime_years go together; one of them is missing")
+            if self.price is not None and self.purchase_usd is not None:
+                raise RecipeError("cost.machine: price (rented) and purchase_usd (bought) exclude each other; keep one")
+            if self.utilization < 1 and self.purchase_usd is None:
+                raise RecipeError("cost.machine.utilization changes nothing without cost.machine.purchase_usd")
+            most = HOURS_PER_MONTH * self.utilization
+            if self.hours_per_month is not None and self.hours_per_month > most * (1 + 1e-9):
+                raise RecipeError(
+                    f"cost.machine.hours_per_month = {self.hours_per_month:g}: with a utilization of "
+                    f"{self.utilization:g} the machine works at most {most:g} hours a month, and an idle hour would be "
+                    "paid twice; lower one or raise the other"
+                )
+        return self
+
+
+class CostSettings(Settings):
+    """Prices for estimate and report; nothing is fetched."""
+
     answers_per_month: int = Field(100_000, ge=1)
-    """Expected volume, for the break-even and for failures per month."""
+    """Expected volume, for the cost of answers, the break-even and failures per month."""
+    hosted: tuple[str, ...] = ("openai/gpt-4o-mini", "tinker/qwen3-8b")
+    """Entries of the price book, hosted models or rented GPUs, to compare this machine with."""
+    prices: str | None = None
+    """A price book of your own (TOML), which adds to the one that ships or replaces its prices."""
+    machine_usd_per_hour: float | None = Field(None, ge=0)
+    """What an hour of this machine costs, power and depreciation included; absent: as `machine` says, else 0.10."""
+    machine: MachineSettings = MachineSettings()
+    """This machine: bought or rented, and how long it is paid for."""
+    rented_speed: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Your own assumption of how many times as fast as this machine a rented GPU of `hosted` is; without it, only its
+    hour is priced, as the time there was not measured."""
+    repeats_per_year: float = Field(4.0, ge=0)
+    """How often a year the training is done again, for new data or a new base model."""
+    refresh_usd: float = Field(0.0, ge=0)
+    """What the new rows of one repeat cost: people's time, labels."""
+    hosted_training_usd_per_million_tokens: float | None = Field(None, ge=0)
+    """A hosted price without a book: training a million tokens."""
+    hosted_input_usd_per_million_tokens: float | None = Field(None, ge=0)
+    """A hosted price without a book: a million prompt tokens, of the model as it is or tuned."""
+    hosted_output_usd_per_million_tokens: float | None = Field(None, ge=0)
+    """A hosted price without a book: a million completion tokens."""
+
+    @model_validator(mode="after")
+    def _require_one_machine(self) -> "CostSettings":
+        also = "price" if self.machine.price is not None else "purchase_usd"
+        priced = self.machine.price is not None or self.machine.purchase_usd is not None
+        if self.machine_usd_per_hour is not None and priced:
+            with nested():
+                raise RecipeError(
+                    f"cost.machine_usd_per_hour and cost.machine.{also} both price an hour of this machine; keep one"
+                )
+        return self
 
 
 class DecisionSettings(Settings):
@@ -410,6 +476,7 @@ _PATHS = (
     ("evaluation", "json_schema"),
     ("evaluation", "forgetting", "multiple_choice"),
     ("evaluation", "forgetting", "text"),
+    ("cost", "prices"),
 )
 
 

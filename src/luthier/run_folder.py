@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from luthier import __version__
+from luthier import __version__, energy, prices
 from luthier.config import build
 from luthier.data.write import atomic_text
 from luthier.errors import RecipeError, StorageError
@@ -24,6 +24,8 @@ from luthier.recipe import Recipe
 VERSIONS = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 # settings that decide no weight: records carry their own keys, and the report reads prices anew
 HARMLESS = ("cost", "decision", "evaluation", "retrieval")
+PRICES = "prices.toml"
+"""The copy of the user's price book."""
 # what only its own recipe may go on with
 MADE = ("checkpoints/step-*", "adapter", "records", "evaluation.json")
 
@@ -63,9 +65,10 @@ class RunFolder:
         """Make the folder, or go on in it if nothing in it depends on a setting that has changed since.
 
         Raises:
-            RecipeError: something was made in the folder by another recipe.
+            RecipeError: something was made in the folder by another recipe, or a price that it names is not there.
             StorageError: it cannot be written.
         """
+        prices.require_prices(recipe.cost)
         try:
             (self.path / "data").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -77,6 +80,7 @@ class RunFolder:
         source = file.read_text(encoding="utf-8")
         with atomic_text(self.path / "recipe.toml") as copy:
             copy.write(source)
+        self._keep_prices(recipe)
         self.write("recipe.json", recipe.dump())
         manifest = self.read("manifest.json") or {"created": _now(), "stages": {}}
         manifest |= {
@@ -88,6 +92,14 @@ class RunFolder:
             "git": _git(),
         }
         self.write("manifest.json", manifest)
+
+    def _keep_prices(self, recipe: Recipe) -> None:
+        """A copy of the user's price book, so that the report needs nothing outside of the folder."""
+        if recipe.cost.prices is None:
+            (self.path / PRICES).unlink(missing_ok=True)
+            return
+        with atomic_text(self.path / PRICES) as copy:
+            copy.write(Path(recipe.cost.prices).read_text(encoding="utf-8-sig"))
 
     def recipe_values(self) -> Mapping[str, Any] | None:
         """The effective settings that the folder was last opened with; None: it never was.
@@ -122,17 +134,22 @@ class RunFolder:
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Add the seconds of a stage to the manifest; the parts of an interrupted stage add up."""
-        started = time.perf_counter()
+        started, spent = time.perf_counter(), energy.Spent()
         try:
-            yield
+            with energy.measured() as spent:
+                yield
         finally:
-            self.add_seconds(stage, time.perf_counter() - started)
+            self.add_spent(stage, time.perf_counter() - started, spent.joules)
 
-    def add_seconds(self, stage: str, seconds: float) -> None:
-        """Add to the seconds that a stage has taken."""
+    def add_spent(self, stage: str, seconds: float, joules: float | None) -> None:
+        """Add to the seconds that a stage has taken, and to its energy where that was measured."""
         manifest = self.read("manifest.json")
-        spent = manifest["stages"].get(stage, {}).get("seconds", 0.0) + seconds
-        manifest["stages"][stage] = {"seconds": round(spent, 3)}
+        before = manifest["stages"].get(stage, {})
+        now = {"seconds": round(before.get("seconds", 0.0) + seconds, 3)}
+        # energy of some of the parts would read as the energy of all
+        if joules is not None and (not before or "joules" in before):
+            now["joules"] = round(before.get("joules", 0.0) + joules, 3)
+        manifest["stages"][stage] = now
         self.write("manifest.json", manifest)
 
     @contextmanager

@@ -395,6 +395,16 @@ PUBLIC_HOSTS = {
     "platform.openai.com",
     "keepachangelog.com",
     "semver.org",
+    # where prices of the shipped book stand
+    "developers.openai.com",
+    "docs.mistral.ai",
+    "lambda.ai",
+    "openai.com",
+    "tinker-docs.thinkingmachines.ai",
+    "www.aipricing.guru",
+    "www.energypricestoday.com",
+    "www.runpod.io",
+    "www.together.ai",
 }
 # RFC 2606: names that lead nowhere, for examples and tests
 RESERVED = (".example", ".test", ".invalid", ".localhost", "example.com", "example.org", "example.net")

@@ -359,7 +359,14 @@ def test_estimate_tells_memory_time_and_money_and_leaves_nothing(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert main(["estimate", str(recipe)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["memory", "fits", "time", "money"]
+    assert [line.split()[0] for line in lines][:5] == ["memory", "fits", "time", "tokens", "money"]
+    assert {line.split()[0] for line in lines[5:]} == {"hosted"}
+    assert "to train on" in lines[3] and "zero_shot about" in lines[3] and "fine_tuned about" in lines[3]
+    assert "at $0.10 an hour (the default)" in lines[4]
+    offers = [line.split()[1].rstrip(":") for line in lines[5:]]
+    assert offers[:2] == ["openai/gpt-4o-mini", "tinker/qwen3-8b"] and "together/qwen3.5-9b" in offers
+    assert "runpod/h100-sxm" not in offers  # neither named by the recipe nor a trainer
+    assert all("training $" in line and "(read 20" in line for line in lines[5:])
     assert "micro-batches of up to " in lines[1] and "by their shapes, models up to " in lines[1]
     assert "(6 steps of" in lines[2]
     assert float(lines[0].split()[1]) > 0.5  # GiB: the process alone holds more

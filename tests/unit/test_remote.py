@@ -22,9 +22,12 @@ from luthier.evaluation.systems.remote import SERVER_TOKENS, Remote
 from luthier.evaluation.task import build_metrics
 from luthier.examples import Conversation, Message, ToolCall
 from luthier.models.load import LoadedModel
+from luthier.prices import open_book, own_machine
 from luthier.recipe import CostSettings
-from luthier.report.cost import run_expenses, system_cost
+from luthier.report.cost import paid_expenses, run_expenses, system_cost
+from luthier.report.cost_schema import price_of
 from luthier.report.schema import System as Reported
+from luthier.report.ways import Priced, ways_of
 
 KEY = "sk-SECRET-4711-do-not-tell"
 
@@ -332,6 +335,9 @@ def test_cost_is_counted_from_what_the_server_tells(context: Context) -> None:
         given = remote(heard, **PRICED).answer(ROWS, context)
     assert given.details["usd"] == given.details["usd_paid"] == pytest.approx(6 * (10 * 2 + 5 * 8) / 1e6)
     tokens = {"prompt": 60, "completion": 30}
+    settings = CostSettings(machine_usd_per_hour=1.0)
+    book = open_book(settings)
+    priced = Priced(settings, book, own_machine(settings, book), ())
     reported = Reported.model_validate(
         {
             "name": "r",
@@ -343,15 +349,16 @@ def test_cost_is_counted_from_what_the_server_tells(context: Context) -> None:
             "details": given.details,
         }
     )
-    cost = system_cost(CostSettings(), reported)
+    here, there = ways_of(reported, priced, {})
+    cost = system_cost(priced, reported, [here, there])
     assert cost.here_usd_per_thousand is None, "an answer from elsewhere has no price here"
-    assert cost.hosted_usd_per_thousand == pytest.approx(1000 * (10 * 2 + 5 * 8) / 1e6)
-    amounts = {e.name: e.usd for e in run_expenses(CostSettings(machine_usd_per_hour=1.0), (reported,), None, {})}
+    assert price_of(cost) == pytest.approx(1000 * (10 * 2 + 5 * 8) / 1e6)
+    amounts = {
+        e.name: e.usd for e in (*run_expenses(priced.machine, (reported,), None, {}), *paid_expenses((reported,)))
+    }
     assert amounts == pytest.approx({"Evaluating r": 0.01, "Paid for r": 6 * 60e-6})
     unpriced = reported.model_copy(update={"details": type(reported.details)()})
-    assert system_cost(CostSettings(), unpriced).hosted_usd_per_thousand == pytest.approx(
-        1000 * (10 * 0.3 + 5 * 1.2) / 1e6
-    )
+    assert price_of(system_cost(priced, unpriced, ways_of(unpriced, priced, {}))) is None
 
 
 def test_an_answer_without_usage_is_counted_at_the_most_it_can_be(context: Context) -> None:

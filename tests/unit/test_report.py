@@ -423,7 +423,7 @@ def test_every_section_has_its_numbers(run: Path) -> None:
         "This run cost",
         "A thousand answers",
     }
-    for expected in ("59,629", "12 inputs appear", "train.jsonl:14", "end of turn", "after 2,940 answers", "rank = 16"):
+    for expected in ("59,629", "12 inputs appear", "train.jsonl:14", "end of turn", "after 8,241 answers", "rank = 16"):
         assert expected in text
     assert all(f.text in text for f in report.verdict.evidence)
 
@@ -516,7 +516,8 @@ def test_a_task_in_which_nothing_is_written(run: Path, seconds: float | None) ->
     report = build_report(run)
     page = render_page(report)
     assert "scored, not written" in page and "empty answer" not in page
-    assert {c.hosted_usd_per_thousand for c in report.cost.systems} == {None}
+    hosted = [h for c in report.cost.systems for h in c.hosted]
+    assert {h.usd_per_thousand for h in hosted} == {None} and all(h.note for h in hosted)
     jsonschema.validate(json.loads(report_json(report)), json.loads(schema_text()))
 
 

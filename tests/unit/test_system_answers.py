@@ -25,6 +25,7 @@ from luthier.evaluation.systems.base import (
     message_text,
     no_progress,
     prediction,
+    with_examples,
     with_instruction,
 )
 from luthier.evaluation.systems.command import Command
@@ -34,7 +35,6 @@ from luthier.evaluation.systems.few_shot import (
     Prompter,
     Retriever,
     Way,
-    with_examples,
 )
 from luthier.evaluation.systems.fine_tuned import FineTuned
 from luthier.evaluation.systems.fine_tuned_few_shot import FineTunedFewShot

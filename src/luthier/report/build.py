@@ -1,11 +1,13 @@
 """A run's folder in, a `Report` out: read the parts, work out cost, verdict and compared rows, and write both files."""
 
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 
 from luthier import config
 from luthier.data.write import atomic_text
 from luthier.errors import StorageError
+from luthier.prices import Book, open_book
 from luthier.recipe import CostSettings, DecisionSettings
 from luthier.report.cost import build_cost
 from luthier.report.decision import contest, decide
@@ -13,15 +15,18 @@ from luthier.report.folder import Metrics, RunParts, read_run
 from luthier.report.ladder import Facts
 from luthier.report.page import render_page
 from luthier.report.rows import compare_rows
-from luthier.report.schema import ComparedRows, Data, LossPoint, Report, Run, Training, ValidationPoint
+from luthier.report.schema import ComparedRows, Data, LossPoint, Missing, Report, Run, Training, ValidationPoint
 
 CURVE_POINTS = 300
 """A longer run is shown as the means of this many groups of steps."""
+PRICES = "prices.toml"
 SEVERITIES = ("error", "warning", "note")
 
 
-def build_report(folder: Path) -> Report:
+def build_report(folder: Path, today: date | None = None) -> Report:
     """The report of a run, as far as the run has come; nothing is written.
+
+    `today` is what the age of a price is counted to; None: the day it is.
 
     Raises:
         DataError: `folder` is not a run's folder, or a file in it is damaged.
@@ -44,9 +49,9 @@ def build_report(folder: Path) -> Report:
         curve=parts.curve,
         assumptions=config.build(DecisionSettings, parts.recipe.get("decision") or {}, ["decision"]),
     )
-    prices = config.build(CostSettings, parts.recipe.get("cost") or {}, ["cost"])
+    settings = config.build(CostSettings, parts.recipe.get("cost") or {}, ["cost"])
     run = build_run(parts)
-    cost = build_cost(prices, parts.systems, training, run.stages, contest(facts))
+    cost = build_cost(settings, _open_book(parts, settings), facts, run, today or date.today())
     return Report(
         verdict=decide(facts, cost),
         evaluation=parts.evaluation,
@@ -97,6 +102,17 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
+def _open_book(parts: RunParts, settings: CostSettings) -> Book:
+    """The price book, with the user's own as the run's folder keeps it."""
+    own = parts.folder / PRICES
+    if own.is_file():
+        return open_book(settings, own)
+    if settings.prices is not None:
+        remedy = "`luthier run` copies the book of cost.prices into the folder; until then only shipped prices count"
+        parts.missing.append(Missing(part=PRICES, reason="is not there", remedy=remedy))
+    return open_book(settings.model_copy(update={"prices": None}))
+
+
 def _forgive_what_was_not_asked(parts: RunParts) -> None:
     """Forgetting that the recipe leaves out is not missing, nor is retrieval that it does not ask for."""
     asked = (parts.recipe.get("evaluation") or {}).get("forgetting") or {}
@@ -130,7 +146,12 @@ def build_training(training: Training | None, metrics: Metrics | None) -> Traini
             trained_tokens=metrics.trained_tokens,
         )
     validation = tuple(ValidationPoint(step=step, loss=loss) for step, loss in metrics.validation.items())
-    return training.model_copy(update={"curve": build_curve(metrics.losses), "validation": validation})
+    measured_too = {
+        "curve": build_curve(metrics.losses),
+        "validation": validation,
+        "slow_seconds": metrics.slow_seconds,
+    }
+    return training.model_copy(update=measured_too)
 
 
 def build_curve(losses: Mapping[int, float | None]) -> tuple[LossPoint, ...]:
@@ -166,5 +187,6 @@ def build_curve(losses: Mapping[int, float | None]) -> tuple[LossPoint, ...]:
 def build_run(parts: RunParts) -> Run:
     """What was run, from the manifest and the recipe."""
     stages = {name: stage.seconds for name, stage in parts.manifest.stages.items() if stage.seconds is not None}
+    joules = {name: stage.joules for name, stage in parts.manifest.stages.items() if stage.joules is not None}
     recorded = parts.manifest.model_dump(exclude={"stages"})
-    return Run(name=parts.folder.resolve().name, recipe=parts.recipe, stages=stages, **recorded)
+    return Run(name=parts.folder.resolve().name, recipe=parts.recipe, stages=stages, joules=joules, **recorded)

@@ -1,65 +1,130 @@
-"""What a run cost and what its answers will cost, from measured seconds and tokens and the recipe's prices.
+"""What a run cost and what its answers will cost, from measured seconds and tokens, the recipe, and the price book.
 
-    here    = seconds / 3600 * machine_usd_per_hour
+    here    = seconds / 3600 * price of an hour of this machine
     hosted  = (prompt tokens * input price + completion tokens * output price) / 1,000,000
-    break-even answers = paid once / (baseline's cost of an answer - fine-tuned model's cost of an answer)
 
-Nothing is fetched and nothing is assumed: an amount whose inputs were not measured is null. Left out: people's time for
-labeling rows, storage, and the idle hours of a machine that waits for questions.
+Nothing is fetched, and nothing assumed that the recipe does not say: an amount whose inputs were not measured is null.
+`ways.py` prices a month of answers, `break_even.py` and `sensitivity.py` compare them. Left out: people's time for
+labeling the first rows, storage, and taxes.
 """
 
-import math
 from collections.abc import Mapping, Sequence
+from datetime import date
 
+from luthier.energy import JOULES_PER_KWH
+from luthier.evaluation.rungs import RUNGS, UNTRAINED
+from luthier.prices import Book, Machine, own_machine
+from luthier.prices.book import Price, hosted_names
 from luthier.recipe import CostSettings
-from luthier.report.schema import BreakEven, Cost, Expense, System, SystemCost, Training
+from luthier.report.break_even import break_evens, repeats
+from luthier.report.cost_schema import (
+    Cost,
+    Energy,
+    Expense,
+    HostedCost,
+    MachineCost,
+    PriceUsed,
+    PromptSaving,
+    SystemCost,
+)
+from luthier.report.ladder import Facts, Ladder, rung
+from luthier.report.schema import Run, System, Training
+from luthier.report.sensitivity import choices, month_usd, sensitivities
 from luthier.report.text import count, duration, usd
+from luthier.report.ways import HERE, MILLION, Priced, Way, trained_at, ways_of
 
-MILLION = 1_000_000
-QUARTERS = 4
 WHOLE_PROGRAM = "the whole program: its start, and its training if it trains itself"
 
 
-def build_cost(
-    prices: CostSettings,
-    systems: Sequence[System],
-    training: Training | None,
-    stages: Mapping[str, float],
-    contest: tuple[str | None, str | None],
-) -> Cost:
-    """Cost of a run.
+def build_cost(settings: CostSettings, book: Book, facts: Facts, run: Run, today: date) -> Cost:
+    """Cost of a run; `today` is the day that the age of a price is counted to.
 
-    `stages` are measured seconds by stage; `contest` names the fine-tuned system and the best baseline.
+    Raises:
+        RecipeError: the machine is priced by an entry that the book does not have.
     """
-    run = run_expenses(prices, systems, training, stages)
-    run_usd = sum(e.usd for e in run) if run else None
-    hosted = hosted_training(prices, training)
-    answers = tuple(system_cost(prices, system) for system in systems)
-    by_name = {cost.system: cost for cost in answers}
-    fine_tuned, baseline = by_name.get(contest[0] or ""), by_name.get(contest[1] or "")
-    pair = (fine_tuned, baseline) if fine_tuned and baseline else None
+    machine = machine_of(settings, book, run)
+    priced = Priced(settings, book, machine, hosted_names(settings, book))
+    expenses = (*run_expenses(machine, facts.systems, facts.training, run.stages), *paid_expenses(facts.systems))
+    run_usd = sum(e.usd for e in expenses) if expenses else None
+    seconds = run_seconds(facts.systems, facts.training, run.stages)
+    tokens = facts.training.tokens if facts.training else None
+    trained = trained_at(priced, tokens, run_usd, seconds)
+    ways = {system.name: ways_of(system, priced, trained) for system in facts.systems}
+    ladder = Ladder(facts)
+    tuned, rivals = ladder.fine_tuned, cheaper_systems(ladder)
+    ordered = choices([way for system in contenders(ladder) for way in ways[system.name]], priced)
     return Cost(
-        prices={k: float(v) for k, v in prices.model_dump().items() if k.endswith(("_tokens", "_hour"))},
-        answers_per_month=prices.answers_per_month,
-        run=run,
+        machine=MachineCost(
+            usd_per_hour=machine.usd_per_hour,
+            formula=machine.formula,
+            kept_hours_per_month=machine.kept_hours,
+            watts=machine.watts,
+            watts_from=machine.watts_from,
+        ),
+        prices=tuple(used(price, today) for price in prices_used(priced)),
+        warnings=tuple(warnings(priced, facts.training, today)),
+        answers_per_month=settings.answers_per_month,
+        run=expenses,
         run_usd=run_usd,
-        hosted_training=hosted,
-        systems=answers,
-        break_even=break_evens(prices, pair, run_usd, hosted) if pair else (),
-        quarterly=quarterly(run_usd, hosted),
+        energy=energy_of(machine, run, seconds),
+        hosted_training=hosted_training(priced, tokens),
+        systems=tuple(system_cost(priced, system, ways[system.name]) for system in facts.systems),
+        savings=prompt_savings(priced, tuned, rivals) if tuned else (),
+        break_even=break_evens(settings, ways[tuned.name], [ways[s.name] for s in rivals]) if tuned else (),
+        quarterly=repeats(settings, trained),
+        choices=tuple(f"{way.name}: {usd(month_usd(way, priced))} a month" for way in ordered),
+        sensitivity=sensitivities(ordered, _seconds_of(ordered, facts.systems), priced),
     )
 
 
-def _here(prices: CostSettings, name: str, seconds: float) -> Expense:
-    """seconds / 3600 * machine_usd_per_hour."""
-    amount = seconds / 3600 * prices.machine_usd_per_hour
-    return Expense(name=name, usd=amount, formula=f"{duration(seconds)} × {usd(prices.machine_usd_per_hour)} an hour")
+def machine_of(settings: CostSettings, book: Book, run: Run) -> Machine:
+    """This machine; its draw is the mean over the stages that were measured.
+
+    RAPL does not see a GPU, so where there is one, the watts of the recipe go before what was measured.
+
+    Raises:
+        RecipeError: the machine is priced by an entry that the book does not have.
+    """
+    if settings.machine.price is not None:
+        book.require(settings.machine.price, "cost.machine.price", "hour")
+    known = {stage: run.stages[stage] for stage in run.joules if run.stages.get(stage)}
+    has_better = run.machine.get("gpu") is not None and settings.machine.watts is not None
+    if not known or has_better:
+        return own_machine(settings, book)
+    return own_machine(settings, book, sum(run.joules[stage] for stage in known) / sum(known.values()))
 
 
 def run_expenses(
-    prices: CostSettings, systems: Sequence[System], training: Training | None, stages: Mapping[str, float]
+    machine: Machine, systems: Sequence[System], training: Training | None, stages: Mapping[str, float]
 ) -> tuple[Expense, ...]:
-    """This run on this machine: training, evaluation of each system, and every other stage with a measured time.
+    """This run on this machine: training, evaluation of each system, and every other stage with a measured time."""
+    price = usd(machine.usd_per_hour)
+    return tuple(
+        Expense(name=name, usd=machine.usd(seconds), formula=f"{duration(seconds)} × {price} an hour")
+        for name, seconds in _parts(systems, training, stages)
+    )
+
+
+def paid_expenses(systems: Sequence[System]) -> tuple[Expense, ...]:
+    """What endpoints were paid for answers of this run."""
+    formula = "tokens × the endpoint's own prices"
+    return tuple(
+        Expense(name=f"Paid for {system.name}", usd=system.details.usd_paid, formula=formula)
+        for system in systems
+        if system.details.usd_paid is not None
+    )
+
+
+def run_seconds(systems: Sequence[System], training: Training | None, stages: Mapping[str, float]) -> float | None:
+    """All seconds of a run that are paid for; None: none was measured."""
+    parts = _parts(systems, training, stages)
+    return sum(seconds for _, seconds in parts) if parts else None
+
+
+def _parts(
+    systems: Sequence[System], training: Training | None, stages: Mapping[str, float]
+) -> list[tuple[str, float]]:
+    """What a run did, and for how many seconds.
 
     Training seconds are those of the stage, with the validation before the first step and the writing of checkpoints,
     or those of the steps alone (`training.json`) where they are more. Evaluation seconds are those of the stage
@@ -68,139 +133,151 @@ def run_expenses(
     """
     measured_twice = (training.seconds if training is not None else None, stages.get("train"))
     trained = max((seconds for seconds in measured_twice if seconds is not None), default=None)
-    expenses = [] if trained is None else [_here(prices, "Training", trained)]
+    parts = [] if trained is None else [("Training", trained)]
     for system in systems:
         seconds = stages.get(f"evaluate:{system.name}", None if "evaluate" in stages else system.seconds)
         if seconds is not None:
-            expenses.append(_here(prices, f"Evaluating {system.name}", seconds))
-        if system.details.usd_paid is not None:
-            formula = "tokens × the endpoint's own prices"
-            expenses.append(Expense(name=f"Paid for {system.name}", usd=system.details.usd_paid, formula=formula))
+            parts.append((f"Evaluating {system.name}", seconds))
     measured = {"train", *(f"evaluate:{system.name}" for system in systems)}
     rest = sum(seconds for stage, seconds in stages.items() if stage not in measured)
     if rest:
         others = ", ".join(stage for stage in stages if stage not in measured)
-        expenses.append(_here(prices, f"Everything else ({others})", rest))
-    return tuple(expenses)
+        parts.append((f"Everything else ({others})", rest))
+    return parts
 
 
-def hosted_training(prices: CostSettings, training: Training | None) -> Expense | None:
-    """tokens / 1,000,000 * hosted_training price; tokens are those of all rows of all steps, prompts included."""
-    if training is None or training.tokens is None:
+def energy_of(machine: Machine, run: Run, seconds: float | None) -> Energy | None:
+    """Energy of the run: counted by the processor where that was possible, else watts times seconds, else unknown."""
+    price = f"{usd(machine.usd_per_kwh)} a kWh, which the hour holds already"
+    if run.joules:
+        kwh = sum(run.joules.values()) / JOULES_PER_KWH
+        over = f"{len(run.joules)} of {len(run.stages)} stages"
+        text = f"{kwh:.3g} kWh measured over {over} (processor and memory, no GPU) × {price}"
+        return Energy(kwh=kwh, usd=kwh * machine.usd_per_kwh, formula=text)
+    if machine.watts is None or seconds is None:
         return None
-    price = prices.hosted_training_usd_per_million_tokens
-    formula = f"{count(training.tokens)} tokens × {usd(price)} a million"
-    return Expense(name="The same training, hosted", usd=training.tokens / MILLION * price, formula=formula)
+    kwh = machine.watts * seconds / JOULES_PER_KWH
+    text = f"{machine.watts:g} W ({machine.watts_from}) × {duration(seconds)} × {price}"
+    return Energy(kwh=kwh, usd=kwh * machine.usd_per_kwh, formula=text)
 
 
-def system_cost(prices: CostSettings, system: System) -> SystemCost:
-    """Cost of a thousand answers, from the averages over the n test rows.
+def hosted_training(priced: Priced, tokens: int | None) -> tuple[Expense, ...]:
+    """tokens / 1,000,000 * price of training, at each place that sells it; tokens of all rows of all steps."""
+    if tokens is None:
+        return ()
+    prices = [price for place in priced.places if (price := priced.book.find(place, "training")) is not None]
+    return tuple(
+        Expense(
+            name=f"The same training at {price.name}",
+            usd=tokens / MILLION * price.usd,
+            formula=f"{count(tokens)} tokens × {usd(price.usd)} a million",
+        )
+        for price in prices
+    )
 
-    here   = seconds / n / 3600 * machine price * 1000
-    hosted = (prompt / n * input price + completion / n * output price) / 1,000,000 * 1000
 
-    A few-shot prompt is longer, so it costs more. A system without tokens has no hosted price. The seconds of a program
-    are those from its start to its end, so a program that trains itself seems dearer than its answers are. A remote
-    model has no price here, and hosted its own one where its settings name prices.
+def system_cost(priced: Priced, system: System, ways: Sequence[Way]) -> SystemCost:
+    """Cost of a thousand answers and of a month, from the averages over the n test rows.
+
+    A few-shot prompt is longer, so it costs more. The seconds of a program are those from its start to its end, so a
+    program that trains itself seems dearer than its answers are.
     """
-    n = system.n
+    n, volume = system.n, priced.settings.answers_per_month
     seconds = system.seconds / n if system.seconds is not None and n else None
     tokens = system.tokens if n and system.tokens is not None and system.tokens.prompt else None
-    prompt, completion = (tokens.prompt / n, tokens.completion / n) if tokens else (None, None)
-    is_remote = system.type == "remote"
-    here = None if seconds is None or is_remote else seconds / 3600 * prices.machine_usd_per_hour * 1000
-    hosted = None
-    if n and system.details.usd is not None:
-        hosted = system.details.usd / n * 1000
-    elif prompt is not None and completion is not None:
-        paid = (
-            prompt * prices.hosted_input_usd_per_million_tokens
-            + completion * prices.hosted_output_usd_per_million_tokens
-        )
-        hosted = paid / MILLION * 1000
-    months = prices.answers_per_month / 1000
+    here = next(way.month for way in ways if way.place == HERE)
     return SystemCost(
         system=system.name,
         seconds_per_answer=seconds,
         seconds_include=WHOLE_PROGRAM if system.type == "command" and seconds is not None else None,
-        prompt_tokens_per_answer=prompt,
-        completion_tokens_per_answer=completion,
-        here_usd_per_thousand=here,
-        hosted_usd_per_thousand=hosted,
-        here_usd_per_month=None if here is None else here * months,
-        hosted_usd_per_month=None if hosted is None else hosted * months,
+        prompt_tokens_per_answer=tokens.prompt / n if tokens else None,
+        completion_tokens_per_answer=tokens.completion / n if tokens else None,
+        busy_usd_per_thousand=None if here is None else here.rate * 1000,
+        hours_per_month=None if seconds is None else seconds / 3600 * volume,
+        here_usd_per_thousand=None if here is None else here.usd(volume) / volume * 1000,
+        here_usd_per_month=None if here is None else here.usd(volume),
+        hosted=tuple(_hosted_cost(way, volume) for way in ways if way.place != HERE),
     )
 
 
-def break_evens(
-    prices: CostSettings, pair: tuple[SystemCost, SystemCost], run_usd: float | None, hosted: Expense | None
-) -> tuple[BreakEven, ...]:
-    """Fine-tuned against the best baseline, three ways: both here, both hosted, and moving from hosted to here."""
-    tuned, base = pair
-    ways = (
-        ("Fine-tuned here against the baseline here", run_usd, tuned.here_usd_per_thousand, base.here_usd_per_thousand),
-        (
-            "Fine-tuned hosted against the baseline hosted",
-            hosted.usd if hosted else None,
-            tuned.hosted_usd_per_thousand,
-            base.hosted_usd_per_thousand,
-        ),
-        (
-            "Fine-tuned here against the baseline hosted",
-            run_usd,
-            tuned.here_usd_per_thousand,
-            base.hosted_usd_per_thousand,
-        ),
+def _hosted_cost(way: Way, volume: int) -> HostedCost:
+    month = None if way.month is None else way.month.usd(volume)
+    thousand = None if month is None else month / volume * 1000
+    return HostedCost(name=way.place, usd_per_thousand=thousand, usd_per_month=month, note=way.note)
+
+
+def cheaper_systems(ladder: Ladder) -> list[System]:
+    """The best system of each rung below fine-tuning, programs apart: the best baseline first."""
+    found = [system for system in (ladder.best(r) for r in UNTRAINED) if system is not None]
+    return sorted(found, key=ladder.goodness, reverse=True)
+
+
+def contenders(ladder: Ladder) -> list[System]:
+    """The model's systems that are reliable and that none of them clearly beats, from the cheapest rung."""
+    known = [s for s in ladder.eligible if rung(s) != "external" and ladder.is_fit(s)]
+    left = [s for s in known if not any(ladder.clearly_better(other, s) for other in known)]
+    return sorted(left, key=lambda s: RUNGS.index(rung(s)))
+
+
+def _seconds_of(ordered: Sequence[Way], systems: Sequence[System]) -> float | None:
+    """Seconds of an answer of the cheapest way's system."""
+    system = next((s for s in systems if ordered and s.name == ordered[0].system), None)
+    return system.seconds / system.n if system is not None and system.seconds is not None and system.n else None
+
+
+def prompt_savings(priced: Priced, tuned: System, rivals: Sequence[System]) -> tuple[PromptSaving, ...]:
+    """Prompt tokens that the fine-tuned model needs fewer than each cheaper system, at each price for reading them."""
+    found = []
+    mine = tuned.tokens.prompt / tuned.n if tuned.tokens is not None and tuned.n else None
+    for rival in rivals:
+        theirs = rival.tokens.prompt / rival.n if rival.tokens is not None and rival.n else None
+        if mine is None or theirs is None or theirs <= mine:
+            continue
+        for place in priced.places:
+            price = priced.book.find(place, "input")
+            if price is not None:
+                month = (theirs - mine) * priced.settings.answers_per_month / MILLION * price.usd
+                found.append(
+                    PromptSaving(baseline=rival.name, name=place, tokens_per_answer=theirs - mine, usd_per_month=month)
+                )
+    return tuple(found)
+
+
+def prices_used(priced: Priced) -> list[Price]:
+    """Every price that an amount may rest on: of the places, of a rented machine, and of energy where it is known."""
+    names = list(priced.places)
+    own = priced.settings.machine
+    if own.price is not None and own.price not in names:
+        names.append(own.price)
+    if priced.machine.watts is not None:
+        names.append(own.energy)
+    return [price for name in names for price in priced.book.of(name).values()]
+
+
+def used(price: Price, today: date) -> PriceUsed:
+    """A price with its age."""
+    return PriceUsed(
+        name=price.name,
+        what=price.what,
+        usd=price.usd,
+        unit=price.unit,
+        read=price.read.isoformat() if price.read is not None else None,
+        age=price.age(today),
+        old=price.is_old(today),
+        source=price.source,
+        note=price.note,
     )
-    return tuple(
-        break_even(name, once, mine, theirs, prices.answers_per_month)
-        for name, once, mine, theirs in ways
-        if once is not None and mine is not None and theirs is not None
-    )
 
 
-def break_even(name: str, once_usd: float, mine: float, theirs: float, answers_per_month: int) -> BreakEven:
-    """answers = once / ((theirs - mine) / 1000), rounded up; never, if an answer costs no less than the baseline's.
-
-    `mine` and `theirs` are dollars for a thousand answers of the fine-tuned model and of the baseline.
-    """
-    saving = (theirs - mine) / 1000
-    # rounded first: 10 / 0.0004 is 25000.000000000004 in binary
-    answers = math.ceil(round(once_usd / saving, 6)) if saving > 0 else None
-    if answers is None:
-        more = "as much as" if theirs == mine else f"{usd(mine - theirs)} more than"
-        explanation = f"never on cost alone: a thousand answers cost {more} the baseline's."
-        months = None
-    else:
-        months = answers / answers_per_month
-        explanation = f"after {count(answers)} answers, which is {_span(months)} at {count(answers_per_month)} a month."
-    return BreakEven(
-        name=name,
-        once_usd=once_usd,
-        fine_tuned_usd_per_thousand=mine,
-        baseline_usd_per_thousand=theirs,
-        answers=answers,
-        months=months,
-        explanation=explanation,
-    )
-
-
-def _span(months: float) -> str:
-    """Months as minutes to years, for reading; a month has 30.4 days."""
-    hours = months * 30.4 * 24
-    for size, unit in ((24 * 365.25, "years"), (24 * 30.4, "months"), (24.0, "days"), (1.0, "hours")):
-        if hours >= size * 1.5:
-            return f"{hours / size:,.1f} {unit}"
-    return f"{max(1, round(hours * 60))} minutes" if hours * 60 >= 1.5 else "a minute"
-
-
-def quarterly(run_usd: float | None, hosted: Expense | None) -> tuple[Expense, ...]:
-    """Four runs a year, each at the price of this one: when data or base model change, the whole run is done again."""
-    amounts = (("here", run_usd), ("training hosted", hosted.usd if hosted else None))
-    return tuple(
-        Expense(
-            name=f"Again each quarter, {where}", usd=QUARTERS * amount, formula=f"{QUARTERS} × {usd(amount)} a year"
+def warnings(priced: Priced, training: Training | None, today: date) -> list[str]:
+    """Old prices, entries that are gone, and training seconds that look like a stopped process."""
+    old = dict.fromkeys(price.name for price in prices_used(priced) if price.is_old(today))
+    found = [f"The prices of {name} were read more than a year ago; look them up again." for name in old]
+    gone = [place for place in priced.places if not priced.book.of(place)]
+    found += [f"{name} is not in the price book any more, so nothing is priced there." for name in gone]
+    if training is not None and training.slow_seconds >= 1:
+        found.append(
+            f"{duration(training.slow_seconds)} of the training are steps that took over ten times the usual: the "
+            "process was stopped, or the machine was busy. They are counted as training."
         )
-        for where, amount in amounts
-        if amount is not None
-    )
+    return found

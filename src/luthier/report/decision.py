@@ -21,12 +21,14 @@ never chosen, and never a baseline. What is clearly better, what is a tie and wh
 where two systems are neither, nothing is known, and nothing rests on it.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
 from luthier.evaluation.rungs import RUNGS, TRAINED, UNTRAINED, Rung
+from luthier.report.cost_schema import price_of
 from luthier.report.ladder import (
     FAST_CHANGES,
     FEWEST_ROWS,
@@ -44,9 +46,9 @@ from luthier.report.schema import (
     Evidence,
     Finding,
     Forgetting,
+    OtherAssumption,
     Promise,
     Recommendation,
-    Sensitivity,
     System,
     Training,
     Verdict,
@@ -345,7 +347,7 @@ def _asked(ladder: Ladder) -> tuple[str, Outcome]:
     return next((name, outcome) for name, outcome in spoken_first if outcome is not None)
 
 
-def sensitivity(facts: Facts) -> tuple[Sensitivity, ...]:
+def sensitivity(facts: Facts) -> tuple[OtherAssumption, ...]:
     """What would be recommended if one assumption were another: half and twice each number, and other paces of change.
 
     Limits that the recipe leaves out are tried at half and at all of what the recommended system was measured at, so
@@ -363,7 +365,7 @@ def sensitivity(facts: Facts) -> tuple[Sensitivity, ...]:
             system = then.system.name if then.system else None
             changes = (then.recommendation, system) != (now.recommendation, now.system.name if now.system else None)
             found.append(
-                Sensitivity(
+                OtherAssumption(
                     assumption=key,
                     now=facts.assumptions.model_dump()[key],
                     other=other,
@@ -416,6 +418,7 @@ def _verdict(ladder: Ladder, rule: str, outcome: Outcome, cost: Cost | None) -> 
         would_change=(
             *outcome.would_change,
             *_cheaper_by_volume(outcome, cost),
+            *_cheapest_way(cost),
             *_still_falling(ladder.facts.training),
             *_more_rows(ladder),
         ),
@@ -484,10 +487,9 @@ def _cost_text(outcome: Outcome, cost: Cost | None) -> str:
     if outcome.system is None or cost is None:
         return ""
     paid = next((c for c in cost.systems if c.system == outcome.system.name), None)
-    # what is asked elsewhere has no price here
-    price = None if paid is None else paid.here_usd_per_thousand
-    price = paid.hosted_usd_per_thousand if paid is not None and price is None else price
-    answers = usd(price) if price is not None else None
+    price = None if paid is None else price_of(paid)
+    where = "here" if paid is not None and paid.here_usd_per_thousand is not None else "there"
+    answers = None if price is None else f"{usd(price)} {where}, at {count(cost.answers_per_month)} a month"
     if rung(outcome.system) in TRAINED and cost.run_usd is not None:
         per = f"; a thousand answers cost {answers}" if answers else ""
         return f" The run cost {usd(cost.run_usd)}{per}."
@@ -500,6 +502,16 @@ def _cheaper_by_volume(outcome: Outcome, cost: Cost | None) -> tuple[str, ...]:
         return ()
     paying = [b for b in cost.break_even if b.answers is not None]
     return tuple(f"Volume: {b.name[0].lower()}{b.name[1:]} pays after {count(b.answers)} answers." for b in paying[:1])
+
+
+def _cheapest_way(cost: Cost | None) -> tuple[str, ...]:
+    """The assumption that must change least until another way to answer is the cheapest."""
+    known = [s for s in cost.sensitivity if s.factor] if cost is not None else []
+    if not known:
+        return ()
+    near = min(known, key=lambda s: abs(math.log(s.factor or 1.0)))
+    change = f"{near.assumption} at {near.then} instead of {near.now}"
+    return (f"Cost: with {change}, the cheapest way to answer is {near.cheapest}.",)
 
 
 def _still_falling(training: Training | None) -> tuple[str, ...]:

@@ -8,9 +8,10 @@ what a killed process leaves behind.
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -33,6 +34,7 @@ from luthier.report.schema import (
 )
 
 T = TypeVar("T")
+SLOW_STEP = 10
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -43,6 +45,8 @@ class Metrics:
     losses: dict[int, float | None]
     validation: dict[int, float | None]
     seconds: float
+    slow_seconds: float
+    """Beyond the median step, of steps that took over SLOW_STEP times as long: most likely the process was stopped."""
     tokens: int
     trained_tokens: int
 
@@ -61,6 +65,8 @@ class Stage(Part):
 
     seconds: float | None = None
     """How long it took; null while it runs."""
+    joules: float | None = None
+    """Energy it took; null where it was not measured."""
 
 
 class Manifest(Recorded):
@@ -273,12 +279,19 @@ def _read_metrics(parts: RunParts) -> Metrics | None:
     def column(key: str) -> dict[int, float | None]:
         return {step: number_of(steps[step], key, path, lines[step]) for step in sorted(steps) if key in steps[step]}
 
+    seconds = [v for v in column("seconds").values() if v is not None]
     return Metrics(
         losses=column("loss"),
         validation={
             step: v for step, v in column("validation_loss").items() if steps[step]["validation_loss"] is not None
         },
-        seconds=sum(v or 0.0 for v in column("seconds").values()),
+        seconds=sum(seconds),
+        slow_seconds=_slow_seconds(seconds),
         tokens=int(sum(v or 0 for v in column("tokens").values())),
         trained_tokens=int(sum(v or 0 for v in column("trained_tokens").values())),
     )
+
+
+def _slow_seconds(seconds: Sequence[float]) -> float:
+    usual = median(seconds) if seconds else 0.0
+    return sum(s - usual for s in seconds if s > SLOW_STEP * usual)

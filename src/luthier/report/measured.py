@@ -1,18 +1,6 @@
-"""The base of every part of a report, measured values, and retrieval measured by itself; the rest is in `schema.py`."""
+"""Measured values, and retrieval measured by itself, as a report says them; the rest is in `schema.py`."""
 
-from pydantic import BaseModel, ConfigDict
-
-
-class Part(BaseModel):
-    """The base of every part: frozen; keys that a newer Luthier wrote are passed over, not refused."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="ignore",
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-        json_schema_serialization_defaults_required=True,  # a report has every field, so its schema promises every one
-    )
+from luthier.report.part import Part
 
 
 class Interval(Part):

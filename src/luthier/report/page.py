@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from luthier.evaluation.retrieval import how_judged, label
 from luthier.report import plot, text
+from luthier.report.cost_schema import Cost, PriceUsed, price_of
 from luthier.report.decision import forgetting_sentence, promise_text
 from luthier.report.ladder import FEWEST_ROWS, cut_share, is_loss, seconds_of_one
 from luthier.report.schema import Evaluation, Report, System, Trial
@@ -90,6 +91,8 @@ def _template() -> Template:
         "assumed": lambda value: text.number(value, 2) if isinstance(value, float) else str(value),
         "shortened": shortened,
         "first_line": text.first_line,
+        "factor": text.factor,
+        "price": text.price,
     }
     environment.globals |= {
         "interval": text.interval,
@@ -102,6 +105,8 @@ def _template() -> Template:
         "seconds_of_one": seconds_of_one,
         "retrieval_label": label,
         "how_judged": how_judged,
+        "hosted_remarks": hosted_remarks,
+        "ages": ages,
         "fold": FOLD,
     }
     return environment.get_template("page.html.jinja")
@@ -119,6 +124,26 @@ def shortened(tree: Any) -> Any:
     if isinstance(tree, Sequence) and not isinstance(tree, str):
         return [shortened(value) for value in tree]
     return text.file_name(tree) if isinstance(tree, str) else tree
+
+
+def hosted_remarks(cost: Cost) -> list[str]:
+    """What must be known of hosted prices, each place with the systems that it is true of."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for paid in cost.systems:
+        for hosted in paid.hosted:
+            if hosted.note and not paid.seconds_include:
+                found.setdefault((hosted.name, hosted.note), []).append(paid.system)
+    return [f"{name}, {', '.join(systems)}: {note}." for (name, note), systems in found.items()]
+
+
+def ages(cost: Cost) -> list[str]:
+    """Each entry of the price book with the age of its oldest price."""
+    found: dict[str, PriceUsed] = {}
+    for used in cost.prices:
+        oldest = found.setdefault(used.name, used)
+        if (used.read or "") < (oldest.read or ""):
+            found[used.name] = used
+    return [f"{name}: {used.age}" for name, used in found.items()]
 
 
 def metric_names(systems: Sequence[System], primary: str) -> list[str]:
@@ -240,8 +265,10 @@ def _cost_tiles(report: Report) -> list[Tile]:
     name = report.verdict.system or report.verdict.fine_tuned
     paid = next((c for c in cost.systems if c.system == name), None)
     if paid is not None and paid.here_usd_per_thousand is not None:
-        hosted = "" if paid.hosted_usd_per_thousand is None else f"; hosted {text.usd(paid.hosted_usd_per_thousand)}"
+        known = [h for h in paid.hosted if h.usd_per_thousand is not None]
+        best = min(known, key=lambda h: h.usd_per_thousand or 0.0, default=None)
+        hosted = "" if best is None else f"; {text.usd(best.usd_per_thousand)} at {best.name}"
         found.append(Tile("A thousand answers", text.usd(paid.here_usd_per_thousand), f"here{hosted}"))
-    elif paid is not None and paid.hosted_usd_per_thousand is not None:
-        found.append(Tile("A thousand answers", text.usd(paid.hosted_usd_per_thousand), "hosted; none here"))
+    elif paid is not None and price_of(paid) is not None:
+        found.append(Tile("A thousand answers", text.usd(price_of(paid)), "there; none here"))
     return found

@@ -11,7 +11,9 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from luthier.evaluation.rungs import Rung
-from luthier.report.measured import Interval as Interval, Part as Part, Retrieval as Retrieval
+from luthier.report.cost_schema import Cost as Cost
+from luthier.report.measured import Interval as Interval, Retrieval as Retrieval
+from luthier.report.part import Part as Part
 
 Recommendation = Literal["external", "prompt", "few_shot", "rag", "fine_tune", "fine_tune+rag", "not_yet"]
 Severity = Literal["error", "warning", "note"]
@@ -163,7 +165,7 @@ class Evidence(Part):
     """The file of the run's folder that it comes from."""
 
 
-class Sensitivity(Part):
+class OtherAssumption(Part):
     """One assumption at another value, everything measured as it is."""
 
     assumption: str
@@ -207,7 +209,7 @@ class Verdict(Part):
     """What would lead to another recommendation."""
     assumptions: dict[str, Any] = {}
     """The recipe's `[decision]`, which the rules were asked with."""
-    sensitivity: tuple[Sensitivity, ...] = ()
+    sensitivity: tuple[OtherAssumption, ...] = ()
     """Each assumption of the recipe's `[decision]` at other values, and what would then be recommended."""
 
 
@@ -374,85 +376,12 @@ class Training(Part):
     """Numbers in the model."""
     peak_memory_bytes: int | None = None
     """Most memory held."""
+    slow_seconds: float = 0.0
+    """Seconds beyond the median step of steps that took over ten times as long: pauses, most likely."""
     curve: tuple[LossPoint, ...] = ()
     """Training loss, at most a few hundred points."""
     validation: tuple[ValidationPoint, ...] = ()
     """Validation losses."""
-
-
-class Expense(Part):
-    """An amount and how it was worked out."""
-
-    name: str
-    """What it is for."""
-    usd: float
-    """The amount."""
-    formula: str
-    """The numbers it was worked out from, in words."""
-
-
-class SystemCost(Part):
-    """What answers of one system cost."""
-
-    system: str
-    """The system."""
-    seconds_per_answer: float | None = None
-    """Measured on this machine."""
-    seconds_include: str | None = None
-    """What these seconds hold besides answering; null: nothing."""
-    prompt_tokens_per_answer: float | None = None
-    """Measured."""
-    completion_tokens_per_answer: float | None = None
-    """Measured."""
-    here_usd_per_thousand: float | None = None
-    """A thousand answers on this machine; null for a remote model, too."""
-    hosted_usd_per_thousand: float | None = None
-    """A thousand answers from a hosted model that reads and writes as many tokens, or of a remote model by its own
-    prices; null without tokens."""
-    here_usd_per_month: float | None = None
-    """At `cost.answers_per_month`, on this machine."""
-    hosted_usd_per_month: float | None = None
-    """At `cost.answers_per_month`, hosted."""
-
-
-class BreakEven(Part):
-    """From how many answers on fine-tuning has paid for itself."""
-
-    name: str
-    """Which two ways of answering are compared."""
-    once_usd: float
-    """Paid once, for the fine-tuned model."""
-    fine_tuned_usd_per_thousand: float
-    """Then, for a thousand answers."""
-    baseline_usd_per_thousand: float
-    """For a thousand answers of the best baseline."""
-    answers: int | None
-    """Answers at which both cost the same; null: never."""
-    months: float | None
-    """At `cost.answers_per_month`."""
-    explanation: str
-    """The same in a sentence."""
-
-
-class Cost(Part):
-    """What the run cost, and what answers will."""
-
-    prices: dict[str, float]
-    """The recipe's prices."""
-    answers_per_month: int
-    """The recipe's expected volume."""
-    run: tuple[Expense, ...]
-    """This run, by stage, on this machine."""
-    run_usd: float | None
-    """Their sum; null if no time was recorded."""
-    hosted_training: Expense | None
-    """The same training tokens on a hosted service."""
-    systems: tuple[SystemCost, ...]
-    """By system."""
-    break_even: tuple[BreakEven, ...]
-    """Fine-tuned against the best baseline; empty if either is missing."""
-    quarterly: tuple[Expense, ...]
-    """Doing the whole of it again each quarter, for a year."""
 
 
 class Turn(Part):
@@ -539,6 +468,8 @@ class Run(Recorded):
     """The effective recipe, defaults included."""
     stages: dict[str, float] = {}
     """Seconds by stage."""
+    joules: dict[str, float] = {}
+    """Energy by stage, where it was measured."""
 
 
 class CurvePoint(Interval):

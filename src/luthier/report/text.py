@@ -158,6 +158,17 @@ def usd(amount: float | None) -> str:
     return f"{sign}${size:,.{2 if size < 1000 else 0}f}"
 
 
+def price(amount: float) -> str:
+    """A price as it was asked: $0.195, $3.00, no digit lost."""
+    return f"${amount:,.2f}" if round(amount, 2) == amount else f"${amount:,.6f}".rstrip("0")
+
+
+def factor(value: float) -> str:
+    """How many times as much: ×0.012, ×3.4, ×1,200."""
+    digits = max(0, 1 - math.floor(math.log10(value))) if value > 0 else 1
+    return f"×{value:,.{digits}f}"
+
+
 def count(value: float | None) -> str:
     """A whole number with separators: 12,345."""
     if value is None:

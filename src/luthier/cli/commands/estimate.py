@@ -1,17 +1,20 @@
 """Memory, time and money of a run, before it begins.
 
 Memory is predicted from the model's shape and the data; time is measured on this machine with one step and a few
-answers. Nothing is trained.
+answers. Money is that of this machine and of every entry of the price book that could train the same. Nothing is
+trained.
 
 example:
   luthier estimate recipe.toml
 """
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from luthier.estimate import Room
+    from luthier.report.schema import System
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from luthier.estimate import estimate
     from luthier.progress import Terminal, duration
     from luthier.recipe import load
+    from luthier.report.text import usd, visible
     from luthier.run_folder import RunFolder
     from luthier.stages import open_run, prepare_data
 
@@ -49,11 +53,22 @@ def run(args: argparse.Namespace) -> int:
         f"time      {duration(found.seconds)}: training {duration(found.training_seconds)} "
         f"({found.steps} steps of {found.step_seconds:.2f} s), answering {duration(found.evaluation_seconds)}"
     )
-    print(
-        f"money     {found.usd:.4f} USD on this machine at {recipe.cost.machine_usd_per_hour} USD an hour; "
-        f"hosted training of the same {found.tokens:,} tokens {found.hosted_usd:.2f} USD"
-    )
+    print(f"tokens    {found.tokens:,} to train on, in all steps and with their prompts; {_answers(found.systems)}")
+    machine = found.machine
+    print(f"money     {usd(found.usd)} on this machine at {usd(machine.usd_per_hour)} an hour ({machine.formula})")
+    for offer in found.offers:
+        print(visible(f"hosted    {offer.line()}"))
     return 0
+
+
+def _answers(systems: "Sequence[System]") -> str:
+    """Tokens of every system's answers, as far as they can be told."""
+    known = [f"{s.name} about {s.tokens.prompt:,} + {s.tokens.completion:,}" for s in systems if s.tokens]
+    rest = [s.name for s in systems if not s.tokens]
+    parts = ([f"to answer {systems[0].n:,} test rows {', '.join(known)}"] if known else []) + (
+        [f"unknown before it runs: {', '.join(rest)}"] if rest else []
+    )
+    return "; ".join(parts)
 
 
 def _fits(room: "Room") -> str:

@@ -280,6 +280,18 @@ def after_question(messages: tuple[Message, ...], text: str) -> tuple[Message, .
     return (*messages, Message("user", text))
 
 
+def with_examples(messages: tuple[Message, ...], examples: Sequence[Conversation]) -> tuple[Message, ...]:
+    """System messages, then each example as earlier turns without its own system message, then the question."""
+    start = next((i for i, m in enumerate(messages) if m.role not in ("system", "developer")), len(messages))
+    turns = [
+        message
+        for example in examples
+        for message in (*example.prompt, example.completion)
+        if message is not None and message.role not in ("system", "developer")
+    ]
+    return (*messages[:start], *turns, *messages[start:])
+
+
 def messages_as_values(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Messages as plain values, for records and external programs."""
     return [message_values(message) for message in messages]

@@ -25,6 +25,7 @@ from luthier.evaluation.systems.base import (
     System,
     require_questions,
     with_answer_room,
+    with_examples,
     with_instruction,
 )
 from luthier.examples import Conversation, Example, Message
@@ -122,18 +123,6 @@ class Prompter:
                 if has_room(row, prompt, self.context, self.context.max_new_tokens):
                     return prompt, count
         return plain, 0
-
-
-def with_examples(messages: tuple[Message, ...], examples: Sequence[Conversation]) -> tuple[Message, ...]:
-    """System messages, then each example as earlier turns without its own system message, then the question."""
-    start = next((i for i, m in enumerate(messages) if m.role not in ("system", "developer")), len(messages))
-    turns = [
-        message
-        for example in examples
-        for message in (*example.prompt, example.completion)
-        if message is not None and message.role not in ("system", "developer")
-    ]
-    return (*messages[:start], *turns, *messages[start:])
 
 
 def question(row: Conversation) -> str:

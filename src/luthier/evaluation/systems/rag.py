@@ -24,9 +24,10 @@ from luthier.evaluation.systems.base import (
     System,
     require_questions,
     with_answer_room,
+    with_examples,
     with_instruction,
 )
-from luthier.evaluation.systems.few_shot import Retriever as SimilarRows, with_examples
+from luthier.evaluation.systems.few_shot import Retriever as SimilarRows
 from luthier.examples import Conversation, Example, Message
 from luthier.rag.lexical import words
 from luthier.rag.passages import Passage

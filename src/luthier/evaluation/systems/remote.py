@@ -42,9 +42,10 @@ from luthier.evaluation.systems.base import (
     message_text,
     require_questions,
     with_answer_room,
+    with_examples,
     with_instruction,
 )
-from luthier.evaluation.systems.few_shot import Retriever, with_examples
+from luthier.evaluation.systems.few_shot import Retriever
 from luthier.examples import Conversation, Example
 from luthier.models.catalog import offline_switch
 
