@@ -21,20 +21,10 @@ def run(args: argparse.Namespace) -> int:
     """Do every stage, and print the verdict and the path of the page."""
     from luthier.cli.commands.report import summary
     from luthier.cli.run_arguments import begin
-    from luthier.estimate import plan
-    from luthier.evaluate import measure_base, measure_tuned, question_of
-    from luthier.report import build_report, write_report
-    from luthier.stages import open_run, prepare_data, prepare_training, train_stage, training_line
+    from luthier.complete import complete
+    from luthier.stages import prepare_data
 
     with begin(args) as (recipe, folder, progress):
-        opened = open_run(recipe, folder, prepare_data(recipe, folder, progress), progress)
-        question = question_of(opened)  # what cannot be evaluated is said before hours of training
-        progress.plan = dict(plan(opened))
-        prepared = prepare_training(opened, progress)  # and what cannot be trained, before the baselines
-        measure_base(opened, question, progress, prepared.base)
-        trained = train_stage(prepared, progress)
-        progress.say("  " + training_line(folder.read("training.json")))
-        measure_tuned(opened, question, trained.injected, progress)
-        report = build_report(folder.path)
-        print(summary(report, write_report(report, folder.path)[1]))
+        report = complete(recipe, folder, prepare_data(recipe, folder, progress), progress)
+    print(summary(report, folder / "report.html"))
     return 0
