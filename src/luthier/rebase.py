@@ -4,7 +4,7 @@ The rows are read from the old run's folder, not split again, and their digests 
 run has its pair in the old one. "Clearly better" and "tie" are those of `report/ladder.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -36,6 +36,8 @@ class Plan:
     home: Path
     """Where external programs run: the folder of the old recipe."""
     parent: Parent
+    held: Mapping[str, str]
+    """The number format that `auto` meant for the old run, so that the two differ in the base alone."""
     learning_rate: str
     """What becomes of it, in a sentence."""
 
@@ -77,7 +79,9 @@ def plan_rebase(run: Path, model: str, assignments: Sequence[str] = ()) -> Plan:
         if given is not None
         else f"learning rate: the recipe names none, so that of the adapter, {assemble.rate_of(recipe):g}"
     )
-    return Plan(recipe, write_toml(tree), home, Parent(id=entry.id, folder=entry.folder, relation="rebase of"), rate)
+    parent = Parent(id=entry.id, folder=entry.folder, relation="rebase of")
+    precision = (manifest.get("held") or {}).get("precision") if recipe.model.precision == "auto" else None
+    return Plan(recipe, write_toml(tree), home, parent, {"precision": precision} if precision else {}, rate)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) ->
     folder = tmp_path_factory.mktemp("search")
     write_rows(folder / "rows.jsonl", 60)
     path = folder / "recipe.toml"
-    path.write_text(RECIPE.format(model=tiny_model_folder, steps=6), encoding="utf-8")
+    content = RECIPE.format(model=tiny_model_folder, steps=6)
+    # `auto` is a matter of speed, so two searches may mean different things by it; within one it is settled
+    path.write_text(content.replace("[data]", 'precision = "float32"\n[data]'), encoding="utf-8")
     return path
 
 
@@ -65,6 +67,23 @@ def test_luck_is_counted_with_seeds_that_chose_nothing(searched: Path) -> None:
     assert luck["low"] <= luck["mean"] <= luck["high"] and luck["spread"] >= 0
     for name in ("given-1", "given-2"):
         assert load(searched / f"seeds/{name}/recipe.json")["adapter"]["rank"] == 16, "the recipe as it stands"
+
+
+def test_what_auto_means_is_settled_once_for_all_runs_of_a_search(recipe: Path, tmp_path: Path) -> None:
+    out, arguments = tmp_path / "out", ["--try", "adapter.rank=8,32", "--trials", "2", "--seeds", "0"]
+    arguments = ["search", str(recipe), "--out", str(out), *arguments, "--set", "model.precision=auto"]
+    assert main(arguments) == 0
+    held = {"precision": "bfloat16", "device": "cpu"}  # as if this machine had been faster in it on another day
+    if load(out / "rows/manifest.json")["held"] == held:
+        held["precision"] = "float32"
+    for name in ("trials", "given", "best", "study.sqlite", "search.json"):
+        path = out / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    manifest = load(out / "rows/manifest.json")
+    (out / "rows/manifest.json").write_text(json.dumps({**manifest, "held": held}))
+    assert main(arguments) == 0
+    manifests = [path for path in out.rglob("manifest.json") if "checkpoints" not in path.parts]
+    assert len(manifests) >= 4 and all(load(path)["held"] == held for path in manifests)
 
 
 def test_trials_are_listed_as_trials_of_the_search(searched: Path, capsys: pytest.CaptureFixture[str]) -> None:

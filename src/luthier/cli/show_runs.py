@@ -3,11 +3,13 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from luthier.comparison import Comparison, Cost, Paired, Rows
 from luthier.report.text import NOT_MEASURED, difference, duration, interval, label, number, usd, visible
 from luthier.run_registry import Entry
+
+if TYPE_CHECKING:
+    from luthier.comparison import Comparison, Cost, Paired, Rows
 
 OUTCOMES = {"second": "the second is clearly better", "first": "the first is clearly better", "tie": "they tie"}
 UNKNOWN = "these rows cannot tell"
@@ -64,7 +66,7 @@ def entry_text(entry: Entry, descent: Sequence[Entry]) -> str:
     return visible("\n".join(lines))
 
 
-def comparison_text(comparison: Comparison) -> str:
+def comparison_text(comparison: "Comparison") -> str:
     """Everything that two runs differ in, and who is better."""
     lines = [f"first   {short_path(comparison.first)}", f"second  {short_path(comparison.second)}"]
     lines.append("settings that differ:" if comparison.settings else "settings: the same")
@@ -86,7 +88,7 @@ def comparison_text(comparison: Comparison) -> str:
     return visible("\n".join(lines))
 
 
-def paired_text(paired: Paired) -> str:
+def paired_text(paired: "Paired") -> str:
     """`0.51 [0.44, 0.57] -> 0.73 [0.69, 0.77]: +0.22 [0.18, 0.26], the second is clearly better`."""
     old, new = (interval(v.value, v.low, v.high) for v in paired.values)
     d = paired.difference
@@ -94,7 +96,7 @@ def paired_text(paired: Paired) -> str:
     return f"{old} -> {new}: {difference(d.difference, d.low, d.high)}, {told}"
 
 
-def _rows(rows: Rows) -> str:
+def _rows(rows: "Rows") -> str:
     if rows.first is None or rows.second is None:
         return "not split yet in " + " and ".join(
             name for name, count in (("the first", rows.first), ("the second", rows.second)) if count is None
@@ -104,7 +106,7 @@ def _rows(rows: Rows) -> str:
     return f"{rows.first:,} and {rows.second:,}, {rows.shared:,} of them the same"
 
 
-def _cost(cost: Cost) -> str:
+def _cost(cost: "Cost") -> str:
     answers = ", ".join(f"{name} {usd(value)}" for name, value in cost.usd_per_thousand_answers.items() if value)
     paid = usd(cost.usd) if cost.usd is not None else NOT_MEASURED
     return f"{duration(cost.seconds)}, {paid}" + (f"; a thousand answers: {answers}" if answers else "")

@@ -207,12 +207,9 @@ def _open_study(ground: Ground, plan: Plan) -> optuna.Study:
 
 
 def _counted(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials that ended by themselves."""
-    return [
-        trial
-        for trial in study.get_trials(deepcopy=False)
-        if "result" in trial.user_attrs and trial.state.is_finished()
-    ]
+    """Trials that ended by themselves, not by a kill."""
+    trials = study.get_trials(deepcopy=False)
+    return [t for t in trials if "result" in t.user_attrs and t.state == STATES[t.user_attrs["result"]["state"]]]
 
 
 def _requeue(study: optuna.Study) -> None:

@@ -46,6 +46,8 @@ class Ground:
     data: Data
     """Training and validation rows; the test rows are not in it."""
     units: Mapping[str, Sequence[Unit]]
+    held: Mapping[str, str]
+    """Number format and device of the base: what `auto` meant when the search began, it means for all its runs."""
     by_loss: bool
     """Whether trials are judged by their validation loss, not by the primary metric on the validation rows."""
     higher_is_better: bool
@@ -92,7 +94,8 @@ def prepare_ground(tree: Tree, home: Path, out: RunFolder, search_id: str, by_lo
     if not by_loss:
         question = question_of(_asked(replace(opened, data=data)))
         higher = question.metrics[question.primary].higher_is_better
-    return Ground(tree, home, out.path, search_id, data, opened.units, by_loss, higher, set())
+    held = folder.read("manifest.json")["held"]
+    return Ground(tree, home, out.path, search_id, data, opened.units, held, by_loss, higher, set())
 
 
 def _asked(opened: Opened) -> Opened:
@@ -125,6 +128,7 @@ def run_trial(
     recipe = build(Recipe, tree)
     with folder.locked():
         folder.begin(recipe, write_toml(tree), ground.home, ground.parent("trial of"))
+        folder.record(held=ground.held)
         kept = (folder.read("manifest.json").get("trial") or {}).get("result")
         result = Result(**kept) if kept else _train(ground, folder, recipe, progress, judge)
         failure = {"failure": result.note} if result.state == "failed" else {}

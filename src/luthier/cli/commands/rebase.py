@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     folder, progress = RunFolder(args.out or default_out(args.run, args.model)), Terminal()
     with folder.locked():
         folder.begin(plan.recipe, plan.source, plan.home, [plan.parent])
+        folder.record(held={**plan.held, **(folder.read("manifest.json").get("held") or {})})
         progress.say("  " + plan.learning_rate)
         data = prepare_data(plan.recipe, folder, progress)
         require_same_rows(args.run, folder.path)

@@ -108,6 +108,7 @@ def _search(tree: "Tree", home: Path, out: Path, plan: "Plan", by_loss: bool) ->
         recipe, best = build(Recipe, won), RunFolder(best_folder(out))
         with best.locked():
             best.begin(recipe, write_toml(won), home, ground.parent("winner of"))
+            best.record(held=ground.held)
             data = prepare_data(recipe, best, progress)
             require_same_rows(out / "rows", best.path)
             report = complete(recipe, best, data, progress)
