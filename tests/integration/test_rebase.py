@@ -211,7 +211,51 @@ def test_a_rebase_that_was_killed_goes_on(old: Path, other_model: Path, tmp_path
     assert "Keep:" in done.stdout or "Move:" in done.stdout
 
 
+def test_a_merged_run_is_a_run_of_its_own_and_comes_from_all_of_its_parts(
+    old: Path, tmp_path: Path, as_json: Json, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(old, tmp_path / "second")
+    manifest = load(tmp_path / "second/manifest.json")
+    (tmp_path / "second/manifest.json").write_text(json.dumps({**manifest, "id": "second"}))
+    out = tmp_path / "merged"
+    assert main(["merge", str(old), f"{tmp_path / 'second'}=0.5", "--out", str(out)]) == 0
+    entry = as_json(str(out))
+    ids = [load(folder / "manifest.json")["id"] for folder in (old, tmp_path / "second")]
+    assert [(p["id"], p["relation"]) for p in entry["parents"]] == [(one, "merge of") for one in ids]
+    assert entry["id"] not in ids and entry["state"] == "trained" and entry["seconds"] == 0
+    assert str(out) in [child["folder"] for child in as_json(str(old))["children"]]
+    assert main(["evaluate", str(out)]) == 0
+    assert as_json(str(out))["state"] == "evaluated"
+    assert {one["first"] for one in as_json(str(old), str(out))["systems"]} == {"zero_shot", "fine_tuned"}
+    assert main(["rebase", str(out), "--model", "x"]) == 2
+    assert "was merged, not trained" in capsys.readouterr().err
+
+
 def test_a_copied_run_is_listed_beside_the_first(old: Path, tmp_path: Path, as_json: Json) -> None:
     shutil.copytree(old, tmp_path / "copy")
     listed = {entry["folder"] for entry in as_json("--scan", str(tmp_path))}
     assert {str(old.resolve()), str((tmp_path / "copy").resolve())} <= listed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["no-such-run"], "neither a run's folder"),
+        (["a", "b", "c"], "two can be compared"),
+        (["--scan", "no-such-folder"], "no such folder"),
+    ],
+)
+def test_a_name_that_is_no_run_is_one_clear_message(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["runs", *arguments]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_lists_and_comparisons_are_readable(old: Path, rebased: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    for arguments in ([], [str(rebased)], [str(old), str(rebased)]):
+        assert main(["runs", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "reported" in printed and "rebase of" in printed and "model.name: " in printed
+    assert "train: the same" in printed and "20 test rows that both have" in printed and "cost of the second" in printed
