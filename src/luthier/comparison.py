@@ -221,6 +221,8 @@ class Shared:
         for side in (self.first, self.second):
             if side.evaluation is None:
                 return f"{side.folder} was not evaluated; `luthier evaluate {side.folder}` does that", None
+            if side.rows["test"] is None:
+                return f"{side.folder / 'data/test.jsonl'} is not there, so nobody knows which rows were asked", None
         a, b = self.first.evaluation, self.second.evaluation
         assert a is not None and b is not None
         if a.primary_metric != b.primary_metric:

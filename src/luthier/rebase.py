@@ -104,13 +104,14 @@ def decide(old: Side, new: Side, comparison: Comparison) -> Verdict:
         paired = shared.pair(tuned[0], tuned[1])
     except NotComparable as reason:
         return Verdict("keep", f"Keep: the two models cannot be compared: {reason}.")
-    choice, reason_text = _choose(old, new, (tuned[0], tuned[1]), paired, comparison)
+    choice, reason_text = choose(old, new, (tuned[0], tuned[1]), paired, comparison)
     return Verdict(choice, f"{choice.capitalize()}: {reason_text}.", _notes(shared, tuned[0]))
 
 
-def _choose(
+def choose(
     old: Side, new: Side, tuned: tuple[System, System], paired: Paired, comparison: Comparison
 ) -> tuple[Literal["keep", "move"], str]:
+    """The decision and its reason, from the two fine-tuned systems (`tuned`) as they are `paired`."""
     base, d = new.recipe["model"]["name"], paired.difference
     shown = (
         f"{difference(d.difference, d.low, d.high)} on {label(d.metric)} over {comparison.test_rows} shared test rows"

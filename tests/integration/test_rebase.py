@@ -11,10 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.integration.test_run import RECIPE, load, write_rows
 
 from luthier.cli.main import main
+from luthier.data.formats.base import read_examples
+from luthier.data.split import group_keys
+from luthier.evaluation.metrics.field_f1 import FieldF1
+from luthier.evaluation.significance import compare, number_groups
 
 Json = Callable[..., Any]
 
@@ -95,6 +100,11 @@ def test_a_rebase_ends_with_pairs_of_every_system_and_a_verdict(old: Path, rebas
         values, d = one["values"], one["difference"]
         assert d["difference"] == pytest.approx(values[1]["value"] - values[0]["value"])
         assert d["low"] <= d["difference"] <= d["high"]
+        states = [load(run / f"records/{one['first']}.state.json")["statistics"]["field_f1"] for run in (old, rebased)]
+        rows = list(read_examples(old / "data/test.jsonl"))
+        a, b = (np.array(state) for state in states)
+        expected = compare(FieldF1(), b, a, groups_N=number_groups(group_keys(rows)))
+        assert (d["low"], d["high"], d["p_value"]) == (expected.low, expected.high, expected.p_value)
     assert as_json(str(old), str(rebased)) == comparison
 
 
