@@ -88,7 +88,7 @@ def opened(folder: str, *assignments: str) -> Any:
     from luthier.stages import open_run, prepare_data
 
     recipe = recipe_of(METHODS["lora"], 1e-3, *assignments)
-    run_folder = RunFolder(Path(folder) / str(os.getpid()))
+    run_folder = RunFolder(Path(folder) / str(os.getpid()), listed=False)
     run_folder.open(recipe, RECIPE)
     return open_run(recipe, run_folder, prepare_data(recipe, run_folder, Silent()), Silent())
 
@@ -155,7 +155,11 @@ def measure(name: str, rate: float, folder: Path, base: Path, assignments: Seque
     from luthier.run_folder import RunFolder
     from luthier.stages import open_run, prepare_data
 
-    recipe, progress, run_folder = recipe_of(METHODS[name], rate, *assignments), Terminal(), RunFolder(folder)
+    recipe, progress, run_folder = (
+        recipe_of(METHODS[name], rate, *assignments),
+        Terminal(),
+        RunFolder(folder, listed=False),
+    )
     run_folder.open(recipe, RECIPE)
     if (base / BASE_ABILITY).is_file():
         shutil.copy(base / BASE_ABILITY, folder)

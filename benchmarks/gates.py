@@ -26,7 +26,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as place:
             recipe_file = write_recipe(Path(place), words=90, rows=1000)
             recipe = load(recipe_file, [f"model.precision={precision}"])
-            folder = RunFolder(Path(place) / "run")
+            folder = RunFolder(Path(place) / "run", listed=False)
             folder.open(recipe, recipe_file)
             data = prepare_data(recipe, folder, Silent())
             loaded = assemble.open_model(recipe)

@@ -79,7 +79,7 @@ def child(recipe_file: str, *given: str) -> None:
 
     recipe = load(Path(recipe_file), given)
     with tempfile.TemporaryDirectory() as place:
-        folder = RunFolder(Path(place))
+        folder = RunFolder(Path(place), listed=False)
         folder.open(recipe, Path(recipe_file))
         try:
             opened = open_run(recipe, folder, prepare_data(recipe, folder, Silent()), Silent())

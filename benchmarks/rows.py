@@ -30,7 +30,7 @@ def child(recipe_file: str) -> None:
 
     recipe = load(Path(recipe_file), [f"training.steps={STEPS}", "training.validate_every=1000000"])
     with tempfile.TemporaryDirectory() as place:
-        folder = RunFolder(Path(place))
+        folder = RunFolder(Path(place), listed=False)
         folder.open(recipe, Path(recipe_file))
         started = time.perf_counter()
         opened = open_run(recipe, folder, prepare_data(recipe, folder, Silent()), Silent())

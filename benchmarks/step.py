@@ -32,7 +32,7 @@ STEPS = 5
 def opened_run(folder: Path, words: int, system_words: int) -> tuple[Opened, Run]:
     recipe_file = write_recipe(folder, words, system_words=system_words)
     recipe = load(recipe_file)
-    place = RunFolder(folder / "run")
+    place = RunFolder(folder / "run", listed=False)
     place.open(recipe, recipe_file)
     opened = open_run(recipe, place, prepare_data(recipe, place, Silent()), Silent())
     trainable = assemble.make_trainable(recipe, opened.loaded)

@@ -129,6 +129,12 @@ def units_of(recipe: Recipe, examples: Iterable[Example], template: Template) ->
         yield objective.rows(example, template)
 
 
+def rate_of(recipe: Recipe) -> float:
+    """The learning rate: the recipe's, else the adapter's own, times what the objective makes of it."""
+    optimizer = part(recipe.optimizer, OptimizerSettings, "optimizer")  # type: ignore[type-abstract]
+    return optimizer.learning_rate or adapter_of(recipe).learning_rate * objective_of(recipe).rate_factor
+
+
 @dataclass(frozen=True)
 class Trainable:
     """A model with its adapter in it, and the cast that the objective sees."""
@@ -194,8 +200,7 @@ def build_run(
     if _compiling_pays(recipe, loaded, units["train"]):
         compile_layers(loaded.model)
     optimizer = part(recipe.optimizer, OptimizerSettings, "optimizer")  # type: ignore[type-abstract]
-    objective = objective_of(recipe)
-    rate = optimizer.learning_rate or adapter_of(recipe).learning_rate * objective.rate_factor
+    objective, rate = objective_of(recipe), rate_of(recipe)
     source = Source(units["train"], recipe.training.rows_per_step, recipe.seed)
     given, most = recipe.training.micro_batch_tokens, most_that_pays(loaded.device)
     run = Run(

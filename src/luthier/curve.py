@@ -97,7 +97,7 @@ def _trained_on(
     """Statistics of the primary metric of a training on fewer rows, with as many steps as on the whole."""
     steps = assemble.planned_steps(recipe, whole_rows)
     smaller = recipe.model_copy(update={"training": recipe.training.model_copy(update={"steps": steps})})
-    inner = RunFolder(folder / FOLDER / f"{len(data.train)}")
+    inner = RunFolder(folder / FOLDER / f"{len(data.train)}", listed=False)
     inner.open(smaller, folder / "recipe.toml")
     opened = open_run(smaller, inner, data, progress)
     run = train_stage(prepare_training(opened, progress), progress)

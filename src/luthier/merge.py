@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from luthier import __version__
+from luthier import __version__, run_registry
 from luthier.adapters._layers import PREFIX, WEIGHTS, write_artifact
 from luthier.adapters._low_rank_files import read_low_rank, scale_of
 from luthier.adapters._tokens import INDICES
@@ -24,6 +24,7 @@ from luthier.assemble import RECORD, TEMPLATE_FILE, artifact_record
 from luthier.errors import ModelError
 from luthier.files import sha256_of
 from luthier.merging.base import Merge
+from luthier.run_folder import RunFolder, now
 
 Factors = tuple[Tensor, Tensor]
 """A (rank, in) and B (out, rank), scaled, so that the update is B A."""
@@ -172,3 +173,17 @@ def write_merged(out: Path, sources: Sequence[Source], layers: Mapping[str, tupl
         "files": {path.name: sha256_of(path) for path in sorted(folder.iterdir())},
     }
     (folder / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+    _record_descent(RunFolder(out), [source.folder.parent for source in sources])
+
+
+def _record_descent(merged: RunFolder, runs: Sequence[Path]) -> None:
+    """Make the manifest that was copied from the first run that of a new one, which comes from all of them."""
+    manifest = merged.read("manifest.json")
+    if manifest is None:  # the run is older than manifests, or lost its own
+        return
+    entries = [run_registry.read_entry(run) for run in runs]
+    parents = [run_registry.Parent(id=e.id, folder=e.folder, relation="merge of") for e in entries if e is not None]
+    manifest = {key: value for key, value in manifest.items() if key not in ("failure", "trial")}
+    fresh = {"id": run_registry.new_id(), "created": now(), "stages": {}, "openings": 1}
+    merged.write("manifest.json", {**manifest, **fresh, "parents": [parent.model_dump() for parent in parents]})
+    merged.enter()

@@ -70,7 +70,7 @@ def train_with_passages(recipe: Recipe, folder: RunFolder, data: Data, progress:
         RecipeError: it was done with other passages, or the recipe has none.
         LuthierError: as of a training.
     """
-    inner, within = RunFolder(folder / FOLDER), Within(progress, WHAT)
+    inner, within = RunFolder(folder / FOLDER, listed=False), Within(progress, WHAT)
     longer = _longer(recipe)
     with folder.timed("training with passages"):
         inner.open(longer, folder / "recipe.toml")
@@ -103,7 +103,7 @@ def reopen_with_passages(recipe: Recipe, folder: RunFolder, data: Data, progress
     Raises:
         ModelError: it was trained from another base than the recipe's.
     """
-    inner = RunFolder(folder / FOLDER)
+    inner = RunFolder(folder / FOLDER, listed=False)
     if not (inner / "adapter").is_dir():
         return None
     opened = reopen(inner, _longer(recipe), data, Within(progress, WHAT))

@@ -8,18 +8,20 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from luthier import __version__, energy, prices
+from luthier import __version__, energy, prices, run_registry
 from luthier.config import build
 from luthier.data.write import atomic_text
-from luthier.errors import RecipeError, StorageError
+from luthier.errors import LuthierError, RecipeError, StorageError
 from luthier.recipe import Recipe
+from luthier.run_registry import Parent
 
 VERSIONS = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 # settings that decide no weight: records carry their own keys, and the report reads prices anew
@@ -28,13 +30,16 @@ PRICES = "prices.toml"
 """The copy of the user's price book."""
 # what only its own recipe may go on with
 MADE = ("checkpoints/step-*", "adapter", "records", "evaluation.json")
+_said: set[str] = set()
 
 
 class RunFolder:
-    """Paths and small files of one run."""
+    """Paths and small files of one run; unless it is not to be `listed`, the registry of runs is told how far it is."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, listed: bool = True) -> None:
         self.path = path
+        self._listed = listed
+        self._begun = False
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -62,7 +67,17 @@ class RunFolder:
             raise StorageError(f"{path} is damaged ({error}); restore it, or begin again in another folder") from None
 
     def open(self, recipe: Recipe, file: Path) -> None:
+        """`begin` with the recipe of a file."""
+        self.begin(recipe, file.read_text(encoding="utf-8"), file.resolve().parent)
+
+    def begin(self, recipe: Recipe, source: str, home: Path, parents: Sequence[Parent] = ()) -> None:
         """Make the folder, or go on in it if nothing in it depends on a setting that has changed since.
+
+        Args:
+            recipe: the effective settings.
+            source: the text that they were read from.
+            home: the folder of that text, in which external programs run.
+            parents: the runs that this one comes from.
 
         Raises:
             RecipeError: something was made in the folder by another recipe, or a price that it names is not there.
@@ -74,24 +89,39 @@ class RunFolder:
         except OSError as error:
             raise StorageError(f"{self.path}: the run's folder cannot be made: {error}") from None
         before = self.recipe_values()
-        changed = [] if before is None else _changed(before, recipe.dump())
+        changed = [] if before is None else differing(before, recipe.dump(), but=HARMLESS)
         if changed:
             self._begin_anew(changed)
-        source = file.read_text(encoding="utf-8")
         with atomic_text(self.path / "recipe.toml") as copy:
             copy.write(source)
         self._keep_prices(recipe)
         self.write("recipe.json", recipe.dump())
-        manifest = self.read("manifest.json") or {"created": _now(), "stages": {}}
+        manifest = self.read("manifest.json") or {"id": run_registry.new_id(), "created": now(), "stages": {}}
+        manifest.pop("failure", None)
+        manifest |= {"parents": [parent.model_dump() for parent in parents]} if parents else {}
         manifest |= {
+            "openings": manifest.get("openings", 0) + 1,
             "luthier": __version__,
             "machine": machine(),
             "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
             "recipe_sha256": recipe.hash(),
-            "recipe_folder": str(file.resolve().parent),
+            "recipe_folder": str(home),
             "git": _git(),
         }
         self.write("manifest.json", manifest)
+        self._begun = True
+        self.enter()
+
+    def enter(self) -> None:
+        """Tell the registry of runs how far this one is; one that cannot be told stops nothing, and is said once."""
+        if not self._listed:
+            return
+        try:
+            run_registry.enter(self.path)
+        except StorageError as error:
+            if str(error) not in _said:
+                _said.add(str(error))
+                print(f"  this run is not listed, and goes on: {error}", file=sys.stderr)
 
     def _keep_prices(self, recipe: Recipe) -> None:
         """A copy of the user's price book, so that the report needs nothing outside of the folder."""
@@ -151,6 +181,7 @@ class RunFolder:
             now["joules"] = round(before.get("joules", 0.0) + joules, 3)
         manifest["stages"][stage] = now
         self.write("manifest.json", manifest)
+        self.enter()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -170,7 +201,19 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise RecipeError(f"{self.path}: another process is at work in this run's folder") from None
-            yield
+            try:
+                yield
+            except (LuthierError, OSError, RuntimeError, MemoryError) as error:
+                self._note_failure(error)
+                raise
+            finally:
+                self.enter()
+
+    def _note_failure(self, error: BaseException) -> None:
+        """Keep in the manifest why the run ended, until it goes on; not of a process that never came to open it."""
+        if self._begun:
+            with suppress(StorageError):  # a full disk is told by the error itself
+                self.record(failure=str(error).splitlines()[0] if str(error) else type(error).__name__)
 
 
 def recipe_of(folder: Path) -> Recipe:
@@ -186,15 +229,15 @@ def recipe_of(folder: Path) -> Recipe:
     return build(Recipe, values)
 
 
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any], at: str = "") -> list[str]:
-    """Dotted names of the settings that differ."""
+def differing(a: Mapping[str, Any], b: Mapping[str, Any], but: Sequence[str] = (), at: str = "") -> list[str]:
+    """Dotted names of the settings that differ; `but` are tables that are passed over."""
     names = []
-    for key in sorted(before.keys() | now.keys()):
-        a, b = before.get(key), now.get(key)
-        if a == b or (not at and key in HARMLESS):
+    for key in sorted(a.keys() | b.keys()):
+        mine, other = a.get(key), b.get(key)
+        if mine == other or (not at and key in but):
             continue
-        nested = isinstance(a, Mapping) and isinstance(b, Mapping)
-        names += _changed(a, b, f"{at}{key}.") if nested else [f"{at}{key}"]  # type: ignore[arg-type]
+        nested = isinstance(mine, Mapping) and isinstance(other, Mapping)
+        names += differing(mine, other, at=f"{at}{key}.") if nested else [f"{at}{key}"]  # type: ignore[arg-type]
     return names
 
 
@@ -230,5 +273,6 @@ def _git() -> str | None:
     return found.stdout.strip() or None
 
 
-def _now() -> str:
+def now() -> str:
+    """The time, as manifests have it."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

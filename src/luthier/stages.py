@@ -284,8 +284,10 @@ class Prepared:
         return nullcontext() if overwrites else self.run.injected.disabled()
 
 
-def prepare_training(opened: Opened, progress: Progress) -> Prepared:
+def prepare_training(opened: Opened, progress: Progress, prove: bool = True) -> Prepared:
     """Put the adapter in and, if training is to begin, let the gates on the model prove it.
+
+    Without `prove` no gate looks: for a trial of settings whose like was proven, and whose winner will be.
 
     Raises:
         ModelError: the adapter does not fit the model.
@@ -293,14 +295,14 @@ def prepare_training(opened: Opened, progress: Progress) -> Prepared:
         CheckpointError: there are checkpoints and every one is damaged.
     """
     recipe, folder, loaded, subject = opened.recipe, opened.folder, opened.loaded, opened.subject
-    if subject is None:
+    if subject is None and prove:
         raise PreflightError("this run was opened for evaluation; open_run proves its rows before it trains")
     fingerprint = assemble.fingerprint_of(recipe, loaded, opened.template, opened.units)
     trainable = assemble.make_trainable(recipe, loaded)
     run = assemble.build_run(_settled(recipe, folder), loaded, trainable, opened.units, fingerprint, folder.path)
     _tell_fit(run, folder, progress)
     found = _newest(run, progress)
-    if found is None:
+    if found is None and subject is not None:
         if observe(run):  # before the gates: what they prove is the start that is trained from
             progress.say("  the adapter begins from what the model does with the first rows")
         subject.injected, subject.models = trainable.injected, trainable.models

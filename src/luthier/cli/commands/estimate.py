@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
     recipe = load(args.recipe, args.set)
     with tempfile.TemporaryDirectory(prefix="luthier-estimate-") as place:
-        folder, progress = RunFolder(Path(place)), Terminal()
+        folder, progress = RunFolder(Path(place), listed=False), Terminal()
         folder.open(recipe, args.recipe)
         opened = open_run(recipe, folder, prepare_data(recipe, folder, progress), progress)
         found = estimate(opened)

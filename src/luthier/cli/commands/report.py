@@ -16,6 +16,7 @@ from luthier.report.build import report_json, write_text
 from luthier.report.page import BADGES, render_page
 from luthier.report.schema import schema_text
 from luthier.report.text import visible
+from luthier.run_folder import RunFolder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     report = build_report(args.run)
     if args.out is None:
         page = write_report(report, args.run)[1]
+        RunFolder(args.run).enter()
     else:
         page = write_text(args.out, render_page(report) if args.out.suffix == ".html" else report_json(report))
     print(summary(report, page))

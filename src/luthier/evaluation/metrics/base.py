@@ -79,6 +79,8 @@ class Metric(Settings, ABC):
     """It checks a format: failures are reported per million answers. Only for binary metrics."""
     scores_rows: ClassVar[bool] = True
     """Whether the value of a single row means something."""
+    counts_tokens: ClassVar[bool] = False
+    """Whether it is an average over tokens: then models with other tokenizers cannot be compared by it."""
 
     @abstractmethod
     def statistics(self, prediction: Prediction) -> tuple[float, ...]:

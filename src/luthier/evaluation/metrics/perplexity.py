@@ -22,6 +22,7 @@ class Perplexity(Metric):
     needs: ClassVar[Literal["generation", "logprobs"]] = "logprobs"
     higher_is_better: ClassVar[bool] = False
     worst: ClassVar[float] = float("inf")
+    counts_tokens: ClassVar[bool] = True
 
     def statistics(self, prediction: Prediction) -> tuple[float, float]:
         """(negative log-probability, tokens).

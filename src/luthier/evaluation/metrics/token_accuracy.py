@@ -10,6 +10,7 @@ class TokenAccuracy(RatioMetric):
     """Share of target tokens predicted."""
 
     needs: ClassVar[Literal["generation", "logprobs"]] = "logprobs"
+    counts_tokens: ClassVar[bool] = True
 
     def statistics(self, prediction: Prediction) -> tuple[float, float]:
         """(tokens predicted, tokens).

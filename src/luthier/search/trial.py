@@ -1,0 +1,215 @@
+"""One training of a search, in a run's folder of its own: the shared rows, the base read anew, the value it reaches.
+
+The base is read anew for each trial, because an adapter may write into it. Rows, their tokens and the proofs over them
+are shared; what the gates prove on a model, they prove once for each type of adapter, and again for the winner.
+"""
+
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from luthier import assemble, registry
+from luthier.config import Tree, build, write_toml
+from luthier.data.source import Unit
+from luthier.engine.loop import Step
+from luthier.engine.run import Run
+from luthier.errors import LuthierError, StorageError
+from luthier.evaluate import context_of, question_of
+from luthier.evaluation.systems.base import System, prediction
+from luthier.progress import Progress
+from luthier.recipe import SYSTEMS, Recipe
+from luthier.report.folder import read_lines
+from luthier.run_folder import RunFolder
+from luthier.run_registry import Parent
+from luthier.stages import Data, Opened, open_run, prepare_data, prepare_training, row_subject, train_stage
+
+State = Literal["complete", "pruned", "failed"]
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What all trials share."""
+
+    tree: Tree
+    """The recipe as given."""
+    home: Path
+    """The folder of the recipe."""
+    out: Path
+    """Of the search."""
+    id: str
+    """Of the search."""
+    data: Data
+    """Training and validation rows; the test rows are not in it."""
+    units: Mapping[str, Sequence[Unit]]
+    held: Mapping[str, str]
+    """Number format and device of the base: what `auto` meant when the search began, it means for all its runs."""
+    by_loss: bool
+    """Whether trials are judged by their validation loss, not by the primary metric on the validation rows."""
+    higher_is_better: bool
+    proven: set[str]
+    """Types of adapters that the gates on the model have let pass."""
+
+    def parent(self, relation: str) -> list[Parent]:
+        """Where a run of this search came from."""
+        return [Parent(id=self.id, folder=str(self.out.resolve()), relation=relation)]
+
+    def planned_steps(self, recipe: Recipe) -> int:
+        """Steps of a trial."""
+        return assemble.planned_steps(recipe, len(self.units["train"]))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a training."""
+
+    state: State
+    value: float | None = None
+    """Of a complete one: validation loss of its best checkpoint, or the metric. Of a pruned one: its last loss."""
+    note: str = ""
+
+
+class Pruned(Exception):
+    """A training is no longer worth its time; raised where it asks, and caught where it was begun."""
+
+
+def prepare_ground(tree: Tree, home: Path, out: RunFolder, search_id: str, by_loss: bool, progress: Progress) -> Ground:
+    """Read, split, check and render the rows once, and prove them.
+
+    Raises:
+        DataError, ModelError, TemplateError, PreflightError: as `stages.open_run`.
+        EvaluationError: the metric cannot be measured on the validation rows.
+    """
+    recipe, folder = build(Recipe, tree), RunFolder(out / "rows", listed=False)
+    with folder.locked():
+        folder.begin(recipe, write_toml(tree), home)
+        folder.record(trial={"name": "rows"})  # should a scan find it
+        opened = open_run(recipe, folder, prepare_data(recipe, folder, progress), progress)
+    data = replace(opened.data, test=())
+    higher = False
+    if not by_loss:
+        question = question_of(_asked(replace(opened, data=data)))
+        higher = question.metrics[question.primary].higher_is_better
+    held = folder.read("manifest.json")["held"]
+    return Ground(tree, home, out.path, search_id, data, opened.units, held, by_loss, higher, set())
+
+
+def _asked(opened: Opened) -> Opened:
+    """The same with the validation rows in place of test rows."""
+    return replace(opened, data=replace(opened.data, test=opened.data.validation))
+
+
+def run_trial(
+    ground: Ground,
+    folder: RunFolder,
+    tree: Tree,
+    trial: Mapping[str, Any],
+    progress: Progress,
+    judge: Callable[[int, float], None] = lambda percent, loss: None,
+) -> Result:
+    """Train with these settings, or take what an earlier process came to.
+
+    Args:
+        ground: what is shared.
+        folder: of this trial.
+        tree: its recipe.
+        trial: what the manifest says of it.
+        progress: told where it is.
+        judge: told the loss of each validation, at a hundredth of the planned steps; raises Pruned to end it.
+
+    Raises:
+        KeyboardInterrupt: ctrl-C; the step was finished and everything saved.
+        StorageError: the disk is full; earlier checkpoints are intact.
+    """
+    recipe = build(Recipe, tree)
+    with folder.locked():
+        folder.begin(recipe, write_toml(tree), ground.home, ground.parent("trial of"))
+        folder.record(held=ground.held)
+        kept = (folder.read("manifest.json").get("trial") or {}).get("result")
+        result = Result(**kept) if kept else _train(ground, folder, recipe, progress, judge)
+        failure = {"failure": result.note} if result.state == "failed" else {}
+        folder.record(trial={**trial, "result": vars(result)}, **failure)
+        for name in ("checkpoints", "adapter"):  # the winner is trained again, as a run of its own
+            shutil.rmtree(folder / name, ignore_errors=True)
+    return result
+
+
+def _train(
+    ground: Ground, folder: RunFolder, recipe: Recipe, progress: Progress, judge: Callable[[int, float], None]
+) -> Result:
+    watched = _Watched(ground.planned_steps(recipe), judge)
+    try:
+        opened = _open(ground, folder, recipe)
+        prepared = prepare_training(opened, progress, prove=opened.subject is not None)
+        if prepared.found is not None:
+            watched.replay(folder / "metrics.jsonl", prepared.found.step)
+        run = train_stage(prepared, progress, watched.see)
+        ground.proven.add(registry.name_of(recipe.adapter))
+        value = run.state.best_loss if ground.by_loss else _score(opened, run)
+    except Pruned:
+        return Result("pruned", watched.loss, f"stopped at {watched.percent} % of its steps")
+    except LuthierError as error:
+        if isinstance(error, StorageError):  # no fault of these settings
+            raise
+        return Result("failed", None, str(error))
+    if value is None or not math.isfinite(value):
+        return Result("failed", None, f"the value is {value}")
+    return Result("complete", value)
+
+
+class _Watched:
+    """The validations of a training, passed on to what judges them."""
+
+    def __init__(self, steps: int, judge: Callable[[int, float], None]) -> None:
+        self._steps, self._judge = steps, judge
+        self.percent = 0
+        self.loss: float | None = None
+
+    def see(self, step: Step) -> None:
+        """A step that was done."""
+        if "validation_loss" in step.metrics:
+            self._validated(step.number, step.metrics["validation_loss"])
+
+    def replay(self, log: Path, until: int) -> None:
+        """The validations of an earlier process, up to the checkpoint that training goes on from."""
+        for _, _, values in read_lines(log, log.name, []) if log.is_file() else ():
+            if values["step"] <= until and values.get("validation_loss") is not None:
+                self._validated(values["step"], values["validation_loss"])
+
+    def _validated(self, step: int, loss: float) -> None:
+        self.percent = round(100 * step / self._steps)
+        self.loss = loss if math.isfinite(loss) else None
+        self._judge(self.percent, loss)
+
+
+def _open(ground: Ground, folder: RunFolder, recipe: Recipe) -> Opened:
+    loaded = assemble.open_for_run(recipe, folder)
+    template = assemble.template_for(recipe, loaded, assemble.longest_row(recipe, loaded))
+    subject = None
+    if registry.name_of(recipe.adapter) not in ground.proven:
+        subject = row_subject(recipe, ground.data, loaded, template)
+        subject.units = ground.units
+    return Opened(recipe, folder, ground.data, loaded, template, ground.units, subject)
+
+
+def _score(opened: Opened, run: Run) -> float:
+    """The primary metric of the trained model on the validation rows."""
+    asked = _asked(opened)
+    question = question_of(asked)
+    metric = question.metrics[question.primary]
+    context = replace(
+        context_of(asked, question),
+        adapter_disabled=run.injected.disabled,
+        tuned_fingerprint=run.fingerprint,
+        score_targets=metric.needs != "generation",
+    )
+    system = registry.load_class(SYSTEMS, "fine_tuned", System)()  # type: ignore[type-abstract]
+    answers = system.answer(question.test, context).answers
+    pairs = zip(question.test, answers, strict=True)
+    return metric.value(
+        np.array([metric.statistics(prediction(row, answer)) for row, answer in pairs], dtype=np.float64)
+    )
