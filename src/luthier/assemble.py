@@ -147,6 +147,10 @@ class _Reference:
         with self._injected.disabled():
             return self._scorer.token_logprobs(batch)
 
+    def logits(self, batch: Any) -> torch.Tensor:
+        with self._injected.disabled():
+            return self._scorer.logits(batch)
+
 
 def is_model_system(system: Settings) -> bool:
     """Whether a system of the recipe is answered by the run's model."""
@@ -210,6 +214,7 @@ def build_run(
         fingerprint=fingerprint,
         device=loaded.device,
         micro_batch_tokens=most if given == "auto" else given,
+        optimizer_numbers=optimizer.state_numbers,
     )
     if given == "auto":
         run.fit = fit(run, most)

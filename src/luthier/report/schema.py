@@ -296,6 +296,21 @@ class Finding(Part):
     """How often."""
 
 
+class Replay(Part):
+    """Rows of other work that were mixed into training."""
+
+    trained: int = 0
+    """Rows mixed in."""
+    wanted: int = 0
+    """As many as the recipe's share asks for."""
+    share: float = 0.0
+    """Of what was trained on."""
+    available: int = 0
+    """Different rows of the file that ask nothing that is held out."""
+    leaks: int = 0
+    """Rows left out because they ask what a held-out row asks."""
+
+
 class Split(Part):
     """How the rows were divided."""
 
@@ -313,6 +328,8 @@ class Split(Part):
     """Rows found on both sides of the split."""
     notes: tuple[str, ...] = ()
     """Where a share could not be kept, and why."""
+    replay: Replay | None = None
+    """Null if nothing was replayed."""
 
 
 class Data(Part):
