@@ -51,6 +51,7 @@ def build_report(folder: Path) -> Report:
         systems=parts.systems,
         differences=parts.differences,
         forgetting=parts.forgetting,
+        frontier=parts.frontier,
         cost=cost,
         data=Data(split=parts.split, findings=findings, checked=parts.findings is not None),
         training=training,

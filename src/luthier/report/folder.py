@@ -21,6 +21,7 @@ from luthier.report.schema import (
     Evaluation,
     Finding,
     Forgetting,
+    Frontier,
     Gate,
     Missing,
     Part,
@@ -84,6 +85,7 @@ class RunParts:
     systems: tuple[System, ...] = ()
     differences: tuple[Difference, ...] = ()
     forgetting: Forgetting | None = None
+    frontier: Frontier | None = None
     missing: list[Missing] = field(default_factory=list)
 
 
@@ -125,6 +127,8 @@ def read_run(folder: Path) -> RunParts:
         parts.systems, parts.differences = measured.systems, measured.differences
         _require_unique(parts)
     parts.forgetting = _read(parts, "forgetting.json", Forgetting)
+    if (folder / "remember.json").is_file():  # most runs have none, and lack nothing
+        parts.frontier = _read(parts, "remember.json", Frontier)
     return parts
 
 

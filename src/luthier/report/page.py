@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from luthier.report import plot, text
 from luthier.report.decision import forgetting_sentence
+from luthier.report.frontier import frontier_plot
 from luthier.report.ladder import FEWEST_ROWS, cut_share, is_loss, seconds_of_one
 from luthier.report.schema import Evaluation, Report, System, Trial
 
@@ -42,27 +43,33 @@ class Tile:
 def render_page(report: Report) -> str:
     """The whole page as text."""
     primary = report.evaluation.primary_metric if report.evaluation else ""
-    return _template().render(
-        report=report,
-        badges=BADGES,
-        badge=BADGES[report.verdict.recommendation],
-        tiles=tiles(report),
-        ladder=plot.ladder_plot(report),
-        differences=plot.difference_plot(report),
-        curve=plot.curve_plot(report.training),
-        metrics=metric_names(report.systems, primary),
-        best=best_values(report),
-        competitions=competitions(report.systems),
-        failures=[(s.name, m, f) for s in report.systems for m, f in s.failures.items()],
-        assumed=report.verdict.assumptions,
-        tipping=[s for s in report.verdict.sensitivity if s.changes],
-        steady=list(dict.fromkeys(s.assumption for s in report.verdict.sensitivity)),
-        fewest_rows=FEWEST_ROWS,
+    return (
+        environment()
+        .get_template("page.html.jinja")
+        .render(
+            report=report,
+            badges=BADGES,
+            badge=BADGES[report.verdict.recommendation],
+            tiles=tiles(report),
+            ladder=plot.ladder_plot(report),
+            differences=plot.difference_plot(report),
+            curve=plot.curve_plot(report.training),
+            tradeoff_plot=frontier_plot(report.frontier),
+            metrics=metric_names(report.systems, primary),
+            best=best_values(report),
+            competitions=competitions(report.systems),
+            failures=[(s.name, m, f) for s in report.systems for m, f in s.failures.items()],
+            assumed=report.verdict.assumptions,
+            tipping=[s for s in report.verdict.sensitivity if s.changes],
+            steady=list(dict.fromkeys(s.assumption for s in report.verdict.sensitivity)),
+            fewest_rows=FEWEST_ROWS,
+        )
     )
 
 
 @cache
-def _template() -> Template:
+def environment() -> Environment:
+    """What every page is rendered with: escaping, and the filters that numbers are written by."""
     environment = Environment(
         loader=PackageLoader("luthier.report", "."),
         autoescape=True,
@@ -99,7 +106,7 @@ def _template() -> Template:
         "seconds_of_one": seconds_of_one,
         "fold": FOLD,
     }
-    return environment.get_template("page.html.jinja")
+    return environment
 
 
 def _finalize(value: Any) -> Any:

@@ -23,10 +23,12 @@ def run(args: argparse.Namespace) -> int:
     from luthier.cli.run_arguments import begin
     from luthier.estimate import plan
     from luthier.evaluate import measure_base, measure_tuned, question_of
+    from luthier.remember import require_no_choice
     from luthier.report import build_report, write_report
     from luthier.stages import open_run, prepare_data, prepare_training, train_stage, training_line
 
     with begin(args) as (recipe, folder, progress):
+        require_no_choice(folder)
         opened = open_run(recipe, folder, prepare_data(recipe, folder, progress), progress)
         question = question_of(opened)  # what cannot be evaluated is said before hours of training
         progress.plan = dict(plan(opened))
