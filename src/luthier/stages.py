@@ -288,12 +288,10 @@ def _tell_replay(recipe: Recipe, data: Data, count: int, folder: RunFolder, prog
     share = count / (count + len(data.train))
     found = {**split_file.get("replay", {}), "wanted": asked_for, "trained": count, "share": round(share, 4)}
     folder.write("data/split.json", {**split_file, "replay": found})
-    left = f", {found['leaks']:,} that ask what is held out and {found['repeats']:,} repeats left out"
-    short = f"; that is all of them that fit into training.max_tokens, {asked_for:,} were wanted"
-    progress.say(
-        f"  replay: {count:,} of {found['available']:,} rows, {share:.1%} of what is trained on"
-        f"{left if found['leaks'] or found['repeats'] else ''}{short if count < asked_for else ''}"
-    )
+    said = [f"{count:,} of {len(data.replay):,} rows, {share:.1%} of what is trained on"]
+    said += [f"{found['leaks']:,} that ask what is held out are left out"] if found["leaks"] else []
+    said += [f"{asked_for:,} were wanted, but no more fit into training.max_tokens"] if count < asked_for else []
+    progress.say(f"  replay: {'; '.join(said)}")
 
 
 # Training

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from luthier.report.frontier_parts import Candidate, Frontier
 from luthier.report.plot import Axis, Tick, build_axis
-from luthier.report.schema import Candidate, Frontier
 from luthier.report.text import percent
 
 
