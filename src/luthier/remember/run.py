@@ -205,7 +205,8 @@ class _Search:
     def expected(self, candidate: Candidate) -> float:
         """Seconds that a candidate will take, from what the plain training took."""
         measuring = self.seconds(PLAIN.name)
-        training = float(self.plain.folder.read("manifest.json")["stages"]["train"]["seconds"])
+        stages = self.plain.folder.read("manifest.json")["stages"]
+        training = sum(float(stages[stage]["seconds"]) for stage in ("open", "preflight", "train"))
         return measuring + (training if candidate.trains else 0.0)
 
 

@@ -12,8 +12,8 @@ from luthier.remember.candidates import Candidate
 from luthier.remember.choice import Choice, Point, choose, frontier
 from luthier.remember.measure import Judge, Measured
 from luthier.report.build import write_text
-from luthier.report.frontier import render_frontier
 from luthier.report.frontier_parts import Frontier
+from luthier.report.page import render_frontier
 from luthier.run_folder import RunFolder
 
 Status: TypeAlias = Literal["measured", "over_budget", "not_possible", "failed"]

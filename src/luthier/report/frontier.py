@@ -1,15 +1,13 @@
-"""Gain against forgetting: `remember.json`, the plot of it, and a page of its own.
+"""Gain against forgetting: where the marks of its plot stand, in percent, as in `plot.py`.
 
 Every candidate is a numbered mark with the intervals of both; a line runs through those that no other one beats.
 """
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from luthier.report.frontier_parts import Candidate, Frontier
 from luthier.report.plot import Axis, Tick, build_axis
-from luthier.report.text import percent
 
 
 @dataclass(frozen=True)
@@ -47,18 +45,17 @@ def frontier_plot(frontier: Frontier | None) -> FrontierPlot | None:
     ]
     if frontier is None or not found:
         return None
-    losses = [v for *_, f in found for v in (f.value, f.low, f.high)] + (
-        [] if frontier.limit is None else [frontier.limit]
-    )
+    losses = [100 * v for *_, f in found for v in (f.value, f.low, f.high)]
+    limit = [] if frontier.limit is None else [100 * frontier.limit]
     gains = [v for *_, g, _ in found for v in (g.value, g.low, g.high) if v is not None]
-    x, y = build_axis([0.0, *losses], 0.02), build_axis([0.0, *gains], 0.02)
+    x, y = build_axis([0.0, *losses, *limit], 2.0), build_axis([0.0, *gains], 0.02)
     marks = tuple(
         Mark(
             number,
-            x.at(f.value),
-            _down(y, g.value or 0.0),
-            x.at(f.low),
-            x.at(f.high),
+            x.at(100 * f.value),
+            _down(y, g.value),
+            x.at(100 * f.low),
+            x.at(100 * f.high),
             _down(y, g.value if g.high is None else g.high),
             _down(y, g.value if g.low is None else g.low),
             one,
@@ -69,24 +66,12 @@ def frontier_plot(frontier: Frontier | None) -> FrontierPlot | None:
     return FrontierPlot(
         marks,
         tuple((a.x, a.y, b.x, b.y) for a, b in pairwise(best)),
-        tuple(Tick(t.at, percent(_value(x, t))) for t in x.ticks),
+        tuple(Tick(t.at, f"{t.text} %") for t in x.ticks),
         tuple(Tick(round(100 - t.at, 3), t.text) for t in y.ticks),
         (x.at(0.0), _down(y, 0.0)),
-        None if frontier.limit is None else x.at(frontier.limit),
+        x.at(limit[0]) if limit else None,
     )
 
 
 def _down(axis: Axis, value: float | None) -> float:
     return round(100 - axis.at(value or 0.0), 3)
-
-
-def _value(axis: Axis, tick: Tick) -> float:
-    return axis.low + tick.at / 100 * (axis.high - axis.low)
-
-
-def render_frontier(frontier: Frontier, name: str) -> str:
-    """The page of one search: plot and table, without network, script or picture files."""
-    from luthier.report.page import environment
-
-    values: dict[str, Any] = {"frontier": frontier, "plot": frontier_plot(frontier), "name": name}
-    return environment().get_template("remember.html.jinja").render(values)

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from luthier.report import plot, text
 from luthier.report.decision import forgetting_sentence
 from luthier.report.frontier import frontier_plot
+from luthier.report.frontier_parts import Frontier
 from luthier.report.ladder import FEWEST_ROWS, cut_share, is_loss, seconds_of_one
 from luthier.report.schema import Evaluation, Report, System, Trial
 
@@ -67,9 +68,17 @@ def render_page(report: Report) -> str:
     )
 
 
+def render_frontier(frontier: Frontier, name: str) -> str:
+    """A page of its own for the remedies against forgetting of the run of this name."""
+    return (
+        _environment()
+        .get_template("remember.html.jinja")
+        .render(frontier=frontier, plot=frontier_plot(frontier), name=name)
+    )
+
+
 @cache
-def environment() -> Environment:
-    """What every page is rendered with: escaping, and the filters that numbers are written by."""
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("luthier.report", "."),
         autoescape=True,
