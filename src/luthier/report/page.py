@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from luthier.report import plot, text
@@ -44,41 +44,33 @@ class Tile:
 def render_page(report: Report) -> str:
     """The whole page as text."""
     primary = report.evaluation.primary_metric if report.evaluation else ""
-    return (
-        environment()
-        .get_template("page.html.jinja")
-        .render(
-            report=report,
-            badges=BADGES,
-            badge=BADGES[report.verdict.recommendation],
-            tiles=tiles(report),
-            ladder=plot.ladder_plot(report),
-            differences=plot.difference_plot(report),
-            curve=plot.curve_plot(report.training),
-            tradeoff_plot=frontier_plot(report.frontier),
-            metrics=metric_names(report.systems, primary),
-            best=best_values(report),
-            competitions=competitions(report.systems),
-            failures=[(s.name, m, f) for s in report.systems for m, f in s.failures.items()],
-            assumed=report.verdict.assumptions,
-            tipping=[s for s in report.verdict.sensitivity if s.changes],
-            steady=list(dict.fromkeys(s.assumption for s in report.verdict.sensitivity)),
-            fewest_rows=FEWEST_ROWS,
-        )
+    return _template("page.html.jinja").render(
+        report=report,
+        badges=BADGES,
+        badge=BADGES[report.verdict.recommendation],
+        tiles=tiles(report),
+        ladder=plot.ladder_plot(report),
+        differences=plot.difference_plot(report),
+        curve=plot.curve_plot(report.training),
+        tradeoff_plot=frontier_plot(report.frontier),
+        metrics=metric_names(report.systems, primary),
+        best=best_values(report),
+        competitions=competitions(report.systems),
+        failures=[(s.name, m, f) for s in report.systems for m, f in s.failures.items()],
+        assumed=report.verdict.assumptions,
+        tipping=[s for s in report.verdict.sensitivity if s.changes],
+        steady=list(dict.fromkeys(s.assumption for s in report.verdict.sensitivity)),
+        fewest_rows=FEWEST_ROWS,
     )
 
 
 def render_frontier(frontier: Frontier, name: str) -> str:
     """A page of its own for the remedies against forgetting of the run of this name."""
-    return (
-        _environment()
-        .get_template("remember.html.jinja")
-        .render(frontier=frontier, plot=frontier_plot(frontier), name=name)
-    )
+    return _template("remember.html.jinja").render(frontier=frontier, plot=frontier_plot(frontier), name=name)
 
 
 @cache
-def _environment() -> Environment:
+def _template(name: str) -> Template:
     environment = Environment(
         loader=PackageLoader("luthier.report", "."),
         autoescape=True,
@@ -115,7 +107,7 @@ def _environment() -> Environment:
         "seconds_of_one": seconds_of_one,
         "fold": FOLD,
     }
-    return environment
+    return environment.get_template(name)
 
 
 def _finalize(value: Any) -> Any:
