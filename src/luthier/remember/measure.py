@@ -34,7 +34,7 @@ from luthier.files import sha256_of
 from luthier.progress import Progress
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder
-from luthier.stages import Data
+from luthier.stages import Data, Opened
 
 MEASURED = "measured.json"
 
@@ -88,26 +88,31 @@ class Judge:
         """Answer and score with the artifact at `adapter`, or with the base; kept in `folder`."""
         if (found := self.kept(folder, adapter)) is not None:
             return found
-        recipe = self.recipe
-        opened = reopen(folder, recipe, self.data, progress)
+        opened = reopen(folder, self.recipe, self.data, progress)
         if adapter is not None:
-            adapter_of(recipe).restore(opened.loaded.model, adapter)
+            adapter_of(self.recipe).restore(opened.loaded.model, adapter)
         opened.loaded.model.eval()
+
+        with progress.stage(f"remember:{folder.path.name}", f"measuring {folder.path.name}"):
+            measured = self._answered(opened, folder, self._key(adapter), progress)
+        values = {name: array.tolist() for name, array in measured.ability.statistics.items()}
+        statistics = measured.statistics_NS.tolist()
+        folder.write(MEASURED, {"key": self._key(adapter), "statistics": statistics, "ability": values})
+        return measured
+
+    def _answered(self, opened: Opened, folder: RunFolder, key: str, progress: Progress) -> Measured:
+        """What the model answers to the rows, and to the selection half of the general items."""
 
         def told(what: str, done: int, total: int) -> None:
             progress.update(done, total, what)
 
-        key = self._key(adapter)
         context = replace(context_of(opened, self.question, folder), tuned_fingerprint=key, on_progress=told)
-        options = Options(folder.path, self.question.primary, recipe.evaluation.confidence, recipe.seed)
+        options = Options(folder.path, self.question.primary, self.recipe.evaluation.confidence, self.recipe.seed)
         metrics = {self.question.primary: self.metric}
         _, answered = next(measure({"validation": FineTuned()}, self.rows, context, metrics, options))
-        items = half_of(load_items(recipe.evaluation.forgetting, opened.loaded), "selection")
+        items = half_of(load_items(self.recipe.evaluation.forgetting, opened.loaded), "selection")
         ability = measure_ability(opened.loaded, items, on_progress=told)
-        measured = Measured(answered.statistics[self.question.primary], ability)
-        values = {name: array.tolist() for name, array in ability.statistics.items()}
-        folder.write(MEASURED, {"key": key, "statistics": measured.statistics_NS.tolist(), "ability": values})
-        return measured
+        return Measured(answered.statistics[self.question.primary], ability)
 
     def value(self, measured: Measured) -> Interval:
         """The primary metric with its interval."""

@@ -22,7 +22,7 @@ from luthier.recipe import Recipe
 from luthier.remember.candidates import PLAIN, Candidate, candidates, recipe_with
 from luthier.remember.interpolate import obstacle, write_share
 from luthier.remember.measure import Judge, Measured
-from luthier.remember.table import Tried, write_frontier
+from luthier.remember.table import Tried, weighed, write_frontier
 from luthier.run_folder import RunFolder
 from luthier.stages import Data, Opened, open_run, prepare_training, train_stage
 
@@ -105,10 +105,12 @@ def remember(plain: Plain, budget_minutes: float, progress: Progress) -> str:
     for candidate in candidates(plain.recipe, plain.learning_rate, plain.steps):
         tried.append(search.attempt(candidate))
         _say(tried[-1], base, search.judge, progress)
-    choice = write_frontier(plain.folder, plain.recipe, search.judge, base, tried, budget_minutes)
-    _put_in_place(plain.folder, search.place(choice.name) / "adapter")
-    progress.say(f"  in place is {choice.name}: {choice.reason}")
-    return choice.name
+    values = weighed(plain.recipe, search.judge, base, tried, budget_minutes)
+    chosen: str = values["chosen"]
+    _put_in_place(plain.folder, search.place(chosen) / "adapter")
+    write_frontier(plain.folder, values)  # last: it says what is in place
+    progress.say(f"  in place is {chosen}: {values['reason']}; `luthier evaluate {plain.folder.path}` measures it")
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class _Search:
 
     def measured(self, name: str, recipe: Recipe, adapter: Path | None) -> Measured:
         folder = self.opened(name, recipe)
-        with self.progress.stage(f"remember:{name}", f"measuring {name}"), folder.timed("measuring"):
+        with folder.timed("measuring"):
             return self.judge.measure(folder, adapter, self.progress)
 
     def attempt(self, candidate: Candidate) -> Tried:
@@ -150,8 +152,10 @@ class _Search:
         artifact = read_artifact(self.place(PLAIN.name).path) if candidate.share is not None else None
         if artifact is not None and (wrong := obstacle(artifact)) is not None:
             return Tried(candidate, "not_possible", wrong)
-        if not self.is_done(candidate) and self.spent() + self.expected(candidate) > 60 * self.budget_minutes:
-            return Tried(candidate, "over_budget", f"some {duration(self.expected(candidate))} more than was left")
+        left, needed = 60 * self.budget_minutes - self.spent(), self.expected(candidate)
+        if not self.is_done(candidate) and needed > left:
+            said = f"it would take some {duration(needed)}, and {duration(max(left, 0.0))} of the budget are left"
+            return Tried(candidate, "over_budget", said)
         recipe, adapter = recipe_with(self.plain.recipe, candidate), self.place(candidate.name) / "adapter"
         if artifact is not None:
             adapter.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from luthier.evaluate import REMEMBER
 from luthier.evaluation.significance import Comparison, finite
 from luthier.recipe import Recipe
 from luthier.remember.candidates import Candidate
-from luthier.remember.choice import Choice, Point, choose, frontier
+from luthier.remember.choice import Point, choose, frontier
 from luthier.remember.measure import Judge, Measured
 from luthier.report.build import write_text
 from luthier.report.frontier_parts import Frontier
@@ -32,15 +32,15 @@ class Tried:
     """Of training and measuring."""
 
 
-def write_frontier(
-    folder: RunFolder, recipe: Recipe, judge: Judge, base: Measured, tried: Sequence[Tried], budget_minutes: float
-) -> Choice:
-    """Choose, and write both files into the run's folder; the choice is returned."""
+def weighed(
+    recipe: Recipe, judge: Judge, base: Measured, tried: Sequence[Tried], budget_minutes: float
+) -> dict[str, Any]:
+    """What `remember.json` holds: all that was tried, and the choice among it."""
     found = {one.candidate.name: _numbers(judge, one.measured, base) for one in tried if one.measured is not None}
     points = [Point(name, one["gain"]["value"], one["forgetting"]["value"]) for name, one in found.items()]
     limit = recipe.decision.most_forgetting
     choice, best = choose(points, limit, recipe.decision.smallest_gain * _unit(judge, base)), set(frontier(points))
-    values = {
+    return {
         "metric": judge.question.primary,
         "higher_is_better": judge.metric.higher_is_better,
         "rows": len(judge.rows),
@@ -64,9 +64,16 @@ def write_frontier(
             for one in tried
         ],
     }
+
+
+def write_frontier(folder: RunFolder, values: dict[str, Any]) -> None:
+    """Write both files into the run's folder.
+
+    Raises:
+        StorageError: they cannot be written.
+    """
     folder.write(REMEMBER, values)
     write_text(folder / "remember.html", render_frontier(Frontier.model_validate(values), folder.path.resolve().name))
-    return choice
 
 
 def _numbers(judge: Judge, measured: Measured, base: Measured) -> dict[str, Any]:
