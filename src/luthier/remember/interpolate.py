@@ -14,10 +14,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from luthier.adapters._layers import WEIGHTS as ADAPTER_WEIGHTS
 from luthier.adapters._low_rank_files import read_low_rank
 from luthier.adapters._tokens import INDICES
-from luthier.adapters.full import WEIGHTS as WHOLE_WEIGHTS
 from luthier.assemble import RECORD, Artifact, is_artifact_of
 from luthier.config import canonical_hash
 from luthier.errors import ModelError
@@ -47,10 +45,10 @@ def write_share(artifact: Artifact, share: float, folder: Path) -> None:
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(artifact.folder, temporary)
-    name = WHOLE_WEIGHTS if artifact.is_whole else ADAPTER_WEIGHTS
-    tensors = load_file(artifact.folder / name)
+    (weights,) = artifact.folder.glob("*.safetensors")  # of either kind there is one file
+    tensors = load_file(weights)
     shared = _between(artifact, tensors, share) if artifact.is_whole else _scaled(tensors, share)
-    save_file(shared, temporary / name, metadata={"format": "pt"})
+    save_file(shared, temporary / weights.name, metadata={"format": "pt"})
     (temporary / RECORD).unlink()
     record: dict[str, Any] = {
         **artifact.record,

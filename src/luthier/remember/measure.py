@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from luthier import __version__
+from luthier import __version__, registry
 from luthier.assemble import adapter_of
 from luthier.config import canonical_hash
 from luthier.data.split import group_keys
@@ -27,12 +27,12 @@ from luthier.evaluation.forgetting import (
 from luthier.evaluation.harness import Options, measure
 from luthier.evaluation.metrics.base import Array, Metric
 from luthier.evaluation.significance import Comparison, Groups, Interval, compare, metric_interval, number_groups
-from luthier.evaluation.systems.fine_tuned import FineTuned
+from luthier.evaluation.systems.base import System
 from luthier.evaluation.task import SCORED_TASKS
 from luthier.examples import Example
 from luthier.files import sha256_of
 from luthier.progress import Progress
-from luthier.recipe import Recipe
+from luthier.recipe import SYSTEMS, Recipe
 from luthier.run_folder import RunFolder
 from luthier.stages import Data, Opened
 
@@ -109,7 +109,7 @@ class Judge:
         context = replace(context_of(opened, self.question, folder), tuned_fingerprint=key, on_progress=told)
         options = Options(folder.path, self.question.primary, self.recipe.evaluation.confidence, self.recipe.seed)
         metrics = {self.question.primary: self.metric}
-        _, answered = next(measure({"validation": FineTuned()}, self.rows, context, metrics, options))
+        _, answered = next(measure({"validation": asked_as_trained()}, self.rows, context, metrics, options))
         items = half_of(load_items(self.recipe.evaluation.forgetting, opened.loaded), "selection")
         ability = measure_ability(opened.loaded, items, on_progress=told)
         return Measured(answered.statistics[self.question.primary], ability)
@@ -163,6 +163,11 @@ class Judge:
                 None if adapter is None else weights_digest(adapter),
             ]
         )
+
+
+def asked_as_trained() -> System:
+    """The system that asks with the row's own prompt, of a candidate and of the base alike."""
+    return registry.load_class(SYSTEMS, "fine_tuned", System)()  # type: ignore[type-abstract]
 
 
 def weights_digest(adapter: Path) -> str:
