@@ -13,7 +13,7 @@ from luthier.data.source import Source, Unit
 from luthier.engine.optimizers.base import OptimizerSettings
 from luthier.engine.run import Run
 from luthier.engine.schedules.base import Schedule
-from luthier.examples import Row
+from luthier.examples import Preference, Row
 from luthier.models.scorer import Scorer
 from luthier.objectives.base import Models, Objective
 from luthier.recipe import (
@@ -85,7 +85,7 @@ def make_run(folder: Path, dtype: torch.dtype = torch.float32, **tables: Any) ->
     injected = adapter.inject(model, seed)
     if dtype == torch.float64:
         model.double()
-    per_unit = 2 if objective.needs_reference else 1
+    per_unit = 2 if Preference in objective.accepts else 1
     rate = optimizer.learning_rate or adapter.learning_rate
     return Run(
         settings=settings,

@@ -153,6 +153,10 @@ class _Reference:
         with self._injected.disabled():
             return self._scorer.token_logprobs(batch)
 
+    def logits(self, batch: Any) -> torch.Tensor:
+        with self._injected.disabled():
+            return self._scorer.logits(batch)
+
 
 def systems_of(recipe: Recipe) -> dict[str, System]:
     """The systems of the recipe by name: those that need no training first, then what is trained, by rung."""
@@ -219,6 +223,7 @@ def build_run(
         fingerprint=fingerprint,
         device=loaded.device,
         micro_batch_tokens=most if given == "auto" else given,
+        optimizer_numbers=optimizer.state_numbers,
     )
     if given == "auto":
         run.fit = fit(run, most)

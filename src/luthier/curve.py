@@ -8,6 +8,7 @@ test rows, nothing is chosen on them, and the run's own answers are the last poi
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 from luthier import assemble
 from luthier.data.split import group_keys
@@ -44,7 +45,7 @@ def learn_curve(folder: RunFolder, shares: Sequence[float], more_rows: Sequence[
     sizes = []
     for part in parts:
         within = Within(progress, f"{len(part):,} rows")
-        smaller = Data(part, data.validation, data.test)
+        smaller = replace(data, train=part)
         sizes.append(Size(len(part), _trained_on(smaller, folder, recipe, len(data.train), question, within)))
     sizes.append(Size(len(data.train), statistics))
     metric, groups_N = question.metrics[question.primary], number_groups(group_keys(question.test))

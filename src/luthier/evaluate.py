@@ -23,7 +23,9 @@ from luthier.errors import EvaluationError, RecipeError
 from luthier.evaluation.forgetting import (
     WINDOW_TOKENS,
     Ability,
+    Items,
     compare_ability,
+    half_of,
     load_items,
     measure_ability,
     write_forgetting,
@@ -55,6 +57,8 @@ from luthier.stages import Data, Opened
 
 BASE_ABILITY = "forgetting_base.json"
 RETRIEVAL = "retrieval.json"
+REMEMBER = "remember.json"
+"""What `luthier train --remember` chose, and from what."""
 Switch = Callable[[], AbstractContextManager[None]]
 
 
@@ -166,11 +170,11 @@ def measure_tuned(
     evaluation = _evaluate(opened, folder, question, mode, progress, before)
     ability = _base_ability(opened, folder, progress, injected.disabled)
     confidence = opened.recipe.evaluation.confidence
-    key = canonical_hash([_ability_key(opened), tuned, confidence])
+    key = canonical_hash([_ability_key(opened, folder), tuned, confidence])
     kept = opened.folder.read("forgetting.json")
     if kept is None or kept.get("key") != key:
         with progress.stage("forgetting", "forgetting"), folder.timed("forgetting"):
-            items = load_items(opened.recipe.evaluation.forgetting, opened.loaded)
+            items = _items(opened, folder)
             after = measure_ability(opened.loaded, items, on_progress=_told(progress))
             write_forgetting(opened.folder.path, {**compare_ability(ability, after, items, confidence), "key": key})
     return evaluation
@@ -336,24 +340,30 @@ def _told(progress: Progress) -> Callable[[str, int, int], None]:
     return lambda what, done, total: progress.update(done, total, what)
 
 
-def _ability_key(opened: Opened) -> str:
+def _items(opened: Opened, folder: RunFolder) -> Items:
+    """What ability is measured on: where a remedy was chosen by one half of it, the other half."""
+    items = load_items(opened.recipe.evaluation.forgetting, opened.loaded)
+    return half_of(items, "confirmation") if (folder / REMEMBER).is_file() else items
+
+
+def _ability_key(opened: Opened, folder: RunFolder) -> str:
     """Changes when the items or the base do."""
     settings = opened.recipe.evaluation.forgetting
     named = (Path(name) for name in (settings.multiple_choice, settings.text))
     files = [sha256_of(path) for path in named if path.is_file()]
-    return canonical_hash(
-        [settings.model_dump(), WINDOW_TOKENS, files, opened.loaded.files.fingerprint, str(opened.loaded.dtype)]
-    )
+    halved = ["half"] if (folder / REMEMBER).is_file() else []
+    base = opened.loaded.files.fingerprint, str(opened.loaded.dtype)
+    return canonical_hash([settings.model_dump(), WINDOW_TOKENS, files, *base, *halved])
 
 
 def _base_ability(opened: Opened, folder: RunFolder, progress: Progress, disabled: Switch = nullcontext) -> Ability:
     """General ability of the base, measured once and kept in the run's folder."""
-    key = _ability_key(opened)
+    key = _ability_key(opened, folder)
     kept = folder.read(BASE_ABILITY)
     if kept is not None and kept["key"] == key:
         return Ability({name: np.array(values) for name, values in kept["statistics"].items()})
     with progress.stage("ability", "general ability of the base"), folder.timed("forgetting"), disabled():
-        items = load_items(opened.recipe.evaluation.forgetting, opened.loaded)
+        items = _items(opened, folder)
         ability = measure_ability(opened.loaded, items, on_progress=_told(progress))
     statistics = {name: values.tolist() for name, values in ability.statistics.items()}
     folder.write(BASE_ABILITY, {"key": key, "statistics": statistics})

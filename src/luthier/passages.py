@@ -82,7 +82,7 @@ def train_with_passages(recipe: Recipe, folder: RunFolder, data: Data, progress:
             read = {name: reader.read(examples) for name, examples in rows.named().items()}
             for name, examples in read.items():  # for people: what was trained on can be looked at
                 write_examples(inner / f"data/{name}.jsonl", examples)
-            return Data(**read)
+            return replace(rows, **read)
 
         opened = open_run(longer, inner, data, within, prepare)
         run = train_stage(prepare_training(opened, within), within)

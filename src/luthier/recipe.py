@@ -143,6 +143,12 @@ class DataSettings(Settings):
     """Share of the training groups held out for validation when no file is named."""
     test_share: float = Field(0.1, gt=0, lt=0.5)
     """Share of the training groups held out for the test when no file is named."""
+    replay: str | None = None
+    """Rows of other work that are mixed into what is trained, so that the model keeps what they teach
+    (docs/forgetting.md): of any format that the objective learns from. They are in no split, and those that ask what a
+    held-out row asks are left out."""
+    replay_share: float = Field(0.1, ge=0, lt=1)
+    """Share of the rows trained on that are replay, where a file is named; 0: only `luthier train --remember` tries."""
     duplicates: Literal["keep", "drop"] = "keep"
     """What happens to exact repeats of a training row; dropped ones are counted and listed in the findings."""
     max_truncated_share: float = Field(0.0, ge=0, le=1)
@@ -473,6 +479,7 @@ _PATHS = (
     ("retrieval", "corpus"),
     ("retrieval", "embedder"),
     ("retrieval", "reranker"),
+    ("data", "replay"),
     ("evaluation", "json_schema"),
     ("evaluation", "forgetting", "multiple_choice"),
     ("evaluation", "forgetting", "text"),

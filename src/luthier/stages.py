@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from luthier.data.checks._text import exact_content
 from luthier.data.checks.base import Finding, run_checks
 from luthier.data.corpus_leaks import corpus_leaks
 from luthier.data.formats.base import read_examples, sniff
+from luthier.data.replay import Pool, build_pool, wanted
 from luthier.data.source import Unit
-from luthier.data.split import split
+from luthier.data.split import Split, split
 from luthier.data.stored import StoredUnits
 from luthier.data.templates import Template
 from luthier.data.write import atomic_text, write_examples
@@ -33,7 +35,7 @@ from luthier.engine import checkpoint
 from luthier.engine.loop import Step, observe, train, validation_loss
 from luthier.engine.run import Run, State
 from luthier.errors import DataError, PreflightError, StorageError
-from luthier.examples import Example, Where
+from luthier.examples import Example, Row, Where
 from luthier.files import sha256_of, sync
 from luthier.models.kernels import native
 from luthier.models.load import LoadedModel
@@ -56,6 +58,8 @@ class Data:
     train: Sequence[Example]
     validation: Sequence[Example]
     test: Sequence[Example]
+    replay: Sequence[Example] = ()
+    """What may be mixed into training, in the order in which it is taken; it belongs to no split."""
 
     def named(self) -> dict[str, Sequence[Example]]:
         """By split, train first."""
@@ -77,7 +81,8 @@ def prepare_data(recipe: Recipe, folder: RunFolder, progress: Progress) -> Data:
     kept = folder.read("data/split.json")
     if kept is not None and kept["key"] == key and kept["written"] == _written(folder):
         _require_no_errors([Finding.from_dict(f) for f in folder.read("findings.json")])
-        return Data(*(list(read_examples(folder / f"data/{name}.jsonl")) for name in SPLITS))
+        names = (*SPLITS, *(["replay"] if recipe.data.replay else []))
+        return Data(*(list(read_examples(folder / f"data/{name}.jsonl")) for name in names))
     if recipe.data.format == "auto":
         for path in filter(None, _files(recipe).values()):
             progress.say(f"  {path}: read as {sniff(Path(path))}")
@@ -86,7 +91,7 @@ def prepare_data(recipe: Recipe, folder: RunFolder, progress: Progress) -> Data:
         findings = [*findings, *corpus_leaks(corpus, data.test)]
         folder.write("findings.json", [finding.to_dict() for finding in findings])
         _require_no_errors(findings)
-        for name, examples in data.named().items():
+        for name, examples in (data.named() | ({"replay": data.replay} if data.replay else {})).items():
             write_examples(folder / f"data/{name}.jsonl", examples)
         folder.write("data/split.json", {**counts, "key": key, "written": _written(folder)})
         folder.record(data=_sources(recipe, data, digests))
@@ -111,7 +116,7 @@ def _corpus(recipe: Recipe) -> list[tuple[str, Where]]:
 
 def _digests(recipe: Recipe) -> dict[str, str]:
     digests = {}
-    for name, path in _files(recipe).items():
+    for name, path in {**_files(recipe), "replay": recipe.data.replay}.items():
         try:
             if path is not None:
                 digests[name] = sha256_of(Path(path))
@@ -123,6 +128,7 @@ def _digests(recipe: Recipe) -> dict[str, str]:
 def _written(folder: RunFolder) -> dict[str, str | None]:
     """sha256 of what this stage leaves in the folder, None where a file is missing."""
     paths = [folder / "findings.json", *(folder / f"data/{name}.jsonl" for name in SPLITS)]
+    paths += (folder / "data").glob("replay.jsonl")
     return {path.name: sha256_of(path) if path.is_file() else None for path in paths}
 
 
@@ -145,6 +151,8 @@ def divide(recipe: Recipe) -> tuple[Data, dict[str, Any], list[Finding]]:
     shares = {name: share for name, share in shares.items() if name not in taken}
     parts = split(read(settings.train), shares, recipe.seed, taken=taken)
     findings = run_checks(Data(parts.train, parts.validation, parts.test).named())
+    pool = _pool(recipe, parts)
+    findings += pool.findings() if pool else []
     training = _without_repeats(parts.train) if settings.duplicates == "drop" else parts.train
     counts = {
         **parts.counts,
@@ -153,8 +161,20 @@ def divide(recipe: Recipe) -> tuple[Data, dict[str, Any], list[Finding]]:
         "leaks": len(parts.leaks),
         "dropped_duplicates": len(parts.train) - len(training),
         "notes": list(parts.notes),
+        **({"replay": pool.counts()} if pool else {}),
     }
-    return Data(training, parts.validation, parts.test), counts, findings
+    return Data(training, parts.validation, parts.test, pool.rows if pool else ()), counts, findings
+
+
+def _pool(recipe: Recipe, parts: Split) -> Pool | None:
+    """What may be replayed; an instruction that the recipe has for its own rows is not for these."""
+    path = recipe.data.replay
+    if path is None:
+        return None
+    pool = build_pool(read_examples(Path(path)), {"validation": parts.validation, "test": parts.test}, recipe.seed)
+    if not pool.rows:
+        raise DataError("no row of it can be replayed: each asks what a held-out row asks", path)
+    return pool
 
 
 def _without_repeats(examples: Sequence[Example]) -> list[Example]:
@@ -173,7 +193,7 @@ def _require_no_errors(findings: Sequence[Finding]) -> None:
 
 
 def _sources(recipe: Recipe, data: Data, digests: Mapping[str, str]) -> dict[str, Any]:
-    return {
+    found = {
         name: {
             "path": path or f"a share of {recipe.data.train}",
             "sha256": digests.get(name),
@@ -181,6 +201,9 @@ def _sources(recipe: Recipe, data: Data, digests: Mapping[str, str]) -> dict[str
         }
         for name, path in _files(recipe).items()
     }
+    if recipe.data.replay:
+        found["replay"] = {"path": recipe.data.replay, "sha256": digests["replay"], "rows": len(data.replay)}
+    return found
 
 
 # Model and rows
@@ -237,8 +260,9 @@ def open_run(
     data = prepare(data, loaded, assemble.template_for(recipe, loaded))
     with progress.stage("rows", "pre-flight over the rows"), folder.timed("preflight"):
         subject = row_subject(recipe, data, loaded, template)
+        _tell_replay(recipe, data, len(subject.examples) - len(data.train), folder, progress)
         _gates(folder, subject, "rows")
-        named = {"train": data.train, "validation": data.validation}
+        named = subject.splits
         units = {
             name: StoredUnits(assemble.units_of(recipe, examples, template), folder.path)
             for name, examples in named.items()
@@ -249,9 +273,9 @@ def open_run(
 
 
 def row_subject(recipe: Recipe, data: Data, loaded: LoadedModel, template: Template) -> Subject:
-    """What the gates look at before a model is needed."""
+    """What the gates look at before a model is needed: what is replayed is trained on as well, and proved as well."""
     return Subject(
-        examples=data.train,
+        examples=[*data.train, *replayed(recipe, data, loaded, template)],
         template=template,
         untruncated=assemble.template_for(recipe, loaded),
         tokenizer=loaded.tokenizer,
@@ -264,6 +288,36 @@ def row_subject(recipe: Recipe, data: Data, loaded: LoadedModel, template: Templ
         held_out={"validation": data.validation, "test": data.test},
         loaded=loaded,
     )
+
+
+def replayed(recipe: Recipe, data: Data, loaded: LoadedModel, template: Template) -> list[Example]:
+    """The rows that are mixed into training: as many as `data.replay_share` wants, of those that stay whole.
+
+    Raises:
+        DataError: one is of a kind that the objective does not train on.
+    """
+    count, limit = wanted(recipe.data.replay_share, len(data.train)), assemble.longest_row(recipe, loaded)
+    rendered = zip(data.replay, assemble.units_of(recipe, data.replay, template), strict=True) if count else ()
+    whole = (example for example, unit in rendered if unit and all(_is_whole(row, limit) for row in unit))
+    return list(islice(whole, count))
+
+
+def _is_whole(row: Row, limit: int) -> bool:
+    return len(row.ids) < limit and row.trained_tokens > 0
+
+
+def _tell_replay(recipe: Recipe, data: Data, count: int, folder: RunFolder, progress: Progress) -> None:
+    """Say how much is replayed, and note it beside the counts of the split."""
+    if recipe.data.replay is None:
+        return
+    asked_for, split_file = wanted(recipe.data.replay_share, len(data.train)), folder.read("data/split.json")
+    share = count / (count + len(data.train))
+    found = {**split_file.get("replay", {}), "wanted": asked_for, "trained": count, "share": round(share, 4)}
+    folder.write("data/split.json", {**split_file, "replay": found})
+    said = [f"{count:,} of {len(data.replay):,} rows, {share:.1%} of what is trained on"]
+    said += [f"{found['leaks']:,} that ask what is held out are left out"] if found["leaks"] else []
+    said += [f"{asked_for:,} were wanted, but no more fit into training.max_tokens"] if count < asked_for else []
+    progress.say(f"  replay: {'; '.join(said)}")
 
 
 # Training

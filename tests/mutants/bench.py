@@ -171,6 +171,11 @@ class AdapterOff:
             logprobs: torch.Tensor = self.scorer.token_logprobs(batch)
             return logprobs
 
+    def logits(self, batch: Any) -> torch.Tensor:
+        with self.injected.disabled():
+            logits: torch.Tensor = self.scorer.logits(batch)
+            return logits
+
 
 @dataclass
 class Bench:

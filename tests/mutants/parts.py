@@ -162,6 +162,9 @@ class ChangedScorer:
     def token_logprobs(self, batch: Batch) -> Tensor:
         return self.change(self.inner.token_logprobs(batch))
 
+    def logits(self, batch: Batch) -> Tensor:
+        return self.change(self.inner.logits(batch))
+
 
 class WarmScorer(Scorer):
     """Divides the logits by a temperature of 0.7, as a sampler does."""

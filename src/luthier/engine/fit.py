@@ -49,6 +49,8 @@ class Needs:
     """Of a pass without a graph."""
     micro_batches: tuple[Size, ...]
     """Of the run, over its first steps."""
+    kept: int = 2
+    """Float32 numbers that the optimizer keeps for each one that trains."""
 
     def memory_of(self, tokens: int) -> Memory:
         """The peak over micro-batches of so many tokens, each of which brings the most that those of the run bring."""
@@ -66,7 +68,7 @@ class Needs:
         logits = int(MALLOC * growth.bytes_of_positions(size))
         least = self.updating + 4 * self.trained - gradients
         activations = max(whole, least) - logits
-        return Memory(self.process, self.weights, 8 * self.trained + gradients, activations, logits)
+        return Memory(self.process, self.weights, 4 * self.kept * self.trained + gradients, activations, logits)
 
 
 def needs_of(run: Run, several: bool | None = None) -> Needs:
@@ -107,6 +109,7 @@ def needs_of(run: Run, several: bool | None = None) -> Needs:
         learning=Growth.of(sizes, learning),
         validating=Growth.of(sizes, validating),
         micro_batches=tuple(size for _, size in micro),
+        kept=run.optimizer_numbers,
     )
 
 

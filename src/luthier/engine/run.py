@@ -71,6 +71,8 @@ class Run:
     device: torch.device
     micro_batch_tokens: int
     """Most tokens computed at once."""
+    optimizer_numbers: int = 2
+    """Float32 numbers that the optimizer keeps for each one that trains."""
     fit: Fit | None = None
     """How that number was found, where it was not given."""
     state: State = field(default_factory=State)

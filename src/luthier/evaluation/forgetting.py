@@ -6,6 +6,7 @@ are reported. Text is scored in windows of 128 tokens, each by itself: a window 
 many short ones cost no more than a few long ones.
 """
 
+import hashlib
 import inspect
 import json
 import re
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -44,6 +45,8 @@ CLEAR_ACCURACY_LOSS = 0.05
 CLEAR_PERPLEXITY_RISE = 0.10
 """As a share of the perplexity before."""
 
+Half: TypeAlias = Literal["selection", "confirmation"]
+
 NORMALIZED = "multiple_choice_accuracy"
 RAW = "multiple_choice_accuracy_raw"
 TEXT = "text_perplexity"
@@ -58,6 +61,16 @@ class Items:
     """Token ids of general text; the first of each window only gives context."""
     sources: Mapping[str, str]
     """Where both came from, for the report."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How much of a measure was lost, as a share of what it was before, with its interval."""
+
+    measure: str
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,23 @@ def load_items(settings: ForgettingSettings, loaded: LoadedModel) -> Items:
             'name a longer text, or "none"'
         )
     return Items(asked, windows, {"multiple_choice": settings.multiple_choice, "text": settings.text})
+
+
+def half_of(items: Items, half: Half) -> Items:
+    """Every other item, by a hash of what it says, so that one that is added moves no other.
+
+    A remedy that was chosen by what it forgot on some items looks better on these than it is (Cawley and Talbot 2010):
+    it is chosen on one half and reported on the other.
+    """
+    questions = tuple(q for q in items.questions if _is_in(half, [q.question, *q.choices]))
+    windows = tuple(w for w in items.windows if _is_in(half, list(w)))
+    used = "by which remedies were chosen" if half == "selection" else "by which no remedy was chosen"
+    return Items(questions, windows, {name: f"{source}, the half {used}" for name, source in items.sources.items()})
+
+
+def _is_in(half: Half, content: list[Any]) -> bool:
+    digest = hashlib.sha256(json.dumps(content).encode()).digest()
+    return (digest[0] % 2 == 0) == (half == "selection")
 
 
 def measure_ability(
@@ -228,6 +258,22 @@ def verdict(measures: Sequence[Mapping[str, Any]]) -> str:
         if certain:
             worst = "slight"
     return worst
+
+
+def worst_loss(measures: Sequence[Mapping[str, Any]]) -> Loss | None:
+    """The measure that lost the largest share of what it was before; None if nothing was measured.
+
+    Negative where it was better after training. The choice by raw likelihood is left out, as in `verdict`.
+    """
+    found = []
+    for measure in measures:
+        change, before = measure["difference"], measure["before"]["value"]
+        if measure["name"] == RAW or not before or None in (change["value"], change["low"], change["high"]):
+            continue
+        sign = -1 if measure["higher_is_better"] else 1
+        low, high = sorted((sign * change["low"] / before, sign * change["high"] / before))
+        found.append(Loss(measure["name"], sign * change["value"] / before, low, high))
+    return max(found, key=lambda loss: loss.value, default=None)
 
 
 def write_forgetting(folder: Path, values: Mapping[str, Any]) -> None:

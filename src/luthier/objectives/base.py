@@ -57,6 +57,11 @@ class Scorer(Protocol):
 
     def token_logprobs(self, batch: Batch) -> Tensor:
         """(K,) float32: log-probability of each trained-on token of each row, in the order of `batch.row_K`."""
+        ...
+
+    def logits(self, batch: Batch) -> Tensor:
+        """(H, vocabulary) logits at the positions `batch.hidden_H`, in the type that the model computes in."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -81,9 +86,9 @@ class Objective(Settings, ABC):
     accepts: ClassVar[tuple[type, ...]] = (Conversation, Document)
     """Kinds of example it trains on."""
     needs_reference: ClassVar[bool] = False
+    """Whether `Models.reference` must be given."""
     rate_factor: ClassVar[float] = 1.0
     """What an adapter's own learning rate is multiplied by where the recipe names none."""
-    """Whether `Models.reference` must be given."""
 
     @abstractmethod
     def rows(self, example: Example, template: Template) -> tuple[Row, ...]:

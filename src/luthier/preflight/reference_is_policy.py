@@ -47,7 +47,8 @@ class ReferenceIsPolicy(Gate):
                 moved, held = scored(models.policy, batch), scored(models.reference, batch)
                 again = scored(models.policy, batch)
         largest, mean = differences(policy, reference)
-        details = {"largest_difference": largest, "mean_difference": mean, "loss": float(loss.total) / (len(rows) / 2)}
+        weight = subject.objective.weight(batch)
+        details = {"largest_difference": largest, "mean_difference": mean, "loss": float(loss.total) / weight}
         problems = []
         allowed = tolerance(loaded.dtype)
         if not (largest <= allowed.largest and mean <= allowed.mean):

@@ -59,6 +59,7 @@ def build_report(folder: Path, today: date | None = None) -> Report:
         differences=parts.differences,
         forgetting=parts.forgetting,
         retrieval=parts.retrieval,
+        frontier=parts.frontier,
         cost=cost,
         data=Data(split=parts.split, findings=findings, checked=parts.findings is not None),
         training=training,

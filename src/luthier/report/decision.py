@@ -169,7 +169,7 @@ def _ways_round(ladder: Ladder) -> Iterator[str]:
     if assumed.most_seconds is not None:
         yield "A smaller or quantized model, shorter prompts, or a faster machine."
     if assumed.most_forgetting is not None:
-        yield "A training that forgets less: a lower rank or learning rate, or `luthier merge RUN=0.5`."
+        yield "A training that forgets less: `luthier train --remember` tries remedies (docs/forgetting.md)."
 
 
 def external(ladder: Ladder) -> Outcome | None:

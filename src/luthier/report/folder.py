@@ -22,6 +22,7 @@ from luthier.report.schema import (
     Evaluation,
     Finding,
     Forgetting,
+    Frontier,
     Gate,
     LearningCurve,
     Missing,
@@ -95,6 +96,7 @@ class RunParts:
     forgetting_with_passages: Forgetting | None = None
     curve: LearningCurve | None = None
     retrieval: Retrieval | None = None
+    frontier: Frontier | None = None
     missing: list[Missing] = field(default_factory=list)
 
 
@@ -140,6 +142,8 @@ def read_run(folder: Path) -> RunParts:
     parts.forgetting_with_passages = _read(parts, "with_passages/forgetting.json", Forgetting)
     parts.curve = _read(parts, "curve.json", LearningCurve)
     parts.retrieval = _read(parts, "retrieval.json", Retrieval)
+    if (folder / "remember.json").is_file():  # most runs have none, and lack nothing
+        parts.frontier = _read(parts, "remember.json", Frontier)
     return parts
 
 

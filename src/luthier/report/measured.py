@@ -1,17 +1,6 @@
 """Measured values, and retrieval measured by itself, as a report says them; the rest is in `schema.py`."""
 
-from luthier.report.part import Part
-
-
-class Interval(Part):
-    """A measured value and the interval around it at the confidence of the evaluation."""
-
-    value: float | None = None
-    """The value; null if it was not finite."""
-    low: float | None = None
-    """Lower end; null if no interval was computed."""
-    high: float | None = None
-    """Upper end; null if no interval was computed."""
+from luthier.report.part import Interval, Part
 
 
 class MeasuredRetriever(Part):

@@ -16,6 +16,8 @@ from luthier.evaluation.retrieval import how_judged, label
 from luthier.report import plot, text
 from luthier.report.cost_schema import Cost, PriceUsed, price_of
 from luthier.report.decision import forgetting_sentence, promise_text
+from luthier.report.frontier import frontier_plot
+from luthier.report.frontier_parts import Frontier
 from luthier.report.ladder import FEWEST_ROWS, cut_share, is_loss, seconds_of_one
 from luthier.report.schema import Evaluation, Report, System, Trial
 
@@ -44,7 +46,7 @@ class Tile:
 def render_page(report: Report) -> str:
     """The whole page as text."""
     primary = report.evaluation.primary_metric if report.evaluation else ""
-    return _template().render(
+    return _template("page.html.jinja").render(
         report=report,
         badges=BADGES,
         badge=BADGES[report.verdict.recommendation],
@@ -53,6 +55,7 @@ def render_page(report: Report) -> str:
         differences=plot.difference_plot(report),
         curve=plot.curve_plot(report.training),
         by_rows=plot.rows_plot(report.curve),
+        tradeoff_plot=frontier_plot(report.frontier),
         metrics=metric_names(report.systems, primary),
         best=best_values(report),
         competitions=competitions(report.systems),
@@ -64,8 +67,13 @@ def render_page(report: Report) -> str:
     )
 
 
+def render_frontier(frontier: Frontier, name: str) -> str:
+    """A page of its own for the remedies against forgetting of the run of this name."""
+    return _template("remember.html.jinja").render(frontier=frontier, plot=frontier_plot(frontier), name=name)
+
+
 @cache
-def _template() -> Template:
+def _template(name: str) -> Template:
     environment = Environment(
         loader=PackageLoader("luthier.report", "."),
         autoescape=True,
@@ -109,7 +117,7 @@ def _template() -> Template:
         "ages": ages,
         "fold": FOLD,
     }
-    return environment.get_template("page.html.jinja")
+    return environment.get_template(name)
 
 
 def _finalize(value: Any) -> Any:

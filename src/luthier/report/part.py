@@ -1,4 +1,4 @@
-"""The base of everything in a report."""
+"""What every part of a report is made of."""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -13,3 +13,14 @@ class Part(BaseModel):
         protected_namespaces=(),
         json_schema_serialization_defaults_required=True,  # a report has every field, so its schema promises every one
     )
+
+
+class Interval(Part):
+    """A measured value and the interval around it at the confidence of the evaluation."""
+
+    value: float | None = None
+    """The value; null if it was not finite."""
+    low: float | None = None
+    """Lower end; null if no interval was computed."""
+    high: float | None = None
+    """Upper end; null if no interval was computed."""

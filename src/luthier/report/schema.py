@@ -12,8 +12,9 @@ from pydantic import ConfigDict, Field
 
 from luthier.evaluation.rungs import Rung
 from luthier.report.cost_schema import Cost as Cost
-from luthier.report.measured import Interval as Interval, Retrieval as Retrieval
-from luthier.report.part import Part as Part
+from luthier.report.frontier_parts import Frontier as Frontier, Replay as Replay
+from luthier.report.measured import Retrieval as Retrieval
+from luthier.report.part import Interval as Interval, Part as Part
 
 Recommendation = Literal["external", "prompt", "few_shot", "rag", "fine_tune", "fine_tune+rag", "not_yet"]
 Severity = Literal["error", "warning", "note"]
@@ -303,6 +304,8 @@ class Split(Part):
     """Rows found on both sides of the split."""
     notes: tuple[str, ...] = ()
     """Where a share could not be kept, and why."""
+    replay: Replay | None = None
+    """Null if nothing was replayed."""
 
 
 class Data(Part):
@@ -533,6 +536,8 @@ class Report(Part):
     """Null if it was not measured."""
     retrieval: Retrieval | None = None
     """Null if nothing is retrieved, or it was not measured."""
+    frontier: Frontier | None = None
+    """The remedies against forgetting that were tried; null if none was."""
     cost: Cost
     """Money."""
     data: Data

@@ -242,6 +242,9 @@ def _gates_and_rows(recipe: "Recipe", data: Any, args: argparse.Namespace, outco
     loaded = with_new_tokens(open_without_weights(resolve(recipe.model.name)), adapter_of(recipe).added_tokens)
     longest = min(recipe.training.max_tokens, loaded.max_tokens)
     subject = row_subject(recipe, data, loaded, template_for(recipe, loaded, longest))
+    if recipe.data.replay:
+        replayed = len(subject.examples) - len(data.train)
+        outcome.notes.append(f"{replayed:,} rows of data.replay are mixed into training")
     outcome.gates = run_gates(subject, "rows")
     outcome.shown = _rows_shown(subject, args.show, color=_colors() and not args.json)
 

@@ -22,9 +22,11 @@ def run(args: argparse.Namespace) -> int:
     from luthier.cli.commands.report import summary
     from luthier.cli.run_arguments import begin
     from luthier.complete import complete
+    from luthier.remember import require_no_choice
     from luthier.stages import prepare_data
 
     with begin(args) as (recipe, folder, progress):
+        require_no_choice(folder)
         report = complete(recipe, folder, prepare_data(recipe, folder, progress), progress)
     print(summary(report, folder / "report.html"))
     return 0

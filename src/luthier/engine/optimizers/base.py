@@ -17,6 +17,11 @@ class OptimizerSettings(Settings, ABC):
     """Highest learning rate of the schedule; absent: that of the adapter (2e-4 for LoRA), a tenth of it for preference
     pairs. Models below a billion weights like a few times as much."""
 
+    @property
+    def state_numbers(self) -> int:
+        """How many float32 numbers the optimizer keeps for each one that trains."""
+        return 2
+
     @abstractmethod
     def build(
         self,
