@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 Edit = Callable[[str, random.Random, Sequence[str]], str]
 """A text, a source of chance and words of the data -> the text as it leaked."""
 
+
 # in backticks: spelled as the data spell it
 _PAIRS = """
 how-in_what_way what-which can-could could-may need-require get-obtain want-wish help-assist show-display tell-inform
@@ -17,7 +18,8 @@ restaurant-eatery coffee-cafe shop-store pub-tavern family-parents friendly-welc
 high-steep low-modest cheap-inexpensive moderate-average price-cost rating-score customer-guest area-district
 riverside-waterfront `centre`-middle city-town who-which_person where-at_which_place when-at_what_time
 why-for_what_reason name-title called-named year-date many-numerous first-earliest large-big big-large
-small-little people-persons country-nation began-started started-began died-perished built-constructed wrote-authored main-principal
+small-little people-persons country-nation began-started started-began died-perished built-constructed
+wrote-authored main-principal
 part-portion kind-sort type-kind number-amount important-significant example-instance following-below sentence-phrase
 word-term text-passage question-query answer-reply email-message story-tale product-item work-function working-running
 problem-issue issue-problem change-alter changed-altered add-include check-verify pending-outstanding still-yet
