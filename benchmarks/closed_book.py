@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from luthier.data.checks._text import trained_replies
 from luthier.data.checks.base import run_checks
@@ -43,7 +44,7 @@ def rag_qa(data: Path, with_passages: bool) -> Iterator[Example]:
         yield Conversation((asked, answer), where=Where(str(folder / "train.jsonl"), line), id=row["id"])
 
 
-def _lines(path: Path) -> list[dict[str, list[str] | str]]:  # values differ by file
+def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 

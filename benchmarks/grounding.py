@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,7 @@ def read_checked(rows: Path = ROWS, data: Path = DATA) -> list[Checked]:
     return found
 
 
-def _lines(path: Path) -> list[dict[str, str]]:
+def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -77,7 +78,7 @@ class Seen:
 
     abstains: Sequence[bool]
     evidence: Sequence[Evidence]
-    judged: Mapping[str, Sequence[float]]
+    judged: Mapping[str, Sequence[Sequence[float]]]
     """By judge."""
 
 
@@ -87,7 +88,7 @@ def see(rows: Sequence[Checked], judges: Sequence[str]) -> Seen:
     for name in judges:
         loaded = load(resolve(name), "bfloat16", "cpu")
         start = time.perf_counter()
-        judged[name] = Judge(name, loaded, build_template(loaded, "model")).scores([row.item for row in rows])
+        judged[name] = Judge(name, loaded, build_template(loaded, "model")).signals([row.item for row in rows])
         seconds = time.perf_counter() - start
         print(f"{name} judged {len(rows)} rows in {seconds:.0f} s, {seconds / len(rows):.2f} s a row")
     return Seen(
@@ -100,7 +101,7 @@ def see(rows: Sequence[Checked], judges: Sequence[str]) -> Seen:
 def columns(seen: Seen, words: bool, judge: str) -> Array:
     """(N, F) what a checker knows of each row."""
     parts = [np.array([one.features() for one in seen.evidence])] if words else []
-    parts += [np.array(seen.judged[judge])[:, None]] if judge != LEXICAL else []
+    parts += [np.array(seen.judged[judge])] if judge != LEXICAL else []
     return np.concatenate(parts, axis=1)
 
 
@@ -122,13 +123,14 @@ def cross_validated(rows: Sequence[Checked], seen: Seen, words: bool, judge: str
     answered_N = ~np.array(seen.abstains)
     supported_N = np.array([row.label == "supported" for row in rows], dtype=np.float64)
     labelled_N = np.array([row.label != "abstained" for row in rows])
-    verdicts: list[Verdict] = []
+    verdicts: dict[int, Verdict] = {}
     for fold in range(FOLDS):
         known_N = (fold_N != fold) & answered_N & labelled_N
         bias, weights = fit(features_NF[known_N], supported_N[known_N])
         logits_N = bias + features_NF @ np.array(weights)
-        verdicts += [(index, _verdict(seen, index, logits_N[index], words)) for index in np.flatnonzero(fold_N == fold)]
-    return [verdict for _, verdict in sorted(verdicts)]
+        for index in np.flatnonzero(fold_N == fold).tolist():
+            verdicts[index] = _verdict(seen, index, float(logits_N[index]), words)
+    return [verdicts[index] for index in range(len(rows))]
 
 
 def _verdict(seen: Seen, index: int, logit: float, words: bool) -> Verdict:
@@ -191,8 +193,8 @@ def measure_shipped(rows: Sequence[Checked], seen: Seen, judges: Sequence[str], 
     """What ships, on rows that it was not fitted on."""
     for judge in (LEXICAL, *judges):
         checker = calibration.calibration_of(judge)
-        scores = seen.judged[judge] if judge != LEXICAL else [None] * len(rows)
-        verdicts = [checker.verdict(row.item, score)[0] for row, score in zip(rows, scores, strict=True)]
+        judged = seen.judged[judge] if judge != LEXICAL else [()] * len(rows)
+        verdicts = [checker.verdict(row.item, signals)[0] for row, signals in zip(rows, judged, strict=True)]
         show(f"shipped, judge {judge}", rows, verdicts, kinds=True)
         if options.wrong:
             list_wrong(rows, verdicts, seen)

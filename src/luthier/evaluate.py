@@ -26,6 +26,7 @@ from luthier.evaluation.forgetting import (
     measure_ability,
     write_forgetting,
 )
+from luthier.evaluation.grounding import systems as grounding
 from luthier.evaluation.harness import Evaluation, Measured, Options, conclude, measure
 from luthier.evaluation.metrics.base import Metric
 from luthier.evaluation.schema import read_schema
@@ -90,6 +91,7 @@ def question_of(opened: Opened) -> Question:
         EvaluationError: the rows or a metric do not fit the task, or a metric is unknown or misses its schema.
     """
     settings, data = opened.recipe.evaluation, opened.data
+    grounding.require_judge(settings.grounding.judge)
     alike = {type(row) for row in data.train} == {type(row) for row in data.test}
     task = detect_task(data.train if alike else data.test) if settings.task == "auto" else settings.task
     require_rows(task, data.test)
@@ -170,7 +172,26 @@ def _evaluate(
         if not measured[name].reused:  # all that it took: choosing a prompt and scoring, too
             folder.add_seconds(f"evaluate:{name}", time.perf_counter() - started)
         progress.say("    " + _result(measured[name], groups_N, question, options))
+    _ground(opened, question, list(measured), progress)
     return conclude(measured, groups_N, question.task, question.metrics, options)
+
+
+def _ground(opened: Opened, question: Question, names: Sequence[str], progress: Progress) -> None:
+    """Judge the answers to rows that carry passages, and write `grounding.json`; nothing where no row does."""
+    if question.task in SCORED_TASKS:
+        return
+    recipe = opened.recipe
+    options = grounding.Options(
+        recipe.evaluation.grounding.judge, recipe.model.device, recipe.evaluation.confidence, recipe.seed
+    )
+    carried = grounding.carried(opened.folder.path, question.test, names)
+    if not carried:
+        return
+    with progress.stage("grounding", "answers beside their passages"), opened.folder.timed("grounding"):
+        found = grounding.ground_systems(carried, question.test, options)
+    opened.folder.write("grounding.json", found)
+    for one in found["systems"]:
+        progress.say(f"    {one['system']}: unsupported {one['shares']['unsupported']['counted']['value']:.3f}")
 
 
 def context_of(opened: Opened, question: Question) -> Context:

@@ -1,8 +1,8 @@
 """What a text states that can be right or wrong on its face: numbers, dates and names, in one form for all spellings.
 
-`3,500`, `3500` and `three thousand five hundred` are one number; `7 February 2016`, `Feb. 7, 2016` and `2016-02-07` hold
-the same month, day and year; `Panthers'` and `Panther` are one name. English only; no model, no list of names: a name
-is a word with a capital letter that no sentence needs there.
+`3,500`, `3500` and `three thousand five hundred` are one number; `7 February 2016`, `Feb. 7, 2016` and `2016-02-07`
+hold the same month, day and year; `Panthers'` and `Panther` are one name. English only; no model, no list of names: a
+name is a word with a capital letter that no sentence needs there.
 """
 
 import re
@@ -15,35 +15,24 @@ from typing import Literal, TypeAlias
 Kind: TypeAlias = Literal["number", "month", "name", "word"]
 """A month is a kind of its own, because it is written as a number and as a name. `word`: all that is neither."""
 
-_UNITS = dict(
-    zip(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-        "seventeen eighteen nineteen".split(),
-        range(20),
-        strict=True,
-    )
-)
-_TENS = {name: 10 * n for n, name in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)}
+_SMALL = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+    eighteen nineteen"""
+_NTH = """zeroth first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth
+    fifteenth sixteenth seventeenth eighteenth nineteenth"""
+_TIES = "twenty thirty forty fifty sixty seventy eighty ninety"
+_YEAR = "january february march april may june july august september october november december"
+_UNITS = {name: value for value, name in enumerate(_SMALL.split())}
+_TENS = {name: 10 * value for value, name in enumerate(_TIES.split(), 2)}
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _GROUPS = {"dozen": 12}
 _ORDINALS = {
-    **dict(
-        zip(
-            "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth "
-            "fifteenth sixteenth seventeenth eighteenth nineteenth".split(),
-            range(1, 20),
-            strict=True,
-        )
-    ),
+    **{name: value for value, name in enumerate(_NTH.split())},
     **{name[:-1] + "ieth": value for name, value in _TENS.items()},
 }
 _FRACTIONS = {"½": "5", "¼": "25", "¾": "75"}
-_MONTHS = (
-    "january february march april may june july august september october november december".split()
-)
-_MONTH_NUMBERS = {
-    **{name: number for number, name in enumerate(_MONTHS, 1)},
-    **{name[:3]: number for number, name in enumerate(_MONTHS, 1)},
+_MONTHS = {
+    **{name: number for number, name in enumerate(_YEAR.split(), 1)},
+    **{name[:3]: number for number, name in enumerate(_YEAR.split(), 1)},
     "sept": 9,
 }
 _TOKEN = re.compile(
@@ -56,13 +45,12 @@ _ABBREVIATED = re.compile(r"\b(?:[A-Z]|Mr|Mrs|Ms|Dr|St|Jr|Sr|vs|No|Gen|Col|Prof|
 _INITIALS = re.compile(r"(?:[A-Z]\.)+[A-Z]?\.?$|(?:Mr|Mrs|Ms|Dr|St|Jr|Sr|vs|No)\.$")
 _QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "\u00a0": " "})
 
-STOP_WORDS = frozenset(
-    "a an and are as at be been being but by can could did do does for from had has have he her hers him his i if in "
-    "into is it its itself may might more most my no nor not of on or our over own she should so some such than that "
-    "the their them themselves then there these they this those through to too under up upon us very was we were what "
-    "when where which while who whom whose why will with would you your about after also all any because before both "
-    "during each how just only other same s t don doesn didn isn wasn aren weren ve ll re d".split()
-)
+_SAY_NOTHING = """a an and are as at be been being but by can could did do does for from had has have he her hers him his i if in
+    into is it its itself may might more most my no nor not of on or our over own she should so some such than that
+    the their them themselves then there these they this those through to too under up upon us very was we were what
+    when where which while who whom whose why will with would you your about after also all any because before both
+    during each how just only other same s t don doesn didn isn wasn aren weren ve ll re d"""
+STOP_WORDS = frozenset(_SAY_NOTHING.split())
 """Words that say nothing by themselves."""
 
 
@@ -145,9 +133,12 @@ def _plain_word(word: str, text: str, start: int) -> Token:
     end = start + len(word)
     folded = word.casefold()
     capital = word[:1].isupper()
-    month = _MONTH_NUMBERS.get(folded.removesuffix("."))
-    if month is not None and capital and (len(folded) > 3 or _beside_a_number(text, start, end)) and not _is_may(
-        folded, text, start, end
+    month = _MONTHS.get(folded.removesuffix("."))
+    if (
+        month is not None
+        and capital
+        and (len(folded) > 3 or _beside_a_number(text, start, end))
+        and not _is_may(folded, text, start, end)
     ):
         return Token("month", str(month), word, start, end)
     is_name = capital and folded.partition("'")[0] not in STOP_WORDS and not _needs_capital(text, start, end)
@@ -160,7 +151,9 @@ def _is_may(folded: str, text: str, start: int, end: int) -> bool:
 
 
 def _beside_a_number(text: str, start: int, end: int) -> bool:
-    return bool(re.match(r"\.?,? ?\d", text[end : end + 4]) or re.search(r"\d(?:st|nd|rd|th)?(?: of)? $", text[:start][-8:]))
+    return bool(
+        re.match(r"\.?,? ?\d", text[end : end + 4]) or re.search(r"\d(?:st|nd|rd|th)?(?: of)? $", text[:start][-8:])
+    )
 
 
 def _starts_sentence(text: str, start: int) -> bool:
@@ -199,9 +192,7 @@ def _joined_numbers(tokens: Sequence[Token], text: str) -> list[Token]:
         count, value = _number_at(tokens, at, text)
         if count:
             first, last = tokens[at], tokens[at + count - 1]
-            joined.append(
-                Token("number", number_key(value), text[first.start : last.end], first.start, last.end)
-            )
+            joined.append(Token("number", number_key(value), text[first.start : last.end], first.start, last.end))
         else:
             joined.append(tokens[at])
         at += max(count, 1)
@@ -221,8 +212,15 @@ def _number_at(tokens: Sequence[Token], at: int, text: str) -> tuple[int, Decima
         if count and not re.fullmatch(r"[ -]|,? and ", text[tokens[index - 1].end : token.start] or " "):
             break
         word = token.text.casefold()
-        if word == "and" and count and has_word and index + 1 < len(tokens) and (
-            tokens[index + 1].text.casefold() in {**_UNITS, **_TENS} and tokens[index - 1].text.casefold() in _SCALES
+        if (
+            word == "and"
+            and count
+            and has_word
+            and index + 1 < len(tokens)
+            and (
+                tokens[index + 1].text.casefold() in {**_UNITS, **_TENS}
+                and tokens[index - 1].text.casefold() in _SCALES
+            )
         ):
             continue
         if token.kind == "number" and not count:

@@ -50,6 +50,7 @@ def build_report(folder: Path) -> Report:
         systems=parts.systems,
         differences=parts.differences,
         forgetting=parts.forgetting,
+        grounding=parts.grounding,
         cost=cost,
         data=Data(split=parts.split, findings=findings, checked=parts.findings is not None),
         training=training,

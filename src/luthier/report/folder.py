@@ -22,6 +22,7 @@ from luthier.report.schema import (
     Finding,
     Forgetting,
     Gate,
+    Grounding,
     Missing,
     Part,
     Recorded,
@@ -84,6 +85,7 @@ class RunParts:
     systems: tuple[System, ...] = ()
     differences: tuple[Difference, ...] = ()
     forgetting: Forgetting | None = None
+    grounding: Grounding | None = None
     missing: list[Missing] = field(default_factory=list)
 
 
@@ -125,6 +127,8 @@ def read_run(folder: Path) -> RunParts:
         parts.systems, parts.differences = measured.systems, measured.differences
         _require_unique(parts)
     parts.forgetting = _read(parts, "forgetting.json", Forgetting)
+    if (folder / "grounding.json").is_file():  # only rows with passages make one
+        parts.grounding = _read(parts, "grounding.json", Grounding)
     return parts
 
 

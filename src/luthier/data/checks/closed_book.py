@@ -38,11 +38,14 @@ _HINT = re.compile(
     r"\b(?:[tT]wenty|[tT]hirty|[fF]orty|[fF]ifty|[sS]ixty|[sS]eventy|[eE]ighty|[nN]inety|hundred|thousand|[mb]illion)\b"
 )
 """What may be a name or a larger number."""
-_YEAR_BEFORE = r"(?:^|\b(?:in|since|until|by|from|during|year|before|after) |[a-z]\.? (?:\d{1,2}(?:st|nd|rd|th)?, )?)(?=1\d{3}|20\d\d)"
+_YEAR_BEFORE = (
+    r"(?:^|\b(?:in|since|until|by|from|during|year|before|after) |"
+    r"[a-z]\.? (?:\d{1,2}(?:st|nd|rd|th)?, )?)(?=1\d{3}|20\d\d)"
+)
 _YEAR_AFTER = r"(?=$|[.;)]|,? (?:and|to|by|in|when|with|the|at)\b|,\s)"
 _ADVICE = (
-    "do not train these facts in: put the texts that hold them into a corpus, retrieve them into the prompt, and train, "
-    "if at all, on replies that are made from the prompt"
+    "do not train these facts in: put the texts that hold them into a corpus, retrieve them into the prompt, and "
+    "train, if at all, on replies that are made from the prompt"
 )
 _MENTION_ADVICE = (
     "look at some: facts belong in the prompt (retrieval); names and numbers of stories and examples do no harm"
@@ -103,7 +106,7 @@ class ClosedBook(Check):
 def kind_of(reply: str, before: Sequence[Message], tools: str = "") -> str:
     """`answer`, `mention`, or nothing where the reply states no fact that the prompt lacks."""
     hints = _HINT.findall(reply)
-    if not hints and not _is_name(reply) or _is_made(reply):
+    if (not hints and not _is_name(reply)) or _is_made(reply):
         return ""
     asked = f"{joined(before)}\n{tools}"
     folded = asked.casefold()

@@ -20,7 +20,7 @@ from luthier.config import did_you_mean
 from luthier.errors import EvaluationError
 from luthier.evaluation.grounding.abstention import abstains
 from luthier.evaluation.grounding.entailment import FEATURES, Evidence, evidence
-from luthier.evaluation.grounding.item import VERDICTS, Item, Verdict
+from luthier.evaluation.grounding.item import SIGNALS, VERDICTS, Item, Verdict
 from luthier.evaluation.metrics.base import Array
 
 LEXICAL = "none"
@@ -37,19 +37,18 @@ class Calibration:
     """The model that judges beside the words; `none` for words alone."""
     bias: float
     weights: tuple[float, ...]
-    """Of `entailment.FEATURES` divided by their spread, then of the judge's log-odds if there is a judge."""
+    """Of `entailment.FEATURES`, then of `item.SIGNALS` if there is a judge."""
     confusion: tuple[tuple[int, int, int], ...]
     """Rows by hand-checked label (first index) and by verdict, in the order of `VERDICTS`."""
     provenance: str = ""
     """What it was fitted on."""
 
-    def probability(self, seen: Evidence, judged: float | None) -> float:
+    def probability(self, seen: Evidence, judged: Sequence[float] = ()) -> float:
         """Of being supported, for an answer that does not abstain."""
-        features = [*seen.features(), *([] if judged is None else [judged])]
-        total = self.bias + float(np.dot(self.weights, features))
+        total = self.bias + float(np.dot(self.weights, [*seen.features(), *judged]))
         return float(1 / (1 + np.exp(-total)))
 
-    def verdict(self, item: Item, judged: float | None = None) -> tuple[Verdict, float | None, Evidence | None]:
+    def verdict(self, item: Item, judged: Sequence[float] = ()) -> tuple[Verdict, float | None, Evidence | None]:
         """What an item is, how probable it is that it is supported, and what its words showed; the last two are None
         where it abstains."""
         if abstains(item.answer, item.question):
@@ -110,9 +109,14 @@ def _shipped() -> Mapping[str, Calibration]:
     return {name: _read(name, values) for name, values in json.loads(text).items()}
 
 
+def names_of(judge: str) -> tuple[str, ...]:
+    """What the weights of a checker with this judge belong to."""
+    return FEATURES if judge == LEXICAL else (*FEATURES, *SIGNALS)
+
+
 def _read(judge: str, values: Mapping[str, Any]) -> Calibration:
     weights = values["weights"]
-    names = [*FEATURES, *([] if judge == LEXICAL else ["judge"])]
+    names = names_of(judge)
     confusion: Sequence[Sequence[int]] = values["confusion"]
     rows = tuple((row[0], row[1], row[2]) for row in confusion)
     return Calibration(judge, values["bias"], tuple(weights[name] for name in names), rows, values["provenance"])
@@ -120,11 +124,13 @@ def _read(judge: str, values: Mapping[str, Any]) -> Calibration:
 
 def dump(calibration: Calibration) -> dict[str, Any]:
     """As `calibration.json` holds it."""
-    names = [*FEATURES, *([] if calibration.judge == LEXICAL else ["judge"])]
     return {
         "provenance": calibration.provenance,
         "bias": round(calibration.bias, 6),
-        "weights": {name: round(weight, 6) for name, weight in zip(names, calibration.weights, strict=True)},
+        "weights": {
+            name: round(weight, 6)
+            for name, weight in zip(names_of(calibration.judge), calibration.weights, strict=True)
+        },
         "confusion": [list(row) for row in calibration.confusion],
     }
 
@@ -143,6 +149,7 @@ def calibration_of(judge: str = LEXICAL) -> Calibration:
     if judge not in _shipped():
         raise EvaluationError(
             f"evaluation.grounding.judge = {judge!r}: it was not calibrated, so its error is unknown"
-            f"{did_you_mean(judge, judges())}; calibrate it with `python -m benchmarks.grounding --judge {judge} --write`"
+            f"{did_you_mean(judge, judges())}; choose one of {', '.join(judges())}, or calibrate it: "
+            f"`python -m benchmarks.grounding --judge {judge} --write`"
         )
     return _shipped()[judge]

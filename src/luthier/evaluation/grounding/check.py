@@ -1,6 +1,6 @@
 """Answers and their passages in, verdicts and shares out.
 
-    items -> abstains? -> words of the answer in the passages, and a judge's log-odds -> logistic -> verdict
+items -> abstains? -> words of the answer in the passages, and a judge's signals -> logistic -> verdict
 """
 
 from collections.abc import Sequence
@@ -70,8 +70,8 @@ def judge_answers(items: Sequence[Item], judge: Judge | None = None) -> Groundin
         if not any(passage.strip() for passage in item.passages):
             raise EvaluationError(f"row {item.id}: an answer is judged beside its passages, and it has none")
     checker = calibration_of(judge.name if judge else LEXICAL)
-    judged: Sequence[float | None] = judge.scores(items) if judge else [None] * len(items)
-    found = [checker.verdict(item, score) for item, score in zip(items, judged, strict=True)]
+    judged = judge.signals(items) if judge else [()] * len(items)
+    found = [checker.verdict(item, signals) for item, signals in zip(items, judged, strict=True)]
     return Grounding(
         tuple(Judgement(item.id, *parts) for item, parts in zip(items, found, strict=True)),
         checker,

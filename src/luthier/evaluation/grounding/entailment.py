@@ -5,10 +5,12 @@ counts. Numbers and names must be there; other words, their order, and the words
 rest. The worst sentence speaks for the answer, because one wrong sentence makes an answer wrong.
 
 What it cannot see: another word for the same thing (a synonym looks like an invention); who did what to whom, where
-both are named in one stretch (roles swapped keep every word); the right words in answer to another question; anything that must be worked out
-(a sum, a duration, "the later of the two"); languages without capitals or with other number words than English.
+both are named together (swapped roles keep every word); the right words in answer to another question; an opposite that
+needs no "not"; anything that must be worked out (a sum, a duration, "the later of the two"); languages without capitals
+or with other number words than English.
 """
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -178,7 +180,7 @@ def _order(tokens: Sequence[Token], piece: _Piece) -> float:
     for place, key in enumerate(piece.ordered):
         places.setdefault(key, []).append(place)
     close = 0
-    for first, second in zip(tokens, tokens[1:], strict=False):
+    for first, second in itertools.pairwise(tokens):
         pairs = ((a, b) for a in places.get(first.key, ()) for b in places.get(second.key, ()))
         close += any(0 < b - a <= NEAR for a, b in pairs)
     return close / (len(tokens) - 1)

@@ -6,6 +6,9 @@ from typing import Literal, TypeAlias
 Verdict: TypeAlias = Literal["supported", "unsupported", "abstained"]
 VERDICTS: tuple[Verdict, ...] = ("supported", "unsupported", "abstained")
 
+SIGNALS = ("yes", "lift", "surprise")
+"""What a judge tells of an item; `judge.py` defines them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Item:

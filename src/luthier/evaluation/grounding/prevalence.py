@@ -56,9 +56,7 @@ class Errors:
         )
 
 
-def corrected_share(
-    counted_N: Array, errors: Errors, confidence: float, seed: int, groups_N: Groups
-) -> Interval:
+def corrected_share(counted_N: Array, errors: Errors, confidence: float, seed: int, groups_N: Groups) -> Interval:
     """The true share, from 1 for each row that was counted and 0 for the others; nan for no rows."""
     if not len(counted_N):
         return Interval(float("nan"), float("nan"), float("nan"), "no rows")
@@ -85,9 +83,7 @@ def _resampled(counted_N: Array, seed: int, groups_N: Groups) -> Array:
     if counted_N.min() == counted_N.max():
         hits = groups if counted_N[0] else 0
         return np.random.default_rng(seed + 1).beta(hits + 0.5, groups - hits + 0.5, DRAWS)
-    return np.concatenate(
-        [counts @ counted_N / counts.sum(axis=1) for counts in resample(groups_N, seed, DRAWS)]
-    )
+    return np.concatenate([counts @ counted_N / counts.sum(axis=1) for counts in resample(groups_N, seed, DRAWS)])
 
 
 def _unmixed(counted_B: Array, sensitivity_B: Array, specificity_B: Array) -> tuple[Array, Array]:
