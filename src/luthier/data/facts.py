@@ -15,8 +15,8 @@ from typing import Literal, TypeAlias
 Kind: TypeAlias = Literal["number", "month", "name", "word"]
 """A month is a kind of its own, because it is written as a number and as a name. `word`: all that is neither."""
 
-_SMALL = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
-    eighteen nineteen"""
+_SMALL = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+    sixteen seventeen eighteen nineteen"""
 _NTH = """zeroth first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth
     fifteenth sixteenth seventeenth eighteenth nineteenth"""
 _TIES = "twenty thirty forty fifty sixty seventy eighty ninety"
@@ -45,11 +45,12 @@ _ABBREVIATED = re.compile(r"\b(?:[A-Z]|Mr|Mrs|Ms|Dr|St|Jr|Sr|vs|No|Gen|Col|Prof|
 _INITIALS = re.compile(r"(?:[A-Z]\.)+[A-Z]?\.?$|(?:Mr|Mrs|Ms|Dr|St|Jr|Sr|vs|No)\.$")
 _QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "\u00a0": " "})
 
-_SAY_NOTHING = """a an and are as at be been being but by can could did do does for from had has have he her hers him his i if in
-    into is it its itself may might more most my no nor not of on or our over own she should so some such than that
-    the their them themselves then there these they this those through to too under up upon us very was we were what
-    when where which while who whom whose why will with would you your about after also all any because before both
-    during each how just only other same s t don doesn didn isn wasn aren weren ve ll re d"""
+_SAY_NOTHING = """a an and are as at be been being but by can could did do does for from had has have he her hers
+    him his i if in into is it its itself may might more most my no nor not of on or our over own
+    she should so some such than that the their them themselves then there these they this those
+    through to too under up upon us very was we were what when where which while who whom whose
+    why will with would you your about after also all any because before both during each how just
+    only other same s t don doesn didn isn wasn aren weren ve ll re d"""
 STOP_WORDS = frozenset(_SAY_NOTHING.split())
 """Words that say nothing by themselves."""
 

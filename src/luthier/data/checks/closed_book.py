@@ -31,7 +31,7 @@ LABEL_SHARE, LABEL_ROWS = 0.01, 5
 LARGE = 20
 """Smaller numbers number things."""
 TITLE_WORDS, TITLE_SHARE = 4, 0.7
-"""A line of so many words, more than this share of them with a capital, is written like a title."""
+"""A line with so many capitals, on more than this share of its words, is written like a title."""
 
 _HINT = re.compile(
     r"\d[\d,.]*\d|(?<=[\w,;'’)\"“(-] )[A-Z]\w+|\b[A-Z]\w*[A-Z]\w*|"
@@ -138,10 +138,11 @@ def _said(reply: str) -> list[Token]:
         return [replace(token, kind="name") for token in tokens_of(reply)]
     said = []
     for line in reply.splitlines():
-        tokens = [token for token in tokens_of(line) if token.is_fact or token.text.casefold() not in STOP_WORDS]
+        tokens = tokens_of(line)
         words = [token for token in tokens if token.kind in ("name", "word")]
         capitals = sum(token.text[:1].isupper() for token in words)
-        is_title = len(words) >= TITLE_WORDS and capitals > TITLE_SHARE * len(words)
+        is_title = capitals >= TITLE_WORDS and capitals > TITLE_SHARE * len(words)
+        tokens = [token for token in tokens if token.is_fact or token.text.casefold() not in STOP_WORDS]
         said += [replace(token, kind="word") if is_title and token.kind == "name" else token for token in tokens]
     return said
 

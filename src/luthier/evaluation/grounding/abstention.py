@@ -39,7 +39,8 @@ _DENIALS = re.compile(
             rf"\b{_CANNOT} {_DETERMINE}\b.{{0,60}}\b(?:from|based on|given|with|using|in)\b.{{0,20}}\b{_HOLDERS}",
             rf"\b{_HOLDERS}\b.{{0,60}}\b{_NOT} (?:\w+ly )?(?:{_TELL})\b",
             r"\bthere (?:is|are|was|were|'s) ?(?:not|n't)? ?(?:any|no|not enough|insufficient) (?:\w+ )?"
-            r"(?:mention|information|answer|indication|reference|data|evidence|record|details?|statement|way to (?:know|tell|answer))\b",
+            r"(?:mention|information|answer|indication|reference|data|evidence|record|details?|statement|"
+            r"way to (?:know|tell|answer))\b",
             r"\b(?:is|are|was|were) ?(?:not|n't|nowhere|never) (?:\w+ly )?"
             r"(?:given|provided|specified|mentioned|stated)\b",
             rf"\bnot (?:\w+ly )?{_HELD} (?:here|there|above|anywhere)\b",

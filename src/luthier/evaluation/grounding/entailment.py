@@ -192,19 +192,18 @@ def _negation_flips(statement: str, tokens: Sequence[Token], sentences: Sequence
     Only the sentence that shares most words is compared, and only if it shares three quarters of them and nearly all
     of their order: a denial of something else is no flip, and this evidence decides alone.
     """
-    yes_no = _YES_NO.match(statement)
-    keys = {token.key for token in tokens}
+    said = [token for token in tokens if not _NEGATIONS.fullmatch(token.text)]
+    keys = {token.key for token in said}
     closest = max(sentences, key=lambda piece: len(piece.keys & keys), default=_Piece.of(""))
-    if len(closest.keys & keys) < max(2, 0.75 * len(keys)) or _order(tokens, closest) < 0.7:
+    if len(closest.keys & keys) < max(2, 0.75 * len(keys)) or _order(said, closest) < 0.7:
         return False
-    denies = _NEGATIONS.search(statement[yes_no.end() :] if yes_no else statement) is not None
-    return denies != _denies_shared(closest.text, keys)
+    return _denies(_YES_NO.sub("", statement), closest.keys) != _denies(closest.text, frozenset(keys))
 
 
-def _denies_shared(sentence: str, keys: set[str]) -> bool:
-    """Is there a negation within six words of a word that both sides have?"""
+def _denies(sentence: str, keys: frozenset[str]) -> bool:
+    """Does a negation stand before a word that both sides have, with at most one other between them?"""
     for match in _NEGATIONS.finditer(sentence):
-        near = sentence[max(0, match.start() - 30) : match.end() + 40]
-        if sum(token.key in keys for token in _saying(tokens_of(near))) >= 2:
+        following = _saying(tokens_of(sentence[match.end() :]))[:2]
+        if any(token.key in keys for token in following):
             return True
     return False
