@@ -36,6 +36,8 @@ from luthier.models.load import load
 
 FOLDER = Path(__file__).parent
 ROWS = FOLDER / "grounding.jsonl"
+HELD_OUT = FOLDER / "grounding_held_out.jsonl"
+"""Answers to other draws of questions, labeled after the checker was finished; nothing is fitted on them."""
 DATA = FOLDER.parent.parent / "shared" / "data" / "rag_qa"
 FOLDS = 10
 JUDGES = ("smollm2-135m-instruct",)

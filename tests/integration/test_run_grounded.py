@@ -84,6 +84,8 @@ def test_rows_without_passages_make_no_such_file(tmp_path: Path, tiny_model_fold
 def test_an_unknown_judge_is_refused_before_anything_is_answered(
     tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = run(tmp_path, tiny_model_folder, "passages", "evaluation.grounding.judge=tiny", code=EvaluationError.exit_code)
+    out = run(
+        tmp_path, tiny_model_folder, "passages", "evaluation.grounding.judge=tiny", code=EvaluationError.exit_code
+    )
     assert "evaluation.grounding.judge = 'tiny': it was not calibrated" in capsys.readouterr().err
     assert not (out / "records").exists()

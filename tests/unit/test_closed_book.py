@@ -62,7 +62,9 @@ def test_a_reply_that_many_rows_share_is_a_label() -> None:
 
 
 def test_long_replies_that_mention_facts_are_told_apart() -> None:
-    story = "The old man walked along the river and told his dog about Paris, where he had once sold bread and learned to paint."
+    story = (
+        "An old man walked by the river and told his dog about Paris, where he once sold bread and learned to paint."
+    )
     (finding,) = found(*PLAIN, chat("Tell me a story.", story))
     assert finding.severity == "note"
     assert "longer reply" in finding.message

@@ -1,13 +1,14 @@
 """Answers beside their passages: abstentions, words, a judge, verdicts, and shares freed of the checker's errors."""
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks.grounding import HELD_OUT, ROWS, calibrated, confusion, cross_validated, folds, read_checked, see
 
-from benchmarks.grounding import DATA, calibrated, confusion, cross_validated, folds, read_checked, see
 from luthier.data.templates import build_template
 from luthier.errors import EvaluationError
 from luthier.evaluation.grounding.abstention import abstains
@@ -18,11 +19,12 @@ from luthier.evaluation.grounding.item import SIGNALS, VERDICTS, Item
 from luthier.evaluation.grounding.judge import ORDERS, Judge
 from luthier.evaluation.grounding.passages import passages_of
 from luthier.evaluation.grounding.prevalence import Errors, corrected_difference, corrected_share
+from luthier.evaluation.significance import clopper_pearson
 from luthier.models.load import LoadedModel
 
 PASSAGE = (
-    "The Grainger Market replaced an earlier market, built in 1808, called the Butcher Market. It was opened in 1835 and "
-    "was not listed until 1954. The opening was celebrated with a dinner attended by 2,000 guests. John Dobson and "
+    "The Grainger Market replaced an earlier market, built in 1808, called the Butcher Market. It was opened in 1835 "
+    "and was not listed until 1954. The opening was celebrated with a dinner attended by 2,000 guests. John Dobson and "
     "Richard Grainger were there."
 )
 ASKED = "What did the Grainger Market replace?"
@@ -232,7 +234,9 @@ def test_less_calibration_makes_the_interval_wider_and_a_coin_allows_everything(
     counted_N = np.repeat([1.0, 0.0], [30, 70])
     widths = []
     for scale in (1, 10, 100):
-        found = corrected_share(counted_N, Errors(8 * scale, 10 * scale, 9 * scale, 10 * scale), 0.95, 0, np.arange(100))
+        found = corrected_share(
+            counted_N, Errors(8 * scale, 10 * scale, 9 * scale, 10 * scale), 0.95, 0, np.arange(100)
+        )
         widths.append(found.high - found.low)
     assert widths[0] > widths[1] > widths[2]
     coin = corrected_share(counted_N, Errors(50, 100, 50, 100), 0.95, 0, np.arange(100))
@@ -285,12 +289,8 @@ def test_passages_are_found_in_rows_and_in_prompts() -> None:
     assert passages_of([{"role": "user", "content": "In what context: explain. Question: why?"}], {})[1] == ()
 
 
-with_data = pytest.mark.skipif(not (DATA / "corpus.jsonl").is_file(), reason=f"needs the data set in {DATA}")
-
-
-@with_data
-def test_a_hundred_rows_were_checked_by_hand_and_none_is_fitted_on_and_measured_with() -> None:
-    rows = read_checked()
+def test_a_hundred_rows_were_checked_by_hand_and_none_is_fitted_on_and_measured_with(shared_data: Path) -> None:
+    rows = read_checked(data=shared_data / "rag_qa")
     labels = Counter(row.label for row in rows)
     assert len(rows) >= 100
     assert min(labels[verdict] for verdict in VERDICTS) >= 15
@@ -301,14 +301,26 @@ def test_a_hundred_rows_were_checked_by_hand_and_none_is_fitted_on_and_measured_
     assert all(len(found) == 1 for found in fold_of.values())
 
 
-@with_data
-def test_the_shipped_weights_and_errors_are_those_of_the_hand_checked_rows() -> None:
-    rows = read_checked()
+def test_the_shipped_weights_and_errors_are_those_of_the_hand_checked_rows(shared_data: Path) -> None:
+    rows = read_checked(data=shared_data / "rag_qa")
     seen = see(rows, ())
     shipped, fresh = calibration_of(LEXICAL), calibrated(rows, seen, LEXICAL)
     assert shipped.confusion == fresh.confusion == confusion(rows, cross_validated(rows, seen, True, LEXICAL))
     assert shipped.weights == pytest.approx(fresh.weights, abs=1e-3)
     assert shipped.provenance == fresh.provenance
+
+
+def test_rows_held_out_are_others_and_the_shipped_errors_allow_what_they_show(shared_data: Path) -> None:
+    """No row of the second file was fitted on; the share judged wrongly there is not clearly above the shipped one."""
+    fitted, held_out = read_checked(data=shared_data / "rag_qa"), read_checked(HELD_OUT, shared_data / "rag_qa")
+    assert len(held_out) >= 50
+    assert not {(r.item.question, r.item.answer) for r in fitted} & {(r.item.question, r.item.answer) for r in held_out}
+    checker = calibration_of(LEXICAL)
+    wrong = sum(checker.verdict(row.item)[0] != row.label for row in held_out)
+    table = np.array(checker.confusion)
+    shipped = 1 - float(np.trace(table) / table.sum())
+    low, _ = clopper_pearson(wrong, len(held_out))
+    assert low < shipped
 
 
 @pytest.mark.parametrize("judge", judges())
@@ -318,9 +330,7 @@ def test_every_shipped_checker_is_better_than_a_coin(judge: str) -> None:
         assert found / there + passed / others > 1.2, (judge, verdict)
 
 
-def test_benchmark_rows_hold_no_text_of_the_data_set() -> None:
-    path = Path(__file__).parents[2] / "benchmarks" / "grounding.jsonl"
-    import json
-
+@pytest.mark.parametrize("path", [ROWS, HELD_OUT])
+def test_benchmark_rows_hold_no_text_of_the_data_set(path: Path) -> None:
     fields = {key for line in path.read_text(encoding="utf-8").splitlines() for key in json.loads(line)}
     assert fields == {"id", "question", "passages", "kind", "answer", "label", "doubt"}

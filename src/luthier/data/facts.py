@@ -203,7 +203,7 @@ def _joined_numbers(tokens: Sequence[Token], text: str) -> list[Token]:
 def _number_at(tokens: Sequence[Token], at: int, text: str) -> tuple[int, Decimal]:
     """How many tokens from `at` on are one number, and its value; 0 if none are.
 
-    Words below two are none: `one` and `first` are said of anything.
+    `one`, `first` and `second` are none: they are said of anything, and a second is a time, too.
     """
     total = group = Decimal(0)
     count = 0
@@ -242,7 +242,7 @@ def _number_at(tokens: Sequence[Token], at: int, text: str) -> tuple[int, Decima
         else:
             break
     value = total + group
-    small = count == 1 and has_word and value <= 1
+    small = count == 1 and has_word and (value <= 1 or tokens[at].text.casefold() == "second")
     return (0, value) if small or not has_word else (count, value)
 
 

@@ -38,6 +38,7 @@ _HINT = re.compile(
     r"\b(?:[tT]wenty|[tT]hirty|[fF]orty|[fF]ifty|[sS]ixty|[sS]eventy|[eE]ighty|[nN]inety|hundred|thousand|[mb]illion)\b"
 )
 """What may be a name or a larger number."""
+_DIGIT, _LIKE_YEAR = re.compile(r"\d"), re.compile(r"1\d{3}|20\d\d")
 _YEAR_BEFORE = (
     r"(?:^|\b(?:in|since|until|by|from|during|year|before|after) |"
     r"[a-z]\.? (?:\d{1,2}(?:st|nd|rd|th)?, )?)(?=1\d{3}|20\d\d)"
@@ -110,8 +111,10 @@ def kind_of(reply: str, before: Sequence[Message], tools: str = "") -> str:
         return ""
     asked = f"{joined(before)}\n{tools}"
     folded = asked.casefold()
-    if hints and all(hint.casefold() in folded for hint in hints):  # most rows end here, without being taken apart
-        return ""
+    if _DIGIT.search(asked):  # of numbers only years count then
+        hints = [hint for hint in hints if hint[0].isupper() or _LIKE_YEAR.fullmatch(hint)]
+    if all(hint.casefold() in folded for hint in hints) and not _is_name(reply):
+        return ""  # most rows end here, without being taken apart
     said = _said(reply)
     held = tokens_of(asked)
     keys = {token.key for token in held}

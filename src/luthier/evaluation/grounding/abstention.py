@@ -52,7 +52,7 @@ _DENIALS = re.compile(
             r"^\W*(?:un(?:known|clear|answerable|certain|specified)|n/?a|none|no answer|"
             r"not (?:known|sure|stated|specified|mentioned|given|available|found|provided|answerable|applicable))\W*$",
             r"\b(?:sorry|apologi[sz]e)\b.{0,40}\b(?:can't|cannot|unable|not able|don't|no)\b",
-            r"\b(?:question|this|it) (?:cannot|can't|can not) be answered\b",
+            r"(?:^|\b(?:question|this|it) )(?:cannot|can't|can not) be answered\b",
             rf"\b{_HOLDERS}\b.{{0,40}}\b(?:(?:is|are) silent|lacks?|leaves? (?:it|this|that) open)\b",
             r"\bbeyond (?:the scope|what) .{0,30}\b(?:passage|text|context|document|given|provided|know)",
             r"\bunanswerable\b|\bi would need more (?:information|context|detail)",
