@@ -26,8 +26,8 @@ from luthier.evaluation.grounding import calibration
 from luthier.evaluation.grounding.abstention import abstains
 from luthier.evaluation.grounding.calibration import LEXICAL, Calibration, decide, dump, fit
 from luthier.evaluation.grounding.check import errors_of
-from luthier.evaluation.grounding.entailment import Evidence, evidence
-from luthier.evaluation.grounding.item import VERDICTS, Item, Verdict
+from luthier.evaluation.grounding.entailment import FEATURES, Evidence, evidence
+from luthier.evaluation.grounding.item import SIGNALS, VERDICTS, Item, Verdict
 from luthier.evaluation.grounding.judge import Judge
 from luthier.evaluation.metrics.base import Array
 from luthier.evaluation.significance import clopper_pearson
@@ -98,6 +98,20 @@ def see(rows: Sequence[Checked], judges: Sequence[str]) -> Seen:
         [evidence(row.item.question, row.item.answer, row.item.passages) for row in rows],
         judged,
     )
+
+
+def show_signals(rows: Sequence[Checked], seen: Seen) -> None:
+    """Print how well each number by itself tells supported from unsupported answers: the area under the ROC curve, which
+    is the share of pairs that it puts in order (0.5: a coin)."""
+    answered = [i for i, row in enumerate(rows) if row.label != "abstained" and not seen.abstains[i]]
+    supported = [i for i in answered if rows[i].label == "supported"]
+    others = [i for i in answered if rows[i].label != "supported"]
+    found = {name: [-one.features()[at] for one in seen.evidence] for at, name in enumerate(FEATURES)}
+    for judge, signals in seen.judged.items():
+        found |= {f"{judge} {name}": [one[at] for one in signals] for at, name in enumerate(SIGNALS)}
+    for name, values in found.items():
+        ordered = [(values[a] > values[b]) + (values[a] == values[b]) / 2 for a in supported for b in others]
+        print(f"  area under the curve {sum(ordered) / len(ordered):.2f}  {name}")
 
 
 def columns(seen: Seen, words: bool, judge: str) -> Array:
@@ -224,6 +238,7 @@ def main() -> None:
     print(f"{len(rows)} rows: " + ", ".join(f"{sum(r.label == v for r in rows)} {v}" for v in VERDICTS), end="")
     print(f"; {sum(bool(row.doubt) for row in rows)} with a doubtful label")
     seen = see(rows, judges)
+    show_signals(rows, seen)
     if options.rows != ROWS:
         measure_shipped(rows, seen, judges, options)
         return

@@ -63,7 +63,8 @@ def test_a_reply_that_many_rows_share_is_a_label() -> None:
 
 def test_long_replies_that_mention_facts_are_told_apart() -> None:
     story = (
-        "An old man walked by the river and told his dog about Paris, where he once sold bread and learned to paint."
+        "An old man walked slowly by the river each morning and told his dog about Paris, where he once sold bread "
+        "and learned to paint small pictures of boats."
     )
     (finding,) = found(*PLAIN, chat("Tell me a story.", story))
     assert finding.severity == "note"

@@ -8,33 +8,13 @@ not finite where they were measured are null. Money is US dollars, time is secon
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from luthier.report.schema_grounding import Grounding as Grounding
+from luthier.report.schema_parts import Interval as Interval, Part as Part
 
 Recommendation = Literal["prompt", "few_shot", "fine_tune", "external", "not_yet"]
 Severity = Literal["error", "warning", "note"]
-
-
-class Part(BaseModel):
-    """The base of every part: frozen; keys that a newer Luthier wrote are passed over, not refused."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="ignore",
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-        json_schema_serialization_defaults_required=True,  # a report has every field, so its schema promises every one
-    )
-
-
-class Interval(Part):
-    """A measured value and the interval around it at the confidence of the evaluation."""
-
-    value: float | None = None
-    """The value; null if it was not finite."""
-    low: float | None = None
-    """Lower end; null if no interval was computed."""
-    high: float | None = None
-    """Upper end; null if no interval was computed."""
 
 
 class Tokens(Part):
@@ -297,95 +277,6 @@ class Data(Part):
     """Errors first, then warnings, then notes."""
     checked: bool = False
     """False: no data check has run, so no finding means nothing."""
-
-
-class GroundedShare(Part):
-    """The share of a system's answers with one verdict."""
-
-    counted: Interval
-    """As the checker counts them."""
-    corrected: Interval
-    """With the checker's own measured errors taken out, and their uncertainty in the interval."""
-
-
-class GroundedAnswer(Part):
-    """An answer that its passages do not support."""
-
-    id: str
-    """The row."""
-    question: str
-    """What was asked."""
-    answer: str
-    """What was answered."""
-    probability: float | None = None
-    """How probable it is that it is supported, by the checker."""
-
-
-class GroundedSystem(Part):
-    """What the passages say of one system's answers."""
-
-    system: str
-    """The system."""
-    n: int
-    """Rows with passages."""
-    without_passages: int = 0
-    """Rows without any, which were not judged."""
-    shares: dict[str, GroundedShare]
-    """By verdict: supported, unsupported, abstained."""
-    examples: tuple[GroundedAnswer, ...] = ()
-    """The answers least likely supported, at most five."""
-
-
-class GroundedDifference(Part):
-    """`a` minus `b` in the share of one verdict, on the rows that both were judged on."""
-
-    a: str
-    """The system whose share comes first."""
-    b: str
-    """The system whose share is taken away."""
-    n: int
-    """Rows."""
-    verdict: str
-    """Which share."""
-    counted: Interval
-    """As the checker counts."""
-    p_value: float | None = None
-    """Of the counted difference."""
-    corrected: Interval
-    """With the checker's errors taken out."""
-
-
-class CheckerErrors(Part):
-    """How a checker did on hand-checked rows, for one verdict."""
-
-    sensitivity: Interval
-    """Share of such rows that it finds."""
-    specificity: Interval
-    """Share of the others that it passes."""
-
-
-class GroundingCalibration(Part):
-    """What is known of the checker's own errors."""
-
-    rows: int
-    """Hand-checked rows."""
-    provenance: str = ""
-    """Where they are from."""
-    errors: dict[str, CheckerErrors]
-    """By verdict."""
-
-
-class Grounding(Part):
-    """Answers beside their passages: supported, unsupported or abstained."""
-
-    judge: str
-    """The model that judged beside the words; `none`: the words alone."""
-    calibration: GroundingCalibration
-    """How often the checker is wrong."""
-    systems: tuple[GroundedSystem, ...]
-    """In the order of the ladder."""
-    differences: tuple[GroundedDifference, ...] = ()
-    """Paired."""
 
 
 class Gate(Part):
