@@ -101,8 +101,8 @@ def see(rows: Sequence[Checked], judges: Sequence[str]) -> Seen:
 
 
 def show_signals(rows: Sequence[Checked], seen: Seen) -> None:
-    """Print how well each number by itself tells supported from unsupported answers: the area under the ROC curve, which
-    is the share of pairs that it puts in order (0.5: a coin)."""
+    """Print how well each number by itself tells supported from unsupported answers: the area under the ROC curve,
+    which is the share of pairs that it puts in order (0.5: a coin)."""
     answered = [i for i, row in enumerate(rows) if row.label != "abstained" and not seen.abstains[i]]
     supported = [i for i in answered if rows[i].label == "supported"]
     others = [i for i in answered if rows[i].label != "supported"]
