@@ -30,6 +30,7 @@ from luthier.evaluation.forgetting import (
     measure_ability,
     write_forgetting,
 )
+from luthier.evaluation.grounding import systems as grounding
 from luthier.evaluation.harness import Evaluation, Measured, Options, conclude, measure
 from luthier.evaluation.metrics.base import Metric
 from luthier.evaluation.retrieval import measure_retrieval, recall_sentence
@@ -102,6 +103,7 @@ def question_of(opened: Opened) -> Question:
     """
     settings, data = opened.recipe.evaluation, opened.data
     require_passages(opened.recipe)
+    grounding.require_judge(settings.grounding.judge)
     alike = {type(row) for row in data.train} == {type(row) for row in data.test}
     task = detect_task(data.train if alike else data.test) if settings.task == "auto" else settings.task
     require_rows(task, data.test)
@@ -301,7 +303,26 @@ def _evaluate(
         if not measured[name].reused:  # all that it took: choosing a prompt and scoring, too
             folder.add_spent(f"evaluate:{name}", time.perf_counter() - started, spent.joules)
         progress.say("    " + _result(measured[name], groups_N, question, options))
+    _ground(opened, folder, question, list(measured), progress)
     return conclude(measured, groups_N, question.task, question.metrics, options)
+
+
+def _ground(opened: Opened, folder: RunFolder, question: Question, names: Sequence[str], progress: Progress) -> None:
+    """Judge the answers to rows that carry passages, and write `grounding.json`; nothing where no row does."""
+    if question.task in SCORED_TASKS:
+        return
+    recipe = opened.recipe
+    options = grounding.Options(
+        recipe.evaluation.grounding.judge, recipe.model.device, recipe.evaluation.confidence, recipe.seed
+    )
+    carried = grounding.carried(folder.path, question.test, names)
+    if not carried:
+        return
+    with progress.stage("grounding", "answers beside their passages"), folder.timed("grounding"):
+        found = grounding.ground_systems(carried, question.test, options)
+    folder.write("grounding.json", found)
+    for one in found["systems"]:
+        progress.say(f"    {one['system']}: unsupported {one['shares']['unsupported']['counted']['value']:.3f}")
 
 
 def context_of(opened: Opened, question: Question, folder: RunFolder | None = None) -> Context:

@@ -210,6 +210,14 @@ class ForgettingSettings(Settings):
     """At most this many tokens of text."""
 
 
+class GroundingSettings(Settings):
+    """How answers to rows with passages are judged: supported, unsupported or abstained."""
+
+    judge: str = "none"
+    """`none` for the words of answer and passages alone, or a model whose judgement was calibrated beside them
+    (docs/grounding.md)."""
+
+
 class EvaluationSettings(Settings):
     """What is measured on the test rows, and for which systems."""
 
@@ -234,6 +242,8 @@ class EvaluationSettings(Settings):
     a `[retrieval]`."""
     forgetting: ForgettingSettings = ForgettingSettings()
     """How forgetting is measured."""
+    grounding: GroundingSettings = GroundingSettings()
+    """How answers beside passages are judged."""
 
     @field_validator("metrics", "primary_metric")
     @classmethod

@@ -60,6 +60,7 @@ def build_report(folder: Path, today: date | None = None) -> Report:
         forgetting=parts.forgetting,
         retrieval=parts.retrieval,
         frontier=parts.frontier,
+        grounding=parts.grounding,
         cost=cost,
         data=Data(split=parts.split, findings=findings, checked=parts.findings is not None),
         training=training,

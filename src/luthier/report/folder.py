@@ -24,6 +24,7 @@ from luthier.report.schema import (
     Forgetting,
     Frontier,
     Gate,
+    Grounding,
     LearningCurve,
     Missing,
     Part,
@@ -97,6 +98,7 @@ class RunParts:
     curve: LearningCurve | None = None
     retrieval: Retrieval | None = None
     frontier: Frontier | None = None
+    grounding: Grounding | None = None
     missing: list[Missing] = field(default_factory=list)
 
 
@@ -144,6 +146,8 @@ def read_run(folder: Path) -> RunParts:
     parts.retrieval = _read(parts, "retrieval.json", Retrieval)
     if (folder / "remember.json").is_file():  # most runs have none, and lack nothing
         parts.frontier = _read(parts, "remember.json", Frontier)
+    if (folder / "grounding.json").is_file():  # only rows with passages make one
+        parts.grounding = _read(parts, "grounding.json", Grounding)
     return parts
 
 

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 from luthier.evaluation.rungs import Rung
 from luthier.report.cost_schema import Cost as Cost
 from luthier.report.frontier_parts import Frontier as Frontier, Replay as Replay
+from luthier.report.grounding_parts import Grounding as Grounding
 from luthier.report.measured import Retrieval as Retrieval
 from luthier.report.part import Interval as Interval, Part as Part
 
@@ -538,6 +539,8 @@ class Report(Part):
     """Null if nothing is retrieved, or it was not measured."""
     frontier: Frontier | None = None
     """The remedies against forgetting that were tried; null if none was."""
+    grounding: Grounding | None = None
+    """Null if no row carries passages."""
     cost: Cost
     """Money."""
     data: Data

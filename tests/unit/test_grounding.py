@@ -1,0 +1,336 @@
+"""Answers beside their passages: abstentions, words, a judge, verdicts, and shares freed of the checker's errors."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmarks.grounding import HELD_OUT, ROWS, calibrated, confusion, cross_validated, folds, read_checked, see
+
+from luthier.data.templates import build_template
+from luthier.errors import EvaluationError
+from luthier.evaluation.grounding.abstention import abstains
+from luthier.evaluation.grounding.calibration import LEXICAL, calibration_of, fit, judges
+from luthier.evaluation.grounding.check import judge_answers
+from luthier.evaluation.grounding.entailment import evidence
+from luthier.evaluation.grounding.item import SIGNALS, VERDICTS, Item
+from luthier.evaluation.grounding.judge import ORDERS, Judge
+from luthier.evaluation.grounding.passages import passages_of
+from luthier.evaluation.grounding.prevalence import Errors, corrected_difference, corrected_share
+from luthier.evaluation.significance import clopper_pearson
+from luthier.models.load import LoadedModel
+
+PASSAGE = (
+    "The Grainger Market replaced an earlier market, built in 1808, called the Butcher Market. It was opened in 1835 "
+    "and was not listed until 1954. The opening was celebrated with a dinner attended by 2,000 guests. John Dobson and "
+    "Richard Grainger were there."
+)
+ASKED = "What did the Grainger Market replace?"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        " \n",
+        "...",
+        "I don't know.",
+        "I do not know the answer to that.",
+        "I’m not sure.",
+        "Not in the passages.",
+        "This is not mentioned in the text.",
+        "The passages do not say.",
+        "The passage doesn't mention the Grainger Market.",
+        "There is no information about this in the passages provided.",
+        "Unknown",
+        "N/A",
+        "I'm sorry, but I cannot answer this from the passage.",
+        "I cannot determine this based on the given context. Please provide more information.",
+        "It is unclear from the text.",
+        "The provided documents contain no information on that.",
+        "I have no idea.",
+        "Nothing in the passages answers this.",
+        "Unfortunately, the text does not specify what the Grainger Market replaced.",
+        "The answer to the question is:",
+        "We can't tell from the passage.",
+    ],
+)
+def test_an_answer_that_says_it_has_none_abstains(answer: str) -> None:
+    assert abstains(answer, ASKED)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "It was not listed until 1954.",
+        "No.",
+        "No, Norway did not join.",
+        "Not until 1954.",
+        "Nobody.",
+        "They could not find water.",
+        "There are no trees in the desert.",
+        "I don't know. It was the Butcher Market.",
+        "The passage does not say so directly, but it was the Butcher Market.",
+        "He did not know that the market was closed.",
+        "The Butcher Market, I think.",
+        "Unknown Pleasures",
+        "The text was written by nobody famous.",
+        "It can't be bought.",
+        "The law does not apply to him.",
+    ],
+)
+def test_an_answer_that_says_not_is_no_abstention(answer: str) -> None:
+    assert not abstains(answer, ASKED)
+
+
+def test_the_words_of_an_answer_are_found_in_its_passage() -> None:
+    seen = evidence(ASKED, "The Butcher Market, built in 1808.", [PASSAGE])
+    assert (seen.wrong_numbers, seen.wrong_names, seen.coverage, seen.negation) == (0, 0, 1.0, False)
+
+
+@pytest.mark.parametrize(
+    ("answer", "numbers", "names"),
+    [
+        ("It opened in 1836.", 1, 0),
+        ("Two thousand guests came.", 0, 0),
+        ("2000 guests came on 3 May.", 2, 0),
+        ("It was built by William Armstrong.", 0, 2),
+        ("The Grainger Market replaced it.", 0, 0),
+    ],
+)
+def test_numbers_and_names_that_stand_nowhere_are_counted(answer: str, numbers: int, names: int) -> None:
+    seen = evidence(ASKED, answer, [PASSAGE])
+    assert (seen.wrong_numbers, seen.wrong_names) == (numbers, names)
+
+
+def test_numbers_must_stand_in_one_passage_together() -> None:
+    apart = ["It opened in 1835.", "It closed in 1901."]
+    assert evidence("When?", "From 1835 to 1901.", apart).wrong_numbers == 1
+    assert evidence("When?", "From 1835 to 1901.", [" ".join(apart)]).wrong_numbers == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "flips"),
+    [
+        ("It was opened in 1835.", False),
+        ("It was not opened in 1835.", True),
+        ("The opening was never celebrated with a dinner.", True),
+        ("The opening was celebrated with a dinner.", False),
+        ("It was not listed until 1954.", False),
+    ],
+)
+def test_a_sentence_turned_into_its_opposite_is_seen(answer: str, flips: bool) -> None:
+    assert evidence("What of the market?", answer, [PASSAGE]).negation is flips
+
+
+def test_what_words_cannot_see_is_not_seen() -> None:
+    """The docs say so: an opposite without "not", roles swapped between two names, a synonym, a sum."""
+    assert not evidence("Who came?", "Dobson replaced Grainger.", [PASSAGE]).wrong_names
+    assert evidence(ASKED, "A place where meat was sold.", [PASSAGE]).coverage < 0.5
+    assert evidence(ASKED, "It is 27 years younger.", [PASSAGE]).wrong_numbers == 1
+
+
+def test_verdicts_and_shares_of_several_answers() -> None:
+    answers = {
+        "a": "The Butcher Market.",
+        "b": "An earlier market called the Butcher Market.",
+        "c": "William Armstrong built it in 1870.",
+        "d": "I don't know.",
+    }
+    found = judge_answers([Item(name, ASKED, answer, (PASSAGE,)) for name, answer in answers.items()])
+    assert [one.verdict for one in found.judgements] == ["supported", "supported", "unsupported", "abstained"]
+    assert [found.share(verdict) for verdict in VERDICTS] == [0.5, 0.25, 0.25]
+    assert [one.probability is None for one in found.judgements] == [False, False, False, True]
+
+
+def test_a_wrong_number_decides_whatever_else_fits() -> None:
+    words = "The Grainger Market replaced an earlier market, built in {}, called the Butcher Market."
+    right, wrong = (Item("a", ASKED, words.format(year), (PASSAGE,)) for year in (1808, 1809))
+    found = judge_answers([right, wrong])
+    assert [one.verdict for one in found.judgements] == ["supported", "unsupported"]
+
+
+def test_an_answer_without_passages_is_refused() -> None:
+    with pytest.raises(EvaluationError, match="row a: an answer is judged beside its passages"):
+        judge_answers([Item("a", ASKED, "x", (" ",))])
+
+
+def test_a_judge_whose_error_nobody_measured_is_refused() -> None:
+    with pytest.raises(EvaluationError, match=r"'gpt-x': it was not calibrated.*benchmarks\.grounding --judge gpt-x"):
+        calibration_of("gpt-x")
+
+
+def test_a_judge_scores_each_item_alike_alone_and_among_others(tiny_loaded: LoadedModel) -> None:
+    judge = Judge("tiny", tiny_loaded, build_template(tiny_loaded, "model"))
+    items = [Item(str(n), ASKED, answer, (PASSAGE,)) for n, answer in enumerate(["The Butcher Market.", "", "In 1835"])]
+    together = judge.signals(items)
+    assert len(together[0]) == len(SIGNALS)
+    for item, expected in zip(items, together, strict=True):
+        assert judge.signals([item])[0] == pytest.approx(expected, abs=1e-4)
+    assert together[1][1:] == (0.0, 0.0)  # nothing written: no lift, no surprise
+
+
+def test_both_orders_are_averaged_and_the_answer_is_scored_with_and_without_passages(
+    tiny_loaded: LoadedModel,
+) -> None:
+    """Against log-probabilities that the model itself computes from whole prompts, token by token."""
+    import torch
+
+    template = build_template(tiny_loaded, "model")
+    judge = Judge("tiny", tiny_loaded, template)
+    item = Item("a", ASKED, "The Butcher Market.", (PASSAGE,))
+    words = [template.text_ids(word)[-1] for word in ("Yes", "No")]
+
+    def logprobs(ids: list[int]) -> torch.Tensor:
+        with torch.inference_mode():
+            found: torch.Tensor = tiny_loaded.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+        return found
+
+    odds = []
+    for order in ORDERS:
+        ids, _ = judge._prompt(item, item.passages, order)
+        last = logprobs(ids)[-1]
+        odds.append(float(last[words[0]] - last[words[1]]))
+    scored = []
+    for passages in (item.passages, ()):
+        ids, answer = judge._prompt(item, passages, ORDERS[0])
+        assert tiny_loaded.tokenizer.decode([ids[at] for at in answer]).strip() == item.answer
+        table = logprobs(ids)
+        scored.append([float(table[at - 1, ids[at]]) for at in answer])
+    lift = float(np.mean(scored[0]) - np.mean(scored[1]))
+    assert judge.signals([item])[0] == pytest.approx((np.mean(odds), lift, -min(scored[0])), abs=1e-3)
+
+
+def test_an_item_that_does_not_fit_the_judge_is_named(make_tiny: "Callable[..., LoadedModel]") -> None:
+    loaded = make_tiny()
+    judge = Judge("tiny", loaded, build_template(loaded, "model"))
+    with pytest.raises(EvaluationError, match=r"row long: .*the judge tiny ends at"):
+        judge.signals([Item("long", ASKED, "x", ("word " * 2 * loaded.max_tokens,))])
+
+
+def test_the_fit_finds_which_evidence_counts() -> None:
+    rng = np.random.default_rng(0)
+    features_NF = rng.normal(size=(400, 2))
+    supported_N = (rng.random(400) < 1 / (1 + np.exp(3 * features_NF[:, 0]))).astype(np.float64)
+    bias, weights = fit(features_NF, supported_N)
+    assert weights[0] == pytest.approx(-3, abs=0.7)
+    assert abs(weights[1]) < 0.4
+    assert abs(bias) < 0.4
+    with pytest.raises(ValueError, match="supported and unsupported"):
+        fit(features_NF, np.ones(400))
+
+
+def test_the_corrected_share_is_rogan_and_gladens() -> None:
+    errors = Errors(found=80, there=100, passed=90, others=100)
+    counted_N = np.repeat([1.0, 0.0], [30, 70])
+    found = corrected_share(counted_N, errors, 0.95, 0, np.arange(100))
+    assert found.value == pytest.approx((0.3 + 0.9 - 1) / (0.8 + 0.9 - 1))
+    assert found.low < found.value < found.high
+
+
+def test_less_calibration_makes_the_interval_wider_and_a_coin_allows_everything() -> None:
+    counted_N = np.repeat([1.0, 0.0], [30, 70])
+    widths = []
+    for scale in (1, 10, 100):
+        found = corrected_share(
+            counted_N, Errors(8 * scale, 10 * scale, 9 * scale, 10 * scale), 0.95, 0, np.arange(100)
+        )
+        widths.append(found.high - found.low)
+    assert widths[0] > widths[1] > widths[2]
+    coin = corrected_share(counted_N, Errors(50, 100, 50, 100), 0.95, 0, np.arange(100))
+    assert (coin.low, coin.high) == (0.0, 1.0)
+    assert np.isnan(coin.value)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.8])
+def test_the_interval_of_a_corrected_share_covers_the_truth(share: float) -> None:
+    """300 worlds: rows, verdicts and hand-checked rows are all drawn anew; about 95 of 100 intervals must hold it."""
+    rng = np.random.default_rng(1)
+    held = 0
+    for _ in range(300):
+        truth_N = rng.random(150) < share
+        counted_N = np.where(truth_N, rng.random(150) < 0.75, rng.random(150) < 0.15).astype(np.float64)
+        errors = Errors(int(rng.binomial(60, 0.75)), 60, int(rng.binomial(60, 0.85)), 60)
+        found = corrected_share(counted_N, errors, 0.95, 0, np.arange(150))
+        held += found.low <= share <= found.high
+    assert held >= 0.92 * 300
+
+
+def test_a_difference_of_two_systems_is_corrected_on_the_same_rows() -> None:
+    errors = Errors(90, 100, 90, 100)
+    a_N, b_N = np.repeat([1.0, 0.0], [20, 80]), np.repeat([1.0, 0.0], [60, 40])
+    found = corrected_difference(a_N, b_N, errors, 0.95, 0, np.arange(100))
+    assert found.value == pytest.approx((0.2 - 0.6) / 0.8)
+    assert found.high < 0
+    same = corrected_difference(a_N, a_N, errors, 0.95, 0, np.arange(100))
+    assert same.value == 0
+    assert same.low <= 0 <= same.high
+
+
+def test_passages_are_found_in_rows_and_in_prompts() -> None:
+    asked = {"role": "user", "content": ASKED}
+    assert passages_of([asked], {}) == (ASKED, ())
+    for extra in (
+        {"passages": [PASSAGE, "Other."]},
+        {"passages": [{"text": PASSAGE}, {"content": "Other."}]},
+        {"context": [PASSAGE, "Other."]},
+    ):
+        assert passages_of([asked], extra) == (ASKED, (PASSAGE, "Other."))
+    assert passages_of([asked], {"context": PASSAGE})[1] == (PASSAGE,)
+    assert passages_of([asked], {"passages": [{"title": "Market", "text": PASSAGE}]})[1] == (f"Market\n{PASSAGE}",)
+    assert passages_of([asked], {"context": {"lang": "en"}, "passages": []})[1] == ()
+    numbered = f"Passages:\n\n[1] Market\n{PASSAGE}\n\n[2] Other.\n\nAnswer from these passages.\n\n{ASKED}"
+    prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": numbered}]
+    assert passages_of(prompt, {"passages": ["not what it read"]}) == (ASKED, (f"Market\n{PASSAGE}", "Other."))
+    named = {"role": "user", "content": f"Context: {PASSAGE}\n\nQuestion: {ASKED}\nAnswer:"}
+    assert passages_of([named], {}) == (ASKED, (PASSAGE,))
+    assert passages_of([{"role": "user", "content": "In what context: explain. Question: why?"}], {})[1] == ()
+
+
+def test_a_hundred_rows_were_checked_by_hand_and_none_is_fitted_on_and_measured_with(shared_data: Path) -> None:
+    rows = read_checked(data=shared_data / "rag_qa")
+    labels = Counter(row.label for row in rows)
+    assert len(rows) >= 100
+    assert min(labels[verdict] for verdict in VERDICTS) >= 15
+    assert len({row.item.id for row in rows}) == len(rows)
+    fold_of: dict[str, set[int]] = {}
+    for row, fold in zip(rows, folds(rows), strict=True):
+        fold_of.setdefault(row.group, set()).add(fold)
+    assert all(len(found) == 1 for found in fold_of.values())
+
+
+def test_the_shipped_weights_and_errors_are_those_of_the_hand_checked_rows(shared_data: Path) -> None:
+    rows = read_checked(data=shared_data / "rag_qa")
+    seen = see(rows, ())
+    shipped, fresh = calibration_of(LEXICAL), calibrated(rows, seen, LEXICAL)
+    assert shipped.confusion == fresh.confusion == confusion(rows, cross_validated(rows, seen, True, LEXICAL))
+    assert shipped.weights == pytest.approx(fresh.weights, abs=1e-3)
+    assert shipped.provenance == fresh.provenance
+
+
+def test_rows_held_out_are_others_and_the_shipped_errors_allow_what_they_show(shared_data: Path) -> None:
+    """No row of the second file was fitted on; the share judged wrongly there is not clearly above the shipped one."""
+    fitted, held_out = read_checked(data=shared_data / "rag_qa"), read_checked(HELD_OUT, shared_data / "rag_qa")
+    assert len(held_out) >= 50
+    assert not {(r.item.question, r.item.answer) for r in fitted} & {(r.item.question, r.item.answer) for r in held_out}
+    checker = calibration_of(LEXICAL)
+    wrong = sum(checker.verdict(row.item)[0] != row.label for row in held_out)
+    table = np.array(checker.confusion)
+    shipped = 1 - float(np.trace(table) / table.sum())
+    low, _ = clopper_pearson(wrong, len(held_out))
+    assert low < shipped
+
+
+@pytest.mark.parametrize("judge", judges())
+def test_every_shipped_checker_is_better_than_a_coin(judge: str) -> None:
+    for verdict in VERDICTS:
+        (found, there), (passed, others) = calibration_of(judge).rates(verdict)
+        assert found / there + passed / others > 1.2, (judge, verdict)
+
+
+@pytest.mark.parametrize("path", [ROWS, HELD_OUT])
+def test_benchmark_rows_hold_no_text_of_the_data_set(path: Path) -> None:
+    fields = {key for line in path.read_text(encoding="utf-8").splitlines() for key in json.loads(line)}
+    assert fields == {"id", "question", "passages", "kind", "answer", "label", "doubt"}
