@@ -17,13 +17,13 @@ from luthier.recipe import DecisionSettings, Recipe, absolute_paths
 from luthier.report.decision import spoken
 from luthier.report.ladder import failure_share
 from luthier.report.schema import System
-from luthier.report.text import difference, label, percent, usd
+from luthier.report.text import count, difference, label, percent
 from luthier.run_folder import RunFolder, recipe_of
 from luthier.run_registry import Parent, read_entry
 
-CHEAPER = 0.8
-"""Of two models that tie, the new one is worth the move if an answer costs at most this share of the old one's;
-timings of one machine differ by less."""
+SMALLER = 0.8
+"""Of two models that tie, the new one is worth the move if its base has at most this share of the old one's parameters.
+Not seconds: on a machine with other work, two bases of one size differed by a factor of two."""
 
 
 @dataclass(frozen=True)
@@ -130,12 +130,9 @@ def choose(
         return "move", f"no worse for certain ({shown}), and the old model fails the wanted format too often"
     if paired.better == "unknown":
         return "keep", f"these rows cannot tell which is better ({shown})"
-    costs = [cost.usd_per_thousand_answers.get(s.name) for cost, s in zip(comparison.costs, tuned, strict=True)]
-    if costs[0] and costs[1] and old.manifest.get("machine") == new.manifest.get("machine"):
-        prices = f"a thousand answers cost {usd(costs[1])}, before {usd(costs[0])}"
-        if costs[1] <= CHEAPER * costs[0]:
-            return "move", f"the two tie ({shown}), and {prices}"
-        return "keep", f"the two tie ({shown}), and {prices}"
+    sizes = [(side.manifest.get("model") or {}).get("parameters") for side in (old, new)]
+    if sizes[0] and sizes[1] and sizes[1] <= SMALLER * sizes[0]:
+        return "move", f"the two tie ({shown}), and {base} has {count(sizes[1])} parameters, not {count(sizes[0])}"
     return "keep", f"the two tie ({shown}), which is no reason to move"
 
 

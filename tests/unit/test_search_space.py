@@ -80,7 +80,7 @@ def space(*texts: str) -> list[Dimension]:
     ("texts", "says"),
     [
         (["optimizer.learning_rat=1e-4..1e-2"], "did you mean 'learning_rate'"),
-        (["optimiser.learning_rate=1e-4..1e-2"], "optimiser"),
+        (["optimzer.learning_rate=1e-4..1e-2"], "did you mean .optimizer"),
         (["adapter.type=lora,loar"], "did you mean 'lora'"),
         (["adapter.rank=0..8"], "adapter.rank"),
         (["adapter.rank=4.5,8.5"], "adapter.rank"),
