@@ -19,7 +19,7 @@ from luthier.evaluation.grounding.item import SIGNALS, VERDICTS, Item
 from luthier.evaluation.grounding.judge import ORDERS, Judge
 from luthier.evaluation.grounding.passages import passages_of
 from luthier.evaluation.grounding.prevalence import Errors, corrected_difference, corrected_share
-from luthier.evaluation.significance import clopper_pearson
+from luthier.evaluation.significance import Comparison, clopper_pearson
 from luthier.models.load import LoadedModel
 
 PASSAGE = (
@@ -261,12 +261,22 @@ def test_the_interval_of_a_corrected_share_covers_the_truth(share: float) -> Non
 def test_a_difference_of_two_systems_is_corrected_on_the_same_rows() -> None:
     errors = Errors(90, 100, 90, 100)
     a_N, b_N = np.repeat([1.0, 0.0], [20, 80]), np.repeat([1.0, 0.0], [60, 40])
-    found = corrected_difference(a_N, b_N, errors, 0.95, 0, np.arange(100))
+    clear = Comparison(-0.4, -0.5, -0.3, 0.001, 0.05, "given")
+    found = corrected_difference(a_N, b_N, errors, clear, 0.95, 0, np.arange(100))
     assert found.value == pytest.approx((0.2 - 0.6) / 0.8)
     assert found.high < 0
-    same = corrected_difference(a_N, a_N, errors, 0.95, 0, np.arange(100))
-    assert same.value == 0
-    assert same.low <= 0 <= same.high
+    nothing = corrected_difference(a_N, a_N, errors, Comparison(0, 0, 0, 1, 0, "given"), 0.95, 0, np.arange(100))
+    assert nothing.value == 0
+    assert nothing.low <= 0 <= nothing.high
+
+
+def test_correcting_makes_nothing_clear_that_counting_left_open() -> None:
+    errors = Errors(90, 100, 90, 100)
+    a_N, b_N = np.repeat([1.0, 0.0], [20, 80]), np.repeat([1.0, 0.0], [60, 40])
+    unclear = Comparison(-0.4, -0.8, 0.08, 0.07, 0.2, "given")
+    found = corrected_difference(a_N, b_N, errors, unclear, 0.95, 0, np.arange(100))
+    assert found.high == pytest.approx(0.08 / 0.8)
+    assert found.low == -1.0
 
 
 def test_passages_are_found_in_rows_and_in_prompts() -> None:

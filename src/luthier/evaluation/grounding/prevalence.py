@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from luthier.evaluation.metrics.base import Array
-from luthier.evaluation.significance import Groups, Interval, count_groups, resample
+from luthier.evaluation.significance import Comparison, Groups, Interval, count_groups, resample
 
 DRAWS = 2000
 LEAST_POWER = 0.05
@@ -66,14 +66,21 @@ def corrected_share(counted_N: Array, errors: Errors, confidence: float, seed: i
 
 
 def corrected_difference(
-    a_N: Array, b_N: Array, errors: Errors, confidence: float, seed: int, groups_N: Groups
+    a_N: Array, b_N: Array, errors: Errors, counted: Comparison, confidence: float, seed: int, groups_N: Groups
 ) -> Interval:
-    """The true share of `a` minus that of `b` on the same rows; the same checker with the same errors counted both."""
+    """The true share of `a` minus that of `b` on the same rows; the same checker with the same errors counted both.
+
+    The interval is never narrower than that of the `counted` difference over the checker's power: what counting cannot
+    tell from nothing, correcting cannot.
+    """
     sensitivity_B, specificity_B = errors.draw(np.random.default_rng(seed), DRAWS)
     a_low, a_high = _unmixed(_resampled(a_N, seed, groups_N), sensitivity_B, specificity_B)
     b_low, b_high = _unmixed(_resampled(b_N, seed, groups_N), sensitivity_B, specificity_B)
     value = errors.correct(float(a_N.mean())) - errors.correct(float(b_N.mean()))
-    return _interval(value, a_low - b_high, a_high - b_low, confidence)
+    found = _interval(value, a_low - b_high, a_high - b_low, confidence)
+    power = max(errors.sensitivity + errors.specificity - 1, LEAST_POWER)
+    low, high = min(found.low, counted.low / power), max(found.high, counted.high / power)
+    return Interval(value, max(low, -1.0), min(high, 1.0), found.method)
 
 
 def _resampled(counted_N: Array, seed: int, groups_N: Groups) -> Array:

@@ -236,7 +236,7 @@ def _differences(
         a_N, b_N = judged[a].counted(verdict, both), judged[b].counted(verdict, both)
         counted = compare(_Share(), a_N[:, None], b_N[:, None], options.confidence, options.seed, own)
         errors = judged[a].grounding.errors(verdict)
-        corrected = corrected_difference(a_N, b_N, errors, options.confidence, options.seed, own)
+        corrected = corrected_difference(a_N, b_N, errors, counted, options.confidence, options.seed, own)
         yield {
             "a": a,
             "b": b,
