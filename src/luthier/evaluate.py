@@ -37,7 +37,6 @@ from luthier.evaluation.retrieval import measure_retrieval, recall_sentence
 from luthier.evaluation.schema import read_schema
 from luthier.evaluation.significance import Groups, metric_interval, number_groups
 from luthier.evaluation.systems.base import Context, System, TrainedOn
-from luthier.evaluation.systems.fine_tuned import FineTuned
 from luthier.evaluation.task import (
     SCORED_TASKS,
     build_metrics,
@@ -52,7 +51,7 @@ from luthier.files import sha256_of
 from luthier.models.memory import tokens_in_flight
 from luthier.progress import Progress
 from luthier.rag.retriever import Host, Retriever, build_retrievers, used_name
-from luthier.recipe import Recipe, RetrievalSettings
+from luthier.recipe import SYSTEMS, Recipe, RetrievalSettings, build_part
 from luthier.run_folder import RunFolder
 from luthier.stages import Data, Opened
 
@@ -192,7 +191,8 @@ def measure_fine_tuned(opened: Opened, question: Question, injected: Injected, p
     )
     settings = opened.recipe.evaluation
     options = Options(opened.folder.path, question.primary, settings.confidence, opened.recipe.seed)
-    system: Mapping[str, System] = {"fine_tuned": FineTuned()}
+    alone = build_part(SYSTEMS, {}, "fine_tuned", ["evaluation", "systems", "fine_tuned"])
+    system = {"fine_tuned": assemble.part(alone, System, "evaluation.systems")}  # type: ignore[type-abstract]
     with progress.stage("evaluate:fine_tuned", f"fine_tuned on {len(question.test):,} test rows"):
         _, measured = next(measure(system, question.test, context, question.metrics, options))
     return measured

@@ -6,16 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.ladders import KINDS, LADDER, RETRIEVED, N, facts, failing, measured, system
 
-from luthier.recipe import DecisionSettings
 from luthier.report.decision import contest, decide
 from luthier.report.ladder import FEWEST_ROWS, Facts, Ladder, failure_share, rung
 from luthier.report.schema import (
     Change,
     Details,
     Difference,
-    Evaluation,
-    Failures,
     Finding,
     Forgetting,
     Gate,
@@ -26,71 +24,6 @@ from luthier.report.schema import (
     Training,
     ValidationPoint,
 )
-
-N = 150
-KINDS: Mapping[str, dict[str, Any]] = {
-    "zero_shot": {"type": "zero_shot", "baseline": True},
-    "few_shot": {"type": "few_shot", "baseline": True},
-    "fine_tuned": {"type": "fine_tuned"},
-    "crf": {"type": "command", "baseline": True},
-}
-MORE: Mapping[str, dict[str, Any]] = {
-    "rag": {"type": "rag", "rung": "rag", "baseline": True},
-    "other": {"type": "remote", "rung": "other_model", "baseline": True},
-    "fine_tuned_rag": {"type": "fine_tuned_rag", "rung": "fine_tune+rag"},
-}
-
-
-def system(name: str, value: float, half: float = 0.03, **changes: Any) -> System:
-    settings = {"n": N, **{**KINDS, **MORE}[name], **changes}
-    return System(name=name, metrics={"f1": Interval(value=value, low=value - half, high=value + half)}, **settings)
-
-
-def failing(share: float) -> dict[str, Failures]:
-    return {"json_valid": Failures(count=round(share * N), per_million=share * 1e6, per_million_high=share * 1e6 + 2e4)}
-
-
-def measured(metric: str = "f1", **changes: Any) -> Evaluation:
-    settings = {"task": "json", "n": N, "bounds": {"f1": (0.0, 1.0)}, "lower_is_better": (), **changes}
-    return Evaluation(primary_metric=metric, **settings)
-
-
-def facts(
-    values: Mapping[str, float],
-    half: float | Mapping[frozenset[str], float] = 0.03,
-    mde: float | Mapping[frozenset[str], float] | None = 0.05,
-    **changes: Any,
-) -> Facts:
-    """A ladder with these values; paired differences have the half-width `half` and would show `mde`, which may be
-    given by pair."""
-
-    def of(given: Any, a: str, b: str) -> Any:
-        return given[frozenset((a, b))] if isinstance(given, Mapping) else given
-
-    systems = tuple(system(name, value) for name, value in values.items())
-    differences = tuple(
-        Difference(
-            a=a,
-            b=b,
-            metric="f1",
-            difference=values[a] - values[b],
-            low=values[a] - values[b] - of(half, a, b),
-            high=values[a] - values[b] + of(half, a, b),
-            minimum_detectable_effect=of(mde, a, b),
-        )
-        for a in values
-        for b in values
-        if a < b
-    )
-    settings: dict[str, Any] = {
-        "evaluation": measured(),
-        "systems": systems,
-        "differences": differences,
-    }
-    return Facts(**{**settings, **changes})
-
-
-LADDER = {"zero_shot": 0.60, "few_shot": 0.80, "fine_tuned": 0.92}
 
 
 def test_nothing_evaluated_is_not_yet() -> None:
@@ -498,8 +431,6 @@ def test_forgetting_is_said_as_strongly_as_it_was_measured(verdict: str, short: 
 
 # retrieval, another model, and both kinds of training
 
-RETRIEVED = {"zero_shot": 0.2, "rag": 0.7, "fine_tuned": 0.3, "fine_tuned_rag": 0.9}
-
 
 @pytest.mark.parametrize(
     ("changes", "expected", "chosen"),
@@ -526,90 +457,3 @@ def test_each_rung_is_chosen_where_it_is_the_cheapest_that_holds_up(
 
 def test_the_gain_of_both_over_training_alone_is_told() -> None:
     assert "+0.60 [0.57, 0.63] over the fine-tuned model" in decide(facts(RETRIEVED)).sentence
-
-
-# assumptions
-
-
-def assuming(ladder: Facts, **assumed: Any) -> Facts:
-    return replace(ladder, assumptions=DecisionSettings(**assumed))
-
-
-@pytest.mark.parametrize(
-    ("pace", "expected"),
-    [("unknown", "fine_tune"), ("yearly", "fine_tune"), ("quarterly", "fine_tune"), ("monthly", "not_yet")],
-)
-def test_what_was_taught_facts_that_change_faster_than_it_is_trained_again_is_not_chosen(
-    pace: str, expected: str
-) -> None:
-    ladder = facts({"zero_shot": 0.3, "few_shot": 0.9, "fine_tuned": 0.95})
-    assert decide(assuming(ladder, facts_change=pace)).recommendation == expected
-
-
-def test_facts_that_change_leave_retrieval_or_nothing() -> None:
-    with_retrieval = facts({**RETRIEVED, "fine_tuned": 0.95, "fine_tuned_rag": 0.7})
-    assert decide(with_retrieval).recommendation == "fine_tune"
-    verdict = decide(assuming(with_retrieval, facts_change="daily"))
-    assert verdict.recommendation == "rag"
-    assert "was taught its facts, which change daily" in verdict.sentence
-    alone = decide(assuming(facts({"zero_shot": 0.2, "fine_tuned": 0.9}), facts_change="daily"))
-    assert (alone.recommendation, alone.rule) == ("not_yet", "stale")
-    assert alone.would_change[0].startswith("Measure retrieval")
-    no_gain = decide(assuming(facts({"zero_shot": 0.9, "fine_tuned": 0.9}), facts_change="daily"))
-    assert (no_gain.recommendation, no_gain.rule) == ("prompt", "cheaper_rung")
-
-
-@pytest.mark.parametrize(("limit", "expected"), [(0.11, "fine_tune"), (0.09, "few_shot"), (None, "fine_tune")])
-def test_a_system_that_is_too_slow_is_not_chosen(limit: float | None, expected: str) -> None:
-    slow = tuple(
-        system(name, value, seconds=N * 0.1 if name == "fine_tuned" else 1.0) for name, value in LADDER.items()
-    )
-    verdict = decide(assuming(facts(LADDER, systems=slow), most_seconds=limit))
-    assert verdict.recommendation == expected
-    assert ("takes 0.10 s for an answer" in verdict.sentence) == (expected == "few_shot")
-
-
-@pytest.mark.parametrize(("limit", "expected"), [(0.21, "fine_tune"), (0.19, "few_shot"), (None, "fine_tune")])
-def test_a_model_that_forgot_too_much_is_not_chosen(limit: float | None, expected: str) -> None:
-    change = Change(value=-0.1, low=-0.12, high=-0.08)
-    lost = Measure(name="choice", before=Interval(value=0.5), after=Interval(value=0.4), difference=change)
-    ladder = facts(LADDER, forgetting=Forgetting(verdict="clear", measures=(lost,)))
-    assert decide(assuming(ladder, most_forgetting=limit)).recommendation == expected
-
-
-def test_what_the_second_training_forgot_stands_against_the_second_training_alone() -> None:
-    change = Change(value=-0.1, low=-0.12, high=-0.08)
-    lost = Measure(name="choice", before=Interval(value=0.5), after=Interval(value=0.4), difference=change)
-    forgot = Forgetting(verdict="clear", measures=(lost,))
-    ladder = facts(RETRIEVED)
-    first, second = replace(ladder, forgetting=forgot), replace(ladder, forgetting_with_passages=forgot)
-    found = [decide(assuming(facts, most_forgetting=0.1)).recommendation for facts in (first, second)]
-    assert found == ["fine_tune+rag", "rag"]
-
-
-def test_nothing_that_is_fit_for_use_is_not_yet_and_each_obstacle_is_told() -> None:
-    slow = tuple(system(name, value, seconds=N * 2.0) for name, value in LADDER.items())
-    verdict = decide(assuming(facts(LADDER, systems=slow), most_seconds=1))
-    assert (verdict.recommendation, verdict.rule) == ("not_yet", "unfit")
-    assert verdict.sentence.count("takes 2.00 s for an answer") == 3 and "faster machine" in verdict.would_change[0]
-
-
-@pytest.mark.parametrize(("smallest", "expected"), [(0.04, "fine_tune"), (0.06, "few_shot")])
-def test_what_is_worth_acting_on_is_the_users_to_say(smallest: float, expected: str) -> None:
-    ladder = facts({"zero_shot": 0.3, "few_shot": 0.80, "fine_tuned": 0.85}, half=0.01)
-    assert decide(assuming(ladder, smallest_gain=smallest)).recommendation == expected
-
-
-def test_the_report_tells_which_assumption_would_tip_the_verdict() -> None:
-    close = decide(facts({"zero_shot": 0.3, "few_shot": 0.80, "fine_tuned": 0.83}, half=0.01))
-    tipping = {(s.assumption, s.other): s.recommendation for s in close.sensitivity if s.changes}
-    assert tipping == {("smallest_gain", 0.04): "few_shot", ("facts_change", "monthly"): "not_yet"}
-    clear = decide(facts({"zero_shot": 0.3, "few_shot": 0.9, "fine_tuned": 0.3}, half=0.01))
-    assert clear.sensitivity and not any(s.changes for s in clear.sensitivity)
-    assert clear.assumptions == DecisionSettings().model_dump()
-
-
-def test_a_limit_that_would_exclude_the_choice_is_tried() -> None:
-    slow = tuple(system(name, value, seconds=N * 0.5) for name, value in LADDER.items())
-    tried = [s for s in decide(facts(LADDER, systems=slow)).sensitivity if s.assumption == "most_seconds"]
-    assert [(s.now, s.other, s.recommendation) for s in tried] == [(None, 0.25, "not_yet"), (None, 0.5, "fine_tune")]

@@ -9,6 +9,7 @@ from luthier.data.write import atomic_text
 from luthier.errors import StorageError
 from luthier.prices import Book, open_book
 from luthier.recipe import CostSettings, DecisionSettings
+from luthier.report.assumptions import sensitivity
 from luthier.report.cost import build_cost
 from luthier.report.decision import contest, decide
 from luthier.report.folder import Metrics, RunParts, read_run
@@ -53,7 +54,7 @@ def build_report(folder: Path, today: date | None = None) -> Report:
     run = build_run(parts)
     cost = build_cost(settings, _open_book(parts, settings), facts, run, today or date.today())
     return Report(
-        verdict=decide(facts, cost),
+        verdict=decide(facts, cost).model_copy(update={"sensitivity": sensitivity(facts)}),
         evaluation=parts.evaluation,
         systems=parts.systems,
         differences=parts.differences,

@@ -23,9 +23,8 @@ where two systems are neither, nothing is known, and nothing rests on it.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
 
 from luthier.evaluation.rungs import RUNGS, TRAINED, UNTRAINED, Rung
 from luthier.report.cost_schema import price_of
@@ -39,14 +38,12 @@ from luthier.report.ladder import (
     failure_share,
     is_loss,
     rung,
-    seconds_of_one,
 )
 from luthier.report.schema import (
     Cost,
     Evidence,
     Finding,
     Forgetting,
-    OtherAssumption,
     Promise,
     Recommendation,
     System,
@@ -337,65 +334,14 @@ def contest(facts: Facts) -> tuple[str | None, str | None]:
 def decide(facts: Facts, cost: Cost | None = None) -> Verdict:
     """The recommendation of the first rule that speaks, with sentence, evidence, warnings and what would change it."""
     ladder = Ladder(facts)
-    rule, outcome = _asked(ladder)
+    rule, outcome = first_rule(ladder)
     return _verdict(ladder, rule, outcome, cost)
 
 
-def _asked(ladder: Ladder) -> tuple[str, Outcome]:
+def first_rule(ladder: Ladder) -> tuple[str, Outcome]:
     """The name of the first rule that speaks, and what it says."""
     spoken_first = ((rule.__name__, rule(ladder)) for rule in RULES)
     return next((name, outcome) for name, outcome in spoken_first if outcome is not None)
-
-
-def sensitivity(facts: Facts) -> tuple[OtherAssumption, ...]:
-    """What would be recommended if one assumption were another: half and twice each number, and other paces of change.
-
-    Limits that the recipe leaves out are tried at half and at all of what the recommended system was measured at, so
-    that a limit that would exclude it is always among them.
-    """
-    ladder = Ladder(facts)
-    now = _asked(ladder)[1]
-    if facts.evaluation is None:
-        return ()
-    found = []
-    for key, others in _other_values(ladder, now.system).items():
-        for other in others:
-            assumed = facts.assumptions.model_copy(update={key: other})
-            then = _asked(Ladder(replace(facts, assumptions=assumed)))[1]
-            system = then.system.name if then.system else None
-            changes = (then.recommendation, system) != (now.recommendation, now.system.name if now.system else None)
-            found.append(
-                OtherAssumption(
-                    assumption=key,
-                    now=facts.assumptions.model_dump()[key],
-                    other=other,
-                    recommendation=then.recommendation,
-                    system=system,
-                    changes=changes,
-                )
-            )
-    return tuple(found)
-
-
-def _other_values(ladder: Ladder, system: System | None) -> dict[str, list[Any]]:
-    assumed = ladder.facts.assumptions
-    found: dict[str, list[Any]] = {
-        "smallest_gain": [assumed.smallest_gain / 2, min(assumed.smallest_gain * 2, 0.99)],
-        "coarsest_effect": [assumed.coarsest_effect / 2, min(assumed.coarsest_effect * 2, 0.99)],
-        "most_failures": [assumed.most_failures / 2, min(assumed.most_failures * 2, 1.0)],
-        "facts_change": [pace for pace in ("yearly", "monthly") if pace != assumed.facts_change],
-    }
-    seconds = seconds_of_one(system) if system is not None else None
-    if assumed.most_seconds is not None:
-        found["most_seconds"] = [None, assumed.most_seconds / 2, assumed.most_seconds * 2]
-    elif seconds:
-        found["most_seconds"] = [seconds / 2, seconds]
-    lost = ladder.largest_loss(system) if system is not None else None
-    if assumed.most_forgetting is not None:
-        found["most_forgetting"] = [None, assumed.most_forgetting / 2, assumed.most_forgetting * 2]
-    elif lost is not None:
-        found["most_forgetting"] = [lost[1] / 2, lost[1]]
-    return found
 
 
 def _verdict(ladder: Ladder, rule: str, outcome: Outcome, cost: Cost | None) -> Verdict:
@@ -423,7 +369,6 @@ def _verdict(ladder: Ladder, rule: str, outcome: Outcome, cost: Cost | None) -> 
             *_more_rows(ladder),
         ),
         assumptions=ladder.facts.assumptions.model_dump(),
-        sensitivity=sensitivity(ladder.facts),
     )
 
 

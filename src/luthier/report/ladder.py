@@ -106,16 +106,16 @@ class Ladder:
 
     def obstacle(self, system: System) -> str | None:
         """What stands against choosing a system, as the end of a sentence that begins with its name; None: nothing."""
-        assumed = self.facts.assumptions
-        if failure_share(system) > assumed.most_failures:
+        assumptions = self.facts.assumptions
+        if failure_share(system) > assumptions.most_failures:
             return f"fails the wanted format in {percent(failure_share(system))} of its answers"
         seconds = seconds_of_one(system)
-        if assumed.most_seconds is not None and seconds is not None and seconds > assumed.most_seconds:
+        if assumptions.most_seconds is not None and seconds is not None and seconds > assumptions.most_seconds:
             return f"takes {number(seconds, 2)} s for an answer, more than decision.most_seconds"
-        if rung(system) == "fine_tune" and assumed.facts_change in FAST_CHANGES:
-            return f"was taught its facts, which change {assumed.facts_change}"
+        if rung(system) == "fine_tune" and assumptions.facts_change in FAST_CHANGES:
+            return f"was taught its facts, which change {assumptions.facts_change}"
         lost = self.largest_loss(system)
-        if assumed.most_forgetting is not None and lost is not None and lost[1] > assumed.most_forgetting:
+        if assumptions.most_forgetting is not None and lost is not None and lost[1] > assumptions.most_forgetting:
             return f"lost {percent(lost[1])} of {label(lost[0].name)}, more than decision.most_forgetting"
         return None
 

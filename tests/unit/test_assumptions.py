@@ -1,0 +1,102 @@
+"""What keeps a system from being chosen, and what another assumption would lead to."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.ladders import LADDER, RETRIEVED, N, facts, system
+
+from luthier.recipe import DecisionSettings
+from luthier.report.assumptions import sensitivity
+from luthier.report.decision import decide
+from luthier.report.ladder import Facts
+from luthier.report.schema import (
+    Change,
+    Forgetting,
+    Interval,
+    Measure,
+)
+
+
+def assuming(ladder: Facts, **assumed: Any) -> Facts:
+    return replace(ladder, assumptions=DecisionSettings(**assumed))
+
+
+@pytest.mark.parametrize(
+    ("pace", "expected"),
+    [("unknown", "fine_tune"), ("yearly", "fine_tune"), ("quarterly", "fine_tune"), ("monthly", "not_yet")],
+)
+def test_what_was_taught_facts_that_change_faster_than_it_is_trained_again_is_not_chosen(
+    pace: str, expected: str
+) -> None:
+    ladder = facts({"zero_shot": 0.3, "few_shot": 0.9, "fine_tuned": 0.95})
+    assert decide(assuming(ladder, facts_change=pace)).recommendation == expected
+
+
+def test_facts_that_change_leave_retrieval_or_nothing() -> None:
+    with_retrieval = facts({**RETRIEVED, "fine_tuned": 0.95, "fine_tuned_rag": 0.7})
+    assert decide(with_retrieval).recommendation == "fine_tune"
+    verdict = decide(assuming(with_retrieval, facts_change="daily"))
+    assert verdict.recommendation == "rag"
+    assert "was taught its facts, which change daily" in verdict.sentence
+    alone = decide(assuming(facts({"zero_shot": 0.2, "fine_tuned": 0.9}), facts_change="daily"))
+    assert (alone.recommendation, alone.rule) == ("not_yet", "stale")
+    assert alone.would_change[0].startswith("Measure retrieval")
+    no_gain = decide(assuming(facts({"zero_shot": 0.9, "fine_tuned": 0.9}), facts_change="daily"))
+    assert (no_gain.recommendation, no_gain.rule) == ("prompt", "cheaper_rung")
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(0.11, "fine_tune"), (0.09, "few_shot"), (None, "fine_tune")])
+def test_a_system_that_is_too_slow_is_not_chosen(limit: float | None, expected: str) -> None:
+    slow = tuple(
+        system(name, value, seconds=N * 0.1 if name == "fine_tuned" else 1.0) for name, value in LADDER.items()
+    )
+    verdict = decide(assuming(facts(LADDER, systems=slow), most_seconds=limit))
+    assert verdict.recommendation == expected
+    assert ("takes 0.10 s for an answer" in verdict.sentence) == (expected == "few_shot")
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(0.21, "fine_tune"), (0.19, "few_shot"), (None, "fine_tune")])
+def test_a_model_that_forgot_too_much_is_not_chosen(limit: float | None, expected: str) -> None:
+    change = Change(value=-0.1, low=-0.12, high=-0.08)
+    lost = Measure(name="choice", before=Interval(value=0.5), after=Interval(value=0.4), difference=change)
+    ladder = facts(LADDER, forgetting=Forgetting(verdict="clear", measures=(lost,)))
+    assert decide(assuming(ladder, most_forgetting=limit)).recommendation == expected
+
+
+def test_what_the_second_training_forgot_stands_against_the_second_training_alone() -> None:
+    change = Change(value=-0.1, low=-0.12, high=-0.08)
+    lost = Measure(name="choice", before=Interval(value=0.5), after=Interval(value=0.4), difference=change)
+    forgot = Forgetting(verdict="clear", measures=(lost,))
+    ladder = facts(RETRIEVED)
+    first, second = replace(ladder, forgetting=forgot), replace(ladder, forgetting_with_passages=forgot)
+    found = [decide(assuming(facts, most_forgetting=0.1)).recommendation for facts in (first, second)]
+    assert found == ["fine_tune+rag", "rag"]
+
+
+def test_nothing_that_is_fit_for_use_is_not_yet_and_each_obstacle_is_told() -> None:
+    slow = tuple(system(name, value, seconds=N * 2.0) for name, value in LADDER.items())
+    verdict = decide(assuming(facts(LADDER, systems=slow), most_seconds=1))
+    assert (verdict.recommendation, verdict.rule) == ("not_yet", "unfit")
+    assert verdict.sentence.count("takes 2.00 s for an answer") == 3 and "faster machine" in verdict.would_change[0]
+
+
+@pytest.mark.parametrize(("smallest", "expected"), [(0.04, "fine_tune"), (0.06, "few_shot")])
+def test_what_is_worth_acting_on_is_the_users_to_say(smallest: float, expected: str) -> None:
+    ladder = facts({"zero_shot": 0.3, "few_shot": 0.80, "fine_tuned": 0.85}, half=0.01)
+    assert decide(assuming(ladder, smallest_gain=smallest)).recommendation == expected
+
+
+def test_the_report_tells_which_assumption_would_tip_the_verdict() -> None:
+    close = facts({"zero_shot": 0.3, "few_shot": 0.80, "fine_tuned": 0.83}, half=0.01)
+    tipping = {(s.assumption, s.other): s.recommendation for s in sensitivity(close) if s.changes}
+    assert tipping == {("smallest_gain", 0.04): "few_shot", ("facts_change", "monthly"): "not_yet"}
+    clear = sensitivity(facts({"zero_shot": 0.3, "few_shot": 0.9, "fine_tuned": 0.3}, half=0.01))
+    assert clear and not any(s.changes for s in clear)
+    assert decide(facts(LADDER)).assumptions == DecisionSettings().model_dump()
+
+
+def test_a_limit_that_would_exclude_the_choice_is_tried() -> None:
+    slow = tuple(system(name, value, seconds=N * 0.5) for name, value in LADDER.items())
+    tried = [s for s in sensitivity(facts(LADDER, systems=slow)) if s.assumption == "most_seconds"]
+    assert [(s.now, s.other, s.recommendation) for s in tried] == [(None, 0.25, "not_yet"), (None, 0.5, "fine_tune")]
