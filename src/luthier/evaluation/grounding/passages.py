@@ -20,8 +20,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-HEADING = "Passages:"
-REQUEST = "Answer from these passages."
+from luthier.rag.prompt import HEADING, REQUEST
+
 FIELDS = ("passages", "context")
 _TEXT_KEYS = ("text", "content", "passage", "body")
 _NUMBERED = re.compile(r"^\[\d+\] ", re.MULTILINE)
