@@ -15,17 +15,20 @@ SHARES, MORE = (0.0625, 0.125, 0.25, 0.5), (100, 500, 2000)
 
 
 def _shares(text: str) -> tuple[float, ...]:
-    found = tuple(float(part) for part in text.split(","))
-    if not all(0 < share < 1 for share in found):
-        raise argparse.ArgumentTypeError(f"{text}: expected numbers between 0 and 1, with commas between them")
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or not all(0 < share < 1 for share in found):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers between 0 and 1, with commas between them")
     return found
 
 
 def _counts(text: str) -> tuple[int, ...]:
-    found = tuple(int(part) for part in text.split(","))
-    if not all(count > 0 for count in found):
-        raise argparse.ArgumentTypeError(f"{text}: expected whole numbers of rows, with commas between them")
-    return found
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers of rows, with commas between them")
+    return tuple(int(part) for part in parts)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

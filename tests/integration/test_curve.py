@@ -1,0 +1,59 @@
+"""`luthier curve` on a tiny run: smaller sets are part of larger ones, and what was trained is used again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.integration.test_run import RECIPE, write_rows
+
+from luthier.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Path:
+    folder = tmp_path_factory.mktemp("curve")
+    write_rows(folder / "rows.jsonl", 120)
+    recipe, out = folder / "recipe.toml", folder / "out"
+    recipe.write_text(RECIPE.format(model=tiny_model_folder, steps=4), encoding="utf-8")
+    assert main(["run", str(recipe), "--out", str(out)]) == 0
+    return out
+
+
+def load(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_a_curve_has_a_point_for_each_share_and_the_run_itself(trained: Path) -> None:
+    assert main(["curve", str(trained), "--shares", "0.5,0.25", "--more", "10,50"]) == 0
+    curve, whole = load(trained / "curve.json"), load(trained / "data/split.json")["train"]
+    rows = [point["rows"] for point in curve["points"]]
+    assert len(rows) == 3 and rows == sorted(rows) and rows[-1] == whole and abs(rows[0] - whole / 4) <= 2
+    assert [p["more_rows"] for p in curve["promises"]] == [10, 50]
+    run = {s["name"]: s for s in load(trained / "evaluation.json")["systems"]}["fine_tuned"]
+    assert curve["points"][-1]["value"] == run["metrics"][curve["metric"]]["value"]
+    steps = {load(trained / f"curve/{n}/training.json")["planned_steps"] for n in rows[:-1]}
+    assert steps == {load(trained / "training.json")["planned_steps"]}
+    assert load(trained / "report.json")["curve"]["points"] == curve["points"]
+    again = [(trained / f"curve/{n}/metrics.jsonl").stat().st_mtime_ns for n in rows[:-1]]
+    records = [(trained / f"curve/{n}/records/fine_tuned.jsonl").stat().st_mtime_ns for n in rows[:-1]]
+    assert main(["curve", str(trained), "--shares", "0.25,0.5"]) == 0
+    assert [(trained / f"curve/{n}/records/fine_tuned.jsonl").stat().st_mtime_ns for n in rows[:-1]] == records
+    assert len(again) == 2 and load(trained / "curve.json")["points"] == curve["points"]
+
+
+def test_a_run_that_was_not_trained_has_no_curve(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = trained.parent / "recipe.toml"
+    assert main(["run", str(recipe), "--out", str(tmp_path / "x"), "--set", "optimizer.learning_rate=1e30"]) != 0
+    assert main(["curve", str(tmp_path / "x")]) == 2
+    assert "no trained model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--shares", "0.0001"], ["--shares", "0.99"]])
+def test_a_share_that_leaves_no_rows_or_all_is_refused(
+    trained: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["curve", str(trained), *options]) == 2
+    assert capsys.readouterr().err
