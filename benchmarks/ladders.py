@@ -30,8 +30,8 @@ from luthier.evaluation.systems.fine_tuned import FineTuned
 from luthier.evaluation.systems.zero_shot import ZeroShot
 from luthier.evaluation.task import build_metrics
 from luthier.report import schema
-from luthier.report.decision import decide
 from luthier.report.ladder import Facts
+from luthier.report.verdict import decide
 
 SYSTEMS: Mapping[str, type[System]] = {
     "zero_shot": ZeroShot,

@@ -14,8 +14,8 @@ from luthier.comparison import Comparison, NotComparable, Paired, Shared, Side
 from luthier.config import build, override, write_toml
 from luthier.errors import EvaluationError, ModelError, RecipeError
 from luthier.recipe import DecisionSettings, Recipe, absolute_paths
-from luthier.report.decision import spoken
 from luthier.report.ladder import failure_share
+from luthier.report.phrases import spoken
 from luthier.report.schema import System
 from luthier.report.text import count, difference, label, percent
 from luthier.run_folder import RunFolder, recipe_of

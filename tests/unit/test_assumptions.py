@@ -8,7 +8,6 @@ from tests.ladders import LADDER, RETRIEVED, N, facts, system
 
 from luthier.recipe import DecisionSettings
 from luthier.report.assumptions import sensitivity
-from luthier.report.decision import decide
 from luthier.report.ladder import Facts
 from luthier.report.schema import (
     Change,
@@ -16,6 +15,7 @@ from luthier.report.schema import (
     Interval,
     Measure,
 )
+from luthier.report.verdict import decide
 
 
 def assuming(ladder: Facts, **assumed: Any) -> Facts:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from tests.ladders import KINDS, LADDER, RETRIEVED, N, facts, failing, measured, system
 
-from luthier.report.decision import contest, decide
 from luthier.report.ladder import FEWEST_ROWS, Facts, Ladder, failure_share, rung
 from luthier.report.schema import (
     Change,
@@ -24,6 +23,7 @@ from luthier.report.schema import (
     Training,
     ValidationPoint,
 )
+from luthier.report.verdict import contest, decide
 
 
 def test_nothing_evaluated_is_not_yet() -> None:
@@ -457,3 +457,24 @@ def test_each_rung_is_chosen_where_it_is_the_cheapest_that_holds_up(
 
 def test_the_gain_of_both_over_training_alone_is_told() -> None:
     assert "+0.60 [0.57, 0.63] over the fine-tuned model" in decide(facts(RETRIEVED)).sentence
+
+
+@pytest.mark.parametrize(
+    ("usd", "expected"),
+    [
+        ({"other": 90.0, "fine_tuned_rag": 80.0}, "fine_tune+rag"),
+        ({"other": 90.0, "fine_tuned_rag": 95.0}, "prompt"),
+        ({"fine_tuned_rag": 80.0}, "prompt"),  # its price is not known
+    ],
+)
+def test_of_another_model_and_a_trained_one_that_tie_the_cheaper_is_chosen(
+    usd: Mapping[str, float], expected: str
+) -> None:
+    verdict = decide(replace(facts({**RETRIEVED, "other": 0.91}), monthly_usd=usd))
+    assert verdict.recommendation == expected
+    assert ("costs $90.00 a month beside $80.00" in verdict.sentence) == (expected == "fine_tune+rag")
+
+
+def test_a_better_model_is_not_passed_over_for_its_price() -> None:
+    dear = {"other": 90.0, "fine_tuned_rag": 8.0}
+    assert decide(replace(facts({**RETRIEVED, "other": 0.95}), monthly_usd=dear)).system == "other"

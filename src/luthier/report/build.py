@@ -1,6 +1,7 @@
 """A run's folder in, a `Report` out: read the parts, work out cost, verdict and compared rows, and write both files."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -10,13 +11,13 @@ from luthier.errors import StorageError
 from luthier.prices import Book, open_book
 from luthier.recipe import CostSettings, DecisionSettings
 from luthier.report.assumptions import sensitivity
-from luthier.report.cost import build_cost
-from luthier.report.decision import contest, decide
+from luthier.report.cost import build_cost, monthly
 from luthier.report.folder import Metrics, RunParts, read_run
 from luthier.report.ladder import Facts
 from luthier.report.page import render_page
 from luthier.report.rows import compare_rows
 from luthier.report.schema import ComparedRows, Data, LossPoint, Missing, Report, Run, Training, ValidationPoint
+from luthier.report.verdict import contest, decide
 
 CURVE_POINTS = 300
 """A longer run is shown as the means of this many groups of steps."""
@@ -53,6 +54,7 @@ def build_report(folder: Path, today: date | None = None) -> Report:
     settings = config.build(CostSettings, parts.recipe.get("cost") or {}, ["cost"])
     run = build_run(parts)
     cost = build_cost(settings, _open_book(parts, settings), facts, run, today or date.today())
+    facts = replace(facts, monthly_usd=monthly(cost, settings.repeats_per_year, facts.systems))
     return Report(
         verdict=decide(facts, cost).model_copy(update={"sensitivity": sensitivity(facts)}),
         evaluation=parts.evaluation,

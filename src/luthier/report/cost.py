@@ -26,12 +26,13 @@ from luthier.report.cost_schema import (
     PriceUsed,
     PromptSaving,
     SystemCost,
+    price_of,
 )
 from luthier.report.ladder import Facts, Ladder, rung
 from luthier.report.schema import Run, System, Training
 from luthier.report.sensitivity import choices, month_usd, sensitivities
 from luthier.report.text import count, duration, usd
-from luthier.report.ways import HERE, MILLION, Priced, Way, trained_at, ways_of
+from luthier.report.ways import HERE, MILLION, Priced, Way, is_tuned, trained_at, ways_of
 
 WHOLE_PROGRAM = "the whole program: its start, and its training if it trains itself"
 
@@ -75,6 +76,19 @@ def build_cost(settings: CostSettings, book: Book, facts: Facts, run: Run, today
         choices=tuple(f"{way.name}: {usd(month_usd(way, priced))} a month" for way in ordered),
         sensitivity=sensitivities(ordered, _seconds_of(ordered, facts.systems), priced),
     )
+
+
+def monthly(cost: Cost, repeats_per_year: float, systems: Sequence[System]) -> dict[str, float]:
+    """A month of each system's answers, here or where they are not given here at their endpoint; a trained one pays its
+    share of the runs of a year."""
+    trained = {system.name for system in systems if is_tuned(system)}
+    found = {}
+    for paid in cost.systems:
+        thousand = price_of(paid)
+        runs = (cost.run_usd or 0.0) * repeats_per_year / 12 if paid.system in trained else 0.0
+        if thousand is not None:
+            found[paid.system] = thousand * cost.answers_per_month / 1000 + runs
+    return found
 
 
 def machine_of(settings: CostSettings, book: Book, run: Run) -> Machine:

@@ -10,47 +10,38 @@
                                                                                                       fine_tune+rag
 7. stale         clearly best is a model that was taught facts which change, and no retrieval was
                  measured                                                                          -> not_yet
-8. cheaper_rung  the cheapest without training that beats or ties the best without training, what
+8. cheaper_model what was trained clearly beats the run's own model without training, and ties with
+                 another model that costs more a month at the recipe's volume                      -> fine_tune,
+                                                                                                      fine_tune+rag
+9. cheaper_rung  the cheapest without training that beats or ties the best without training, what
                  was trained and the program                                                       -> prompt,
                                                                                                       few_shot, rag
-9. coarse        nothing was chosen, because the test could not have seen `coarsest_effect`        -> not_yet
-10. left_over    nothing fit for use is good enough                                                -> not_yet
+10. coarse       nothing was chosen, because the test could not have seen `coarsest_effect`        -> not_yet
+11. left_over    nothing fit for use is good enough                                                -> not_yet
 
 Only systems without an obstacle are chosen. A system that is not held out (it may have seen the test rows) is shown,
 never chosen, and never a baseline. What is clearly better, what is a tie and what is an obstacle, `ladder.py` says;
 where two systems are neither, nothing is known, and nothing rests on it.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
 from luthier.evaluation.rungs import RUNGS, TRAINED, UNTRAINED, Rung
-from luthier.report.cost_schema import price_of
-from luthier.report.ladder import (
-    FAST_CHANGES,
-    FEWEST_ROWS,
-    MOST_CUT_OFF,
-    Facts,
-    Ladder,
-    cut_share,
-    failure_share,
-    is_loss,
-    rung,
+from luthier.report.ladder import FAST_CHANGES, FEWEST_ROWS, Ladder, failure_share, rung
+from luthier.report.phrases import (
+    difference_text,
+    enough,
+    ladder_text,
+    plural,
+    reaches,
+    share_of_scale,
+    spoken,
+    test_rows,
 )
-from luthier.report.schema import (
-    Cost,
-    Evidence,
-    Finding,
-    Forgetting,
-    Promise,
-    Recommendation,
-    System,
-    Training,
-    Verdict,
-)
-from luthier.report.text import count, difference, first_line, interval, label, number, percent, usd
+from luthier.report.schema import Recommendation, System
+from luthier.report.text import count, first_line, label, number, percent, usd
 
 
 @dataclass(frozen=True)
@@ -110,7 +101,7 @@ def blocked(ladder: Ladder) -> Outcome | None:
     errors = [f for f in ladder.facts.findings if f.severity == "error"]
     if errors:
         return _not_yet(
-            f"the data has {_plural(len(errors), 'blocking finding')}, so no number here can be trusted; "
+            f"the data has {plural(len(errors), 'blocking finding')}, so no number here can be trusted; "
             f"the first: {first_line(errors[0].message).rstrip('.')}.",
             "Mend the data (see the data findings) and run again.",
         )
@@ -128,7 +119,7 @@ def few_rows(ladder: Ladder) -> Outcome | None:
     if ladder.groups(*ladder.eligible) >= FEWEST_ROWS:
         return None
     return _not_yet(
-        f"{_test_rows(ladder, *ladder.eligible)} cannot tell the systems apart, whatever the scores say.",
+        f"{test_rows(ladder, *ladder.eligible)} cannot tell the systems apart, whatever the scores say.",
         f"Measure on at least {FEWEST_ROWS} different test rows; a hundred or more tell differences worth having.",
     )
 
@@ -178,14 +169,14 @@ def external(ladder: Ladder) -> Outcome | None:
     against = ""
     if tuned is not None:
         verb = "beats" if ladder.clearly_better(program, tuned) else "ties with"
-        against = f" and {verb} {spoken(tuned)} ({_difference_text(ladder, program, tuned)})"
+        against = f" and {verb} {spoken(tuned)} ({difference_text(ladder, program, tuned)})"
     return Outcome(
         "external",
-        f"No language model is needed: the program {_reaches(ladder, program)}{against}.",
+        f"No language model is needed: the program {reaches(ladder, program)}{against}.",
         program,
         (
             f"Rows unlike these, on which {program.name} is clearly worse than a language model.",
-            f"A fine-tuned model {_enough(ladder)} better, with an interval clear of zero.",
+            f"A fine-tuned model {enough(ladder)} better, with an interval clear of zero.",
         ),
     )
 
@@ -200,13 +191,13 @@ def fine_tune(ladder: Ladder) -> Outcome | None:
             continue
         if program is not None and not any(s and ladder.clearly_better(s, program) for s in (tuned, prompt)):
             continue
-        gain = f"{_difference_text(ladder, tuned, rival)} over {spoken(rival)}, the best without training"
+        gain = f"{difference_text(ladder, tuned, rival)} over {spoken(rival)}, the best without training"
         return Outcome(
             RECOMMENDED[rung(tuned)],
-            f"{WORDS[rung(tuned)]}: {_reaches(ladder, tuned)}, {gain}{_over_trained(ladder, tuned, trained)}.",
+            f"{WORDS[rung(tuned)]}: {reaches(ladder, tuned)}, {gain}{_over_trained(ladder, tuned, trained)}.",
             tuned,
             (
-                f"A prompt that comes within {_share_of_scale(ladder)} of {spoken(tuned)} on the same rows.",
+                f"A prompt that comes within {share_of_scale(ladder)} of {spoken(tuned)} on the same rows.",
                 "Test rows from another time or source on which the gain is gone.",
             ),
         )
@@ -219,7 +210,7 @@ def _over_trained(ladder: Ladder, tuned: System, trained: Sequence[System]) -> s
     if rung(tuned) != "fine_tune+rag" or not plain:
         return ""
     best = max(plain, key=ladder.goodness)
-    return f", and {_difference_text(ladder, tuned, best)} over {spoken(best)}"
+    return f", and {difference_text(ladder, tuned, best)} over {spoken(best)}"
 
 
 def stale(ladder: Ladder) -> Outcome | None:
@@ -228,6 +219,30 @@ def stale(ladder: Ladder) -> Outcome | None:
     if taught is None or not _needs_retrieval(ladder) or (rival and not ladder.clearly_better(taught, rival)):
         return None
     return _not_yet(f"{ladder_text(ladder, taught)}, but {ladder.obstacle(taught)}.", RETRIEVE)
+
+
+def cheaper_model(ladder: Ladder) -> Outcome | None:
+    """Another model is as good as what was trained, and dearer."""
+    other, program = ladder.best("other_model", fit=True), ladder.best("external", fit=True)
+    own = ladder.best(*(r for r in UNTRAINED if r != "other_model"), fit=True)
+    theirs = ladder.facts.monthly_usd.get(other.name) if other is not None else None
+    trained = _cheapest_first(ladder, TRAINED)
+    for tuned in trained:
+        mine = ladder.facts.monthly_usd.get(tuned.name)
+        if other is None or mine is None or theirs is None or mine >= theirs or not ladder.tie(tuned, other):
+            continue
+        if (own is not None and not ladder.clearly_better(tuned, own)) or not ladder.holds_up(
+            tuned, (program, *trained)
+        ):
+            continue
+        return Outcome(
+            RECOMMENDED[rung(tuned)],
+            f"{WORDS[rung(tuned)]}: {reaches(ladder, tuned)}; {spoken(other)} is no better "
+            f"({difference_text(ladder, other, tuned)}) and costs {usd(theirs)} a month beside {usd(mine)}.",
+            tuned,
+            (f"A volume at which {spoken(other)} costs less than {spoken(tuned)} with its trainings.",),
+        )
+    return None
 
 
 def cheaper_rung(ladder: Ladder) -> Outcome | None:
@@ -240,10 +255,10 @@ def cheaper_rung(ladder: Ladder) -> Outcome | None:
     against = f"; {_why_not(ladder, tuned, chosen)}" if tuned else ""
     return Outcome(
         RECOMMENDED[rung(chosen)],
-        f"{WORDS[rung(chosen)]}: {_reaches(ladder, chosen)}{against}.",
+        f"{WORDS[rung(chosen)]}: {reaches(ladder, chosen)}{against}.",
         chosen,
         (
-            f"A fine-tuned model that is {_enough(ladder)} better than {spoken(ladder.baseline or chosen)}, "
+            f"A fine-tuned model that is {enough(ladder)} better than {spoken(ladder.baseline or chosen)}, "
             "with an interval clear of zero: more or cleaner training rows, more steps, a larger base model.",
         ),
     )
@@ -256,7 +271,7 @@ def _cheapest_first(ladder: Ladder, rungs: Sequence[Rung]) -> list[System]:
 
 
 def _why_not(ladder: Ladder, tuned: System, chosen: System) -> str:
-    shown = _difference_text(ladder, tuned, chosen)
+    shown = difference_text(ladder, tuned, chosen)
     if (obstacle := ladder.obstacle(tuned)) is not None:
         return f"{spoken(tuned)} ({shown}) {obstacle}"
     if ladder.clearly_better(chosen, tuned):
@@ -281,10 +296,10 @@ def coarse(ladder: Ladder) -> Outcome | None:
     shown = (
         "no interval was measured"
         if detectable is None
-        else f"{_test_rows(ladder, a, b)} would show only differences of {number(detectable * ladder.unit, 2)} or more"
+        else f"{test_rows(ladder, a, b)} would show only differences of {number(detectable * ladder.unit, 2)} or more"
     )
     return _not_yet(
-        f"{spoken(a)} against {spoken(b)} is {_difference_text(ladder, a, b)} on {label(ladder.metric)}, and {shown}.",
+        f"{spoken(a)} against {spoken(b)} is {difference_text(ladder, a, b)} on {label(ladder.metric)}, and {shown}.",
         f"Measure on {needed} test rows.",
     )
 
@@ -316,277 +331,14 @@ RULES: tuple[Callable[[Ladder], Outcome | None], ...] = (
     external,
     fine_tune,
     stale,
+    cheaper_model,
     cheaper_rung,
     coarse,
     left_over,
 )
 
 
-def contest(facts: Facts) -> tuple[str | None, str | None]:
-    """Names of the best fine-tuned system that counts and of the best baseline."""
-    ladder = Ladder(facts)
-    return (
-        ladder.fine_tuned.name if ladder.fine_tuned else None,
-        ladder.baseline.name if ladder.baseline else None,
-    )
-
-
-def decide(facts: Facts, cost: Cost | None = None) -> Verdict:
-    """The recommendation of the first rule that speaks, with sentence, evidence, warnings and what would change it."""
-    ladder = Ladder(facts)
-    rule, outcome = first_rule(ladder)
-    return _verdict(ladder, rule, outcome, cost)
-
-
 def first_rule(ladder: Ladder) -> tuple[str, Outcome]:
     """The name of the first rule that speaks, and what it says."""
     spoken_first = ((rule.__name__, rule(ladder)) for rule in RULES)
     return next((name, outcome) for name, outcome in spoken_first if outcome is not None)
-
-
-def _verdict(ladder: Ladder, rule: str, outcome: Outcome, cost: Cost | None) -> Verdict:
-    warnings = _warnings(ladder)
-    tuned, baseline = ladder.fine_tuned, ladder.baseline
-    sentence = outcome.sentence + _cost_text(outcome, cost)
-    if warnings and outcome.recommendation != "not_yet":
-        sentence += f" Mind: {'; '.join(dict.fromkeys(w.short for w in warnings))}."
-    return Verdict(
-        recommendation=outcome.recommendation,
-        sentence=sentence,
-        headline=outcome.sentence,
-        rule=rule,
-        system=outcome.system.name if outcome.system else None,
-        fine_tuned=tuned.name if tuned else None,
-        baseline=baseline.name if baseline else None,
-        difference=ladder.difference(tuned, baseline) if tuned and baseline else None,
-        warnings=tuple(w.text for w in warnings),
-        evidence=_evidence(ladder, cost),
-        would_change=(
-            *outcome.would_change,
-            *_cheaper_by_volume(outcome, cost),
-            *_cheapest_way(cost),
-            *_still_falling(ladder.facts.training),
-            *_more_rows(ladder),
-        ),
-        assumptions=ladder.facts.assumptions.model_dump(),
-    )
-
-
-def _plural(n: int, noun: str) -> str:
-    return f"{count(n)} {noun}" if n == 1 else f"{count(n)} {noun}s"
-
-
-def ladder_text(ladder: Ladder, system: System) -> str:
-    """`fine_tuned reaches field F1 0.912 [0.894, 0.929] on 150 unseen rows`."""
-    m = system.metrics[ladder.metric]
-    value = interval(m.value, m.low, m.high)
-    return f"{system.name} reaches {label(ladder.metric)} {value} on {_unseen_rows(ladder, system)}"
-
-
-def _unseen_rows(ladder: Ladder, system: System) -> str:
-    """`200 unseen rows`, or `200 unseen rows (40 of them different)` where many repeat."""
-    repeated = f" ({count(ladder.groups(system))} of them different)" if ladder.repeats(system) else ""
-    return f"{count(system.n)} unseen rows{repeated}"
-
-
-def _test_rows(ladder: Ladder, *systems: System) -> str:
-    """`150 test rows`, or `40 different test rows` where some repeat."""
-    different = ladder.groups(*systems)
-    return _plural(different, "different test row" if different < min(s.n for s in systems) else "test row")
-
-
-def spoken(system: System) -> str:
-    """A system in a sentence: a plain phrase for those of the usual ladder, else its name."""
-    usual = {
-        "zero_shot": "the plain prompt",
-        "few_shot": "few-shot prompting",
-        "rag": "retrieval",
-        "fine_tuned": "the fine-tuned model",
-        "fine_tuned_rag": "the model fine-tuned on retrieved passages",
-    }
-    return usual.get(system.name, system.name) if system.name == system.type else system.name
-
-
-def _reaches(ladder: Ladder, system: System) -> str:
-    """`the fine-tuned model reaches field F1 0.912 on 150 unseen rows`."""
-    value = number(ladder.value(system))
-    return f"{spoken(system)} reaches {label(ladder.metric)} {value} on {_unseen_rows(ladder, system)}"
-
-
-def _enough(ladder: Ladder) -> str:
-    """`at least 0.02`: the least difference worth acting on, on the scale of the metric."""
-    return f"at least {_share_of_scale(ladder)}"
-
-
-def _share_of_scale(ladder: Ladder) -> str:
-    return number(ladder.facts.assumptions.smallest_gain * ladder.unit, 2)
-
-
-def _difference_text(ladder: Ladder, a: System, b: System) -> str:
-    d = ladder.difference(a, b)
-    return difference(d.difference, d.low, d.high)
-
-
-def _cost_text(outcome: Outcome, cost: Cost | None) -> str:
-    """What the recommended system costs, as far as it was measured."""
-    if outcome.system is None or cost is None:
-        return ""
-    paid = next((c for c in cost.systems if c.system == outcome.system.name), None)
-    price = None if paid is None else price_of(paid)
-    where = "here" if paid is not None and paid.here_usd_per_thousand is not None else "there"
-    answers = None if price is None else f"{usd(price)} {where}, at {count(cost.answers_per_month)} a month"
-    if rung(outcome.system) in TRAINED and cost.run_usd is not None:
-        per = f"; a thousand answers cost {answers}" if answers else ""
-        return f" The run cost {usd(cost.run_usd)}{per}."
-    return f" A thousand answers cost {answers}." if answers else ""
-
-
-def _cheaper_by_volume(outcome: Outcome, cost: Cost | None) -> tuple[str, ...]:
-    """When a prompt wins but a fine-tuned answer is cheaper, volume may change the verdict."""
-    if cost is None or outcome.system is None or rung(outcome.system) not in UNTRAINED:
-        return ()
-    paying = [b for b in cost.break_even if b.answers is not None]
-    return tuple(f"Volume: {b.name[0].lower()}{b.name[1:]} pays after {count(b.answers)} answers." for b in paying[:1])
-
-
-def _cheapest_way(cost: Cost | None) -> tuple[str, ...]:
-    """The assumption that must change least until another way to answer is the cheapest."""
-    known = [s for s in cost.sensitivity if s.factor] if cost is not None else []
-    if not known:
-        return ()
-    near = min(known, key=lambda s: abs(math.log(s.factor or 1.0)))
-    change = f"{near.assumption} at {near.then} instead of {near.now}"
-    return (f"Cost: with {change}, the cheapest way to answer is {near.cheapest}.",)
-
-
-def _still_falling(training: Training | None) -> tuple[str, ...]:
-    """The last validation was the best one, and the steps ran out: longer training may still help."""
-    if training is None or training.stopped != "finished" or len(training.validation) < 2:
-        return ()
-    last = training.validation[-1].step
-    if training.best_step is None or training.best_step < last:
-        return ()
-    return ("Longer training: the validation loss was still falling at the last step.",)
-
-
-def _more_rows(ladder: Ladder) -> tuple[str, ...]:
-    """What the learning curve promises for more rows."""
-    curve = ladder.facts.curve
-    return tuple(f"More rows: {promise_text(p, curve.metric)}." for p in curve.promises) if curve else ()
-
-
-def promise_text(promise: Promise, metric: str) -> str:
-    """`500 more training rows would bring +0.012 [0.004, 0.029] of field F1`."""
-    gain = difference(promise.gain, promise.low, promise.high)
-    return f"{_plural(promise.more_rows, 'more training row')} would bring {gain} of {label(metric)}"
-
-
-FORGETTING = {
-    "none measured": ("one measure of general ability fell", "No loss of general ability was measured."),
-    "slight": ("a little general ability was lost", "General ability fell slightly, and certainly."),
-    "clear": ("general ability was lost", "General ability fell clearly."),
-}
-"""What `forgetting.json` calls its result: a few words for a warning, and a sentence."""
-
-
-def forgetting_sentence(forgetting: Forgetting) -> str:
-    """The result of the forgetting measures as a sentence."""
-    return FORGETTING.get(forgetting.verdict, ("", forgetting.verdict))[1]
-
-
-@dataclass(frozen=True)
-class _Warning:
-    """A doubt: a few words for the sentence, and the whole of it."""
-
-    short: str
-    text: str
-
-
-def _warnings(ladder: Ladder) -> tuple[_Warning, ...]:
-    return (
-        *_forgetting_warnings(ladder.facts.forgetting),
-        *_data_warnings(ladder),
-        *_system_warnings(ladder),
-    )
-
-
-def _forgetting_warnings(forgetting: Forgetting | None) -> Iterator[_Warning]:
-    for m in forgetting.measures if forgetting else ():
-        if forgetting and is_loss(m):
-            change = difference(m.difference.value, m.difference.low, m.difference.high)
-            short = FORGETTING.get(forgetting.verdict, FORGETTING["clear"])[0]
-            yield _Warning(short, f"General ability fell: {label(m.name)} changed by {change}.")
-
-
-def _data_warnings(ladder: Ladder) -> Iterator[_Warning]:
-    facts = ladder.facts
-    if ladder.repeats(*facts.systems):
-        rows, different = min(s.n for s in facts.systems), ladder.groups(*facts.systems)
-        text = (
-            f"Of the {count(rows)} test rows only {count(different)} are different; intervals and tests count those, "
-            "but what is asked often weighs more in every score."
-        )
-        yield _Warning("test rows repeat each other", text)
-    if facts.split is not None and facts.split.leaks:
-        leaks = f"{_plural(facts.split.leaks, 'row')} stood on both sides of the split, so the scores may flatter."
-        yield _Warning("some test rows leaked into training", leaks)
-    for f in _doubts(facts.findings):
-        text = f"The data checks warn of {f.check.replace('_', ' ')}: {first_line(f.message).rstrip('.')}."
-        yield _Warning("the data checks doubt some labels or rows", text)
-    if facts.training is not None and facts.training.stopped == "interrupted":
-        text = "The training was interrupted; the model is its best checkpoint so far."
-        yield _Warning("the training was interrupted", text)
-
-
-def _system_warnings(ladder: Ladder) -> Iterator[_Warning]:
-    baseline, best = ladder.baseline, ladder.best(*RUNGS)
-    if baseline is not None and cut_share(baseline) > MOST_CUT_OFF:
-        cut = f"{count(baseline.details.answers_cut_off)} of the {count(baseline.n)} answers of {baseline.name}"
-        text = (
-            f"{cut}, the best without training, were cut off at the longest answer allowed; it may do better with more."
-        )
-        yield _Warning(f"answers of {spoken(baseline)} were cut off", text)
-    for system in ladder.facts.systems:
-        if (
-            not system.held_out
-            and ladder.value(system) is not None
-            and best
-            and ladder.goodness(system) > ladder.goodness(best)
-        ):
-            text = f"{system.name} scores higher, but it may have seen the test rows, so it does not count."
-            yield _Warning(f"{system.name} scores higher, but may have seen the test rows", text)
-
-
-def _doubts(findings: Sequence[Finding]) -> list[Finding]:
-    """Warnings that touch what the scores mean: wrong labels and leaks."""
-    words = ("label", "contradict", "leak")
-    return [f for f in findings if f.severity == "warning" and any(word in f.check for word in words)]
-
-
-def _evidence(ladder: Ladder, cost: Cost | None) -> tuple[Evidence, ...]:
-    facts, found = ladder.facts, []
-    for a, b in ((ladder.fine_tuned, ladder.baseline), (ladder.fine_tuned, ladder.external)):
-        if a and b:
-            d = ladder.difference(a, b)
-            how = f" ({d.test})" if d.test else ""
-            text = f"{a.name} minus {b.name}: {_difference_text(ladder, a, b)}{how}."
-            found.append(Evidence(text=text, source="evaluation.json"))
-    for system in sorted(ladder.eligible, key=ladder.goodness, reverse=True):
-        obstacle = ladder.obstacle(system)
-        failing = f", but {obstacle}" if obstacle else ""
-        found.append(Evidence(text=f"{ladder_text(ladder, system)}{failing}.", source="evaluation.json"))
-    for system in facts.systems:
-        if not system.held_out:
-            note = f" Its note: {system.note.rstrip('.')}." if system.note else ""
-            text = f"{system.name} is left out of the decision, because it may have seen the test rows.{note}"
-            found.append(Evidence(text=text, source="evaluation.json"))
-    if facts.forgetting is not None and facts.forgetting.measures:
-        found.append(Evidence(text=forgetting_sentence(facts.forgetting), source="forgetting.json"))
-    for paid in cost.break_even[:1] if cost is not None else ():
-        found.append(
-            Evidence(
-                text=f"Break-even. {paid.name}: {paid.explanation}",
-                source="recipe.json, manifest.json, evaluation.json",
-            )
-        )
-    return tuple(found)

@@ -8,7 +8,7 @@ systems of which neither is clearly better "tie" only if the test could have see
 of the recipe's `[decision]`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist, median
 
@@ -68,6 +68,9 @@ class Facts:
     preflight: tuple[Gate, ...] = ()
     training: Training | None = None
     curve: LearningCurve | None = None
+    monthly_usd: Mapping[str, float] = field(default_factory=dict)
+    """By system, a month of its answers at the recipe's volume, and of a trained one its share of the trainings of a
+    year; without those whose price is not known."""
     assumptions: DecisionSettings = field(default_factory=DecisionSettings)
 
 

@@ -15,11 +15,12 @@ from markupsafe import Markup
 from luthier.evaluation.retrieval import how_judged, label
 from luthier.report import plot, text
 from luthier.report.cost_schema import Cost, PriceUsed, price_of
-from luthier.report.decision import forgetting_sentence, promise_text
 from luthier.report.frontier import frontier_plot
 from luthier.report.frontier_parts import Frontier
 from luthier.report.ladder import FEWEST_ROWS, cut_share, is_loss, seconds_of_one
+from luthier.report.phrases import promise_text
 from luthier.report.schema import Evaluation, Report, System, Trial
+from luthier.report.verdict import forgetting_sentence
 
 BADGES = {
     "prompt": "Use a plain prompt",

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from luthier.curve import learn_curve
     from luthier.progress import Terminal
     from luthier.report import build_report, write_report
-    from luthier.report.decision import promise_text
+    from luthier.report.phrases import promise_text
     from luthier.report.text import interval
     from luthier.run_folder import RunFolder
 
