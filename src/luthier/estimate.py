@@ -37,11 +37,13 @@ from luthier.models.memory import (
 from luthier.models.scorer import forest_mode
 from luthier.models.sizes import SIZES
 from luthier.prices import Machine
+from luthier.rag.retriever import read_passages
 from luthier.report.plan import Offer, offers
 from luthier.report.schema import System, Tokens
 from luthier.stages import Opened
 
 LARGEST_MICRO_BATCH = 2**17  # tokens; nobody needs more
+COUNTED_PASSAGES = 50  # for the mean length of a passage
 COUNTED_ROWS = 100  # test rows whose prompts are counted; more tell the mean no better
 LOADER_BYTES = 500 * 2**20  # the process before its first pass
 GATES_SECONDS = 60.0  # the gates on the model, for the default one on two cores
@@ -84,6 +86,8 @@ class Estimate:
     """Training tokens over all steps, shared ones counted for each row."""
     step_seconds: float
     training_seconds: float
+    passages_seconds: float
+    """Of the second training, on rows with retrieved passages; 0 where no system needs one."""
     evaluation_seconds: float
     systems: tuple[System, ...]
     """Each with the tokens that its answers to the test rows will take, None where they cannot be told ahead."""
@@ -96,7 +100,7 @@ class Estimate:
     @property
     def seconds(self) -> float:
         """Training and evaluation together."""
-        return self.training_seconds + self.evaluation_seconds
+        return self.training_seconds + self.passages_seconds + self.evaluation_seconds
 
 
 def predict_training(opened: Opened, run: Run, needs: Needs | None = None) -> Mapping[str, Memory]:
@@ -212,6 +216,8 @@ def estimate(opened: Opened) -> Estimate:
     validations = run.steps // run.validate_every + 1
     per_row = step_seconds / recipe.training.rows_per_step / 3  # a forward pass is about a third of a step
     training = run.steps * step_seconds + validations * len(run.validation) * per_row
+    second = training * _longer_with_passages(opened)
+    spent = training + second + writing
     return Estimate(
         memory=stages[largest],
         memory_stage=largest,
@@ -220,12 +226,29 @@ def estimate(opened: Opened) -> Estimate:
         tokens=tokens,
         step_seconds=step_seconds,
         training_seconds=training,
+        passages_seconds=second,
         evaluation_seconds=writing,
         systems=systems,
         machine=machine,
-        usd=machine.usd(training + writing),
-        offers=tuple(offers(recipe.cost, book, machine, systems, (tokens, training + writing), date.today())),
+        usd=machine.usd(spent),
+        offers=tuple(offers(recipe.cost, book, machine, systems, (tokens, spent), date.today())),
     )
+
+
+def _longer_with_passages(opened: Opened) -> float:
+    """How many times as long as the first training the second one takes, by its tokens; 0 where there is none.
+
+    Passages are taken to be of the mean length of some of the corpus; nothing is searched or embedded.
+    """
+    settings = opened.recipe.retrieval
+    if settings is None or all(s.trained_on != "passages" for s in assemble.systems_of(opened.recipe).values()):
+        return 0.0
+    passages = read_passages(settings)
+    some = passages[:: max(1, len(passages) // COUNTED_PASSAGES)]
+    read = [len(opened.loaded.tokenizer(p.titled, add_special_tokens=False)["input_ids"]) for p in some]
+    rows = [len(row.ids) for unit in opened.units["train"] for row in unit]
+    added = min(settings.top_k, len(passages)) * sum(read) / len(read)
+    return 1 + added / (sum(rows) / len(rows))
 
 
 def _step_seconds(run: Run) -> float:

@@ -49,9 +49,10 @@ def run(args: argparse.Namespace) -> int:
         f"{room.available / 2**30:.1f} are available"
     )
     print(_fits(room))
+    second = f", once more with passages {duration(found.passages_seconds)}" if found.passages_seconds else ""
     print(
         f"time      {duration(found.seconds)}: training {duration(found.training_seconds)} "
-        f"({found.steps} steps of {found.step_seconds:.2f} s), answering {duration(found.evaluation_seconds)}"
+        f"({found.steps} steps of {found.step_seconds:.2f} s){second}, answering {duration(found.evaluation_seconds)}"
     )
     print(f"tokens    {found.tokens:,} to train on, in all steps and with their prompts; {_answers(found.systems)}")
     machine = found.machine
