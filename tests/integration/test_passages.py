@@ -134,11 +134,13 @@ def test_a_corpus_that_holds_the_questions_of_the_test_stops_the_run(
 ) -> None:
     path = write_task(tmp_path, tiny_model_folder)
     rows = lines(tmp_path / "rows.jsonl")
+    for row in rows:  # long enough not to stand there by chance
+        row["question"] = f"{row['question'][:-1]} with the whole family since they left the old house by the sea?"
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     with (tmp_path / "corpus.jsonl").open("a", encoding="utf-8") as corpus:
         for row in rows:
-            corpus.write(
-                json.dumps({"id": f"copy {row['id']}", "text": f"{row['question']} {row['answers'][0]}"}) + "\n"
-            )
+            text = f"{row['question']} {row['answers'][0]}"
+            corpus.write(json.dumps({"id": f"copy {row['id']}", "text": text}) + "\n")
     assert main(["run", str(path), "--out", str(tmp_path / "out")]) == 2
     assert "corpus_leaks" in capsys.readouterr().err
 

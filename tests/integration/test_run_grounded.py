@@ -48,7 +48,7 @@ def test_shares_before_and_after_training_stand_in_the_folder_and_in_the_report(
     out = run(tmp_path, tiny_model_folder, "passages")
     grounding = json.loads((out / "grounding.json").read_text(encoding="utf-8"))
     systems = {system["system"]: system for system in grounding["systems"]}
-    assert list(systems) == ["zero_shot", "few_shot", "fine_tuned"]
+    assert list(systems) == ["zero_shot", "few_shot", "fine_tuned", "fine_tuned_few_shot"]
     for name, system in systems.items():
         records = (out / f"records/{name}.jsonl").read_text(encoding="utf-8").splitlines()
         assert system["n"] == len(records) == len(grounding["verdicts"][name])

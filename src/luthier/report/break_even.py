@@ -26,8 +26,8 @@ def break_evens(settings: CostSettings, tuned: Sequence[Way], rivals: Sequence[S
     own = {way.place: way for way in tuned}
     found = []
     for ways in rivals:
-        places = [way.place for way in ways]
-        pairs = [(own[place], rival) for place, rival in zip(places, ways, strict=True)]
+        # a remote model answers at a place of its own, where nothing was tuned
+        pairs = [(own[rival.place], rival) for rival in ways if rival.place in own]
         pairs += [(own[HERE], rival) for rival in ways if rival.place != HERE]
         found += [break_even(settings, mine, theirs) for mine, theirs in pairs if _is_known(mine, theirs)]
     return tuple(found)
