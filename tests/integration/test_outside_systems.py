@@ -112,7 +112,8 @@ def test_a_served_run_is_measured_as_the_run_itself(out: Path, recipe: Path, ser
     assert systems["away"]["details"]["usd"] == pytest.approx(usd)
     (cost,) = (c for c in report["cost"]["systems"] if c["system"] == "away")
     assert cost["here_usd_per_thousand"] is None
-    assert cost["hosted_usd_per_thousand"] == pytest.approx(1000 * usd / systems["away"]["n"])
+    (there,) = cost["hosted"]
+    assert there["usd_per_thousand"] == pytest.approx(1000 * usd / systems["away"]["n"])
     assert pytest.approx(usd) == next(e["usd"] for e in report["cost"]["run"] if e["name"] == "Paid for away")
 
 
