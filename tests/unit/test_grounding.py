@@ -258,6 +258,17 @@ def test_the_interval_of_a_corrected_share_covers_the_truth(share: float) -> Non
     assert held >= 0.92 * 300
 
 
+@pytest.mark.parametrize("counted", [0.92, 0.02])
+def test_a_share_that_such_a_checker_could_not_count_is_not_called_certain(counted: float) -> None:
+    """With 82 of 100 found, nobody counts 92 of 100: the answers are of another kind than those that were checked."""
+    errors = Errors(found=40, there=49, passed=90, others=100)
+    counted_N = (np.arange(120) < round(counted * 120)).astype(float)
+    found = corrected_share(counted_N, errors, 0.95, 0, np.arange(120))
+    assert found.low <= counted <= found.high
+    inside_N = (np.arange(120) < 60).astype(float)
+    assert corrected_share(inside_N, errors, 0.95, 0, np.arange(120)).low > 0.3
+
+
 def test_a_difference_of_two_systems_is_corrected_on_the_same_rows() -> None:
     errors = Errors(90, 100, 90, 100)
     a_N, b_N = np.repeat([1.0, 0.0], [20, 80]), np.repeat([1.0, 0.0], [60, 40])

@@ -6,6 +6,8 @@
 uncertainty is carried through by drawing sensitivity and specificity from their Jeffreys posteriors, Beta(x + 1/2,
 n - x + 1/2), and the counted share by resampling groups of rows. Draws below 0 or above 1 are set to these ends. The
 errors are taken to be those of the hand-checked rows, which is an assumption wherever answers are of another kind.
+Where more, or less, is counted than such a checker could count, the assumption is false, and the interval holds what
+was counted, too.
 """
 
 from dataclasses import dataclass
@@ -61,8 +63,14 @@ def corrected_share(counted_N: Array, errors: Errors, confidence: float, seed: i
     if not len(counted_N):
         return Interval(float("nan"), float("nan"), float("nan"), "no rows")
     sensitivity_B, specificity_B = errors.draw(np.random.default_rng(seed), DRAWS)
-    low_B, high_B = _unmixed(_resampled(counted_N, seed, groups_N), sensitivity_B, specificity_B)
-    return _interval(errors.correct(float(counted_N.mean())), low_B, high_B, confidence)
+    counted, counted_B = float(counted_N.mean()), _resampled(counted_N, seed, groups_N)
+    low_B, high_B = _unmixed(counted_B, sensitivity_B, specificity_B)
+    found = _interval(errors.correct(counted), low_B, high_B, confidence)
+    if 1 - errors.specificity <= counted <= errors.sensitivity:
+        return found
+    tail = (1 - confidence) / 2
+    low, high = (float(np.quantile(counted_B, at)) for at in (tail, 1 - tail))
+    return Interval(found.value, min(found.low, low), max(found.high, high), found.method)
 
 
 def corrected_difference(
