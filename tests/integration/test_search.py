@@ -205,6 +205,7 @@ def start(recipe: Path, out: Path) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+@pytest.mark.chaos
 @pytest.mark.parametrize("place", ["trials/0001", "trials/0003"])
 def test_a_search_that_was_stopped_ends_as_an_undisturbed_one(
     number: signal.Signals, code: int, place: str, searched: Path, recipe: Path, tmp_path: Path
