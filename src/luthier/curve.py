@@ -13,7 +13,7 @@ from dataclasses import replace
 from luthier import assemble
 from luthier.data.split import group_keys
 from luthier.errors import EvaluationError
-from luthier.evaluate import Question, measure_fine_tuned, question_of, reopen
+from luthier.evaluate import REMEMBER, Question, measure_fine_tuned, question_of, reopen
 from luthier.evaluation.learning_curve import Curve, Size, fit_curve
 from luthier.evaluation.metrics.base import Array
 from luthier.evaluation.significance import number_groups
@@ -83,8 +83,13 @@ def _part(examples: Sequence[Example], share: float, seed: int) -> list[Example]
 
 def _of_the_run(folder: RunFolder, recipe: Recipe, data: Data, progress: Progress) -> tuple[Question, Array]:
     """What the run asks its systems, and how its own trained model answered."""
-    if not (folder / "adapter").is_dir():
+    if not (folder / "adapter").is_dir() or not (folder / "training.json").is_file():
         raise EvaluationError(f"{folder.path} has no trained model, whose training could be repeated: `luthier run`")
+    if (folder / REMEMBER).is_file():
+        raise EvaluationError(
+            f"{folder.path}: `luthier train --remember` put another training in place than the recipe's, which "
+            "fewer rows could not be compared with; run the recipe in a folder of its own"
+        )
     opened = reopen(folder, recipe, data, progress)
     assemble.require_same_base(assemble.artifact_record(folder / "adapter"), opened.loaded)
     injected = assemble.adapter_of(recipe).restore(opened.loaded.model, folder / "adapter")

@@ -166,8 +166,10 @@ def measure_tuned(
         into: the run's folder, where that is another than the training's.
     """
     folder, tuned = into or opened.folder, _weights(opened)
-    retriever = used_of(_retrievers(opened, progress), opened.recipe)
-    mode = Mode(injected.disabled, retriever, "rows" if into is None else "passages", tuned)
+    trained_on: TrainedOn = "rows" if into is None else "passages"
+    asked = [s for s in assemble.systems_of(opened.recipe).values() if s.trained_on == trained_on]
+    found = _retrievers(opened, progress) if any(system.uses_retriever for system in asked) else {}
+    mode = Mode(injected.disabled, used_of(found, opened.recipe), trained_on, tuned)
     evaluation = _evaluate(opened, folder, question, mode, progress, before)
     ability = _base_ability(opened, folder, progress, injected.disabled)
     confidence = opened.recipe.evaluation.confidence
@@ -245,8 +247,8 @@ def _built(settings: RetrievalSettings, device: torch.device, progress: Progress
 
 
 def used_of(retrievers: Mapping[str, Retriever], recipe: Recipe) -> Retriever | None:
-    """The retriever that systems use."""
-    return retrievers[used_name(recipe.retrieval)] if recipe.retrieval is not None else None
+    """The retriever that systems use; None where there are none."""
+    return retrievers[used_name(recipe.retrieval)] if retrievers and recipe.retrieval is not None else None
 
 
 def _measure_retrieval(

@@ -2,8 +2,9 @@
 
 What the retriever finds for a row's question stands in the row's prompt in training as it will when the model is asked,
 wrong passages and all: so the model learns to read, and to pass over what does not answer. Where the right passage is
-known and was not found, it takes the place of the last one, since an answer that stands nowhere teaches to invent
-(RAFT, Zhang et al. 2024, arXiv:2403.10131, puts the right one into most rows). The second training has a folder of its
+known and was not found, it takes the place of the last one in a training row, since an answer that stands nowhere
+teaches to invent (RAFT, Zhang et al. 2024, arXiv:2403.10131, puts the right one into most rows); validation rows are
+read as they will be asked. The second training has a folder of its
 own in the run's folder, with everything that a training proves and keeps, and goes on where it was.
 """
 
@@ -79,7 +80,7 @@ def train_with_passages(recipe: Recipe, folder: RunFolder, data: Data, progress:
             retriever = retriever_of(recipe, loaded.device, within)
             _require_same(inner, retriever)
             reader = Reader(retriever, template, loaded.max_tokens)
-            read = {name: reader.read(examples) for name, examples in rows.named().items()}
+            read = {name: reader.read(examples, helped=name == "train") for name, examples in rows.named().items()}
             for name, examples in read.items():  # for people: what was trained on can be looked at
                 write_examples(inner / f"data/{name}.jsonl", examples)
             return replace(rows, **read)
@@ -144,11 +145,14 @@ class Reader:
     def __init__(self, retriever: Retriever, template: Template, longest: int) -> None:
         self._retriever, self._template, self._longest = retriever, template, longest
 
-    def read(self, examples: Sequence[Example]) -> list[Example]:
-        """The same rows; those that ask something, with as many passages as the model's context holds."""
+    def read(self, examples: Sequence[Example], helped: bool) -> list[Example]:
+        """The same rows; those that ask something, with as many passages as the model's context holds.
+
+        `helped`: where the right passage is known and was not found, it takes the place of the last one.
+        """
         asked = [row for row in examples if isinstance(row, Conversation)]
         found = self._retriever.search([last_question(row.prompt) for row in asked], self._retriever.top_k)
-        judged = {id(one.row): one for one in judged_rows(asked, self._retriever.passages)}
+        judged = {id(one.row): one for one in (judged_rows(asked, self._retriever.passages) if helped else ())}
         passages = {}
         for row, hits in zip(asked, found, strict=True):
             one = judged.get(id(row))

@@ -154,8 +154,8 @@ def retriever(recipe: Path) -> Retriever:
     return build_retriever(RetrievalSettings(corpus=corpus, retriever="bm25", top_k=3))
 
 
-def read(reader: Reader, *rows: Conversation) -> list[Conversation]:
-    return [row for row in reader.read(rows) if isinstance(row, Conversation)]
+def read(reader: Reader, *rows: Conversation, helped: bool = True) -> list[Conversation]:
+    return [row for row in reader.read(rows, helped) if isinstance(row, Conversation)]
 
 
 def ask(question: str, gold: str) -> Conversation:
@@ -174,6 +174,8 @@ def test_the_right_passage_takes_the_last_place_where_it_was_not_found(
     found, missed = read(reader, *(ask("Where does Anna 20 live?", gold) for gold in ("p20", "p33")))
     assert "Anna 20 lives in" in shown(found) and "David 33 lives in" not in shown(found)
     assert "[3] David 33\n" in shown(missed) and "[1] Anna 20\n" in shown(missed)
+    (alone,) = read(reader, ask("Where does Anna 20 live?", "p33"), helped=False)
+    assert "David 33" not in shown(alone), "what is validated on is read as it will be asked"
     assert found.messages[-1] == missed.messages[-1] == Message("assistant", "Somewhere.")
 
 

@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
             second = reopen_with_passages(recipe, folder, data, progress) if is_wanted(recipe) else None
             if second is not None:
                 measure_with_passages(second, question, measured, folder, progress)
+            elif is_wanted(recipe):
+                progress.say("  not trained on passages yet: `luthier train` or `luthier run` does that")
         else:
             progress.say("  not trained yet: `luthier train` or `luthier run` does that")
     print(folder / "evaluation.json")
