@@ -36,6 +36,8 @@ from luthier.evaluation.metrics.base import Metric
 from luthier.evaluation.retrieval import measure_retrieval, recall_sentence
 from luthier.evaluation.schema import read_schema
 from luthier.evaluation.significance import Groups, metric_interval, number_groups
+from luthier.evaluation.style import systems as style
+from luthier.evaluation.style.pairs import ANSWER_TOKENS
 from luthier.evaluation.systems.base import Context, System, TrainedOn
 from luthier.evaluation.task import (
     SCORED_TASKS,
@@ -51,12 +53,15 @@ from luthier.files import sha256_of
 from luthier.models.memory import tokens_in_flight
 from luthier.progress import Progress
 from luthier.rag.retriever import Host, Retriever, build_retrievers, used_name
-from luthier.recipe import SYSTEMS, Recipe, RetrievalSettings, build_part
+from luthier.recipe import SYSTEMS, Recipe, RetrievalSettings, build_part, dump_part
 from luthier.run_folder import RunFolder
 from luthier.stages import Data, Opened
 
 BASE_ABILITY = "forgetting_base.json"
 RETRIEVAL = "retrieval.json"
+STYLE = "style.json"
+JUDGED = "judged.json"
+"""What the judge of style replied, so that nobody is asked twice."""
 REMEMBER = "remember.json"
 """What `luthier train --remember` chose, and from what."""
 Switch = Callable[[], AbstractContextManager[None]]
@@ -306,6 +311,7 @@ def _evaluate(
             folder.add_spent(f"evaluate:{name}", time.perf_counter() - started, spent.joules)
         progress.say("    " + _result(measured[name], groups_N, question, options))
     _ground(opened, folder, question, list(measured), progress)
+    _style(opened, folder, question, measured, progress)
     return conclude(measured, groups_N, question.task, question.metrics, options)
 
 
@@ -325,6 +331,76 @@ def _ground(opened: Opened, folder: RunFolder, question: Question, names: Sequen
     folder.write("grounding.json", found)
     for one in found["systems"]:
         progress.say(f"    {one['system']}: unsupported {one['shares']['unsupported']['counted']['value']:.3f}")
+
+
+def _style(
+    opened: Opened, folder: RunFolder, question: Question, measured: Mapping[str, Measured], progress: Progress
+) -> None:
+    """Measure how answers are written, ask the judge if there is one, and write `style.json`; nothing where answers are
+    no free text."""
+    if question.task != "text":
+        return
+    settings = opened.recipe.evaluation
+    options = style.Options(settings.confidence, opened.recipe.seed)
+    found = style.written(folder.path, conversations(question.test), list(measured))
+    if not found.rows:
+        return
+    with progress.stage("style", "how answers are written"), folder.timed("style"):
+        values = style.measure_systems(found, options)
+        judge = _judge_of(opened, folder, question, measured, progress)
+        if judge is not None:
+            replies = folder.read(JUDGED) or {}
+            values["preference"] = style.judge_systems(found, judge, options, replies)
+            folder.write(JUDGED, replies)
+    folder.write(STYLE, values)
+    for pair in (values["preference"] or {}).get("pairs", ()):
+        progress.say(
+            f"    {pair['a']} beside {pair['b']}: preferred {pair['wins']} times, not {pair['losses']} times, "
+            f"{pair['ties']} ties"
+        )
+
+
+def _judge_of(
+    opened: Opened, folder: RunFolder, question: Question, measured: Mapping[str, Measured], progress: Progress
+) -> style.Judge | None:
+    """Whoever judges, and the system that others are compared with; None: no judge, or nothing to compare with."""
+    settings = opened.recipe.evaluation.style
+    against = settings.against or _best_untrained(opened.recipe, question, measured)
+    if settings.judge is None or against is None or against not in measured:
+        return None
+    system = assemble.part(settings.judge, System, "evaluation.style.judge")  # type: ignore[type-abstract]
+    context = replace(
+        context_of(opened, question, folder),
+        train=(),  # nothing of the task is told to a judge but what it is asked
+        validation=(),
+        max_new_tokens=ANSWER_TOKENS,
+        task="text",
+        json_schema=None,
+        stop_loops=False,
+        train_file=None,
+        on_progress=_told(progress),
+        say=lambda text: progress.say(f"    {text}"),
+    )
+    table = dump_part(settings.judge)
+    return style.Judge(
+        name=table.get("model") or " ".join(table["command"]),
+        identity=canonical_hash([table, system.identity(context), dict(context.versions)]),
+        criterion=settings.criterion,
+        against=against,
+        ask=lambda asked: [answer.output for answer in system.answer(asked, context).answers],
+    )
+
+
+def _best_untrained(recipe: Recipe, question: Question, measured: Mapping[str, Measured]) -> str | None:
+    """The held-out system without training that has the best primary metric; the earlier one where they are equal."""
+    metric = question.metrics[question.primary]
+    values = {}
+    for name, system in assemble.systems_of(recipe).items():
+        statistics = measured[name].statistics.get(question.primary) if name in measured else None
+        if statistics is not None and system.is_baseline and system.held_out:
+            values[name] = metric.value(statistics)
+    sign = 1.0 if metric.higher_is_better else -1.0
+    return max(values, key=lambda name: sign * values[name], default=None)
 
 
 def context_of(opened: Opened, question: Question, folder: RunFolder | None = None) -> Context:

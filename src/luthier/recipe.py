@@ -43,6 +43,8 @@ PARTS: Mapping[str, tuple[str, str]] = {
 
 DEFAULT_SYSTEMS = ("zero_shot", "few_shot", "fine_tuned")
 """What is compared when a recipe names no system."""
+JUDGES = ("local_model", "remote", "command")
+"""Systems that may judge what other systems wrote."""
 RETRIEVING_SYSTEM = "rag"
 """What is compared beside these, before the last, when the recipe has passages."""
 
@@ -218,6 +220,38 @@ class GroundingSettings(Settings):
     (docs/grounding.md)."""
 
 
+def _judge(table: Any) -> Settings | None:
+    """The settings of the system that judges; it must be none of the models that are judged."""
+    if table is None:
+        return None
+    with nested():
+        at = ["evaluation", "style", "judge"]
+        if isinstance(table, Mapping) and table.get("type") not in JUDGES:
+            raise RecipeError(
+                f"{'.'.join(at)}.type = {table.get('type')!r}: expected one of {', '.join(JUDGES)}; a judge is another "
+                "model than those whose answers it compares"
+            )
+        return build_part(SYSTEMS, table, JUDGES[0], at)
+
+
+class StyleSettings(Settings):
+    """How answers are written, beside how right they are (task `text`): docs/style.md."""
+
+    judge: Annotated[SerializeAsAny[Settings] | None, BeforeValidator(_judge)] = None
+    """Who says which of two answers is better, asked in both orders: a table such as `{ type = "local_model", model =
+    "..." }`, or a `remote` or `command`; absent: features alone are measured."""
+    criterion: str = Field(
+        "helpful and well written: clear, fitting in tone and length, and free of empty phrases", min_length=1
+    )
+    """What the judge goes by; your own guide to style, in a sentence or some."""
+    against: str | None = None
+    """The system that each other one is compared with; absent: the best that was not trained, by the primary metric."""
+
+    @field_serializer("judge")
+    def _dump_judge(self, judge: Settings | None) -> Tree | None:
+        return None if judge is None else dump_part(judge)
+
+
 class EvaluationSettings(Settings):
     """What is measured on the test rows, and for which systems."""
 
@@ -244,6 +278,21 @@ class EvaluationSettings(Settings):
     """How forgetting is measured."""
     grounding: GroundingSettings = GroundingSettings()
     """How answers beside passages are judged."""
+    style: StyleSettings = StyleSettings()
+    """How the way that answers are written is measured."""
+
+    @model_validator(mode="after")
+    def _require_known_rival(self) -> "EvaluationSettings":
+        against = self.style.against
+        if against is not None and against not in self.systems:
+            with nested():
+                raise RecipeError(
+                    f"evaluation.style.against = {against!r}: no such system{did_you_mean(against, list(self.systems))}"
+                )
+        if against is not None and self.style.judge is None:
+            with nested():
+                raise RecipeError("evaluation.style.against changes nothing without evaluation.style.judge")
+        return self
 
     @field_validator("metrics", "primary_metric")
     @classmethod

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from luthier.cli.commands.init import LARGEST_CONTEXT, parameters_of
+from luthier.cli.commands.init import LARGEST_CONTEXT, OFFER, parameters_of
 from luthier.cli.main import main
 from luthier.data.profile import Lengths, estimate_tokens, profile
 from luthier.recipe import Recipe, load
@@ -386,3 +386,21 @@ def test_a_corpus_that_cannot_help_is_refused(
     output = tmp_path / "recipe.toml"
     assert main(["init", str(train), "--corpus", str(tmp_path / corpus), "-o", str(output)]) == 2
     assert said in capsys.readouterr().err and not output.exists()
+
+
+@pytest.mark.parametrize("kind", ["text", "json"])
+def test_what_is_offered_as_a_comment_is_a_recipe_without_it(tmp_path: Path, kind: str) -> None:
+    rows = _json_rows(60) if kind == "json" else _texts(60)
+    _init(tmp_path, rows)
+    path = tmp_path / "recipe.toml"
+    before, offered = path.read_text().split(OFFER)
+    path.write_text(before + "\n".join(line.removeprefix("#").removeprefix(" ") for line in offered.splitlines()))
+    recipe = load(path)
+    added = set(recipe.evaluation.systems) - set(_systems_before(before, tmp_path))
+    assert added == {"optimized_prompt", "larger", "hosted", "program"}
+    assert (recipe.evaluation.style.judge is not None) == (kind == "text")
+
+
+def _systems_before(text: str, folder: Path) -> dict[str, Any]:
+    (folder / "before.toml").write_text(text)
+    return _systems(load(folder / "before.toml"))

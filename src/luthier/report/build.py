@@ -64,6 +64,7 @@ def build_report(folder: Path, today: date | None = None) -> Report:
         retrieval=parts.retrieval,
         frontier=parts.frontier,
         grounding=parts.grounding,
+        style=parts.style,
         cost=cost,
         data=Data(split=parts.split, findings=findings, checked=parts.findings is not None),
         training=training,

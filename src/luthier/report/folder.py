@@ -31,6 +31,7 @@ from luthier.report.schema import (
     Recorded,
     Retrieval,
     Split,
+    Style,
     System,
     Training,
 )
@@ -99,6 +100,7 @@ class RunParts:
     retrieval: Retrieval | None = None
     frontier: Frontier | None = None
     grounding: Grounding | None = None
+    style: Style | None = None
     missing: list[Missing] = field(default_factory=list)
 
 
@@ -148,6 +150,8 @@ def read_run(folder: Path) -> RunParts:
         parts.frontier = _read(parts, "remember.json", Frontier)
     if (folder / "grounding.json").is_file():  # only rows with passages make one
         parts.grounding = _read(parts, "grounding.json", Grounding)
+    if (folder / "style.json").is_file():  # only free text makes one
+        parts.style = _read(parts, "style.json", Style)
     return parts
 
 

@@ -16,6 +16,7 @@ from luthier.report.frontier_parts import Frontier as Frontier, Replay as Replay
 from luthier.report.grounding_parts import Grounding as Grounding
 from luthier.report.measured import Retrieval as Retrieval
 from luthier.report.part import Interval as Interval, Part as Part
+from luthier.report.style_parts import Style as Style
 
 Recommendation = Literal["external", "prompt", "few_shot", "rag", "fine_tune", "fine_tune+rag", "not_yet"]
 Severity = Literal["error", "warning", "note"]
@@ -541,6 +542,8 @@ class Report(Part):
     """The remedies against forgetting that were tried; null if none was."""
     grounding: Grounding | None = None
     """Null if no row carries passages."""
+    style: Style | None = None
+    """Null unless answers are free text."""
     cost: Cost
     """Money."""
     data: Data

@@ -56,6 +56,11 @@ SCORED = ("pairs", "language")
 """Tasks in which nothing is written: a model only reads."""
 
 
+OFFER = "# More to compare with. Take the first # away from what you want; each costs time or money."
+LARGER = "qwen2.5-coder-1.5b-instruct"
+"""A larger model of the catalogue, as an example."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One line of a recipe: a key, its value, and why."""
@@ -314,7 +319,9 @@ def render(facts: Facts) -> str:
         "",
         "seed = 0",
     ]
-    return "\n".join([*head, *(line for section in sections(facts) for line in _render_section(section))]) + "\n"
+    body = [line for section in sections(facts) for line in _render_section(section)]
+    offered = [f"# {line}".rstrip() for section in _offered(facts) for line in _render_section(section)]
+    return "\n".join([*head, *body, *(["", OFFER] if offered else []), *offered]) + "\n"
 
 
 def _comment(text: str) -> str:
@@ -503,6 +510,48 @@ def _systems(facts: Facts) -> list[Section]:
     if facts.corpus is None:
         return [zero, few, tuned, both]
     return [zero, few, retrieved, tuned, both, read]
+
+
+def _offered(facts: Facts) -> list[Section]:
+    """Further rungs, which are written as comments: what they need, no data file tells."""
+    if task_of(facts.train) in SCORED:
+        return []
+    at = "evaluation.systems."
+    style = [
+        Section(
+            "evaluation.style",
+            [Entry("criterion", "warm, brief, without jargon")],
+            "which answers another model prefers, asked in both orders: docs/style.md",
+        ),
+        Section("evaluation.style.judge", [Entry("type", "local_model"), Entry("model", LARGER)]),
+    ]
+    return [
+        Section(f"{at}optimized_prompt", [], "the base model with the best prompt that a budget finds"),
+        Section(
+            f"{at}larger",
+            [Entry("type", "local_model"), Entry("model", LARGER)],
+            "a larger model, asked as well as can be",
+        ),
+        Section(
+            f"{at}hosted",
+            [
+                Entry("type", "remote"),
+                Entry("base_url", "https://api.example.com/v1"),
+                Entry("model", "name"),
+                Entry("api_key_env", "API_KEY", "the variable that holds the key"),
+                Entry("input_usd_per_million_tokens", 0.15),
+                Entry("output_usd_per_million_tokens", 0.6),
+                Entry("spend_limit_usd", 1.0, "never more than this"),
+            ],
+            "a model behind an OpenAI-compatible endpoint; the rows leave this machine",
+        ),
+        Section(
+            f"{at}program",
+            [Entry("type", "command"), Entry("command", ["python", "answer.py"])],
+            "a program of yours: rules or a classic model",
+        ),
+        *(style if task_of(facts.train) == "text" else []),
+    ]
 
 
 # Small things

@@ -16,14 +16,14 @@ import numpy as np
 
 from luthier.data.split import group_keys
 from luthier.data.templates import build_template
-from luthier.errors import EvaluationError
 from luthier.evaluation.grounding.calibration import LEXICAL, Calibration, calibration_of
 from luthier.evaluation.grounding.check import Grounding, errors_of, judge_answers
 from luthier.evaluation.grounding.item import VERDICTS, Item, Verdict
 from luthier.evaluation.grounding.judge import Judge
 from luthier.evaluation.grounding.passages import passages_of
 from luthier.evaluation.grounding.prevalence import corrected_difference, corrected_share
-from luthier.evaluation.metrics.base import Array, Metric, Prediction
+from luthier.evaluation.metrics.base import Array
+from luthier.evaluation.share import Share
 from luthier.evaluation.significance import (
     Groups,
     clopper_pearson,
@@ -51,19 +51,6 @@ class Options:
     """Where the judge runs."""
     confidence: float = 0.95
     seed: int = 0
-
-
-class _Share(Metric):
-    """A share of rows, so that the tests of a right-or-wrong metric apply to it."""
-
-    binary = True
-
-    def statistics(self, prediction: Prediction) -> tuple[float, ...]:
-        raise EvaluationError("a share has no predictions; it is counted from verdicts")
-
-    def values(self, statistics_NS: Array, counts_BN: Array) -> Array:
-        shares_B: Array = counts_BN @ statistics_NS[:, 0] / counts_BN.sum(axis=1)
-        return shares_B
 
 
 @dataclass(frozen=True)
@@ -199,7 +186,7 @@ def _system(name: str, judged: _Judged, options: Options) -> dict[str, Any]:
         corrected = corrected_share(
             counted_N, judged.grounding.errors(verdict), options.confidence, options.seed, judged.groups
         )
-        counted = metric_interval(_Share(), counted_N[:, None], options.confidence, options.seed, judged.groups)
+        counted = metric_interval(Share(), counted_N[:, None], options.confidence, options.seed, judged.groups)
         shares[verdict] = {"counted": counted.dump(), "corrected": corrected.dump()}
     return {
         "system": name,
@@ -234,7 +221,7 @@ def _differences(
     own = _renumbered(groups, both)
     for verdict in VERDICTS:
         a_N, b_N = judged[a].counted(verdict, both), judged[b].counted(verdict, both)
-        counted = compare(_Share(), a_N[:, None], b_N[:, None], options.confidence, options.seed, own)
+        counted = compare(Share(), a_N[:, None], b_N[:, None], options.confidence, options.seed, own)
         errors = judged[a].grounding.errors(verdict)
         corrected = corrected_difference(a_N, b_N, errors, counted, options.confidence, options.seed, own)
         yield {

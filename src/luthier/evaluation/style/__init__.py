@@ -1,0 +1,1 @@
+"""How answers are written, beside how right they are: measurable features, and pairs that a judge prefers."""
