@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: env demo test check numerics chaos bench peers gpu reference format clean
+.PHONY: env demo test check numerics exports chaos bench peers gpu reference format clean
 
 env: $(STAMP)
 
@@ -23,9 +23,9 @@ demo: env
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q --timeout 600
 WORKERS ?= 2
 
-# Everything that needs no second library to compare with and kills no process. Fetches the default model once.
+# Everything but three suites that take longer: `numerics`, `exports`, `chaos`. Fetches the default model once.
 test: env
-	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not numerics and not chaos"
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not numerics and not chaos and not exports"
 
 # What to run before every commit: style, types, import directions, and the tests that take no whole run.
 check: env
@@ -33,11 +33,15 @@ check: env
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not slow and not numerics and not chaos"
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not slow and not numerics and not chaos and not exports"
 
 # Luthier against transformers, peft and trl, at tiny size.
 numerics: env
 	$(PYTEST) -m numerics
+
+# Every format and type of export, whole and broken on purpose, reopened in a fresh process by the program it is for.
+exports: env
+	$(PYTEST) -n $(WORKERS) -m exports
 
 # Kill real processes at random moments, resume, and compare the weights bit by bit.
 chaos: env

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from luthier.models import packed
 from luthier.models.catalog import resolve
 from luthier.progress import Silent
 
+EVERY_ONE = pytest.mark.exports
 ALL = [
     ("safetensors", None),  # the type of the training
     ("safetensors", "bfloat16"),
@@ -56,6 +57,15 @@ BREAKS: list[tuple[str, str | None, broken.Damage, str]] = [
     ("packed", "int8", broken.edit_template, "rendered prompts"),
     ("packed", "int8", broken.zero_some_codes, "log-probabilities"),
 ]
+KEPT = [("safetensors", None), ("peft", None), ("gguf", "q8_0")]
+"""Of each program one; `make exports` reopens the others."""
+KEPT_BREAKS = [BREAKS[2], BREAKS[4], BREAKS[8]]
+"""Of each thing that is compared one."""
+
+
+def others_apart(cases: Sequence[Any], kept: Sequence[Any]) -> list[Any]:
+    """The cases, those that are not kept marked as slow ones of a suite of their own."""
+    return [case if case in kept else pytest.param(*case, marks=EVERY_ONE) for case in cases]
 
 
 def train(folder: Path, model: Path, *assignments: str, change: Callable[[str], str] = str) -> Path:
@@ -109,7 +119,7 @@ def test_every_format_and_type_is_tried() -> None:
         assert tried and (format == "ollama" or offered <= tried), format
 
 
-@pytest.mark.parametrize(("format", "type"), ALL)
+@pytest.mark.parametrize(("format", "type"), others_apart(ALL, KEPT))
 def test_every_format_passes_the_gate_and_says_so(
     format: str, type: str | None, run: Path, exported: dict[tuple[str, str | None], Path]
 ) -> None:
@@ -122,7 +132,7 @@ def test_every_format_passes_the_gate_and_says_so(
     assert "tiny-llama" in card and parity["program"] in card and str(run) not in card
 
 
-@pytest.mark.parametrize(("format", "type", "damage", "check"), BREAKS)
+@pytest.mark.parametrize(("format", "type", "damage", "check"), others_apart(BREAKS, KEPT_BREAKS))
 def test_an_artifact_that_was_broken_is_refused_by_name(
     format: str,
     type: str | None,
@@ -177,6 +187,7 @@ def test_a_refused_export_leaves_nothing_that_looks_finished(run: Path, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@EVERY_ONE
 def test_a_refused_export_can_be_kept_under_another_name(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"out\.failed has what was written"):
         export(run, Careless(), tmp_path / "out", Silent(), keep_failed=True)
@@ -229,6 +240,7 @@ def test_rows_that_are_not_those_of_the_run_are_refused(run: Path, tmp_path: Pat
         export(copy, build_exporter("safetensors"), tmp_path / "out", Silent())
 
 
+@EVERY_ONE
 def test_a_fully_trained_model_is_exported_whole_and_has_no_adapter(
     tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -239,6 +251,7 @@ def test_a_fully_trained_model_is_exported_whole_and_has_no_adapter(
     assert not (tmp_path / "peft").exists()
 
 
+@EVERY_ONE
 def test_a_run_over_a_quantized_base_is_exported_with_the_numbers_that_it_was_trained_over(
     tmp_path: Path, tiny_model_folder: Path
 ) -> None:
@@ -262,6 +275,7 @@ def test_an_adapter_over_codes_is_no_adapter_of_the_published_base(
     assert not (tmp_path / "out").exists()
 
 
+@EVERY_ONE
 @pytest.mark.parametrize("format", ["peft", "safetensors"])
 def test_a_run_over_the_blocks_of_a_gguf_file_is_exported(
     format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -273,6 +287,7 @@ def test_a_run_over_the_blocks_of_a_gguf_file_is_exported(
     assert not parity.failed
 
 
+@EVERY_ONE
 def test_an_update_that_4_bits_would_erase_is_refused_unless_told_otherwise(
     tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -305,6 +320,7 @@ def test_blocks_that_would_erase_an_update_are_refused_in_a_gguf_file_too(
     assert main([*made, "f16"]) == 0
 
 
+@EVERY_ONE
 def test_a_quantized_folder_holds_what_was_measured_and_is_a_base_again(
     tmp_path: Path, tiny_model_folder: Path
 ) -> None:
@@ -326,9 +342,9 @@ def test_a_quantized_folder_holds_what_was_measured_and_is_a_base_again(
     ("format", "type", "held"),
     [
         ("safetensors", "float32", "none"),
-        ("peft", None, "none"),
-        ("packed", "int8", "int8"),
-        ("gguf", "f16", "none"),
+        pytest.param("peft", None, "none", marks=EVERY_ONE),
+        pytest.param("packed", "int8", "int8", marks=EVERY_ONE),
+        pytest.param("gguf", "f16", "none", marks=EVERY_ONE),
     ],
 )
 def test_new_tokens_survive_the_export_and_are_tokens_for_whoever_opens_it(
@@ -351,6 +367,7 @@ def test_new_tokens_survive_the_export_and_are_tokens_for_whoever_opens_it(
     assert ids[0] == vocabulary and ids[-1] == vocabulary + 1
 
 
+@EVERY_ONE
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
 def test_other_architectures_run_in_llama_cpp_too(kind: str, tmp_path: Path, tiny_model_folder: Path) -> None:
     need("gguf")

@@ -117,6 +117,7 @@ def test_a_served_run_is_measured_as_the_run_itself(out: Path, recipe: Path, ser
     assert pytest.approx(usd) == next(e["usd"] for e in report["cost"]["run"] if e["name"] == "Paid for away")
 
 
+@pytest.mark.chaos
 def test_an_evaluation_that_was_killed_goes_on_where_it_was(out: Path, recipe: Path) -> None:
     test_rows = len((out / "data/test.jsonl").read_text("utf-8").splitlines())
     assert test_rows > 6

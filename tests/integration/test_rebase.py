@@ -201,6 +201,7 @@ def test_an_unmeasured_run_is_not_rebased(
     assert "not a run's folder" in capsys.readouterr().err
 
 
+@pytest.mark.chaos
 def test_a_rebase_that_was_killed_goes_on(old: Path, other_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     settings = ["--set", "training.steps=60", "--set", "training.save_every=2", "--set", "training.patience=false"]
