@@ -100,3 +100,30 @@ def test_a_limit_that_would_exclude_the_choice_is_tried() -> None:
     slow = tuple(system(name, value, seconds=N * 0.5) for name, value in LADDER.items())
     tried = [s for s in sensitivity(facts(LADDER, systems=slow)) if s.assumption == "most_seconds"]
     assert [(s.now, s.other, s.recommendation) for s in tried] == [(None, 0.25, "not_yet"), (None, 0.5, "fine_tune")]
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(0.4, "fine_tune"), (0.6, "few_shot")])
+def test_what_is_too_slow_is_no_rival_of_a_training(limit: float, expected: str) -> None:
+    """Examples score as well as training and are too slow: the prompt that is left is what it must beat."""
+    values = {"zero_shot": 0.5, "few_shot": 0.9, "fine_tuned": 0.9}
+    systems = tuple(
+        system(name, value, seconds=N * (0.5 if name == "few_shot" else 0.1)) for name, value in values.items()
+    )
+    verdict = decide(assuming(facts(values, systems=systems), most_seconds=limit))
+    assert verdict.recommendation == expected
+    if expected == "fine_tune":
+        assert (
+            "the best without training that is fit for use: few-shot prompting takes 0.50 s for an answer"
+            in verdict.sentence
+        )
+
+
+def test_the_training_that_is_recommended_is_the_one_whose_forgetting_is_told() -> None:
+    change = Change(value=-0.1, low=-0.12, high=-0.08)
+    lost = Measure(name="choice", before=Interval(value=0.5), after=Interval(value=0.4), difference=change)
+    forgot, kept = Forgetting(verdict="clear", measures=(lost,)), Forgetting(verdict="none measured")
+    first = decide(facts(RETRIEVED, forgetting=forgot, forgetting_with_passages=kept))
+    second = decide(facts(RETRIEVED, forgetting=kept, forgetting_with_passages=forgot))
+    assert (first.recommendation, second.recommendation) == ("fine_tune+rag", "fine_tune+rag")
+    assert not first.warnings and "General ability fell" in second.warnings[0]
+    assert {e.source for e in second.evidence} >= {"with_passages/forgetting.json"}

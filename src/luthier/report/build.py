@@ -61,6 +61,7 @@ def build_report(folder: Path, today: date | None = None) -> Report:
         systems=parts.systems,
         differences=parts.differences,
         forgetting=parts.forgetting,
+        forgetting_with_passages=parts.forgetting_with_passages,
         retrieval=parts.retrieval,
         frontier=parts.frontier,
         grounding=parts.grounding,

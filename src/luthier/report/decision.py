@@ -5,7 +5,7 @@
 3. few_rows      fewer than FEWEST_ROWS different test rows: no interval can be trusted            -> not_yet
 4. unfit         every eligible system has an obstacle: format, time, forgetting, changing facts   -> not_yet
 5. external      a program beats or ties both what was trained and the best without training       -> external
-6. fine_tune     the cheapest trained system that clearly beats the best without training and a
+6. fine_tune     the cheapest trained system that clearly beats the best fit without training and a
                  program that no other beats, and holds up against the other trained ones          -> fine_tune,
                                                                                                       fine_tune+rag
 7. stale         clearly best is a model that was taught facts which change, and no retrieval was
@@ -183,8 +183,8 @@ def external(ladder: Ladder) -> Outcome | None:
 
 def fine_tune(ladder: Ladder) -> Outcome | None:
     """The cheapest trained system that is clearly better than everything without training."""
-    rival = ladder.baseline or ladder.external
     program, prompt = ladder.best("external", fit=True), ladder.best(*UNTRAINED, fit=True)
+    rival = prompt or ladder.baseline or ladder.external
     trained = _cheapest_first(ladder, TRAINED)
     for tuned in trained:
         if rival is None or not ladder.clearly_better(tuned, rival) or not ladder.holds_up(tuned, trained):
@@ -192,6 +192,8 @@ def fine_tune(ladder: Ladder) -> Outcome | None:
         if program is not None and not any(s and ladder.clearly_better(s, program) for s in (tuned, prompt)):
             continue
         gain = f"{difference_text(ladder, tuned, rival)} over {spoken(rival)}, the best without training"
+        if ladder.baseline is not None and rival is not ladder.baseline and ladder.is_fit(rival):
+            gain += f" that is fit for use: {spoken(ladder.baseline)} {ladder.obstacle(ladder.baseline)}"
         return Outcome(
             RECOMMENDED[rung(tuned)],
             f"{WORDS[rung(tuned)]}: {reaches(ladder, tuned)}, {gain}{_over_trained(ladder, tuned, trained)}.",

@@ -124,13 +124,18 @@ class Ladder:
 
     def largest_loss(self, system: System) -> tuple[Measure, float] | None:
         """Of the training that the system needed: the measure of general ability that lost the largest share."""
-        if rung(system) not in TRAINED:
-            return None
-        alone = rung(system) == "fine_tune"
-        forgetting = self.facts.forgetting if alone else self.facts.forgetting_with_passages
+        forgetting = self.forgetting_of(system)
         certain = [m for m in (forgetting.measures if forgetting else ()) if is_loss(m)]
         shares = [(m, abs(m.difference.value or 0.0) / abs(m.before.value)) for m in certain if m.before.value]
         return max(shares, key=lambda found: found[1], default=None)
+
+    def forgetting_of(self, system: System) -> Forgetting | None:
+        """What the training that the system needed made the model forget; None: it needed none, or nobody knows."""
+        of_training: Mapping[Rung, Forgetting | None] = {
+            "fine_tune": self.facts.forgetting,
+            "fine_tune+rag": self.facts.forgetting_with_passages,
+        }
+        return of_training.get(rung(system))
 
     def groups(self, *systems: System) -> int:
         """Test rows that these systems answered and that ask something different: what a test counts."""

@@ -17,7 +17,7 @@ from luthier.report import plot, text
 from luthier.report.cost_schema import Cost, PriceUsed, price_of
 from luthier.report.frontier import frontier_plot
 from luthier.report.frontier_parts import Frontier
-from luthier.report.ladder import FEWEST_ROWS, cut_share, is_loss, seconds_of_one
+from luthier.report.ladder import FEWEST_ROWS, cut_share, is_loss, rung, seconds_of_one
 from luthier.report.phrases import promise_text
 from luthier.report.schema import Evaluation, Report, System, Trial
 from luthier.report.verdict import forgetting_sentence
@@ -251,9 +251,12 @@ def _failure_tiles(report: Report) -> list[Tile]:
 
 
 def _forgetting_tiles(report: Report) -> list[Tile]:
-    if report.forgetting is None or not report.forgetting.measures:
+    name = report.verdict.system or report.verdict.fine_tuned
+    second = any(s.name == name and rung(s) == "fine_tune+rag" for s in report.systems)
+    forgetting = report.forgetting_with_passages if second else report.forgetting
+    if forgetting is None or not forgetting.measures:
         return []
-    measures = report.forgetting.measures
+    measures = forgetting.measures
     shown = next((m for m in measures if is_loss(m)), measures[0])
     d = shown.difference
     value, _, bounds = text.difference(d.value, d.low, d.high).partition(" ")

@@ -536,6 +536,8 @@ class Report(Part):
     """Paired."""
     forgetting: Forgetting | None = None
     """Null if it was not measured."""
+    forgetting_with_passages: Forgetting | None = None
+    """Of the second training, on rows with passages; null if there was none, or it was not measured."""
     retrieval: Retrieval | None = None
     """Null if nothing is retrieved, or it was not measured."""
     frontier: Frontier | None = None

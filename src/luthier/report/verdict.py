@@ -31,8 +31,10 @@ def decide(facts: Facts, cost: Cost | None = None) -> Verdict:
 
 
 def _verdict(ladder: Ladder, rule: str, outcome: Outcome, cost: Cost | None) -> Verdict:
-    warnings = _warnings(ladder)
     tuned, baseline = ladder.fine_tuned, ladder.baseline
+    chosen = outcome.system if outcome.system and rung(outcome.system) in TRAINED else tuned
+    forgetting = ladder.forgetting_of(chosen) if chosen else ladder.facts.forgetting
+    warnings = _warnings(ladder, forgetting)
     sentence = outcome.sentence + _cost_text(outcome, cost)
     if warnings and outcome.recommendation != "not_yet":
         sentence += f" Mind: {'; '.join(dict.fromkeys(w.short for w in warnings))}."
@@ -46,7 +48,7 @@ def _verdict(ladder: Ladder, rule: str, outcome: Outcome, cost: Cost | None) -> 
         baseline=baseline.name if baseline else None,
         difference=ladder.difference(tuned, baseline) if tuned and baseline else None,
         warnings=tuple(w.text for w in warnings),
-        evidence=_evidence(ladder, cost),
+        evidence=_evidence(ladder, forgetting, cost),
         would_change=(
             *outcome.would_change,
             *_cheaper_by_volume(outcome, cost),
@@ -127,9 +129,9 @@ class _Warning:
     text: str
 
 
-def _warnings(ladder: Ladder) -> tuple[_Warning, ...]:
+def _warnings(ladder: Ladder, forgetting: Forgetting | None) -> tuple[_Warning, ...]:
     return (
-        *_forgetting_warnings(ladder.facts.forgetting),
+        *_forgetting_warnings(forgetting),
         *_data_warnings(ladder),
         *_system_warnings(ladder),
     )
@@ -188,7 +190,7 @@ def _doubts(findings: Sequence[Finding]) -> list[Finding]:
     return [f for f in findings if f.severity == "warning" and any(word in f.check for word in words)]
 
 
-def _evidence(ladder: Ladder, cost: Cost | None) -> tuple[Evidence, ...]:
+def _evidence(ladder: Ladder, forgetting: Forgetting | None, cost: Cost | None) -> tuple[Evidence, ...]:
     facts, found = ladder.facts, []
     for a, b in ((ladder.fine_tuned, ladder.baseline), (ladder.fine_tuned, ladder.external)):
         if a and b:
@@ -205,8 +207,9 @@ def _evidence(ladder: Ladder, cost: Cost | None) -> tuple[Evidence, ...]:
             note = f" Its note: {system.note.rstrip('.')}." if system.note else ""
             text = f"{system.name} is left out of the decision, because it may have seen the test rows.{note}"
             found.append(Evidence(text=text, source="evaluation.json"))
-    if facts.forgetting is not None and facts.forgetting.measures:
-        found.append(Evidence(text=forgetting_sentence(facts.forgetting), source="forgetting.json"))
+    if forgetting is not None and forgetting.measures:
+        source = "forgetting.json" if forgetting is facts.forgetting else "with_passages/forgetting.json"
+        found.append(Evidence(text=forgetting_sentence(forgetting), source=source))
     for paid in cost.break_even[:1] if cost is not None else ():
         found.append(
             Evidence(
