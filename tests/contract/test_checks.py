@@ -73,6 +73,19 @@ def odd_labels(path: str) -> Iterator[Example]:
         )
 
 
+def odd_objects(path: str) -> Iterator[Example]:
+    """Objects whose keys and values are private, and others in each file: the check of values quotes both."""
+    values = list(PRIVATE.values())
+    for number in range(200):
+        answer = json.dumps({values[0]: values[number % 3 + (1 if path == "a.jsonl" else 4)]})
+        yield Conversation(
+            (Message("user", f"q{number}"), Message("assistant", answer)), where=Where(path, 30_000 + number)
+        )
+
+
+ODD = {"balance": odd_labels, "unseen_values": odd_objects}
+
+
 @pytest.mark.parametrize("name", CHECKS)
 def test_no_rows_no_findings(name: str) -> None:
     assert run_checks({"train": [], "validation": [], "test": []}, only=[name]) == []
@@ -96,7 +109,7 @@ def test_one_of_each_kind_passes(name: str) -> None:
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_findings_are_whole_and_private_things_stay_private(name: str) -> None:
-    rows = odd_labels if name == "balance" else odd_rows
+    rows = ODD.get(name, odd_rows)
     findings = run_checks({"train": rows("a.jsonl"), "test": rows("b.jsonl")}, only=[name])
     assert findings
     for finding in findings:

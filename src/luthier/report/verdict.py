@@ -185,8 +185,8 @@ def _system_warnings(ladder: Ladder) -> Iterator[_Warning]:
 
 
 def _doubts(findings: Sequence[Finding]) -> list[Finding]:
-    """Warnings that touch what the scores mean: wrong labels and leaks."""
-    words = ("label", "contradict", "leak")
+    """Warnings that touch what the scores mean: wrong labels, leaks, and values that training never shows."""
+    words = ("label", "contradict", "leak", "unseen")
     return [f for f in findings if f.severity == "warning" and any(word in f.check for word in words)]
 
 
