@@ -22,6 +22,7 @@ KINDS: Mapping[str, dict[str, Any]] = {
 MORE: Mapping[str, dict[str, Any]] = {
     "rag": {"type": "rag", "rung": "rag", "baseline": True},
     "other": {"type": "remote", "rung": "other_model", "baseline": True},
+    "other_too": {"type": "remote", "rung": "other_model", "baseline": True},
     "fine_tuned_rag": {"type": "fine_tuned_rag", "rung": "fine_tune+rag"},
 }
 

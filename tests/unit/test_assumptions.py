@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.ladders import LADDER, RETRIEVED, N, facts, system
+from tests.ladders import LADDER, RETRIEVED, N, facts, failing, system
 
 from luthier.recipe import DecisionSettings
 from luthier.report.assumptions import sensitivity
@@ -116,6 +116,48 @@ def test_what_is_too_slow_is_no_rival_of_a_training(limit: float, expected: str)
             "the best without training that is fit for use: few-shot prompting takes 0.50 s for an answer"
             in verdict.sentence
         )
+
+
+def test_a_slow_rival_does_not_come_back_when_nothing_else_is_left() -> None:
+    """With and without a hopeless prompt beside them, the verdict is the same."""
+    for values in ({"few_shot": 0.8, "fine_tuned": 0.79}, {"zero_shot": 0.05, "few_shot": 0.8, "fine_tuned": 0.79}):
+        systems = tuple(
+            system(name, value, seconds=N * (9.0 if name == "few_shot" else 0.1)) for name, value in values.items()
+        )
+        assert decide(assuming(facts(values, systems=systems), most_seconds=2)).recommendation == "fine_tune"
+
+
+def test_the_bar_that_a_training_must_pass_is_a_prompt_that_may_be_chosen() -> None:
+    values = {"zero_shot": 0.4, "few_shot": 0.8, "fine_tuned": 0.41}
+    systems = tuple(
+        system(name, value, seconds=N * (9.0 if name == "few_shot" else 0.1)) for name, value in values.items()
+    )
+    verdict = decide(assuming(facts(values, systems=systems), most_seconds=2))
+    assert verdict.recommendation == "prompt"
+    assert any("better than the plain prompt" in text for text in verdict.would_change)
+    assert not any("better than few-shot" in text for text in verdict.would_change)
+
+
+def test_an_answer_that_lacks_the_form_is_not_mended_by_retrieval() -> None:
+    values = {"zero_shot": 0.3, "few_shot": 0.78, "fine_tuned": 0.85}
+    systems = tuple(
+        system(name, value, failures=failing(0.47 if name == "fine_tuned" else 0)) for name, value in values.items()
+    )
+    found = [decide(assuming(facts(values, systems=systems), facts_change=pace)) for pace in ("unknown", "monthly")]
+    assert [verdict.recommendation for verdict in found] == ["few_shot", "few_shot"]
+
+
+def test_advice_is_for_the_obstacles_that_there_are() -> None:
+    systems = tuple(system(name, value, failures=failing(0.2), seconds=1.0) for name, value in LADDER.items())
+    verdict = decide(assuming(facts(LADDER, systems=systems), most_seconds=100))
+    assert verdict.rule == "unfit" and not any("faster machine" in text for text in verdict.would_change)
+
+
+@pytest.mark.parametrize(("cheap", "expected"), [(1.0, "prompt"), (50.0, "fine_tune")])
+def test_a_cheaper_other_model_that_ties_is_not_passed_over(cheap: float, expected: str) -> None:
+    values = {"zero_shot": 0.5, "other": 0.905, "other_too": 0.9, "fine_tuned": 0.9}
+    usd = {"other": 100.0, "other_too": cheap, "fine_tuned": 10.0, "zero_shot": 1.0}
+    assert decide(replace(facts(values), monthly_usd=usd)).recommendation == expected
 
 
 def test_the_training_that_is_recommended_is_the_one_whose_forgetting_is_told() -> None:

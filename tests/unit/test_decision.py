@@ -73,14 +73,57 @@ def test_an_unreliable_fine_tuned_model_is_passed_over() -> None:
     assert "fails the wanted format in 20 %" in verdict.sentence
 
 
-def test_nothing_reliable_that_is_good_enough_is_not_yet() -> None:
+def test_what_is_fit_for_use_is_chosen_and_what_would_have_been_is_told() -> None:
     systems = (
         system("crf", 0.5),
         system("zero_shot", 0.6, failures=failing(0.3)),
         system("fine_tuned", 0.92, failures=failing(0.2)),
     )
     verdict = decide(facts({"crf": 0.5, "zero_shot": 0.6, "fine_tuned": 0.92}, systems=systems))
-    assert (verdict.recommendation, verdict.rule) == ("not_yet", "left_over")
+    assert (verdict.recommendation, verdict.rule) == ("external", "external")
+    assert "fails the wanted format in 20 %" in verdict.sentence
+    assert verdict.would_change[0].startswith("The fine-tuned model without what stands against it")
+
+
+def test_a_trained_model_is_all_that_is_fit_for_use() -> None:
+    systems = (system("zero_shot", 0.6, failures=failing(0.3)), system("fine_tuned", 0.58))
+    verdict = decide(facts({"zero_shot": 0.6, "fine_tuned": 0.58}, systems=systems))
+    assert (verdict.recommendation, verdict.rule) == ("fine_tune", "fine_tune")
+    assert (
+        "; nothing without training is fit for use: the plain prompt fails the wanted format in 30 %"
+        in verdict.sentence
+    )
+
+
+@pytest.mark.parametrize(("tuned", "expected"), [(0.85, "fine_tune"), (0.81, "external")])
+def test_a_program_must_hold_up_against_the_trained_models_that_are_fit(tuned: float, expected: str) -> None:
+    """The best trained one, which ties with the program, breaks the format; another one is fit."""
+    values = {"zero_shot": 0.5, "crf": 0.80, "fine_tuned": tuned, "fine_tuned_rag": 0.82}
+    systems = tuple(
+        system(name, value, failures=failing(0.47 if name == "fine_tuned_rag" else 0)) for name, value in values.items()
+    )
+    assert decide(facts(values, systems=systems)).recommendation == expected
+
+
+@pytest.mark.parametrize("kind", ["prompt", "program"])
+def test_an_unfit_trained_model_leaves_a_program_and_a_prompt_alike(kind: str) -> None:
+    rival = "few_shot" if kind == "prompt" else "crf"
+    values = {"zero_shot": 0.5, rival: 0.8, "fine_tuned": 0.9}
+    systems = tuple(
+        system(name, value, failures=failing(0.47 if name == "fine_tuned" else 0)) for name, value in values.items()
+    )
+    verdict = decide(facts(values, systems=systems))
+    assert verdict.system == rival and "fails the wanted format in 47 %" in verdict.sentence
+
+
+def test_forgetting_is_no_doubt_of_what_was_not_trained() -> None:
+    change = Change(value=-0.1, low=-0.12, high=-0.08)
+    lost = Measure(name="choice", before=Interval(value=0.5), after=Interval(value=0.4), difference=change)
+    forgot = Forgetting(verdict="clear", measures=(lost,))
+    for values, mind in ((LADDER, True), ({**LADDER, "fine_tuned": 0.8}, False)):
+        verdict = decide(facts(values, forgetting=forgot))
+        assert ("Mind: general ability was lost" in verdict.sentence) == mind
+        assert len(verdict.warnings) == 1
 
 
 @pytest.mark.parametrize(
@@ -253,7 +296,7 @@ def test_a_prompt_is_not_chosen_over_a_program_that_clearly_beats_it() -> None:
     """The program loses to the fine-tuned model, which fails the format; the prompt is far below both."""
     values = {"zero_shot": 0.5, "fine_tuned": 0.95, "crf": 0.9}
     systems = (system("zero_shot", 0.5), system("fine_tuned", 0.95, failures=failing(0.2)), system("crf", 0.9))
-    assert decide(facts(values, systems=systems, half=0.02)).rule == "left_over"
+    assert decide(facts(values, systems=systems, half=0.02)).recommendation == "external"
 
 
 def test_a_difference_that_the_test_does_not_confirm_is_not_clear() -> None:

@@ -7,6 +7,7 @@ the next one starts, and are used again only if system, rows, model, template an
 import itertools
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -304,7 +305,8 @@ def _files_named(value: Any, folder: Path) -> Iterator[tuple[str, str]]:
     """Files that settings name, such as a command's script, with their digests: a changed script is another system."""
     if isinstance(value, str):
         path = folder / value
-        if 0 < len(value) < 1000 and "\0" not in value and "\n" not in value and path.is_file():
+        # os.path says no where pathlib raises: an instruction is no file name, and may be too long for one
+        if 0 < len(value) < 1000 and "\0" not in value and "\n" not in value and os.path.isfile(path):
             yield value, sha256_of(path)
     elif isinstance(value, Mapping | list | tuple):
         for inner in value.values() if isinstance(value, Mapping) else value:

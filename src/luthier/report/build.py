@@ -54,7 +54,7 @@ def build_report(folder: Path, today: date | None = None) -> Report:
     settings = config.build(CostSettings, parts.recipe.get("cost") or {}, ["cost"])
     run = build_run(parts)
     cost = build_cost(settings, _open_book(parts, settings), facts, run, today or date.today())
-    facts = replace(facts, monthly_usd=monthly(cost, settings.repeats_per_year, facts.systems))
+    facts = replace(facts, monthly_usd=monthly(cost, settings, facts.systems))
     return Report(
         verdict=decide(facts, cost).model_copy(update={"sensitivity": sensitivity(facts)}),
         evaluation=parts.evaluation,

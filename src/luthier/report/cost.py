@@ -16,7 +16,7 @@ from luthier.evaluation.rungs import RUNGS, UNTRAINED
 from luthier.prices import Book, Machine, own_machine
 from luthier.prices.book import Price, hosted_names
 from luthier.recipe import CostSettings
-from luthier.report.break_even import break_evens, repeats
+from luthier.report.break_even import break_evens, repeats, repeats_usd
 from luthier.report.cost_schema import (
     Cost,
     Energy,
@@ -78,15 +78,16 @@ def build_cost(settings: CostSettings, book: Book, facts: Facts, run: Run, today
     )
 
 
-def monthly(cost: Cost, repeats_per_year: float, systems: Sequence[System]) -> dict[str, float]:
+def monthly(cost: Cost, settings: CostSettings, systems: Sequence[System]) -> dict[str, float]:
     """A month of each system's answers, here or where they are not given here at their endpoint; a trained one pays its
-    share of the runs of a year."""
+    share of the runs and the new rows of a year."""
+    again = repeats_usd(settings, cost.run_usd or 0.0) / 12
     trained = {system.name for system in systems if is_tuned(system)}
     found = {}
     for paid in cost.systems:
         thousand = price_of(paid)
-        runs = (cost.run_usd or 0.0) * repeats_per_year / 12 if paid.system in trained else 0.0
         if thousand is not None:
+            runs = again if paid.system in trained else 0.0
             found[paid.system] = thousand * cost.answers_per_month / 1000 + runs
     return found
 

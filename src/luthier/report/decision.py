@@ -25,7 +25,7 @@ where two systems are neither, nothing is known, and nothing rests on it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 from luthier.evaluation.rungs import RUNGS, TRAINED, UNTRAINED, Rung
@@ -134,12 +134,13 @@ def unfit(ladder: Ladder) -> Outcome | None:
         return _not_yet(
             f"even the most reliable system, {best.name}, {obstacles[best.name]}; "
             f"more than {percent(ladder.facts.assumptions.most_failures)} is not fit for use.",
-            "More training rows, a stronger base model, or decoding that is bound to the schema.",
+            MORE_RELIABLE,
         )
     said = "; ".join(f"{name} {why}" for name, why in obstacles.items())
     return _not_yet(f"no system is fit for use: {said}.", *_ways_round(ladder))
 
 
+MORE_RELIABLE = "More training rows, a stronger base model, or decoding that is bound to the schema."
 RETRIEVE = "Measure retrieval (evaluation.systems.rag and fine_tuned_rag, with a [retrieval] corpus)."
 
 
@@ -150,24 +151,28 @@ def _needs_retrieval(ladder: Ladder) -> bool:
 
 
 def _ways_round(ladder: Ladder) -> Iterator[str]:
-    """What would take the obstacles away that the recipe's assumptions made."""
-    assumed = ladder.facts.assumptions
-    if _needs_retrieval(ladder):
+    """What would take away the obstacles that there are."""
+    there = {kind for system in ladder.eligible for kind, _ in ladder.obstacles(system)}
+    if "format" in there:
+        yield MORE_RELIABLE
+    if "facts" in there and _needs_retrieval(ladder):
         yield RETRIEVE
-    if assumed.most_seconds is not None:
+    if "time" in there:
         yield "A smaller or quantized model, shorter prompts, or a faster machine."
-    if assumed.most_forgetting is not None:
+    if "forgetting" in there:
         yield "A training that forgets less: `luthier train --remember` tries remedies (docs/forgetting.md)."
 
 
 def external(ladder: Ladder) -> Outcome | None:
     """A program that is no language model is as good as the best of them."""
-    program, tuned = ladder.best("external", fit=True), ladder.fine_tuned
+    program, tuned = ladder.best("external", fit=True), ladder.best(*TRAINED, fit=True)
     prompt = ladder.best(*UNTRAINED, fit=True)
-    if program is None or not ladder.holds_up(program, (tuned, prompt)):
+    if program is None or not ladder.holds_up(program, (*_cheapest_first(ladder, TRAINED), prompt)):
         return None
     against = ""
-    if tuned is not None:
+    if tuned is None and ladder.fine_tuned is not None:
+        against = f"; {_why_not(ladder, ladder.fine_tuned, program)}"
+    elif tuned is not None:
         verb = "beats" if ladder.clearly_better(program, tuned) else "ties with"
         against = f" and {verb} {spoken(tuned)} ({difference_text(ladder, program, tuned)})"
     return Outcome(
@@ -175,6 +180,7 @@ def external(ladder: Ladder) -> Outcome | None:
         f"No language model is needed: the program {reaches(ladder, program)}{against}.",
         program,
         (
+            *_unless_unfit(ladder, program),
             f"Rows unlike these, on which {program.name} is clearly worse than a language model.",
             f"A fine-tuned model {enough(ladder)} better, with an interval clear of zero.",
         ),
@@ -184,19 +190,17 @@ def external(ladder: Ladder) -> Outcome | None:
 def fine_tune(ladder: Ladder) -> Outcome | None:
     """The cheapest trained system that is clearly better than everything without training."""
     program, prompt = ladder.best("external", fit=True), ladder.best(*UNTRAINED, fit=True)
-    rival = prompt or ladder.baseline or ladder.external
+    rival = prompt or program
     trained = _cheapest_first(ladder, TRAINED)
     for tuned in trained:
-        if rival is None or not ladder.clearly_better(tuned, rival) or not ladder.holds_up(tuned, trained):
+        if (rival is not None and not ladder.clearly_better(tuned, rival)) or not ladder.holds_up(tuned, trained):
             continue
         if program is not None and not any(s and ladder.clearly_better(s, program) for s in (tuned, prompt)):
             continue
-        gain = f"{difference_text(ladder, tuned, rival)} over {spoken(rival)}, the best without training"
-        if ladder.baseline is not None and rival is not ladder.baseline and ladder.is_fit(rival):
-            gain += f" that is fit for use: {spoken(ladder.baseline)} {ladder.obstacle(ladder.baseline)}"
         return Outcome(
             RECOMMENDED[rung(tuned)],
-            f"{WORDS[rung(tuned)]}: {reaches(ladder, tuned)}, {gain}{_over_trained(ladder, tuned, trained)}.",
+            f"{WORDS[rung(tuned)]}: {reaches(ladder, tuned)}{_over_trained(ladder, tuned, trained)}"
+            f"{_over_untrained(ladder, tuned, rival)}.",
             tuned,
             (
                 f"A prompt that comes within {share_of_scale(ladder)} of {spoken(tuned)} on the same rows.",
@@ -206,18 +210,33 @@ def fine_tune(ladder: Ladder) -> Outcome | None:
     return None
 
 
+def _over_untrained(ladder: Ladder, tuned: System, rival: System | None) -> str:
+    """What training gains over the best without it that is fit for use, and why a better one is not."""
+    unfit = ladder.best(*UNTRAINED, "external")
+    against = "" if unfit is None or ladder.is_fit(unfit) else f"{spoken(unfit)} {ladder.obstacle(unfit)}"
+    if rival is None:
+        return f"; nothing without training is fit for use: {against}"
+    gain = f", {difference_text(ladder, tuned, rival)} over {spoken(rival)}, the best without training"
+    return f"{gain} that is fit for use: {against}" if against else gain
+
+
 def _over_trained(ladder: Ladder, tuned: System, trained: Sequence[System]) -> str:
     """What the dearest choice gains over the best trained system of a cheaper rung; nothing for the others."""
     plain = [s for s in trained if rung(s) == "fine_tune"]
     if rung(tuned) != "fine_tune+rag" or not plain:
         return ""
     best = max(plain, key=ladder.goodness)
-    return f", and {difference_text(ladder, tuned, best)} over {spoken(best)}"
+    return f", {difference_text(ladder, tuned, best)} over {spoken(best)}"
+
+
+LASTING = {"facts_change": "unknown"}
+"""With these assumptions no facts change."""
 
 
 def stale(ladder: Ladder) -> Outcome | None:
     """What clearly wins knows facts that will have changed, and a lookup was not measured."""
-    taught, rival = ladder.best("fine_tune"), ladder.best(*UNTRAINED, "external", fit=True)
+    settled = Ladder(replace(ladder.facts, assumptions=ladder.facts.assumptions.model_copy(update=LASTING)))
+    taught, rival = settled.best("fine_tune", fit=True), ladder.best(*UNTRAINED, "external", fit=True)
     if taught is None or not _needs_retrieval(ladder) or (rival and not ladder.clearly_better(taught, rival)):
         return None
     return _not_yet(f"{ladder_text(ladder, taught)}, but {ladder.obstacle(taught)}.", RETRIEVE)
@@ -233,6 +252,8 @@ def cheaper_model(ladder: Ladder) -> Outcome | None:
         mine = ladder.facts.monthly_usd.get(tuned.name)
         if other is None or mine is None or theirs is None or mine >= theirs or not ladder.tie(tuned, other):
             continue
+        if any(not ladder.clearly_better(tuned, model) for model in _models_not_dearer(ladder, mine)):
+            continue
         if (own is not None and not ladder.clearly_better(tuned, own)) or not ladder.holds_up(
             tuned, (program, *trained)
         ):
@@ -247,23 +268,37 @@ def cheaper_model(ladder: Ladder) -> Outcome | None:
     return None
 
 
+def _models_not_dearer(ladder: Ladder, monthly_usd: float) -> list[System]:
+    """Other models that are fit for use and cost no more, or nobody knows what."""
+    others = (s for s in ladder.eligible if rung(s) == "other_model" and ladder.is_fit(s))
+    return [s for s in others if ladder.facts.monthly_usd.get(s.name, 0.0) <= monthly_usd]
+
+
 def cheaper_rung(ladder: Ladder) -> Outcome | None:
     """Training is not clearly better: the cheapest system without it that holds up against everything fit for use."""
     rivals = tuple(ladder.best(*rungs, fit=True) for rungs in (UNTRAINED, TRAINED, ("external",)))
     chosen = next((s for s in _cheapest_first(ladder, UNTRAINED) if ladder.holds_up(s, rivals)), None)
     if chosen is None:
         return None
-    tuned = ladder.fine_tuned
+    tuned, best = ladder.fine_tuned, rivals[0] or chosen
     against = f"; {_why_not(ladder, tuned, chosen)}" if tuned else ""
     return Outcome(
         RECOMMENDED[rung(chosen)],
         f"{WORDS[rung(chosen)]}: {reaches(ladder, chosen)}{against}.",
         chosen,
         (
-            f"A fine-tuned model that is {enough(ladder)} better than {spoken(ladder.baseline or chosen)}, "
+            *_unless_unfit(ladder, chosen),
+            f"A fine-tuned model that is {enough(ladder)} better than {spoken(best)}, "
             "with an interval clear of zero: more or cleaner training rows, more steps, a larger base model.",
         ),
     )
+
+
+def _unless_unfit(ladder: Ladder, chosen: System) -> Iterator[str]:
+    """What would have been chosen but for what stands against it."""
+    best = max(ladder.eligible, key=ladder.goodness)
+    if not ladder.is_fit(best) and ladder.clearly_better(best, chosen):
+        yield f"{spoken(best).capitalize()} without what stands against it: it {ladder.obstacle(best)}."
 
 
 def _cheapest_first(ladder: Ladder, rungs: Sequence[Rung]) -> list[System]:

@@ -8,9 +8,10 @@ systems of which neither is clearly better "tie" only if the test could have see
 of the recipe's `[decision]`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist, median
+from typing import Literal, TypeAlias
 
 from luthier.evaluation.rungs import RUNGS, TRAINED, UNTRAINED, Rung
 from luthier.recipe import DecisionSettings
@@ -37,6 +38,7 @@ MOST_CUT_OFF = 0.05
 POWER = 0.8
 """Share of true effects of the minimum detectable size that a test of this size shows."""
 
+Obstacle: TypeAlias = Literal["format", "time", "facts", "forgetting"]
 FAST_CHANGES = ("monthly", "weekly", "daily")
 """Facts that change more often than a model is usually trained again, which is each quarter."""
 
@@ -109,18 +111,22 @@ class Ladder:
 
     def obstacle(self, system: System) -> str | None:
         """What stands against choosing a system, as the end of a sentence that begins with its name; None: nothing."""
+        return next((text for _, text in self.obstacles(system)), None)
+
+    def obstacles(self, system: System) -> Iterator[tuple[Obstacle, str]]:
+        """All that stands against choosing a system, each as a kind and as the end of a sentence."""
         assumptions = self.facts.assumptions
         if failure_share(system) > assumptions.most_failures:
-            return f"fails the wanted format in {percent(failure_share(system))} of its answers"
+            yield "format", f"fails the wanted format in {percent(failure_share(system))} of its answers"
         seconds = seconds_of_one(system)
         if assumptions.most_seconds is not None and seconds is not None and seconds > assumptions.most_seconds:
-            return f"takes {number(seconds, 2)} s for an answer, more than decision.most_seconds"
+            yield "time", f"takes {number(seconds, 2)} s for an answer, more than decision.most_seconds"
         if rung(system) == "fine_tune" and assumptions.facts_change in FAST_CHANGES:
-            return f"was taught its facts, which change {assumptions.facts_change}"
+            yield "facts", f"was taught its facts, which change {assumptions.facts_change}"
         lost = self.largest_loss(system)
         if assumptions.most_forgetting is not None and lost is not None and lost[1] > assumptions.most_forgetting:
-            return f"lost {percent(lost[1])} of {label(lost[0].name)}, more than decision.most_forgetting"
-        return None
+            text = f"lost {percent(lost[1])} of {label(lost[0].name)}, more than decision.most_forgetting"
+            yield "forgetting", text
 
     def largest_loss(self, system: System) -> tuple[Measure, float] | None:
         """Of the training that the system needed: the measure of general ability that lost the largest share."""

@@ -36,8 +36,9 @@ def _verdict(ladder: Ladder, rule: str, outcome: Outcome, cost: Cost | None) -> 
     forgetting = ladder.forgetting_of(chosen) if chosen else ladder.facts.forgetting
     warnings = _warnings(ladder, forgetting)
     sentence = outcome.sentence + _cost_text(outcome, cost)
-    if warnings and outcome.recommendation != "not_yet":
-        sentence += f" Mind: {'; '.join(dict.fromkeys(w.short for w in warnings))}."
+    doubts = warnings if chosen is outcome.system else _warnings(ladder, None)  # what no one will use forgot nothing
+    if doubts and outcome.recommendation != "not_yet":
+        sentence += f" Mind: {'; '.join(dict.fromkeys(w.short for w in doubts))}."
     return Verdict(
         recommendation=outcome.recommendation,
         sentence=sentence,

@@ -8,9 +8,11 @@ interpreter that runs Luthier.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -78,26 +80,31 @@ class Command(System):
         if context.train_file is not None:
             environment["LUTHIER_TRAIN"] = str(context.train_file.resolve())
         try:
-            done = subprocess.run(
+            process = subprocess.Popen(
                 self.command,
-                input=stdin,
-                capture_output=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 encoding="utf-8",
                 errors="replace",
                 cwd=context.recipe_folder,
                 env=environment,
-                timeout=self.timeout_seconds,
-                check=False,
+                start_new_session=True,  # what it starts is ended with it
             )
-        except subprocess.TimeoutExpired as error:
-            raise self._error(
-                f"took longer than {self.timeout_seconds:g} s and was ended", _text(error.stderr)
-            ) from None
         except OSError as error:
             raise self._error(f"cannot be started in {context.recipe_folder}: {error.strerror or error}", "") from None
-        if done.returncode:
-            raise self._error(f"ended with exit code {done.returncode}", done.stderr)
-        return done.stdout
+        with process:
+            try:
+                stdout, stderr = process.communicate(stdin, self.timeout_seconds)
+            except BaseException as error:
+                _end(process)
+                if not isinstance(error, subprocess.TimeoutExpired):
+                    raise
+                what = f"took longer than {self.timeout_seconds:g} s and was ended"
+                raise self._error(what, _text(error.stderr)) from None
+        if process.returncode:
+            raise self._error(f"ended with exit code {process.returncode}", stderr)
+        return stdout
 
     def _parse(self, stdout: str, ids: set[str]) -> dict[str, str]:
         outputs: dict[str, str] = {}
@@ -133,6 +140,15 @@ class Command(System):
             f"the command {self._name!r} {what}. It must answer one JSON object {{id, output}} a line for each row on "
             f"its standard input.{said}"
         )
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a program and what it started; where processes have no groups, the program alone."""
+    if sys.platform == "win32":
+        process.kill()
+    else:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _text(stderr: bytes | str | None) -> str:

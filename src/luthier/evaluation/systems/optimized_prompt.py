@@ -13,7 +13,7 @@ is that of the best of many, on rows that its rules were written for: it flatter
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pydantic import Field
@@ -120,7 +120,7 @@ class OptimizedPrompt(System):
         rows = rows_to_compete_on(asker.context, self.tune_rows, asker.plain)
         if not rows:
             return Found(Candidate(), {"instruction": self.instruction, **Candidate().dump(), "tried": []})
-        race = Race(rows, asker.prompts, asker.context, "optimized_prompt")
+        race = Race(rows, asker.prompts, replace(asker.context, alone_rows=0), "optimized_prompt")
         with self._proposing(context) if proposer is None else nullcontext(proposer) as writing:
             search = _Search(self, context, race, writing)
             best = search.run()

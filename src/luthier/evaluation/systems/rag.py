@@ -178,7 +178,8 @@ class Prompter:
         plain, passages = with_instruction(row.prompt, self.instruction), self.passages_of(row, way.passages)
         solved = [self._solved(example) for example in examples]
         for addition, turns in ((way.addition, solved), (way.addition, []), (Addition(), [])):
-            for count in range(len(passages), 0 if turns else -1, -1):
+            fewest = min(1, len(passages)) if turns else 0  # examples go before the last passage does
+            for count in range(len(passages), fewest - 1, -1):
                 asked = addition.apply(with_passages(plain, passages[:count]))
                 yield Made(with_examples(asked, turns), passages[:count], len(turns))
 

@@ -127,13 +127,14 @@ class Remote(System):
         asked = list(self._requests(questions, context))
         kept = Responses(None if context.responses is None else context.responses / self._file_name)
         missing = {request.key: request for request in asked if kept.get(request.key) is None}
+        known = sum(request.key not in missing for request in asked)
         attempts = self._ask(missing, asked, kept, context) if missing else 0
         context.on_progress("remote", len(rows), len(rows))
         answered = [kept.get(request.key) or {} for request in asked]
         has_usage = all(one["usage"] for one in answered)
         answers = [_answer(r, a, has_usage) for r, a in zip(asked, answered, strict=True)]
         seconds = sum(one["seconds"] for one in answered) / min(self.concurrency, max(len(answered), 1))
-        counted = self._counted(asked, kept, attempts, len(missing))
+        counted = self._counted(asked, kept, attempts, known)
         details = {**self._described(asked, context), **counted}
         return Answers(answers, seconds, details)
 
@@ -196,7 +197,8 @@ class Remote(System):
         where = "which is this machine" if local else "which is not this machine"
         open_ = "" if local or parts.scheme == "https" else ", unencrypted"
         examples = f", each with up to {self.shots} training rows" if self.shots else ""
-        rest = f" ({len(asked) - len(missing)} more are answered already)" if len(missing) < len(asked) else ""
+        known = sum(request.key not in missing for request in asked)
+        rest = f" ({known} more are answered already)" if known else ""
         context.say(
             f"sending the prompts of {len(missing)} rows{examples} to {parts.netloc}, {where}{open_}, for "
             f"{self.model}{rest}"
@@ -216,7 +218,7 @@ class Remote(System):
             ),
         }
 
-    def _counted(self, asked: Sequence[Request], kept: Responses, attempts: int, missing: int) -> dict[str, Any]:
+    def _counted(self, asked: Sequence[Request], kept: Responses, attempts: int, known: int) -> dict[str, Any]:
         answered = [kept.get(request.key) or {} for request in asked]
         usages = [Usage(*one["charged"]) for one in answered]
         without = sum(not one["usage"] for one in answered)
@@ -224,7 +226,7 @@ class Remote(System):
         return {
             "answered_by": sorted({one["model"] for one in answered}),
             "requests": attempts,
-            "cached": len(answered) - missing,
+            "cached": known,
             "input_tokens": sum(usage.prompt for usage in usages),
             "output_tokens": sum(usage.completion for usage in usages),
             "usd": sum(usage.usd(prices) for usage in usages) if prices else None,
@@ -248,4 +250,5 @@ def _answer(request: Request, kept: Mapping[str, Any], has_usage: bool) -> Answe
         prompt_tokens=prompt,
         completion_tokens=completion,
         finished=kept["finish_reason"] != "length",
+        alone_seconds=kept["seconds"],  # others are under way at the same time, and whoever waits waits so long
     )
