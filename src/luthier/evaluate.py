@@ -59,6 +59,7 @@ from luthier.stages import Data, Opened
 
 BASE_ABILITY = "forgetting_base.json"
 RETRIEVAL = "retrieval.json"
+GROUNDING = "grounding.json"
 STYLE = "style.json"
 JUDGED = "judged.json"
 """What the judge of style replied, so that nobody is asked twice."""
@@ -317,6 +318,7 @@ def _evaluate(
 
 def _ground(opened: Opened, folder: RunFolder, question: Question, names: Sequence[str], progress: Progress) -> None:
     """Judge the answers to rows that carry passages, and write `grounding.json`; nothing where no row does."""
+    (folder / GROUNDING).unlink(missing_ok=True)  # of other settings, that had passages
     if question.task in SCORED_TASKS:
         return
     recipe = opened.recipe
@@ -328,7 +330,7 @@ def _ground(opened: Opened, folder: RunFolder, question: Question, names: Sequen
         return
     with progress.stage("grounding", "answers beside their passages"), folder.timed("grounding"):
         found = grounding.ground_systems(carried, question.test, options)
-    folder.write("grounding.json", found)
+    folder.write(GROUNDING, found)
     for one in found["systems"]:
         progress.say(f"    {one['system']}: unsupported {one['shares']['unsupported']['counted']['value']:.3f}")
 
@@ -338,6 +340,7 @@ def _style(
 ) -> None:
     """Measure how answers are written, ask the judge if there is one, and write `style.json`; nothing where answers are
     no free text."""
+    (folder / STYLE).unlink(missing_ok=True)  # of another task
     if question.task != "text":
         return
     settings = opened.recipe.evaluation

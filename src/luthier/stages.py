@@ -73,7 +73,8 @@ def prepare_data(recipe: Recipe, folder: RunFolder, progress: Progress) -> Data:
     """Read, split and check the rows; the result is kept in the run's folder.
 
     Raises:
-        DataError: a row cannot be read, or a check found an error; `findings.json` then tells all of it.
+        DataError: a row cannot be read, or a check found an error; `findings.json` then tells all of it. Or this run
+            was trained already, on other rows than the files hold now.
     """
     digests, corpus = _digests(recipe), _corpus(recipe)
     shown = canonical_hash([text for text, _ in corpus])
@@ -88,6 +89,7 @@ def prepare_data(recipe: Recipe, folder: RunFolder, progress: Progress) -> Data:
             progress.say(f"  {path}: read as {sniff(Path(path))}")
     with progress.stage("check", "reading and checking the data"), folder.timed("check"):
         data, counts, findings = divide(recipe)
+        _require_what_was_trained_on(recipe, folder, kept, data)
         findings = [*findings, *corpus_leaks(corpus, data.test)]
         folder.write("findings.json", [finding.to_dict() for finding in findings])
         _require_no_errors(findings)
@@ -99,6 +101,25 @@ def prepare_data(recipe: Recipe, folder: RunFolder, progress: Progress) -> Data:
     worst = ", ".join(f"{sum(f.severity == s for f in findings)} {s}s" for s in ("warning", "note"))
     progress.say(f"  rows: {rows}; findings: {worst} (in findings.json and the report)")
     return data
+
+
+def _require_what_was_trained_on(recipe: Recipe, folder: RunFolder, kept: Mapping[str, Any] | None, data: Data) -> None:
+    """Test rows may change after a training; if the others did, what was trained on may now be asked in the test."""
+    is_trained = (folder / "adapter").is_dir() or any((folder / "checkpoints").glob("step-*"))
+    if kept is None or not is_trained:
+        return
+    for name in ("train", "validation"):
+        path = folder / f"data/{name}.now.jsonl"
+        now = write_examples(path, data.named()[name])
+        digest = sha256_of(path)
+        path.unlink()
+        if digest != kept["written"][f"{name}.jsonl"]:
+            source = _files(recipe)[name] or recipe.data.train
+            raise DataError(
+                f"the {name} rows are not those that {folder.path} was trained with: {kept[name]:,} then, {now:,} now, "
+                "and not the same. Bring the file back, or use another --out",
+                source,
+            )
 
 
 def _files(recipe: Recipe) -> dict[str, str | None]:

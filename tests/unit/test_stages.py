@@ -116,6 +116,36 @@ def test_an_adapter_that_does_not_fit_is_told_before_the_baselines(
     assert not (tmp_path / "out/records").exists()
 
 
+def test_rows_that_changed_since_the_training_are_refused_and_nothing_is_written(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, rows = tmp_path / "out", tmp_path / "rows.jsonl"
+    assert main(["train", str(recipe), "--out", str(out)]) == 0
+    before, kept = rows.read_text(), (out / "data/train.jsonl").read_text()
+    rows.write_text(before.replace("river 0", "delta 0"), encoding="utf-8")
+    for verb in (["evaluate", str(out)], ["train", str(recipe), "--out", str(out)]):
+        assert main(verb) == 2
+        assert "rows are not those that" in capsys.readouterr().err
+    assert (out / "data/train.jsonl").read_text() == kept
+    assert {path.name for path in (out / "data").iterdir()} >= {"train.jsonl"} and not list(out.glob("data/*.now.*"))
+    rows.write_text(before, encoding="utf-8")
+    assert main(["train", str(recipe), "--out", str(out)]) == 0
+
+
+def test_passages_that_change_after_the_training_do_not_change_what_was_trained(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "corpus.jsonl").write_text('{"id": "a", "text": "A river."}\n{"id": "b", "text": "A tower."}\n')
+    retrieval = '\n[retrieval]\ncorpus = "corpus.jsonl"\nretriever = "bm25"\ntop_k = '
+    text = recipe.read_text()
+    for top_k in (1, 2):
+        recipe.write_text(f"{text}{retrieval}{top_k}\n", encoding="utf-8")
+        assert main(["train", str(recipe), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().err
+    assert "going on after step 6" in said, "the finished training is opened again"
+    assert len((tmp_path / "out/metrics.jsonl").read_text().splitlines()) == 6
+
+
 @pytest.mark.parametrize("name", ["data/validation.jsonl", "findings.json"])
 def test_kept_rows_that_were_changed_are_written_again(name: str, recipe: Path, tmp_path: Path) -> None:
     folder, settings = RunFolder(tmp_path / "out"), load(recipe, [])

@@ -72,6 +72,15 @@ def test_what_is_no_choice_is_let_be(answers: list[Any]) -> None:
     assert found(train, answers) == []
 
 
+def test_a_number_is_not_its_text() -> None:
+    (finding,) = found([{"n": 3}] * 50, [{"n": "3"}] * 50)
+    assert "n in 50 rows ('3'; there it is '3 as a number')" in finding.message
+
+
+def test_training_without_objects_is_not_compared() -> None:
+    assert found(["a text"] * 50, [{"kind": "cafe"}] * 50) == []
+
+
 def test_many_values_and_many_fields_take_no_memory() -> None:
     many = [{f"field{n}": n % 2, "id": f"r{n}"} for n in range(5000)]
     assert found(many, many) == []

@@ -8,7 +8,7 @@ carries over, and not how well it was learned.
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from luthier.data.checks._patterns import printable_label
@@ -31,15 +31,17 @@ class UnseenValues(Check):
 
     def __init__(self) -> None:
         self._rows: Counter[str] = Counter()
+        self._answered: Counter[str] = Counter()
         self._values: dict[str, dict[str, Counter[str]]] = {}
         self._free: set[str] = set()
 
     def see(self, example: Example, split: str) -> None:
         """Count the values of an answer that is a JSON object."""
+        self._rows[split] += 1
         answer = _answer(example)
         if answer is None:
             return
-        self._rows[split] += 1
+        self._answered[split] += 1
         for field, value in answer.items():
             self._count(field, value, split)
 
@@ -49,7 +51,7 @@ class UnseenValues(Check):
         if field not in self._values and len(self._values) >= _MOST_FIELDS:
             return
         counts = self._values.setdefault(field, {}).setdefault(split, Counter())
-        counts[value if isinstance(value, str) else json.dumps(value)] += 1
+        counts[json.dumps(value, ensure_ascii=False)] += 1
         if len(counts) > _MOST_VALUES or (isinstance(value, str) and len(value) > _LONGEST):
             self._free.add(field)
             del self._values[field]
@@ -57,6 +59,8 @@ class UnseenValues(Check):
     def findings(self) -> list[Finding]:
         """A warning for each held-out split that wants values which training never shows, with the fields."""
         trained = next(iter(self._rows), "")
+        if not self._answered[trained]:
+            return []  # training teaches no objects at all, which is another fault than a value that is not there
         found = (self._unseen(trained, split) for split in list(self._rows)[1:])
         return [finding for finding in found if finding is not None]
 
@@ -87,8 +91,18 @@ class UnseenValues(Check):
 
 
 def _told(field: str, concerned: int, unseen: Sequence[str], shown: Mapping[str, int]) -> str:
-    there = f"; there it is {quoted(map(printable_label, shown))}" if 0 < len(shown) <= _SHOWN else ""
-    return f"{printable_label(field)} in {rows(concerned)} ({quoted(map(printable_label, unseen))}{there})"
+    there = f"; there it is {_listed(shown)}" if 0 < len(shown) <= _SHOWN else ""
+    return f"{printable_label(field)} in {rows(concerned)} ({_listed(unseen)}{there})"
+
+
+def _listed(values: Iterable[str]) -> str:
+    """JSON texts in the quotes of all other findings; a number is told apart from its text."""
+    read = (json.loads(value) for value in values)
+    return quoted(printable_label(value) if isinstance(value, str) else _plain(value) for value in read)
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, bool) or value is None else f"{value} as a number"
 
 
 def _answer(example: Example) -> Mapping[str, Any] | None:
