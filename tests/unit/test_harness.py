@@ -15,7 +15,7 @@ import torch
 import luthier
 from luthier.data.templates import build_template
 from luthier.errors import EvaluationError
-from luthier.evaluation.harness import Evaluation, Options, evaluate
+from luthier.evaluation.harness import Evaluation, Options, evaluate, measure
 from luthier.evaluation.rungs import Rung
 from luthier.evaluation.significance import clopper_pearson, mcnemar
 from luthier.evaluation.systems.base import (
@@ -296,6 +296,14 @@ def test_rows_that_cannot_be_compared_are_refused(
 ) -> None:
     with pytest.raises(EvaluationError, match=message):
         evaluate({"base": BASE}, test, context, build_metrics(["accuracy"]), Options(tmp_path, "accuracy"))
+    with pytest.raises(EvaluationError, match=message):  # where the first to answer is what will be trained
+        measure({}, test, context, build_metrics(["accuracy"]), Options(tmp_path, "accuracy"))
+
+
+def test_a_long_instruction_is_no_file_name(context: Context, tmp_path: Path) -> None:
+    said = "Answer with one word and nothing else. " * 12
+    found = run(context, tmp_path, ("accuracy",), base=BASE.model_copy(update={"note": said}))
+    assert found.dump()["systems"][0]["note"] == said
 
 
 @pytest.mark.parametrize(

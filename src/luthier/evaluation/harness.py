@@ -180,6 +180,8 @@ def measure(
 ) -> Iterator[tuple[str, Measured]]:
     """Let one system after the other answer every row; each is yielded when its records are on disk.
 
+    Rows and names are looked at when this is called, also where no system answers before a training.
+
     Args:
         systems: by the name that the report shows; baselines first, by custom.
         rows: the test rows; nothing is chosen on them.
@@ -193,6 +195,16 @@ def measure(
         StorageError: the records cannot be written.
     """
     _require_sound(systems, rows, metrics, options)
+    return _measure_each(systems, rows, context, metrics, options)
+
+
+def _measure_each(
+    systems: Mapping[str, System],
+    rows: Sequence[Example],
+    context: Context,
+    metrics: Mapping[str, Metric],
+    options: Options,
+) -> Iterator[tuple[str, Measured]]:
     scores = any(m.needs == "logprobs" for m in metrics.values())
     context = replace(context, score_targets=scores, alone_rows=ALONE_ROWS)
     shared = _shared_fingerprint(rows, context, metrics)
