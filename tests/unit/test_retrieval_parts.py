@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,14 @@ def test_scripts_without_spaces_are_found_by_their_characters() -> None:
     texts = ["東京は日本の首都です。", "大阪は商人の町です。", "Oslo is the capital of Norway."]
     ((first, *_),) = Bm25(texts).find(["日本の首都はどこ"], 3)
     assert first[0] == 0
+
+
+def test_marks_belong_to_their_words_and_spellings_of_one_word_are_one() -> None:
+    assert words("हिन्दी में क्या है") == ["हिन्दी", "में", "क्या", "है"]
+    assert words(unicodedata.normalize("NFD", "Résumé aus Köln")) == ["résumé", "aus", "köln"]
+    assert words("\u0301 ") == [], "a mark without a letter is no word"
+    text = " ".join(["हिन्दी"] * 5)
+    assert [p.text for p in chunk(Source("s", text), 2)] == ["हिन्दी हिन्दी", "हिन्दी हिन्दी", "हिन्दी"]
 
 
 def test_only_passages_that_share_a_word_are_found_best_first() -> None:

@@ -18,7 +18,7 @@ from luthier.rag.dense import Dense, Flat, VectorStore
 from luthier.rag.embedder import Embedder, Vectors
 from luthier.rag.finder import Finder
 from luthier.rag.fusion import Fused
-from luthier.rag.lexical import Bm25
+from luthier.rag.lexical import RULE, Bm25
 from luthier.rag.passages import Hit, Passage
 from luthier.rag.qdrant import Qdrant, connect
 from luthier.rag.reranker import CrossEncoder, Reranked
@@ -89,7 +89,7 @@ def build_retrievers(settings: RetrievalSettings, host: Host | None = None) -> M
     texts = [passage.titled for passage in passages]
     corpus = canonical_hash([[passage.id, passage.title, passage.text] for passage in passages])
     finders: dict[str, Finder] = {"bm25": Bm25(texts)}
-    keys = {"bm25": canonical_hash([corpus, "bm25"])}
+    keys = {"bm25": canonical_hash([corpus, "bm25", RULE])}
     if settings.retriever != "bm25":
         embedder = Embedder(resolve(settings.embedder, say=host.say), host.device)
         finders["dense"] = _dense(settings, embedder, passages, corpus, host)
