@@ -3,9 +3,9 @@
     score(q, p) = sum over words w of q: idf(w) * tf / (tf + k1 * (1 - b + b * |p| / mean |p|))
 
 Words are runs of letters and digits in lower case, with the marks that belong to them (the vowels of Devanagari, the
-accent of a decomposed letter), in the composed form (NFC), so that one word has one spelling. Scripts that put no space between words (Chinese, Japanese, Thai)
-would be one word a sentence, so each of their characters is a word. Neither stop words nor word stems: both are of one
-language, and idf takes care of the first.
+accent of a decomposed letter), in the composed form (NFC), so that one word has one spelling. Scripts that put no space
+between words (Chinese, Japanese, Thai) would be one word a sentence, so each of their characters is a word. Neither
+stop words nor word stems: both are of one language, and idf takes care of the first.
 """
 
 import re
