@@ -79,6 +79,8 @@ def train_with_passages(recipe: Recipe, folder: RunFolder, data: Data, progress:
     longer = _longer(recipe)
     with folder.timed("training with passages"):
         inner.open(longer, folder / "recipe.toml")
+        replay = folder.read("data/split.json").get("replay", {})  # beside which the training notes what it replays
+        inner.write("data/split.json", {"train": len(data.train), "replay": replay})
 
         def prepare(rows: Data, loaded: LoadedModel, template: Template) -> Data:
             retriever = retriever_of(recipe, loaded.device, within)

@@ -116,6 +116,16 @@ def test_running_and_evaluating_again_does_nothing_twice(finished: Path, recipe:
     assert load(finished / "evaluation.json") == table
 
 
+def test_the_second_training_replays_too(tmp_path: Path, tiny_model_folder: Path) -> None:
+    path = write_task(tmp_path, tiny_model_folder)
+    other = [{"id": f"o{n}", "question": f"How much is {n} and 1?", "answers": [str(n + 1)]} for n in range(30)]
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in other), encoding="utf-8")
+    out, replay = tmp_path / "out", f"data.replay={tmp_path / 'other.jsonl'}"
+    assert main(["train", str(path), "--out", str(out), "--set", replay]) == 0
+    trained = [load(out / at / "data/split.json")["replay"]["trained"] for at in (".", FOLDER)]
+    assert trained[0] == trained[1] > 0
+
+
 def test_another_corpus_is_refused_once_it_was_trained_on(
     finished: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
