@@ -23,7 +23,8 @@ from luthier.rag.fusion import fuse
 from luthier.rag.lexical import Bm25, words
 from luthier.rag.passages import Hit, Passage, Source
 from luthier.rag.prompt import last_question, with_passages
-from luthier.rag.retriever import Retriever
+from luthier.rag.retriever import Retriever, read_passages
+from luthier.recipe import RetrievalSettings
 
 WriteJsonl = Callable[[str, list[dict[str, Any]]], Path]
 
@@ -129,6 +130,13 @@ def test_a_passage_knows_its_source() -> None:
     assert (whole.id, whole.text) == ("s", " One two. Three four.\n")
     (short,) = chunk(Source("s", "One."), 160, 30)
     assert short.id == "s"
+
+
+def test_a_source_that_is_called_like_a_passage_of_another_is_refused(write_jsonl: WriteJsonl) -> None:
+    rows = [{"id": "p", "text": "One two. Three four."}, {"id": "p#2", "text": "Five."}]
+    settings = RetrievalSettings(corpus=str(write_jsonl("corpus.jsonl", rows)), chunk_words=2, overlap_words=0)
+    with pytest.raises(DataError, match=r"the source 'p' was cut, one of its passages is 'p#2'"):
+        read_passages(settings)
 
 
 def test_a_text_of_marks_alone_is_a_passage_that_no_words_find() -> None:
