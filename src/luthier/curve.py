@@ -1,9 +1,10 @@
 """The learning curve of a run: the same training on fewer of its rows, and what more rows would bring.
 
-Each smaller training takes as many steps as the run itself, sees its rows more often instead, and keeps its best
-checkpoint: with as many passes it would take fewer steps, and what looks like a lack of rows would be a lack of steps.
-Rows are left out in whole groups, by a hash, so that a smaller set is part of each larger one. All answer the run's
-test rows, nothing is chosen on them, and the run's own answers are the last point.
+Each smaller training takes as many steps as the run itself planned, sees its rows more often instead, and keeps its
+best checkpoint: with as many passes it would take fewer steps, and what looks like a lack of rows would be a lack of
+steps. Rows are left out in whole groups, by a hash, so that a smaller set is part of each larger one; shares that come
+to the same rows are one training. All answer the run's test rows, nothing is chosen on them, and the run's own answers
+are the last point.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from luthier import assemble
 from luthier.data.split import group_keys
 from luthier.errors import EvaluationError
 from luthier.evaluate import REMEMBER, Question, measure_fine_tuned, question_of, reopen
-from luthier.evaluation.learning_curve import Curve, Size, fit_curve
+from luthier.evaluation.learning_curve import Curve, Size, fit_curve, require_sizes
 from luthier.evaluation.metrics.base import Array
 from luthier.evaluation.significance import number_groups
 from luthier.examples import Example
@@ -36,23 +37,42 @@ def learn_curve(folder: RunFolder, shares: Sequence[float], more_rows: Sequence[
         progress: told what comes out.
 
     Raises:
-        EvaluationError: the run has no trained model, or a share leaves no rows or all of them.
+        EvaluationError: the run has no trained model, a share leaves no rows or all of them, or the shares come to too
+            few different numbers of rows.
     """
     recipe = recipe_of(folder.path)
+    steps = _steps_of(folder)
     data = prepare_data(recipe, folder, progress)
-    parts = [_part(data.train, share, recipe.seed) for share in sorted(set(shares))]
+    parts = _parts(data.train, shares, recipe.seed, progress)
+    require_sizes([*map(len, parts), len(data.train)])  # before anything is trained
     question, statistics = _of_the_run(folder, recipe, data, progress)
     sizes = []
     for part in parts:
         within = Within(progress, f"{len(part):,} rows")
         smaller = replace(data, train=part)
-        sizes.append(Size(len(part), _trained_on(smaller, folder, recipe, len(data.train), question, within)))
+        sizes.append(Size(len(part), _trained_on(smaller, folder, recipe, steps, question, within)))
     sizes.append(Size(len(data.train), statistics))
     metric, groups_N = question.metrics[question.primary], number_groups(group_keys(question.test))
     confidence = recipe.evaluation.confidence
     curve = fit_curve(question.primary, metric, sizes, groups_N, more_rows, confidence, recipe.seed)
     folder.write(FILE, curve.dump())
     return curve
+
+
+def _parts(examples: Sequence[Example], shares: Sequence[float], seed: int, progress: Progress) -> list[list[Example]]:
+    """The different parts that the shares come to, the smallest first.
+
+    Raises:
+        EvaluationError: one is no row, or all of them.
+    """
+    ascending = sorted(set(shares))
+    by_rows = {len(part): part for share in ascending for part in [_part(examples, share, seed)]}
+    if len(by_rows) < len(ascending):
+        progress.say(
+            f"  {len(ascending)} shares come to {len(by_rows)} different numbers of rows, since whole groups of rows "
+            "are left out; the same rows are trained on once"
+        )
+    return list(by_rows.values())
 
 
 def _part(examples: Sequence[Example], share: float, seed: int) -> list[Example]:
@@ -81,10 +101,20 @@ def _part(examples: Sequence[Example], share: float, seed: int) -> list[Example]
     return [example for example, key in zip(examples, keys, strict=True) if key in taken]
 
 
+def _steps_of(folder: RunFolder) -> int:
+    """How many steps the run planned, replayed rows and all.
+
+    Raises:
+        EvaluationError: it has no trained model.
+    """
+    training = folder.read("training.json")
+    if training is None or not (folder / "adapter").is_dir():
+        raise EvaluationError(f"{folder.path} has no trained model, whose training could be repeated: `luthier run`")
+    return int(training["planned_steps"])
+
+
 def _of_the_run(folder: RunFolder, recipe: Recipe, data: Data, progress: Progress) -> tuple[Question, Array]:
     """What the run asks its systems, and how its own trained model answered."""
-    if not (folder / "adapter").is_dir() or not (folder / "training.json").is_file():
-        raise EvaluationError(f"{folder.path} has no trained model, whose training could be repeated: `luthier run`")
     if (folder / REMEMBER).is_file():
         raise EvaluationError(
             f"{folder.path}: `luthier train --remember` put another training in place than the recipe's, which "
@@ -98,13 +128,14 @@ def _of_the_run(folder: RunFolder, recipe: Recipe, data: Data, progress: Progres
 
 
 def _trained_on(
-    data: Data, folder: RunFolder, recipe: Recipe, whole_rows: int, question: Question, progress: Progress
+    data: Data, folder: RunFolder, recipe: Recipe, steps: int, question: Question, progress: Progress
 ) -> Array:
     """Statistics of the primary metric of a training on fewer rows, with as many steps as on the whole."""
-    steps = assemble.planned_steps(recipe, whole_rows)
     smaller = recipe.model_copy(update={"training": recipe.training.model_copy(update={"steps": steps})})
     inner = RunFolder(folder / FOLDER / f"{len(data.train)}", listed=False)
     inner.open(smaller, folder / "recipe.toml")
+    replay = folder.read("data/split.json").get("replay", {})  # beside which the training notes what it replays
+    inner.write("data/split.json", {"train": len(data.train), "replay": replay})
     opened = open_run(smaller, inner, data, progress)
     run = train_stage(prepare_training(opened, progress), progress)
     return _primary(measure_fine_tuned(opened, question, run.injected, progress).statistics, question)

@@ -33,7 +33,7 @@ from luthier.evaluation.forgetting import (
 from luthier.evaluation.grounding import systems as grounding
 from luthier.evaluation.harness import Evaluation, Measured, Options, conclude, measure
 from luthier.evaluation.metrics.base import Metric
-from luthier.evaluation.retrieval import measure_retrieval, recall_sentence
+from luthier.evaluation.retrieval import judged_rows, measure_retrieval, recall_sentence, require_gold
 from luthier.evaluation.schema import read_schema
 from luthier.evaluation.significance import Groups, metric_interval, number_groups
 from luthier.evaluation.style import systems as style
@@ -260,11 +260,23 @@ def used_of(retrievers: Mapping[str, Retriever], recipe: Recipe) -> Retriever | 
 def _measure_retrieval(
     opened: Opened, question: Question, retrievers: Mapping[str, Retriever], progress: Progress
 ) -> None:
-    """Write `retrieval.json`, unless it is there and still true."""
+    """Write `retrieval.json`, unless it is there and still true; none where no test row says what is right.
+
+    Raises:
+        RecipeError: a system wants a training with passages, and no training row asks anything.
+        EvaluationError: a row names passages that the corpus does not hold.
+    """
     rows, settings = conversations(question.test), opened.recipe.retrieval
-    if settings is None or not rows:
+    if settings is None:
         return
     used, confidence = used_name(settings), opened.recipe.evaluation.confidence
+    passages = retrievers[used].passages
+    if any(system.trained_on == "passages" for system in assemble.systems_of(opened.recipe).values()):
+        require_gold(opened.data.train, passages)  # before the first training: the second one reads what they name
+    if not judged_rows(rows, passages):
+        (opened.folder / RETRIEVAL).unlink(missing_ok=True)  # of other rows
+        progress.say("    retrieval is not measured: no test row names its passages or has a short answer to look for")
+        return
     shown = [example_values(row) for row in rows]
     key = canonical_hash([[r.fingerprint for r in retrievers.values()], settings.top_k, shown, confidence])
     kept = opened.folder.read(RETRIEVAL)

@@ -3,12 +3,13 @@
 What the retriever finds for a row's question stands in the row's prompt in training as it will when the model is asked,
 wrong passages and all: so the model learns to read, and to pass over what does not answer. Where the right passage is
 known and was not found, it takes the place of the last one in a training row, since an answer that stands nowhere
-teaches to invent (RAFT, Zhang et al. 2024, arXiv:2403.10131, puts the right one into most rows); validation rows are
-read as they will be asked. The second training has a folder of its
-own in the run's folder, with everything that a training proves and keeps, and goes on where it was.
+teaches to invent (RAFT, Zhang et al. 2024, arXiv:2403.10131, puts the right one into most rows); and it is the last
+that is left out where room is short. Of a source that was cut, the right passage is the one that holds the answer.
+Validation rows are read as they will be asked. The second training has a folder of its own in the run's folder, with
+everything that a training proves and keeps, and goes on where it was.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from luthier import assemble
@@ -19,11 +20,11 @@ from luthier.data.write import write_examples
 from luthier.errors import RecipeError
 from luthier.evaluate import Question, measure_tuned, reopen, retriever_of
 from luthier.evaluation.harness import Evaluation
-from luthier.evaluation.retrieval import judged_rows
+from luthier.evaluation.retrieval import Judged, judged_rows, require_gold
 from luthier.examples import Conversation, Example
 from luthier.models.load import LoadedModel
 from luthier.progress import Progress, Within
-from luthier.rag.passages import Hit, Passage
+from luthier.rag.passages import Passage
 from luthier.rag.prompt import last_question, with_passages
 from luthier.rag.retriever import Retriever
 from luthier.recipe import Recipe
@@ -38,6 +39,8 @@ LONGER = 2.5
 ROOM_TOKENS = 2**17
 """Longest row of the second training: passages make rows longer than `training.max_tokens`, and the model's own context
 is the bound."""
+LOOKED_AT = 100
+"""Places of a search in which the best passage of a right source is looked for, if none of them holds the answer."""
 
 
 def is_wanted(recipe: Recipe) -> bool:
@@ -68,16 +71,20 @@ def train_with_passages(recipe: Recipe, folder: RunFolder, data: Data, progress:
         progress: told what comes out.
 
     Raises:
-        RecipeError: it was done with other passages, or the recipe has none.
+        RecipeError: it was done with other passages, the recipe has none, or no training row asks anything.
+        EvaluationError: a training row names passages that the corpus does not hold.
         LuthierError: as of a training.
     """
     inner, within = RunFolder(folder / FOLDER, listed=False), Within(progress, WHAT)
     longer = _longer(recipe)
     with folder.timed("training with passages"):
         inner.open(longer, folder / "recipe.toml")
+        replay = folder.read("data/split.json").get("replay", {})  # beside which the training notes what it replays
+        inner.write("data/split.json", {"train": len(data.train), "replay": replay})
 
         def prepare(rows: Data, loaded: LoadedModel, template: Template) -> Data:
             retriever = retriever_of(recipe, loaded.device, within)
+            require_gold(rows.train, retriever.passages)
             _require_same(inner, retriever)
             reader = Reader(retriever, template, loaded.max_tokens)
             read = {name: reader.read(examples, helped=name == "train") for name, examples in rows.named().items()}
@@ -139,7 +146,7 @@ class Reader:
     Args:
         retriever: finds them.
         template: renders the rows, whole.
-        longest: tokens of a row at most; what is too much is left out, the last passage first.
+        longest: tokens of a row at most; what is too much is left out, the last passage first, the right one last.
     """
 
     def __init__(self, retriever: Retriever, template: Template, longest: int) -> None:
@@ -149,34 +156,66 @@ class Reader:
         """The same rows; those that ask something, with as many passages as the model's context holds.
 
         `helped`: where the right passage is known and was not found, it takes the place of the last one.
+
+        Raises:
+            EvaluationError: a row that shall be helped names passages that the corpus does not hold.
         """
         asked = [row for row in examples if isinstance(row, Conversation)]
-        found = self._retriever.search([last_question(row.prompt) for row in asked], self._retriever.top_k)
+        found = self._search(asked, self._retriever.top_k)
         judged = {id(one.row): one for one in (judged_rows(asked, self._retriever.passages) if helped else ())}
-        passages = {}
-        for row, hits in zip(asked, found, strict=True):
-            one = judged.get(id(row))
-            right = self._right_of(one.gold) if one is not None and not any(one.relevance(hits)) else None
-            passages[id(row)] = _with_right(hits, right, self._retriever.top_k)
+        right = self._right_of([one for one in judged.values() if one.gold])
+        passages = {id(row): _with_right(hits, right.get(id(row), ()), self._retriever.top_k) for row, hits in found}
         return [
-            self._longest_that_fits(row, passages[id(row)]) if isinstance(row, Conversation) else row
+            self._longest_that_fits(row, *passages[id(row)]) if isinstance(row, Conversation) else row
             for row in examples
         ]
 
-    def _right_of(self, gold: frozenset[str]) -> Passage | None:
-        """The first passage that the row names as right."""
-        return next((p for p in self._retriever.passages if p.source_id in gold or p.id in gold), None)
+    def _search(self, rows: Sequence[Conversation], count: int) -> list[tuple[Conversation, list[Passage]]]:
+        found = self._retriever.search([last_question(row.prompt) for row in rows], count)
+        return [(row, [hit.passage for hit in hits]) for row, hits in zip(rows, found, strict=True)]
 
-    def _longest_that_fits(self, row: Conversation, passages: Sequence[Passage]) -> Conversation:
+    def _right_of(self, judged: Sequence[Judged]) -> dict[int, list[Passage]]:
+        """By row the passages any of which is right: of those that it names, the ones that hold an answer word for
+        word; where none does, the one that the search ranks highest, or the first if it finds none of them."""
+        named: dict[str, list[Passage]] = {}
+        for passage in self._retriever.passages:
+            for name in {passage.id, passage.source_id}:
+                named.setdefault(name, []).append(passage)
+        right, unsure = {}, []
+        for one in judged:
+            candidates = [passage for name in sorted(one.gold) for passage in named[name]]
+            right[id(one.row)] = [passage for passage in candidates if one.holds_answer(passage)] or candidates[:1]
+            if len(candidates) > 1 and not one.holds_answer(right[id(one.row)][0]):
+                unsure.append(one)
+        ranked = self._search([one.row for one in unsure], LOOKED_AT)
+        for one, (row, passages) in zip(unsure, ranked, strict=True):
+            right[id(row)] = next(([p] for p in passages if one.is_of_gold(p)), right[id(row)])
+        return right
+
+    def _longest_that_fits(
+        self, row: Conversation, passages: Sequence[Passage], right: Passage | None = None
+    ) -> Conversation:
         rest = row.messages[len(row.prompt) :]
-        for count in range(len(passages), 0, -1):
-            made = replace(row, messages=(*with_passages(row.prompt, passages[:count]), *rest))
+        for fewer in _ever_fewer(passages, right):
+            made = replace(row, messages=(*with_passages(row.prompt, fewer), *rest))
             if max(len(one.ids) for one in self._template.rows(made)) <= self._longest:
                 return made
         return row
 
 
-def _with_right(hits: Sequence[Hit], right: Passage | None, top_k: int) -> list[Passage]:
-    """What was found, or the right passage in the place of the last one."""
-    found = [hit.passage for hit in hits]
-    return found if right is None else [*found[: top_k - 1], right]
+def _with_right(
+    found: Sequence[Passage], right: Sequence[Passage], top_k: int
+) -> tuple[Sequence[Passage], Passage | None]:
+    """What was found, or a right passage in the place of the last one; and which is right, if any is."""
+    if not right:
+        return found, None
+    there = next((passage for passage in found if passage in right), None)
+    return (found, there) if there is not None else ([*found[: top_k - 1], right[0]], right[0])
+
+
+def _ever_fewer(passages: Sequence[Passage], right: Passage | None) -> Iterator[Sequence[Passage]]:
+    """All of them, then without the last, and so on; the right one goes when it is alone."""
+    while passages:
+        yield passages
+        last = -2 if len(passages) > 1 and passages[-1] is right else -1
+        passages = [passage for passage in passages if passage is not passages[last]]

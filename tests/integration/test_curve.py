@@ -51,9 +51,36 @@ def test_a_run_that_was_not_trained_has_no_curve(
     assert "no trained model" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("options", [["--shares", "0.0001"], ["--shares", "0.99"]])
-def test_a_share_that_leaves_no_rows_or_all_is_refused(
-    trained: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("shares", "message"), [("0.0001", "leave some rows"), ("0.99999", "leave some rows"), ("0.6", "at least 3")]
+)
+def test_shares_that_make_no_curve_are_refused_before_anything_is_trained(
+    trained: Path, shares: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["curve", str(trained), *options]) == 2
-    assert capsys.readouterr().err
+    before = sorted(trained.glob("curve/*"))
+    assert main(["curve", str(trained), "--shares", shares]) == 2
+    assert message in capsys.readouterr().err and sorted(trained.glob("curve/*")) == before
+
+
+def test_a_folder_that_is_no_run_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["curve", str(tmp_path / "typo")]) == 2
+    assert "not a run's folder" in capsys.readouterr().err and not (tmp_path / "typo").exists()
+
+
+def test_shares_of_the_same_rows_are_one_point_and_replayed_rows_count_in_the_steps(
+    tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(tmp_path / "rows.jsonl", 120)
+    write_rows(tmp_path / "other.jsonl", 160)
+    recipe, out = tmp_path / "recipe.toml", tmp_path / "out"
+    recipe.write_text(RECIPE.format(model=tiny_model_folder, steps=0).replace("steps = 0", "epochs = 0.2"), "utf-8")
+    replay = ["--set", f"data.replay={tmp_path / 'other.jsonl'}", "--set", "data.replay_share=0.5"]
+    assert main(["run", str(recipe), "--out", str(out), *replay]) == 0
+    assert main(["curve", str(out), "--shares", "0.25,0.2501,0.5", "--more", "10000,20000"]) == 0
+    curve, said = load(out / "curve.json"), "".join(capsys.readouterr())
+    rows = [point["rows"] for point in curve["points"]]
+    assert len(rows) == 3 and "3 shares come to 2 different numbers of rows" in said
+    steps = {load(path)["planned_steps"] for path in out.glob("curve/*/training.json")}
+    assert steps == {load(out / "training.json")["planned_steps"]}
+    assert [p["more_rows"] for p in curve["promises"]] == [3 * rows[-1]]
+    assert f"Of more than {3 * rows[-1]} more rows, 4 times those there are, nothing is said." in said

@@ -116,6 +116,16 @@ def test_running_and_evaluating_again_does_nothing_twice(finished: Path, recipe:
     assert load(finished / "evaluation.json") == table
 
 
+def test_the_second_training_replays_too(tmp_path: Path, tiny_model_folder: Path) -> None:
+    path = write_task(tmp_path, tiny_model_folder)
+    other = [{"id": f"o{n}", "question": f"How much is {n} and 1?", "answers": [str(n + 1)]} for n in range(30)]
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in other), encoding="utf-8")
+    out, replay = tmp_path / "out", f"data.replay={tmp_path / 'other.jsonl'}"
+    assert main(["train", str(path), "--out", str(out), "--set", replay]) == 0
+    trained = [load(out / at / "data/split.json")["replay"]["trained"] for at in (".", FOLDER)]
+    assert trained[0] == trained[1] > 0
+
+
 def test_another_corpus_is_refused_once_it_was_trained_on(
     finished: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,3 +199,65 @@ def test_passages_are_left_out_from_the_last_where_a_row_would_be_too_long(
     assert "[3]" in shown(whole) and "[3]" not in shown(fewer) and "[2]" in shown(fewer)
     (none,) = read(Reader(retriever, template, 8), row)
     assert none == replace(row)
+
+
+def cut_retriever(folder: Path, *texts: str) -> Retriever:
+    """Passages of three words, two of which stand in a prompt."""
+    rows = [{"id": f"s{number}", "text": text} for number, text in enumerate(texts)]
+    (folder / "cut.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    settings = dict(corpus=str(folder / "cut.jsonl"), retriever="bm25", top_k=2, chunk_words=3, overlap_words=0)
+    return build_retriever(RetrievalSettings.model_validate(settings))
+
+
+def test_of_a_source_the_passage_with_the_answer_is_right(tmp_path: Path, tiny_loaded: LoadedModel) -> None:
+    retriever = cut_retriever(
+        tmp_path, "Somewhere else entirely. Arden is here. Anna lives Somewhere.", "Anna Anna Anna."
+    )
+    template = build_template(tiny_loaded, "model")
+    row = ask("Arden Arden? Anna", "s0")  # finds another passage of the source first
+    (made,) = read(Reader(retriever, template, 4096), row)
+    assert "Somewhere" in shown(made)
+    vague = replace(row, messages=(row.messages[0], Message("assistant", "Nobody knows.")))
+    (made,) = read(
+        Reader(retriever, template, 4096), replace(vague, messages=(Message("user", "Anna?"), vague.messages[1]))
+    )
+    assert "Anna lives Somewhere." in shown(made), "no passage holds the answer: the one that is found first"
+
+
+def test_the_right_passage_is_the_last_to_be_left_out(retriever: Retriever, tiny_loaded: LoadedModel) -> None:
+    template, row = build_template(tiny_loaded, "model"), ask("Where does Anna 20 live?", "p33")
+    (whole,) = read(Reader(retriever, template, 4096), row)
+    (fewer,) = read(Reader(retriever, template, len(template.rows(whole)[0].ids) - 1), row)
+    assert "[3]" not in shown(fewer) and "[1] Anna 20\n" in shown(fewer) and "[2] David 33\n" in shown(fewer)
+    (one,) = read(Reader(retriever, template, len(template.rows(fewer)[0].ids) - 1), row)
+    assert "[1] David 33\n" in shown(one) and "[2]" not in shown(one)
+
+
+def test_gold_that_the_corpus_lacks_stops_before_the_first_training(
+    tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_task(tmp_path, tiny_model_folder)
+    rows = [{**row, "gold_passage_ids": ["gone"]} for row in lines(tmp_path / "rows.jsonl")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    test = [{"id": f"t{n}", "question": f"Who is {n}?", "answers": ["Anna"]} for n in range(6)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in test), encoding="utf-8")
+    out = tmp_path / "out"
+    assert main(["run", str(path), "--out", str(out), "--set", f"data.test={tmp_path / 'test.jsonl'}"]) == 2
+    assert "names 'gone'" in capsys.readouterr().err and not (out / "adapter").exists()
+
+
+def test_a_run_goes_on_where_recall_cannot_be_judged(
+    tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = RECIPE.replace("[evaluation.systems.fine_tuned_rag]\n", "")
+    path = write_task(tmp_path, tiny_model_folder, recipe)
+    reply = "Nobody knows where that is, and nobody has ever asked before"
+    asked = [
+        [{"role": "user", "content": f"Who is {n}?"}, {"role": "assistant", "content": f"{reply} {n}"}]
+        for n in range(50)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"messages": m}) + "\n" for m in asked), encoding="utf-8")
+    assert main(["run", str(path), "--out", str(tmp_path / "out")]) == 0
+    assert not (tmp_path / "out/retrieval.json").exists()
+    assert "retrieval is not measured" in "".join(capsys.readouterr())
+    assert main(["retrieve", str(path)]) == 2

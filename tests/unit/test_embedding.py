@@ -87,6 +87,8 @@ def test_a_folder_that_says_less_is_read_less(folder: Path, tmp_path: Path) -> N
         ),
         ("config_sentence_transformers.json", {"prompts": {"query": "query: "}}, "asks for prefixes of texts"),
         ("sentence_bert_config.json", [], "expected a JSON object"),
+        ("modules.json", [{"type": "sentence_transformers.models.Dense", "path": "2_Dense"}], "names a part 'Dense'"),
+        ("modules.json", {}, "expected a JSON list of objects"),
     ],
 )
 def test_an_encoder_that_would_be_used_wrongly_is_refused(
@@ -97,6 +99,20 @@ def test_an_encoder_that_would_be_used_wrongly_is_refused(
     (odd / file).write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(ModelError, match=message):
         Embedder(resolve(str(odd)), CPU)
+
+
+def test_the_parts_of_a_folder_are_read_where_it_says(tmp_path: Path) -> None:
+    folder = write_encoder(tmp_path / "parts")
+    kinds = ["Transformer", "Pooling", "Normalize"]
+    parts = [
+        {"type": f"sentence_transformers.models.{kind}", "path": f"{at}_{kind}"} for at, kind in enumerate(kinds, 5)
+    ]
+    (folder / "modules.json").write_text(json.dumps(parts), encoding="utf-8")
+    Embedder(resolve(str(folder)), CPU)
+    (folder / "6_Pooling").mkdir()
+    (folder / "6_Pooling/config.json").write_text('{"pooling_mode_mean_tokens": false}', encoding="utf-8")
+    with pytest.raises(ModelError, match="another pooling"):
+        Embedder(resolve(str(folder)), CPU)
 
 
 def test_an_encoder_that_lacks_weights_is_refused(tmp_path: Path) -> None:

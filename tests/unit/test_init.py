@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 import tomllib
@@ -156,6 +157,15 @@ def test_of_many_long_texts_only_some_are_scored(tmp_path: Path) -> None:
     test = _write(tmp_path / "test.jsonl", [{"text": f"Held out {i}. " + "word " * 2000} for i in range(300)])
     assert _init(tmp_path, rows, "--test", str(test)).evaluation.max_rows == 200
     assert _init(tmp_path, rows, "--force").evaluation.max_rows is None
+    fewer = _write(tmp_path / "test.jsonl", [{"text": f"Held out {i}. " + "word " * 2500} for i in range(200)])
+    assert _init(tmp_path, rows, "--force", "--test", str(fewer)).evaluation.max_rows is None, "they are no more"
+
+
+def test_a_first_look_takes_a_part_of_the_steps(tmp_path: Path) -> None:
+    _init(tmp_path, [{"text": f"Paragraph {i}. " + "word " * 4000} for i in range(300)])
+    note = (tmp_path / "recipe.toml").read_text(encoding="utf-8")
+    (steps,), (few,) = re.findall(r"About ([\d,]+) steps", note), re.findall(r"training\.steps=(\d+)", note)
+    assert 0 < int(few) < int(steps.replace(",", "")) / 5
 
 
 def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
@@ -375,6 +385,7 @@ def test_a_corpus_sets_the_whole_ladder_up(tmp_path: Path) -> None:
     ("rows", "corpus", "said"),
     [
         (_questions(60), "nowhere.jsonl", "no such file or folder"),
+        (_questions(60), "corpus.pdf", "expected one of .txt, .md"),
         ([{"text": f"Raw text number {i}."} for i in range(60)], "train.jsonl", "ask nothing"),
     ],
 )
@@ -383,6 +394,7 @@ def test_a_corpus_that_cannot_help_is_refused(
 ) -> None:
     train = tmp_path / "train.jsonl"
     train.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "corpus.pdf").write_bytes(b"%PDF")
     output = tmp_path / "recipe.toml"
     assert main(["init", str(train), "--corpus", str(tmp_path / corpus), "-o", str(output)]) == 2
     assert said in capsys.readouterr().err and not output.exists()

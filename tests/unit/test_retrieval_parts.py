@@ -2,7 +2,10 @@
 
 import itertools
 import json
+import time
+import unicodedata
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +13,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from luthier.errors import DataError, EvaluationError
-from luthier.evaluation.retrieval import judged_rows, measure_retrieval, score
-from luthier.examples import Conversation, Message
+from luthier.errors import DataError, EvaluationError, RecipeError
+from luthier.evaluation.retrieval import judged_rows, measure_retrieval, require_gold, score
+from luthier.examples import Conversation, Message, Preference
 from luthier.rag.chunking import chunk
 from luthier.rag.corpus import read_corpus
 from luthier.rag.finder import Found
@@ -20,7 +23,8 @@ from luthier.rag.fusion import fuse
 from luthier.rag.lexical import Bm25, words
 from luthier.rag.passages import Hit, Passage, Source
 from luthier.rag.prompt import last_question, with_passages
-from luthier.rag.retriever import Retriever
+from luthier.rag.retriever import Retriever, read_passages
+from luthier.recipe import RetrievalSettings
 
 WriteJsonl = Callable[[str, list[dict[str, Any]]], Path]
 
@@ -128,6 +132,13 @@ def test_a_passage_knows_its_source() -> None:
     assert short.id == "s"
 
 
+def test_a_source_that_is_called_like_a_passage_of_another_is_refused(write_jsonl: WriteJsonl) -> None:
+    rows = [{"id": "p", "text": "One two. Three four."}, {"id": "p#2", "text": "Five."}]
+    settings = RetrievalSettings(corpus=str(write_jsonl("corpus.jsonl", rows)), chunk_words=2, overlap_words=0)
+    with pytest.raises(DataError, match=r"the source 'p' was cut, one of its passages is 'p#2'"):
+        read_passages(settings)
+
+
 def test_a_text_of_marks_alone_is_a_passage_that_no_words_find() -> None:
     (only,) = chunk(Source("s", "*** --- ***"), 10)
     assert only.text == "*** --- ***"
@@ -142,6 +153,14 @@ def test_scripts_without_spaces_are_found_by_their_characters() -> None:
     texts = ["東京は日本の首都です。", "大阪は商人の町です。", "Oslo is the capital of Norway."]
     ((first, *_),) = Bm25(texts).find(["日本の首都はどこ"], 3)
     assert first[0] == 0
+
+
+def test_marks_belong_to_their_words_and_spellings_of_one_word_are_one() -> None:
+    assert words("हिन्दी में क्या है") == ["हिन्दी", "में", "क्या", "है"]
+    assert words(unicodedata.normalize("NFD", "Résumé aus Köln")) == ["résumé", "aus", "köln"]
+    assert words("\u0301 ") == [], "a mark without a letter is no word"
+    text = " ".join(["हिन्दी"] * 5)
+    assert [p.text for p in chunk(Source("s", text), 2)] == ["हिन्दी हिन्दी", "हिन्दी हिन्दी", "हिन्दी"]
 
 
 def test_only_passages_that_share_a_word_are_found_best_first() -> None:
@@ -214,6 +233,34 @@ def test_without_gold_a_passage_that_holds_the_answer_is_right() -> None:
     assert judged_rows([row("r", answers=["the"])], passages) == [], "an answer of no words is found nowhere"
 
 
+def test_a_long_reply_is_looked_for_in_no_passage_and_listed_answers_are() -> None:
+    passages = [Passage("p", "One two three four five six seven.", "", "p")]
+    reply = "one two three four five six seven"
+    (listed,) = judged_rows([row("r", answers=[reply])], passages)
+    assert listed.relevance([Hit(passages[0], 1.0)]) == ["answer"]
+    free = Conversation((Message("user", "?"), Message("assistant", reply)), id="f")
+    assert judged_rows([free], passages) == []
+    assert len(judged_rows([replace(free, target="five six")], passages)) == 1
+
+
+def test_a_gold_passage_of_a_gold_source_counts_once() -> None:
+    passages = [hit.passage for hit in hits("a", "b")]
+    (one,) = judged_rows([row("r", gold_passage_ids=["a", "a#1", "b#1"])], passages)
+    assert one.right == 2
+    assert score(one.relevance(hits("a", "b")), one.right)["recall_at_3"] == 1
+
+
+def test_training_rows_are_looked_at_before_they_are_read_with_passages() -> None:
+    passages = [hit.passage for hit in hits("a")]
+    require_gold([row("r", gold_passage_ids=["a"])], passages)
+    with pytest.raises(EvaluationError, match=r"row r .* names 'z'"):
+        require_gold([row("r", gold_passage_ids=["z"])], passages)
+    said = (Message("assistant", "x"),)
+    pair = Preference((Message("user", "?"),), said, said)
+    with pytest.raises(RecipeError, match=r"fine_tuned_rag .* are preferences; expected conversations"):
+        require_gold([pair], passages)
+
+
 def test_gold_that_the_corpus_lacks_is_an_error() -> None:
     passages = [hit.passage for hit in hits("a")]
     with pytest.raises(EvaluationError, match=r"row r .* names 'z', and the corpus has no source"):
@@ -250,5 +297,27 @@ def test_the_table_counts_groups_and_says_how_rows_were_judged() -> None:
     assert second["metrics"]["recall_at_1"]["value"] == pytest.approx(1 / 3)
     assert second["metrics"]["mrr"]["value"] == pytest.approx((0.5 + 0 + 1) / 3)
     json.dumps(found, allow_nan=False)
+
+
+class Slow(Fixed):
+    """Builds something at the first search."""
+
+    def find(self, queries: Any, count: int) -> list[list[Found]]:
+        if not self.found:
+            time.sleep(0.3)
+            self.found = ([0],)
+        return super().find(queries, count)
+
+
+def test_the_time_of_a_query_is_without_that_of_the_index() -> None:
+    slow = Retriever("bm25", [hit.passage for hit in hits("a")], Slow(), 5, "f")
+    found = measure_retrieval({"bm25": slow}, [row("0", "0", gold_passage_ids=["a"])], np.array([0]), "bm25")
+    assert found["retrievers"][0]["seconds_per_query"] < 0.2
+
+
+def test_where_nothing_is_known_nothing_is_measured() -> None:
+    passages = [hit.passage for hit in hits(*"abc")]
+    rows = [row("3", "3", answers=["the"])]
+    perfect = Retriever("bm25", passages, Fixed([0], [0], [2]), 5, "f")
     with pytest.raises(EvaluationError, match="none of 1 rows has gold_passage_ids"):
-        measure_retrieval({"bm25": perfect}, rows[3:], np.array([0]), "bm25")
+        measure_retrieval({"bm25": perfect}, rows, np.array([0]), "bm25")

@@ -6,7 +6,8 @@ where the error is the distance to the metric's best value, or the value itself 
 Learning curves of neural networks follow it over wide ranges (Hestness et al. 2017, arXiv:1712.00409). What more rows
 would bring is the fall of the fitted curve, with an interval from two sources: the test rows (resampled together at
 all sizes, since all answer the same rows) and the trainings (each size is one draw; how far draws lie from a smooth
-curve is read off the fit, and is added to every resample).
+curve is read off the fit, and is added to every resample). Of three sizes alone nothing can be read off: the fit goes
+through them, and the interval is too narrow where trainings differ.
 
 Shapes: M sizes, B resamples, C exponents. The curve never rises by assumption: rows that harm are not its subject.
 """
@@ -93,7 +94,7 @@ def fit_curve(
         metric: what is measured.
         sizes: ascending in rows, all of the same test rows.
         groups_N: which test rows ask the same.
-        more_rows: how many rows more to speak of; at most `FURTHEST` times the rows of the largest size in all.
+        more_rows: how many rows more to speak of; of more than `furthest`, that is spoken of, once.
         confidence: coverage of the intervals.
         seed: decides the resamples.
 
@@ -101,17 +102,14 @@ def fit_curve(
         EvaluationError: fewer than `FEWEST_SIZES` sizes, or a value that is not finite.
     """
     rows_M = np.array([size.rows for size in sizes], dtype=np.float64)
-    if len(set(rows_M.tolist())) < FEWEST_SIZES:
-        raise EvaluationError(
-            f"a learning curve needs at least {FEWEST_SIZES} different numbers of training rows, and has "
-            f"{len(set(rows_M.tolist()))}; give more shares, or more training rows"
-        )
+    require_sizes([size.rows for size in sizes])
     values_M = np.array([metric.value(size.statistics_NS) for size in sizes])
     if not np.isfinite(values_M).all():
         raise EvaluationError(f"{metric_name} could not be measured at every size: {values_M.tolist()}")
     fitted = fit_power(rows_M, _errors(metric, values_M)[None])
     residual_M = _errors(metric, values_M) - power(rows_M, *fitted)[0]
-    noise = math.sqrt(float((residual_M**2).sum()) / max(len(sizes) - 3, 1))
+    freedom = max(len(sizes) - 3, 1)  # three numbers were fitted
+    noise = math.sqrt(float((residual_M**2).sum()) / freedom)
     drawn_BM = np.concatenate(
         [
             np.stack([metric.values(size.statistics_NS, counts) for size in sizes], axis=1)
@@ -120,15 +118,17 @@ def fit_curve(
     )
     rng = np.random.default_rng(seed)
     errors_BM = _errors(metric, drawn_BM[np.isfinite(drawn_BM).all(axis=1)])
-    errors_BM = errors_BM + rng.normal(scale=noise, size=errors_BM.shape)
+    # one or two residuals tell little about the noise: each resample draws how large it may be as well (Student's t)
+    spread_B1 = noise * np.sqrt(freedom / rng.chisquare(freedom, size=(len(errors_BM), 1)))
+    errors_BM = errors_BM + spread_B1 * rng.normal(size=errors_BM.shape)
     resampled = fit_power(rows_M, errors_BM)
     largest, promises = float(rows_M.max()), []
-    for more in more_rows:
-        beyond = np.array([largest, min(largest + more, FURTHEST * largest)])
+    for more in dict.fromkeys(min(more, furthest(sizes[-1].rows)) for more in more_rows):
+        beyond = np.array([largest, largest + more])
         own, others = power(beyond, *fitted), power(beyond, *resampled)
         tail = (1 - confidence) / 2
         low, high = np.quantile(others[:, 0] - others[:, 1], [tail, 1 - tail])
-        promises.append(Promise(int(beyond[1] - largest), float(own[0, 0] - own[0, 1]), float(low), float(high)))
+        promises.append(Promise(more, float(own[0, 0] - own[0, 1]), float(low), float(high)))
     floor, scale, exponent = (float(part[0]) for part in fitted)
     return Curve(
         metric_name,
@@ -140,6 +140,24 @@ def fit_curve(
         noise,
         tuple(promises),
     )
+
+
+def require_sizes(rows: Sequence[int]) -> None:
+    """Check that a curve can be fitted through so many rows.
+
+    Raises:
+        EvaluationError: fewer than `FEWEST_SIZES` different numbers.
+    """
+    if len(set(rows)) < FEWEST_SIZES:
+        raise EvaluationError(
+            f"a learning curve needs at least {FEWEST_SIZES} different numbers of training rows, the whole among them, "
+            f"and has {len(set(rows))}; give more shares, or more training rows"
+        )
+
+
+def furthest(rows: int) -> int:
+    """Of how many more rows something is said, at most."""
+    return int((FURTHEST - 1) * rows)
 
 
 def _errors(metric: Metric, values: Array) -> Array:

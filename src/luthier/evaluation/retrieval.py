@@ -8,8 +8,9 @@
 averaged over questions, with a bootstrap interval.
 
 What is right comes from the row: `gold_passage_ids`, which are ids of sources or of passages. A row without them is
-judged by its answer: right is the first passage that holds an acceptable answer word for word. That is kinder, for a
-passage may name the answer and say nothing of the question, so how many rows were judged how is told with the figures.
+judged by its answer, if its target lists acceptable ones or is a few words long: right is the first passage that holds
+one word for word. That is kinder, for a passage may name the answer and say nothing of the question, so how many rows
+were judged how is told with the figures. A longer reply stands in no passage, and its row is left out.
 """
 
 import math
@@ -20,11 +21,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from luthier.errors import EvaluationError
+from luthier.errors import EvaluationError, RecipeError
 from luthier.evaluation.metrics._answers import answer_words
 from luthier.evaluation.metrics.base import Array
 from luthier.evaluation.significance import Groups, mean_interval
-from luthier.examples import Conversation
+from luthier.examples import Conversation, Example
 from luthier.rag.passages import Hit, Passage
 from luthier.rag.prompt import last_question
 
@@ -33,6 +34,8 @@ DEPTH = 10
 RECALLS = (1, 3, 5, 10)
 GOLD = "gold_passage_ids"
 """The field of a row that names the right passages."""
+FEW_WORDS = 6
+"""A reply of more is looked for in no passage: nobody would find it there word for word, however good the passage."""
 
 if TYPE_CHECKING:  # the report reads this module, and needs no torch
     from luthier.rag.retriever import Retriever
@@ -47,7 +50,7 @@ class Judged:
     row: Conversation
     by: Judge
     gold: frozenset[str] = frozenset()
-    """Ids of sources or passages."""
+    """Ids of sources or passages; of a source that is named, no passage is."""
     answers: tuple[tuple[str, ...], ...] = ()
     """The words of each acceptable answer."""
 
@@ -63,18 +66,22 @@ class Judged:
 
     def _right(self, passage: Passage) -> str:
         if self.by == "answer_text":
-            return "answer" if any(_holds(passage, answer) for answer in self.answers) else ""
+            return "answer" if self.holds_answer(passage) else ""
         return next((name for name in (passage.source_id, passage.id) if name in self.gold), "")
+
+    def is_of_gold(self, passage: Passage) -> bool:
+        """Whether the row names the passage or its source."""
+        return passage.source_id in self.gold or passage.id in self.gold
+
+    def holds_answer(self, passage: Passage) -> bool:
+        """Whether an acceptable answer stands in it word for word."""
+        text = f" {' '.join(answer_words(passage.text))} "
+        return any(f" {' '.join(answer)} " in text for answer in self.answers)
 
     @property
     def right(self) -> int:
         """How many right ones there are."""
         return len(self.gold) if self.by == "gold_passage_ids" else 1
-
-
-def _holds(passage: Passage, answer: tuple[str, ...]) -> bool:
-    """Whether the words of the answer stand in the text in a row."""
-    return f" {' '.join(answer)} " in f" {' '.join(answer_words(passage.text))} "
 
 
 def judged_rows(rows: Sequence[Conversation], passages: Sequence[Passage]) -> list[Judged]:
@@ -83,24 +90,44 @@ def judged_rows(rows: Sequence[Conversation], passages: Sequence[Passage]) -> li
     Raises:
         EvaluationError: a row's gold ids are no list of texts, or name what the corpus does not hold.
     """
-    ids = {name for passage in passages for name in (passage.id, passage.source_id)}
-    found = (_judged(row, ids) for row in rows)
+    sources = {passage.id: passage.source_id for passage in passages}
+    sources |= {source: source for source in sources.values()}
+    found = (_judged(row, sources) for row in rows)
     return [one for one in found if one is not None]
 
 
-def _judged(row: Conversation, ids: set[str]) -> Judged | None:
+def require_gold(rows: Sequence[Example], passages: Sequence[Passage]) -> None:
+    """Check before the first training that the second one can read these training rows with passages.
+
+    Raises:
+        RecipeError: none of them is a conversation.
+        EvaluationError: as of `judged_rows`.
+    """
+    asked = [row for row in rows if isinstance(row, Conversation)]
+    if rows and not asked:
+        raise RecipeError(
+            "evaluation.systems.fine_tuned_rag trains on rows with passages before their questions, and the training "
+            f"rows are {type(rows[0]).__name__.lower()}s; expected conversations: leave the system out"
+        )
+    judged_rows(asked, passages)
+
+
+def _judged(row: Conversation, sources: Mapping[str, str]) -> Judged | None:
+    """`sources`: by id of a passage or source, the source."""
     gold = row.extra.get(GOLD)
+    answers = tuple(words for text in _answers(row) if (words := tuple(answer_words(text))))
     if gold:
         if not isinstance(gold, list | tuple) or not all(isinstance(name, str) for name in gold):
             raise EvaluationError(f"row {row.id} ({row.where}): {GOLD} must be a list of ids, found {gold!r:.80}")
-        if absent := sorted(set(gold) - ids):
+        if absent := sorted(set(gold) - sources.keys()):
             raise EvaluationError(
                 f"row {row.id} ({row.where}): {GOLD} names {absent[0]!r}, and the corpus has no source or passage of "
                 "that id; retrieval.corpus is another one than the rows were made for, or the id is misspelled"
             )
-        return Judged(row, "gold_passage_ids", gold=frozenset(gold))
-    answers = tuple(words for text in _answers(row) if (words := tuple(answer_words(text))))
-    return Judged(row, "answer_text", answers=answers) if answers else None
+        whole = frozenset(name for name in gold if sources[name] == name or sources[name] not in gold)
+        return Judged(row, "gold_passage_ids", whole, answers)
+    short = isinstance(row.target, list | tuple) or all(len(words) <= FEW_WORDS for words in answers)
+    return Judged(row, "answer_text", answers=answers) if answers and short else None
 
 
 def _answers(row: Conversation) -> list[str]:
@@ -136,7 +163,8 @@ def measure_retrieval(
     judged = judged_rows(rows, passages)
     if not judged:
         raise EvaluationError(
-            f"retrieval cannot be measured: none of {len(rows)} rows has {GOLD}, or an answer to look for in passages"
+            f"retrieval cannot be measured: none of {len(rows)} rows has {GOLD}, or a short answer to look for in "
+            "passages"
         )
     kept = {id(one.row) for one in judged}
     numbers = np.unique(groups_N[[id(row) in kept for row in rows]], return_inverse=True)[1]
@@ -160,8 +188,10 @@ def measure_retrieval(
 def _measure(
     retriever: "Retriever", judged: Sequence[Judged], groups_N: Groups, confidence: float, seed: int
 ) -> dict[str, Any]:
+    questions = [last_question(one.row.prompt) for one in judged]
+    retriever.search(questions[:1], DEPTH)  # builds the index and loads the models, which is no query's time
     start = time.perf_counter()
-    hits = retriever.search([last_question(one.row.prompt) for one in judged], DEPTH)
+    hits = retriever.search(questions, DEPTH)
     seconds = time.perf_counter() - start
     scores: dict[str, Array] = {name: np.zeros(len(judged)) for name in METRICS}
     for at, (one, found) in enumerate(zip(judged, hits, strict=True)):

@@ -28,7 +28,7 @@ def read_corpus(path: Path, say: Callable[[str], None] = lambda _text: None) -> 
         DataError: there is no such file, nothing to read, a row or file without text, or two sources of one id.
     """
     seen: dict[str, Where] = {}
-    for file in _files(path, say):
+    for file in corpus_files(path, say):
         name = PurePath(file.name) if file == path else file.relative_to(path)
         for source in _read_text(file, name) if file.suffix.lower() in TEXT_FILES else _read_rows(file, name):
             if not source.text.strip():
@@ -44,11 +44,12 @@ def read_corpus(path: Path, say: Callable[[str], None] = lambda _text: None) -> 
         raise DataError("the corpus holds no text", path)
 
 
-def _place(where: Where) -> tuple[str, int | None, int]:
-    return where.path, where.line or None, where.row
+def corpus_files(path: Path, say: Callable[[str], None] = lambda _text: None) -> list[Path]:
+    """The files of a corpus, in the order in which they are read; arguments are those of `read_corpus`.
 
-
-def _files(path: Path, say: Callable[[str], None]) -> list[Path]:
+    Raises:
+        DataError: the file, or every one of the folder, is of a kind that is not read.
+    """
     if not path.is_dir():
         if path.suffix.lower() not in (*TEXT_FILES, *READERS):
             raise DataError(f"expected one of {', '.join((*TEXT_FILES, *READERS))}, or a folder of such files", path)
@@ -62,6 +63,10 @@ def _files(path: Path, say: Callable[[str], None]) -> list[Path]:
         kinds = ", ".join(sorted({file.suffix or "no ending" for file in other}))
         say(f"{path}: {len(other)} files that are no text were passed over ({kinds})")
     return known
+
+
+def _place(where: Where) -> tuple[str, int | None, int]:
+    return where.path, where.line or None, where.row
 
 
 def _read_text(file: Path, name: PurePath) -> Iterator[Source]:

@@ -3,8 +3,9 @@
     e(t) = m / |m|,   m = mean of h_i over the tokens i of t          (Reimers and Gurevych 2019, arXiv 1908.10084)
 
 So the product of two vectors is the cosine of their angle. A text that is longer than the encoder reads is cut there,
-and counted. Left out: pooling by the first token and prefixes such as `query: `; an encoder whose folder asks for
-either is refused, because it would answer, only worse.
+and counted. Left out: pooling by the first token, layers behind the mean, and prefixes such as `query: `; an encoder
+whose folder asks for one of these is refused, because it would answer, only worse. One that asks for prefixes in its
+description alone cannot be told from others.
 """
 
 import json
@@ -30,6 +31,8 @@ BATCH_TOKENS = 8192
 """Most tokens computed at once, padding included."""
 UNBOUNDED = 1 << 20
 """What a tokenizer that knows no limit says is more than this."""
+MODULES = ("Transformer", "Pooling", "Normalize")
+"""Parts that a folder of the library sentence-transformers may name: what is computed here."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,23 @@ def _max_tokens(folder: Path, tokenizer: Any) -> int:
 
 
 def _require_mean(folder: Path, name: str) -> None:
-    pooling = folder / "1_Pooling" / "config.json"
+    """Check that the folder asks for the mean over tokens of a text as it stands, and for nothing more.
+
+    Raises:
+        ModelError: it does not, or a file of it is damaged.
+    """
+    parts = folder / "modules.json"
+    modules = _read(parts) if parts.is_file() else []
+    if not isinstance(modules, list) or not all(isinstance(part, dict) for part in modules):
+        raise ModelError(f"{parts}: expected a JSON list of objects, the parts of the encoder")
+    kinds = [str(part.get("type", "")).rpartition(".")[2] for part in modules]
+    if other := [kind for kind in kinds if kind not in MODULES]:
+        raise ModelError(
+            f"{name}: {parts} names a part {other[0]!r}, and only {', '.join(MODULES)} are computed here; use an "
+            "encoder without it, such as all-minilm-l6-v2"
+        )
+    paths = [part.get("path") for part, kind in zip(modules, kinds, strict=True) if kind == "Pooling"]
+    pooling = folder / str(paths[0] if paths else "1_Pooling") / "config.json"
     if pooling.is_file() and not _json(pooling).get("pooling_mode_mean_tokens", True):
         raise ModelError(
             f"{name}: {pooling} asks for another pooling than the mean over tokens, which is the only one here; "
@@ -155,10 +174,14 @@ def _require_mean(folder: Path, name: str) -> None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read: {error}") from None
+    values = _read(path)
     if not isinstance(values, dict):
         raise ModelError(f"{path}: expected a JSON object, found {type(values).__name__}")
     return values
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read: {error}") from None

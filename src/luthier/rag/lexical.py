@@ -2,12 +2,14 @@
 
     score(q, p) = sum over words w of q: idf(w) * tf / (tf + k1 * (1 - b + b * |p| / mean |p|))
 
-Words are runs of letters and digits in lower case. Scripts that put no space between words (Chinese, Japanese, Thai)
-would be one word a sentence, so each of their characters is a word. Neither stop words nor word stems: both are of one
-language, and idf takes care of the first.
+Words are runs of letters and digits in lower case, with the marks that belong to them (the vowels of Devanagari, the
+accent of a decomposed letter), in the composed form (NFC), so that one word has one spelling. Scripts that put no space
+between words (Chinese, Japanese, Thai) would be one word a sentence, so each of their characters is a word. Neither
+stop words nor word stems: both are of one language, and idf takes care of the first.
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -19,12 +21,18 @@ from luthier.rag.finder import Found
 
 # ideographs, kana, hangul excluded (it writes spaces), Thai, Lao, Khmer, Burmese
 _ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-WORD = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+")
+# combining marks, which \w leaves out, though they continue a word; the last scripts with letters end before U+20000
+_MARKS = re.sub(
+    f"[{_ALONE}]", "", "".join(c for c in map(chr, range(0x300, 0x20000)) if unicodedata.category(c)[0] == "M")
+)
+WORD = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+(?:[{_MARKS}]+[^\W{_ALONE}]*)*")
+RULE = "words with marks, NFC"
+"""What `words` does, for fingerprints: another rule finds other passages."""
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, in lower case."""
-    return WORD.findall(text.lower())
+    """The words of a text, in lower case and composed."""
+    return WORD.findall(unicodedata.normalize("NFC", text.lower()))
 
 
 def most_similar(scores_N: npt.NDArray[np.float64], count: int) -> list[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from luthier.config import canonical_hash
-from luthier.errors import RecipeError
+from luthier.errors import DataError, RecipeError
 from luthier.models.catalog import cache_folder, resolve
 from luthier.rag.chunking import chunk
 from luthier.rag.corpus import read_corpus
@@ -18,7 +18,7 @@ from luthier.rag.dense import Dense, Flat, VectorStore
 from luthier.rag.embedder import Embedder, Vectors
 from luthier.rag.finder import Finder
 from luthier.rag.fusion import Fused
-from luthier.rag.lexical import Bm25
+from luthier.rag.lexical import RULE, Bm25
 from luthier.rag.passages import Hit, Passage
 from luthier.rag.qdrant import Qdrant, connect
 from luthier.rag.reranker import CrossEncoder, Reranked
@@ -89,7 +89,7 @@ def build_retrievers(settings: RetrievalSettings, host: Host | None = None) -> M
     texts = [passage.titled for passage in passages]
     corpus = canonical_hash([[passage.id, passage.title, passage.text] for passage in passages])
     finders: dict[str, Finder] = {"bm25": Bm25(texts)}
-    keys = {"bm25": canonical_hash([corpus, "bm25"])}
+    keys = {"bm25": canonical_hash([corpus, "bm25", RULE])}
     if settings.retriever != "bm25":
         embedder = Embedder(resolve(settings.embedder, say=host.say), host.device)
         finders["dense"] = _dense(settings, embedder, passages, corpus, host)
@@ -109,14 +109,28 @@ def read_passages(settings: RetrievalSettings, say: Callable[[str], None] = lamb
 
     Raises:
         RecipeError: passages would repeat more than they hold.
-        DataError: the corpus cannot be read.
+        DataError: the corpus cannot be read, or a passage would be called like another source.
     """
     size, overlap = settings.chunk_words, settings.overlap_words
     if size is not None and overlap >= size:
         raise RecipeError(
             f"retrieval.overlap_words = {overlap}: expected less than retrieval.chunk_words, which is {size}"
         )
-    return [piece for source in read_corpus(Path(settings.corpus), say) for piece in chunk(source, size, overlap)]
+    passages = [piece for source in read_corpus(Path(settings.corpus), say) for piece in chunk(source, size, overlap)]
+    _require_told_apart(passages, settings.corpus)
+    return passages
+
+
+def _require_told_apart(passages: Sequence[Passage], corpus: str) -> None:
+    """Check that an id means one thing; those of sources differ already, and a passage's may be that of a source."""
+    sources = {passage.source_id for passage in passages}
+    for passage in passages:
+        if passage.id != passage.source_id and passage.id in sources:
+            raise DataError(
+                f"the source {passage.source_id!r} was cut, one of its passages is {passage.id!r}, and so is another "
+                "source; ids tell passages apart: call that source otherwise",
+                corpus,
+            )
 
 
 def _dense(

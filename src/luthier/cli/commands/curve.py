@@ -51,14 +51,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, fit, and print the curve."""
+    """Train, fit, and print the curve.
+
+    Raises:
+        RecipeError: the folder is no run's.
+        LuthierError: as `learn_curve`.
+    """
     from luthier.curve import learn_curve
+    from luthier.evaluation.learning_curve import FURTHEST, furthest
     from luthier.progress import Terminal
     from luthier.report import build_report, write_report
     from luthier.report.phrases import promise_text
     from luthier.report.text import interval
-    from luthier.run_folder import RunFolder
+    from luthier.run_folder import RunFolder, recipe_of
 
+    recipe_of(args.run)  # before a lock is put into a folder that is no run's
     folder, progress = RunFolder(args.run), Terminal()
     with folder.locked():
         curve = learn_curve(folder, args.shares, args.more, progress)
@@ -68,5 +75,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"{n:>7,} rows  {curve.metric} {interval(found.value, found.low, found.high)}")
     for promise in report.curve.promises if report.curve else ():
         print(f"{promise_text(promise, curve.metric)}.")
+    limit = furthest(curve.rows[-1])
+    if max(args.more) > limit:
+        print(f"Of more than {limit:,} more rows, {FURTHEST:g} times those there are, nothing is said.")
     print(page)
     return 0

@@ -21,6 +21,7 @@ from luthier.config import write_toml
 from luthier.data.profile import MESSAGE_TOKENS, Profile, estimate_tokens, profile
 from luthier.data.write import atomic_text
 from luthier.errors import DataError, EvaluationError, RecipeError
+from luthier.rag.corpus import corpus_files
 from luthier.recipe import ModelSettings
 
 SMALL_MODEL = 1_000_000_000
@@ -203,11 +204,12 @@ def _require_corpus(corpus: Path, train: Profile) -> None:
     """Check that there is something to retrieve, and something that is asked.
 
     Raises:
-        DataError: there is no such file or folder.
+        DataError: there is no such file or folder, or it is of a kind that is not read.
         RecipeError: rows are scored and not answered.
     """
     if not corpus.exists():
         raise DataError("no such file or folder; --corpus names the texts that answer the questions", corpus)
+    corpus_files(corpus)
     if task_of(train) in SCORED:
         raise RecipeError(
             f"--corpus: passages stand before a question, and {train.path} has {_rows_of(train)}, which ask nothing"
@@ -416,7 +418,8 @@ def _training(facts: Facts) -> Section:
         f"About {steps:,} steps over {_round(seen):,} tokens; `luthier estimate` tells time and memory on this machine."
     )
     if seen > 3 * TOKENS_OF_WORK:
-        note += "\nThat is long without a GPU; for a first look run with --set training.steps=300."
+        few = max(1, _round(steps / 10))
+        note += f"\nThat is long without a GPU; for a first look run with --set training.steps={few}."
     return Section(
         "training",
         [
@@ -452,8 +455,8 @@ def _evaluation(facts: Facts) -> Section:
     tokens, budget = train.reply_tokens.median, WRITTEN_TOKENS
     if task in SCORED:
         tokens, budget = facts.read_tokens, TOKENS_OF_WORK
-    if rows * tokens > budget:
-        most = max(200, 50 * round(budget / tokens / 50))
+    most = max(200, 50 * round(budget / max(tokens, 1) / 50))
+    if rows * tokens > budget and most < round(rows):
         entries.append(Entry("max_rows", most, f"of {round(rows):,} test rows, to keep the evaluation short"))
     return Section("evaluation", entries)
 
