@@ -209,6 +209,13 @@ def test_figures_are_written_as_csv(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["select", "FILE", "--keep", "3"], "expected --keep K and --out FILE"),
         (["select", "FILE", "--keep", "3", "--out", "FILE"], "must not be the file that is read"),
         (["select", "FILE", "--keep", "3", "--out", "b.jsonl", "--by", "hard"], "expected --model NAME"),
+        (["score", "FILE", "--out", "FILE"], "must not be the file that is read"),
+        (["score", "FILE", "--out", "LINK"], "must not be the file that is read"),
+        (["score", "FILE", "--out", "FOLDER"], "is a folder"),
+        (["select", "FILE", "--keep", "3", "--out", "b.jsonl", "--report", "./b.jsonl"], "must not be that of --out"),
+        (["select", "FILE", "--keep", "3", "--out", "b.jsonl", "--report", "LINK"], "must not be the file"),
+        (["select", "FILE", "--keep", "3", "--out", "b.jsonl", "--report", "r.txt"], "expected one of these endings"),
+        (["select", "FILE.csv", "--keep", "3", "--out", "b.csv"], "expected the ending .jsonl"),
         (["score", "FILE", "--out", "f.txt"], "expected one of these endings"),
     ],
 )
@@ -216,8 +223,13 @@ def test_what_does_not_go_together_is_refused(
     words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    source = write(tmp_path / "a.jsonl", labeled(30))
-    before = source.read_bytes()
-    assert main(["data", *(str(source) if word == "FILE" else word for word in words)]) == 2
-    assert said in capsys.readouterr().err
-    assert source.read_bytes() == before
+    source, link = write(tmp_path / "a.jsonl", labeled(30)), tmp_path / "link.jsonl"
+    link.hardlink_to(source)
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "a.csv").write_text("text,label\na,b\n", encoding="utf-8")
+    places = {"FILE": "a.jsonl", "FILE.csv": "a.csv", "LINK": "link.jsonl", "FOLDER": "folder.jsonl"}
+    before, files = source.read_bytes(), set(tmp_path.iterdir())
+    assert main(["data", *(places.get(word, word) for word in words)]) == 2
+    told = capsys.readouterr().err
+    assert said in told and "reading the rows" not in told, "before anything is measured"
+    assert source.read_bytes() == before and set(tmp_path.iterdir()) == files
