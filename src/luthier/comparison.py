@@ -37,7 +37,9 @@ from luthier.report.schema import Difference, Evaluation, Interval, Report, Syst
 from luthier.run_folder import RunFolder, differing
 
 SPLITS = ("train", "validation", "test")
-WHENCE = ("train", "validation", "test", "format", "instruction", "validation_share", "test_share", "duplicates")
+REPLAY = "replay"
+"""Beside the splits: what may be replayed, in a run whose recipe names such rows."""
+WHENCE = (*SPLITS, REPLAY, "format", "instruction", "validation_share", "test_share", "duplicates")
 """Settings of `data` that say where rows come from: no difference where the rows are the same."""
 
 Outcome = Literal["first", "second", "tie", "unknown"]
@@ -100,6 +102,8 @@ class Comparison:
     costs: tuple[Cost, Cost]
     left_out: tuple[str, ...] = field(default=())
     """What is not compared, and why."""
+    remedies: tuple[str | None, str | None] = (None, None)
+    """Which remedy against forgetting is in place of each run's own training, with what differs from its recipe."""
 
     def dump(self) -> Tree:
         """Plain values, as JSON holds them."""
@@ -120,6 +124,16 @@ class Side:
     report: Report
     rows: Mapping[str, Mapping[str, str] | None]
     """By split, the content of each row by its id; None if there is no such split yet."""
+
+    @property
+    def remedy(self) -> str | None:
+        """What `luthier train --remember` put in place of the recipe's own training; None if that stands."""
+        frontier = self.report.frontier
+        chosen = next((one for one in frontier.candidates if one.chosen), None) if frontier else None
+        if chosen is None or chosen.remedy == "plain":
+            return None
+        differs = f"{chosen.share:g} of the update" if chosen.share is not None else ", ".join(chosen.settings)
+        return f"{chosen.name} ({differs})"
 
     @property
     def evaluation(self) -> Evaluation | None:
@@ -144,7 +158,7 @@ def read_side(folder: Path) -> Side:
     """
     run = RunFolder(folder)
     report = build_report(folder)
-    rows = {name: _rows(folder / f"data/{name}.jsonl") for name in SPLITS}
+    rows = {name: _rows(folder / f"data/{name}.jsonl") for name in (*SPLITS, REPLAY)}
     return Side(folder, run.recipe_values() or {}, run.read("manifest.json") or {}, report, rows)
 
 
@@ -157,6 +171,8 @@ def _rows(path: Path) -> dict[str, str] | None:
 def compare_runs(first: Side, second: Side) -> Comparison:
     """Compare two runs, as far as they may be compared."""
     rows = {name: _compare_rows(first.rows[name], second.rows[name]) for name in SPLITS}
+    if first.rows[REPLAY] is not None or second.rows[REPLAY] is not None:
+        rows[REPLAY] = _compare_rows(first.rows[REPLAY] or {}, second.rows[REPLAY] or {})
     same = all(split.are_the_same for split in rows.values())
     passed = {f"data.{key}" for key in WHENCE} if same else set()
     keys = [key for key in differing(first.recipe, second.recipe) if key not in passed]
@@ -174,6 +190,7 @@ def compare_runs(first: Side, second: Side) -> Comparison:
         systems,
         (_cost(first), _cost(second)),
         left_out,
+        (first.remedy, second.remedy),
     )
 
 
@@ -357,12 +374,14 @@ def _systems(shared: Shared) -> tuple[tuple[Paired, ...], tuple[str, ...]]:
 
 
 def require_same_rows(first: Path, second: Path) -> None:
-    """Check that two runs have the very same rows in every split, byte for byte.
+    """Check that two runs have the very same rows in every split and to replay, byte for byte.
 
     Raises:
-        DataError: they have not; names the first split that differs.
+        DataError: they have not; names the first file that differs.
     """
-    for name in SPLITS:
+    for name in (*SPLITS, REPLAY):
         paths = [folder / f"data/{name}.jsonl" for folder in (first, second)]
-        if sha256_of(paths[0]) != sha256_of(paths[1]):
+        if name == REPLAY and not any(path.is_file() for path in paths):
+            continue
+        if not all(path.is_file() for path in paths) or sha256_of(paths[0]) != sha256_of(paths[1]):
             raise DataError(f"its rows are not those of {paths[0]}, so the two runs cannot be compared", paths[1])

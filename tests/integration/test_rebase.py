@@ -16,10 +16,13 @@ import pytest
 from tests.integration.test_run import RECIPE, load, write_rows
 
 from luthier.cli.main import main
+from luthier.comparison import require_same_rows
 from luthier.data.formats.base import read_examples
 from luthier.data.split import group_keys
+from luthier.errors import DataError
 from luthier.evaluation.metrics.field_f1 import FieldF1
 from luthier.evaluation.significance import compare, number_groups
+from luthier.rebase import plan_rebase
 
 Json = Callable[..., Any]
 
@@ -199,6 +202,37 @@ def test_an_unmeasured_run_is_not_rebased(
     assert "not trained and measured" in capsys.readouterr().err
     assert main(["rebase", str(tmp_path), "--model", "x"]) == 2
     assert "not a run's folder" in capsys.readouterr().err
+
+
+def test_rows_to_replay_are_those_of_the_run_and_not_of_the_file_any_more(
+    recipe: Path, other_model: Path, tmp_path: Path, as_json: Json, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new, source = tmp_path / "old", tmp_path / "new", tmp_path / "other.jsonl"
+    rows = [{"messages": [{"role": "user", "content": f"Say {n}."}, {"role": "assistant", "content": f"It is {n}."}]}
+            for n in range(40)]  # fmt: skip
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["run", str(recipe), "--out", str(old), "--set", f"data.replay={source}"]) == 0
+    source.unlink()
+    assert main(["rebase", str(old), "--model", str(other_model), "--out", str(new)]) == 0
+    assert (new / "data/replay.jsonl").read_bytes() == (old / "data/replay.jsonl").read_bytes()
+    found = as_json(str(old), str(new))
+    assert found["settings"].keys() == {"model.name"} and found["rows"]["replay"]["shared"] == 40
+    with (old / "data/replay.jsonl").open("a") as file:
+        file.write("\n")
+    with pytest.raises(DataError, match=r"replay\.jsonl"):
+        require_same_rows(old, new)
+
+
+def test_a_run_with_a_remedy_in_place_is_not_rebased(
+    old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(old, tmp_path / "old")
+    (tmp_path / "old/remember.json").write_text(json.dumps({"metric": "field_f1", "chosen": "kl-1"}))
+    assert main(["rebase", str(tmp_path / "old"), "--model", "smollm2-135m-instruct"]) == 2
+    told = capsys.readouterr().err
+    assert "put kl-1 in place" in told and "remember.html" in told
+    (tmp_path / "old/remember.json").write_text(json.dumps({"metric": "field_f1", "chosen": "plain"}))
+    assert plan_rebase(tmp_path / "old", "smollm2-135m-instruct").recipe.model.name == "smollm2-135m-instruct"
 
 
 @pytest.mark.chaos
