@@ -69,10 +69,19 @@ def test_most_wrong_labels_are_found_with_the_likelier_one() -> None:
 def test_answers_that_differ_from_row_to_row_are_no_labels() -> None:
     assert are_labels(["a", "b"] * 10)
     assert not are_labels(["a"] * 20)
+    assert not are_labels(["yes"] * 95 + ["no"] * 3)
     assert not are_labels([f"answer {n}" for n in range(20)])
     assert not are_labels(["a", "b"] * 10 + [None] * 5)
     with pytest.raises(DataError, match="expected at least two"):
         label_errors(["x", "y"] * 8, [f"answer {n}" for n in range(8)])
+
+
+def test_where_labels_cannot_be_judged_all_else_is_measured_and_it_is_said() -> None:
+    few = measured([(f"{asked} {n}", "yes" if n < 95 else "no") for n, (asked, _) in enumerate(labeled(98))])
+    assert few.suspected is None and few.labels is None and len(select(few, 10).kept) == 10
+    apart = measured([(f"{word}{n}", "yes" if n % 2 else "no") for n, word in enumerate(FILL)])
+    assert apart.suspected is None and "no words in common" in apart.notes[0]
+    assert len(select(apart, 10).kept) == 10
 
 
 # Figures
