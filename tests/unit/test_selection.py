@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,22 @@ def test_selection_is_deterministic_and_exact_in_number() -> None:
         assert first.kept.tolist() == second.kept.tolist() == sorted(set(first.kept.tolist()))
         assert len(first.kept) == keep
         assert len(first.kept) + len(first.dropped) == 200
+
+
+def test_few_rows_of_many_are_chosen_in_little_memory() -> None:
+    count, chance = 30_000, np.random.default_rng(0)
+    points = chance.standard_normal((count, 8)).astype(np.float32)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    each, ones = np.arange(count), np.ones(count, dtype=np.int64)
+    quality = Quality(chats(labeled(1)) * count, ones, ones, each, each, points, np.zeros(count), {})
+    tracemalloc.start()
+    try:
+        selection = select(quality, 10)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(selection.kept) == 10 and list(selection.coverage) == sorted(selection.coverage)
+    assert peak < 60 * 2**20, "the whole sample beside all that is to be stood for takes 130 MB for itself"
 
 
 def test_rows_are_kept_by_loss() -> None:
