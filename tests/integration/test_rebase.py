@@ -22,6 +22,7 @@ from luthier.data.split import group_keys
 from luthier.errors import DataError
 from luthier.evaluation.metrics.field_f1 import FieldF1
 from luthier.evaluation.significance import compare, number_groups
+from luthier.files import sha256_of
 from luthier.rebase import plan_rebase
 
 Json = Callable[..., Any]
@@ -202,6 +203,24 @@ def test_an_unmeasured_run_is_not_rebased(
     assert "not trained and measured" in capsys.readouterr().err
     assert main(["rebase", str(tmp_path), "--model", "x"]) == 2
     assert "not a run's folder" in capsys.readouterr().err
+
+
+def test_rows_of_one_id_are_told_apart_by_their_order(old: Path, tmp_path: Path, as_json: Json) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(old, copy)
+    records = sorted((copy / "records").glob("*.jsonl"))
+    for path in (copy / "data/test.jsonl", *records):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [{**row, "id": "same"} if n < 3 else row for n, row in enumerate(rows)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for path in records:
+        state = load(path.with_suffix(".state.json"))
+        path.with_suffix(".state.json").write_text(json.dumps({**state, "records_sha256": sha256_of(path)}))
+    found = as_json(str(copy), str(copy))
+    assert found["rows"]["test"] == {"first": len(rows), "second": len(rows), "shared": len(rows)}
+    assert found["test_rows"] == len(rows)
+    values = {system["name"]: system["metrics"]["field_f1"] for system in load(old / "evaluation.json")["systems"]}
+    assert {one["first"]: one["values"][0] for one in found["systems"]} == values
 
 
 def test_rows_to_replay_are_those_of_the_run_and_not_of_the_file_any_more(
