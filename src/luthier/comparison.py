@@ -7,10 +7,11 @@ tokens. What is left out is said.
 """
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -37,10 +38,14 @@ from luthier.report.schema import Difference, Evaluation, Interval, Report, Syst
 from luthier.run_folder import RunFolder, differing
 
 SPLITS = ("train", "validation", "test")
-WHENCE = ("train", "validation", "test", "format", "instruction", "validation_share", "test_share", "duplicates")
+REPLAY = "replay"
+"""Beside the splits: what may be replayed, in a run whose recipe names such rows."""
+WHENCE = (*SPLITS, REPLAY, "format", "instruction", "validation_share", "test_share", "duplicates")
 """Settings of `data` that say where rows come from: no difference where the rows are the same."""
 
 Outcome = Literal["first", "second", "tie", "unknown"]
+Key: TypeAlias = tuple[str, int]
+"""Of a row: its id, and how many rows before it have the same one; nobody promised that ids differ."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,8 @@ class Comparison:
     costs: tuple[Cost, Cost]
     left_out: tuple[str, ...] = field(default=())
     """What is not compared, and why."""
+    remedies: tuple[str | None, str | None] = (None, None)
+    """Which remedy against forgetting is in place of each run's own training, with what differs from its recipe."""
 
     def dump(self) -> Tree:
         """Plain values, as JSON holds them."""
@@ -118,8 +125,18 @@ class Side:
     recipe: Mapping[str, Any]
     manifest: Mapping[str, Any]
     report: Report
-    rows: Mapping[str, Mapping[str, str] | None]
-    """By split, the content of each row by its id; None if there is no such split yet."""
+    rows: Mapping[str, Mapping[Key, str] | None]
+    """By split, the content of each row by its key; None if there is no such split yet."""
+
+    @property
+    def remedy(self) -> str | None:
+        """What `luthier train --remember` put in place of the recipe's own training; None if that stands."""
+        frontier = self.report.frontier
+        chosen = next((one for one in frontier.candidates if one.chosen), None) if frontier else None
+        if chosen is None or chosen.remedy == "plain":
+            return None
+        differs = f"{chosen.share:g} of the update" if chosen.share is not None else ", ".join(chosen.settings)
+        return f"{chosen.name} ({differs})"
 
     @property
     def evaluation(self) -> Evaluation | None:
@@ -144,19 +161,33 @@ def read_side(folder: Path) -> Side:
     """
     run = RunFolder(folder)
     report = build_report(folder)
-    rows = {name: _rows(folder / f"data/{name}.jsonl") for name in SPLITS}
+    rows = {name: _rows(folder / f"data/{name}.jsonl") for name in (*SPLITS, REPLAY)}
     return Side(folder, run.recipe_values() or {}, run.read("manifest.json") or {}, report, rows)
 
 
-def _rows(path: Path) -> dict[str, str] | None:
+def _rows(path: Path) -> dict[Key, str] | None:
     if not path.is_file():
         return None
-    return {str(values.get("id")): json.dumps(values, sort_keys=True) for _, _, values in read_lines(path, "", [])}
+    rows = [values for _, _, values in read_lines(path, "", [])]
+    keys = _keys([str(values.get("id")) for values in rows])
+    return {key: json.dumps(values, sort_keys=True) for key, values in zip(keys, rows, strict=True)}
+
+
+def _keys(ids: Sequence[str]) -> list[Key]:
+    """The keys of rows with these ids, in their order."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for one in ids:
+        keys.append((one, seen[one]))
+        seen[one] += 1
+    return keys
 
 
 def compare_runs(first: Side, second: Side) -> Comparison:
     """Compare two runs, as far as they may be compared."""
     rows = {name: _compare_rows(first.rows[name], second.rows[name]) for name in SPLITS}
+    if first.rows[REPLAY] is not None or second.rows[REPLAY] is not None:
+        rows[REPLAY] = _compare_rows(first.rows[REPLAY] or {}, second.rows[REPLAY] or {})
     same = all(split.are_the_same for split in rows.values())
     passed = {f"data.{key}" for key in WHENCE} if same else set()
     keys = [key for key in differing(first.recipe, second.recipe) if key not in passed]
@@ -169,15 +200,16 @@ def compare_runs(first: Side, second: Side) -> Comparison:
         settings,
         rows,
         shared.metric_name,
-        len(shared.ids),
+        len(shared.keys),
         shared.groups,
         systems,
         (_cost(first), _cost(second)),
         left_out,
+        (first.remedy, second.remedy),
     )
 
 
-def _compare_rows(first: Mapping[str, str] | None, second: Mapping[str, str] | None) -> Rows:
+def _compare_rows(first: Mapping[Key, str] | None, second: Mapping[Key, str] | None) -> Rows:
     shared = len((first or {}).items() & (second or {}).items())
     return Rows(None if first is None else len(first), None if second is None else len(second), shared)
 
@@ -204,7 +236,7 @@ class Shared:
     def __init__(self, first: Side, second: Side) -> None:
         self.first, self.second = first, second
         self.trouble, self.metric_name = self._metric()
-        self.ids: list[str] = []
+        self.keys: list[Key] = []
         self._numbers: Groups = np.array([], dtype=np.intp)
         if self.trouble is None:
             self._take_rows()
@@ -232,23 +264,25 @@ class Shared:
     def _take_rows(self) -> None:
         mine, others = (side.rows["test"] or {} for side in (self.first, self.second))
         examples = list(read_examples(self.first.folder / "data/test.jsonl"))
-        shared = [example for example in examples if mine[example.id] == others.get(example.id)]
+        keyed = dict(zip(_keys([example.id for example in examples]), examples, strict=True))
+        shared = [key for key in keyed if mine[key] == others.get(key)]
         answered = [
             self._answered(side, system.name) for side in (self.first, self.second) for system in side.report.systems
         ]
-        shared = [example for example in shared if all(example.id in known for known in answered if known)]
+        shared = [key for key in shared if all(key in known for known in answered if known)]
         if not shared:
             self.trouble = "no test row is the same in both runs, so no two answers are a pair"
             return
-        self.ids = [example.id for example in shared]
-        self._numbers = number_groups(group_keys(shared))
+        self.keys = shared
+        self._numbers = number_groups(group_keys([keyed[key] for key in shared]))
 
-    def _answered(self, side: Side, name: str) -> dict[str, int]:
-        """The place of each row in the records of a system, by id; empty if there are no records."""
+    def _answered(self, side: Side, name: str) -> dict[Key, int]:
+        """The place of each row in the records of a system, by its key; empty if there are no records."""
         path = side.folder / f"records/{name}.jsonl"
         if not path.is_file():
             return {}
-        return {str(values.get("id")): place for place, (_, _, values) in enumerate(read_lines(path, "", []))}
+        keys = _keys([str(values.get("id")) for _, _, values in read_lines(path, "", [])])
+        return {key: place for place, key in enumerate(keys)}
 
     def _build_metric(self, name: str) -> None:
         schemas = [_setting(side.recipe, "evaluation.json_schema") for side in (self.first, self.second)]
@@ -313,7 +347,7 @@ class Shared:
         if state.get("records_sha256") != sha256_of(records):
             raise NotComparable(f"{records} was changed since it was made")
         places = self._answered(side, name)
-        return np.array(rows, dtype=np.float64)[[places[one] for one in self.ids]]
+        return np.array(rows, dtype=np.float64)[[places[one] for one in self.keys]]
 
     def _better(
         self, systems: tuple[System, System], values: tuple[Interval, Interval], difference: Difference
@@ -323,10 +357,10 @@ class Shared:
         if self.groups < FEWEST_ROWS or evaluation is None or self.metric_name is None:
             return "unknown"
         first, second = (
-            system.model_copy(update={"name": name, "n": len(self.ids), "metrics": {self.metric_name: value}})
+            system.model_copy(update={"name": name, "n": len(self.keys), "metrics": {self.metric_name: value}})
             for system, name, value in zip(systems, ("first", "second"), values, strict=True)
         )
-        evaluation = evaluation.model_copy(update={"n": len(self.ids), "groups": self.groups})
+        evaluation = evaluation.model_copy(update={"n": len(self.keys), "groups": self.groups})
         ladder = Ladder(Facts(evaluation=evaluation, systems=(first, second), differences=(difference,)))
         if ladder.clearly_better(second, first):
             return "second"
@@ -357,12 +391,14 @@ def _systems(shared: Shared) -> tuple[tuple[Paired, ...], tuple[str, ...]]:
 
 
 def require_same_rows(first: Path, second: Path) -> None:
-    """Check that two runs have the very same rows in every split, byte for byte.
+    """Check that two runs have the very same rows in every split and to replay, byte for byte.
 
     Raises:
-        DataError: they have not; names the first split that differs.
+        DataError: they have not; names the first file that differs.
     """
-    for name in SPLITS:
+    for name in (*SPLITS, REPLAY):
         paths = [folder / f"data/{name}.jsonl" for folder in (first, second)]
-        if sha256_of(paths[0]) != sha256_of(paths[1]):
+        if name == REPLAY and not any(path.is_file() for path in paths):
+            continue
+        if not all(path.is_file() for path in paths) or sha256_of(paths[0]) != sha256_of(paths[1]):
             raise DataError(f"its rows are not those of {paths[0]}, so the two runs cannot be compared", paths[1])

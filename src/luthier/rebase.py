@@ -13,7 +13,9 @@ from luthier import assemble
 from luthier.comparison import Comparison, NotComparable, Paired, Shared, Side
 from luthier.config import build, override, write_toml
 from luthier.errors import EvaluationError, ModelError, RecipeError
+from luthier.evaluate import REMEMBER
 from luthier.recipe import DecisionSettings, Recipe, absolute_paths
+from luthier.remember.candidates import PLAIN
 from luthier.report.ladder import failure_share
 from luthier.report.phrases import spoken
 from luthier.report.schema import System
@@ -51,7 +53,8 @@ def plan_rebase(run: Path, model: str, assignments: Sequence[str] = ()) -> Plan:
         assignments: further settings, as `--set` takes them.
 
     Raises:
-        RecipeError: it is no run, or a setting is wrong or would change the rows.
+        RecipeError: it is no run, a remedy against forgetting took the place of its training, or a setting is wrong or
+            would change the rows.
         EvaluationError: it was not evaluated, so there would be nothing to compare with.
         ModelError: it was merged, not trained.
         StorageError: a file of it is damaged.
@@ -67,7 +70,14 @@ def plan_rebase(run: Path, model: str, assignments: Sequence[str] = ()) -> Plan:
     touched = [one for one in assignments if one.partition("=")[0].strip().partition(".")[0] in ("data", "seed")]
     if touched:
         raise RecipeError(f"--set {touched[0]}: a rebase keeps the rows and the seed, so that the base alone differs")
-    tree["data"] |= {name: str((folder / f"data/{name}.jsonl").resolve()) for name in ("train", "validation", "test")}
+    if (kept := folder.read(REMEMBER)) is not None and kept["chosen"] != PLAIN.name:
+        raise RecipeError(
+            f"{run}: `luthier train --remember` put {kept['chosen'] or 'a remedy'} in place of the recipe's own "
+            "training, and a rebase repeats the recipe alone; run the recipe with the settings of the remedy "
+            "(remember.html names them) in a folder of its own, and rebase that run"
+        )
+    names = ("train", "validation", "test", *(["replay"] if tree["data"].get("replay") else []))
+    tree["data"] |= {name: str((folder / f"data/{name}.jsonl").resolve()) for name in names}
     tree["data"] |= {"format": "auto", "instruction": None}  # the rows are in the one form, the instruction in them
     tree["model"]["name"] = absolute_paths({"model": {"name": model}}, Path.cwd())["model"]["name"]
     home = Path(manifest["recipe_folder"])
@@ -116,7 +126,7 @@ def choose(
     shown = (
         f"{difference(d.difference, d.low, d.high)} on {label(d.metric)} over {comparison.test_rows} shared test rows"
     )
-    most = DecisionSettings().most_failures
+    most = build(DecisionSettings, new.recipe.get("decision") or {}, ["decision"]).most_failures
     if failure_share(tuned[1]) > most:
         return (
             "keep",

@@ -195,10 +195,20 @@ def new_id() -> str:
 
 
 def place() -> Path:
-    """The SQLite file."""
+    """The SQLite file.
+
+    Raises:
+        StorageError: this user has no home folder, and nothing else is named.
+    """
     given = os.environ.get("LUTHIER_HOME")
     shared = os.environ.get("XDG_DATA_HOME")
-    return (Path(given) if given else Path(shared or Path.home() / ".local/share") / "luthier") / "runs.sqlite"
+    try:
+        folder = Path(given) if given else Path(shared or Path.home() / ".local/share") / "luthier"
+    except RuntimeError as error:
+        raise StorageError(
+            f"the registry of runs has no place: {error} Set LUTHIER_HOME to a folder that can be written"
+        ) from None
+    return folder / "runs.sqlite"
 
 
 # What a folder says

@@ -16,10 +16,14 @@ import pytest
 from tests.integration.test_run import RECIPE, load, write_rows
 
 from luthier.cli.main import main
+from luthier.comparison import require_same_rows
 from luthier.data.formats.base import read_examples
 from luthier.data.split import group_keys
+from luthier.errors import DataError
 from luthier.evaluation.metrics.field_f1 import FieldF1
 from luthier.evaluation.significance import compare, number_groups
+from luthier.files import sha256_of
+from luthier.rebase import plan_rebase
 
 Json = Callable[..., Any]
 
@@ -199,6 +203,55 @@ def test_an_unmeasured_run_is_not_rebased(
     assert "not trained and measured" in capsys.readouterr().err
     assert main(["rebase", str(tmp_path), "--model", "x"]) == 2
     assert "not a run's folder" in capsys.readouterr().err
+
+
+def test_rows_of_one_id_are_told_apart_by_their_order(old: Path, tmp_path: Path, as_json: Json) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(old, copy)
+    records = sorted((copy / "records").glob("*.jsonl"))
+    for path in (copy / "data/test.jsonl", *records):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [{**row, "id": "same"} if n < 3 else row for n, row in enumerate(rows)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for path in records:
+        state = load(path.with_suffix(".state.json"))
+        path.with_suffix(".state.json").write_text(json.dumps({**state, "records_sha256": sha256_of(path)}))
+    found = as_json(str(copy), str(copy))
+    assert found["rows"]["test"] == {"first": len(rows), "second": len(rows), "shared": len(rows)}
+    assert found["test_rows"] == len(rows)
+    values = {system["name"]: system["metrics"]["field_f1"] for system in load(old / "evaluation.json")["systems"]}
+    assert {one["first"]: one["values"][0] for one in found["systems"]} == values
+
+
+def test_rows_to_replay_are_those_of_the_run_and_not_of_the_file_any_more(
+    recipe: Path, other_model: Path, tmp_path: Path, as_json: Json, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new, source = tmp_path / "old", tmp_path / "new", tmp_path / "other.jsonl"
+    rows = [{"messages": [{"role": "user", "content": f"Say {n}."}, {"role": "assistant", "content": f"It is {n}."}]}
+            for n in range(40)]  # fmt: skip
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["run", str(recipe), "--out", str(old), "--set", f"data.replay={source}"]) == 0
+    source.unlink()
+    assert main(["rebase", str(old), "--model", str(other_model), "--out", str(new)]) == 0
+    assert (new / "data/replay.jsonl").read_bytes() == (old / "data/replay.jsonl").read_bytes()
+    found = as_json(str(old), str(new))
+    assert found["settings"].keys() == {"model.name"} and found["rows"]["replay"]["shared"] == 40
+    with (old / "data/replay.jsonl").open("a") as file:
+        file.write("\n")
+    with pytest.raises(DataError, match=r"replay\.jsonl"):
+        require_same_rows(old, new)
+
+
+def test_a_run_with_a_remedy_in_place_is_not_rebased(
+    old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(old, tmp_path / "old")
+    (tmp_path / "old/remember.json").write_text(json.dumps({"metric": "field_f1", "chosen": "kl-1"}))
+    assert main(["rebase", str(tmp_path / "old"), "--model", "smollm2-135m-instruct"]) == 2
+    told = capsys.readouterr().err
+    assert "put kl-1 in place" in told and "remember.html" in told
+    (tmp_path / "old/remember.json").write_text(json.dumps({"metric": "field_f1", "chosen": "plain"}))
+    assert plan_rebase(tmp_path / "old", "smollm2-135m-instruct").recipe.model.name == "smollm2-135m-instruct"
 
 
 @pytest.mark.chaos

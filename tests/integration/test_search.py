@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from tests.integration.test_run import RECIPE, load, write_rows
@@ -16,6 +17,8 @@ from tests.integration.test_run import RECIPE, load, write_rows
 from luthier.cli.main import main
 
 pytest.importorskip("optuna")
+from luthier.search.study import Outcome, Trial, outcome_lines, told
+from luthier.search.trial import Ground, Result, Watched
 
 TRY = ["--try", "optimizer.learning_rate=5e-3..5e-2:log", "--try", "adapter.rank=8,32", "--try", "training.steps=8..12"]
 SMALL = [*TRY, "--trials", "4", "--seeds", "2"]
@@ -67,6 +70,64 @@ def test_luck_is_counted_with_seeds_that_chose_nothing(searched: Path) -> None:
     assert luck["low"] <= luck["mean"] <= luck["high"] and luck["spread"] >= 0
     for name in ("given-1", "given-2"):
         assert load(searched / f"seeds/{name}/recipe.json")["adapter"]["rank"] == 16, "the recipe as it stands"
+
+
+def test_a_winner_that_fails_with_another_seed_is_none_and_the_search_goes_on(
+    searched: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, arguments = tmp_path / "out", ["search", str(recipe), "--out", str(tmp_path / "out"), *SMALL]
+    shutil.copytree(searched, out)
+    shutil.rmtree(out / "best")
+
+    def fail(place: str) -> None:
+        path = out / place / "manifest.json"
+        manifest = load(path)
+        manifest["trial"]["result"] = {"state": "failed", "value": None, "note": "step 3: the gradient norm is nan"}
+        path.write_text(json.dumps(manifest))
+
+    fail(f"seeds/{load(out / 'search.json')['best']}-2")
+    assert main(arguments) == 0
+    found, said = load(out / "search.json"), capsys.readouterr().out
+    assert found["winner"] == "given" and found["luck"]["advantage"][1] is None is found["luck"]["winner"][1]
+    assert found["luck"]["mean"] == found["luck"]["advantage"][0] and ", failed\n" in said
+    assert "the recipe as it stands wins" in said and load(out / "best/recipe.json")["adapter"]["rank"] == 16
+    fail("seeds/given-1")
+    assert main(arguments) == 2
+    assert "seeds/given-1: failed with another seed: step 3" in capsys.readouterr().err
+
+
+def test_trials_of_other_lengths_are_judged_at_the_same_shares(tmp_path: Path) -> None:
+    def judged(steps: int, every: int) -> dict[int, float]:
+        told: list[tuple[int, float]] = []
+        lines = [{"step": n, **({"validation_loss": 1.0 / n} if n % every == 0 else {})} for n in range(1, steps + 1)]
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        Watched(steps, lambda *one: told.append(one)).replay(tmp_path / "metrics.jsonl", steps)
+        assert [percent for percent, _ in told] == sorted({percent for percent, _ in told})
+        return dict(told)
+
+    assert judged(12, 5) == dict.fromkeys((40, 50, 60, 70), 1 / 5) | dict.fromkeys((80, 90, 100), 1 / 10)
+    long, short = judged(40, 1), judged(8, 2)
+    assert list(long) == list(range(10, 101, 10)) and list(short) == list(range(20, 101, 10))
+    assert long[20] == 1 / 8 and short[40] == 1 / 4 and short[100] == 1 / 8
+
+
+def test_a_pruned_trial_without_a_finite_loss_is_told_as_pruned(searched: Path) -> None:
+    note = "stopped at 30 % of its steps"
+    ground = cast(Ground, SimpleNamespace(by_loss=True, higher_is_better=False))
+    assert told(Result("pruned", None, note), ground) == f"{note}, validation loss not finite"
+    trials = [
+        Trial(str(n), {"a": n}, result)
+        for n, result in enumerate(
+            (
+                Result("failed", None, "x"),
+                Result("pruned", None, note),
+                Result("pruned", 2.0, note),
+                Result("complete", 1.0),
+            )
+        )
+    ]
+    lines = outcome_lines(Outcome(trials, Result("complete", 1.5), trials[3], None, "trial"), ground)
+    assert [line.split()[0] for line in lines[1:5]] == ["3", "2", "1", "0"]
 
 
 def test_what_auto_means_is_settled_once_for_all_runs_of_a_search(recipe: Path, tmp_path: Path) -> None:

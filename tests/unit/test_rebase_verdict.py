@@ -1,12 +1,15 @@
 """When a rebase says "move": every row of the table in docs/runs.md."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from luthier.cli.show_runs import comparison_text
 from luthier.comparison import Comparison, Cost, Outcome, Paired, Side, compare_runs, read_side
 from luthier.rebase import choose
+from luthier.report.frontier_parts import Candidate, Frontier
 from luthier.report.schema import Difference, Failures, Interval, System
 
 
@@ -65,3 +68,24 @@ def test_a_run_whose_test_rows_are_gone_is_not_compared(side: Side) -> None:
     found = compare_runs(side, side)
     assert not found.settings and not found.systems
     assert "nobody knows which rows were asked" in found.left_out[0]
+
+
+def test_how_many_failures_are_too_many_is_what_the_recipe_says(side: Side) -> None:
+    new = make_side(side, 100)
+    strict = replace(new, recipe={**new.recipe, "decision": {"most_failures": 0.01}})
+    tuned = system(), system(0.03)
+    assert choose(make_side(side, 100), new, tuned, paired("second"), COMPARISON)[0] == "move"
+    assert choose(make_side(side, 100), strict, tuned, paired("second"), COMPARISON)[0] == "keep"
+
+
+def test_a_remedy_in_place_is_told(side: Side) -> None:
+    tried = [Candidate(name="plain", remedy="plain"), Candidate(name="kl-1", remedy="kl", settings=("a=1", "b=2"))]
+    found = []
+    for chosen in ("plain", "kl-1"):
+        candidates = tuple(one.model_copy(update={"chosen": one.name == chosen}) for one in tried)
+        frontier = Frontier(metric="field_f1", chosen=chosen, candidates=candidates)
+        found.append(replace(side, report=side.report.model_copy(update={"frontier": frontier})))
+    comparison = compare_runs(*found)
+    assert comparison.remedies == (None, "kl-1 (a=1, b=2)")
+    assert "in place in the second: kl-1 (a=1, b=2)" in comparison_text(comparison)
+    assert "in place in the first" not in comparison_text(comparison)

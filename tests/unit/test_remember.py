@@ -1,6 +1,7 @@
 """Remedies against forgetting: which are tried, which wins, and what a share of a training is."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,21 @@ from tests.engine_runs import random_units
 from luthier import assemble
 from luthier.cli.main import main
 from luthier.config import build
+from luthier.evaluate import Question
 from luthier.evaluation.forgetting import Items, half_of, worst_loss
 from luthier.evaluation.probe import questions
+from luthier.evaluation.schema import read_schema
+from luthier.evaluation.task import build_metrics
+from luthier.examples import Conversation, Message, Where
 from luthier.models.forest import build_batch
 from luthier.models.scorer import Scorer
 from luthier.recipe import Recipe
 from luthier.remember.candidates import candidates, recipe_with
 from luthier.remember.choice import Point, choose, frontier
 from luthier.remember.interpolate import obstacle, write_share
+from luthier.remember.measure import Judge
+from luthier.run_folder import RunFolder
+from luthier.stages import Data
 
 
 def names(tables: dict[str, Any], rate: float = 1e-3, steps: int = 100) -> list[str]:
@@ -51,6 +59,34 @@ def test_a_remedy_that_the_recipe_has_already_or_cannot_have_is_not_tried() -> N
     assert not [n for n in names({"objective": {"type": "dpo"}}) if n.startswith("kl")]
     assert "pull" not in names({"optimizer": {"type": "adamw", "pull_to_start": 1e6}})
     assert not [n for n in names({"adapter": {"type": "full"}}) if n.startswith("rank")]
+
+
+@pytest.mark.parametrize(("scaling", "alpha"), [("rank", 4.0), ("sqrt_rank", 20 * 0.2**0.5)])
+def test_a_lower_rank_keeps_the_scale_where_four_does_not_divide_it(scaling: str, alpha: float) -> None:
+    adapter = {"rank": 10, "alpha": 20, "scaling": scaling}
+    recipe = build(Recipe, {"data": {"train": "x"}, "adapter": adapter})
+    lower = next(one for one in candidates(recipe, 1e-3, 100) if one.remedy == "rank")
+    changed = recipe_with(recipe, lower).dump()["adapter"]
+    assert changed["rank"] == 2 and changed["alpha"] == pytest.approx(alpha, rel=1e-5)
+
+
+def test_what_was_measured_by_another_schema_or_metric_counts_no_more(tmp_path: Path) -> None:
+    def judge(schema: Path, metric: str = "schema_valid") -> Judge:
+        metrics = build_metrics([metric], str(schema))
+        question = Question((), [], [], "json", metrics, metric, read_schema(schema), 8, False)
+        rows = [
+            Conversation((Message("user", f"say {n}"), Message("assistant", "{}")), where=Where("a", n))
+            for n in range(2)
+        ]
+        return Judge(replace(question, validation=rows), Data((), (), ()), build(Recipe, {"data": {"train": "x"}}))
+
+    schema, folder = tmp_path / "schema.json", RunFolder(tmp_path, listed=False)
+    schema.write_text('{"required": ["a"]}')
+    folder.write("measured.json", {"key": judge(schema).key(None), "statistics": [[1.0]], "ability": {}})
+    assert judge(schema).kept(folder, None) is not None
+    assert judge(schema, "json_valid").kept(folder, None) is None
+    schema.write_text('{"required": ["b"]}')
+    assert judge(schema).kept(folder, None) is None
 
 
 POINTS = [Point("plain", 0.50, 0.20), Point("half", 0.45, 0.08), Point("kl", 0.49, 0.10), Point("worse", 0.40, 0.15)]
@@ -261,6 +297,38 @@ def test_remedies_are_tried_kept_and_the_winner_is_what_is_evaluated(
     page = (out / "report.html").read_text()
     assert "Remedies that were tried" in page and f"In place is <b>{found['chosen']}</b>" in page
     assert (out / "remember.html").is_file()
+
+
+FEW = [  # remedies: replay and a lower rate
+    *("--set", "adapter.type=ia3", "--set", "objective.type=sft_kl", "--set", "objective.kl_weight=1"),
+    *("--set", "optimizer.pull_to_start=1e6"),
+]
+
+
+def test_other_rows_to_replay_are_trained_on_anew_and_a_remedy_that_fails_ends_no_search(
+    recipe: Path, tmp_path: Path
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "other.jsonl"
+    command = ["train", str(recipe), "--out", str(out), "--remember", *FEW]
+
+    def tried() -> tuple[dict[str, Any], list[str]]:
+        assert main(command) == 0
+        found = json.loads((out / "remember.json").read_text())
+        keys = [
+            json.loads((out / f"remember/{name}/trained.json").read_text())["key"] for name in ("replay-0.1", "rate")
+        ]
+        return {one["name"]: one for one in found["candidates"]}, keys
+
+    first, before = tried()
+    assert first["replay-0.1"]["status"] == "measured"
+    write(other, [(f"Sing {n * 13 % 97}, will you.", f"song {n}") for n in range(60)])
+    _, after = tried()
+    assert after[0] != before[0] and after[1] == before[1]
+    pair = {"prompt": "Say it.", "chosen": "Yes.", "rejected": "No."}
+    other.write_text(json.dumps(pair) + "\n", encoding="utf-8")
+    last, _ = tried()
+    assert last["replay-0.1"]["status"] == "failed" and "Preference" in last["replay-0.1"]["reason"]
+    assert last["rate"]["status"] == "measured" and any(one["chosen"] for one in last.values())
 
 
 def test_without_anything_to_forget_it_is_refused_before_training(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import shutil
 import sqlite3
 import subprocess
@@ -225,3 +226,18 @@ def test_the_place_can_be_set(variables: dict[str, str], expected: str, monkeypa
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert str(run_registry.place()) == expected
+
+
+def test_without_a_home_folder_a_run_goes_on_and_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unknown(number: int) -> None:
+        raise KeyError(number)
+
+    for name in ("LUTHIER_HOME", "XDG_DATA_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)  # as in a container whose user has no entry
+    begin(tmp_path / "a").add_spent("train", 1.0, None)
+    assert "this run is not listed, and goes on" in (said := capsys.readouterr().err) and "LUTHIER_HOME" in said
+    with pytest.raises(StorageError, match="has no place"):
+        run_registry.entries()

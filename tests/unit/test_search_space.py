@@ -87,6 +87,8 @@ def space(*texts: str) -> list[Dimension]:
         (["data.test_share=0.1,0.2"], "share the rows"),
         (["model.name=a,b"], "luthier rebase"),
         (["seed=1,2"], "--seeds"),
+        (["decision.smallest_gain=0.01,0.1"], "not what is learned"),
+        (["retrieval.top_k=1,5"], "without passages"),
         (["training.max_tokens=64,128"], "share the rows"),
         (["training.keep=1,2"], "changes no result"),
         (["objective.type=sft,dpo"], "other rows"),

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -69,10 +70,19 @@ def test_most_wrong_labels_are_found_with_the_likelier_one() -> None:
 def test_answers_that_differ_from_row_to_row_are_no_labels() -> None:
     assert are_labels(["a", "b"] * 10)
     assert not are_labels(["a"] * 20)
+    assert not are_labels(["yes"] * 95 + ["no"] * 3)
     assert not are_labels([f"answer {n}" for n in range(20)])
     assert not are_labels(["a", "b"] * 10 + [None] * 5)
     with pytest.raises(DataError, match="expected at least two"):
         label_errors(["x", "y"] * 8, [f"answer {n}" for n in range(8)])
+
+
+def test_where_labels_cannot_be_judged_all_else_is_measured_and_it_is_said() -> None:
+    few = measured([(f"{asked} {n}", "yes" if n < 95 else "no") for n, (asked, _) in enumerate(labeled(98))])
+    assert few.suspected is None and few.labels is None and len(select(few, 10).kept) == 10
+    apart = measured([(f"{word}{n}", "yes" if n % 2 else "no") for n, word in enumerate(FILL)])
+    assert apart.suspected is None and "no words in common" in apart.notes[0]
+    assert len(select(apart, 10).kept) == 10
 
 
 # Figures
@@ -145,6 +155,22 @@ def test_selection_is_deterministic_and_exact_in_number() -> None:
         assert len(first.kept) + len(first.dropped) == 200
 
 
+def test_few_rows_of_many_are_chosen_in_little_memory() -> None:
+    count, chance = 30_000, np.random.default_rng(0)
+    points = chance.standard_normal((count, 8)).astype(np.float32)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    each, ones = np.arange(count), np.ones(count, dtype=np.int64)
+    quality = Quality(chats(labeled(1)) * count, ones, ones, each, each, points, np.zeros(count), {})
+    tracemalloc.start()
+    try:
+        selection = select(quality, 10)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(selection.kept) == 10 and list(selection.coverage) == sorted(selection.coverage)
+    assert peak < 60 * 2**20, "the whole sample beside all that is to be stood for takes 130 MB for itself"
+
+
 def test_rows_are_kept_by_loss() -> None:
     quality = measured(labeled(60))
     with pytest.raises(DataError, match="expected --model"):
@@ -209,6 +235,13 @@ def test_figures_are_written_as_csv(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["select", "FILE", "--keep", "3"], "expected --keep K and --out FILE"),
         (["select", "FILE", "--keep", "3", "--out", "FILE"], "must not be the file that is read"),
         (["select", "FILE", "--keep", "3", "--out", "b.jsonl", "--by", "hard"], "expected --model NAME"),
+        (["score", "FILE", "--out", "FILE"], "must not be the file that is read"),
+        (["score", "FILE", "--out", "LINK"], "must not be the file that is read"),
+        (["score", "FILE", "--out", "FOLDER"], "is a folder"),
+        (["select", "FILE", "--keep", "3", "--out", "b.jsonl", "--report", "./b.jsonl"], "must not be that of --out"),
+        (["select", "FILE", "--keep", "3", "--out", "b.jsonl", "--report", "LINK"], "must not be the file"),
+        (["select", "FILE", "--keep", "3", "--out", "b.jsonl", "--report", "r.txt"], "expected one of these endings"),
+        (["select", "FILE.csv", "--keep", "3", "--out", "b.csv"], "expected the ending .jsonl"),
         (["score", "FILE", "--out", "f.txt"], "expected one of these endings"),
     ],
 )
@@ -216,8 +249,13 @@ def test_what_does_not_go_together_is_refused(
     words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    source = write(tmp_path / "a.jsonl", labeled(30))
-    before = source.read_bytes()
-    assert main(["data", *(str(source) if word == "FILE" else word for word in words)]) == 2
-    assert said in capsys.readouterr().err
-    assert source.read_bytes() == before
+    source, link = write(tmp_path / "a.jsonl", labeled(30)), tmp_path / "link.jsonl"
+    link.hardlink_to(source)
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "a.csv").write_text("text,label\na,b\n", encoding="utf-8")
+    places = {"FILE": "a.jsonl", "FILE.csv": "a.csv", "LINK": "link.jsonl", "FOLDER": "folder.jsonl"}
+    before, files = source.read_bytes(), set(tmp_path.iterdir())
+    assert main(["data", *(places.get(word, word) for word in words)]) == 2
+    told = capsys.readouterr().err
+    assert said in told and "reading the rows" not in told, "before anything is measured"
+    assert source.read_bytes() == before and set(tmp_path.iterdir()) == files

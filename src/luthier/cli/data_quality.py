@@ -8,7 +8,7 @@ import csv
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +34,10 @@ def score(args: argparse.Namespace) -> int:
     """Print a report of the figures, and write them to `--out` if that is given.
 
     Raises:
-        DataError: the file cannot be read, or `--out` cannot be written as what its ending says.
+        DataError: the file cannot be read, or `--out` is that file or not of an ending that figures have.
     """
+    _require_places(args.file, {"--out": args.out})
+    _require_ending(args.out)
     quality = _measured(args)
     values = [quality.values(row) for row in range(len(quality.examples))]
     if args.out is not None:
@@ -48,15 +50,15 @@ def select(args: argparse.Namespace) -> int:
     """Choose rows, write them to `--out` as they are, and say what was dropped and why.
 
     Raises:
-        DataError: the file cannot be read, or `--out` or `--keep` is missing or wrong.
+        DataError: the file cannot be read, or `--out`, `--report` or `--keep` is missing or wrong.
     """
     from luthier.data.selection import select as choose
 
     if args.keep is None or args.out is None:
         raise DataError("luthier data select: expected --keep K and --out FILE", args.file)
-    for path in filter(None, (args.out, args.report)):
-        if path.exists() and path.samefile(args.file):
-            raise DataError("--out and --report must not be the file that is read", path)
+    _require_places(args.file, {"--out": args.out, "--report": args.report})
+    _require_ending_of_rows(args.file, args.out)
+    _require_ending(args.report)
     quality = _measured(args)
     selection = choose(quality, args.keep, args.by or "coverage")
     _write_rows(args.file, args.out, [quality.examples[row] for row in selection.kept.tolist()])
@@ -64,6 +66,41 @@ def select(args: argparse.Namespace) -> int:
         _write_figures(args.report, [_verdict(quality, selection, row) for row in range(len(quality.examples))])
     print(_told(quality, selection, args))
     return 0
+
+
+def _require_places(source: Path, outputs: Mapping[str, Path | None]) -> None:
+    """Check, before anything is measured, that nothing is written over the file that is read or over each other.
+
+    Raises:
+        DataError: two names are of one file, or one is a folder.
+    """
+    taken = {"the file that is read": source}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        if path.is_dir():
+            raise DataError(f"{option} is a folder; expected a file", path)
+        for what, other in taken.items():
+            if _same_file(path, other):
+                raise DataError(f"{option} must not be {what}, which would be lost; name another file", path)
+        taken[f"that of {option}"] = path
+
+
+def _same_file(a: Path, b: Path) -> bool:
+    """Whether both names are of one file, which need not be there yet."""
+    return a.resolve() == b.resolve() or (a.exists() and b.exists() and a.samefile(b))
+
+
+def _require_ending(figures: Path | None) -> None:
+    if figures is not None and figures.suffix not in (".jsonl", ".csv"):
+        raise DataError("figures are written as .jsonl or .csv; expected one of these endings", figures)
+
+
+def _require_ending_of_rows(source: Path, out: Path) -> None:
+    from luthier.data.read import is_jsonl
+
+    if not is_jsonl(source) and out.suffix != ".jsonl":
+        raise DataError(f"rows of a {source.suffix} file are written as JSON Lines; expected the ending .jsonl", out)
 
 
 def _measured(args: argparse.Namespace) -> "Quality":
@@ -109,8 +146,6 @@ def _say(text: str) -> None:
 def _write_figures(path: Path, values: Sequence[dict[str, Any]]) -> None:
     from luthier.data.write import atomic_text
 
-    if path.suffix not in (".jsonl", ".csv"):
-        raise DataError("figures are written as .jsonl or .csv; expected one of these endings", path)
     with atomic_text(path) as file:
         if path.suffix == ".jsonl":
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in values)
@@ -131,8 +166,6 @@ def _write_rows(source: Path, out: Path, kept: Sequence[Example]) -> None:
         with atomic_bytes(out) as file:
             file.writelines(_lines(source, lines))
         return
-    if out.suffix != ".jsonl":
-        raise DataError(f"rows of a {source.suffix} file are written as JSON Lines; expected the ending .jsonl", out)
     write_examples(out, kept)
 
 

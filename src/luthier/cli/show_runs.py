@@ -71,6 +71,11 @@ def comparison_text(comparison: "Comparison") -> str:
     lines = [f"first   {short_path(comparison.first)}", f"second  {short_path(comparison.second)}"]
     lines.append("settings that differ:" if comparison.settings else "settings: the same")
     lines += [f"  {key}: {_value(a)} -> {_value(b)}" for key, (a, b) in comparison.settings.items()]
+    lines += [
+        f"remedy against forgetting in place in the {name}: {remedy}"
+        for name, remedy in zip(("first", "second"), comparison.remedies, strict=True)
+        if remedy
+    ]
     lines.append("rows:")
     lines += [f"  {name}: {_rows(rows)}" for name, rows in comparison.rows.items()]
     if comparison.systems and comparison.metric:

@@ -60,10 +60,10 @@ _LONGEST = 64
 
 
 def are_labels(labels: Sequence[str | None]) -> bool:
-    """Are the answers of these rows labels: short, and nearly all given several times?"""
+    """Are the answers of these rows labels: short, nearly all given several times, and at least two of them so?"""
     known = Counter(label for label in labels if label is not None)
-    often = sum(count for count in known.values() if count >= MIN_ROWS)
-    return len(known) > 1 and known.total() >= 0.99 * len(labels) and often >= 0.9 * len(labels)
+    often = [count for count in known.values() if count >= MIN_ROWS]
+    return len(often) > 1 and known.total() >= 0.99 * len(labels) and sum(often) >= 0.9 * len(labels)
 
 
 def label_errors(texts: Sequence[str], labels: Sequence[str | None], seed: int = 0) -> list[LabelError]:

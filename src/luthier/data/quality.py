@@ -17,6 +17,7 @@ from luthier.data.checks._text import View, normalized
 from luthier.data.checks.base import PACKAGE, Check
 from luthier.data.label_errors import LabelError, are_labels, label_errors, label_of, missing_packages
 from luthier.data.space import Space, of_length_one
+from luthier.errors import DataError
 from luthier.examples import Document, Example
 
 F32 = NDArray[np.float32]
@@ -38,7 +39,8 @@ class Quality:
     in; itself if there is none. `points` are of length 1 (`space.py`). `outlier` is 1 less the cosine to the nearest
     other row that is no duplicate, times how much of the row's own point is in the space: 1 for a row that is like no
     other.
-    `suspected` holds rows whose label is probably wrong; None if answers are no labels or the library is missing.
+    `suspected` holds rows whose label is probably wrong; None if answers are no labels or they cannot be
+    judged, which `notes` then tells.
     `losses` is NaN where nothing is trained on, and None without a model.
     """
 
@@ -128,7 +130,10 @@ def _suspect(quality: Quality, texts: Sequence[str], say: Callable[[str], None])
         quality.notes.append(missing)
         return
     say("looking for wrong labels")
-    quality.suspected = {error.row: error for error in label_errors(texts, quality.labels or ())}
+    try:
+        quality.suspected = {error.row: error for error in label_errors(texts, quality.labels or ())}
+    except DataError as error:  # every other figure is there
+        quality.notes.append(str(error))
 
 
 def _faults(example: Example, checks: dict[str, type[Check]]) -> tuple[str, ...]:

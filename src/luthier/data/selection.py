@@ -31,6 +31,7 @@ F32 = NDArray[np.float32]
 STOOD_FOR = 4096
 """Rows, evenly spread, that the kept ones are to stand for; all rows of a smaller file."""
 LEAST_LOOKED_AT, MISSED = 8, 0.1
+_AT_ONCE = 256
 REASONS = ("fault", "repeat", "near-duplicate", "label error", "not chosen")
 
 
@@ -120,14 +121,28 @@ def _covering(points: F32, labels: I64, keep: int, seed: int) -> tuple[I64, tupl
     covered = np.zeros(len(others), dtype=np.float32)
     chosen, coverage = [], []
     for sample in _samples(len(points), keep, seed):
-        likeness = np.maximum(points[sample] @ points[others].T, 0)
-        likeness[labels[sample, None] != labels[None, others]] = 0
-        best = int(np.maximum(likeness, covered).sum(axis=1).argmax())
-        covered = np.maximum(covered, likeness[best])
+        best, covered = _best(points, labels, sample, others, covered)
         chosen.append(int(sample[best]))
         coverage.append(float(covered.mean()))
         sample[best] = -1  # gone from the sampler's list
     return np.array(chosen, dtype=np.int64), tuple(coverage)
+
+
+def _best(points: F32, labels: I64, sample: I64, others: I64, covered: F32) -> tuple[int, F32]:
+    """The place in the sample of the row with the largest gain, and what is covered with it; few rows kept of many mean
+    a large sample, so it is looked at in blocks."""
+    best, most, then = 0, -math.inf, covered
+    beside = points[others].T
+    for start in range(0, len(sample), _AT_ONCE):
+        rows = sample[start : start + _AT_ONCE]
+        likeness = np.maximum(points[rows] @ beside, 0)
+        likeness[labels[rows, None] != labels[None, others]] = 0
+        np.maximum(likeness, covered, out=likeness)
+        sums = likeness.sum(axis=1)
+        first = int(sums.argmax())
+        if sums[first] > most:
+            best, most, then = start + first, float(sums[first]), likeness[first].copy()
+    return best, then
 
 
 def _samples(rows: int, keep: int, seed: int) -> Iterator[I64]:

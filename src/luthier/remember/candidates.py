@@ -94,6 +94,7 @@ def _rank(adapter: Mapping[str, Any]) -> Iterator[Candidate]:
     """A quarter of the rank, at the scale that the update has: it is less room that is tried, not a smaller step."""
     if not {"rank", "alpha", "scaling"} <= adapter.keys() or adapter["rank"] < 2 * LOWER_RANK:
         return
-    factor = LOWER_RANK if adapter["scaling"] == "rank" else LOWER_RANK**0.5
     rank = adapter["rank"] // LOWER_RANK
-    yield Candidate(f"rank-{rank}", "rank", (f"adapter.rank={rank}", f"adapter.alpha={adapter['alpha'] / factor:g}"))
+    share = rank / adapter["rank"]  # less than a quarter where the rank is no multiple of 4
+    alpha = adapter["alpha"] * (share if adapter["scaling"] == "rank" else share**0.5)
+    yield Candidate(f"rank-{rank}", "rank", (f"adapter.rank={rank}", f"adapter.alpha={alpha:g}"))

@@ -79,7 +79,7 @@ class Judge:
     def kept(self, folder: RunFolder, adapter: Path | None) -> Measured | None:
         """What was measured of these very weights before."""
         found = folder.read(MEASURED)
-        if found is None or found["key"] != self._key(adapter):
+        if found is None or found["key"] != self.key(adapter):
             return None
         ability = {name: np.array(values) for name, values in found["ability"].items()}
         return Measured(np.array(found["statistics"]), Ability(ability))
@@ -94,10 +94,10 @@ class Judge:
         opened.loaded.model.eval()
 
         with progress.stage(f"remember:{folder.path.name}", f"measuring {folder.path.name}"):
-            measured = self._answered(opened, folder, self._key(adapter), progress)
+            measured = self._answered(opened, folder, self.key(adapter), progress)
         values = {name: array.tolist() for name, array in measured.ability.statistics.items()}
         statistics = measured.statistics_NS.tolist()
-        folder.write(MEASURED, {"key": self._key(adapter), "statistics": statistics, "ability": values})
+        folder.write(MEASURED, {"key": self.key(adapter), "statistics": statistics, "ability": values})
         return measured
 
     def _answered(self, opened: Opened, folder: RunFolder, key: str, progress: Progress) -> Measured:
@@ -149,16 +149,17 @@ class Judge:
     def _groups(self) -> Groups:
         return number_groups(group_keys(self.rows))
 
-    def _key(self, adapter: Path | None) -> str:
-        """Changes when the weights, the rows, the metric or the items do."""
+    def key(self, adapter: Path | None) -> str:
+        """Changes when the weights, the rows, the metric with its settings and the schema, or the items do."""
         settings = self.recipe.evaluation.forgetting
         named = (Path(name) for name in (settings.multiple_choice, settings.text))
+        metric = [self.question.primary, self.metric.model_dump(), self.question.schema]
         return canonical_hash(
             [
                 __version__,
                 self.recipe.model.model_dump(),
                 [example_values(row) for row in self.rows],
-                [self.question.primary, self.question.max_new_tokens, self.question.stop_loops, self.question.task],
+                [*metric, self.question.max_new_tokens, self.question.stop_loops, self.question.task],
                 [settings.model_dump(), [sha256_of(path) for path in named if path.is_file()]],
                 None if adapter is None else weights_digest(adapter),
             ]

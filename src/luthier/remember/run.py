@@ -13,8 +13,9 @@ from pathlib import Path
 
 from luthier.assemble import is_artifact_of, read_artifact
 from luthier.config import canonical_hash
+from luthier.data.write import example_values
 from luthier.engine.run import Run
-from luthier.errors import EvaluationError, NonFiniteStep, PreflightError, RecipeError
+from luthier.errors import DataError, EvaluationError, ModelError, NonFiniteStep, PreflightError, RecipeError
 from luthier.evaluate import REMEMBER, Question
 from luthier.files import sync
 from luthier.progress import Progress, duration
@@ -163,7 +164,7 @@ class _Search:
         try:
             if candidate.trains:
                 self.train(candidate, recipe)
-        except (PreflightError, NonFiniteStep) as error:
+        except (DataError, ModelError, PreflightError, NonFiniteStep) as error:  # the others can still be chosen
             return Tried(candidate, "failed", str(error))
         found = self.measured(candidate.name, recipe, adapter)
         return Tried(candidate, "measured", "", found, self.seconds(candidate.name))
@@ -183,7 +184,9 @@ class _Search:
         shutil.rmtree(folder / "checkpoints")
 
     def training_key(self, candidate: Candidate) -> str:
-        return canonical_hash([self.plain.fingerprint, candidate.settings])
+        """Changes when what is trained on does; the plain training may know nothing of the rows that are replayed."""
+        pool = [example_values(row) for row in self.plain.data.replay] if candidate.remedy == "replay" else []
+        return canonical_hash([self.plain.fingerprint, candidate.settings, pool])
 
     def is_trained(self, candidate: Candidate) -> bool:
         folder = self.place(candidate.name)

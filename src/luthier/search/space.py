@@ -27,6 +27,8 @@ REFUSED: Mapping[str, str] = {
     "model": "losses of two bases cannot be compared; `luthier rebase` compares bases",
     "evaluation": "it decides what is measured, not what is learned",
     "cost": "it decides no weight",
+    "decision": "it decides the verdict, not what is learned",
+    "retrieval": "trials are trained and asked without passages",
     "seed": "luck is counted with --seeds",
     "objective.type": "another objective trains on other rows",
     "adapter.new_tokens": "all trials share the rows as tokens",

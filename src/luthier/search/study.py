@@ -10,6 +10,7 @@ was killed draws what an undisturbed one would. What was tried is in `study.sqli
 """
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -77,16 +78,23 @@ class Luck:
     """What is left of the winner's advantage with seeds that chose nothing."""
 
     seeds: tuple[int, ...]
-    winner: tuple[float, ...]
+    winner: tuple[float | None, ...]
+    """By seed; None where its training failed."""
     given: tuple[float, ...]
-    advantage: tuple[float, ...]
-    """By seed; above 0: the winner is better."""
-    mean: float
+    advantage: tuple[float | None, ...]
+    """By seed; above 0: the winner is better. None where its training failed."""
+    mean: float | None
+    """Of the seeds that did not fail; None if all did."""
     spread: float | None
     """Standard deviation; None for one seed."""
     low: float | None
     """Of the interval of the mean by Student's t; None for one seed."""
     high: float | None
+
+    @property
+    def keeps(self) -> bool:
+        """Whether an advantage is left: a training that fails with another seed is no winner."""
+        return None not in self.advantage and self.mean is not None and self.mean > 0
 
 
 @dataclass(frozen=True)
@@ -145,7 +153,7 @@ def search(ground: Ground, plan: Plan, progress: Progress) -> Outcome:
     """Try settings, count luck, and choose; what is finished already is not done again.
 
     Raises:
-        EvaluationError: no trial came to an end.
+        EvaluationError: no trial came to an end, or the recipe as given failed with another seed.
         LuthierError: the recipe as given cannot be trained.
         KeyboardInterrupt: ctrl-C; the same call goes on.
     """
@@ -160,10 +168,9 @@ def search(ground: Ground, plan: Plan, progress: Progress) -> Outcome:
         raise EvaluationError(f"no trial came to an end, so nothing can be chosen:\n{notes}")
     sign = 1 if ground.higher_is_better else -1
     best = max(complete, key=lambda trial: sign * (trial.result.value or 0.0))
-    advantage = sign * ((best.result.value or 0.0) - given.value)
-    luck = _count_luck(ground, plan, best, sign, progress) if advantage > 0 else None
-    advantage = luck.mean if luck else advantage
-    outcome = Outcome(trials, given, best, luck, "trial" if advantage > 0 else "given")
+    ahead = sign * ((best.result.value or 0.0) - given.value) > 0
+    luck = _count_luck(ground, plan, best, sign, progress) if ahead else None
+    outcome = Outcome(trials, given, best, luck, "trial" if ahead and (luck is None or luck.keeps) else "given")
     _write(out, outcome)
     return outcome
 
@@ -302,25 +309,29 @@ def _count_luck(ground: Ground, plan: Plan, best: Trial, sign: int, progress: Pr
     """Train the winner and the recipe as given with seeds that chose nothing.
 
     Raises:
-        EvaluationError: a training with another seed failed.
+        EvaluationError: the recipe as given failed with another seed.
     """
     first = int(ground.tree.get("seed", 0)) + 1
     seeds = tuple(range(first, first + plan.seeds))
     if not seeds:
         return None
     drawn = settle(ground.tree, plan.dimensions, lambda dimension: best.values[dimension.key])[0]
-    values: dict[str, list[float]] = {best.name: [], GIVEN: []}
+    won: list[float | None] = []
+    stood: list[float] = []
     for seed in seeds:
-        for name, tree in ((best.name, drawn), (GIVEN, ground.tree)):
-            place = f"seeds/{name}-{seed}"
-            result = _train(ground, place, {**tree, "seed": seed}, {"seed": seed}, progress)
-            if result.value is None:
-                raise EvaluationError(f"{place}: failed with another seed: {result.note}")
-            values[name].append(result.value)
-    won, stood = tuple(values[best.name]), tuple(values[GIVEN])
-    advantage = tuple(sign * (a - b) for a, b in zip(won, stood, strict=True))
+        found, given = (
+            _train(ground, f"seeds/{name}-{seed}", {**tree, "seed": seed}, {"seed": seed}, progress)
+            for name, tree in ((best.name, drawn), (GIVEN, ground.tree))
+        )
+        if given.value is None:
+            raise EvaluationError(f"{ground.out}/seeds/{GIVEN}-{seed}: failed with another seed: {given.note}")
+        won.append(found.value)
+        stood.append(given.value)
+    advantage = tuple(None if a is None else sign * (a - b) for a, b in zip(won, stood, strict=True))
+    known = [one for one in advantage if one is not None]
     confidence = build(Recipe, ground.tree).evaluation.confidence
-    return Luck(seeds, won, stood, advantage, *summary(advantage, confidence))
+    told = summary(known, confidence) if known else (None, None, None, None)
+    return Luck(seeds, tuple(won), tuple(stood), advantage, *told)
 
 
 def summary(values: Sequence[float], confidence: float) -> tuple[float, float | None, float | None, float | None]:
@@ -338,10 +349,11 @@ def summary(values: Sequence[float], confidence: float) -> tuple[float, float | 
 
 def told(result: Result, ground: Ground) -> str:
     """What became of a training, in a few words."""
+    if result.state == "pruned":
+        loss = "not finite" if result.value is None else f"{result.value:.4f}"
+        return f"{result.note}, validation loss {loss}"
     if result.value is None:
         return f"failed: {result.note.splitlines()[0]}"
-    if result.state == "pruned":
-        return f"{result.note}, validation loss {result.value:.4f}"
     return f"{measure_name(ground)} {result.value:.4f}"
 
 
@@ -360,8 +372,7 @@ def settings_text(values: Mapping[str, Any]) -> str:
 def outcome_lines(outcome: Outcome, ground: Ground) -> list[str]:
     """The trials, best first, and what is left of the advantage."""
     sign = 1 if ground.higher_is_better else -1
-    rank = {"complete": 0, "pruned": 1, "failed": 2}
-    ordered = sorted(outcome.trials, key=lambda t: (rank[t.result.state], -sign * (t.result.value or 0.0)))
+    ordered = sorted(outcome.trials, key=lambda trial: _place(trial.result, sign))
     lines = [f"{'given':<6} {told(outcome.given, ground)} (the recipe as it stands)"]
     lines += [f"{trial.name:<6} {told(trial.result, ground)} ({settings_text(trial.values)})" for trial in ordered]
     best, luck = outcome.best, outcome.luck
@@ -378,15 +389,26 @@ def outcome_lines(outcome: Outcome, ground: Ground) -> list[str]:
             if luck.spread is None
             else f" (standard deviation {luck.spread:.4f}, interval [{luck.low:.4f}, {luck.high:.4f}])"
         )
-        each = ", ".join(f"{one:+.4f}" for one in luck.advantage)
-        lines.append(f"with {len(luck.seeds)} seeds that chose nothing: by {luck.mean:.4f}{spread}; each: {each}")
-        if luck.low is not None and luck.low <= 0 < luck.mean:
+        each = ", ".join("failed" if one is None else f"{one:+.4f}" for one in luck.advantage)
+        mean = "in none" if luck.mean is None else f"by {luck.mean:.4f}{spread}"
+        lines.append(f"with {len(luck.seeds)} seeds that chose nothing: {mean}; each: {each}")
+        if None in luck.advantage:
+            lines.append("  ! a training that fails with another seed is no winner")
+        elif luck.keeps and luck.low is not None and luck.low <= 0:
             lines.append("  ! so few seeds do not tell this advantage from luck")
     if outcome.winner == "given":
         lines.append("nothing tried keeps an advantage: the recipe as it stands wins")
     else:
         lines.append(f"the winner: {settings_text(best.values)}")
     return lines
+
+
+def _place(result: Result, sign: int) -> tuple[int, float]:
+    """Complete ones first, each kind from its best; of a pruned one a loss is known, whatever decides."""
+    rank = {"complete": 0, "pruned": 1, "failed": 2}[result.state]
+    if result.value is None:
+        return rank, math.inf
+    return rank, result.value if result.state == "pruned" else -sign * result.value
 
 
 def winner_tree(ground: Ground, plan: Plan, outcome: Outcome) -> Tree:

@@ -29,6 +29,9 @@ from luthier.run_registry import Parent
 from luthier.stages import Data, Opened, open_run, prepare_data, prepare_training, row_subject, train_stage
 
 State = Literal["complete", "pruned", "failed"]
+JUDGED_AT = range(10, 101, 10)
+"""Hundredths of a trial's own steps at which it is judged, or at the first step past them: the same for all, since a
+pruner compares only trials that told their loss at the very same one, and trials of other lengths validate apart."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def run_trial(
         tree: its recipe.
         trial: what the manifest says of it.
         progress: told where it is.
-        judge: told the loss of each validation, at a hundredth of the planned steps; raises Pruned to end it.
+        judge: told the loss of the last validation at each of `JUDGED_AT`; raises Pruned to end it.
 
     Raises:
         KeyboardInterrupt: ctrl-C; the step was finished and everything saved.
@@ -141,7 +144,7 @@ def run_trial(
 def _train(
     ground: Ground, folder: RunFolder, recipe: Recipe, progress: Progress, judge: Callable[[int, float], None]
 ) -> Result:
-    watched = _Watched(ground.planned_steps(recipe), judge)
+    watched = Watched(ground.planned_steps(recipe), judge)
     try:
         opened = _open(ground, folder, recipe)
         prepared = prepare_training(opened, progress, prove=opened.subject is not None)
@@ -161,29 +164,38 @@ def _train(
     return Result("complete", value)
 
 
-class _Watched:
-    """The validations of a training, passed on to what judges them."""
+class Watched:
+    """The validations of a training of so many steps, passed on to what judges them."""
 
     def __init__(self, steps: int, judge: Callable[[int, float], None]) -> None:
         self._steps, self._judge = steps, judge
+        self._last: float | None = None
+        self._judged = 0
         self.percent = 0
-        self.loss: float | None = None
+
+    @property
+    def loss(self) -> float | None:
+        """Of the last validation; None before it, or if it was not finite."""
+        return self._last if self._last is not None and math.isfinite(self._last) else None
 
     def see(self, step: Step) -> None:
         """A step that was done."""
-        if "validation_loss" in step.metrics:
-            self._validated(step.number, step.metrics["validation_loss"])
+        self._did(step.number, step.metrics.get("validation_loss"))
 
     def replay(self, log: Path, until: int) -> None:
-        """The validations of an earlier process, up to the checkpoint that training goes on from."""
+        """The steps of an earlier process, up to the checkpoint that training goes on from."""
         for _, _, values in read_lines(log, log.name, []) if log.is_file() else ():
-            if values["step"] <= until and values.get("validation_loss") is not None:
-                self._validated(values["step"], values["validation_loss"])
+            if values["step"] <= until:
+                self._did(values["step"], values.get("validation_loss"))
 
-    def _validated(self, step: int, loss: float) -> None:
+    def _did(self, step: int, loss: float | None) -> None:
+        self._last = self._last if loss is None else loss
         self.percent = round(100 * step / self._steps)
-        self.loss = loss if math.isfinite(loss) else None
-        self._judge(self.percent, loss)
+        for percent in JUDGED_AT:
+            if self._judged < percent and 100 * step >= percent * self._steps:
+                self._judged = percent
+                if self._last is not None:
+                    self._judge(percent, self._last)
 
 
 def _open(ground: Ground, folder: RunFolder, recipe: Recipe) -> Opened:
