@@ -26,7 +26,7 @@ from luthier.models.load import LoadedModel
 from luthier.progress import Progress, Within
 from luthier.rag.passages import Passage
 from luthier.rag.prompt import last_question, with_passages
-from luthier.rag.retriever import Retriever
+from luthier.rag.retriever import Retriever, read_passages
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder
 from luthier.stages import Data, Opened, open_run, prepare_training, train_stage, training_line
@@ -46,6 +46,16 @@ LOOKED_AT = 100
 def is_wanted(recipe: Recipe) -> bool:
     """Whether a system of the recipe needs the second training."""
     return any(system.trained_on == "passages" for system in assemble.systems_of(recipe).values())
+
+
+def require_readable(recipe: Recipe, data: Data) -> None:
+    """Check before the first training that the second one, if it is wanted, will find what its rows name.
+
+    Raises:
+        LuthierError: as `read_passages` and `require_gold`.
+    """
+    if recipe.retrieval is not None and is_wanted(recipe):
+        require_gold(data.train, read_passages(recipe.retrieval))
 
 
 def planned(plan: Mapping[str, float]) -> dict[str, float]:

@@ -261,3 +261,14 @@ def test_a_run_goes_on_where_recall_cannot_be_judged(
     assert not (tmp_path / "out/retrieval.json").exists()
     assert "retrieval is not measured" in "".join(capsys.readouterr())
     assert main(["retrieve", str(path)]) == 2
+
+
+def test_a_right_passage_that_is_not_there_is_told_before_the_first_training(
+    tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, rows = write_task(tmp_path, tiny_model_folder), tmp_path / "rows.jsonl"
+    named = [{**json.loads(line), "gold_passage_ids": ["gone"]} for line in rows.read_text().splitlines()]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in named), encoding="utf-8")
+    assert main(["train", str(recipe), "--out", str(tmp_path / "out")]) == 2
+    assert "gold_passage_ids names 'gone'" in capsys.readouterr().err
+    assert not (tmp_path / "out/adapter").exists()

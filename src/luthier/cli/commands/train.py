@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, and print where the artifact is."""
     from luthier.cli.run_arguments import begin
-    from luthier.passages import is_wanted, train_with_passages
+    from luthier.passages import is_wanted, require_readable, train_with_passages
     from luthier.remember import require_no_choice
     from luthier.stages import open_run, prepare_data, prepare_training, train_stage, training_line
 
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     with begin(args) as (recipe, folder, progress):
         require_no_choice(folder)
         data = prepare_data(recipe, folder, progress)
+        require_readable(recipe, data)
         train_stage(prepare_training(open_run(recipe, folder, data, progress), progress), progress)
         progress.say(training_line(folder.read("training.json")))
         print(folder / "adapter")
