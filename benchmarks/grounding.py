@@ -25,7 +25,6 @@ from luthier.data.templates import build_template
 from luthier.evaluation.grounding import calibration
 from luthier.evaluation.grounding.abstention import abstains
 from luthier.evaluation.grounding.calibration import LEXICAL, Calibration, decide, dump, fit
-from luthier.evaluation.grounding.check import errors_of
 from luthier.evaluation.grounding.entailment import FEATURES, Evidence, evidence
 from luthier.evaluation.grounding.item import SIGNALS, VERDICTS, Item, Verdict
 from luthier.evaluation.grounding.judge import Judge
@@ -176,9 +175,8 @@ def show(title: str, rows: Sequence[Checked], verdicts: Sequence[Verdict], kinds
     for label, counts in zip(VERDICTS, table, strict=True):
         print(f"  {label:<14}" + "".join(f"{count:>13}" for count in counts))
     for verdict in VERDICTS:
-        errors = errors_of(checker, verdict)
-        print(f"  {verdict:<12} sensitivity {_rate(errors.found, errors.there)}", end="")
-        print(f", specificity {_rate(errors.passed, errors.others)}")
+        sensitivity, specificity = checker.rates(verdict)
+        print(f"  {verdict:<12} sensitivity {_rate(*sensitivity)}, specificity {_rate(*specificity)}")
     if kinds:
         totals = Counter((row.kind, row.label) for row in rows)
         missed = Counter((row.kind, row.label) for row in wrong)

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,10 @@ from luthier.evaluation.grounding.entailment import evidence
 from luthier.evaluation.grounding.item import SIGNALS, VERDICTS, Item
 from luthier.evaluation.grounding.judge import ORDERS, Judge
 from luthier.evaluation.grounding.passages import passages_of
-from luthier.evaluation.grounding.prevalence import Errors, corrected_difference, corrected_share
-from luthier.evaluation.significance import Comparison, clopper_pearson
+from luthier.evaluation.grounding.prevalence import Corrected
+from luthier.evaluation.metrics.base import Array
+from luthier.evaluation.share import Share
+from luthier.evaluation.significance import Comparison, clopper_pearson, compare
 from luthier.models.load import LoadedModel
 
 PASSAGE = (
@@ -222,72 +224,134 @@ def test_the_fit_finds_which_evidence_counts() -> None:
         fit(features_NF, np.ones(400))
 
 
-def test_the_corrected_share_is_rogan_and_gladens() -> None:
-    errors = Errors(found=80, there=100, passed=90, others=100)
-    counted_N = np.repeat([1.0, 0.0], [30, 70])
-    found = corrected_share(counted_N, errors, 0.95, 0, np.arange(100))
-    assert found.value == pytest.approx((0.3 + 0.9 - 1) / (0.8 + 0.9 - 1))
-    assert found.low < found.value < found.high
+CLEAN = ((80, 20, 0), (10, 90, 0), (0, 0, 40))
+"""A checker that never takes an abstention for an answer, or an answer for one."""
+RATES = np.array([[0.82, 0.18, 0.0], [0.38, 0.62, 0.0], [0.05, 0.05, 0.9]])
+"""One that is wrong about as often as the shipped one."""
+
+
+def given(*rows: int) -> Array:
+    """So many rows of each verdict, in order."""
+    return np.repeat(np.eye(3), rows, axis=0)
+
+
+def drawn(rng: np.random.Generator, mix: Sequence[float], rows: int) -> Array:
+    """Verdicts that a checker with `RATES` gives answers of this mix."""
+    up_to = np.cumsum(RATES, axis=1)[rng.choice(3, rows, p=mix)]
+    return np.asarray(np.eye(3)[(rng.random((rows, 1)) > up_to[:, :2]).sum(axis=1)])
+
+
+def hand_checked(rng: np.random.Generator, times: int = 1) -> list[list[int]]:
+    """Its confusion on as many rows as were checked by hand, or a multiple."""
+    return [rng.multinomial(times * rows, rates).tolist() for rows, rates in zip((49, 95, 20), RATES, strict=True)]
+
+
+def compared(a_NV: Array, b_NV: Array) -> list[Comparison]:
+    groups = np.arange(len(a_NV))
+    return [compare(Share(), a_NV[:, [at]], b_NV[:, [at]], 0.95, 0, groups) for at in range(3)]
+
+
+def test_corrected_shares_are_those_whose_counts_the_checker_would_give() -> None:
+    true_V = np.array([0.3, 0.5, 0.2])
+    confusion = (100 * RATES).round().astype(int).tolist()
+    counted_NV = given(*(10_000 * true_V @ RATES).round().astype(int))
+    found = Corrected(confusion, 0.95, 0).shares(counted_NV, np.arange(len(counted_NV)))
+    assert [one.value for one in found] == pytest.approx(true_V, abs=1e-3)
+    assert all(one.low < one.value < one.high for one in found)
+
+
+def test_of_two_classes_the_corrected_share_is_rogan_and_gladens() -> None:
+    found = Corrected(CLEAN, 0.95, 0).shares(given(30, 70, 0), np.arange(100))
+    assert found[0].value == pytest.approx((0.3 + 0.9 - 1) / (0.8 + 0.9 - 1))
+    assert found[2].value == pytest.approx(0)
+    assert found[2].high > 0.0, "none among 100 is not none ever"
 
 
 def test_less_calibration_makes_the_interval_wider_and_a_coin_allows_everything() -> None:
-    counted_N = np.repeat([1.0, 0.0], [30, 70])
     widths = []
     for scale in (1, 10, 100):
-        found = corrected_share(
-            counted_N, Errors(8 * scale, 10 * scale, 9 * scale, 10 * scale), 0.95, 0, np.arange(100)
-        )
+        confusion = (scale * np.array([[8, 2, 0], [1, 9, 0], [0, 0, 5]])).tolist()
+        found = Corrected(confusion, 0.95, 0).shares(given(30, 60, 10), np.arange(100))[0]
         widths.append(found.high - found.low)
     assert widths[0] > widths[1] > widths[2]
-    coin = corrected_share(counted_N, Errors(50, 100, 50, 100), 0.95, 0, np.arange(100))
+    coin = Corrected(((50, 50, 0), (50, 50, 0), (0, 0, 20)), 0.95, 0).shares(given(30, 60, 10), np.arange(100))[0]
     assert (coin.low, coin.high) == (0.0, 1.0)
     assert np.isnan(coin.value)
 
 
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.8])
-def test_the_interval_of_a_corrected_share_covers_the_truth(share: float) -> None:
-    """300 worlds: rows, verdicts and hand-checked rows are all drawn anew; about 95 of 100 intervals must hold it."""
+def test_no_rows_have_no_shares() -> None:
+    found = Corrected(CLEAN, 0.95, 0).shares(given(0, 0, 0), np.arange(0))
+    assert all(np.isnan([one.value, one.low, one.high]).all() for one in found)
+
+
+@pytest.mark.parametrize("mix", [(0.02, 0.9, 0.08), (0.3, 0.7, 0.0), (0.6, 0.2, 0.2)])
+def test_the_intervals_of_corrected_shares_cover_the_truth(mix: tuple[float, ...]) -> None:
+    """150 worlds: rows, verdicts and hand-checked rows are all drawn anew; about 95 of 100 intervals must hold it."""
     rng = np.random.default_rng(1)
-    held = 0
-    for _ in range(300):
-        truth_N = rng.random(150) < share
-        counted_N = np.where(truth_N, rng.random(150) < 0.75, rng.random(150) < 0.15).astype(np.float64)
-        errors = Errors(int(rng.binomial(60, 0.75)), 60, int(rng.binomial(60, 0.85)), 60)
-        found = corrected_share(counted_N, errors, 0.95, 0, np.arange(150))
-        held += found.low <= share <= found.high
-    assert held >= 0.92 * 300
+    held_V = np.zeros(3)
+    for _ in range(150):
+        found = Corrected(hand_checked(rng), 0.95, 0).shares(drawn(rng, mix, 150), np.arange(150))
+        held_V += [one.low <= share <= one.high for one, share in zip(found, mix, strict=True)]
+    assert (held_V >= 0.91 * 150).all()
 
 
-@pytest.mark.parametrize("counted", [0.92, 0.02])
-def test_a_share_that_such_a_checker_could_not_count_is_not_called_certain(counted: float) -> None:
+def test_one_class_traded_for_another_makes_no_difference_of_the_third() -> None:
+    """Training turns unsupported answers into abstentions. One against the rest, `supported` would fall by 0.27, and
+    clearly so in every world, because unsupported answers are falsely called supported and abstentions are not."""
+    rng = np.random.default_rng(2)
+    before, after = np.array([0.3, 0.7, 0.0]), np.array([0.3, 0.3, 0.4])
+    values, held_V = [], np.zeros(3)
+    for _ in range(60):
+        a_NV, b_NV = drawn(rng, before.tolist(), 500), drawn(rng, after.tolist(), 500)
+        found = Corrected(hand_checked(rng), 0.95, 0).differences(a_NV, b_NV, compared(a_NV, b_NV), np.arange(500))
+        held_V += [one.low <= true <= one.high for one, true in zip(found, before - after, strict=True)]
+        values.append(found[0].value)
+    assert abs(np.mean(values)) < 0.05
+    assert (held_V >= 55).all()
+
+
+def test_a_real_difference_is_covered_and_told_from_nothing() -> None:
+    rng = np.random.default_rng(3)
+    before, after = np.array([0.2, 0.7, 0.1]), np.array([0.7, 0.2, 0.1])
+    held_V, clear = np.zeros(3), 0
+    for _ in range(60):
+        a_NV, b_NV = drawn(rng, before.tolist(), 300), drawn(rng, after.tolist(), 300)
+        found = Corrected(hand_checked(rng), 0.95, 0).differences(a_NV, b_NV, compared(a_NV, b_NV), np.arange(300))
+        held_V += [one.low <= true <= one.high for one, true in zip(found, before - after, strict=True)]
+        clear += found[0].high < 0
+    assert (held_V >= 0.91 * 60).all()
+    assert clear >= 50
+
+
+@pytest.mark.parametrize("counted", [(110, 10, 0), (1, 119, 0)])
+def test_a_share_that_such_a_checker_could_not_count_is_not_called_certain(counted: tuple[int, int, int]) -> None:
     """With 82 of 100 found, nobody counts 92 of 100: the answers are of another kind than those that were checked."""
-    errors = Errors(found=40, there=49, passed=90, others=100)
-    counted_N = (np.arange(120) < round(counted * 120)).astype(float)
-    found = corrected_share(counted_N, errors, 0.95, 0, np.arange(120))
-    assert found.low <= counted <= found.high
-    inside_N = (np.arange(120) < 60).astype(float)
-    assert corrected_share(inside_N, errors, 0.95, 0, np.arange(120)).low > 0.3
+    corrected = Corrected(((40, 9, 0), (10, 90, 0), (0, 0, 20)), 0.95, 0)
+    found = corrected.shares(given(*counted), np.arange(120))
+    assert all(one.low <= count / 120 <= one.high for one, count in zip(found, counted, strict=True))
+    assert corrected.shares(given(60, 60, 0), np.arange(120))[0].low > 0.3
 
 
 def test_a_difference_of_two_systems_is_corrected_on_the_same_rows() -> None:
-    errors = Errors(90, 100, 90, 100)
-    a_N, b_N = np.repeat([1.0, 0.0], [20, 80]), np.repeat([1.0, 0.0], [60, 40])
-    clear = Comparison(-0.4, -0.5, -0.3, 0.001, 0.05, "given")
-    found = corrected_difference(a_N, b_N, errors, clear, 0.95, 0, np.arange(100))
-    assert found.value == pytest.approx((0.2 - 0.6) / 0.8)
-    assert found.high < 0
-    nothing = corrected_difference(a_N, a_N, errors, Comparison(0, 0, 0, 1, 0, "given"), 0.95, 0, np.arange(100))
-    assert nothing.value == 0
-    assert nothing.low <= 0 <= nothing.high
+    corrected = Corrected(((90, 10, 0), (10, 90, 0), (0, 0, 40)), 0.95, 0)
+    a_NV, b_NV = given(20, 80, 0), given(60, 40, 0)
+    found = corrected.differences(a_NV, b_NV, compared(a_NV, b_NV), np.arange(100))
+    assert found[0].value == pytest.approx((0.2 - 0.6) / 0.8)
+    assert found[0].high < 0 < found[1].low
+    for one in corrected.differences(a_NV, a_NV, compared(a_NV, a_NV), np.arange(100)):
+        assert one.value == 0
+        assert one.low <= 0 <= one.high
 
 
 def test_correcting_makes_nothing_clear_that_counting_left_open() -> None:
-    errors = Errors(90, 100, 90, 100)
-    a_N, b_N = np.repeat([1.0, 0.0], [20, 80]), np.repeat([1.0, 0.0], [60, 40])
-    unclear = Comparison(-0.4, -0.8, 0.08, 0.07, 0.2, "given")
-    found = corrected_difference(a_N, b_N, errors, unclear, 0.95, 0, np.arange(100))
-    assert found.high == pytest.approx(0.08 / 0.8)
-    assert found.low == -1.0
+    corrected = Corrected(((90, 10, 0), (10, 90, 0), (0, 0, 40)), 0.95, 0)
+    a_NV, b_NV = given(20, 80, 0), given(60, 40, 0)
+    unclear, clear = Comparison(-0.4, -0.8, 0.08, 0.07, 0.2, "given"), Comparison(0.4, 0.3, 0.5, 0.001, 0.05, "given")
+    nothing = Comparison(0, 0, 0, 1, 0, "given")
+    found = corrected.differences(a_NV, b_NV, [unclear, unclear, nothing], np.arange(100))
+    assert found[0].low <= 0 <= found[0].high
+    assert found[0].high - found[0].value >= 0.08 - -0.4
+    assert corrected.differences(a_NV, b_NV, [unclear, clear, nothing], np.arange(100))[1].low > 0
 
 
 def test_passages_are_found_in_rows_and_in_prompts() -> None:

@@ -11,9 +11,8 @@ import numpy as np
 from luthier.errors import EvaluationError
 from luthier.evaluation.grounding.calibration import LEXICAL, Calibration, calibration_of
 from luthier.evaluation.grounding.entailment import Evidence
-from luthier.evaluation.grounding.item import Item, Verdict
+from luthier.evaluation.grounding.item import VERDICTS, Item, Verdict
 from luthier.evaluation.grounding.judge import Judge
-from luthier.evaluation.grounding.prevalence import Errors
 from luthier.evaluation.metrics.base import Array
 
 
@@ -37,23 +36,14 @@ class Grounding:
     """In the order of the items."""
     checker: Calibration
 
-    def counted(self, verdict: Verdict) -> Array:
-        """(N,) 1 for each item with this verdict, else 0."""
-        return np.array([one.verdict == verdict for one in self.judgements], dtype=np.float64)
+    def given(self) -> Array:
+        """(N, V) for each item 1 at its verdict, in the order of `VERDICTS`, and 0 at the others."""
+        given = [[one.verdict == verdict for verdict in VERDICTS] for one in self.judgements]
+        return np.array(given, dtype=np.float64).reshape(len(given), len(VERDICTS))
 
     def share(self, verdict: Verdict) -> float:
         """Of the items with this verdict, as counted; nan for none."""
-        return float(self.counted(verdict).mean()) if self.judgements else float("nan")
-
-    def errors(self, verdict: Verdict) -> Errors:
-        """The checker's measured errors for this verdict."""
-        return errors_of(self.checker, verdict)
-
-
-def errors_of(checker: Calibration, verdict: Verdict) -> Errors:
-    """The measured errors of a checker for one verdict."""
-    (found, there), (passed, others) = checker.rates(verdict)
-    return Errors(found, there, passed, others)
+        return float(self.given()[:, VERDICTS.index(verdict)].mean()) if self.judgements else float("nan")
 
 
 def judge_answers(items: Sequence[Item], judge: Judge | None = None) -> Grounding:

@@ -17,11 +17,11 @@ import numpy as np
 from luthier.data.split import group_keys
 from luthier.data.templates import build_template
 from luthier.evaluation.grounding.calibration import LEXICAL, Calibration, calibration_of
-from luthier.evaluation.grounding.check import Grounding, errors_of, judge_answers
+from luthier.evaluation.grounding.check import Grounding, judge_answers
 from luthier.evaluation.grounding.item import VERDICTS, Item, Verdict
 from luthier.evaluation.grounding.judge import Judge
 from luthier.evaluation.grounding.passages import passages_of
-from luthier.evaluation.grounding.prevalence import corrected_difference, corrected_share
+from luthier.evaluation.grounding.prevalence import Corrected
 from luthier.evaluation.metrics.base import Array
 from luthier.evaluation.share import Share
 from luthier.evaluation.significance import (
@@ -61,13 +61,10 @@ class _Judged:
     carried: "Carried"
     groups: Groups
 
-    def counted(self, verdict: Verdict, among: Sequence[int] | None = None) -> Array:
-        """(N,) 1 where the verdict was given, for the test rows given, else for all that were judged."""
-        counted_N = self.grounding.counted(verdict)
-        if among is None:
-            return counted_N
+    def given(self, among: Sequence[int]) -> Array:
+        """(N, V) 1 at the verdict that each of these test rows was given."""
         place = {row: at for at, row in enumerate(self.carried.rows)}
-        return counted_N[[place[row] for row in among]]
+        return self.grounding.given()[[place[row] for row in among]]
 
 
 def require_judge(name: str) -> None:
@@ -170,24 +167,20 @@ def _dump(judged: Mapping[str, _Judged], groups: Groups, checker: Calibration, o
 
 def _errors(checker: Calibration, verdict: Verdict, confidence: float) -> dict[str, Any]:
     """Sensitivity and specificity with their exact intervals."""
-    errors = errors_of(checker, verdict)
-    pairs = {"sensitivity": (errors.found, errors.there), "specificity": (errors.passed, errors.others)}
     found = {}
-    for name, (part, whole) in pairs.items():
+    for name, (part, whole) in zip(("sensitivity", "specificity"), checker.rates(verdict), strict=True):
         low, high = clopper_pearson(part, whole, confidence)
         found[name] = {"value": part / whole, "low": low, "high": high}
     return found
 
 
 def _system(name: str, judged: _Judged, options: Options) -> dict[str, Any]:
+    given_NV = judged.grounding.given()
+    corrected = _corrected(judged, options).shares(given_NV, judged.groups)
     shares = {}
-    for verdict in VERDICTS:
-        counted_N = judged.counted(verdict)
-        corrected = corrected_share(
-            counted_N, judged.grounding.errors(verdict), options.confidence, options.seed, judged.groups
-        )
-        counted = metric_interval(Share(), counted_N[:, None], options.confidence, options.seed, judged.groups)
-        shares[verdict] = {"counted": counted.dump(), "corrected": corrected.dump()}
+    for at, verdict in enumerate(VERDICTS):
+        counted = metric_interval(Share(), given_NV[:, [at]], options.confidence, options.seed, judged.groups)
+        shares[verdict] = {"counted": counted.dump(), "corrected": corrected[at].dump()}
     return {
         "system": name,
         "n": len(judged.carried.items),
@@ -195,6 +188,10 @@ def _system(name: str, judged: _Judged, options: Options) -> dict[str, Any]:
         "shares": shares,
         "examples": _examples(judged),
     }
+
+
+def _corrected(judged: _Judged, options: Options) -> Corrected:
+    return Corrected(judged.grounding.checker.confusion, options.confidence, options.seed)
 
 
 def _examples(judged: _Judged) -> list[dict[str, Any]]:
@@ -219,11 +216,13 @@ def _differences(
     if not both:
         return
     own = _renumbered(groups, both)
-    for verdict in VERDICTS:
-        a_N, b_N = judged[a].counted(verdict, both), judged[b].counted(verdict, both)
-        counted = compare(Share(), a_N[:, None], b_N[:, None], options.confidence, options.seed, own)
-        errors = judged[a].grounding.errors(verdict)
-        corrected = corrected_difference(a_N, b_N, errors, counted, options.confidence, options.seed, own)
+    a_NV, b_NV = judged[a].given(both), judged[b].given(both)
+    all_counted = [
+        compare(Share(), a_NV[:, [at]], b_NV[:, [at]], options.confidence, options.seed, own)
+        for at in range(len(VERDICTS))
+    ]
+    all_corrected = _corrected(judged[a], options).differences(a_NV, b_NV, all_counted, own)
+    for verdict, counted, corrected in zip(VERDICTS, all_counted, all_corrected, strict=True):
         yield {
             "a": a,
             "b": b,
