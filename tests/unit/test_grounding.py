@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from benchmarks.grounding import HELD_OUT, ROWS, calibrated, confusion, cross_validated, folds, read_checked, see
 
+from luthier.data.carried_passages import passages_of
 from luthier.data.templates import build_template
 from luthier.errors import EvaluationError
 from luthier.evaluation.grounding.abstention import abstains
@@ -17,7 +18,6 @@ from luthier.evaluation.grounding.check import judge_answers
 from luthier.evaluation.grounding.entailment import evidence
 from luthier.evaluation.grounding.item import SIGNALS, VERDICTS, Item
 from luthier.evaluation.grounding.judge import ORDERS, Judge
-from luthier.evaluation.grounding.passages import passages_of
 from luthier.evaluation.grounding.prevalence import Corrected
 from luthier.evaluation.metrics.base import Array
 from luthier.evaluation.share import Share

@@ -244,6 +244,46 @@ def test_a_question_in_a_passage_is_a_leak(make: object, severity: str, said: st
     assert "corpus.jsonl, line 21" in finding.message
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda q, text: (f"Context: {text}\nQuestion: {q}", {}),
+        lambda q, text: (f"Passages:\n\n[1] {text}\n\nAnswer from these passages.\n\n{q}", {}),
+        lambda q, text: (f"{text}\n\n{q}", {"context": text}),
+        lambda q, text: (f"{q} {text.splitlines()[1]}", {"passages": [{"title": "A", "text": text.splitlines()[1]}]}),
+    ],
+)
+def test_a_passage_that_a_prompt_carries_is_no_part_of_its_question(make: object) -> None:
+    assert callable(make)
+    passages, test = corpus(), []
+    for number, row in enumerate(asked_of(passages)):
+        prompt, extra = make(asked(row), passages[number][0])
+        test.append(replace(chat(prompt, answer(row), number + 1, "test.jsonl"), extra=extra))
+    assert corpus_leaks(passages, test) == []
+    passages[20] = (f"{passages[20][0]} {asked(asked_of(corpus())[4])} {answer(test[4])}", passages[20][1])
+    (finding,) = corpus_leaks(passages, test)
+    assert (finding.severity, finding.count) == ("error", 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "beside", "severity", "said"),
+    [
+        ("No.", "Nobody has known it.", "warning", "too short to tell"),
+        ("No.", "No, it has not.", "warning", "too short to tell"),
+        ("forest", "They are forested hills.", "warning", "without its answer"),
+        ("forest", "A forest.", "error", "with its answer"),
+        ("\u6771\u4eac\u90fd", "\u3053\u3053\u306f\u6771\u4eac\u90fd\u3067\u3059", "error", "with its answer"),
+    ],
+)
+def test_an_answer_stands_beside_its_question_as_whole_words(given: str, beside: str, severity: str, said: str) -> None:
+    passages = corpus()
+    row = chat(asked(asked_of(passages)[4]), given, 5, "test.jsonl")
+    passages[20] = (f"{passages[20][0]} {asked(row)} {beside}", passages[20][1])
+    (finding,) = corpus_leaks(passages, [row])
+    assert finding.severity == severity
+    assert said in finding.message
+
+
 def test_a_long_answer_that_stands_in_the_corpus_is_noted() -> None:
     passages = corpus()
     long = sentence(random.Random(77), 20)

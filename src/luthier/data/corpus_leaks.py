@@ -2,7 +2,8 @@
 
 A passage that answers a question is what a corpus is for, and holds the answer, and often many words of the question.
 It leaks only if it holds the question itself: word for word (`checks/_containment.py`), or as a question of its own, a
-title or a short passage that is the same reworded (`checks/_likeness.py`). Whether the answer stands beside it is said.
+title or a short passage that is the same reworded (`checks/_likeness.py`). Whether the answer stands beside it is said,
+unless it is too short to tell. Passages that a prompt carries (`carried_passages.py`) are no part of its question.
 Answers of twelve words or more that stand in the corpus whole are noted: no one writes the same long sentence twice.
 
 The same holds for any text that a system may show its model: a pool of examples, an instruction.
@@ -14,18 +15,22 @@ from typing import NamedTuple
 
 import numpy as np
 
+from luthier.data.carried_passages import question_of
 from luthier.data.checks._containment import Contained
 from luthier.data.checks._likeness import WordSets, limit
 from luthier.data.checks._text import normalized, rows, share, view
 from luthier.data.checks._words import word_hashes
 from luthier.data.checks.base import PLACES_KEPT, Finding, Severity
-from luthier.examples import Example, Where
+from luthier.data.prompts import message_text
+from luthier.examples import Document, Example, Where
 
 CHECK = "corpus_leaks"
 SHORT_PASSAGE = 40
 """Words up to which a passage may be a question with its answer, question mark or not."""
 LONG_ANSWER = 12
 """Words from which an answer does not stand in two places by chance."""
+SHORT_WORD = 4
+"""Bytes up to which one or two words, `no` or `it is`, stand in most passages and tell nothing as an answer."""
 _SENTENCE = re.compile(r"[^.!?\u061f\u3002\uff01\uff1f\n]+[.!?\u061f\u3002\uff01\uff1f]*")
 _QUESTION_ENDS = ("?", "\u061f", "\uff1f")
 
@@ -51,10 +56,13 @@ _REMOVE = (
     "If users will ask what {name} lists as questions, test with their wording and not with its own"
 )
 _WANTED = "fine where the answer is meant to be a passage; otherwise the test was made from these very texts"
+_SHORT = " whose answer is too short to tell whether it stands there by chance"
 WHOLE = Kind("error", "whose question stands in {name} word for word, with its answer", _REMOVE)
 WHOLE_ALONE = Kind("warning", "whose question stands in {name} word for word, without its answer", _REMOVE)
+WHOLE_OPEN = Kind("warning", "whose question stands in {name} word for word, and" + _SHORT, _REMOVE)
 LIKE = Kind("warning", "whose question stands in {name} reworded, with its answer", _REMOVE)
 LIKE_ALONE = Kind("warning", "whose question stands in {name} reworded, without its answer", _REMOVE)
+LIKE_OPEN = Kind("warning", "whose question stands in {name} reworded, and" + _SHORT, _REMOVE)
 ANSWER = Kind("note", "whose long answer stands in {name} whole", _WANTED)
 
 
@@ -77,8 +85,8 @@ def corpus_leaks(
         name: what the texts are called in messages.
 
     Returns:
-        An error for questions that stand in a passage word for word with their answer; warnings for those without it,
-        and for reworded ones; a note for long answers that stand in a passage whole.
+        An error for questions that stand in a passage word for word with their answer; warnings for those without it
+        or with one too short to tell, and for reworded ones; a note for long answers that stand in a passage whole.
     """
     asked = [ask(example) for example in test]
     return [
@@ -94,12 +102,12 @@ def find_leaks(corpus: Sequence[str], test: Sequence[Asked]) -> Iterator[tuple[K
     passages = [normalized(text) for text in corpus]
     told: set[int] = set()
     for leaks, kinds in (
-        (_verbatim(passages, test), (WHOLE, WHOLE_ALONE)),
-        (_reworded(corpus, test), (LIKE, LIKE_ALONE)),
+        (_verbatim(passages, test), {True: WHOLE, False: WHOLE_ALONE, None: WHOLE_OPEN}),
+        (_reworded(corpus, test), {True: LIKE, False: LIKE_ALONE, None: LIKE_OPEN}),
     ):
         new = [leak for leak in leaks if leak.row not in told]
         told.update(leak.row for leak in new)
-        for kind, answered in zip(kinds, (True, False), strict=True):
+        for answered, kind in kinds.items():
             those = [leak for leak in new if _is_answered(test[leak.row], passages[leak.passage]) is answered]
             if those:
                 yield kind, those
@@ -108,9 +116,10 @@ def find_leaks(corpus: Sequence[str], test: Sequence[Asked]) -> Iterator[tuple[K
 
 
 def ask(example: Example) -> Asked:
-    """What a held-out row asks and how it is answered; a document asks nothing."""
-    texts = view(example)
-    return Asked(normalized(texts.prompt), normalized(texts.reply), example.where)
+    """What a held-out row asks, less the passages that it carries, and how it is answered; a document asks nothing."""
+    turns = () if isinstance(example, Document) else example.prompt
+    asked = (question_of(message_text(m), example.extra) for m in turns if m.role not in ("system", "developer"))
+    return Asked(normalized("\n".join(asked)), normalized(view(example).reply), example.where)
 
 
 def _verbatim(passages: Sequence[bytes], asked: Sequence[Asked]) -> list[Leak]:
@@ -172,8 +181,13 @@ def _questions(text: str) -> Iterator[str]:
             yield sentence
 
 
-def _is_answered(asked: Asked, passage: bytes) -> bool:
-    return bool(asked.answer) and asked.answer in passage
+def _is_answered(asked: Asked, passage: bytes) -> bool | None:
+    """Does the answer stand in the passage, as whole words? None if it is so short that it stands anywhere."""
+    words = asked.answer.split()
+    if words and len(words) <= 2 and max(map(len, words)) <= SHORT_WORD:
+        return None
+    answer, held = word_hashes(asked.answer), word_hashes(passage)
+    return bool(answer) and any(held[at : at + len(answer)] == answer for at in range(len(held) - len(answer) + 1))
 
 
 def _finding(kind: Kind, leaks: Sequence[Leak], places: tuple[Sequence[Where], Sequence[Where]], name: str) -> Finding:

@@ -14,11 +14,9 @@ The user's own words.
 
 from collections.abc import Sequence
 
+from luthier.data.carried_passages import HEADING, REQUEST
 from luthier.examples import Message
 from luthier.rag.passages import Passage
-
-HEADING = "Passages:"
-REQUEST = "Answer from these passages."
 
 
 def with_passages(messages: tuple[Message, ...], passages: Sequence[Passage]) -> tuple[Message, ...]:

@@ -72,7 +72,7 @@ class Corrected:
         rates_VV = self._rates()
         if np.linalg.det(rates_VV) <= 0:
             return np.full(len(given_V), np.nan)
-        return _nearest_mix((given_V @ np.linalg.inv(rates_VV))[None])[0]
+        return np.asarray(_nearest_mix((given_V @ np.linalg.inv(rates_VV))[None])[0])
 
     def _could_count(self, given_V: Array) -> bool:
         """Is there a mix of classes of which a checker with just these errors counts these shares?"""
@@ -111,7 +111,7 @@ def _nearest_mix(shares_BV: Array) -> Array:
     sorted_BV = -np.sort(-shares_BV, axis=1)
     over_BV = (np.cumsum(sorted_BV, axis=1) - 1) / np.arange(1, shares_BV.shape[1] + 1)
     last_B = (sorted_BV > over_BV).sum(axis=1) - 1
-    return np.maximum(shares_BV - over_BV[np.arange(len(over_BV)), last_B][:, None], 0.0)
+    return np.asarray(np.maximum(shares_BV - over_BV[np.arange(len(over_BV)), last_B][:, None], 0.0))
 
 
 def _intervals(value_V: Array, low_BV: Array, high_BV: Array, confidence: float) -> list[Interval]:

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from luthier.data.carried_passages import passages_of
 from luthier.data.split import group_keys
 from luthier.data.templates import build_template
 from luthier.evaluation.grounding.calibration import LEXICAL, Calibration, calibration_of
 from luthier.evaluation.grounding.check import Grounding, judge_answers
 from luthier.evaluation.grounding.item import VERDICTS, Item, Verdict
 from luthier.evaluation.grounding.judge import Judge
-from luthier.evaluation.grounding.passages import passages_of
 from luthier.evaluation.grounding.prevalence import Corrected
 from luthier.evaluation.metrics.base import Array
 from luthier.evaluation.share import Share

@@ -20,9 +20,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from luthier.rag.prompt import HEADING, REQUEST
-
+HEADING = "Passages:"
+REQUEST = "Answer from these passages."
+"""Before and after the passages in a prompt (`rag/prompt.py` writes them)."""
 FIELDS = ("passages", "context")
+LEAST_WORDS = 8
+"""From which a text of a row that stands in its prompt is a passage, and no word of the question."""
 _TEXT_KEYS = ("text", "content", "passage", "body")
 _NUMBERED = re.compile(r"^\[\d+\] ", re.MULTILINE)
 _NAMED = re.compile(
@@ -45,6 +48,18 @@ def passages_of(prompt: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]) -
         return question, passages
     carried = next((found for name in FIELDS if (found := _texts(extra.get(name)))), ())
     return asked.strip(), carried
+
+
+def question_of(text: str, extra: Mapping[str, Any]) -> str:
+    """What a turn asks, without the passages that it carries and those of the row that stand in it word for word."""
+    question, passages = _in_prompt(text)
+    if passages:
+        return question
+    for passage in (passage for name in FIELDS for passage in _texts(extra.get(name))):
+        for part in (passage.strip(), passage.partition("\n")[2].strip()):  # with a title before it, and without
+            if len(part.split()) >= LEAST_WORDS:
+                text = text.replace(part, " ")
+    return text
 
 
 def _in_prompt(asked: str) -> tuple[str, tuple[str, ...]]:
