@@ -151,6 +151,29 @@ def test_a_sentence_turned_into_its_opposite_is_seen(answer: str, flips: bool) -
     assert evidence("What of the market?", answer, [PASSAGE]).negation is flips
 
 
+@pytest.mark.parametrize(
+    ("question", "answer", "flips"),
+    [
+        ("Was the opening celebrated with a dinner?", "No.", True),
+        ("Was the opening celebrated with a dinner?", "No, it was quiet.", True),
+        ("Was the opening celebrated with a dinner?", "Yes.", False),
+        ("Was the market damaged in 1941?", "Yes.", True),
+        ("Was the market damaged in 1941?", "No.", False),
+        ("Was the market damaged in 1940?", "No.", False),
+        ("Was the opening celebrated with a dance?", "No.", False),
+        ("Was the opening not celebrated with a dinner?", "No.", False),
+        ("Was the opening celebrated with a dinner or a dance?", "No.", False),
+        ("How was the opening celebrated with a dinner?", "No.", False),
+    ],
+)
+def test_yes_and_no_answer_what_was_asked(question: str, answer: str, flips: bool) -> None:
+    passage = f"{PASSAGE} The market was not damaged in 1941."
+    assert evidence(question, answer, [passage]).negation is flips
+    if flips:
+        (found,) = judge_answers([Item("a", question, answer, (passage,))]).judgements
+        assert found.verdict == "unsupported"
+
+
 def test_what_words_cannot_see_is_not_seen() -> None:
     """The docs say so: an opposite without "not", roles swapped between two names, a synonym, a sum."""
     assert not evidence("Who came?", "Dobson replaced Grainger.", [PASSAGE]).wrong_names
