@@ -4,11 +4,11 @@ Each sentence of an answer is laid beside each stretch of three neighboring sent
 counts. Numbers and names must be there; other words, their order, and the words of the question around them tell the
 rest. The worst sentence speaks for the answer, because one wrong sentence makes an answer wrong.
 
-What it cannot see: whether a bare "Yes." or "No." is right, unless one sentence holds all words of the question; another
-word for the same thing (a synonym looks like an invention); who did what to whom, where both are named together (swapped
-roles keep every word); the right words in answer to another question; an opposite that needs no "not"; anything that
-must be worked out (a sum, a duration, "the later of the two"); languages without capitals or with other number words
-than English.
+What it cannot see: whether a bare "Yes." or "No." is right, unless one sentence holds all words of the question;
+another word for the same thing (a synonym looks like an invention); who did what to whom, where both are named together
+(swapped roles keep every word); the right words in answer to another question; an opposite that needs no "not";
+anything that must be worked out (a sum, a duration, "the later of the two"); languages without capitals or with other
+number words than English.
 """
 
 import itertools
