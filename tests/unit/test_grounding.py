@@ -418,6 +418,8 @@ def test_passages_are_found_in_rows_and_in_prompts() -> None:
     assert passages_of(prompt, {"passages": ["not what it read"]}) == (ASKED, (f"Market\n{PASSAGE}", "Other."))
     named = {"role": "user", "content": f"Context: {PASSAGE}\n\nQuestion: {ASKED}\nAnswer:"}
     assert passages_of([named], {}) == (ASKED, (PASSAGE,))
+    turned = {"role": "user", "content": f"Question: {ASKED}\nContext: {PASSAGE}"}
+    assert passages_of([turned], {}) == (ASKED, (PASSAGE,))
     assert passages_of([{"role": "user", "content": "In what context: explain. Question: why?"}], {})[1] == ()
 
 
