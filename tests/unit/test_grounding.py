@@ -57,6 +57,18 @@ ASKED = "What did the Grainger Market replace?"
         "Unfortunately, the text does not specify what the Grainger Market replaced.",
         "The answer to the question is:",
         "We can't tell from the passage.",
+        "I have no knowledge of that.",
+        "No information about this is given.",
+        "No idea.",
+        "The exact year is not specified.",
+        "It was not stated who built it.",
+        "The text makes no mention of it.",
+        "It is not possible to tell from the passage.",
+        "It is not known.",
+        "I don't know, the passage only mentions 1835.",
+        "The passage does not mention Tesla, Edison or Westinghouse.",
+        "I'm not sure, sorry.",
+        "There is not enough evidence to say.",
     ],
 )
 def test_an_answer_that_says_it_has_none_abstains(answer: str) -> None:
@@ -81,6 +93,18 @@ def test_an_answer_that_says_it_has_none_abstains(answer: str) -> None:
         "The text was written by nobody famous.",
         "It can't be bought.",
         "The law does not apply to him.",
+        "Women were not given the right to vote until 1920.",
+        "Lee had no knowledge of the plot.",
+        "The police found no evidence of murder.",
+        "Food was not provided to the rebels.",
+        "It is not possible to divide by zero.",
+        "It is not known for its beaches.",
+        "He was freed for lack of evidence.",
+        "I'm not sure, maybe 1851.",
+        "I'm not sure, maybe a castle.",
+        "I don't know, 1851.",
+        "I do not know when it was built - in 1851.",
+        "I'm sorry, it was William Armstrong.",
     ],
 )
 def test_an_answer_that_says_not_is_no_abstention(answer: str) -> None:
@@ -125,6 +149,29 @@ def test_numbers_must_stand_in_one_passage_together() -> None:
 )
 def test_a_sentence_turned_into_its_opposite_is_seen(answer: str, flips: bool) -> None:
     assert evidence("What of the market?", answer, [PASSAGE]).negation is flips
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "flips"),
+    [
+        ("Was the opening celebrated with a dinner?", "No.", True),
+        ("Was the opening celebrated with a dinner?", "No, it was quiet.", True),
+        ("Was the opening celebrated with a dinner?", "Yes.", False),
+        ("Was the market damaged in 1941?", "Yes.", True),
+        ("Was the market damaged in 1941?", "No.", False),
+        ("Was the market damaged in 1940?", "No.", False),
+        ("Was the opening celebrated with a dance?", "No.", False),
+        ("Was the opening not celebrated with a dinner?", "No.", False),
+        ("Was the opening celebrated with a dinner or a dance?", "No.", False),
+        ("How was the opening celebrated with a dinner?", "No.", False),
+    ],
+)
+def test_yes_and_no_answer_what_was_asked(question: str, answer: str, flips: bool) -> None:
+    passage = f"{PASSAGE} The market was not damaged in 1941."
+    assert evidence(question, answer, [passage]).negation is flips
+    if flips:
+        (found,) = judge_answers([Item("a", question, answer, (passage,))]).judgements
+        assert found.verdict == "unsupported"
 
 
 def test_what_words_cannot_see_is_not_seen() -> None:
@@ -371,6 +418,8 @@ def test_passages_are_found_in_rows_and_in_prompts() -> None:
     assert passages_of(prompt, {"passages": ["not what it read"]}) == (ASKED, (f"Market\n{PASSAGE}", "Other."))
     named = {"role": "user", "content": f"Context: {PASSAGE}\n\nQuestion: {ASKED}\nAnswer:"}
     assert passages_of([named], {}) == (ASKED, (PASSAGE,))
+    turned = {"role": "user", "content": f"Question: {ASKED}\nContext: {PASSAGE}"}
+    assert passages_of([turned], {}) == (ASKED, (PASSAGE,))
     assert passages_of([{"role": "user", "content": "In what context: explain. Question: why?"}], {})[1] == ()
 
 

@@ -248,6 +248,7 @@ def test_a_question_in_a_passage_is_a_leak(make: object, severity: str, said: st
     "make",
     [
         lambda q, text: (f"Context: {text}\nQuestion: {q}", {}),
+        lambda q, text: (f"Question: {q}\nPassage:\n{text}\nAnswer:", {}),
         lambda q, text: (f"Passages:\n\n[1] {text}\n\nAnswer from these passages.\n\n{q}", {}),
         lambda q, text: (f"{text}\n\n{q}", {"context": text}),
         lambda q, text: (f"{q} {text.splitlines()[1]}", {"passages": [{"title": "A", "text": text.splitlines()[1]}]}),

@@ -12,8 +12,9 @@ its prompt, below `Passages:` and numbered, before what the user asked:
 
     The user's own words.
 
-A prompt that a person wrote is read where it names its parts: `Context:` (or `Passage:`, `Document:`, `Text:`) and then
-`Question:`. What stands in a prompt goes before what the row carries, because it is what the system read.
+A prompt that a person wrote is read where it names its parts: `Context:` (or `Passage:`, `Document:`, `Text:`) and
+`Question:`, in either order. What stands in a prompt goes before what the row carries, because it is what the system
+read.
 """
 
 import re
@@ -28,11 +29,12 @@ LEAST_WORDS = 8
 """From which a text of a row that stands in its prompt is a passage, and no word of the question."""
 _TEXT_KEYS = ("text", "content", "passage", "body")
 _NUMBERED = re.compile(r"^\[\d+\] ", re.MULTILINE)
-_NAMED = re.compile(
-    r"(?:^|\n)\s*(?:context|passages?|documents?|text)\s*:\s*\n?(?P<text>.+?)\n\s*question\s*:\s*(?P<question>.+?)"
-    r"(?:\n\s*answer\s*:\s*)?$",
-    re.IGNORECASE | re.DOTALL,
-)
+_TEXT = r"\s*(?:context|passages?|documents?|text)\s*:\s*\n?(?P<text>.+?)"
+_QUESTION = r"\s*question\s*:\s*(?P<question>.+?)"
+_NAMED = [
+    re.compile(rf"(?:^|\n){first}\n{second}(?:\n\s*answer\s*:\s*)?$", re.IGNORECASE | re.DOTALL)
+    for first, second in ((_TEXT, _QUESTION), (_QUESTION, _TEXT))
+]
 
 
 def passages_of(prompt: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
@@ -70,7 +72,7 @@ def _in_prompt(asked: str) -> tuple[str, tuple[str, ...]]:
         block = asked[start + len(HEADING) : end]
         passages = tuple(part.strip() for part in _NUMBERED.split(block) if part.strip())
         return asked[end + len(REQUEST) :].strip(), passages
-    named = _NAMED.search(asked)
+    named = next((found for pattern in _NAMED if (found := pattern.search(asked))), None)
     return (named["question"].strip(), (named["text"].strip(),)) if named else ("", ())
 
 

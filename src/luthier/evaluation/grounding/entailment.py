@@ -4,10 +4,11 @@ Each sentence of an answer is laid beside each stretch of three neighboring sent
 counts. Numbers and names must be there; other words, their order, and the words of the question around them tell the
 rest. The worst sentence speaks for the answer, because one wrong sentence makes an answer wrong.
 
-What it cannot see: another word for the same thing (a synonym looks like an invention); who did what to whom, where
-both are named together (swapped roles keep every word); the right words in answer to another question; an opposite that
-needs no "not"; anything that must be worked out (a sum, a duration, "the later of the two"); languages without capitals
-or with other number words than English.
+What it cannot see: whether a bare "Yes." or "No." is right, unless one sentence holds all words of the question;
+another word for the same thing (a synonym looks like an invention); who did what to whom, where both are named together
+(swapped roles keep every word); the right words in answer to another question; an opposite that needs no "not";
+anything that must be worked out (a sum, a duration, "the later of the two"); languages without capitals or with other
+number words than English.
 """
 
 import itertools
@@ -36,6 +37,10 @@ _NEGATIONS = re.compile(
     r"\b(?:failed|refused|unable|declined|lacks?|lacked) ",
     re.IGNORECASE,
 )
+_YES_OR_NO_ASKED = re.compile(
+    r"^\W*(?:do|does|did|is|are|was|were|has|have|had|can|could|will|would|should|may|might|must)\b(?!.*\bor\b)",
+    re.IGNORECASE | re.DOTALL,
+)
 _YES_NO = re.compile(r"^\W*(yes|no)\b[,.]?\s*", re.IGNORECASE)
 
 
@@ -54,7 +59,8 @@ class Evidence:
     together: float
     """Share of its own words and the question's, taken together, that the best single sentence has."""
     negation: bool
-    """Whether it denies what a sentence asserts in the same words, or asserts what that denies."""
+    """Whether it denies what a sentence asserts in the same words, or asserts what that denies; a leading "No" denies,
+    and a "Yes" asserts, what the question asks."""
 
     def features(self) -> tuple[float, ...]:
         """In the order of `FEATURES`."""
@@ -75,7 +81,7 @@ def evidence(question: str, answer: str, passages: Sequence[str]) -> Evidence:
     """What is seen of an answer to a question beside its passages, of which there is at least one."""
     texts = [_Text.of(passage) for passage in passages]
     asked = frozenset(token.key for token in _saying(tokens_of(question)))
-    found = [_statement(part, asked, texts) for part in _statements(answer)]
+    found = [_statement(part, question, asked, texts) for part in _statements(answer)]
     if not found:
         return Evidence(0, 0, 0.0, 0.0, 0.0, False)
     return Evidence(
@@ -131,7 +137,7 @@ def _saying(tokens: Sequence[Token]) -> list[Token]:
     return [token for token in tokens if token.is_fact or token.text.casefold() not in STOP_WORDS]
 
 
-def _statement(statement: str, asked: frozenset[str], texts: Sequence[_Text]) -> Evidence:
+def _statement(statement: str, question: str, asked: frozenset[str], texts: Sequence[_Text]) -> Evidence:
     """One sentence of an answer beside all passages."""
     tokens = _saying(tokens_of(_YES_NO.sub("", statement)))
     # a name from the first sentence of a passage is not wrong at its end
@@ -147,7 +153,7 @@ def _statement(statement: str, asked: frozenset[str], texts: Sequence[_Text]) ->
         coverage,
         max((_order(tokens, piece) for piece in sentences), default=0.0),
         len(claim & best.keys) / len(claim) if claim else 0.0,
-        _negation_flips(statement, tokens, sentences),
+        _negation_flips(statement, tokens, sentences) or _yes_or_no_flips(statement, question, sentences),
     )
 
 
@@ -198,6 +204,21 @@ def _negation_flips(statement: str, tokens: Sequence[Token], sentences: Sequence
     if len(closest.keys & keys) < max(2, 0.75 * len(keys)) or _order(said, closest) < 0.7:
         return False
     return _denies(_YES_NO.sub("", statement), closest.keys) != _denies(closest.text, frozenset(keys))
+
+
+def _yes_or_no_flips(statement: str, question: str, sentences: Sequence[_Piece]) -> bool:
+    """Does "No" deny what the passages assert in all words of the question, or "Yes" assert what they deny?
+
+    A word of the question that is missing may be the very one to which "No" is right: "Was it built of wood?"
+    """
+    said = _YES_NO.match(statement)
+    if not said or not _YES_OR_NO_ASKED.match(question) or _NEGATIONS.search(question):
+        return False
+    tokens = _saying(tokens_of(question))
+    keys = frozenset(token.key for token in tokens)
+    same = [piece for piece in sentences if keys <= piece.keys and _order(tokens, piece) >= 0.7]
+    denies = said[1].casefold() == "no"
+    return len(keys) > 1 and bool(same) and all(_denies(piece.text, keys) != denies for piece in same)
 
 
 def _denies(sentence: str, keys: frozenset[str]) -> bool:
