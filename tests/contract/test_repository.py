@@ -57,7 +57,7 @@ DIRECT_IMPORTS: dict[str, str] = {
 }
 REPLACED_IN_TESTS: dict[str, str] = {
     "tests/contract/test_cli_surface.py::test_a_file_that_no_verb_foresaw_is_one_line": "no verb is known to do it",
-    "tests/unit/test_run_registry.py::test_without_a_home_folder_a_run_goes_on_and_it_is_said": "every user here has a home",
+    "tests/unit/test_run_registry.py::test_without_a_home_folder_a_run_goes_on_and_it_is_said": "a user without one",
     "tests/contract/test_cli_surface.py::test_an_os_error_without_a_file_is_no_mistake_of_the_user": "no verb does it",
     "tests/security/test_serve_security.py::test_a_connection_that_sends_no_whole_headers_is_closed": "a shorter wait",
     "tests/security/test_serve_security.py::test_an_answer_may_take_longer_than_the_headers": "a shorter wait",
