@@ -121,11 +121,11 @@ def _open_book(parts: RunParts, settings: CostSettings) -> Book:
 
 
 def _forgive_what_was_not_asked(parts: RunParts) -> None:
-    """What the recipe leaves out is not missing: forgetting, and retrieval, which no row may be able to judge, too."""
+    """Forgetting that the recipe leaves out is not missing, nor is retrieval that it does not ask for."""
     asked = (parts.recipe.get("evaluation") or {}).get("forgetting") or {}
     if asked.get("multiple_choice") == "none" and asked.get("text") == "none":
         parts.missing = [m for m in parts.missing if m.part != "forgetting.json"]
-    if parts.recipe and (parts.evaluation is not None or not parts.recipe.get("retrieval")):
+    if parts.recipe and not parts.recipe.get("retrieval"):
         parts.missing = [m for m in parts.missing if m.part != "retrieval.json"]
 
 
