@@ -237,7 +237,9 @@ def _judge(table: Any) -> Settings | None:
 class StyleSettings(Settings):
     """How answers are written, beside how right they are (task `text`): docs/style.md."""
 
-    judge: Annotated[SerializeAsAny[Settings] | None, BeforeValidator(_judge, json_schema_input_type=Tree | None)] = None
+    judge: Annotated[SerializeAsAny[Settings] | None, BeforeValidator(_judge, json_schema_input_type=Tree | None)] = (
+        None
+    )
     """Who says which of two answers is better, asked in both orders: a table such as `{ type = "local_model", model =
     "..." }`, or a `remote` or `command`; absent: features alone are measured."""
     criterion: str = Field(
