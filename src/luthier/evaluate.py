@@ -115,6 +115,10 @@ def question_of(opened: Opened) -> Question:
     is_scored = task in SCORED_TASKS
     train, validation = ([], []) if is_scored else (conversations(data.train), conversations(data.validation))
     test = data.test if is_scored else conversations(data.test)
+    if settings.style.judge is not None and task != "text":
+        raise EvaluationError(
+            f"evaluation.style.judge compares free texts, and these answers are of the task {task!r}; leave it out"
+        )
     names = settings.metrics or choose_metrics(task, settings.json_schema is not None)
     primary = settings.primary_metric or names[0]
     metrics = build_metrics(list(dict.fromkeys([primary, *names])), settings.json_schema)

@@ -45,6 +45,13 @@ DEFAULT_SYSTEMS = ("zero_shot", "few_shot", "fine_tuned")
 """What is compared when a recipe names no system."""
 JUDGES = ("local_model", "remote", "command")
 """Systems that may judge what other systems wrote."""
+NOT_OF_JUDGES: Mapping[str, str] = {
+    "note": "a judge stands in no table of systems",
+    "held_out": "a judge is no system that is compared",
+    "shots": "a judge is shown no training rows",
+    "tune_rows": "no validation row says how a judge is best asked",
+}
+"""Settings of these systems that mean nothing for a judge, and why."""
 RETRIEVING_SYSTEM = "rag"
 """What is compared beside these, before the last, when the recipe has passages."""
 
@@ -231,7 +238,12 @@ def _judge(table: Any) -> Settings | None:
                 f"{'.'.join(at)}.type = {table.get('type')!r}: expected one of {', '.join(JUDGES)}; a judge is another "
                 "model than those whose answers it compares"
             )
-        return build_part(SYSTEMS, table, JUDGES[0], at)
+        judge = build_part(SYSTEMS, table, JUDGES[0], at)
+        fields = type(judge).model_fields
+        for name, value in judge.model_dump().items():
+            if name in NOT_OF_JUDGES and value != fields[name].default:
+                raise RecipeError(f"{'.'.join(at)}.{name} changes nothing: {NOT_OF_JUDGES[name]}")
+        return judge
 
 
 class StyleSettings(Settings):
@@ -248,6 +260,14 @@ class StyleSettings(Settings):
     """What the judge goes by; your own guide to style, in a sentence or some."""
     against: str | None = None
     """The system that each other one is compared with; absent: the best that was not trained, by the primary metric."""
+
+    @model_validator(mode="after")
+    def _require_judge(self) -> "StyleSettings":
+        for name in ("against", "criterion"):
+            if self.judge is None and self.model_dump()[name] != type(self).model_fields[name].default:
+                with nested():
+                    raise RecipeError(f"evaluation.style.{name} changes nothing without evaluation.style.judge")
+        return self
 
     @field_serializer("judge")
     def _dump_judge(self, judge: Settings | None) -> Tree | None:
@@ -291,9 +311,6 @@ class EvaluationSettings(Settings):
                 raise RecipeError(
                     f"evaluation.style.against = {against!r}: no such system{did_you_mean(against, list(self.systems))}"
                 )
-        if against is not None and self.style.judge is None:
-            with nested():
-                raise RecipeError("evaluation.style.against changes nothing without evaluation.style.judge")
         return self
 
     @field_validator("metrics", "primary_metric")

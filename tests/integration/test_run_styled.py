@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from luthier.cli.main import main
-from luthier.errors import RecipeError
+from luthier.errors import EvaluationError, RecipeError
 from luthier.report import build_report
 from luthier.report.page import render_page
 
@@ -103,6 +103,7 @@ def test_a_judge_that_names_a_place_prefers_nothing(tmp_path: Path, tiny_model_f
     ("setting", "message"),
     [
         ('evaluation.style.judge={type="zero_shot"}', "a judge is another model than those whose answers it compares"),
+        ("evaluation.style.judge.note=x", "evaluation.style.judge.note changes nothing"),
         ("evaluation.style.against=few_shots", "no such system; did you mean 'few_shot'"),
     ],
 )
@@ -111,4 +112,12 @@ def test_a_judge_of_itself_and_an_unknown_rival_are_refused(
 ) -> None:
     out = run(tmp_path, tiny_model_folder, "run", setting, code=RecipeError.exit_code)
     assert message in capsys.readouterr().err
+    assert not (out / "records").exists()
+
+
+def test_a_judge_where_no_free_text_is_written_is_refused(
+    tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = run(tmp_path, tiny_model_folder, "run", "evaluation.task=label", code=EvaluationError.exit_code)
+    assert "these answers are of the task 'label'" in capsys.readouterr().err
     assert not (out / "records").exists()

@@ -363,3 +363,16 @@ def test_uncut_passages_survive_a_dump() -> None:
     again = build(Recipe, recipe.dump())
     assert again == recipe and again.retrieval is not None and again.retrieval.chunk_words is None
     assert recipe.dump()["retrieval"]["chunk_words"] is False
+
+
+@pytest.mark.parametrize("setting", ['criterion = "brief"', 'against = "zero_shot"'])
+def test_a_style_without_a_judge_is_refused_where_only_a_judge_reads_it(setting: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    text = '[data]\ntrain = "a.jsonl"\n[evaluation.style]\n'
+    path.write_text(text + setting, encoding="utf-8")
+    with pytest.raises(RecipeError, match="changes nothing without evaluation"):
+        recipes.load(path)
+    judged = text + setting + '\njudge = { type = "local_model", model = "m" }\n'
+    path.write_text(judged, encoding="utf-8")
+    recipe = recipes.load(path)
+    assert build(Recipe, recipe.dump()) == recipe, "what is written down is read again"

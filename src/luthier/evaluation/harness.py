@@ -195,16 +195,6 @@ def measure(
         StorageError: the records cannot be written.
     """
     _require_sound(systems, rows, metrics, options)
-    return _measure_each(systems, rows, context, metrics, options)
-
-
-def _measure_each(
-    systems: Mapping[str, System],
-    rows: Sequence[Example],
-    context: Context,
-    metrics: Mapping[str, Metric],
-    options: Options,
-) -> Iterator[tuple[str, Measured]]:
     scores = any(m.needs == "logprobs" for m in metrics.values())
     context = replace(context, score_targets=scores, alone_rows=ALONE_ROWS)
     shared = _shared_fingerprint(rows, context, metrics)
@@ -213,10 +203,13 @@ def _measure_each(
         records.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{records}: cannot be made: {error.strerror or error}") from None
-    for name, system in systems.items():
+
+    def one(name: str, system: System) -> Measured:
         fingerprint = _fingerprint(shared, system, context)
         found = _reuse(records, name, system, fingerprint) if options.reuse else None
-        yield name, found or _measure(records, name, system, fingerprint, rows, context, metrics)
+        return found or _measure(records, name, system, fingerprint, rows, context, metrics)
+
+    return ((name, one(name, system)) for name, system in systems.items())
 
 
 def conclude(

@@ -19,8 +19,8 @@
 10. coarse       nothing was chosen, because the test could not have seen `coarsest_effect`        -> not_yet
 11. left_over    nothing fit for use is good enough                                                -> not_yet
 
-Only systems without an obstacle are chosen. A system that is not held out (it may have seen the test rows) is shown,
-never chosen, and never a baseline. What is clearly better, what is a tie and what is an obstacle, `ladder.py` says;
+Only systems without an obstacle are weighed and chosen. A system that is not held out (it may have seen the test rows)
+is shown, never chosen, and never a baseline. What is clearly better, what is a tie and what is an obstacle, `ladder.py` says;
 where two systems are neither, nothing is known, and nothing rests on it.
 """
 

@@ -6,6 +6,7 @@ Only rows with a wanted reply are looked at.
 import json
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -209,13 +210,9 @@ def _examples(pairs: Sequence[Pair], outcomes: Sequence[str]) -> list[dict[str, 
     won, lost = (
         [pair for pair, outcome in zip(pairs, outcomes, strict=True) if outcome == side] for side in ("a", "b")
     )
-    mixed = [(pair, side) for two in _turns(won, lost) for pair, side in two]
+    turns = (zip(two, "ab", strict=True) for two in zip_longest(won, lost))
+    mixed = [(pair, side) for turn in turns for pair, side in turn if pair is not None]
     return [
         {"id": pair.id, "request": pair.request, "a": pair.a, "b": pair.b, "won": side}
         for pair, side in mixed[:EXAMPLES]
     ]
-
-
-def _turns(won: Sequence[Pair], lost: Sequence[Pair]) -> list[list[tuple[Pair, str]]]:
-    most = max(len(won), len(lost))
-    return [[(side[at], name) for side, name in ((won, "a"), (lost, "b")) if at < len(side)] for at in range(most)]

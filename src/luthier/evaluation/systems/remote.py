@@ -127,7 +127,7 @@ class Remote(System):
         asked = list(self._requests(questions, context))
         kept = Responses(None if context.responses is None else context.responses / self._file_name)
         missing = {request.key: request for request in asked if kept.get(request.key) is None}
-        known = sum(request.key not in missing for request in asked)
+        known = _known(asked, missing)
         attempts = self._ask(missing, asked, kept, context) if missing else 0
         context.on_progress("remote", len(rows), len(rows))
         answered = [kept.get(request.key) or {} for request in asked]
@@ -197,7 +197,7 @@ class Remote(System):
         where = "which is this machine" if local else "which is not this machine"
         open_ = "" if local or parts.scheme == "https" else ", unencrypted"
         examples = f", each with up to {self.shots} training rows" if self.shots else ""
-        known = sum(request.key not in missing for request in asked)
+        known = _known(asked, missing)
         rest = f" ({known} more are answered already)" if known else ""
         context.say(
             f"sending the prompts of {len(missing)} rows{examples} to {parts.netloc}, {where}{open_}, for "
@@ -233,6 +233,11 @@ class Remote(System):
             "usd_paid": sum(u.usd(prices) for key in keys for u in kept.paid_for(key)) if prices else None,
             **({"answers_without_usage": without} if without else {}),
         }
+
+
+def _known(asked: Sequence[Request], missing: Mapping[str, Request]) -> int:
+    """How many answers were kept before; rows that ask the same are counted each."""
+    return sum(request.key not in missing for request in asked)
 
 
 def _replies(row: Conversation) -> int:
