@@ -20,8 +20,8 @@
 11. left_over    nothing fit for use is good enough                                                -> not_yet
 
 Only systems without an obstacle are weighed and chosen. A system that is not held out (it may have seen the test rows)
-is shown, never chosen, and never a baseline. What is clearly better, what is a tie and what is an obstacle, `ladder.py` says;
-where two systems are neither, nothing is known, and nothing rests on it.
+is shown, never chosen, and never a baseline. What is clearly better, what is a tie and what is an obstacle, `ladder.py`
+says; where two systems are neither, nothing is known, and nothing rests on it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
