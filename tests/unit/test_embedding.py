@@ -162,6 +162,7 @@ def test_what_a_killed_process_left_half_written_is_cut_off(folder: Path, tmp_pa
     np.testing.assert_allclose(again, cache.embedder.embed(TEXTS).vectors_ND, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_fill_one_cache(folder: Path, tmp_path: Path) -> None:
     program = (
         "import sys, torch\nfrom pathlib import Path\nfrom luthier.models.catalog import resolve\n"

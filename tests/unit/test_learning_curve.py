@@ -41,6 +41,7 @@ def test_a_curve_never_rises_and_never_falls_below_perfection() -> None:
     assert floor[1] == 0 and scale[1] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("noise", "trained_on", "test_rows"), [(0.0, ROWS, TEST_ROWS), (0.02, ROWS, TEST_ROWS), (0.03, ROWS[1:], 1000)]
 )

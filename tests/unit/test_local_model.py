@@ -100,6 +100,7 @@ def models_held() -> int:
     return sum(isinstance(one, PreTrainedModel) for one in gc.get_objects())
 
 
+@pytest.mark.slow
 def test_it_is_freed_after_its_answers(context: Context, other_folder: Path) -> None:
     before = models_held()
     local(other_folder).answer(TEST, context)

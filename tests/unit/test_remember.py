@@ -247,6 +247,7 @@ def test_a_share_of_a_model_that_was_trained_whole_lies_between_it_and_its_base(
     assert moved > 1e-3
 
 
+@pytest.mark.slow
 def test_adapters_that_are_no_sum_with_the_base_have_no_shares(recipe: Path, tmp_path: Path) -> None:
     for number, settings in enumerate((["adapter.type=dora"], ["adapter.type=prompt"], ["adapter.new_tokens=['<a>']"])):
         out = train(recipe, tmp_path / str(number), *settings)
@@ -305,6 +306,7 @@ FEW = [  # remedies: replay and a lower rate
 ]
 
 
+@pytest.mark.slow
 def test_other_rows_to_replay_are_trained_on_anew_and_a_remedy_that_fails_ends_no_search(
     recipe: Path, tmp_path: Path
 ) -> None:

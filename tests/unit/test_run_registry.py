@@ -197,6 +197,7 @@ for number in range(20):
 """
 
 
+@pytest.mark.slow
 def test_processes_at_once_lose_no_run(tmp_path: Path) -> None:
     command = [sys.executable, "-c", CHILD, str(tmp_path / "runs")]
     children = [
