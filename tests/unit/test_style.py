@@ -59,17 +59,46 @@ def texts(rng: np.random.Generator, shift: float, rows: int = 200) -> np.ndarray
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5])
-def test_the_distance_is_in_standard_deviations_of_the_wanted_replies(shift: float) -> None:
+def test_the_distance_is_the_share_of_pairs_with_more_minus_those_with_less(shift: float) -> None:
     rng = np.random.default_rng(0)
-    found = distance_to(texts(rng, shift), texts(rng, 0.0), np.arange(200))
+    answers, wanted = texts(rng, shift), texts(rng, 0.0)
+    found = distance_to(answers, wanted, np.arange(200))
     assert found is not None
+    for at, one in enumerate(found.features.values()):
+        pairs = np.sign(answers[:, None, at] - wanted[None, :, at])
+        assert one.value == pytest.approx(pairs.mean(), abs=1e-12)
     if shift:
-        assert found.distance.value == pytest.approx(shift, abs=0.05)
+        true = math.erf(shift / 2)  # of two normal variables half a standard deviation apart
+        assert found.distance.value == pytest.approx(true, abs=0.03)
         assert found.distance.low > found.by_chance
-        covering = [one.low <= shift <= one.high for one in found.features.values()]
+        covering = [one.low <= true <= one.high for one in found.features.values()]
         assert sum(covering) >= 15
     else:
-        assert found.distance.value < found.by_chance < 0.15
+        assert found.distance.value < 0.07
+        assert 0.03 < found.by_chance < 0.07
+
+
+def test_the_interval_of_a_feature_covers_what_is_true() -> None:
+    """1,000 intervals, of answers 1.5 standard deviations off: 0.95 of them cover it, give or take 0.02."""
+    rng, true, covering, widest = np.random.default_rng(4), math.erf(0.75), 0, 0.0
+    for seed in range(60):
+        found = distance_to(texts(rng, 1.5, 60), texts(rng, 0, 60), np.arange(60), seed=seed)
+        assert found is not None
+        covering += sum(one.low <= true <= one.high for one in found.features.values())
+        widest = max(widest, *(one.high - one.low for one in found.features.values()))
+    assert 0.93 <= covering / 60 / len(FEATURES) <= 0.98
+    assert widest < 0.4
+
+
+def test_a_feature_that_wanted_replies_hardly_have_cannot_outweigh_all_others() -> None:
+    rng = np.random.default_rng(3)
+    answers, wanted = texts(rng, 0), texts(rng, 0)
+    wanted[:, 0] = rng.uniform(0, 1e-6, 200)
+    answers[:, 0] = 1000
+    found = distance_to(answers, wanted, np.arange(200))
+    assert found is not None
+    assert list(found.features.values())[0].value == 1
+    assert found.distance.value < 2 / len(FEATURES) + found.by_chance
 
 
 def test_chance_is_exceeded_as_often_as_it_says() -> None:
@@ -92,13 +121,15 @@ def test_rows_of_a_group_are_one_observation() -> None:
     assert grouped.distance.high - grouped.distance.low > alone.distance.high - alone.distance.low
 
 
-def test_features_that_never_vary_in_the_wanted_replies_have_no_distance() -> None:
+def test_features_that_nobody_has_are_left_out() -> None:
     wanted = measure_style(["one two", "one two three"])
     found = distance_to(measure_style(["a b!", "c"]), wanted, np.arange(2))
     assert found is not None
-    assert "length" in found.features
-    assert "exclamations" not in found.features
-    assert distance_to(wanted, measure_style(["same", "same"]), np.arange(2)) is None
+    assert found.features["length"].value == -0.75, "three of four pairs have less, one has as much"
+    assert found.features["exclamations"].value == 0.5, "half of the answers have them, no wanted reply has"
+    assert "emoji" not in found.features
+    same = measure_style(["same", "same"])
+    assert distance_to(same, same, np.arange(2)) is None
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ class StyledSystem(Part):
     features: dict[str, float]
     """By feature, the mean over its answers."""
     off: dict[str, Interval] = {}
-    """By feature, how far it lies from the wanted replies, in their standard deviations."""
+    """By feature, how often an answer has more of it than a wanted reply, minus how often less: from -1 to 1."""
     distance: Interval | None = None
     """The mean of the absolute values of these."""
     by_chance: float | None = None
