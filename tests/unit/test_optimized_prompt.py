@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from luthier.data.templates import build_template
+from luthier.evaluation.answering import answer_with_model
 from luthier.evaluation.metrics.base import Array, Metric, Prediction
 from luthier.evaluation.systems._proposer import Proposer, Writer, cleaned, distinct
 from luthier.evaluation.systems._race import Race
-from luthier.evaluation.systems.base import Answer, Context, with_instruction
+from luthier.evaluation.systems.base import Answer, Context, prediction, with_instruction
 from luthier.evaluation.systems.optimized_prompt import OptimizedPrompt
 from luthier.evaluation.task import build_metrics
 from luthier.examples import Conversation, Message
@@ -34,7 +35,7 @@ def context(tiny_loaded: LoadedModel) -> Context:
         train=[row(f"train question {i}") for i in range(6)],
         validation=[row(f"validation question {i}") for i in range(4)],
         max_new_tokens=2,
-        task="text",
+        task="answers",
         primary_metric=build_metrics(["rouge_l"])["rouge_l"],
         base_fingerprint="base",
     )
@@ -291,3 +292,71 @@ def test_a_score_that_says_nothing_never_wins(context: Context) -> None:
 def test_answers_are_those_of_the_base(context: Context) -> None:
     given = OptimizedPrompt(tune_rows=0).answer([row("test?")], context)
     assert isinstance(given.answers[0], Answer) and given.answers[0].completion_tokens
+
+
+# free text: races by the probability of what was wanted
+
+
+def text_context(context: Context, count: int = 24, **changes: object) -> Context:
+    rows = [row(f"validation question {i}", f"wanted reply {i}") for i in range(count)]
+    return replace(context, task="text", validation=rows, **changes)  # type: ignore[arg-type]
+
+
+def test_a_race_by_likelihood_writes_nothing_and_ranks_by_what_was_wanted(context: Context) -> None:
+    chosen = text_context(context)
+    rows = list(chosen.validation)
+    race: Race[str] = Race(rows, lambda r, t: [with_instruction(x.prompt, t) for x in r], chosen, "race", True)
+    runners = ["", "Say BANANA.", "wanted reply", "x y z"]
+    best = race.run(runners, 6)
+    assert all(not answer.output and answer.target_score for _, answer in race.failures(best))
+    metric = build_metrics(["perplexity"])["perplexity"]
+    scores = {}
+    for text in runners:
+        prompts = [with_instruction(r.prompt, text) for r in rows]
+        answers, _ = answer_with_model(rows, prompts, chosen, "by hand", score_targets=True)
+        statistics = [metric.statistics(prediction(r, a)) for r, a in zip(rows, answers, strict=True)]
+        scores[text] = metric.value(np.array(statistics))
+    assert race.score(best) == pytest.approx(scores[best], rel=1e-5)
+    survivors = [text for text in runners if race.rows_answered(text) == len(rows)]
+    assert best == min(survivors, key=lambda text: scores[text])
+    worst, *others = [answer.target_score for _, answer in race.failures(best)]
+    assert worst is not None and all(
+        other is not None and worst.logprob_sum / worst.tokens <= other.logprob_sum / other.tokens for other in others
+    )
+
+
+def test_champions_of_likelihood_and_no_addition_answer_in_the_end_and_the_metric_decides(context: Context) -> None:
+    model = Scripted({"What was the": "Say CHERRY.", "in other words": "Do say CHERRY.", "one short rule": "BANANA."})
+    chosen = text_context(context, primary_metric=WantsWords(words=("BANANA",)))
+    SEEN.clear()
+    system = OptimizedPrompt(candidates=4, rounds=1, shots=0)
+    found = system.search(chosen, Proposer(model, chosen.train, seed=0))
+    tried = found.details["tried"]
+    finalists = [t for t in tried if t["rows"]]
+    assert 2 <= len(finalists) <= 4 and all(t["rows"] == 20 for t in finalists)
+    assert "" in [t["addition"] for t in finalists]
+    assert tried[: len(finalists)] == finalists, "who answered stands first"
+    assert all(t["perplexity"] > 1 and t["perplexity_rows"] >= 10 for t in tried)
+    assert all(t["validation_score"] is None for t in tried[len(finalists) :])
+    best = max(finalists, key=lambda t: t["validation_score"])
+    assert found.details["addition"] == best["addition"] == tried[0]["addition"]
+    calls = found.details["calls"]
+    assert calls["likelihoods"] == sum(t["perplexity_rows"] for t in tried)
+    assert calls["answers"] == 12 + 20 * len(finalists), "12 for rules, and the finals"
+    mended = next(q for q in model.asked if "one short rule" in q)
+    assert len(re.findall(r"Written instead: ", mended)) >= 3
+
+
+def test_where_champions_are_no_better_nothing_is_added(context: Context) -> None:
+    chosen = text_context(context, primary_metric=WantsWords(words=("no such word",)))
+    found = OptimizedPrompt(candidates=0, shots=2, variants=("Say BANANA.",)).search(chosen)
+    assert (found.details["addition"], found.details["shots"]) == ("", 0)
+
+
+def test_rows_whose_wanted_reply_does_not_fit_are_left_out_and_examples_make_room(context: Context) -> None:
+    chosen = text_context(context, loaded=replace(context.loaded, max_tokens=120))
+    long = row("long question", "far too long " * 100)
+    chosen = replace(chosen, validation=[long, *chosen.validation])
+    found = OptimizedPrompt(candidates=0, shots=3, variants=("Say BANANA. " * 20,)).search(chosen)
+    assert all(t["perplexity_rows"] <= 24 for t in found.details["tried"])
+    assert max(t["perplexity_rows"] for t in found.details["tried"]) == 24, "all that fit"

@@ -97,7 +97,7 @@ def test_a_feature_that_wanted_replies_hardly_have_cannot_outweigh_all_others() 
     answers[:, 0] = 1000
     found = distance_to(answers, wanted, np.arange(200))
     assert found is not None
-    assert list(found.features.values())[0].value == 1
+    assert next(iter(found.features.values())).value == 1
     assert found.distance.value < 2 / len(FEATURES) + found.by_chance
 
 

@@ -139,8 +139,7 @@ def score_targets_of(
             a prompt.
         TemplateError: the template refuses a row.
     """
-    template = copy.copy(context.template)
-    template.max_tokens = None  # training may cut rows; a reply that is cut would look like an easy one
+    template = _uncut(context.template)
     targets = [_targets_of(row, prompt, template, context) for row, prompt in zip(rows, prompts, strict=True)]
     rendered = [row for of_row in targets for target in of_row for row in target.rows]
     parts = (part for group in group_rows(rendered, SCORED_TOKENS) for part in _score(group, context))
@@ -150,6 +149,23 @@ def score_targets_of(
         found.append((score, rejected[0] if rejected else None))
         context.on_progress(what, done, len(rows))
     return found
+
+
+def tokens_with_reply(row: Conversation, prompt: tuple[Message, ...], context: Context) -> int:
+    """Tokens of a prompt together with the row's wanted reply, as `score_targets_of` reads both.
+
+    Raises:
+        EvaluationError: the row has no assistant message.
+        TemplateError: the template refuses the row.
+    """
+    return len(_rendered(row, prompt, _wanted(row), _uncut(context.template)).ids)
+
+
+def _uncut(template: Template) -> Template:
+    """Training may cut rows; a reply that is cut would look like an easy one."""
+    whole = copy.copy(template)
+    whole.max_tokens = None
+    return whole
 
 
 def _sum(target: _Target, parts: Iterator[tuple[int, float, int]]) -> TargetScore:
@@ -168,13 +184,20 @@ def _targets_of(row: Example, prompt: tuple[Message, ...], template: Template, c
                 "instruction of the system"
             )
         return (_text_target(row, template, context),)
-    if isinstance(row, Preference):
-        replies = [row.chosen, row.rejected]
-    elif row.completion is None:
-        raise EvaluationError(f"row {row.id} ({row.where}): no assistant message, so there is no reply to score")
-    else:
-        replies = [(Message("assistant", row.completion.content, tool_calls=row.completion.tool_calls),)]
+    replies = [row.chosen, row.rejected] if isinstance(row, Preference) else [_wanted(row)]
     return tuple(_reply_target(row, prompt, reply, template, context) for reply in replies)
+
+
+def _wanted(row: Conversation) -> tuple[Message, ...]:
+    if row.completion is None:
+        raise EvaluationError(f"row {row.id} ({row.where}): no assistant message, so there is no reply to score")
+    return (Message("assistant", row.completion.content, tool_calls=row.completion.tool_calls),)
+
+
+def _rendered(
+    row: Conversation | Preference, prompt: tuple[Message, ...], reply: tuple[Message, ...], template: Template
+) -> Row:
+    return template.reply_row(Conversation((*prompt, *reply), row.tools, row.where, row.id), reply)
 
 
 def _reply_target(
@@ -185,7 +208,7 @@ def _reply_target(
     context: Context,
 ) -> _Target:
     """The assistant's messages of a reply to `prompt`, as training renders them."""
-    rendered = template.reply_row(Conversation((*prompt, *reply), row.tools, row.where, row.id), reply)
+    rendered = _rendered(row, prompt, reply, template)
     _require_room(row, len(rendered.ids), context)
     trained = (message for message in reply if message.role == "assistant" and message.weight != 0)
     return _Target((rendered,), sum(len(message_text(message).encode()) for message in trained))

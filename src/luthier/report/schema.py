@@ -54,9 +54,13 @@ class Trial(Part):
     passages: int | None = None
     """Retrieved passages before a question, at most; null for a prompt without passages."""
     validation_score: float | None = None
-    """Its value of the primary metric on these rows; null if it was not finite."""
+    """Its value of the primary metric on these rows; null if it was not finite, or if nothing was answered."""
     rows: int = 0
-    """Validation rows."""
+    """Validation rows that were answered."""
+    perplexity: float | None = None
+    """Of the wanted replies, where ways to ask raced by that."""
+    perplexity_rows: int = 0
+    """On so many validation rows."""
 
 
 class Details(Part):

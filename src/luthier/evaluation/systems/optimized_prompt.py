@@ -5,12 +5,17 @@
 2. The best of them race again with solved examples before the question, chosen as in `few_shot`.
 3. Each round a model says the champion in other words and adds rules for validation rows that it failed; these race
    against it.
+4. Where answers are free text, these races go by the probability of the wanted replies: hundreds of long answers take
+   hours, and their overlap with one wanted reply says little of a row. In the end the best of them, and no addition,
+   answer validation rows, and the primary metric decides.
 
 The search is given no test rows at all: it is a function of the context, and only then are the rows answered. Races are
 successive halving (`_race.py`), so most of the budget goes to prompts that are worth it. The winner's validation score
 is that of the best of many, on rows that its rules were written for: it flatters, and the test score does not.
 """
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -18,12 +23,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from luthier.evaluation.answering import answer_with_model
+from luthier.evaluation.answering import answer_with_model, tokens_with_reply
 from luthier.evaluation.systems._other_model import ModelChoice, opened
-from luthier.evaluation.systems._prompts import Addition, additions, has_room, rows_to_compete_on, suggested
+from luthier.evaluation.systems._prompts import Addition, additions, choose, has_room, rows_to_compete_on, suggested
 from luthier.evaluation.systems._proposer import Proposer, Writer, distinct
 from luthier.evaluation.systems._race import Race
 from luthier.evaluation.systems.base import (
+    Answer,
     Answers,
     Context,
     System,
@@ -38,6 +44,12 @@ FIRST_ROWS = 10
 """Validation rows of the first heat."""
 WITH_EXAMPLES = 3
 """Champions of the first race that are tried with examples."""
+FINALISTS = 3
+"""Champions of races by likelihood that answer in the end."""
+FINAL_ROWS = 20
+"""Validation rows that they answer, as many as the ways to ask of `few_shot`."""
+MENDED_ROWS = 12
+"""Where races go by likelihood: the rows that it gave least to are answered, for rules that would mend them."""
 BASE = "base"
 
 
@@ -117,12 +129,11 @@ class OptimizedPrompt(System):
             EvaluationError, ModelError: as `answer`.
         """
         asker = _Asker(self, context, self.shots)
-        rows = rows_to_compete_on(asker.context, self.tune_rows, asker.plain)
+        rows = asker.rows(self.tune_rows)
         if not rows:
             return Found(Candidate(), {"instruction": self.instruction, **Candidate().dump(), "tried": []})
-        race = Race(rows, asker.prompts, replace(asker.context, alone_rows=0), "optimized_prompt")
         with self._proposing(context) if proposer is None else nullcontext(proposer) as writing:
-            search = _Search(self, context, race, writing)
+            search = _Search(self, asker, rows, writing)
             best = search.run()
         return Found(best, search.details(best))
 
@@ -141,9 +152,17 @@ Origin = Literal["data", "given", "written", "examples", "paraphrase", "rule"]
 class _Search:
     """One search; remembers where each candidate came from."""
 
-    def __init__(self, settings: OptimizedPrompt, context: Context, race: Race[Candidate], proposer: Proposer) -> None:
-        self.settings, self.context, self.race, self.proposer = settings, context, race, proposer
+    def __init__(
+        self, settings: OptimizedPrompt, asker: "_Asker", rows: Sequence[Conversation], proposer: Proposer
+    ) -> None:
+        self.settings, self.asker, self.proposer = settings, asker, proposer
+        self.context = replace(asker.context, alone_rows=0)
+        self.race: Race[Candidate] = Race(rows, asker.prompts, self.context, "optimized_prompt", asker.by_likelihood)
         self.origins: dict[Candidate, Origin] = {}
+        self.finals: dict[Candidate, tuple[float | None, int]] = {}
+        """Where races go by likelihood: the metric over answers, and how many rows were answered."""
+        self.written = 0
+        """Answers beside those of the race."""
 
     def run(self) -> Candidate:
         """The champion of all races."""
@@ -152,27 +171,50 @@ class _Search:
             best = self.race.run([best, *self._with_examples()], FIRST_ROWS)
         for _ in range(self.settings.rounds if self.settings.candidates else 0):
             best = self.race.run([best, *self._challengers(best)], FIRST_ROWS)
-        return best
+        return self._final() if self.race.by_likelihood else best
 
     def details(self, best: Candidate) -> dict[str, Any]:
         """What was tried, by whom it was made, and what it took; the winner first."""
-        seen = sorted(self.race.seen, key=lambda candidate: candidate != best)
+        seen = sorted(self.race.seen, key=lambda candidate: (candidate != best, candidate not in self.finals))
+        calls = {"answers": self.written + (0 if self.race.by_likelihood else self.race.calls)}
+        if self.race.by_likelihood:
+            calls["likelihoods"] = self.race.calls
         return {
             "instruction": self.settings.instruction,
             **best.dump(),
             "origin": self.origins[best],
             "proposer": self.settings.proposer,
-            "calls": {"answers": self.race.calls, "instructions": self.proposer.calls},
-            "tried": [
-                {
-                    **candidate.dump(),
-                    "origin": self.origins[candidate],
-                    "validation_score": None if (s := self.race.score(candidate)) != s else s,
-                    "rows": self.race.rows_answered(candidate),
-                }
-                for candidate in seen
-            ],
+            "calls": {**calls, "instructions": self.proposer.calls},
+            "tried": [{**c.dump(), "origin": self.origins[c], **self._scores(c)} for c in seen],
         }
+
+    def _scores(self, candidate: Candidate) -> dict[str, Any]:
+        raced, rows = self.race.score(candidate), self.race.rows_answered(candidate)
+        finite = raced if math.isfinite(raced) else None
+        if not self.race.by_likelihood:
+            return {"validation_score": finite, "rows": rows}
+        score, answered = self.finals.get(candidate, (None, 0))
+        return {"validation_score": score, "rows": answered, "perplexity": finite, "perplexity_rows": rows}
+
+    def _final(self) -> Candidate:
+        """The best by the primary metric, of the champions and no addition; of equals the plainest."""
+        plain = Candidate()
+        finalists = [plain, *(c for c in self.race.seen if c != plain)][: FINALISTS + 1]
+        ask = self.asker.prompts
+        best, tried = choose(finalists, ask, FINAL_ROWS, self.context, "optimized_prompt, final")
+        self.finals = {c: (one["validation_score"], one["rows"]) for c, one in zip(finalists, tried, strict=True)}
+        self.written += sum(one["rows"] for one in tried)
+        return best
+
+    def _failures(self, best: Candidate) -> list[tuple[Conversation, Answer]]:
+        failures = self.race.failures(best)
+        if not self.race.by_likelihood or not failures:
+            return failures
+        rows = [row for row, _ in failures[:MENDED_ROWS]]
+        what = "optimized_prompt: rows to mend"
+        answers, _ = answer_with_model(rows, self.asker.prompts(rows, best), self.context, what)
+        self.written += len(answers)
+        return list(zip(rows, answers, strict=True))
 
     def _beginnings(self) -> list[Candidate]:
         settings = self.settings
@@ -193,7 +235,7 @@ class _Search:
         made: list[tuple[str, Origin]] = []
         if text:
             made += [(new, "paraphrase") for new in self._new(self.proposer.paraphrase(text, count))]
-        mended = self.proposer.mend(text, self.race.failures(best), count)
+        mended = self.proposer.mend(text, self._failures(best), count)
         made += [(new, "rule") for new in self._new(mended)]
         return [self._made(Candidate(Addition(new, best.addition.place), best.shots), origin) for new, origin in made]
 
@@ -212,8 +254,16 @@ class _Asker:
 
     def __init__(self, settings: OptimizedPrompt, context: Context, shots: int) -> None:
         self.settings, self.context = settings, with_answer_room(context, settings.answer_room)
+        self.by_likelihood = context.task == "text"
         examples = FewShot(shots=shots, instruction=settings.instruction) if shots and context.train else None
         self._prompter = None if examples is None else Prompter(examples, context)
+
+    def rows(self, count: int) -> list[Conversation]:
+        """The first validation rows that can be asked plainly and, if need be, scored."""
+        if not self.by_likelihood or not count:
+            return rows_to_compete_on(self.context, count, self.plain)
+        every = rows_to_compete_on(self.context, len(self.context.validation), self.plain)
+        return list(itertools.islice((row for row in every if self._fits(row, self.plain(row))), count))
 
     def plain(self, row: Conversation) -> tuple[Message, ...]:
         """A row asked without any addition."""
@@ -225,6 +275,15 @@ class _Asker:
 
     def _prompt(self, row: Conversation, candidate: Candidate) -> tuple[Message, ...]:
         if candidate.shots and self._prompter is not None:
-            return self._prompter.prompt(row, Way(candidate.addition, "nearest"))[0]
-        full = candidate.addition.apply(self.plain(row))
-        return full if has_room(row, full, self.context) else self.plain(row)
+            full = self._prompter.prompt(row, Way(candidate.addition, "nearest"))[0]
+        else:
+            full = candidate.addition.apply(self.plain(row))
+        return full if self._fits(row, full) else self.plain(row)
+
+    def _fits(self, row: Conversation, prompt: tuple[Message, ...]) -> bool:
+        """Whether an answer has room, and the wanted one where it is scored; a test row need not have one."""
+        if not has_room(row, prompt, self.context):
+            return False
+        if not self.by_likelihood or row.completion is None:
+            return True
+        return tokens_with_reply(row, prompt, self.context) <= self.context.loaded.max_tokens
