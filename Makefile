@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: env demo test check numerics exports chaos bench peers gpu reference format clean
+.PHONY: env demo test check times numerics exports chaos bench peers gpu reference format clean
 
 env: $(STAMP)
 
@@ -19,21 +19,27 @@ demo: env
 	$(BIN)/luthier data addresses
 	$(BIN)/luthier run recipes/addresses.toml --out runs/demo
 
-# Two workers, one thread each: more threads than cores only wait for one another.
-PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q --timeout 600
+# Two workers, one thread each: more threads than cores only wait for one another. Bytecode is kept even where the
+# environment forbids it: hundreds of tests start processes, and each would compile everything again.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q --timeout 600
 WORKERS ?= 2
 
 # Everything but three suites that take longer: `numerics`, `exports`, `chaos`. Fetches the default model once.
 test: env
 	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not numerics and not chaos and not exports"
 
-# What to run before every commit: style, types, import directions, and the tests that take no whole run.
+# What to run before every commit: style, types, import directions, and the tests that take no whole run and little time.
 check: env
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not slow and not numerics and not chaos and not exports"
+
+# How long each test takes, and by that which of them `make check` leaves out: tests/slow.txt.
+times: env
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not numerics and not chaos and not exports" --junitxml .pytest_cache/times.xml
+	$(BIN)/python -m tests.slow_tests .pytest_cache/times.xml > tests/slow.txt
 
 # Luthier against transformers, peft and trl, at tiny size.
 numerics: env

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.slow_tests import name_of, slow_names
+
 # Two workers of pytest share two cores: more threads than that only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -25,10 +27,11 @@ SLOW_FOLDERS = ("integration", "mutants")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of slow folders."""
-    here = Path(__file__).parent
+    """Mark the tests of slow folders, and those that were measured to be slow."""
+    here, slow = Path(__file__).parent, slow_names()
     for item in items:
-        if item.path.relative_to(here).parts[0] in SLOW_FOLDERS:
+        inside = item.path.relative_to(here)
+        if inside.parts[0] in SLOW_FOLDERS or f"tests/{name_of(inside.as_posix() + '::' + item.name)}" in slow:
             item.add_marker(pytest.mark.slow)
 
 

@@ -9,7 +9,8 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ _NAMES: dict[type, str] = {}  # a class from outside need not be called what its
 
 def names(package: str) -> list[str]:
     """What can be chosen in `package`, without importing any of it."""
-    return sorted({*_built_in(package), *(e.name for e in entry_points(group=package))})
+    return sorted({*_built_in(package), *_installed(package).names})
 
 
 def load(package: str, name: str) -> ModuleType:
@@ -71,6 +72,12 @@ def _built_in(package: str) -> list[str]:
     return [m.name for m in pkgutil.iter_modules(home) if m.name != "base" and not m.name.startswith("_")]
 
 
+@cache
+def _installed(package: str) -> EntryPoints:
+    """Entry points of a group; to find them reads the metadata of all installed packages, every time."""
+    return entry_points(group=package)
+
+
 def _kind(package: str) -> str:
     """What one choice of `package` is called: `luthier.objectives` holds objectives, each an objective."""
     return package.rpartition(".")[2].removesuffix("s")
@@ -78,7 +85,7 @@ def _kind(package: str) -> str:
 
 def _load(package: str, name: str) -> Any:
     """The module, or what an entry point of that name points to."""
-    built_in, plugins = _built_in(package), list(entry_points(group=package, name=name))
+    built_in, plugins = _built_in(package), list(_installed(package).select(name=name))
     if name not in built_in and not plugins:
         raise RecipeError(f"unknown {_kind(package)} {name!r}{did_you_mean(name, names(package))}")
     if len(plugins) + (name in built_in) > 1:
