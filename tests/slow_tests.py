@@ -5,7 +5,7 @@ writes the list. What is slow by its nature (it needs the default model, or trai
 """
 
 import sys
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -26,7 +26,7 @@ def slow_names() -> frozenset[str]:
 
 def slow_in(path: Path) -> list[str]:
     """Names that took longer than `SECONDS` by a JUnit file of pytest, sorted."""
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     for case in ElementTree.parse(path).iter("testcase"):
         file = case.attrib["classname"].replace(".", "/") + ".py"
         seconds[name_of(f"{file}::{case.attrib['name']}")] += float(case.attrib["time"])
