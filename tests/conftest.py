@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
 from tests.slow_tests import name_of, slow_names
 
 # Two workers of pytest share two cores: more threads than that only wait for each other.

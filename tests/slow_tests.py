@@ -1,4 +1,4 @@
-"""Which tests `make check` leaves to `make test` for their time: `python -m tests.slow_tests TIMES.xml > tests/slow.txt`.
+"""Which tests `make check` leaves to `make test`: `python -m tests.slow_tests TIMES.xml > tests/slow.txt`.
 
 A test that is fast today may be slow tomorrow, and nobody marks hundreds by hand; so `make times` measures them all and
 writes the list. What is slow by its nature (it needs the default model, or trains) is still marked where it stands.

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from luthier.config import Tree
+from luthier.config import Tree, build
 from luthier.data.formats.base import read_examples
 from luthier.data.split import group_keys
 from luthier.errors import DataError
@@ -31,6 +31,7 @@ from luthier.evaluation.significance import (
 )
 from luthier.evaluation.task import build_metrics
 from luthier.files import sha256_of
+from luthier.recipe import DecisionSettings
 from luthier.report.build import build_report
 from luthier.report.folder import read_lines
 from luthier.report.ladder import FEWEST_ROWS, Facts, Ladder
@@ -352,7 +353,7 @@ class Shared:
     def _better(
         self, systems: tuple[System, System], values: tuple[Interval, Interval], difference: Difference
     ) -> Outcome:
-        """What the rules of the ladder say of two systems, on these rows alone."""
+        """What the rules of the ladder say of two systems, on these rows alone, by the first run's [decision]."""
         evaluation = self.first.evaluation
         if self.groups < FEWEST_ROWS or evaluation is None or self.metric_name is None:
             return "unknown"
@@ -361,7 +362,11 @@ class Shared:
             for system, name, value in zip(systems, ("first", "second"), values, strict=True)
         )
         evaluation = evaluation.model_copy(update={"n": len(self.keys), "groups": self.groups})
-        ladder = Ladder(Facts(evaluation=evaluation, systems=(first, second), differences=(difference,)))
+        assumptions = build(DecisionSettings, self.first.recipe.get("decision") or {}, ["decision"])
+        facts = Facts(
+            evaluation=evaluation, systems=(first, second), differences=(difference,), assumptions=assumptions
+        )
+        ladder = Ladder(facts)
         if ladder.clearly_better(second, first):
             return "second"
         if ladder.clearly_better(first, second):

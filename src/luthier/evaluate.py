@@ -33,7 +33,7 @@ from luthier.evaluation.forgetting import (
 from luthier.evaluation.grounding import systems as grounding
 from luthier.evaluation.harness import Evaluation, Measured, Options, conclude, measure
 from luthier.evaluation.metrics.base import Metric
-from luthier.evaluation.retrieval import judged_rows, measure_retrieval, recall_sentence, require_gold
+from luthier.evaluation.retrieval import judged_rows, measure_retrieval, nothing_judged, recall_sentence, require_gold
 from luthier.evaluation.schema import read_schema
 from luthier.evaluation.significance import Groups, metric_interval, number_groups
 from luthier.evaluation.style import systems as style
@@ -54,11 +54,13 @@ from luthier.models.memory import tokens_in_flight
 from luthier.progress import Progress
 from luthier.rag.retriever import Host, Retriever, build_retrievers, used_name
 from luthier.recipe import SYSTEMS, Recipe, RetrievalSettings, build_part, dump_part
+from luthier.registry import name_of
 from luthier.run_folder import RunFolder
 from luthier.stages import Data, Opened
 
 BASE_ABILITY = "forgetting_base.json"
 RETRIEVAL = "retrieval.json"
+FINE_TUNED = "fine_tuned"
 GROUNDING = "grounding.json"
 STYLE = "style.json"
 JUDGED = "judged.json"
@@ -203,11 +205,19 @@ def measure_fine_tuned(opened: Opened, question: Question, injected: Injected, p
     )
     settings = opened.recipe.evaluation
     options = Options(opened.folder.path, question.primary, settings.confidence, opened.recipe.seed)
-    alone = build_part(SYSTEMS, {}, "fine_tuned", ["evaluation", "systems", "fine_tuned"])
-    system = {"fine_tuned": assemble.part(alone, System, "evaluation.systems")}  # type: ignore[type-abstract]
+    system = {FINE_TUNED: _fine_tuned_of(opened.recipe)}
     with progress.stage("evaluate:fine_tuned", f"fine_tuned on {len(question.test):,} test rows"):
         _, measured = next(measure(system, question.test, context, question.metrics, options))
     return measured
+
+
+def _fine_tuned_of(recipe: Recipe) -> System:
+    """The recipe's own, whose records are kept under this name; else one without settings."""
+    own = assemble.systems_of(recipe).get(FINE_TUNED)
+    if own is not None and name_of(own) == FINE_TUNED:
+        return own
+    alone = build_part(SYSTEMS, {}, FINE_TUNED, ["evaluation", "systems", FINE_TUNED])
+    return assemble.part(alone, System, "evaluation.systems")  # type: ignore[type-abstract]
 
 
 def _weights(opened: Opened) -> str:
@@ -264,7 +274,7 @@ def used_of(retrievers: Mapping[str, Retriever], recipe: Recipe) -> Retriever | 
 def _measure_retrieval(
     opened: Opened, question: Question, retrievers: Mapping[str, Retriever], progress: Progress
 ) -> None:
-    """Write `retrieval.json`, unless it is there and still true; none where no test row says what is right.
+    """Write `retrieval.json`, unless it is there and still true; without figures where no test row says what is right.
 
     Raises:
         RecipeError: a system wants a training with passages, and no training row asks anything.
@@ -278,7 +288,7 @@ def _measure_retrieval(
     if any(system.trained_on == "passages" for system in assemble.systems_of(opened.recipe).values()):
         require_gold(opened.data.train, passages)  # before the first training: the second one reads what they name
     if not judged_rows(rows, passages):
-        (opened.folder / RETRIEVAL).unlink(missing_ok=True)  # of other rows
+        opened.folder.write(RETRIEVAL, {**nothing_judged(retrievers, rows, used, confidence), "key": ""})
         progress.say("    retrieval is not measured: no test row names its passages or has a short answer to look for")
         return
     shown = [example_values(row) for row in rows]

@@ -42,6 +42,20 @@ def test_a_curve_has_a_point_for_each_share_and_the_run_itself(trained: Path) ->
     assert len(again) == 2 and load(trained / "curve.json")["points"] == curve["points"]
 
 
+def test_the_runs_own_answers_are_not_asked_for_again_whatever_is_noted_of_the_system(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    write_rows(tmp_path / "rows.jsonl", 120)
+    recipe, out = tmp_path / "recipe.toml", tmp_path / "out"
+    text = RECIPE.format(model=tiny_model_folder, steps=2)
+    recipe.write_text(text, encoding="utf-8")
+    noted = ["--set", "evaluation.systems.fine_tuned.note=as in May"]
+    assert main(["run", str(recipe), "--out", str(out), *noted]) == 0
+    state = (out / "records/fine_tuned.state.json").read_bytes()
+    assert main(["curve", str(out), "--shares", "0.25,0.5"]) == 0
+    assert (out / "records/fine_tuned.state.json").read_bytes() == state
+
+
 def test_a_run_that_was_not_trained_has_no_curve(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

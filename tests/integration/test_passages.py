@@ -15,6 +15,8 @@ from luthier.passages import FOLDER, Reader
 from luthier.rag.prompt import last_question
 from luthier.rag.retriever import Retriever, build_retriever
 from luthier.recipe import RetrievalSettings
+from luthier.report import build_report
+from luthier.report.page import render_page
 
 RECIPE = """
 [model]
@@ -258,7 +260,11 @@ def test_a_run_goes_on_where_recall_cannot_be_judged(
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"messages": m}) + "\n" for m in asked), encoding="utf-8")
     assert main(["run", str(path), "--out", str(tmp_path / "out")]) == 0
-    assert not (tmp_path / "out/retrieval.json").exists()
+    found = json.loads((tmp_path / "out/retrieval.json").read_text(encoding="utf-8"))
+    assert (found["n"], found["not_judged"], found["retrievers"]) == (0, 6, [])
+    report = build_report(tmp_path / "out")
+    assert "retrieval.json" not in [one.part for one in report.missing]
+    assert "Not measured: none of 6 test rows names its passages" in render_page(report)
     assert "retrieval is not measured" in "".join(capsys.readouterr())
     assert main(["retrieve", str(path)]) == 2
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from tests.integration.test_run import RECIPE, load, write_rows
 
 from luthier.cli.main import main
-from luthier.comparison import require_same_rows
+from luthier.comparison import compare_runs, read_side, require_same_rows
 from luthier.data.formats.base import read_examples
 from luthier.data.split import group_keys
 from luthier.errors import DataError
@@ -117,6 +118,16 @@ def test_the_values_of_the_comparison_are_those_of_both_evaluations(old: Path, r
     for place, run in enumerate((old, rebased)):
         for system in load(run / "evaluation.json")["systems"]:
             assert found[system["name"]][place] == system["metrics"]["field_f1"]
+
+
+@pytest.mark.parametrize(("coarsest", "better"), [(1.0, "tie"), (1e-6, "unknown")])
+def test_who_is_better_is_decided_as_the_first_run_decides(
+    old: Path, rebased: Path, coarsest: float, better: str
+) -> None:
+    first, second = read_side(old), read_side(rebased)
+    decision = {"smallest_gain": 1.0, "coarsest_effect": coarsest}
+    found = compare_runs(replace(first, recipe={**first.recipe, "decision": decision}), second)
+    assert {one.first: one.better for one in found.systems}["fine_tuned"] == better
 
 
 def test_both_are_listed_with_their_descent(old: Path, rebased: Path, as_json: Json) -> None:

@@ -69,6 +69,8 @@ ASKED = "What did the Grainger Market replace?"
         "The passage does not mention Tesla, Edison or Westinghouse.",
         "I'm not sure, sorry.",
         "There is not enough evidence to say.",
+        "There is no record of who built it.",
+        "There is no evidence that it replaced anything in the passages.",
     ],
 )
 def test_an_answer_that_says_it_has_none_abstains(answer: str) -> None:
@@ -96,6 +98,8 @@ def test_an_answer_that_says_it_has_none_abstains(answer: str) -> None:
         "Women were not given the right to vote until 1920.",
         "Lee had no knowledge of the plot.",
         "The police found no evidence of murder.",
+        "There is no evidence that he was killed.",
+        "There was no record of a fire.",
         "Food was not provided to the rebels.",
         "It is not possible to divide by zero.",
         "It is not known for its beaches.",

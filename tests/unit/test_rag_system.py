@@ -202,6 +202,8 @@ def test_the_command_measures_and_searches(
     out = capsys.readouterr().out
     assert "72 passages of 72 sources" in out and "by the passages that their rows name" in out
     assert re.search(r"bm25\* +1\.000 \[0\.8", out) and "dense" not in out
+    assert main(["retrieve", recipe, "--set", "evaluation.max_rows=3"]) == 0
+    assert "3 questions, 3 by" in capsys.readouterr().out, "those that a run asks"
     assert main(["retrieve", recipe, "--query", "the city of 7"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("[1] city-7  (city-7, characters 0 to 31; bm25 ") and "[3]" not in out

@@ -67,6 +67,17 @@ def test_most_wrong_labels_are_found_with_the_likelier_one() -> None:
     assert label_errors([asked for asked, _ in rows], labels) == errors
 
 
+@pytest.mark.slow
+def test_a_label_too_rare_to_be_drawn_for_learning_is_still_learned() -> None:
+    """Of more rows than one classifier learns from, so few have it that by chance none may be among those."""
+    rows = labeled(26_000)
+    rare = range(0, 25_000, 5_000)
+    texts = ["zebra lion tiger" if n in rare else asked for n, (asked, _) in enumerate(rows)]
+    labels = ["animals" if n in rare else label for n, (_, label) in enumerate(rows)]
+    for seed in range(3):
+        assert not {error.row for error in label_errors(texts, labels, seed)} & set(rare)
+
+
 def test_answers_that_differ_from_row_to_row_are_no_labels() -> None:
     assert are_labels(["a", "b"] * 10)
     assert not are_labels(["a"] * 20)

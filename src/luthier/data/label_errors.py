@@ -143,10 +143,18 @@ def _out_of_sample(texts: Sequence[str], given: I64, seed: int) -> F64:
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     for learned, judged in folds.split(features, given):
         if len(learned) > LEARNED_FROM:
-            learned = np.sort(chance.choice(learned, LEARNED_FROM, replace=False))
+            learned = _some_of(learned, given, chance)
         model = _fitted(features[learned], given[learned])
         expected[np.ix_(judged, model.classes_)] = model.predict_proba(features[judged])
     return expected
+
+
+def _some_of(rows: I64, given: I64, chance: np.random.Generator) -> I64:
+    """Rows drawn at random, and those whose labels were not drawn at all: a label that was never seen is expected of
+    no row, and whoever has it would look wrong."""
+    drawn = chance.choice(rows, LEARNED_FROM, replace=False)
+    unseen = rows[~np.isin(given[rows], given[drawn])]
+    return np.sort(np.concatenate([drawn, unseen]))
 
 
 def _fitted(features: Any, given: I64) -> Any:

@@ -171,17 +171,33 @@ def measure_retrieval(
     measured = [_measure(retriever, judged, numbers, confidence, seed) for retriever in retrievers.values()]
     by: list[str] = [one.by for one in judged]
     return {
+        **nothing_judged(retrievers, rows, used, confidence),
         "n": len(judged),
         "groups": int(numbers.max()) + 1,
         "judged_by_gold": by.count(GOLD),
         "judged_by_answer": by.count("answer_text"),
         "not_judged": len(rows) - len(judged),
+        "retrievers": measured,
+    }
+
+
+def nothing_judged(
+    retrievers: "Mapping[str, Retriever]", rows: Sequence[Conversation], used: str, confidence: float
+) -> dict[str, Any]:
+    """The same table where no row says what is right: what was searched, and no figure."""
+    passages = retrievers[used].passages
+    return {
+        "n": 0,
+        "groups": 0,
+        "judged_by_gold": 0,
+        "judged_by_answer": 0,
+        "not_judged": len(rows),
         "sources": len({passage.source_id for passage in passages}),
         "passages": len(passages),
         "confidence": confidence,
         "used": used,
         "top_k": retrievers[used].top_k,
-        "retrievers": measured,
+        "retrievers": [],
     }
 
 

@@ -38,4 +38,4 @@ class Retrieval(Part):
     top_k: int
     """Passages before a question, at most."""
     retrievers: tuple[MeasuredRetriever, ...]
-    """From the simplest on."""
+    """From the simplest on; none where no row says what is right."""

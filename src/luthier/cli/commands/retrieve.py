@@ -83,5 +83,7 @@ def _measured(recipe: "Recipe", retrievers: "Mapping[str, Retriever]", split: st
 
     assert recipe.retrieval is not None
     rows = conversations(divide(recipe)[0].named()[split])
+    if split == "test":
+        rows = rows[: recipe.evaluation.max_rows]  # those that a run asks
     groups_N, confidence = number_groups(group_keys(rows)), recipe.evaluation.confidence
     return measure_retrieval(retrievers, rows, groups_N, used_name(recipe.retrieval), confidence, recipe.seed)

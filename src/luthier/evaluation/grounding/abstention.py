@@ -49,8 +49,9 @@ _DENIALS = re.compile(
             rf"\b{_CANNOT} {_DETERMINE}\b.{{0,60}}\b(?:from|based on|given|with|using|in)\b.{{0,20}}\b{_HOLDERS}",
             rf"\b{_HOLDERS}\b.{{0,60}}\b{_NOT} (?:\w+ly )?(?:{_TELL})\b",
             r"\bthere (?:is|are|was|were|'s) ?(?:not|n't)? ?(?:any|no|not enough|insufficient) (?:\w+ )?"
-            r"(?:mention|information|answer|indication|reference|data|evidence|record|details?|statement|"
-            r"way to (?:know|tell|answer))\b",
+            r"(?:mention|information|answer|reference|details?|statement|way to (?:know|tell|answer)|"
+            # "no evidence that he was killed" says something of the world, "no evidence of who did it" does not
+            r"(?:indication|data|evidence|record)\b(?! (?:that|to suggest|of(?! (?:wh|how)))\b))\b",
             rf"\b(?:this|it|that|question|answer|information) (?:is|was) ?{_SAID_NOT}(?:\W*$| (?:wh\w+|how|if)\b)",
             rf"\b(?:is|are) ?{_SAID_NOT}\W*$",
             rf"\b{_SAID_NOT}\b.{{0,60}}\b(?:in|from|by|within) (?:\w+ ){{0,2}}{_HOLDERS}\b",
