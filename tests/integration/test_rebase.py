@@ -120,12 +120,12 @@ def test_the_values_of_the_comparison_are_those_of_both_evaluations(old: Path, r
             assert found[system["name"]][place] == system["metrics"]["field_f1"]
 
 
-@pytest.mark.parametrize(("coarsest", "better"), [(1.0, "tie"), (1e-6, "unknown")])
+@pytest.mark.parametrize(("coarsest", "better"), [(0.99, "tie"), (1e-6, "unknown")])
 def test_who_is_better_is_decided_as_the_first_run_decides(
     old: Path, rebased: Path, coarsest: float, better: str
 ) -> None:
     first, second = read_side(old), read_side(rebased)
-    decision = {"smallest_gain": 1.0, "coarsest_effect": coarsest}
+    decision = {"smallest_gain": 0.99, "coarsest_effect": coarsest}
     found = compare_runs(replace(first, recipe={**first.recipe, "decision": decision}), second)
     assert {one.first: one.better for one in found.systems}["fine_tuned"] == better
 
