@@ -75,8 +75,9 @@ DOUBT_SECONDS = 300.0
 class Terminal:
     """One moving line on a terminal, a line every few seconds elsewhere, with the time to finish of the whole run.
 
-    `plan` is a guess of the seconds of each stage. What is left is the present stage's own pace, plus the plan of the
-    stages to come, scaled by how the finished ones compared with their plan.
+    `plan` is a guess of the seconds of each stage. What is left is the present stage's own pace, or its plan where that
+    is longer since it has several parts, plus the plan of the stages to come; plans are scaled by how the finished
+    stages, and a present one that is over its time, compared with theirs.
     """
 
     def __init__(
@@ -91,7 +92,8 @@ class Terminal:
         self._live = self._out.isatty()
         self._name, self._title = "", ""
         self._share = 0.0
-        self._from = 0.0, 0.0  # share done and time from which on the pace of this stage is counted
+        self._from = 0.0, 0.0  # share done and time from which on the pace of this stage's present part is counted
+        self._planned = 0.0  # seconds of this stage, without what an earlier process did of it
         self._started = self._shown = 0.0
 
     def say(self, text: str) -> None:
@@ -116,7 +118,7 @@ class Terminal:
         """Show the share done and the time to finish, at most ten times a second (every 10 s off a terminal)."""
         share = min(done / total, 1.0) if total else 0.0
         if share < self._share:  # the next of several parts of this stage began
-            self.resume(0, 1)
+            self._from = 0.0, self._clock()
         self._share = share
         self._show(note)
 
@@ -124,6 +126,7 @@ class Terminal:
         """This much of the present stage was done before; it says nothing about the pace."""
         self._share = min(done / total, 1.0) if total else 0.0
         self._from = self._share, self._clock()
+        self._planned = self.plan.get(self._name, 0.0) * (1 - self._share)
 
     def _show(self, note: str) -> None:
         now = self._clock()
@@ -140,14 +143,15 @@ class Terminal:
             print(text, file=self._out, flush=True)
 
     def _left(self, now: float) -> float:
+        done, elapsed = [name for name in self.seconds if self.plan.get(name)], now - self._started
+        spent, guessed = sum(self.seconds[n] for n in done), sum(self.plan[n] for n in done)
+        if elapsed > self._planned > 0:  # it takes this long at least
+            spent, guessed = spent + elapsed, guessed + self._planned
+        pace = (spent + DOUBT_SECONDS) / (guessed + DOUBT_SECONDS)
+        here = max(self._planned * pace - elapsed, 0.0)
         begun, since = self._from
         if self._share - begun > 0.02:
-            here = (now - since) * (1 - self._share) / (self._share - begun)
-        else:
-            here = max(self.plan.get(self._name, 0.0) * (1 - begun) - (now - since), 0.0)
-        done = [name for name in self.seconds if self.plan.get(name)]
-        spent, guessed = sum(self.seconds[n] for n in done), sum(self.plan[n] for n in done)
-        pace = (spent + DOUBT_SECONDS) / (guessed + DOUBT_SECONDS)
+            here = max(here, (now - since) * (1 - self._share) / (self._share - begun))
         coming = sum(s for name, s in self.plan.items() if name not in self.seconds and name != self._name)
         return here + coming * pace
 

@@ -34,7 +34,7 @@ def test_time_to_finish_is_the_stage_s_own_pace_and_the_plan_of_the_rest() -> No
     with terminal.stage("b", "second"):  # the first took twice its plan, so the second will
         now[0] = 211.0
         terminal.update(0.01, 1)
-        assert out.getvalue().splitlines()[-1].endswith("about 39 s left")
+        assert out.getvalue().splitlines()[-1].endswith("about 52 s left")  # 50 s times 500 / 400, of which 11 are over
     assert terminal.seconds == {"a": 200.0, "b": 11.0}
 
 
@@ -72,6 +72,31 @@ def test_a_stage_of_several_parts_counts_the_pace_of_the_present_one() -> None:
         now[0] = 120.0
         terminal.update(1, 10, "answering")
         assert out.getvalue().splitlines()[-1].endswith("answering  about 3 min 00 s left")
+
+
+def test_a_stage_of_several_parts_is_not_nearly_done_while_its_plan_is_not() -> None:
+    now = [0.0]
+    out = io.StringIO()
+    terminal = Terminal({"a": 600.0}, out, lambda: now[0])
+    with terminal.stage("a", "answers"):
+        now[0] = 90.0
+        terminal.update(9, 10, "trying prompts")  # 10 s more of this part, and others will come
+        assert out.getvalue().splitlines()[-1].endswith("about 8 min 30 s left")
+
+
+def test_a_stage_over_its_plan_makes_the_rest_look_longer_while_it_lasts() -> None:
+    now = [0.0]
+    out = io.StringIO()
+    terminal = Terminal({"a": 100.0, "b": 600.0}, out, lambda: now[0])
+    with terminal.stage("a", "answers"):
+        told = []
+        for second in (90.0, 500.0, 900.0):
+            now[0] = second
+            terminal.update(0.5, 1)
+            told.append(out.getvalue().splitlines()[-1])
+    assert told[0].endswith("about 11 min 30 s left")  # 90 s, and 600 to come
+    assert told[1].endswith("about 28 min 20 s left")  # 500 s, and 600 times 800 / 400
+    assert told[2].endswith("about 45 min 00 s left")
 
 
 def test_off_a_terminal_a_line_comes_every_ten_seconds_at_most() -> None:
