@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from luthier.cli.commands.init import LARGEST_CONTEXT, OFFER, parameters_of
 from luthier.cli.main import main
 from luthier.data.profile import Lengths, estimate_tokens, profile
+from luthier.draft import LARGEST_CONTEXT, OFFER, parameters_of
 from luthier.recipe import Recipe, load
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}

@@ -1,0 +1,258 @@
+"""The one database of the service: SQLite (WAL) by default, PostgreSQL by URL, one code path.
+
+Tables hold what was asked for and what became of it; the bytes of files and the folders of runs lie beside it. A
+transaction that writes takes SQLite's lock at its begin, so two of them wait for each other instead of failing half
+way; `synchronous = FULL` makes what was answered with 200 survive a power cut.
+
+`seq` of a row counts up in the order of creation. Lists go by it, as times repeat.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
+
+from luthier.errors import StorageError
+
+metadata = sa.MetaData()
+Row: TypeAlias = sa.RowMapping
+WAIT_SECONDS = 30.0
+"""How long a writer waits for another one."""
+
+
+def _id(prefix: str = "") -> list[sa.Column[Any]]:
+    # ids that clients see are random; `seq` is what orders, and never leaves
+    return [
+        sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("id", sa.String(255), nullable=False, unique=True),
+        sa.Column("created_at", sa.Integer, nullable=False),
+    ]
+
+
+def _project() -> sa.Column[Any]:
+    return sa.Column("project_id", sa.String(64), sa.ForeignKey("projects.id"), nullable=False, index=True)
+
+
+projects = sa.Table("projects", metadata, *_id(), sa.Column("name", sa.String(64), nullable=False, unique=True))
+keys = sa.Table(
+    "keys",
+    metadata,
+    *_id(),
+    _project(),
+    sa.Column("name", sa.String(64), nullable=False),
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("sha256", sa.LargeBinary(32), nullable=False, unique=True),
+    sa.Column("revoked_at", sa.Integer),
+)
+files = sa.Table(
+    "files",
+    metadata,
+    *_id(),
+    _project(),
+    sa.Column("filename", sa.Text, nullable=False),
+    sa.Column("purpose", sa.String(32), nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False, index=True),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("status_details", sa.Text),
+    sa.Column("expires_at", sa.Integer),
+)
+uploads = sa.Table(
+    "uploads",
+    metadata,
+    *_id(),
+    _project(),
+    sa.Column("filename", sa.Text, nullable=False),
+    sa.Column("purpose", sa.String(32), nullable=False),
+    sa.Column("mime_type", sa.Text, nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("expires_at", sa.Integer, nullable=False),
+    sa.Column("file_seconds", sa.Integer),
+    sa.Column("file_id", sa.String(255)),
+)
+upload_parts = sa.Table(
+    "upload_parts",
+    metadata,
+    *_id(),
+    sa.Column("upload_id", sa.String(255), sa.ForeignKey("uploads.id"), nullable=False, index=True),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+)
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    *_id(),
+    _project(),
+    sa.Column("status", sa.String(32), nullable=False, index=True),
+    sa.Column("asked", sa.JSON, nullable=False),
+    sa.Column("picked", sa.JSON, nullable=False),
+    sa.Column("base", sa.Text, nullable=False),
+    sa.Column("training_file", sa.String(255), nullable=False),
+    sa.Column("validation_file", sa.String(255)),
+    sa.Column("seed", sa.BigInteger, nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False, default=0),
+    sa.Column("error", sa.JSON),
+    sa.Column("fine_tuned_model", sa.Text, unique=True),
+    sa.Column("started_at", sa.Integer),
+    sa.Column("finished_at", sa.Integer),
+    sa.Column("estimated_finish", sa.Integer),
+    sa.Column("trained_tokens", sa.BigInteger),
+    sa.Column("result_files", sa.JSON, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+)
+requests = sa.Table(
+    "requests",
+    metadata,
+    sa.Column("project_id", sa.String(64), primary_key=True),
+    sa.Column("idempotency_key", sa.String(255), primary_key=True),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("object_id", sa.String(255), nullable=False),
+    sa.Column("created_at", sa.Integer, nullable=False),
+)
+events = sa.Table(
+    "events",
+    metadata,
+    *_id(),
+    sa.Column("job_id", sa.String(255), sa.ForeignKey("jobs.id"), nullable=False, index=True),
+    sa.Column("key", sa.String(64), nullable=False),
+    sa.Column("level", sa.String(8), nullable=False),
+    sa.Column("type", sa.String(32), nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("data", sa.JSON),
+    sa.UniqueConstraint("job_id", "key"),
+)
+checkpoints = sa.Table(
+    "checkpoints",
+    metadata,
+    *_id(),
+    sa.Column("job_id", sa.String(255), sa.ForeignKey("jobs.id"), nullable=False, index=True),
+    sa.Column("name", sa.Text, nullable=False, unique=True),
+    sa.Column("step_number", sa.Integer, nullable=False),
+    sa.Column("metrics", sa.JSON, nullable=False),
+    sa.UniqueConstraint("job_id", "step_number"),
+)
+permissions = sa.Table(
+    "permissions",
+    metadata,
+    *_id(),
+    _project(),
+    sa.Column("checkpoint", sa.Text, nullable=False, index=True),
+    sa.UniqueConstraint("project_id", "checkpoint"),
+)
+models = sa.Table(
+    "models",
+    metadata,
+    *_id(),
+    _project(),
+    sa.Column("job_id", sa.String(255), sa.ForeignKey("jobs.id"), nullable=False),
+    sa.Column("base", sa.Text, nullable=False),
+    sa.Column("folder", sa.Text, nullable=False),
+)
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("at", sa.Integer, nullable=False),
+    sa.Column("key_id", sa.String(255), nullable=False),
+    sa.Column("project_id", sa.String(64), nullable=False),
+    sa.Column("action", sa.String(64), nullable=False),
+    sa.Column("object_id", sa.Text, nullable=False),
+    sa.Column("chain", sa.String(64), nullable=False),
+)
+_migrations = sa.Table(
+    "migrations",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("applied_at", sa.Integer, nullable=False),
+)
+
+MIGRATIONS: tuple[tuple[str, Callable[[sa.Connection], None]], ...] = ()
+"""Steps that bring an older database to the tables above, by name, the oldest first. A new database has them all."""
+
+
+class Database:
+    """Connections to the service's database; any thread may use it.
+
+    Args:
+        url: as SQLAlchemy reads it: `sqlite:////var/lib/luthier/service.sqlite`, `postgresql+psycopg://...`.
+
+    Raises:
+        StorageError: it cannot be opened, or was made by a newer version.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            self.engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+            if self.engine.dialect.name == "sqlite":
+                _prepare_sqlite(self.engine)
+            self._migrate()
+        except (SQLAlchemyError, ImportError) as error:
+            shown = sa.make_url(url).render_as_string(hide_password=True)
+            raise StorageError(f"the database {shown} cannot be opened: {error}") from None
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A transaction that writes nothing."""
+        with self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """A transaction; what is in it is done at the end, or none of it."""
+        with self.engine.connect().execution_options(writes=True) as connection, connection.begin():
+            yield connection
+
+    def close(self) -> None:
+        """Let all connections go."""
+        self.engine.dispose()
+
+    def _migrate(self) -> None:
+        with self.writing() as connection:
+            is_new = not sa.inspect(connection).has_table("migrations")
+            metadata.create_all(connection)
+            applied = set(connection.scalars(sa.select(_migrations.c.name)))
+            unknown = applied - {name for name, _ in MIGRATIONS}
+            if unknown:
+                raise StorageError(
+                    f"the database was changed by a newer version of Luthier ({', '.join(sorted(unknown))}); "
+                    "use that version, or a copy from before"
+                )
+            for name, step in MIGRATIONS:
+                if name not in applied:
+                    if not is_new:
+                        step(connection)
+                    connection.execute(_migrations.insert().values(name=name, applied_at=now()))
+
+
+def sqlite_url(path: Path) -> str:
+    """The URL of a SQLite file."""
+    return sa.URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
+
+
+def now() -> int:
+    """Seconds since 1970, as OpenAI's objects carry them."""
+    return int(time.time())
+
+
+def _prepare_sqlite(engine: sa.Engine) -> None:
+    """WAL, a patient lock, and transactions that begin where SQLAlchemy says so."""
+
+    @sa.event.listens_for(engine, "connect")
+    def connected(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver would begin transactions by its own rules
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {int(WAIT_SECONDS * 1000)}")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.close()
+
+    @sa.event.listens_for(engine, "begin")
+    def begun(connection: sa.Connection) -> None:
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,376 @@
+"""Files and uploads: rows in the database, bytes among the blobs, and what a project may keep.
+
+An upload is a file that comes in parts; its parts are blobs until they are put together. What nothing names any more is
+removed: expired files and uploads by `sweep`, bytes when their last row goes.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from luthier.jobs.blobs import Blobs, TooLarge, Writer
+from luthier.jobs.database import Database, Row, files, now, upload_parts, uploads
+from luthier.jobs.ids import FILE, PART, UPLOAD, new_id
+from luthier.jobs.pages import Page, page_of
+from luthier.jobs.rows import Rows
+from luthier.serve.api_error import ApiError
+
+PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
+"""What a client may upload; results are the service's own."""
+RESULTS = "fine-tune-results"
+UPLOAD_SECONDS = 3600
+"""Life of an upload that nobody completes."""
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Quota:
+    """What files may take."""
+
+    file_bytes: int = 512 * MIB
+    """One file, or one part of an upload."""
+    upload_bytes: int = 8192 * MIB
+    """One upload, put together."""
+    project_bytes: int = 64 * 1024 * MIB
+    """All files of a project."""
+
+
+class FileStore:
+    """The files of all projects."""
+
+    def __init__(self, database: Database, blobs: Blobs, quota: Quota) -> None:
+        self._database, self._blobs, self.quota = database, blobs, quota
+
+    def receiver(self, purpose: str, limit: int | None = None) -> "Receiver":
+        """Takes the bytes of one file.
+
+        Raises:
+            ApiError: 400: no such purpose.
+        """
+        if purpose not in PURPOSES:
+            raise ApiError(f"{purpose[:50]!r} is no purpose; expected one of {', '.join(PURPOSES)}.", param="purpose")
+        limit = self.quota.file_bytes if limit is None else limit
+        return Receiver(self._blobs.writer(limit), Rows() if purpose == "fine-tune" else None, limit)
+
+    def add(
+        self, project: str, filename: str, purpose: str, received: "Receiver", seconds: int | None = None
+    ) -> dict[str, Any]:
+        """Keep what was received as a file; `seconds` until it expires, None: never.
+
+        Raises:
+            ApiError: 400: rows that cannot be trained on; 413: the project has no room.
+        """
+        size = received.bytes
+        self._require_room(project, size)
+        digest = received.finish()
+        return self.keep(project, filename, purpose, digest, size, seconds)
+
+    def keep(
+        self, project: str, filename: str, purpose: str, digest: str, size: int, seconds: int | None = None
+    ) -> dict[str, Any]:
+        """A file over bytes that are among the blobs."""
+        created = now()
+        values = {
+            "id": new_id(FILE),
+            "created_at": created,
+            "project_id": project,
+            "filename": filename,
+            "purpose": purpose,
+            "bytes": size,
+            "sha256": digest,
+            "status": "processed",
+            "expires_at": None if seconds is None else created + seconds,
+        }
+        with self._database.writing() as connection:
+            connection.execute(files.insert().values(**values))
+        return file_body({**values, "status_details": None})
+
+    def get(self, project: str, file_id: str) -> Row:
+        """A file's row.
+
+        Raises:
+            ApiError: 404: the project has no such file.
+        """
+        with self._database.reading() as connection:
+            row = (
+                connection.execute(_live().where(files.c.project_id == project, files.c.id == file_id))
+                .mappings()
+                .first()
+            )
+        if row is None:
+            raise missing("file", file_id)
+        return row
+
+    def listed(self, project: str, page: Page, purpose: str | None) -> tuple[Sequence[Row], bool]:
+        """A page of the project's files."""
+        query = _live().where(files.c.project_id == project)
+        if purpose is not None:
+            query = query.where(files.c.purpose == purpose)
+        with self._database.reading() as connection:
+            return page_of(connection, query, files, page)
+
+    def content(self, project: str, file_id: str) -> Iterator[bytes]:
+        """A file's bytes.
+
+        Raises:
+            ApiError: 404.
+        """
+        return self._blobs.read(self.get(project, file_id)["sha256"])
+
+    def delete(self, project: str, file_id: str) -> None:
+        """Remove a file; jobs that were made with it have copies of their own.
+
+        Raises:
+            ApiError: 404.
+        """
+        digest = self.get(project, file_id)["sha256"]
+        with self._database.writing() as connection:
+            connection.execute(files.delete().where(files.c.project_id == project, files.c.id == file_id))
+            self._forget(connection, [digest])
+
+    def create_upload(self, project: str, asked: dict[str, Any]) -> dict[str, Any]:
+        """Begin an upload; `asked` has the columns that a client decides.
+
+        Raises:
+            ApiError: 400 or 413.
+        """
+        if asked["purpose"] not in PURPOSES:
+            raise ApiError(f"{asked['purpose'][:50]!r} is no purpose here.", param="purpose")
+        if asked["bytes"] > self.quota.upload_bytes:
+            raise too_large(self.quota.upload_bytes)
+        self._require_room(project, asked["bytes"])
+        created = now()
+        values = {
+            "id": new_id(UPLOAD),
+            "created_at": created,
+            "project_id": project,
+            "status": "pending",
+            "expires_at": created + UPLOAD_SECONDS,
+            "file_id": None,
+            **asked,
+        }
+        with self._database.writing() as connection:
+            connection.execute(uploads.insert().values(**values))
+        return upload_body(values, None)
+
+    def part_receiver(self, project: str, upload_id: str) -> "Receiver":
+        """Takes the bytes of one part.
+
+        Raises:
+            ApiError: 404, or 400: the upload takes no more parts.
+        """
+        self._pending(project, upload_id)
+        return Receiver(self._blobs.writer(self.quota.file_bytes), None, self.quota.file_bytes)
+
+    def add_part(self, project: str, upload_id: str, received: "Receiver") -> dict[str, Any]:
+        """Keep a part.
+
+        Raises:
+            ApiError: as `part_receiver`.
+        """
+        row, size = self._pending(project, upload_id), received.bytes
+        digest = received.finish()
+        values = {"id": new_id(PART), "created_at": now(), "upload_id": row["id"], "bytes": size, "sha256": digest}
+        with self._database.writing() as connection:
+            connection.execute(upload_parts.insert().values(**values))
+        return {"id": values["id"], "created_at": values["created_at"], "object": "upload.part", "upload_id": row["id"]}
+
+    def complete(self, project: str, upload_id: str, part_ids: Sequence[str], md5: str | None) -> dict[str, Any]:
+        """Put the parts together, in the order that is given, as a file.
+
+        Raises:
+            ApiError: 404; 400: a part is not one of this upload or given twice, sizes or sums differ, rows are bad.
+        """
+        row = self._pending(project, upload_id)
+        parts = self._parts(row["id"], part_ids)
+        total = sum(part["bytes"] for part in parts)
+        if total != row["bytes"]:
+            raise ApiError(
+                f"The parts have {total} bytes; the upload was announced with {row['bytes']}.", param="part_ids"
+            )
+        with self.receiver(row["purpose"], self.quota.upload_bytes) as received:
+            for part in parts:
+                for chunk in self._blobs.read(part["sha256"]):
+                    received.write(chunk)
+            if md5 is not None and md5.lower() != received.md5:
+                raise ApiError("The md5 of the parts is another one.", param="md5")
+            file = self.add(project, row["filename"], row["purpose"], received, row["file_seconds"])
+        self._close(row, "completed", file["id"])
+        return upload_body({**row, "status": "completed"}, file)
+
+    def cancel(self, project: str, upload_id: str) -> dict[str, Any]:
+        """Take no more parts, and forget those that came.
+
+        Raises:
+            ApiError: 404, or 400: it is not pending.
+        """
+        row = self._pending(project, upload_id)
+        self._close(row, "cancelled", None)
+        return upload_body({**row, "status": "cancelled"}, None)
+
+    def sweep(self) -> None:
+        """Remove expired files, and close uploads that nobody completed."""
+        with self._database.writing() as connection:
+            old = connection.execute(sa.select(files.c.id, files.c.sha256).where(files.c.expires_at <= now())).all()
+            connection.execute(files.delete().where(files.c.id.in_([row.id for row in old])))
+            self._forget(connection, [row.sha256 for row in old])
+            late = (
+                connection.execute(
+                    sa.select(uploads).where(uploads.c.status == "pending", uploads.c.expires_at <= now())
+                )
+                .mappings()
+                .all()
+            )
+        for row in late:
+            self._close(row, "expired", None)
+
+    def _pending(self, project: str, upload_id: str) -> Row:
+        query = sa.select(uploads).where(uploads.c.project_id == project, uploads.c.id == upload_id)
+        with self._database.reading() as connection:
+            row = connection.execute(query).mappings().first()
+        if row is None:
+            raise missing("upload", upload_id)
+        status = "expired" if row["status"] == "pending" and row["expires_at"] <= now() else row["status"]
+        if status != "pending":
+            raise ApiError(f"The upload {row['id']!r} is {status} and takes nothing more.", code="upload_not_pending")
+        return row
+
+    def _parts(self, upload_id: str, part_ids: Sequence[str]) -> list[Row]:
+        with self._database.reading() as connection:
+            found = connection.execute(sa.select(upload_parts).where(upload_parts.c.upload_id == upload_id)).mappings()
+            by_id = {row["id"]: row for row in found}
+        for number, part_id in enumerate(part_ids):
+            if part_id not in by_id or part_id in part_ids[:number]:
+                why = "is given twice" if part_id in by_id else "is no part of this upload"
+                raise ApiError(f"{part_id[:100]!r} {why}.", param=f"part_ids[{number}]")
+        return [by_id[part_id] for part_id in part_ids]
+
+    def _close(self, row: Row, status: str, file_id: str | None) -> None:
+        with self._database.writing() as connection:
+            connection.execute(uploads.update().where(uploads.c.id == row["id"]).values(status=status, file_id=file_id))
+            parts = (
+                connection.execute(sa.select(upload_parts.c.sha256).where(upload_parts.c.upload_id == row["id"]))
+                .scalars()
+                .all()
+            )
+            connection.execute(upload_parts.delete().where(upload_parts.c.upload_id == row["id"]))
+            self._forget(connection, list(parts))
+
+    def _forget(self, connection: sa.Connection, digests: Sequence[str]) -> None:
+        """Remove bytes that no row names, while nobody else can name them."""
+        for digest in set(digests):
+            named = connection.scalar(
+                sa.select(
+                    sa.exists().where(files.c.sha256 == digest) | sa.exists().where(upload_parts.c.sha256 == digest)
+                )
+            )
+            if not named:
+                self._blobs.remove(digest)
+
+    def _require_room(self, project: str, size: int) -> None:
+        with self._database.reading() as connection:
+            kept = connection.scalar(
+                sa.select(sa.func.coalesce(sa.func.sum(files.c.bytes), 0)).where(files.c.project_id == project)
+            )
+        if int(kept or 0) + size > self.quota.project_bytes:
+            raise ApiError(
+                f"The project keeps {kept} bytes of files and may keep {self.quota.project_bytes}; delete some.",
+                status=413,
+                code="quota_exceeded",
+            )
+
+
+class Receiver:
+    """One file on its way in: counted, summed, and its rows looked at; a context that keeps nothing by itself."""
+
+    def __init__(self, writer: Writer, rows: Rows | None, limit: int) -> None:
+        self._writer, self._rows, self._limit = writer, rows, limit
+
+    def __enter__(self) -> "Receiver":
+        self._writer.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.__exit__()
+
+    @property
+    def bytes(self) -> int:
+        """Received so far."""
+        return self._writer.bytes
+
+    @property
+    def md5(self) -> str:
+        """Of all that was received."""
+        return self._writer.md5
+
+    def write(self, chunk: bytes) -> None:
+        """Take more.
+
+        Raises:
+            ApiError: 413.
+        """
+        try:
+            self._writer.write(chunk)
+        except TooLarge:
+            raise too_large(self._limit) from None
+        if self._rows is not None:
+            self._rows.feed(chunk)
+
+    def finish(self) -> str:
+        """Put the bytes in their place; their sha256.
+
+        Raises:
+            ApiError: 400: rows that cannot be trained on.
+        """
+        if self._rows is not None:
+            self._rows.finish()
+            refusal = self._rows.refusal()
+            if refusal is not None:
+                raise ApiError(f"Invalid file format: {refusal}.", param="file", code="invalid_file_format")
+        return self._writer.finish()
+
+
+def _live() -> sa.Select[Any]:
+    return sa.select(files).where(files.c.expires_at.is_(None) | (files.c.expires_at > now()))
+
+
+def missing(what: str, object_id: str) -> ApiError:
+    """404: there is none, or it is another project's."""
+    return ApiError(f"No such {what}: {object_id[:100]!r}.", status=404, param="id", code=f"{what}_not_found")
+
+
+def too_large(limit: int) -> ApiError:
+    """413."""
+    return ApiError(f"At most {limit:,} bytes are taken.", status=413, code="file_too_large")
+
+
+def file_body(row: "Row | dict[str, Any]") -> dict[str, Any]:
+    """OpenAI's file object."""
+    return {
+        "id": row["id"],
+        "object": "file",
+        "bytes": row["bytes"],
+        "created_at": row["created_at"],
+        "expires_at": row["expires_at"],
+        "filename": row["filename"],
+        "purpose": row["purpose"],
+        "status": row["status"],
+        "status_details": row["status_details"],
+    }
+
+
+def upload_body(row: "Row | dict[str, Any]", file: dict[str, Any] | None) -> dict[str, Any]:
+    """OpenAI's upload object."""
+    return {
+        "id": row["id"],
+        "object": "upload",
+        "bytes": row["bytes"],
+        "created_at": row["created_at"],
+        "expires_at": row["expires_at"],
+        "filename": row["filename"],
+        "purpose": row["purpose"],
+        "status": row["status"],
+        "file": file,
+    }

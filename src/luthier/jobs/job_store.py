@@ -1,0 +1,322 @@
+"""Jobs, their events and checkpoints, and the models that came of them: rows that say what is true, written in order.
+
+A job moves only along `MOVES`, and a move and the event that tells of it are one transaction. An event has a key within
+its job ("step 12", "queued 1"): to record it again changes nothing, so whoever was killed between two writes says all
+of it once more, and no event is lost or doubled.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from luthier.jobs.database import Database, Row, checkpoints, events, jobs, models, now, permissions, requests
+from luthier.jobs.file_store import missing
+from luthier.jobs.ids import CHECKPOINT, EVENT, JOB, PERMISSION, new_id
+from luthier.jobs.pages import Page, page_of
+from luthier.serve.api_error import ApiError
+
+Status: TypeAlias = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
+ENDED: frozenset[Status] = frozenset({"succeeded", "failed", "cancelled"})
+MOVES: Mapping[Status, frozenset[Status]] = {
+    "validating_files": frozenset({"queued", "failed", "cancelled", "paused"}),
+    "queued": frozenset({"running", "failed", "cancelled", "paused"}),
+    "running": frozenset({"queued", "succeeded", "failed", "cancelled", "paused"}),
+    "paused": frozenset({"queued", "cancelled"}),
+    "succeeded": frozenset(),
+    "failed": frozenset(),
+    "cancelled": frozenset(),
+}
+"""From each status, those that may follow. Running to queued: its process ended without an end of the job."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """One event."""
+
+    key: str
+    """Within the job; what has the same key is the same event."""
+    message: str
+    level: Literal["info", "warn", "error"] = "info"
+    type: Literal["message", "metrics"] = "message"
+    data: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A job as a client asked for it."""
+
+    model: str
+    """As the client named it."""
+    base: str
+    """The model that this name means here."""
+    training_file: str
+    validation_file: str | None
+    seed: int
+    body: Mapping[str, Any]
+    """The whole request."""
+    priority: int = 0
+
+
+class JobStore:
+    """The jobs of all projects."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create(self, project: str, asked: Asked, idempotency: tuple[str, str] | None = None) -> Row:
+        """A new job; with an idempotency key and the request's digest, the job that the same request made before.
+
+        Raises:
+            ApiError: 409: the key was used for another request.
+        """
+        with self._database.writing() as connection:
+            if idempotency is not None:
+                before = _before(connection, project, *idempotency)
+                if before is not None:
+                    return _job(connection, project, before)
+            job_id, at = new_id(JOB), now()
+            values = {
+                "id": job_id,
+                "created_at": at,
+                "project_id": project,
+                "status": "validating_files",
+                "asked": dict(asked.body),
+                "picked": {},
+                "base": asked.base,
+                "training_file": asked.training_file,
+                "validation_file": asked.validation_file,
+                "seed": asked.seed,
+                "priority": asked.priority,
+                "result_files": [],
+                "attempts": 0,
+            }
+            connection.execute(jobs.insert().values(**values))
+            if idempotency is not None:
+                key, digest = idempotency
+                connection.execute(
+                    requests.insert().values(
+                        project_id=project, idempotency_key=key, sha256=digest, object_id=job_id, created_at=at
+                    )
+                )
+            told = [Told("created", f"Created fine-tuning job: {job_id}")]
+            told.append(Told("validating", f"Validating training file: {asked.training_file}"))
+            self._tell(connection, job_id, told)
+            return _job(connection, project, job_id)
+
+    def get(self, project: str, job_id: str) -> Row:
+        """A job's row.
+
+        Raises:
+            ApiError: 404: the project has no such job.
+        """
+        with self._database.reading() as connection:
+            return _job(connection, project, job_id)
+
+    def listed(
+        self, project: str, page: Page, wanted: Mapping[str, str] | None, without: bool
+    ) -> tuple[Sequence[Row], bool]:
+        """A page of the project's jobs.
+
+        Args:
+            project: whose.
+            page: which part.
+            wanted: metadata that they have, by key.
+            without: only those without any metadata.
+        """
+        query = sa.select(jobs).where(jobs.c.project_id == project)
+        if without:
+            query = query.where(jobs.c.asked["metadata"].as_string().is_(None))
+        for key, value in (wanted or {}).items():
+            query = query.where(jobs.c.asked[("metadata", key)].as_string() == value)
+        with self._database.reading() as connection:
+            return page_of(connection, query, jobs, page)
+
+    def events(self, project: str, job_id: str, page: Page) -> tuple[Sequence[Row], bool]:
+        """A page of a job's events.
+
+        Raises:
+            ApiError: 404.
+        """
+        with self._database.reading() as connection:
+            row = _job(connection, project, job_id)
+            return page_of(connection, sa.select(events).where(events.c.job_id == row["id"]), events, page)
+
+    def checkpoints(self, project: str, job_id: str, page: Page) -> tuple[Sequence[Row], bool]:
+        """A page of a job's checkpoints.
+
+        Raises:
+            ApiError: 404.
+        """
+        with self._database.reading() as connection:
+            row = _job(connection, project, job_id)
+            query = sa.select(checkpoints).where(checkpoints.c.job_id == row["id"])
+            return page_of(connection, query, checkpoints, page)
+
+    # What the supervisor writes
+
+    def in_status(self, *statuses: Status) -> list[Row]:
+        """Jobs of all projects, those that go first in front."""
+        with self._database.reading() as connection:
+            query = sa.select(jobs).where(jobs.c.status.in_(statuses)).order_by(jobs.c.priority.desc(), jobs.c.seq)
+            return list(connection.execute(query).mappings())
+
+    def move(self, job_id: str, to: Status, told: Sequence[Told], allowed: Collection[Status] = (), **changes: Any) -> Row:
+        """Bring a job into another status, with other changes and the events that tell of it.
+
+        Args:
+            job_id: of any project.
+            to: where.
+            told: events.
+            allowed: from where; none given: from wherever `MOVES` lets it.
+            changes: of further columns.
+
+        Raises:
+            ApiError: 400: the job is not where it could move from.
+        """
+        with self._database.writing() as connection:
+            row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).mappings().one()
+            if to not in MOVES[row["status"]] or (allowed and row["status"] not in allowed):
+                raise ApiError(f"The job {job_id!r} is {row['status']}, and cannot become {to}.", code="wrong_status")
+            ended = {"finished_at": now(), "estimated_finish": None} if to in ENDED else {}
+            connection.execute(jobs.update().where(jobs.c.id == job_id).values(status=to, **ended, **changes))
+            self._tell(connection, job_id, told)
+            return connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).mappings().one()
+
+    def note(self, job_id: str, told: Sequence[Told] = (), **changes: Any) -> None:
+        """Record events, and change columns other than the status."""
+        with self._database.writing() as connection:
+            if changes:
+                connection.execute(jobs.update().where(jobs.c.id == job_id).values(**changes))
+            self._tell(connection, job_id, told)
+
+    def add_checkpoint(self, row: Row, step: int, name: str, metrics: Mapping[str, float]) -> None:
+        """Record that a checkpoint is kept; once more changes nothing."""
+        values = {"job_id": row["id"], "step_number": step, "name": name, "metrics": dict(metrics)}
+        with self._database.writing() as connection:
+            _insert_new(connection, checkpoints, {"id": new_id(CHECKPOINT), "created_at": now(), **values})
+
+    def drop_checkpoints(self, job_id: str, kept: Collection[int]) -> None:
+        """Forget checkpoints whose weights are gone."""
+        with self._database.writing() as connection:
+            connection.execute(
+                checkpoints.delete().where(checkpoints.c.job_id == job_id, checkpoints.c.step_number.not_in(kept))
+            )
+
+    def add_model(self, row: Row, name: str, folder: str) -> None:
+        """Record what a job made, under the name that clients ask for; once more changes nothing."""
+        values = {"project_id": row["project_id"], "job_id": row["id"], "base": row["base"], "folder": folder}
+        with self._database.writing() as connection:
+            _insert_new(connection, models, {"id": name, "created_at": now(), **values})
+
+    # Models and grants
+
+    def models(self, project: str) -> list[Row]:
+        """Those that the project trained, and those that were granted to it."""
+        granted = sa.select(permissions.c.checkpoint).where(permissions.c.project_id == project)
+        query = sa.select(models).where((models.c.project_id == project) | models.c.id.in_(granted))
+        with self._database.reading() as connection:
+            return list(connection.execute(query.order_by(models.c.seq)).mappings())
+
+    def model(self, project: str, name: str) -> Row | None:
+        """One of `models` by its name."""
+        return next((row for row in self.models(project) if row["id"] == name), None)
+
+    def delete_model(self, project: str, name: str) -> None:
+        """Remove a model that the project itself trained; its run's folder stays.
+
+        Raises:
+            ApiError: 404.
+        """
+        with self._database.writing() as connection:
+            gone = connection.execute(models.delete().where(models.c.project_id == project, models.c.id == name))
+            if not gone.rowcount:
+                raise missing("model", name)
+
+    def grant(self, project: str, checkpoint: str, projects: Sequence[str]) -> list[Row]:
+        """Let other projects use a model or checkpoint of this one.
+
+        Raises:
+            ApiError: 404: the project has no such model.
+        """
+        with self._database.writing() as connection:
+            self._require_own(connection, project, checkpoint)
+            for other in dict.fromkeys(projects):
+                values = {"id": new_id(PERMISSION), "created_at": now(), "project_id": other, "checkpoint": checkpoint}
+                _insert_new(connection, permissions, values)
+            query = sa.select(permissions).where(
+                permissions.c.checkpoint == checkpoint, permissions.c.project_id.in_(projects)
+            )
+            return list(connection.execute(query.order_by(permissions.c.seq.desc())).mappings())
+
+    def grants(self, project: str, checkpoint: str, page: Page, other: str | None) -> tuple[Sequence[Row], bool]:
+        """Who else may use a model of this project.
+
+        Raises:
+            ApiError: 404.
+        """
+        query = sa.select(permissions).where(permissions.c.checkpoint == checkpoint)
+        if other is not None:
+            query = query.where(permissions.c.project_id == other)
+        with self._database.reading() as connection:
+            self._require_own(connection, project, checkpoint)
+            return page_of(connection, query, permissions, page)
+
+    def revoke(self, project: str, checkpoint: str, permission_id: str) -> None:
+        """Take a grant back.
+
+        Raises:
+            ApiError: 404.
+        """
+        with self._database.writing() as connection:
+            self._require_own(connection, project, checkpoint)
+            gone = connection.execute(
+                permissions.delete().where(permissions.c.checkpoint == checkpoint, permissions.c.id == permission_id)
+            )
+            if not gone.rowcount:
+                raise missing("permission", permission_id)
+
+    def _require_own(self, connection: sa.Connection, project: str, name: str) -> None:
+        of_model = sa.exists().where(models.c.id == name, models.c.project_id == project)
+        of_checkpoint = sa.exists().where(
+            checkpoints.c.name == name, checkpoints.c.job_id == jobs.c.id, jobs.c.project_id == project
+        )
+        if not connection.scalar(sa.select(of_model | of_checkpoint)):
+            raise missing("model", name)
+
+    def _tell(self, connection: sa.Connection, job_id: str, told: Sequence[Told]) -> None:
+        for one in told:
+            values = {"job_id": job_id, "key": one.key, "level": one.level, "type": one.type, "message": one.message}
+            _insert_new(
+                connection, events, {"id": new_id(EVENT), "created_at": now(), "data": one.data, **values}
+            )
+
+
+def _insert_new(connection: sa.Connection, table: sa.Table, values: Mapping[str, Any]) -> None:
+    """Insert a row unless one with the same unique values is there."""
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    connection.execute(insert(table).values(**values).on_conflict_do_nothing())
+
+
+def _job(connection: sa.Connection, project: str, job_id: str) -> Row:
+    query = sa.select(jobs).where(jobs.c.project_id == project, jobs.c.id == job_id)
+    row = connection.execute(query).mappings().first()
+    if row is None:
+        raise missing("fine_tuning_job", job_id)
+    return row
+
+
+def _before(connection: sa.Connection, project: str, key: str, digest: str) -> str | None:
+    query = sa.select(requests).where(requests.c.project_id == project, requests.c.idempotency_key == key)
+    row = connection.execute(query).mappings().first()
+    if row is None:
+        return None
+    if row["sha256"] != digest:
+        raise ApiError(
+            "This Idempotency-Key was used for another request; take a new key.",
+            status=409,
+            code="idempotency_key_reused",
+        )
+    return str(row["object_id"])
