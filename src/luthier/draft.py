@@ -83,6 +83,8 @@ class Facts:
     folder: Path
     schema: Path | None
     corpus: Path | None = None
+    has_test: bool = True
+    """False: the run is only trained, and no row is held out for a test."""
 
     @property
     def trained_rows(self) -> int:
@@ -92,7 +94,9 @@ class Facts:
 
     @property
     def test_share(self) -> float:
-        """For at least 100 test rows, at most 1,000, and never more than a fifth."""
+        """For at least 100 test rows, at most 1,000, and never more than a fifth; none for a run without a test."""
+        if not self.has_test:
+            return 0.0
         return _share(100, 1000, 0.2, self.train.rows)
 
     @property
@@ -288,8 +292,7 @@ def sections(facts: Facts) -> list[Section]:
         Section("schedule", [Entry("type", "cosine", "warms up over the first steps, then falls to zero")]),
         _training(facts),
         *_retrieval(facts),
-        _evaluation(facts),
-        *_systems(facts),
+        *([_evaluation(facts), *_systems(facts)] if facts.has_test else []),
     ]
 
 
@@ -316,7 +319,13 @@ def _data(facts: Facts) -> Section:
     if facts.validation is None:
         entries.append(Entry("validation_share", facts.validation_share, "chooses the best checkpoint"))
     if facts.test is None:
-        entries.append(Entry("test_share", facts.test_share, "nothing is chosen on these rows"))
+        entries.append(
+            Entry(
+                "test_share",
+                facts.test_share,
+                "nothing is chosen on these rows" if facts.has_test else "all rows train or validate",
+            )
+        )
     if train.repeats:
         entries.append(Entry("duplicates", "drop", f"{train.repeats:,} of {train.rows:,} rows repeat another"))
     return Section("data", entries)

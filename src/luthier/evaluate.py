@@ -112,6 +112,8 @@ def question_of(opened: Opened) -> Question:
     require_passages(opened.recipe)
     grounding.require_judge(settings.grounding.judge)
     alike = {type(row) for row in data.train} == {type(row) for row in data.test}
+    if not data.test:
+        raise EvaluationError("there are no test rows; name a file in data.test, or raise data.test_share")
     task = detect_task(data.train if alike else data.test) if settings.task == "auto" else settings.task
     require_rows(task, data.test)
     is_scored = task in SCORED_TASKS

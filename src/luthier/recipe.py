@@ -150,8 +150,9 @@ class DataSettings(Settings):
     """Which tokens are trained on: every assistant turn, the last one only, or every token."""
     validation_share: float = Field(0.1, gt=0, lt=0.5)
     """Share of the training groups held out for validation when no file is named."""
-    test_share: float = Field(0.1, gt=0, lt=0.5)
-    """Share of the training groups held out for the test when no file is named."""
+    test_share: float = Field(0.1, ge=0, lt=0.5)
+    """Share of the training groups held out for the test when no file is named; 0: none, so that the run can be trained
+    and not evaluated."""
     replay: str | None = None
     """Rows of other work that are mixed into what is trained, so that the model keeps what they teach
     (docs/forgetting.md): of any format that the objective learns from. They are in no split, and those that ask what a

@@ -169,6 +169,7 @@ def divide(recipe: Recipe) -> tuple[Data, dict[str, Any], list[Finding]]:
     given = {name: path for name, path in _files(recipe).items() if name != "train"}
     taken = {name: read(path) for name, path in given.items() if path is not None}
     shares = {"validation": settings.validation_share, "test": settings.test_share}
+    taken |= {} if settings.test_share or "test" in taken else {"test": []}
     shares = {name: share for name, share in shares.items() if name not in taken}
     parts = split(read(settings.train), shares, recipe.seed, taken=taken)
     findings = run_checks(Data(parts.train, parts.validation, parts.test).named())
@@ -470,6 +471,7 @@ def _steps(
     if run.steps < PROVEN_AT:  # LoRA's A has no gradient at step 1: nothing to show yet
         progress.say(f"  {run.steps} steps are too few to show that every trained tensor moves")
     path = opened.folder / "metrics.jsonl"
+    opened.folder.record(planned_steps=run.steps)  # for whoever watches
     _mend_log(path, run.state)
     progress.resume(run.state.step, run.steps)
     with path.open("a", encoding="utf-8") as log:
@@ -555,15 +557,29 @@ def _take(run: Run, best: checkpoint.Found, progress: Progress) -> None:
         )
 
 
+def keep_artifact(opened: Opened, run: Run, folder: Path) -> None:
+    """Write what the run trained so far as `folder/adapter`, whole or not at all, so that it can be served.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_artifact(run, opened, folder, run.checkpoints)
+
+
 def _save_artifact(run: Run, opened: Opened, source: Path) -> None:
-    """Write the artifact whole or not at all; `source` is the checkpoint that its weights came from."""
-    final, temporary = opened.folder / "adapter", opened.folder / ".adapter.tmp"
+    """Write the artifact of the run itself; `source` is the checkpoint that its weights came from."""
+    _write_artifact(run, opened, opened.folder.path, source)
+
+
+def _write_artifact(run: Run, opened: Opened, folder: Path, source: Path) -> None:
+    final, temporary = folder / "adapter", folder / ".adapter.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         assemble.save_artifact(temporary, opened.recipe, opened.loaded, run.injected, opened.template, run.fingerprint)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
-        sync(opened.folder.path)
+        sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise StorageError(

@@ -1,7 +1,7 @@
 """Bytes that clients sent, under the name of their own sha256: written whole, once, and never changed.
 
-Bytes come in by chunks into a file of our own naming and are moved to their place when all are there and on the disk, so
-a server that is killed leaves nothing half written where anybody looks. The same bytes twice are one file.
+Bytes come in by chunks into a file of our own naming and are moved to their place when all are there and on the disk,
+so a server that is killed leaves nothing half written where anybody looks. The same bytes twice are one file.
 """
 
 import os

@@ -4,6 +4,7 @@ An upload is a file that comes in parts; its parts are blobs until they are put 
 removed: expired files and uploads by `sweep`, bytes when their last row goes.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,17 +43,13 @@ class FileStore:
 
     def __init__(self, database: Database, blobs: Blobs, quota: Quota) -> None:
         self._database, self._blobs, self.quota = database, blobs, quota
+        # bytes are put in their place before a row names them: nobody may find them nameless in between
+        self._naming = threading.RLock()
 
-    def receiver(self, purpose: str, limit: int | None = None) -> "Receiver":
-        """Takes the bytes of one file.
-
-        Raises:
-            ApiError: 400: no such purpose.
-        """
-        if purpose not in PURPOSES:
-            raise ApiError(f"{purpose[:50]!r} is no purpose; expected one of {', '.join(PURPOSES)}.", param="purpose")
+    def receiver(self, limit: int | None = None) -> "Receiver":
+        """Takes the bytes of one file; its purpose may be known before or after."""
         limit = self.quota.file_bytes if limit is None else limit
-        return Receiver(self._blobs.writer(limit), Rows() if purpose == "fine-tune" else None, limit)
+        return Receiver(self._blobs.writer(limit), limit)
 
     def add(
         self, project: str, filename: str, purpose: str, received: "Receiver", seconds: int | None = None
@@ -60,12 +57,14 @@ class FileStore:
         """Keep what was received as a file; `seconds` until it expires, None: never.
 
         Raises:
-            ApiError: 400: rows that cannot be trained on; 413: the project has no room.
+            ApiError: 400: no such purpose, or rows that cannot be trained on; 413: the project has no room.
         """
-        size = received.bytes
-        self._require_room(project, size)
-        digest = received.finish()
-        return self.keep(project, filename, purpose, digest, size, seconds)
+        _require_purpose(purpose)
+        self._require_room(project, received.size)
+        if purpose == "fine-tune":
+            received.require_rows()
+        with self._naming:
+            return self.keep(project, filename, purpose, received.finish(), received.size, seconds)
 
     def keep(
         self, project: str, filename: str, purpose: str, digest: str, size: int, seconds: int | None = None
@@ -126,7 +125,7 @@ class FileStore:
             ApiError: 404.
         """
         digest = self.get(project, file_id)["sha256"]
-        with self._database.writing() as connection:
+        with self._naming, self._database.writing() as connection:
             connection.execute(files.delete().where(files.c.project_id == project, files.c.id == file_id))
             self._forget(connection, [digest])
 
@@ -136,8 +135,7 @@ class FileStore:
         Raises:
             ApiError: 400 or 413.
         """
-        if asked["purpose"] not in PURPOSES:
-            raise ApiError(f"{asked['purpose'][:50]!r} is no purpose here.", param="purpose")
+        _require_purpose(asked["purpose"])
         if asked["bytes"] > self.quota.upload_bytes:
             raise too_large(self.quota.upload_bytes)
         self._require_room(project, asked["bytes"])
@@ -162,7 +160,7 @@ class FileStore:
             ApiError: 404, or 400: the upload takes no more parts.
         """
         self._pending(project, upload_id)
-        return Receiver(self._blobs.writer(self.quota.file_bytes), None, self.quota.file_bytes)
+        return self.receiver()
 
     def add_part(self, project: str, upload_id: str, received: "Receiver") -> dict[str, Any]:
         """Keep a part.
@@ -170,11 +168,12 @@ class FileStore:
         Raises:
             ApiError: as `part_receiver`.
         """
-        row, size = self._pending(project, upload_id), received.bytes
-        digest = received.finish()
-        values = {"id": new_id(PART), "created_at": now(), "upload_id": row["id"], "bytes": size, "sha256": digest}
-        with self._database.writing() as connection:
-            connection.execute(upload_parts.insert().values(**values))
+        row = self._pending(project, upload_id)
+        values = {"id": new_id(PART), "created_at": now(), "upload_id": row["id"], "bytes": received.size}
+        with self._naming:
+            digest = received.finish()
+            with self._database.writing() as connection:
+                connection.execute(upload_parts.insert().values(**values, sha256=digest))
         return {"id": values["id"], "created_at": values["created_at"], "object": "upload.part", "upload_id": row["id"]}
 
     def complete(self, project: str, upload_id: str, part_ids: Sequence[str], md5: str | None) -> dict[str, Any]:
@@ -190,7 +189,7 @@ class FileStore:
             raise ApiError(
                 f"The parts have {total} bytes; the upload was announced with {row['bytes']}.", param="part_ids"
             )
-        with self.receiver(row["purpose"], self.quota.upload_bytes) as received:
+        with self.receiver(self.quota.upload_bytes) as received:
             for part in parts:
                 for chunk in self._blobs.read(part["sha256"]):
                     received.write(chunk)
@@ -212,7 +211,7 @@ class FileStore:
 
     def sweep(self) -> None:
         """Remove expired files, and close uploads that nobody completed."""
-        with self._database.writing() as connection:
+        with self._naming, self._database.writing() as connection:
             old = connection.execute(sa.select(files.c.id, files.c.sha256).where(files.c.expires_at <= now())).all()
             connection.execute(files.delete().where(files.c.id.in_([row.id for row in old])))
             self._forget(connection, [row.sha256 for row in old])
@@ -248,7 +247,7 @@ class FileStore:
         return [by_id[part_id] for part_id in part_ids]
 
     def _close(self, row: Row, status: str, file_id: str | None) -> None:
-        with self._database.writing() as connection:
+        with self._naming, self._database.writing() as connection:
             connection.execute(uploads.update().where(uploads.c.id == row["id"]).values(status=status, file_id=file_id))
             parts = (
                 connection.execute(sa.select(upload_parts.c.sha256).where(upload_parts.c.upload_id == row["id"]))
@@ -285,8 +284,8 @@ class FileStore:
 class Receiver:
     """One file on its way in: counted, summed, and its rows looked at; a context that keeps nothing by itself."""
 
-    def __init__(self, writer: Writer, rows: Rows | None, limit: int) -> None:
-        self._writer, self._rows, self._limit = writer, rows, limit
+    def __init__(self, writer: Writer, limit: int) -> None:
+        self._writer, self._rows, self._limit = writer, Rows(), limit
 
     def __enter__(self) -> "Receiver":
         self._writer.__enter__()
@@ -296,8 +295,8 @@ class Receiver:
         self._writer.__exit__()
 
     @property
-    def bytes(self) -> int:
-        """Received so far."""
+    def size(self) -> int:
+        """Bytes received so far."""
         return self._writer.bytes
 
     @property
@@ -315,21 +314,27 @@ class Receiver:
             self._writer.write(chunk)
         except TooLarge:
             raise too_large(self._limit) from None
-        if self._rows is not None:
-            self._rows.feed(chunk)
+        self._rows.feed(chunk)
 
-    def finish(self) -> str:
-        """Put the bytes in their place; their sha256.
+    def require_rows(self) -> None:
+        """Check that what was received can be trained on.
 
         Raises:
-            ApiError: 400: rows that cannot be trained on.
+            ApiError: 400 with the first bad lines.
         """
-        if self._rows is not None:
-            self._rows.finish()
-            refusal = self._rows.refusal()
-            if refusal is not None:
-                raise ApiError(f"Invalid file format: {refusal}.", param="file", code="invalid_file_format")
+        self._rows.finish()
+        refusal = self._rows.refusal()
+        if refusal is not None:
+            raise ApiError(f"Invalid file format: {refusal}.", param="file", code="invalid_file_format")
+
+    def finish(self) -> str:
+        """Put the bytes in their place; their sha256."""
         return self._writer.finish()
+
+
+def _require_purpose(purpose: str) -> None:
+    if purpose not in PURPOSES:
+        raise ApiError(f"{purpose[:50]!r} is no purpose; expected one of {', '.join(PURPOSES)}.", param="purpose")
 
 
 def _live() -> sa.Select[Any]:

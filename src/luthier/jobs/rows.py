@@ -15,6 +15,8 @@ LONGEST_LINE = 8 * 1024 * 1024
 """Bytes of one row."""
 MOST_PROBLEMS = 5
 """Lines that a refusal names."""
+MOST_BAD = 1000
+"""After so many bad lines and no good one, the file is of another kind, and the rest is not looked at."""
 ACCEPTED = ("messages", "preference", "prompt_completion")
 """Formats of OpenAI's training files."""
 
@@ -37,6 +39,8 @@ class Rows:
 
     def feed(self, chunk: bytes) -> None:
         """Look at the lines that this chunk ends."""
+        if not self.count and self.bad >= MOST_BAD:
+            return
         *whole, rest = chunk.split(b"\n")
         for part in whole:
             self._rest += part

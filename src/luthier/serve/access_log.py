@@ -6,6 +6,7 @@ does not: it may quote a prompt.
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from luthier.serve.api_error import internal
-from luthier.serve.replies import new_id
-from luthier.serve.worker import FAILURES, place_of
+from luthier.serve.failures import FAILURES, place_of
+from luthier.serve.ids import new_id
 
 log = logging.getLogger("luthier.serve")
 
@@ -48,10 +49,10 @@ def request_id(scope: Scope) -> str:
 
 
 class AccessLog:
-    """ASGI middleware around the application."""
+    """ASGI middleware around the application; `route_of` says what the log calls a request's path."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, route_of: Callable[[Scope], str] | None = None) -> None:
+        self._app, self._route_of = app, route_of or _route_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on and write its line."""
@@ -74,13 +75,16 @@ class AccessLog:
             if not notes.status:
                 await JSONResponse(internal(notes.id).body(), 500)(scope, receive, noted)
         finally:
-            _write(scope, notes, time.perf_counter() - started)
+            _write(scope, notes, self._route_of(scope), time.perf_counter() - started)
 
 
-def _write(scope: Scope, notes: _Notes, seconds: float) -> None:
+def _route_of(scope: Scope) -> str:
     path = scope["path"]
     named = next((f"{start}{{id}}" for start in NAMED if path.startswith(start)), "-")
-    route = path if path in ROUTES else named
+    return path if path in ROUTES else named
+
+
+def _write(scope: Scope, notes: _Notes, route: str, seconds: float) -> None:
     level = logging.DEBUG if route == "/healthz" else logging.INFO
     log.log(
         level,

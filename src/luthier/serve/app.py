@@ -26,8 +26,9 @@ from luthier.serve.chat import ChatRequest, parse_chat
 from luthier.serve.completion import CompletionRequest, parse_completion
 from luthier.serve.fields import Fields, parse_body
 from luthier.serve.guard import ADMIN, HostGuard, KeyCheck
+from luthier.serve.ids import new_id
 from luthier.serve.models import ServedModel
-from luthier.serve.replies import chat_choice, completion_choice, head, model_card, new_id, usage
+from luthier.serve.replies import chat_choice, completion_choice, head, model_card, usage
 from luthier.serve.streams import EventStream, chat_events, completion_events, hang_up
 from luthier.serve.work import Completion, Work
 

@@ -1,21 +1,16 @@
 """Answers in OpenAI's shapes."""
 
 import json
-import secrets
 from collections.abc import Sequence
 from typing import Any
 
 from luthier.data.chat_jinja import plain
 from luthier.examples import Message, ToolCall
+from luthier.serve.ids import new_id
 from luthier.serve.models import ServedModel
 from luthier.serve.work import Completion, TokenScore
 
 Json = dict[str, Any]
-
-
-def new_id(prefix: str) -> str:
-    """An id that cannot be guessed."""
-    return f"{prefix}-{secrets.token_hex(12)}"
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> Json:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from luthier.errors import ServeError
@@ -58,9 +59,7 @@ def access_for(address: Address, environment: Mapping[str, str]) -> Access:
         ServeError: the address can be reached from other machines and there is no key, the key's variable is missing
             or holds less than 16 characters, or an allowed host is not a bare name.
     """
-    for name in address.allow_hosts:
-        if not is_address(name) and host_name(name) != name.lower().rstrip("."):
-            raise ServeError(f"--allow-host {name}: expected a name alone, without scheme, port or path")
+    names, any_address = hosts_of(address)
     key = _key("--api-key-env", address.api_key_env, environment)
     admin_key = _key("--admin-key-env", address.admin_key_env, environment)
     local = is_loopback(address.host)
@@ -69,9 +68,20 @@ def access_for(address: Address, environment: Mapping[str, str]) -> Access:
             f"--host {address.host} can be reached from other machines, so a key is needed: put a long random text "
             "into an environment variable and name it with --api-key-env"
         )
+    return Access(key, names, admin_key, any_address)
+
+
+def hosts_of(address: Address) -> tuple[tuple[str, ...], bool]:
+    """Names that may stand in a Host header beside loopback's, and whether any IP address may.
+
+    Raises:
+        ServeError: an allowed host is not a bare name.
+    """
+    for name in address.allow_hosts:
+        if not is_address(name) and host_name(name) != name.lower().rstrip("."):
+            raise ServeError(f"--allow-host {name}: expected a name alone, without scheme, port or path")
     wildcard = address.host in ("0.0.0.0", "::", "")
-    names = address.allow_hosts if wildcard else (*address.allow_hosts, address.host)
-    return Access(key, names, admin_key, any_address=wildcard)
+    return address.allow_hosts if wildcard else (*address.allow_hosts, address.host), wildcard
 
 
 def _key(option: str, variable: str | None, environment: Mapping[str, str]) -> str | None:
@@ -160,8 +170,13 @@ class Connection(H11Protocol):
 def build_server(backend: Backend, access: Access, limits: HttpLimits | None = None) -> uvicorn.Server:
     """A server that is ready to run."""
     limits = limits or HttpLimits()
+    return server_of(build_app(backend, access, limits), limits.deadline_seconds)
+
+
+def server_of(app: ASGIApp, patience_seconds: float) -> uvicorn.Server:
+    """A server of an application; at its end what is in flight has `patience_seconds` to finish."""
     config = uvicorn.Config(
-        build_app(backend, access, limits),
+        app,
         http=Connection,
         ws="none",
         lifespan="on",
@@ -172,7 +187,7 @@ def build_server(backend: Backend, access: Access, limits: HttpLimits | None = N
         date_header=False,
         limit_concurrency=MAX_CONNECTIONS,
         h11_max_incomplete_event_size=HEADER_BYTES,
-        timeout_graceful_shutdown=int(limits.deadline_seconds),
+        timeout_graceful_shutdown=int(patience_seconds),
     )
     return uvicorn.Server(config)
 

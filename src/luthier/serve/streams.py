@@ -19,13 +19,13 @@ from luthier.serve.api_error import ApiError
 from luthier.serve.backend import Backend
 from luthier.serve.chat import ChatRequest
 from luthier.serve.completion import CompletionRequest
+from luthier.serve.ids import new_id
 from luthier.serve.models import ServedModel
 from luthier.serve.replies import (
     Json,
     chat_logprobs,
     completion_logprobs,
     head,
-    new_id,
     reply_of,
     tool_calls_json,
     usage,

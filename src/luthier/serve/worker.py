@@ -12,45 +12,18 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from pathlib import Path
 
 import torch
 
-from luthier.errors import LuthierError
 from luthier.models.mixed import Mixture
 from luthier.models.scorer import require_forest
 from luthier.serve.api_error import ApiError, internal, model_not_found, too_many
+from luthier.serve.failures import FAILURES, place_of
 from luthier.serve.lane import Lane, Limits, Request
 from luthier.serve.models import ServedModel
 from luthier.serve.work import Event, Failed, Work
 
 log = logging.getLogger("luthier.serve")
-
-# What torch, tokenizers and this package raise when one computation fails. Named one by one, so that a
-# KeyboardInterrupt or SystemExit still ends the process.
-FAILURES = (
-    RuntimeError,  # torch, out of memory included
-    MemoryError,
-    ValueError,
-    TypeError,
-    ArithmeticError,
-    LookupError,
-    AssertionError,
-    AttributeError,
-    OSError,
-    LuthierError,
-)
-
-
-def place_of(error: BaseException) -> str:
-    """File, line and function in which an error arose."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return "unknown place"
-    code = trace.tb_frame.f_code
-    return f"{Path(code.co_filename).name}, line {trace.tb_lineno}, {code.co_name}"
 
 
 class Worker:

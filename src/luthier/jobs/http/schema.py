@@ -1,6 +1,6 @@
-"""Bodies of requests, as OpenAI's clients send them: closed and bounded; their JSON schema is the server's own document."""
+"""Bodies of requests, as OpenAI's clients send them: closed and bounded."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -132,12 +132,3 @@ class Grant(Body):
     """POST /v1/fine_tuning/checkpoints/{checkpoint}/permissions"""
 
     project_ids: Annotated[list[Id], Field(min_length=1, max_length=100)]
-
-
-class Asks(BaseModel):
-    """Any JSON object."""
-
-    model_config = ConfigDict(extra="allow")
-
-
-JsonObject = dict[str, Any]

@@ -1,0 +1,71 @@
+"""Run OpenAI's fine-tuning API on this machine: upload files, start jobs, follow them, use what they made.
+
+Everything lies in one folder: the database, the files, and a folder for each job with its run. A server that is stopped
+or killed goes on where it was when the same command is given again. The unmodified `openai` client talks to it with
+`base_url` and a key; `luthier up --new-key NAME` prints one, once.
+
+example:
+  luthier up --data service --new-key laptop
+  luthier up --data service --alias gpt-4o-mini=smollm2-135m-instruct
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("service"),
+        metavar="DIR",
+        help="what the service keeps (default: service)",
+    )
+    parser.add_argument("--database", metavar="URL", help="another database than SQLite in DIR, as SQLAlchemy names it")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one and prints it")
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="a further name in Host headers"
+    )
+    parser.add_argument("--model", action="append", default=[], metavar="NAME", help="a base that jobs may train from")
+    parser.add_argument(
+        "--alias", action="append", default=[], metavar="NAME=MODEL", help="a further name of a base, such as OpenAI's"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="jobs that train at the same time (default: 1)")
+    parser.add_argument("--new-key", metavar="NAME", help="make a key, print it, and end")
+    parser.add_argument("--project", default="default", metavar="NAME", help="the project of the new key")
+    parser.add_argument("--admin", action="store_true", help="the new key may grant models to other projects")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until ctrl-C, or make a key.
+
+    Raises:
+        ServeError: an option is wrong, or the port is taken.
+        StorageError: the database or the folder cannot be opened.
+    """
+    from luthier.jobs.http.app import Hosts
+    from luthier.jobs.service import Options, alone, open_service, parse_aliases
+    from luthier.serve import server
+
+    options = Options(
+        folder=args.data,
+        database=args.database,
+        bases=tuple(args.model),
+        aliases=parse_aliases(args.alias),
+        at_once=args.jobs,
+    )
+    if args.new_key is not None:
+        with open_service(options) as service:
+            print(service.tenants.add_key(args.project, args.new_key, "admin" if args.admin else "member"))
+        return 0
+    address = server.Address(args.host, args.port, allow_hosts=tuple(args.allow_host))
+    hosts = Hosts(*server.hosts_of(address))
+    bound = server.listen(address)
+    server.set_up_log()
+    with alone(args.data), open_service(options) as service:
+        print(f"fine-tuning at {server.url_of(bound)} (ctrl-C ends it)", file=sys.stderr, flush=True)
+        server.run(server.server_of(service.app(hosts), service.patience_seconds), bound)
+    return 0

@@ -1,0 +1,112 @@
+"""All routes of the service behind its guards. Every route asks for a key but the two that tell of health.
+
+Bodies are read by closed types and stores do the work in threads, so a slow disk holds up nobody else.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Scope
+
+from luthier.jobs.file_store import FileStore
+from luthier.jobs.http.caller import Keys
+from luthier.jobs.http.files import FileRoutes
+from luthier.jobs.http.fine_tuning import FineTuningRoutes, Names
+from luthier.jobs.http.models import ModelRoutes
+from luthier.jobs.http.uploads import UploadRoutes
+from luthier.jobs.job_store import JobStore
+from luthier.jobs.supervisor import Supervisor
+from luthier.jobs.tenants import Tenants
+from luthier.serve.access_log import AccessLog, request_id
+from luthier.serve.api_error import ApiError, internal
+from luthier.serve.guard import HostGuard
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts that requests reach."""
+
+    tenants: Tenants
+    files: FileStore
+    jobs: JobStore
+    supervisor: Supervisor
+    names: Names
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Which Host headers are this server's."""
+
+    names: tuple[str, ...] = ()
+    any_address: bool = False
+
+
+def build_app(parts: Parts, hosts: Hosts) -> ASGIApp:
+    """The application behind its guards; its lifespan starts and stops the supervisor."""
+    return AccessLog(HostGuard(build_routes(parts), hosts.names, hosts.any_address), _route_of)
+
+
+def build_routes(parts: Parts) -> FastAPI:
+    """All routes; the application itself asks for the key, for any route that it will ever have."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        parts.supervisor.start()
+        try:
+            yield
+        finally:
+            parts.supervisor.stop()
+
+    app = FastAPI(
+        lifespan=lifespan,
+        dependencies=[Depends(Keys(parts.tenants))],
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    FileRoutes(parts.files).add_to(app)
+    UploadRoutes(parts.files).add_to(app)
+    FineTuningRoutes(parts.jobs, parts.files, parts.names).add_to(app)
+    ModelRoutes(parts.jobs, parts.names).add_to(app)
+    app.router.routes.append(Route("/healthz", _alive, methods=["GET"]))
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unforeseen)
+    return app
+
+
+def _route_of(scope: Scope) -> str:
+    """The path's pattern, so that no id or name of a client's stands in the log."""
+    route = scope.get("route")
+    return str(route.path) if isinstance(route, Route) else "-"
+
+
+async def _alive(_: Request) -> Response:
+    return JSONResponse({"status": "ok"})
+
+
+async def _api_error(_: Request, error: Exception) -> Response:
+    if not isinstance(error, ApiError):
+        raise error
+    return JSONResponse(error.body(), error.status, headers=error.headers)
+
+
+async def _unforeseen(request: Request, _: Exception) -> Response:
+    """What is sent; starlette then raises the error again, and the log takes note of its kind."""
+    return JSONResponse(internal(request_id(request.scope)).body(), 500)
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    """What the router itself refuses: an unknown path or method."""
+    if not isinstance(error, HTTPException):
+        raise error
+    messages: dict[int, str] = {404: "There is no such path.", 405: "This path does not take this method."}
+    body: dict[str, Any] = ApiError(messages.get(error.status_code, "Refused."), status=error.status_code).body()
+    return JSONResponse(body, error.status_code, headers=error.headers)

@@ -1,0 +1,109 @@
+"""Bodies and queries of requests, typed and bounded, with what is wrong told as OpenAI's clients expect it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from luthier.config import did_you_mean
+from luthier.jobs.pages import Page
+from luthier.serve.api_error import ApiError, gone
+from luthier.serve.fields import parse_body
+
+B = TypeVar("B", bound=BaseModel)
+BODY_BYTES = 4 * 1024 * 1024
+CHUNK_SECONDS = 60.0
+"""Longest wait for more of a body."""
+CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
+
+
+async def chunks_of(request: Request) -> AsyncIterator[bytes]:
+    """The body as it arrives.
+
+    Raises:
+        ApiError: 408: nothing came for too long; the client hung up.
+    """
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(CHUNK_SECONDS):
+                chunk = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise ApiError("The body took too long to arrive.", status=408) from None
+        except ClientDisconnect:
+            raise gone() from None
+        yield chunk
+
+
+async def body_of(request: Request, kind: type[B], may_be_empty: bool = False) -> B:
+    """The JSON body.
+
+    Raises:
+        ApiError: 415, 413 or 400; 400 names the field.
+    """
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    body = bytearray()
+    async for chunk in chunks_of(request):
+        body += chunk
+        if len(body) > BODY_BYTES:
+            raise ApiError(f"The body may have at most {BODY_BYTES} bytes.", status=413, code="body_too_large")
+    if not body and may_be_empty:
+        return read_as({}, kind)
+    if content_type != "application/json":  # a form can be posted by any web page, JSON cannot
+        raise ApiError("The content type must be application/json.", status=415)
+    return read_as(parse_body(bytes(body)), kind)
+
+
+def read_as(values: Mapping[str, object], kind: type[B]) -> B:
+    """Values as a body; raises ApiError 400 that names the first field that is wrong."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise _told(error, kind) from None
+
+
+def _told(error: ValidationError, kind: type[BaseModel]) -> ApiError:
+    first = error.errors(include_url=False, include_context=False)[0]
+    param = ".".join(
+        str(part) for part in first["loc"] if not str(part).startswith(("function-", "literal[", "constrained-"))
+    )
+    message = str(first["msg"])
+    if first["type"] == "extra_forbidden":
+        name = str(first["loc"][-1])[:100]
+        message = f"Unknown field{did_you_mean(name, list(kind.model_fields)) if len(first['loc']) == 1 else ''}"
+    elif first["type"] == "missing":
+        message = "This field is required"
+    return ApiError(f"{param[:200]!r}: {message}.", param=param[:200], code=CODES.get(first["type"], "invalid_value"))
+
+
+def page_from(request: Request, most: int = 100, usual: int = 20, newest_first: bool = True) -> Page:
+    """Which part of a list the query asks for.
+
+    Raises:
+        ApiError: 400: `limit` or `order` is out of range.
+    """
+    query = request.query_params
+    text = query.get("limit", str(usual))
+    if not text.isdigit() or int(text) > most:
+        raise ApiError(f"'limit' must be a whole number up to {most}.", param="limit", code="out_of_range")
+    order = query.get("order")
+    directions = {"asc": False, "ascending": False, "desc": True, "descending": True}
+    if order is not None and order not in directions:
+        raise ApiError("'order' must be asc or desc.", param="order", code="invalid_value")
+    after = query.get("after")
+    return Page(int(text), after or None, newest_first if order is None else directions[order])
+
+
+def require_known(request: Request, names: tuple[str, ...]) -> None:
+    """Refuse a query that nobody reads.
+
+    Raises:
+        ApiError: 400.
+    """
+    for name in request.query_params:
+        if name not in names and not any(known.endswith("[]") and name.startswith(known[:-1]) for known in names):
+            raise ApiError(f"Unknown query parameter {name[:100]!r}.", param=name[:100], code="unknown_parameter")

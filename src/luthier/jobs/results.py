@@ -1,0 +1,55 @@
+"""What is told of a step: an event's message and data, a checkpoint's metrics, and the table of all steps."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+COLUMNS = {
+    "openai": ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"),
+    "azure": (
+        "step",
+        "train_loss",
+        "train_mean_token_accuracy",
+        "valid_loss",
+        "validation_mean_token_accuracy",
+        "full_valid_loss",
+        "full_valid_mean_token_accuracy",
+    ),
+}
+"""Headers of the table, by dialect; validation is always over all validation rows, so both of its losses are one."""
+
+
+def step_message(step: Mapping[str, Any], total: int | None) -> str:
+    """As OpenAI words it."""
+    text = f"Step {step['step']}/{total or '?'}: training loss={step['loss']:.2f}"
+    return text + (f", validation loss={step['validation_loss']:.2f}" if "validation_loss" in step else "")
+
+
+def metrics_data(step: Mapping[str, Any], total: int | None) -> dict[str, Any]:
+    """The data of a metrics event."""
+    data = {"step": step["step"], "train_loss": step["loss"], "total_steps": total}
+    data |= {name: step[name] for name in ("learning_rate", "grad_norm", "tokens", "trained_tokens") if name in step}
+    if "validation_loss" in step:
+        data |= {"valid_loss": step["validation_loss"], "full_valid_loss": step["validation_loss"]}
+    return data
+
+
+def checkpoint_metrics(step: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of a checkpoint."""
+    found = {"step": float(step["step"]), "train_loss": step["loss"]}
+    if "validation_loss" in step:
+        found |= {"valid_loss": step["validation_loss"], "full_valid_loss": step["validation_loss"]}
+    return found
+
+
+def as_csv(steps: Sequence[Mapping[str, Any]], dialect: str = "openai") -> str:
+    """All steps, a line each; cells of what was not measured are empty."""
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(COLUMNS[dialect])
+    for step in steps:
+        known = {"step": step["step"], "train_loss": step["loss"], "valid_loss": step.get("validation_loss")}
+        known["full_valid_loss"] = known["valid_loss"]
+        table.writerow(["" if known.get(name) is None else known[name] for name in COLUMNS[dialect]])
+    return out.getvalue()

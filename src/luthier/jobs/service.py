@@ -1,0 +1,111 @@
+"""The parts of the service put together over one folder."""
+
+import fcntl
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from starlette.types import ASGIApp
+
+from luthier.errors import ServeError, StorageError
+from luthier.jobs.blobs import Blobs
+from luthier.jobs.database import Database, sqlite_url
+from luthier.jobs.file_store import FileStore, Quota
+from luthier.jobs.http.app import Hosts, Parts, build_app
+from luthier.jobs.http.fine_tuning import Names
+from luthier.jobs.job_store import JobStore
+from luthier.jobs.supervisor import PATIENCE_SECONDS, Limits, Supervisor
+from luthier.jobs.tenants import Tenants
+from luthier.recipe import ModelSettings
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the operator decides."""
+
+    folder: Path
+    database: str | None = None
+    """A URL; None: SQLite in the folder."""
+    bases: tuple[str, ...] = ()
+    """That jobs may train from; none: the default model."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    at_once: int = 1
+    quota: Quota = field(default_factory=Quota)
+
+
+@dataclass(frozen=True)
+class Service:
+    """An open service."""
+
+    tenants: Tenants
+    files: FileStore
+    jobs: JobStore
+    supervisor: Supervisor
+    names: Names
+    patience_seconds: float = PATIENCE_SECONDS
+    """How long its end may take."""
+
+    def app(self, hosts: Hosts) -> ASGIApp:
+        """What answers requests."""
+        return build_app(Parts(self.tenants, self.files, self.jobs, self.supervisor, self.names), hosts)
+
+
+def parse_aliases(given: Sequence[str]) -> dict[str, str]:
+    """`NAME=MODEL` of the command line.
+
+    Raises:
+        ServeError: one is something else.
+    """
+    pairs = {}
+    for text in given:
+        name, equals, model = text.partition("=")
+        if not name or not equals or not model:
+            raise ServeError(f"--alias {text}: expected NAME=MODEL, such as gpt-4o-mini=smollm2-135m-instruct")
+        pairs[name] = model
+    return pairs
+
+
+@contextmanager
+def open_service(options: Options) -> Iterator[Service]:
+    """Open the folder, which one process at a time may do to serve.
+
+    Raises:
+        StorageError: it cannot be made, or the database cannot be opened.
+        ServeError: an alias means no base, or a number is out of range.
+    """
+    bases = options.bases or (ModelSettings().name, *sorted(set(options.aliases.values())))
+    bases = tuple(dict.fromkeys(bases))
+    for name, model in options.aliases.items():
+        if model not in bases:
+            raise ServeError(f"--alias {name}={model}: {model} is none of the bases ({', '.join(bases)})")
+    if not 1 <= options.at_once <= 64:
+        raise ServeError(f"--jobs {options.at_once}: expected 1 to 64")
+    try:
+        options.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise StorageError(f"{options.folder}: the service's folder cannot be made: {error}") from None
+    database = Database(options.database or sqlite_url(options.folder / "service.sqlite"))
+    try:
+        blobs = Blobs(options.folder / "files")
+        files, jobs = FileStore(database, blobs, options.quota), JobStore(database)
+        supervisor = Supervisor(jobs, files, blobs, options.folder / "jobs", Limits(at_once=options.at_once))
+        yield Service(Tenants(database), files, jobs, supervisor, Names(bases, options.aliases))
+    finally:
+        database.close()
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep a second server from the folder.
+
+    Raises:
+        ServeError: there is one.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ServeError(f"{folder}: another server works in this folder") from None
+        yield

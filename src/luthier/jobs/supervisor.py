@@ -1,0 +1,381 @@
+"""The queue: validates the files of new jobs, starts a process for each that may run, and tells what it does.
+
+    validating_files -> queued -> running -> succeeded | failed | cancelled, and paused between
+
+All that is true stands in the database and in the folders of jobs. A supervisor that is killed takes its processes with
+it; the next one finds jobs that were running, puts them back into the queue, and their processes go on from the last
+checkpoint. Events of a step come from the run's own log and have the step as their key, so reading it again from the
+beginning adds what is missing and nothing else.
+"""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import LuthierError
+from luthier.jobs.blobs import Blobs
+from luthier.jobs.database import Row, now
+from luthier.jobs.file_store import RESULTS, FileStore
+from luthier.jobs.job_store import JobStore, Told
+from luthier.jobs.results import as_csv, checkpoint_metrics, metrics_data, step_message
+from luthier.jobs.translate import write_recipe
+from luthier.serve.api_error import ApiError
+
+log = logging.getLogger("luthier.jobs")
+TICK_SECONDS = 0.5
+PROGRAM = "luthier.cli.job_process"
+STOPPED = 130
+"""Exit code of a process that saved and stopped because it was told to."""
+PATIENCE_SECONDS = 120.0
+"""How long a process that was told to stop may finish its step and save."""
+MOST_DEATHS = 3
+"""A process that dies by itself so often without a further checkpoint is not started again."""
+SWEEP_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What jobs may take."""
+
+    at_once: int = 1
+    """Jobs that train at the same time."""
+    seconds: float = 7 * 86_400.0
+    """Longest time of one job."""
+    memory_bytes: int | None = None
+    """Address space of one job's process; None: no bound."""
+    file_bytes: int | None = None
+    """Largest file that it may write."""
+    free_bytes: int = 2 * 2**30
+    """Left free on the disk, or no job is started."""
+
+
+@dataclass
+class _Child:
+    """One process at work."""
+
+    process: "subprocess.Popen[bytes]"
+    started: float
+    offset: int = 0
+    """Bytes of the run's log that were read."""
+    told_at: float | None = None
+    """When it was told to stop."""
+    steps: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Supervisor:
+    """Drives all jobs.
+
+    Args:
+        store: of jobs.
+        files: of files.
+        blobs: where their bytes lie.
+        folder: in which every job has a folder of its own.
+        limits: of jobs.
+        owner: the middle part of the names of models, as `ft:BASE:OWNER:SUFFIX:ID`.
+    """
+
+    def __init__(
+        self, store: JobStore, files: FileStore, blobs: Blobs, folder: Path, limits: Limits, owner: str = "luthier"
+    ) -> None:
+        self._store, self._files, self._blobs = store, files, blobs
+        self._folder, self._limits, self._owner = folder, limits, owner
+        self._children: dict[str, _Child] = {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._swept = 0.0
+        self.alive_at = time.monotonic()
+        """When it last went round."""
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def start(self) -> None:
+        """Take up what was left, and go round in a thread."""
+        self._recover()
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let every process finish its step and save, and put its job back into the queue."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        with self._lock:
+            for child in self._children.values():
+                child.process.send_signal(signal.SIGTERM)
+            for job_id, child in list(self._children.items()):
+                with suppress(subprocess.TimeoutExpired):
+                    child.process.wait(PATIENCE_SECONDS)
+                child.process.kill()
+                child.process.wait()
+                row = next((row for row in self._store.in_status("running") if row["id"] == job_id), None)
+                if row is not None:
+                    self._settle(row, child)
+            self._children.clear()
+
+    def tick(self) -> None:
+        """Go round once."""
+        with self._lock:
+            self.alive_at = time.monotonic()
+            if time.monotonic() - self._swept > SWEEP_SECONDS:
+                self._swept = time.monotonic()
+                self._files.sweep()
+            for row in self._store.in_status("validating_files"):
+                self._prepare(row)
+            running = {row["id"]: row for row in self._store.in_status("running")}
+            for job_id, child in list(self._children.items()):
+                self._look_after(job_id, child, running.get(job_id))
+            free = self._limits.at_once - len(self._children)
+            queued = self._store.in_status("queued") if free > 0 else []
+            for row in [row for row in queued if row["id"] not in self._children][: max(free, 0)]:
+                self._begin(row)
+
+    def folder_of(self, row: Row) -> Path:
+        """A job's folder; its name is an id that the service made."""
+        return self._folder / str(row["id"])
+
+    def _run(self) -> None:
+        while not self._stop.wait(TICK_SECONDS):
+            try:
+                self.tick()
+            except (LuthierError, OSError, ValueError, KeyError) as error:
+                # one job's trouble is not every job's; the next round tries again
+                log.exception("supervisor: %s", type(error).__name__)
+
+    def _recover(self) -> None:
+        for row in self._store.in_status("running"):
+            self._read_log(row, _Child(_no_process(), 0.0))
+            told = Told(f"restart {row['attempts']}", "The server was started again; the job goes on.", "warn")
+            self._store.move(row["id"], "queued", [told])
+
+    def _prepare(self, row: Row) -> None:
+        """Give the job copies of its files and a recipe."""
+        folder = self.folder_of(row)
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(mode=0o700)
+            for name, file_id in (("train", row["training_file"]), ("validation", row["validation_file"])):
+                if file_id is not None:
+                    digest = self._files.get(row["project_id"], file_id)["sha256"]
+                    os.link(self._blobs.path(digest), folder / f"{name}.jsonl")
+            picked = write_recipe(folder, row["base"], row["asked"], row["seed"])
+        except (LuthierError, ApiError, OSError) as error:
+            self._fail(row, "invalid_training_file", _shown(error, folder), "training_file")
+            return
+        told = [Told("validated", "Files validated, moving job to queued state")]
+        if row["validation_file"] is None:
+            told.append(
+                Told("held out", "A share of the training file is held out to choose the best checkpoint.", "info")
+            )
+        with suppress(ApiError):  # it was cancelled meanwhile
+            self._store.move(row["id"], "queued", told, ("validating_files",), picked=picked.dump())
+
+    def _begin(self, row: Row) -> None:
+        if shutil.disk_usage(self._folder).free < self._limits.free_bytes:
+            self._store.note(row["id"], [Told("no room", "The disk is nearly full; the job waits.", "warn")])
+            return
+        folder = self.folder_of(row)
+        (folder / "ended.json").unlink(missing_ok=True)
+        attempt = row["attempts"] + 1
+        told = Told(f"started {attempt}", "Fine-tuning job started" if attempt == 1 else "The job goes on")
+        try:
+            self._store.move(
+                row["id"], "running", [told], ("queued",), attempts=attempt, started_at=row["started_at"] or now()
+            )
+        except ApiError:  # it was cancelled meanwhile
+            return
+        with (folder / "log.txt").open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", PROGRAM, str(folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=_environment(self._limits),
+                start_new_session=True,
+            )
+        self._children[row["id"]] = _Child(process, time.monotonic())
+
+    def _look_after(self, job_id: str, child: _Child, row: Row | None) -> None:
+        ended = child.process.poll() is not None
+        if row is not None:
+            self._read_log(row, child)
+            if not ended and time.monotonic() - child.started > self._limits.seconds:
+                self._fail(row, "time_limit", f"The job ran longer than {self._limits.seconds:,.0f} seconds.", None)
+                row = None
+        if ended:
+            del self._children[job_id]
+            if row is not None:
+                self._settle(row, child)
+        elif row is None:  # cancelled or paused
+            self._tell_to_stop(child)
+
+    def _tell_to_stop(self, child: _Child) -> None:
+        if child.told_at is None:
+            child.told_at = time.monotonic()
+            child.process.send_signal(signal.SIGTERM)
+        elif time.monotonic() - child.told_at > PATIENCE_SECONDS:
+            child.process.kill()
+
+    def _settle(self, row: Row, child: _Child) -> None:
+        """What the end of its process means for a job that was to go on."""
+        code, folder = child.process.returncode, self.folder_of(row)
+        self._read_log(row, child)
+        if code == 0:
+            self._succeed(row, child)
+        elif code == STOPPED:
+            self._store.move(
+                row["id"], "queued", [Told(f"stopped {row['attempts']}", "The job was stopped and saved.")]
+            )
+        elif code == 2:
+            error = _read(folder / "ended.json") or {}
+            kind = "invalid_training_file" if error.get("kind") in ("DataError", "TemplateError") else "training_failed"
+            self._fail(row, kind, _without(error.get("message", "the training failed"), folder), None)
+        elif row["attempts"] >= MOST_DEATHS and not _went_on(folder):
+            self._fail(row, "process_died", f"The training process died {row['attempts']} times ({code}).", None)
+        else:
+            _note_progress(folder)
+            told = Told(f"died {row['attempts']}", f"The training process died ({code}); the job goes on.", "warn")
+            self._store.move(row["id"], "queued", [told])
+
+    def _succeed(self, row: Row, child: _Child) -> None:
+        folder = self.folder_of(row)
+        training = _read(folder / "run/training.json") or {}
+        name = model_name(row, self._owner)
+        with self._blobs.writer(self._files.quota.file_bytes) as writer:
+            writer.write(as_csv(child.steps).encode())
+            size, digest = writer.bytes, writer.finish()
+        file = self._files.keep(row["project_id"], f"step_metrics_{row['id']}.csv", RESULTS, digest, size)
+        self._store.add_model(row, name, str(folder / "run"))
+        told = [
+            Told("model", f"New fine-tuned model created: {name}"),
+            Told("succeeded", "The job has successfully completed"),
+        ]
+        self._store.move(
+            row["id"],
+            "succeeded",
+            told,
+            ("running",),
+            fine_tuned_model=name,
+            trained_tokens=training.get("trained_tokens"),
+            result_files=[file["id"]],
+        )
+
+    def _fail(self, row: Row, code: str, message: str, param: str | None) -> None:
+        error = {"code": code, "message": message, "param": param}
+        with suppress(ApiError):  # it was cancelled meanwhile
+            told = Told("failed", f"The job failed: {message}", "error")
+            self._store.move(row["id"], "failed", [told], error=error)
+
+    def _read_log(self, row: Row, child: _Child) -> None:
+        """Turn new whole lines of the run's log into events, and kept steps into checkpoints."""
+        run = self.folder_of(row) / "run"
+        path = run / "metrics.jsonl"
+        if not path.is_file():
+            return
+        if path.stat().st_size < child.offset:  # a process that went on took back steps that it will do again
+            child.offset, child.steps = 0, []
+        with path.open("rb") as file:
+            file.seek(child.offset)
+            lines = [line for line in file.readlines() if line.endswith(b"\n")]
+        if not lines:
+            return
+        child.offset += sum(map(len, lines))
+        total = (_read(run / "manifest.json") or {}).get("planned_steps")
+        steps = [json.loads(line) for line in lines]
+        child.steps += steps
+        told = [
+            Told(f"step {one['step']}", step_message(one, total), "info", "metrics", metrics_data(one, total))
+            for one in steps
+        ]
+        self._store.note(row["id"], told, estimated_finish=_estimate(child.steps, total))
+        self._read_kept(row, run, child.steps)
+
+    def _read_kept(self, row: Row, run: Path, steps: list[dict[str, Any]]) -> None:
+        kept = {int(place.parent.name[5:]): place.parent for place in run.glob("kept/step-*/adapter")}
+        for one in steps:
+            if one["step"] in kept:
+                name = f"{model_name(row, self._owner)}:ckpt-step-{one['step']}"
+                self._store.add_checkpoint(row, one["step"], name, checkpoint_metrics(one))
+                self._store.add_model(row, name, str(kept[one["step"]]))
+        self._store.drop_checkpoints(row["id"], sorted(kept))
+
+
+def model_name(row: Row, owner: str) -> str:
+    """`ft:BASE:OWNER:SUFFIX:ID`, as OpenAI's clients expect it."""
+    suffix = row["asked"].get("suffix") or ""
+    return f"ft:{row['asked']['model']}:{owner}:{suffix}:{row['id'][-8:]}"
+
+
+def _environment(limits: Limits) -> dict[str, str]:
+    """What a job's process needs of ours, and no secrets."""
+    passed = (
+        "PATH",
+        "HOME",
+        "LANG",
+        "LC_ALL",
+        "TMPDIR",
+        "VIRTUAL_ENV",
+        "PYTHONPATH",
+        "LUTHIER_HOME",
+        "OMP_NUM_THREADS",
+    )
+    cached = ("XDG_CACHE_HOME", "XDG_DATA_HOME", "HF_HOME", "HF_HUB_OFFLINE", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
+    engine = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "TOKENIZERS_PARALLELISM")
+    found = {name: os.environ[name] for name in (*passed, *cached, *engine) if name in os.environ}
+    bounds = {"LUTHIER_JOB_BYTES": limits.memory_bytes, "LUTHIER_JOB_FILE_BYTES": limits.file_bytes}
+    found |= {name: str(value) for name, value in bounds.items() if value is not None}
+    return {**found, "LUTHIER_SUPERVISOR": str(os.getpid())}
+
+
+def _no_process() -> "subprocess.Popen[bytes]":
+    """An ended one, for reading what the last one left."""
+    return subprocess.Popen([sys.executable, "-c", ""])
+
+
+def _estimate(steps: list[dict[str, Any]], total: int | None) -> int | None:
+    """When the last step will be done, at the pace of the latest ones."""
+    if not total or not steps:
+        return None
+    latest = steps[-20:]
+    pace = sum(one["seconds"] for one in latest) / len(latest)
+    return now() + round(float(pace) * max(total - int(steps[-1]["step"]), 0))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _newest(folder: Path) -> int:
+    return max((int(place.name[5:]) for place in folder.glob("run/checkpoints/step-*")), default=0)
+
+
+def _went_on(folder: Path) -> bool:
+    """Whether a checkpoint was written since the process died before."""
+    before = int((_read(folder / "deaths.json") or {}).get("step", -1))
+    return _newest(folder) > before
+
+
+def _note_progress(folder: Path) -> None:
+    (folder / "deaths.json").write_text(json.dumps({"step": _newest(folder)}), encoding="utf-8")
+
+
+def _shown(error: Exception, folder: Path) -> str:
+    """An error without paths of this machine."""
+    return _without(error.message if isinstance(error, ApiError) else str(error), folder)
+
+
+def _without(text: str, folder: Path) -> str:
+    return text.replace(f"{folder}/", "").replace(str(folder), "the job's folder")

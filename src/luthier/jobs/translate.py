@@ -1,0 +1,103 @@
+"""From OpenAI's words to a recipe, and back to what the job tells was picked.
+
+    n_epochs                    training.epochs
+    batch_size                  training.rows_per_step
+    learning_rate_multiplier    times the learning rate of our own rules (`luthier.draft`)
+    beta                        objective.beta, of dpo
+
+`"auto"`, and what is left out, is picked by these rules from the rows and the model's size. A base is named as a recipe
+names it, or by a name that the operator gave another meaning (`gpt-4o-mini = "smollm2-135m-instruct"`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from luthier.config import build, write_toml
+from luthier.data.profile import profile
+from luthier.data.write import atomic_text
+from luthier.draft import Facts, require_same_kind, sections
+from luthier.errors import DataError
+from luthier.recipe import Recipe
+
+Type: TypeAlias = Literal["supervised", "dpo"]
+KINDS: Mapping[Type, str] = {"supervised": "conversations", "dpo": "preference pairs"}
+RECIPE = "recipe.toml"
+
+
+@dataclass(frozen=True)
+class Picked:
+    """The hyperparameters that a job trains with."""
+
+    n_epochs: float
+    batch_size: int
+    learning_rate_multiplier: float
+    beta: float | None = None
+
+    def dump(self) -> dict[str, Any]:
+        """As the job object tells them; whole epochs as whole numbers, as OpenAI's type has them."""
+        found = {
+            "batch_size": self.batch_size,
+            "learning_rate_multiplier": self.learning_rate_multiplier,
+            "n_epochs": max(1, round(self.n_epochs)),
+        }
+        return found if self.beta is None else {**found, "beta": self.beta}
+
+
+def method_of(body: Mapping[str, Any]) -> str:
+    """`supervised` unless the request names another."""
+    return str((body.get("method") or {}).get("type", "supervised"))
+
+
+def hyperparameters_of(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that the request sets to more than "auto", from `method` or from OpenAI's old place."""
+    kind = method_of(body)
+    own = ((body.get("method") or {}).get(kind) or {}).get("hyperparameters") or {}
+    old = (body.get("hyperparameters") or {}) if kind == "supervised" else {}
+    return {name: value for name, value in {**old, **own}.items() if value not in (None, "auto")}
+
+
+def write_recipe(folder: Path, base: str, body: Mapping[str, Any], seed: int) -> Picked:
+    """Write `recipe.toml` beside the rows of a job, and tell what was picked.
+
+    Args:
+        folder: holds `train.jsonl`, and `validation.jsonl` if the job has one.
+        base: as `model.name`.
+        body: the request.
+        seed: of the job.
+
+    Raises:
+        DataError: rows cannot be read, or are not of the kind that the method trains on.
+        RecipeError: a setting is out of range.
+    """
+    kind = method_of(body)
+    train, validation = folder / "train.jsonl", folder / "validation.jsonl"
+    rows = profile(train)
+    held_out = profile(validation) if validation.is_file() else None
+    require_same_kind(rows, held_out)
+    if (rows.kind == "preference") != (kind == "dpo"):
+        wanted = "rows with 'input', 'preferred_output' and 'non_preferred_output'" if kind == "dpo" else "'messages'"
+        raise DataError(f"the method {kind} is trained on {wanted}; these rows are of another kind", "training file")
+    tree = {"seed": seed, **_drafted(Facts(rows, None, held_out, base, folder, None, has_test=False))}
+    given = hyperparameters_of(body)
+    training, optimizer, objective = tree["training"], tree["optimizer"], tree["objective"]
+    # whole epochs, as the API counts them; a client who wants fewer steps gives fewer rows
+    training["epochs"] = float(given.get("n_epochs", max(1, round(training["epochs"]))))
+    training["rows_per_step"] = given.get("batch_size", training["rows_per_step"])
+    multiplier = float(given.get("learning_rate_multiplier", 1.0))
+    optimizer["learning_rate"] *= multiplier
+    if "beta" in given:
+        objective["beta"] = float(given["beta"])
+    if "n_epochs" in given:
+        training["patience"] = False  # so many were asked for
+    recipe = build(Recipe, tree)
+    with atomic_text(folder / RECIPE) as file:
+        file.write(write_toml(tree))
+    beta = objective["beta"] if kind == "dpo" else None
+    return Picked(recipe.training.epochs, recipe.training.rows_per_step, multiplier, beta)
+
+
+def _drafted(facts: Facts) -> dict[str, Any]:
+    """The tables of `luthier.draft` without their comments."""
+    return {section.name: {entry.key: entry.value for entry in section.entries} for section in sections(facts)}
