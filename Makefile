@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: env demo test check times numerics exports chaos bench peers gpu reference format clean
+.PHONY: env demo test check times numerics exports conformance chaos bench peers gpu reference format clean
 
 env: $(STAMP)
 
@@ -48,6 +48,10 @@ numerics: env
 # Every format and type of export, whole and broken on purpose, reopened in a fresh process by the program it is for.
 exports: env
 	$(PYTEST) -n $(WORKERS) -m exports
+
+# The tests that OpenAI's own client carries, against our server.
+conformance: env
+	$(BIN)/python -m tests.conformance.run -q
 
 # Kill real processes at random moments, resume, and compare the weights bit by bit.
 chaos: env

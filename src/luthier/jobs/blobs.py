@@ -51,11 +51,10 @@ class Blobs:
             StorageError: they are gone.
         """
         try:
-            with self.path(digest).open("rb") as file:
-                while chunk := file.read(CHUNK):
-                    yield chunk
+            file = self.path(digest).open("rb")
         except OSError as error:
             raise StorageError(f"stored bytes cannot be read: {error.strerror}") from None
+        return _chunks(file)
 
     def remove(self, digest: str) -> None:
         """Let go of bytes that nothing names any more."""
@@ -119,3 +118,9 @@ class Writer:
         except OSError as error:
             raise StorageError(f"the file cannot be stored: {error.strerror}") from None
         return digest
+
+
+def _chunks(file: IO[bytes]) -> Iterator[bytes]:
+    with file:
+        while chunk := file.read(CHUNK):
+            yield chunk

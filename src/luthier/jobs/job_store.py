@@ -127,12 +127,11 @@ class JobStore:
             without: only those without any metadata.
         """
         query = sa.select(jobs).where(jobs.c.project_id == project)
+        found = [jobs.c.asked[("metadata", key)].as_string() == value for key, value in (wanted or {}).items()]
         if without:
-            query = query.where(jobs.c.asked["metadata"].as_string().is_(None))
-        for key, value in (wanted or {}).items():
-            query = query.where(jobs.c.asked[("metadata", key)].as_string() == value)
+            found.append(jobs.c.asked["metadata"].as_string().is_(None))
         with self._database.reading() as connection:
-            return page_of(connection, query, jobs, page)
+            return page_of(connection, query, jobs, page, found)
 
     def events(self, project: str, job_id: str, page: Page) -> tuple[Sequence[Row], bool]:
         """A page of a job's events.
@@ -199,11 +198,11 @@ class JobStore:
             _insert_new(connection, checkpoints, {"id": new_id(CHECKPOINT), "created_at": now(), **values})
 
     def drop_checkpoints(self, job_id: str, kept: Collection[int]) -> None:
-        """Forget checkpoints whose weights are gone."""
+        """Forget checkpoints whose weights are gone, and the models that they were."""
+        gone = checkpoints.c.job_id == job_id, checkpoints.c.step_number.not_in(kept)
         with self._database.writing() as connection:
-            connection.execute(
-                checkpoints.delete().where(checkpoints.c.job_id == job_id, checkpoints.c.step_number.not_in(kept))
-            )
+            connection.execute(models.delete().where(models.c.id.in_(sa.select(checkpoints.c.name).where(*gone))))
+            connection.execute(checkpoints.delete().where(*gone))
 
     def add_model(self, row: Row, name: str, folder: str) -> None:
         """Record what a job made, under the name that clients ask for; once more changes nothing."""
@@ -258,11 +257,10 @@ class JobStore:
             ApiError: 404.
         """
         query = sa.select(permissions).where(permissions.c.checkpoint == checkpoint)
-        if other is not None:
-            query = query.where(permissions.c.project_id == other)
+        wanted = [] if other is None else [permissions.c.project_id == other]
         with self._database.reading() as connection:
             self._require_own(connection, project, checkpoint)
-            return page_of(connection, query, permissions, page)
+            return page_of(connection, query, permissions, page, wanted)
 
     def revoke(self, project: str, checkpoint: str, permission_id: str) -> None:
         """Take a grant back.

@@ -20,15 +20,20 @@ class Page:
 
 
 def page_of(
-    connection: sa.Connection, query: sa.Select[Any], table: sa.Table, page: Page
+    connection: sa.Connection,
+    query: sa.Select[Any],
+    table: sa.Table,
+    page: Page,
+    wanted: Sequence[sa.ColumnElement[bool]] = (),
 ) -> tuple[Sequence[Row], bool]:
     """The rows of a page, and whether there are more.
 
     Args:
         connection: reads.
-        query: all that may be listed, columns of `table` among them; without an order.
+        query: all that the caller may see, columns of `table` among them; without an order.
         table: what it lists, with `seq` and `id`.
-        page: which part.
+        page: which part; `after` is any row that the caller may see.
+        wanted: conditions of the rows that are listed.
 
     Raises:
         ApiError: 404: `after` is none of them.
@@ -39,7 +44,7 @@ def page_of(
         if place is None:
             raise ApiError(f"'after' names nothing of this list: {page.after[:100]!r}.", status=404, param="after")
         query = query.where(seq < place if page.newest_first else seq > place)
-    ordered = query.order_by(seq.desc() if page.newest_first else seq.asc())
+    ordered = query.where(*wanted).order_by(seq.desc() if page.newest_first else seq.asc())
     rows = connection.execute(ordered.limit(page.limit + 1)).mappings().all()
     return rows[: page.limit], len(rows) > page.limit
 

@@ -12,6 +12,7 @@ from luthier.errors import ServeError, StorageError
 from luthier.jobs.blobs import Blobs
 from luthier.jobs.database import Database, sqlite_url
 from luthier.jobs.file_store import FileStore, Quota
+from luthier.jobs.gateway import Gateway
 from luthier.jobs.http.app import Hosts, Parts, build_app
 from luthier.jobs.http.fine_tuning import Names
 from luthier.jobs.job_store import JobStore
@@ -38,17 +39,19 @@ class Options:
 class Service:
     """An open service."""
 
+    database: Database
     tenants: Tenants
     files: FileStore
     jobs: JobStore
     supervisor: Supervisor
     names: Names
+    gateway: Gateway
     patience_seconds: float = PATIENCE_SECONDS
     """How long its end may take."""
 
     def app(self, hosts: Hosts) -> ASGIApp:
         """What answers requests."""
-        return build_app(Parts(self.tenants, self.files, self.jobs, self.supervisor, self.names), hosts)
+        return build_app(Parts(self.tenants, self.files, self.jobs, self.supervisor, self.names, self.gateway), hosts)
 
 
 def parse_aliases(given: Sequence[str]) -> dict[str, str]:
@@ -79,8 +82,8 @@ def open_service(options: Options) -> Iterator[Service]:
     for name, model in options.aliases.items():
         if model not in bases:
             raise ServeError(f"--alias {name}={model}: {model} is none of the bases ({', '.join(bases)})")
-    if not 1 <= options.at_once <= 64:
-        raise ServeError(f"--jobs {options.at_once}: expected 1 to 64")
+    if not 0 <= options.at_once <= 64:
+        raise ServeError(f"--jobs {options.at_once}: expected 0 (jobs only wait) to 64")
     try:
         options.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
@@ -90,7 +93,8 @@ def open_service(options: Options) -> Iterator[Service]:
         blobs = Blobs(options.folder / "files")
         files, jobs = FileStore(database, blobs, options.quota), JobStore(database)
         supervisor = Supervisor(jobs, files, blobs, options.folder / "jobs", Limits(at_once=options.at_once))
-        yield Service(Tenants(database), files, jobs, supervisor, Names(bases, options.aliases))
+        gateway = Gateway(options.folder / "served")
+        yield Service(database, Tenants(database), files, jobs, supervisor, Names(bases, options.aliases), gateway)
     finally:
         database.close()
 

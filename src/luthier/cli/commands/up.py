@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--alias", action="append", default=[], metavar="NAME=MODEL", help="a further name of a base, such as OpenAI's"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="jobs that train at the same time (default: 1)")
+    parser.add_argument("--jobs", type=int, default=1, help="jobs that train at a time (default: 1; 0: they wait)")
     parser.add_argument("--new-key", metavar="NAME", help="make a key, print it, and end")
     parser.add_argument("--project", default="default", metavar="NAME", help="the project of the new key")
     parser.add_argument("--admin", action="store_true", help="the new key may grant models to other projects")

@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Scope
 
 from luthier.jobs.file_store import FileStore
+from luthier.jobs.gateway import Gateway
 from luthier.jobs.http.caller import Keys
 from luthier.jobs.http.files import FileRoutes
 from luthier.jobs.http.fine_tuning import FineTuningRoutes, Names
+from luthier.jobs.http.inference import InferenceRoutes
 from luthier.jobs.http.models import ModelRoutes
 from luthier.jobs.http.uploads import UploadRoutes
 from luthier.jobs.job_store import JobStore
@@ -37,6 +40,7 @@ class Parts:
     jobs: JobStore
     supervisor: Supervisor
     names: Names
+    gateway: Gateway
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ def build_routes(parts: Parts) -> FastAPI:
         try:
             yield
         finally:
-            parts.supervisor.stop()
+            await parts.gateway.close()
+            await run_in_threadpool(parts.supervisor.stop)
 
     app = FastAPI(
         lifespan=lifespan,
@@ -75,6 +80,7 @@ def build_routes(parts: Parts) -> FastAPI:
     UploadRoutes(parts.files).add_to(app)
     FineTuningRoutes(parts.jobs, parts.files, parts.names).add_to(app)
     ModelRoutes(parts.jobs, parts.names).add_to(app)
+    InferenceRoutes(parts.jobs, parts.gateway).add_to(app)
     app.router.routes.append(Route("/healthz", _alive, methods=["GET"]))
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)

@@ -34,6 +34,11 @@ class Names:
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Further names, such as OpenAI's, and what they mean here."""
 
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """What clients may ask for; a base that is a folder of this machine has a name only as an alias."""
+        return (*(name for name in self.bases if "/" not in name and "\\" not in name), *self.aliases)
+
     def base_of(self, model: str) -> str:
         """The base that a client's name means.
 
@@ -41,8 +46,8 @@ class Names:
             ApiError: 400: none.
         """
         base = self.aliases.get(model, model)
-        if base not in self.bases:
-            known = ", ".join([*self.bases, *self.aliases])
+        if base not in self.bases or model not in self.shown:
+            known = ", ".join(self.shown)
             raise ApiError(
                 f"{model[:100]!r} cannot be fine-tuned here; known: {known}.", param="model", code="model_not_available"
             )
@@ -182,7 +187,10 @@ class FineTuningRoutes:
 
 
 def job_body(row: Row) -> dict[str, Any]:
-    """OpenAI's job object; hyperparameters tell what was picked, once that is known."""
+    """OpenAI's job object; hyperparameters tell what was picked, once that is known.
+
+    A paused job is `queued` with `paused` true: OpenAI's typed clients know no status of that name.
+    """
     asked, picked = row["asked"], row["picked"]
     method = dict(asked.get("method") or {"type": "supervised"})
     own = dict(method.get(method["type"]) or {})
@@ -206,7 +214,8 @@ def job_body(row: Row) -> dict[str, Any]:
         "organization_id": row["project_id"],
         "result_files": row["result_files"],
         "seed": row["seed"],
-        "status": row["status"],
+        "paused": row["status"] == "paused",
+        "status": "queued" if row["status"] == "paused" else row["status"],
         "trained_tokens": row["trained_tokens"],
         "training_file": row["training_file"],
         "user_provided_suffix": asked.get("suffix"),

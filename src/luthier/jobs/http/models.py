@@ -42,7 +42,7 @@ class ModelRoutes:
         return JSONResponse({"id": name, "object": "model", "deleted": True})
 
     def _cards(self, request: Request) -> list[dict[str, Any]]:
-        bases = [_card(name, 0, "luthier") for name in (*self._names.bases, *self._names.aliases)]
+        bases = [_card(name, 0, "luthier") for name in self._names.shown]
         trained = self._jobs.models(caller_of(request).project_id)
         return [*bases, *(_card(row["id"], row["created_at"], row["project_id"]) for row in trained)]
 

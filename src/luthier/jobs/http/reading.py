@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
@@ -39,11 +39,20 @@ async def chunks_of(request: Request) -> AsyncIterator[bytes]:
         yield chunk
 
 
-async def body_of(request: Request, kind: type[B], may_be_empty: bool = False) -> B:
+async def body_of(request: Request, kind: type[B]) -> B:
     """The JSON body.
 
     Raises:
         ApiError: 415, 413 or 400; 400 names the field.
+    """
+    return read_as(await object_of(request), kind)
+
+
+async def object_of(request: Request) -> dict[str, Any]:
+    """The JSON body as it is.
+
+    Raises:
+        ApiError: 415, 413, or 400: it is no JSON object.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     body = bytearray()
@@ -51,11 +60,9 @@ async def body_of(request: Request, kind: type[B], may_be_empty: bool = False) -
         body += chunk
         if len(body) > BODY_BYTES:
             raise ApiError(f"The body may have at most {BODY_BYTES} bytes.", status=413, code="body_too_large")
-    if not body and may_be_empty:
-        return read_as({}, kind)
     if content_type != "application/json":  # a form can be posted by any web page, JSON cannot
         raise ApiError("The content type must be application/json.", status=415)
-    return read_as(parse_body(bytes(body)), kind)
+    return parse_body(bytes(body))
 
 
 def read_as(values: Mapping[str, object], kind: type[B]) -> B:

@@ -1,0 +1,1 @@
+"""The tests of OpenAI's own client against our server: `make conformance`."""

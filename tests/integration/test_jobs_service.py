@@ -1,0 +1,229 @@
+"""The unmodified `openai` client and our job service: upload, train, follow, chat."""
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from tests.jobs_service import MODEL, Running, events_of, rows, running, wait_for
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Iterator[Running]:
+    with running(tmp_path_factory.mktemp("service"), tiny_model_folder) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(service: Running) -> openai.OpenAI:
+    return service.client()
+
+
+@pytest.fixture(scope="module")
+def done(client: openai.OpenAI) -> Any:
+    """A job that ended."""
+    file = client.files.create(file=("rows.jsonl", rows()), purpose="fine-tune")
+    job = client.fine_tuning.jobs.create(
+        model=MODEL,
+        training_file=file.id,
+        suffix="short",
+        seed=7,
+        metadata={"team": "a"},
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 8}}},
+    )
+    assert job.status == "validating_files" and job.hyperparameters.learning_rate_multiplier == "auto"
+    return wait_for(client, job.id)
+
+
+def test_a_job_is_trained_and_tells_what_was_picked(client: openai.OpenAI, done: Any) -> None:
+    assert done.status == "succeeded" and done.error is None
+    assert done.fine_tuned_model == f"ft:{MODEL}:luthier:short:{done.id[-8:]}"
+    assert (done.hyperparameters.n_epochs, done.hyperparameters.batch_size) == (2, 8)
+    assert done.hyperparameters.learning_rate_multiplier == 1.0 and done.seed == 7
+    assert done.trained_tokens > 100 and done.finished_at >= done.created_at
+    assert done.method.supervised.hyperparameters.n_epochs == 2
+
+
+def test_every_step_is_one_event_in_order(client: openai.OpenAI, done: Any) -> None:
+    events = events_of(client, done.id)
+    steps = [event.data["step"] for event in events if event.type == "metrics"]
+    total = events[-3].data["total_steps"]
+    assert steps == list(range(1, total + 1)) and total >= 10
+    assert [event.message for event in events[-2:]] == [
+        f"New fine-tuned model created: {done.fine_tuned_model}",
+        "The job has successfully completed",
+    ]
+    assert len({event.id for event in events}) == len(events)
+    validated = [event for event in events if event.type == "metrics" and "valid_loss" in event.data]
+    assert len(validated) >= 3 and f"/{total}: training loss=" in validated[0].message
+
+
+def test_the_result_file_has_a_line_for_each_step(client: openai.OpenAI, done: Any) -> None:
+    (file_id,) = done.result_files
+    table = list(csv.DictReader(io.StringIO(client.files.content(file_id).text)))
+    assert [int(line["step"]) for line in table] == list(range(1, len(table) + 1))
+    assert client.files.retrieve(file_id).purpose == "fine-tune-results"
+    losses = [event.data["train_loss"] for event in events_of(client, done.id) if event.type == "metrics"]
+    assert [float(line["train_loss"]) for line in table] == losses
+
+
+def test_the_model_and_its_checkpoints_answer_under_their_names(client: openai.OpenAI, done: Any) -> None:
+    messages: Any = [{"role": "user", "content": "Say 0-3."}]
+    checkpoints = list(client.fine_tuning.jobs.checkpoints.list(done.id))
+    assert 1 <= len(checkpoints) <= 3 and checkpoints[0].step_number > checkpoints[-1].step_number
+    said = {}
+    for name in (done.fine_tuned_model, *(one.fine_tuned_model_checkpoint for one in checkpoints)):
+        answer = client.chat.completions.create(model=name, messages=messages, max_tokens=8, temperature=0)
+        assert answer.model == name
+        said[name] = answer.choices[0].message.content
+        assert name in [model.id for model in client.models.list()]
+    best = f"{done.fine_tuned_model}:ckpt-step-{checkpoints[0].step_number}"
+    assert best in said
+    chunks = list(
+        client.chat.completions.create(
+            model=done.fine_tuned_model, messages=messages, max_tokens=8, temperature=0, stream=True
+        )
+    )
+    assert {chunk.model for chunk in chunks} == {done.fine_tuned_model}
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == said[done.fine_tuned_model]
+    with pytest.raises(openai.BadRequestError, match="max_tokens"):
+        client.chat.completions.create(model=done.fine_tuned_model, messages=messages, max_tokens=-1)
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="gpt-5", messages=messages)
+
+
+def test_jobs_are_found_by_their_metadata(client: openai.OpenAI, done: Any) -> None:
+    assert done.id in [job.id for job in client.fine_tuning.jobs.list(metadata={"team": "a"})]
+    assert done.id not in [job.id for job in client.fine_tuning.jobs.list(metadata={"team": "b"})]
+
+
+def test_what_belongs_to_a_project_does_not_exist_for_another(
+    service: Running, client: openai.OpenAI, done: Any
+) -> None:
+    other = service.client("another")
+    for call in (
+        lambda: other.fine_tuning.jobs.retrieve(done.id),
+        lambda: other.fine_tuning.jobs.cancel(done.id),
+        lambda: other.fine_tuning.jobs.list_events(done.id),
+        lambda: other.fine_tuning.jobs.checkpoints.list(done.id),
+        lambda: other.files.retrieve(done.training_file),
+        lambda: other.files.content(done.training_file),
+        lambda: other.files.delete(done.training_file),
+        lambda: other.models.delete(done.fine_tuned_model),
+        lambda: other.models.retrieve(done.fine_tuned_model),
+        lambda: other.chat.completions.create(
+            model=done.fine_tuned_model, messages=[{"role": "user", "content": "Hi"}], max_tokens=2
+        ),
+    ):
+        with pytest.raises(openai.NotFoundError):
+            call()
+    assert not list(other.files.list()) and not list(other.fine_tuning.jobs.list())
+    with pytest.raises(openai.BadRequestError, match="No such file"):
+        other.fine_tuning.jobs.create(model=MODEL, training_file=done.training_file)
+
+
+def test_a_grant_lets_another_project_ask_a_model(service: Running, done: Any) -> None:
+    admin, other = service.client("default", "admin"), service.client("granted")
+    project = service.service.tenants.project("granted")
+    with pytest.raises(openai.PermissionDeniedError):
+        service.client().fine_tuning.checkpoints.permissions.create(done.fine_tuned_model, project_ids=[project])
+    (grant,) = admin.fine_tuning.checkpoints.permissions.create(done.fine_tuned_model, project_ids=[project])
+    asked: Any = {"model": done.fine_tuned_model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+    assert other.chat.completions.create(**asked).choices
+    with pytest.raises(openai.NotFoundError):
+        other.models.delete(done.fine_tuned_model)
+    admin.fine_tuning.checkpoints.permissions.delete(grant.id, fine_tuned_model_checkpoint=done.fine_tuned_model)
+    with pytest.raises(openai.NotFoundError):
+        other.chat.completions.create(**asked)
+
+
+def test_a_paused_job_goes_on_and_a_cancelled_one_does_not(client: openai.OpenAI) -> None:
+    file = client.files.create(file=("rows.jsonl", rows(200, seed=3)), purpose="fine-tune")
+    asked: Any = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 8, "batch_size": 1}}}
+    job = client.fine_tuning.jobs.create(model=MODEL, training_file=file.id, method=asked)
+    wait_for(client, job.id, ("running",))
+    paused = client.fine_tuning.jobs.pause(job.id)
+    assert paused.status == "queued" and paused.model_extra and paused.model_extra["paused"]
+    resumed = client.fine_tuning.jobs.resume(job.id)
+    assert resumed.model_extra and not resumed.model_extra["paused"]
+    wait_for(client, job.id, ("running",))
+    assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+    assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+    with pytest.raises(openai.BadRequestError, match="is cancelled"):
+        client.fine_tuning.jobs.resume(job.id)
+    messages = [event.message for event in events_of(client, job.id)]
+    assert [m for m in messages if m.startswith("The job was")] == [
+        "The job was paused",
+        "The job was resumed",
+        "The job was cancelled",
+    ]
+
+
+def test_the_same_request_with_the_same_key_is_one_job(client: openai.OpenAI) -> None:
+    file = client.files.create(file=("rows.jsonl", rows(20, seed=9)), purpose="fine-tune")
+    headers = {"Idempotency-Key": "once"}
+    made = [client.fine_tuning.jobs.create(model=MODEL, training_file=file.id, extra_headers=headers) for _ in range(3)]
+    assert len({job.id for job in made}) == 1
+    with pytest.raises(openai.ConflictError, match="another request"):
+        client.fine_tuning.jobs.create(model=MODEL, training_file=file.id, suffix="x", extra_headers=headers)
+    client.fine_tuning.jobs.cancel(made[0].id)
+
+
+def test_rows_of_another_kind_than_the_method_fail_the_job_with_a_reason(client: openai.OpenAI) -> None:
+    file = client.files.create(file=("rows.jsonl", rows(20)), purpose="fine-tune")
+    job = client.fine_tuning.jobs.create(model=MODEL, training_file=file.id, method={"type": "dpo"})
+    failed = wait_for(client, job.id)
+    assert failed.status == "failed" and failed.error.code == "invalid_training_file"
+    assert "preferred_output" in failed.error.message and "/" not in failed.error.message.split("trained on")[0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"model": "gpt-9"}, "cannot be fine-tuned here"),
+        ({"training_file": "file-none"}, "No such file"),
+        ({"suffix": ""}, "suffix"),
+        ({"hyperparameters": {"n_epochs": 0}}, "n_epochs"),
+        ({"method": {"type": "reinforcement", "reinforcement": {"grader": {}}}}, "graded answers"),
+        ({"extra_body": {"learning_rate": 1}}, "Unknown field"),
+        ({"metadata": {"a" * 65: "b"}}, "metadata"),
+    ],
+)
+def test_a_wrong_request_is_told_what_is_wrong(client: openai.OpenAI, done: Any, asked: Any, message: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=message):
+        client.fine_tuning.jobs.create(**{"model": MODEL, "training_file": done.training_file, **asked})
+
+
+def test_an_upload_in_parts_is_one_file(client: openai.OpenAI) -> None:
+    content = rows(30)
+    upload = client.uploads.create(
+        bytes=len(content), filename="big.jsonl", mime_type="application/jsonl", purpose="fine-tune"
+    )
+    parts = [client.uploads.parts.create(upload.id, data=part).id for part in (content[:100], content[100:])]
+    with pytest.raises(openai.BadRequestError, match="given twice"):
+        client.uploads.complete(upload.id, part_ids=[parts[0], parts[0]])
+    done = client.uploads.complete(upload.id, part_ids=parts)
+    assert done.status == "completed" and done.file
+    assert client.files.content(done.file.id).read() == content
+    with pytest.raises(openai.BadRequestError, match="is completed"):
+        client.uploads.cancel(upload.id)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no rows"),
+        (b"no json\n", "line 1"),
+        (rows(3) + b'{"messages": [{"role": "user"', "line 4"),
+        (rows(2) + b'{"prompt": "a", "completion": "b"}\n', "several kinds"),
+        (b'{"messages": [{"role": "robot", "content": "x"}]}\n', "line 1"),
+        (b"\xff\xfe\n", "line 1"),
+    ],
+)
+def test_a_bad_training_file_is_refused_with_its_line(client: openai.OpenAI, content: bytes, message: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=message):
+        client.files.create(file=("bad.jsonl", content), purpose="fine-tune")
