@@ -197,3 +197,17 @@ def test_an_automatic_micro_batch_is_found_once(
     assert main(["train", str(recipe), "--out", str(other), "--set", "training.micro_batch_tokens=auto"]) == 0
     assert RunFolder(other).read("manifest.json")["micro_batch"]["tokens"] == 64
     assert "that may be more than there is: set training.gradient_checkpointing" in capsys.readouterr().err
+
+
+def test_a_run_without_test_rows_is_trained_goes_on_and_is_not_evaluated(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    given = ["--set", "data.test_share=0", "--out", str(out)]
+    for _ in range(2):
+        assert main(["train", str(recipe), *given]) == 0
+    split = json.loads((out / "data/split.json").read_text(encoding="utf-8"))
+    assert split["test"] == 0 and split["train"] > 0 and split["validation"] > 0
+    capsys.readouterr()
+    assert main(["run", str(recipe), *given]) == 2
+    assert "there are no test rows" in capsys.readouterr().err

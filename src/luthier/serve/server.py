@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -193,12 +194,15 @@ def server_of(app: ASGIApp, patience_seconds: float) -> uvicorn.Server:
 
 
 def run(server: uvicorn.Server, bound: socket.socket) -> None:
-    """Answer requests until ctrl-C or SIGTERM; what is in flight is finished first."""
+    """Answer requests until ctrl-C or SIGTERM; what is in flight is finished first, and then this returns."""
+    # uvicorn repeats the signal when all is finished
+    before = signal.signal(signal.SIGTERM, lambda _number, _frame: None)
     try:
         server.run(sockets=[bound])
-    except KeyboardInterrupt:  # uvicorn repeats the signal when all is finished
+    except KeyboardInterrupt:
         pass
     finally:
+        signal.signal(signal.SIGTERM, before)
         bound.close()
 
 

@@ -68,4 +68,5 @@ def run(args: argparse.Namespace) -> int:
     with alone(args.data), open_service(options) as service:
         print(f"fine-tuning at {server.url_of(bound)} (ctrl-C ends it)", file=sys.stderr, flush=True)
         server.run(server.server_of(service.app(hosts), service.patience_seconds), bound)
+        print("stopped; jobs that were training are saved and go on at the next start", file=sys.stderr)
     return 0
