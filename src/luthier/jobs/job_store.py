@@ -163,9 +163,7 @@ class JobStore:
             query = sa.select(jobs).where(jobs.c.status.in_(statuses)).order_by(jobs.c.priority.desc(), jobs.c.seq)
             return list(connection.execute(query).mappings())
 
-    def move(
-        self, job_id: str, to: Status, told: Sequence[Told], allowed: Collection[Status] = (), **changes: Any
-    ) -> Row:
+    def move(self, job_id: str, to: Status, told: Sequence[Told], allowed: Collection[Status] = (), **changes: Any) -> Row:
         """Bring a job into another status, with other changes and the events that tell of it.
 
         Args:
@@ -291,7 +289,9 @@ class JobStore:
     def _tell(self, connection: sa.Connection, job_id: str, told: Sequence[Told]) -> None:
         for one in told:
             values = {"job_id": job_id, "key": one.key, "level": one.level, "type": one.type, "message": one.message}
-            _insert_new(connection, events, {"id": new_id(EVENT), "created_at": now(), "data": one.data, **values})
+            _insert_new(
+                connection, events, {"id": new_id(EVENT), "created_at": now(), "data": one.data, **values}
+            )
 
 
 def _insert_new(connection: sa.Connection, table: sa.Table, values: Mapping[str, Any]) -> None:

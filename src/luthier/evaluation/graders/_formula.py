@@ -18,8 +18,8 @@ MAX_NODES = 1000
 LARGEST_EXPONENT = 64.0
 
 FUNCTIONS: Mapping[str, tuple[Callable[..., float], int, int]] = {
-    "min": (min, 1, 32),
-    "max": (max, 1, 32),
+    "min": (min, 2, 32),
+    "max": (max, 2, 32),
     "abs": (abs, 1, 1),
     "floor": (lambda x: float(math.floor(x)), 1, 1),
     "ceil": (lambda x: float(math.ceil(x)), 1, 1),

@@ -30,7 +30,7 @@ class Outcome:
     """What came of a source."""
 
     ending: Ending
-    """`no_number`: its result is none. `failed`: it raised, ran into a limit, or was ended. `no_jail`: it did not run."""
+    """`no_number`: its result is none. `failed`: it raised, met a limit, or was ended. `no_jail`: it did not run."""
     reward: float = 0.0
     details: str = ""
     layers: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ def run_jailed(
 
 
 def _run(request: bytes, seconds: float) -> Outcome:
-    # files, not pipes: a process that reads nothing cannot make us wait, and one that writes much cannot fill our memory
+    # files, not pipes: one that reads nothing cannot make us wait, and one that writes much cannot fill our memory
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as written:
         given.write(request)
         given.seek(0)

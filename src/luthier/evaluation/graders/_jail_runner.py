@@ -27,15 +27,15 @@ FILE = "grader.py"
 NOBODY = 65534
 OUTPUT_BYTES = 65536
 
-MODULES = (
-    "abc array ast base64 binascii bisect calendar cmath codecs collections collections.abc colorsys contextlib copy csv "
-    "dataclasses datetime _strptime decimal difflib enum fnmatch fractions functools hashlib heapq hmac html html.entities "
-    "html.parser io itertools json keyword math numbers operator pprint random re shlex statistics string struct "
-    "tempfile textwrap time timeit token tokenize traceback types typing unicodedata urllib.parse uuid warnings "
-    "xml.etree.ElementTree zlib zoneinfo encodings.ascii encodings.latin_1 encodings.utf_16 encodings.idna"
-).split()
+MODULES = """
+    abc array ast base64 binascii bisect calendar cmath codecs collections collections.abc colorsys contextlib copy csv
+    dataclasses datetime _strptime decimal difflib enum fnmatch fractions functools hashlib heapq hmac html
+    html.entities html.parser io itertools json keyword math numbers operator pprint random re shlex statistics string
+    struct textwrap time timeit token tokenize traceback types typing unicodedata urllib.parse uuid warnings
+    xml.etree.ElementTree zlib zoneinfo encodings.ascii encodings.latin_1 encodings.utf_16 encodings.idna
+"""
 """What a grader may import, if its source names it."""
-NEEDED_UNASKED = {"_strptime": "datetime", "encodings": "encode"}
+NEEDED_UNASKED = {"_strptime": "time", "encodings": "code"}
 """Modules that Python itself imports late: what must stand in the source instead of their name."""
 
 # Linux: include/uapi/linux/{audit,prctl,sched,seccomp,bpf_common}.h
@@ -93,7 +93,7 @@ def main() -> None:
     source: str = request["source"]
     say = _take_output()
     try:
-        for name in MODULES:
+        for name in MODULES.split():
             if NEEDED_UNASKED.get(name.partition(".")[0], name.partition(".")[0]) in source:
                 with contextlib.suppress(ImportError):
                     importlib.import_module(name)
@@ -225,7 +225,7 @@ def _checked(source: str) -> dict[str, Any]:
 def _graded(source: str, sample: Any, item: Any) -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": "grader", "__file__": FILE}
     try:
-        exec(compile(source, FILE, "exec"), names)
+        exec(compile(source, FILE, "exec"), names)  # noqa: S102 - what the jail is for
         if not callable(names.get("grade")):
             return {"error": "the source defines no function grade(sample, item)"}
         reward = names["grade"](sample, item)

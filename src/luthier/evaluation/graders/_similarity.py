@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import sacrebleu
@@ -31,9 +32,11 @@ class _Words(tokenizers.Tokenizer):  # type: ignore[misc]
 
 def common_subsequence(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
     """Length of the longest common subsequence, by the bit vectors of Hyyrö (2004)."""
+    shared = set(b)  # the only ones that need a vector, each as long as the text
     places: dict[Hashable, int] = {}
     for at, element in enumerate(a):
-        places[element] = places.get(element, 0) | 1 << at
+        if element in shared:
+            places[element] = places.get(element, 0) | 1 << at
     all_ones = (1 << len(a)) - 1
     row = all_ones
     for element in b:
@@ -74,7 +77,7 @@ def meteor(text: str, reference: str) -> float:
         return float(text == reference)
     precision, recall = len(pairs) / len(said), len(pairs) / len(wanted)
     mean = precision * recall / (0.9 * precision + 0.1 * recall)
-    steps = zip(pairs, pairs[1:], strict=False)
+    steps = pairwise(pairs)
     chunks = 1 + sum((here[0] + 1, here[1] + 1) != after for here, after in steps)
     return mean * (1 - 0.5 * (chunks / len(pairs)) ** 3)
 

@@ -109,12 +109,10 @@ def _value(variable: Variable, sample: Sample, item: Mapping[str, Any]) -> Any:
         raise NoScore(f"{variable.text} is wanted, and the answer is not JSON", Errors(sample_parse_error=True))
     value: Any = item if variable.namespace == "item" else sample.values()
     for step in variable.steps:
-        if isinstance(step, str) and isinstance(value, Mapping) and step in value:
-            value = value[step]
-        elif isinstance(step, int) and _is_list(value) and step < len(value):
-            value = value[step]
-        else:
+        is_there = step in value if isinstance(value, Mapping) else _is_list(value) and step in range(len(value))
+        if not is_there:
             raise NoScore(f"{variable.text} has no value: there is no {step!r}", Errors(invalid_variable_error=True))
+        value = value[step]
     return value
 
 

@@ -223,7 +223,7 @@ def build_grader(values: Mapping[str, Any], at: Sequence[str] = ("grader",)) -> 
     if not isinstance(kind, str):
         known = ", ".join(registry.names(GRADERS))
         raise RecipeError(f"'{'.'.join(at)}.type' is {kind!r:.80}; expected one of {known}")
-    cls = registry.load_class(GRADERS, kind, Grader)
+    cls = registry.load_class(GRADERS, kind, Grader)  # type: ignore[type-abstract]
     return build(cls, {key: value for key, value in values.items() if key != "type"}, at)
 
 

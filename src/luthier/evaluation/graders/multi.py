@@ -48,8 +48,8 @@ class Multi(Grader):
         for name in self.graders:
             if not _NAME.fullmatch(name) or name in FUNCTIONS or keyword.iskeyword(name):
                 raise ValueError(
-                    f"a grader is called {name!r:.80}, which a formula cannot name; expected letters, digits and _, and "
-                    "no function's name"
+                    f"a grader is called {name!r:.80}, which a formula cannot name; expected letters, digits and "
+                    "_, and no function's name"
                 )
         if not self._formula.names:
             raise ValueError("the formula names no grader, so every answer would get the same reward")
