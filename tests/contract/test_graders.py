@@ -368,7 +368,14 @@ def test_a_range_is_two_numbers_in_their_order(bad: list[Any]) -> None:
 
 @pytest.mark.parametrize(
     ("reply", "reward"),
-    [('{"label": "good"}', 1.0), ("bad", 0.0), (' good"', None), ("Good", None), ('{"label": "ugly"}', None), ("", None)],
+    [
+        ('{"label": "good"}', 1.0),
+        ("bad", 0.0),
+        (' good"', None),
+        ("Good", None),
+        ('{"label": "ugly"}', None),
+        ("", None),
+    ],
 )
 def test_the_label_of_a_reply_is_read(reply: str, reward: float | None) -> None:
     grade = validate(SAMPLES["label_model"], replying(reply)).grade(Sample.of("x"), ITEM, replying(reply))

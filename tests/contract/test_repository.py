@@ -51,7 +51,7 @@ UNSAFE: dict[str, str] = {
     "src/luthier/evaluation/graders/_jail_runner.py::_graded": "runs a grader's source, in its own locked process",
 }
 CATCH_ALL: dict[str, str] = {
-    "src/luthier/evaluation/graders/_jail_runner.py::_graded": "whatever a grader's source raises is told, then it ends",
+    "src/luthier/evaluation/graders/_jail_runner.py::_graded": "whatever a grader's source raises is told",
 }
 PATCHING: dict[str, str] = {}
 DIRECT_IMPORTS: dict[str, str] = {

@@ -3,7 +3,8 @@
 import json
 import math
 import time
-from functools import lru_cache
+from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import pytest
@@ -150,10 +151,8 @@ def test_any_text_is_a_template_or_refused(text: str) -> None:
 @pytest.mark.parametrize("text", ["{{" * 50_000, "{{item.a}}" * 9_000, "{{item" + ".a" * 50_000, "}" * 100_000])
 def test_templates_take_linear_time(text: str) -> None:
     start = time.perf_counter()
-    try:
+    with suppress(ValueError):
         parse_template(text)
-    except ValueError:
-        pass
     assert time.perf_counter() - start < 1
 
 
@@ -324,7 +323,7 @@ def test_rouge_is_that_of_the_library(text: str, reference: str) -> None:
 
 @given(st.text(alphabet="abcé", max_size=12), st.text(alphabet="abcé", max_size=12))
 def test_the_longest_common_subsequence_is_that_of_its_definition(a: str, b: str) -> None:
-    @lru_cache(maxsize=None)
+    @cache
     def longest(i: int, j: int) -> int:
         if not i or not j:
             return 0

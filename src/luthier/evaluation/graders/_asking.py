@@ -50,8 +50,8 @@ class ModelGrader(Grader):
         """Raise an EvaluationError if the host has no model."""
         if host.ask_model is None:
             raise EvaluationError(
-                f"grader {self.name!r} asks the model {self.model!r}, and there is no model to grade with here; serve one, "
-                "or use a grader that needs none (string_check, text_similarity, python)"
+                f"grader {self.name!r} asks the model {self.model!r}, and there is no model to grade with here; "
+                "serve one, or use a grader that needs none (string_check, text_similarity, python)"
             )
 
     def ask(

@@ -79,12 +79,12 @@ def _run(request: bytes, seconds: float) -> Outcome:
         ) as process:
             try:
                 code: int | None = process.wait(seconds + SETUP_SECONDS)
-            except BaseException as error:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                if not isinstance(error, subprocess.TimeoutExpired):
-                    raise
+            except subprocess.TimeoutExpired:
                 code = None
+            finally:
+                if process.returncode is None:  # else its number may be another's by now
+                    with suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
         written.seek(0)
         lines = written.read(2**17).split(b"\n")
     return _outcome(lines, code, seconds)
@@ -96,6 +96,8 @@ def _outcome(lines: list[bytes], code: int | None, seconds: float) -> Outcome:
     if not layers:
         told = setup.get("no_jail") or f"the jail's process {_ended(code, seconds)} before the walls stood"
         return Outcome("no_jail", details=str(told))
+    if len(lines) > 3:
+        return Outcome("failed", details="the source wrote to the jail's own output", layers=layers)
     said = _object(lines[1]) if len(lines) > 1 else {}
     reward = said.get("reward")
     if code == 0 and isinstance(reward, float) and math.isfinite(reward):
@@ -119,4 +121,4 @@ def _object(line: bytes) -> dict[str, Any]:
 def _ended(code: int | None, seconds: float) -> str:
     if code in (None, -signal.SIGALRM, -signal.SIGXCPU):
         return f"took longer than {seconds:g} s and was ended"
-    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return f"was ended by {signal.strsignal(-code)}" if code < 0 else f"ended with exit code {code}"

@@ -18,8 +18,8 @@ import os
 import resource
 import signal
 import struct
-import sys
 import symtable
+import sys
 from collections.abc import Callable
 from typing import Any
 

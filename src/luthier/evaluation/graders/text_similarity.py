@@ -16,8 +16,8 @@ class TextSimilarity(Grader):
     """From 0 to 1, and from -1 for `cosine`.
 
     `fuzzy_match` is `rapidfuzz.fuzz.ratio`; `bleu` is sacrebleu's of one sentence; `gleu` Google's; `meteor` knows
-    equal words and stems and no synonyms; `rouge_1` to `rouge_5` and `rouge_l` are F1. `cosine` is that of the vectors of the
-    host's embedder; counts of words are something else, so without an embedder it is refused.
+    equal words and stems and no synonyms; `rouge_1` to `rouge_5` and `rouge_l` are F1. `cosine` is that of the vectors
+    of the host's embedder; counts of words are something else, so without an embedder it is refused.
     """
 
     input: Template
