@@ -317,6 +317,7 @@ def replying(text: str, refused: bool = False) -> Host:
         ('{"score": 1}', 1.0),
         ('Well: {"steps": [{"x": 1}], "result": 0.5} as I said', 0.5),
         ('<think>{"result": 1.0}</think>{"result": 0.0}', 0.0),
+        ('{"result": 0.0} since it says </think>{"result": 1.0}', 0.0),
         (" 0.75\n", 0.75),
         ("-0", 0.0),
     ],
@@ -351,6 +352,8 @@ def test_the_score_of_a_reply_is_read(reply: str, reward: float) -> None:
         '{"result": ' + "9" * 4000 + "}",
         "{" * 100_000,
         '{"a":' * 30_000,
+        "<think>1.0",
+        '{"result": 1.0}' + " " * 200_000,
     ],
 )
 def test_a_reply_without_a_score_in_the_range_is_a_flag(reply: str) -> None:

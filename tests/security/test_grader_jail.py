@@ -54,7 +54,7 @@ ESCAPES: dict[str, tuple[str, str, str]] = {
     "follow a link": ("import os\nos.readlink('/proc/self/exe')", "seccomp", REFUSED),
     "the parent's environment": ("open('/proc/PARENT/environ').read()", "seccomp", REFUSED),
     "its own first environment": ("open('/proc/self/environ').read()", "seccomp", REFUSED),
-    "the environment": ("import os\nos.environ['LUTHIER_CANARY']", "an environment that is empty", "KeyError"),
+    "the environment": ("import os\nos.environ['LUTHIER_CANARY']", "an environment of its own", "KeyError"),
     "the parent's memory": (call(310, "PARENT", "0", "0", "0", "0", "0"), "seccomp", REFUSED),
     "write a file": ("open('evil', 'w').write('x')", "seccomp", REFUSED),
     "write to the temporary folder": ("open('/tm' + 'p/evil', 'w').write('x')", "seccomp", REFUSED),
@@ -179,7 +179,7 @@ def test_no_process_is_left() -> None:
 def test_all_walls_stand_that_this_machine_allows() -> None:
     layers = run_jailed("def grade(sample, item):\n    return 1.0\n", {}, {}, HOST.limits).layers
     assert {"limits", "seccomp"} <= set(layers)
-    assert ("user" in layers) == (os.geteuid() == 0)
+    assert "user" not in layers or os.geteuid() == 0
 
 
 @pytest.mark.parametrize(
@@ -205,6 +205,10 @@ def test_all_walls_stand_that_this_machine_allows() -> None:
 def test_what_computes_is_let_be(body: str, reward: float) -> None:
     grade = graded(body)
     assert (grade.reward, grade.problem) == (reward, "")
+
+
+def test_a_grade_can_be_repeated() -> None:
+    assert graded("return hash('Paris') % 1000").reward == graded("return hash('Paris') % 1000").reward
 
 
 def test_the_sample_is_seen_as_it_is() -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+import tracemalloc
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -332,6 +333,21 @@ def test_the_longest_common_subsequence_is_that_of_its_definition(a: str, b: str
         return max(longest(i - 1, j), longest(i, j - 1))
 
     assert common_subsequence(a, b) == longest(len(a), len(b))
+
+
+def test_texts_of_many_characters_take_little_memory() -> None:
+    text = "".join(chr(0x20000 + at) for at in range(60_000))
+    tracemalloc.start()
+    try:
+        assert fuzzy_match(text, text[::-1]) == pytest.approx(1 / 60_000)
+        assert fuzzy_match(text, text) == 1.0
+        assert tracemalloc.get_traced_memory()[1] < 60e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_common_and_rare_characters_are_counted_alike() -> None:
+    assert common_subsequence("ab" * 200 + "xyz", "b" * 150 + "zyx") == 151
 
 
 def test_fuzzy_match_has_the_values_of_rapidfuzz() -> None:

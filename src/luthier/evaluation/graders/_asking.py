@@ -73,7 +73,9 @@ class ModelGrader(Grader):
         asked = Score(0.0, model=self.model, tokens={} if reply.tokens is None else {self.model: reply.tokens})
         if reply.refused:
             raise NoScore("the grading model refused", Errors(model_grader_refusal_error=True), asked)
-        return reply.text[:MAX_REPLY_CHARS].rpartition("</think>")[2].strip(), asked
+        if len(reply.text) > MAX_REPLY_CHARS:
+            raise unreadable(reply.text, f"end within {MAX_REPLY_CHARS} characters", asked)
+        return _without_thinking(reply.text), asked
 
     def _messages(self, sample: Sample, item: Mapping[str, Any], longest: int, form: str) -> list[Message]:
         messages = []
@@ -85,6 +87,12 @@ class ModelGrader(Grader):
         if last.role == "assistant":  # templates of models want the two to alternate, and a question at the end
             return [*messages, Message("user", form)]
         return [*messages[:-1], Message(last.role, f"{last.content}\n\n{form}")]
+
+
+def _without_thinking(text: str) -> str:
+    """The text after the thinking that it begins with; a tag elsewhere may be quoted from the answer that is graded."""
+    text = text.strip()
+    return text.partition("</think>")[2].strip() if text.startswith("<think>") else text
 
 
 def _no_reply(why: str, asked: Score) -> NoScore:

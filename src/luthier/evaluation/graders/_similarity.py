@@ -15,6 +15,9 @@ import sacrebleu
 from nltk.stem.porter import PorterStemmer
 from rouge_score import rouge_scorer, tokenizers
 
+RARE = 64
+"""Times that an element stands in a text."""
+
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -32,17 +35,25 @@ class _Words(tokenizers.Tokenizer):  # type: ignore[misc]
 
 def common_subsequence(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
     """Length of the longest common subsequence, by the bit vectors of Hyyrö (2004)."""
-    shared = set(b)  # the only ones that need a vector, each as long as the text
-    places: dict[Hashable, int] = {}
+    places: dict[Hashable, list[int]] = {}
     for at, element in enumerate(a):
-        if element in shared:
-            places[element] = places.get(element, 0) | 1 << at
+        places.setdefault(element, []).append(at)
+    # vectors of rare elements are made when needed: all of them would take the square of the length in memory
+    vectors = {element: _bits(found, len(a)) for element, found in places.items() if len(found) > RARE}
     all_ones = (1 << len(a)) - 1
     row = all_ones
     for element in b:
-        matched = row & places.get(element, 0)
-        row = ((row + matched) | (row - matched)) & all_ones
+        if element in places:
+            matched = row & (vectors.get(element) or _bits(places[element], len(a)))
+            row = ((row + matched) | (row - matched)) & all_ones
     return len(a) - row.bit_count()
+
+
+def _bits(places: Sequence[int], length: int) -> int:
+    bits = bytearray(length // 8 + 1)
+    for at in places:
+        bits[at >> 3] |= 1 << (at & 7)
+    return int.from_bytes(bits, "little")
 
 
 def fuzzy_match(text: str, reference: str) -> float:
