@@ -1,6 +1,8 @@
 """Every grader in the directory: the wire shape of OpenAI's own client, and no answer that is an exception."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -111,6 +113,13 @@ def accepted(graded: Graded) -> GraderRunResponse:
 def test_the_graders_of_the_client_are_there() -> None:
     assert set(NAMES) == {"string_check", "text_similarity", "python", "score_model", "label_model", "multi"}
     assert set(SAMPLES) == set(NAMES)
+
+
+def test_no_grader_loads_torch() -> None:
+    imports = "".join(f"import {GRADERS}.{name}\n" for name in NAMES)
+    program = f"import sys\n{imports}print({{'torch', 'transformers'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_the_flags_are_those_of_the_client() -> None:

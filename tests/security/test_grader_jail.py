@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ from luthier.evaluation.graders.base import Graded, Host, Limits, Sample, build_
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Python graders are refused elsewhere")
 
-HOST = Host(limits=Limits(seconds=2, memory_bytes=256 * 2**20))
+HOST = Host(limits=Limits(seconds=1, memory_bytes=256 * 2**20))
 CANARY = "canary-5d1f0c77"
 REFUSED = "Operation not permitted"
-LATE = "took longer than 2 s"
+LATE = "took longer than 1 s"
 C = "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"  # the runner has it in memory already
 RAISE = "\nif found == -1:\n    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))"
 
@@ -103,6 +104,7 @@ ESCAPES: dict[str, tuple[str, str, str]] = {
     "end the parent": ("import os\nos.kill(PARENT, 9)", "seccomp", REFUSED),
     "end everybody": ("import os\nos.kill(-1, 9)", "seccomp", REFUSED),
     "end the group": ("import os\nos.killpg(0, 9)", "seccomp", REFUSED),
+    "stop itself": ("import signal\nsignal.raise_signal(signal.SIGSTOP)", "seccomp", REFUSED),
     "leave the session": ("import os\nos.setsid()", "seccomp", REFUSED),
     "leave": ("import sys\nsys.exit(0)", "the runner", "SystemExit: 0"),
     "leave with a code": ("import sys\nsys.exit(7)", "the runner", "SystemExit: 7"),
@@ -174,6 +176,27 @@ def test_no_process_is_left() -> None:
     graded("import os\nos.fork()")
     graded("while True:\n    pass")
     assert psutil.Process().children(recursive=True) == before
+
+
+def test_a_grader_dies_with_its_parent() -> None:
+    program = (
+        "from luthier.evaluation.graders._jail import run_jailed\n"
+        "from luthier.evaluation.graders.base import Limits\n"
+        "run_jailed('def grade(s, i):\\n    while True: pass', {}, {}, Limits(seconds=50))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program]) as parent:
+        found = until(lambda: [p for p in psutil.Process(parent.pid).children() if p.cpu_times().user > 0.3])
+        parent.kill()
+    (grader,) = found
+    assert until(lambda: not grader.is_running() or grader.status() == psutil.STATUS_ZOMBIE)
+
+
+def until(found: Callable[[], Any]) -> Any:
+    """What is found within 20 seconds."""
+    end = time.monotonic() + 20
+    while not (value := found()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return value
 
 
 def test_all_walls_stand_that_this_machine_allows() -> None:

@@ -336,12 +336,12 @@ def test_the_longest_common_subsequence_is_that_of_its_definition(a: str, b: str
 
 
 def test_texts_of_many_characters_take_little_memory() -> None:
-    text = "".join(chr(0x20000 + at) for at in range(60_000))
+    text = "".join(chr(0x20000 + at) for at in range(20_000))
     tracemalloc.start()
     try:
-        assert fuzzy_match(text, text[::-1]) == pytest.approx(1 / 60_000)
+        assert fuzzy_match(text, text[::-1]) == pytest.approx(1 / 20_000)
         assert fuzzy_match(text, text) == 1.0
-        assert tracemalloc.get_traced_memory()[1] < 60e6
+        assert tracemalloc.get_traced_memory()[1] < 8e6
     finally:
         tracemalloc.stop()
 
