@@ -30,6 +30,7 @@ REGISTRIES = (
     "luthier.data.formats",
     "luthier.engine.optimizers",
     "luthier.engine.schedules",
+    "luthier.evaluation.graders",
     "luthier.evaluation.metrics",
     "luthier.evaluation.systems",
     "luthier.export.formats",
@@ -45,8 +46,13 @@ TOO_COMPLEX: dict[str, str] = {}
 PROBING: dict[str, str] = {
     "src/luthier/models/forest.py::to": "reads six known fields of its own dataclass, listed by name beside it",
 }
-UNSAFE: dict[str, str] = {}
-CATCH_ALL: dict[str, str] = {}
+UNSAFE: dict[str, str] = {
+    "src/luthier/evaluation/graders/_jail_runner.py::_checked": "compiles a grader's source, in its own locked process",
+    "src/luthier/evaluation/graders/_jail_runner.py::_graded": "runs a grader's source, in its own locked process",
+}
+CATCH_ALL: dict[str, str] = {
+    "src/luthier/evaluation/graders/_jail_runner.py::_graded": "whatever a grader's source raises is told",
+}
 PATCHING: dict[str, str] = {}
 DIRECT_IMPORTS: dict[str, str] = {
     "src/luthier/preflight/base_loss.py imports luthier.objectives.sft": "the plain loss is the yardstick",

@@ -109,18 +109,6 @@ class Supervisor:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        with self._lock:
-            for child in self._children.values():
-                child.process.send_signal(signal.SIGTERM)
-            for job_id, child in list(self._children.items()):
-                with suppress(subprocess.TimeoutExpired):
-                    child.process.wait(PATIENCE_SECONDS)
-                child.process.kill()
-                child.process.wait()
-                row = next((row for row in self._store.in_status("running") if row["id"] == job_id), None)
-                if row is not None:
-                    self._settle(row, child)
-            self._children.clear()
 
     def tick(self) -> None:
         """Go round once."""
@@ -150,6 +138,22 @@ class Supervisor:
             except (LuthierError, OSError, ValueError, KeyError) as error:
                 # one job's trouble is not every job's; the next round tries again
                 log.exception("supervisor: %s", type(error).__name__)
+        self._end_all()
+
+    def _end_all(self) -> None:
+        """In the thread that started the processes: the kernel ends them when that thread ends."""
+        with self._lock:
+            for child in self._children.values():
+                child.process.send_signal(signal.SIGTERM)
+            running = {row["id"]: row for row in self._store.in_status("running")}
+            for job_id, child in self._children.items():
+                with suppress(subprocess.TimeoutExpired):
+                    child.process.wait(PATIENCE_SECONDS)
+                child.process.kill()
+                child.process.wait()
+                if job_id in running:
+                    self._settle(running[job_id], child)
+            self._children.clear()
 
     def _recover(self) -> None:
         for row in self._store.in_status("running"):

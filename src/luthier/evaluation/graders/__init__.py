@@ -1,0 +1,1 @@
+"""Graders of OpenAI's fine-tuning API: one file each; the file name is a grader's `type`."""
