@@ -30,6 +30,7 @@ TESTS = (
     "fine_tuning/test_jobs.py",
     "fine_tuning/jobs/test_checkpoints.py",
     "fine_tuning/checkpoints/test_permissions.py",
+    "fine_tuning/alpha/test_graders.py",
     "test_files.py",
     "test_uploads.py",
     "uploads/test_parts.py",

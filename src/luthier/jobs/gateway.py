@@ -77,26 +77,36 @@ class Gateway:
         Raises:
             ApiError: 503: the base cannot be loaded.
         """
-        served = served_name(model)
-        engine = await self._engine_of(model, served)
-        asked = {**body, "model": served}
-        request = self._client.build_request(
-            "POST", engine.url + path, json=asked, headers={"authorization": f"Bearer {engine.key}"}
-        )
-        try:
-            answer = await self._client.send(request, stream=True)
-        except httpx2.HTTPError as error:
-            raise _down(f"{type(error).__name__}") from None
-        kind = answer.headers.get("content-type", "")
-        if kind.startswith("text/event-stream"):
-            return StreamingResponse(_renamed(answer, served, body["model"]), media_type="text/event-stream")
-        content = await answer.aread()
-        await answer.aclose()
-        values = json.loads(content)
-        if isinstance(values, dict) and values.get("model") == served:
-            values["model"] = body["model"]
-        headers = {name: value for name, value in answer.headers.items() if name in ("retry-after", "x-should-retry")}
+        served, name = served_name(model), body["model"]
+        answer = await self._send(path, body, model, served)
+        if answer.headers.get("content-type", "").startswith("text/event-stream"):
+            return StreamingResponse(_renamed(answer, served, name), media_type="text/event-stream")
+        values = await _whole(answer)
+        if values.get("model") == served:
+            values["model"] = name
+        headers = {key: value for key, value in answer.headers.items() if key in ("retry-after", "x-should-retry")}
         return JSONResponse(values, answer.status_code, headers=headers)
+
+    async def ask(self, path: str, body: dict[str, Any], model: Row) -> dict[str, Any]:
+        """The whole answer to a request of our own.
+
+        Raises:
+            ApiError: 503: the base cannot be loaded; or what the engine refuses the request with.
+        """
+        answer = await self._send(path, body, model, served_name(model))
+        values = await _whole(answer)
+        if answer.status_code != 200:
+            raise ApiError(values["error"]["message"], status=answer.status_code, code=values["error"]["code"])
+        return values
+
+    async def _send(self, path: str, body: dict[str, Any], model: Row, served: str) -> httpx2.Response:
+        engine = await self._engine_of(model, served)
+        asked, headers = {**body, "model": served}, {"authorization": f"Bearer {engine.key}"}
+        request = self._client.build_request("POST", engine.url + path, json=asked, headers=headers)
+        try:
+            return await self._client.send(request, stream=True)
+        except httpx2.HTTPError as error:
+            raise _down(type(error).__name__) from None
 
     async def _engine_of(self, model: Row, served: str) -> Engine:
         base = str(model["base"])
@@ -171,6 +181,16 @@ def _link(place: Path, name: str, folder: Path) -> None:
     link = place / name
     if not link.is_symlink():
         link.symlink_to(folder.resolve(), target_is_directory=True)
+
+
+async def _whole(answer: httpx2.Response) -> dict[str, Any]:
+    try:
+        values = json.loads(await answer.aread())
+    except (httpx2.HTTPError, ValueError) as error:
+        raise _down(type(error).__name__) from None
+    finally:
+        await answer.aclose()
+    return values if isinstance(values, dict) else {}
 
 
 async def _renamed(answer: httpx2.Response, served: str, name: str) -> AsyncIterator[bytes]:

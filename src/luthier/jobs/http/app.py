@@ -20,6 +20,7 @@ from luthier.jobs.gateway import Gateway
 from luthier.jobs.http.caller import Keys
 from luthier.jobs.http.files import FileRoutes
 from luthier.jobs.http.fine_tuning import FineTuningRoutes, Names
+from luthier.jobs.http.graders import GraderRoutes
 from luthier.jobs.http.inference import InferenceRoutes
 from luthier.jobs.http.models import ModelRoutes
 from luthier.jobs.http.uploads import UploadRoutes
@@ -80,6 +81,7 @@ def build_routes(parts: Parts) -> FastAPI:
     UploadRoutes(parts.files).add_to(app)
     FineTuningRoutes(parts.jobs, parts.files, parts.names).add_to(app)
     ModelRoutes(parts.jobs, parts.names).add_to(app)
+    GraderRoutes(parts.jobs, parts.gateway).add_to(app)
     InferenceRoutes(parts.jobs, parts.gateway).add_to(app)
     app.router.routes.append(Route("/healthz", _alive, methods=["GET"]))
     app.add_exception_handler(ApiError, _api_error)

@@ -1,0 +1,90 @@
+"""/v1/fine_tuning/alpha/graders: look at a grader, and let it grade one answer."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from anyio import from_thread
+from fastapi import FastAPI
+from pydantic import Field, JsonValue
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from luthier.data.write import message_values
+from luthier.errors import EvaluationError
+from luthier.evaluation.graders.base import Grader, Host, ModelReply, Sample, response_body, validate
+from luthier.examples import Message
+from luthier.jobs.gateway import Gateway
+from luthier.jobs.http.caller import caller_of
+from luthier.jobs.http.reading import body_of
+from luthier.jobs.http.schema import Body
+from luthier.jobs.job_store import JobStore
+from luthier.serve.api_error import ApiError, model_not_found
+
+
+class ValidateGrader(Body):
+    """POST /v1/fine_tuning/alpha/graders/validate"""
+
+    grader: dict[str, JsonValue]
+
+
+class RunGrader(ValidateGrader):
+    """POST /v1/fine_tuning/alpha/graders/run"""
+
+    model_sample: Annotated[str, Field(max_length=1_000_000)]
+    """The answer; its JSON is there for templates if the whole text is JSON."""
+    item: dict[str, JsonValue] | None = None
+    """The row that it answers."""
+
+
+class GraderRoutes:
+    """The handlers."""
+
+    def __init__(self, jobs: JobStore, gateway: Gateway) -> None:
+        self._jobs, self._gateway = jobs, gateway
+
+    def add_to(self, app: FastAPI) -> None:
+        """Add the routes."""
+        base = "/v1/fine_tuning/alpha/graders"
+        app.add_api_route(base + "/validate", self.validate, methods=["POST"], response_model=None)
+        app.add_api_route(base + "/run", self.run, methods=["POST"], response_model=None)
+
+    async def validate(self, request: Request) -> Response:
+        """POST /v1/fine_tuning/alpha/graders/validate"""
+        asked = await body_of(request, ValidateGrader)
+        await run_in_threadpool(self._built, asked, caller_of(request).project_id)
+        return JSONResponse({"grader": asked.grader})
+
+    async def run(self, request: Request) -> Response:
+        """POST /v1/fine_tuning/alpha/graders/run"""
+        asked = await body_of(request, RunGrader)
+        return JSONResponse(await run_in_threadpool(self._run, asked, caller_of(request).project_id))
+
+    def _run(self, asked: RunGrader, project: str) -> dict[str, Any]:
+        grader, host = self._built(asked, project)
+        return response_body(grader.grade(Sample.of(asked.model_sample), asked.item or {}, host))
+
+    def _built(self, asked: ValidateGrader, project: str) -> tuple[Grader, Host]:
+        def ask(model: str, messages: Sequence[Message], sampling: Mapping[str, Any]) -> ModelReply:
+            return from_thread.run(self._ask, project, model, messages, sampling)
+
+        host = Host(ask_model=ask)
+        try:
+            return validate(asked.grader, host), host
+        except EvaluationError as error:
+            raise ApiError(str(error), param="grader", code="invalid_grader") from None
+
+    async def _ask(
+        self, project: str, name: str, messages: Sequence[Message], sampling: Mapping[str, Any]
+    ) -> ModelReply:
+        """A model of the project's answer to a grader."""
+        model = await run_in_threadpool(self._jobs.model, project, name)
+        if model is None:
+            raise model_not_found(name, [row["id"] for row in await run_in_threadpool(self._jobs.models, project)])
+        values = dict(sampling)
+        if "max_completions_tokens" in values:  # the graders' own spelling
+            values["max_completion_tokens"] = values.pop("max_completions_tokens")
+        body = {"model": name, "messages": [message_values(message) for message in messages], **values}
+        answer = await self._gateway.ask("/chat/completions", body, model)
+        message = answer["choices"][0]["message"]
+        return ModelReply(message["content"] or "", answer["usage"]["total_tokens"], bool(message.get("refusal")))
