@@ -227,3 +227,11 @@ def test_an_upload_in_parts_is_one_file(client: openai.OpenAI) -> None:
 def test_a_bad_training_file_is_refused_with_its_line(client: openai.OpenAI, content: bytes, message: str) -> None:
     with pytest.raises(openai.BadRequestError, match=message):
         client.files.create(file=("bad.jsonl", content), purpose="fine-tune")
+
+
+def test_every_change_is_in_the_audit_log_and_no_question_is(service: Running, done: Any) -> None:
+    log = service.service.audit
+    entries = [(row["action"], row["object_id"]) for row in log.listed()]
+    assert ("POST /v1/fine_tuning/jobs", done.id) in entries and ("POST /v1/files", done.training_file) in entries
+    assert not [action for action, _ in entries if "chat" in action or action.startswith("GET")]
+    assert log.verify().broken_at is None and log.verify().entries == len(entries)

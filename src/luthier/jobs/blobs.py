@@ -25,12 +25,15 @@ class Blobs:
     """A folder of bytes.
 
     Args:
-        folder: made if it is not there; what a killed server was receiving is removed.
+        folder: made if it is not there.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._incoming = folder, folder / "incoming"
         self._incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def forget_unfinished(self) -> None:
+        """Remove what a killed server was receiving; for the one server that works in the folder."""
         for left in self._incoming.iterdir():
             left.unlink()
 

@@ -164,6 +164,16 @@ audit = sa.Table(
     sa.Column("object_id", sa.Text, nullable=False),
     sa.Column("chain", sa.String(64), nullable=False),
 )
+webhooks = sa.Table(
+    "webhooks",
+    metadata,
+    *_id(),
+    sa.Column("type", sa.String(64), nullable=False),
+    sa.Column("object_id", sa.String(255), nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("next_at", sa.Integer, nullable=False),
+    sa.Column("delivered_at", sa.Integer),
+)
 _migrations = sa.Table(
     "migrations",
     metadata,

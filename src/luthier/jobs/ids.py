@@ -13,7 +13,7 @@ LENGTH = 24
 
 FILE, JOB, EVENT, CHECKPOINT = "file-", "ftjob-", "ftevent-", "ftckpt_"
 UPLOAD, PART, PERMISSION = "upload_", "part_", "cp_"
-PROJECT, KEY = "proj_", "key_"
+PROJECT, KEY, WEBHOOK = "proj_", "key_", "evt_"
 
 
 def new_id(prefix: str, length: int = LENGTH) -> str:

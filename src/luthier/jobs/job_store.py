@@ -12,9 +12,9 @@ from typing import Any, Literal, TypeAlias
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from luthier.jobs.database import Database, Row, checkpoints, events, jobs, models, now, permissions, requests
+from luthier.jobs.database import Database, Row, checkpoints, events, jobs, models, now, permissions, requests, webhooks
 from luthier.jobs.file_store import missing
-from luthier.jobs.ids import CHECKPOINT, EVENT, JOB, PERMISSION, new_id
+from luthier.jobs.ids import CHECKPOINT, EVENT, JOB, PERMISSION, WEBHOOK, new_id
 from luthier.jobs.pages import Page, page_of
 from luthier.serve.api_error import ApiError
 
@@ -182,6 +182,9 @@ class JobStore:
             ended = {"finished_at": now(), "estimated_finish": None} if to in ENDED else {}
             connection.execute(jobs.update().where(jobs.c.id == job_id).values(status=to, **ended, **changes))
             self._tell(connection, job_id, told)
+            if to in ENDED:
+                to_send = {"type": f"fine_tuning.job.{to}", "object_id": job_id, "next_at": now(), "attempts": 0}
+                connection.execute(webhooks.insert().values(id=new_id(WEBHOOK), created_at=now(), **to_send))
             return connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).mappings().one()
 
     def note(self, job_id: str, told: Sequence[Told] = (), **changes: Any) -> None:

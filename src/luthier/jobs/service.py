@@ -9,6 +9,7 @@ from pathlib import Path
 from starlette.types import ASGIApp
 
 from luthier.errors import ServeError, StorageError
+from luthier.jobs.audit import Audit
 from luthier.jobs.blobs import Blobs
 from luthier.jobs.database import Database, sqlite_url
 from luthier.jobs.file_store import FileStore, Quota
@@ -18,6 +19,7 @@ from luthier.jobs.http.fine_tuning import Names
 from luthier.jobs.job_store import JobStore
 from luthier.jobs.supervisor import PATIENCE_SECONDS, Limits, Supervisor
 from luthier.jobs.tenants import Tenants
+from luthier.jobs.webhooks import Target, Webhooks
 from luthier.recipe import ModelSettings
 
 
@@ -32,6 +34,7 @@ class Options:
     """That jobs may train from; none: the default model."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     at_once: int = 1
+    webhook: Target | None = None
     quota: Quota = field(default_factory=Quota)
 
 
@@ -46,12 +49,24 @@ class Service:
     supervisor: Supervisor
     names: Names
     gateway: Gateway
+    audit: Audit
+    webhooks: Webhooks
     patience_seconds: float = PATIENCE_SECONDS
     """How long its end may take."""
 
     def app(self, hosts: Hosts) -> ASGIApp:
         """What answers requests."""
-        return build_app(Parts(self.tenants, self.files, self.jobs, self.supervisor, self.names, self.gateway), hosts)
+        parts = Parts(
+            self.tenants,
+            self.files,
+            self.jobs,
+            self.supervisor,
+            self.names,
+            self.gateway,
+            self.audit,
+            self.webhooks,
+        )
+        return build_app(parts, hosts)
 
 
 def parse_aliases(given: Sequence[str]) -> dict[str, str]:
@@ -94,7 +109,9 @@ def open_service(options: Options) -> Iterator[Service]:
         files, jobs = FileStore(database, blobs, options.quota), JobStore(database)
         supervisor = Supervisor(jobs, files, blobs, options.folder / "jobs", Limits(at_once=options.at_once))
         gateway = Gateway(options.folder / "served")
-        yield Service(database, Tenants(database), files, jobs, supervisor, Names(bases, options.aliases), gateway)
+        names, tenants = Names(bases, options.aliases), Tenants(database)
+        told = Webhooks(database, options.webhook)
+        yield Service(database, tenants, files, jobs, supervisor, names, gateway, Audit(database), told)
     finally:
         database.close()
 

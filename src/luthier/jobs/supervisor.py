@@ -100,6 +100,7 @@ class Supervisor:
 
     def start(self) -> None:
         """Take up what was left, and go round in a thread."""
+        self._blobs.forget_unfinished()
         self._recover()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self._thread.start()

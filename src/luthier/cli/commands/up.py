@@ -2,16 +2,22 @@
 
 Everything lies in one folder: the database, the files, and a folder for each job with its run. A server that is stopped
 or killed goes on where it was when the same command is given again. The unmodified `openai` client talks to it with
-`base_url` and a key; `luthier up --new-key NAME` prints one, once.
+`base_url` and a key, which `luthier service new-key` makes.
 
 example:
-  luthier up --data service --new-key laptop
+  luthier service --data service new-key laptop
+  luthier up --data service
   luthier up --data service --alias gpt-4o-mini=smollm2-135m-instruct
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from luthier.jobs.webhooks import Target
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,13 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--alias", action="append", default=[], metavar="NAME=MODEL", help="a further name of a base, such as OpenAI's"
     )
     parser.add_argument("--jobs", type=int, default=1, help="jobs that train at a time (default: 1; 0: they wait)")
-    parser.add_argument("--new-key", metavar="NAME", help="make a key, print it, and end")
-    parser.add_argument("--project", default="default", metavar="NAME", help="the project of the new key")
-    parser.add_argument("--admin", action="store_true", help="the new key may grant models to other projects")
+    parser.add_argument("--webhook", metavar="URL", help="told, signed, when a job ends; needs --webhook-secret-env")
+    parser.add_argument(
+        "--webhook-secret-env", metavar="NAME", help="environment variable that holds the secret: whsec_ and base64"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until ctrl-C, or make a key.
+    """Serve until ctrl-C.
 
     Raises:
         ServeError: an option is wrong, or the port is taken.
@@ -56,11 +63,8 @@ def run(args: argparse.Namespace) -> int:
         bases=tuple(args.model),
         aliases=parse_aliases(args.alias),
         at_once=args.jobs,
+        webhook=_target(args),
     )
-    if args.new_key is not None:
-        with open_service(options) as service:
-            print(service.tenants.add_key(args.project, args.new_key, "admin" if args.admin else "member"))
-        return 0
     address = server.Address(args.host, args.port, allow_hosts=tuple(args.allow_host))
     hosts = Hosts(*server.hosts_of(address))
     bound = server.listen(address)
@@ -70,3 +74,20 @@ def run(args: argparse.Namespace) -> int:
         server.run(server.server_of(service.app(hosts), service.patience_seconds), bound)
         print("stopped; jobs that were training are saved and go on at the next start", file=sys.stderr)
     return 0
+
+
+def _target(args: argparse.Namespace) -> "Target | None":
+    """Where webhooks go.
+
+    Raises:
+        ServeError: one of both options is missing, or the variable is not set.
+    """
+    from luthier.errors import ServeError
+    from luthier.jobs.webhooks import Target
+
+    if args.webhook is None and args.webhook_secret_env is None:
+        return None
+    secret = os.environ.get(args.webhook_secret_env or "", "")
+    if args.webhook is None or not secret:
+        raise ServeError("--webhook URL and --webhook-secret-env NAME, a variable that is set, go together")
+    return Target(args.webhook, secret)

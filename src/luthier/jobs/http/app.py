@@ -15,8 +15,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Scope
 
+from luthier.jobs.audit import Audit
 from luthier.jobs.file_store import FileStore
 from luthier.jobs.gateway import Gateway
+from luthier.jobs.http.audited import Audited
 from luthier.jobs.http.caller import Keys
 from luthier.jobs.http.files import FileRoutes
 from luthier.jobs.http.fine_tuning import FineTuningRoutes, Names
@@ -27,6 +29,7 @@ from luthier.jobs.http.uploads import UploadRoutes
 from luthier.jobs.job_store import JobStore
 from luthier.jobs.supervisor import Supervisor
 from luthier.jobs.tenants import Tenants
+from luthier.jobs.webhooks import Webhooks
 from luthier.serve.access_log import AccessLog, request_id
 from luthier.serve.api_error import ApiError, internal
 from luthier.serve.guard import HostGuard
@@ -42,6 +45,8 @@ class Parts:
     supervisor: Supervisor
     names: Names
     gateway: Gateway
+    audit: Audit
+    webhooks: Webhooks
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ class Hosts:
 
 def build_app(parts: Parts, hosts: Hosts) -> ASGIApp:
     """The application behind its guards; its lifespan starts and stops the supervisor."""
-    return AccessLog(HostGuard(build_routes(parts), hosts.names, hosts.any_address), _route_of)
+    audited = Audited(build_routes(parts), parts.audit)
+    return AccessLog(HostGuard(audited, hosts.names, hosts.any_address), _route_of)
 
 
 def build_routes(parts: Parts) -> FastAPI:
@@ -63,11 +69,13 @@ def build_routes(parts: Parts) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         parts.supervisor.start()
+        parts.webhooks.start()
         try:
             yield
         finally:
             await parts.gateway.close()
             await run_in_threadpool(parts.supervisor.stop)
+            await run_in_threadpool(parts.webhooks.stop)
 
     app = FastAPI(
         lifespan=lifespan,

@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from luthier.jobs.file_store import FileStore, file_body
+from luthier.jobs.http.audited import note_object
 from luthier.jobs.http.caller import caller_of
 from luthier.jobs.http.multipart import Form, read_form
 from luthier.jobs.http.reading import chunks_of, page_from, read_as, require_known
@@ -44,6 +45,7 @@ class FileRoutes:
             seconds = _seconds(form)
             name = form.filename or "upload"
             body = await run_in_threadpool(self._files.add, project, name, purpose, receiver, seconds)
+        note_object(request, body["id"])
         return JSONResponse(body)
 
     def listed(self, request: Request) -> Response:

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from luthier.jobs.database import Row
 from luthier.jobs.file_store import FileStore
+from luthier.jobs.http.audited import note_object
 from luthier.jobs.http.caller import admin_of, caller_of
 from luthier.jobs.http.reading import body_of, page_from, require_known
 from luthier.jobs.http.schema import CreateJob, Grant
@@ -101,7 +102,9 @@ class FineTuningRoutes:
         if key is not None and not 0 < len(key) <= MOST_KEY:
             raise ApiError(f"'Idempotency-Key' has 1 to {MOST_KEY} characters.")
         digest = sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-        return job_body(self._jobs.create(project, asked, None if key is None else (key, digest)))
+        row = self._jobs.create(project, asked, None if key is None else (key, digest))
+        note_object(request, row["id"])
+        return job_body(row)
 
     def _require_rows(self, project: str, param: str, file_id: str) -> None:
         try:
