@@ -17,6 +17,7 @@ from luthier.jobs.gateway import Gateway
 from luthier.jobs.http.app import Hosts, Parts, build_app
 from luthier.jobs.http.fine_tuning import Names
 from luthier.jobs.job_store import JobStore
+from luthier.jobs.metrics import Metrics
 from luthier.jobs.supervisor import PATIENCE_SECONDS, Limits, Supervisor
 from luthier.jobs.tenants import Tenants
 from luthier.jobs.webhooks import Target, Webhooks
@@ -57,6 +58,7 @@ class Service:
     def app(self, hosts: Hosts) -> ASGIApp:
         """What answers requests."""
         parts = Parts(
+            self.database,
             self.tenants,
             self.files,
             self.jobs,
@@ -64,6 +66,7 @@ class Service:
             self.names,
             self.gateway,
             self.audit,
+            Metrics(self.database, self.supervisor),
             self.webhooks,
         )
         return build_app(parts, hosts)
