@@ -1,4 +1,4 @@
-"""Figures of the service for Prometheus: requests by route and how long they took, jobs by status, the supervisor's pulse."""
+"""Figures of the service for Prometheus: requests by route and their time, jobs by status, the supervisor's pulse."""
 
 import time
 from collections.abc import Iterator
@@ -24,7 +24,11 @@ class Metrics:
         labels = ("method", "route", "status")
         self._requests = Counter("luthier_requests", "Requests answered.", labels, registry=self._registry)
         self._seconds = Histogram(
-            "luthier_request_seconds", "How long an answer took.", ("method", "route"), BUCKETS, registry=self._registry
+            "luthier_request_seconds",
+            "How long an answer took.",
+            ("method", "route"),
+            buckets=BUCKETS,
+            registry=self._registry,
         )
         self._registry.register(_State(database, supervisor))
 
