@@ -17,10 +17,13 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from luthier.errors import LuthierError
 from luthier.jobs.blobs import Blobs
@@ -90,6 +93,8 @@ class Supervisor:
         self._store, self._files, self._blobs = store, files, blobs
         self._folder, self._limits, self._owner = folder, limits, owner
         self._children: dict[str, _Child] = {}
+        self._preparing: dict[str, Future[None]] = {}
+        self._preparer = ThreadPoolExecutor(1, "prepare")
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -119,7 +124,12 @@ class Supervisor:
                 self._swept = time.monotonic()
                 self._files.sweep()
             for row in self._store.in_status("validating_files"):
-                self._prepare(row)
+                if row["id"] not in self._preparing:  # a large file takes a minute, and nothing else waits for it
+                    self._preparing[row["id"]] = self._preparer.submit(self._prepare, row)
+            for job_id, future in list(self._preparing.items()):
+                if future.done():
+                    del self._preparing[job_id]
+                    future.result()
             running = {row["id"]: row for row in self._store.in_status("running")}
             for job_id, child in list(self._children.items()):
                 self._look_after(job_id, child, running.get(job_id))
@@ -136,13 +146,14 @@ class Supervisor:
         while not self._stop.wait(TICK_SECONDS):
             try:
                 self.tick()
-            except (LuthierError, OSError, ValueError, KeyError) as error:
+            except (LuthierError, SQLAlchemyError, OSError, ValueError, KeyError) as error:
                 # one job's trouble is not every job's; the next round tries again
                 log.exception("supervisor: %s", type(error).__name__)
         self._end_all()
 
     def _end_all(self) -> None:
         """In the thread that started the processes: the kernel ends them when that thread ends."""
+        self._preparer.shutdown(cancel_futures=True)
         with self._lock:
             for child in self._children.values():
                 child.process.send_signal(signal.SIGTERM)

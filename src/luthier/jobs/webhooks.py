@@ -17,6 +17,7 @@ from hashlib import sha256
 
 import httpx2
 import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
 
 from luthier.errors import ServeError
 from luthier.jobs.database import Database, Row, now, webhooks
@@ -85,7 +86,10 @@ class Webhooks:
 
     def _run(self) -> None:
         while not self._stop.wait(LOOK_SECONDS):
-            self.send_due()
+            try:
+                self.send_due()
+            except SQLAlchemyError as error:  # the database is away for a while; nothing is lost
+                log.warning("webhooks: %s", type(error).__name__)
 
     def _send(self, row: Row) -> None:
         assert self._target is not None
