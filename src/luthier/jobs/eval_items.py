@@ -64,8 +64,8 @@ def require_samples(items: list[Item], why: str) -> None:
     for number, one in enumerate(items, 1):
         if one.given is None or text_of(one.given) is None:
             raise _wrong(
-                f"line {number}: the item has no 'sample' with an 'output_text', and {why}; give every item one, or let "
-                "a model answer with a data source of the type 'completions'"
+                f"line {number}: the item has no 'sample' with an 'output_text', and {why}; give every item one, or "
+                "let a model answer with a data source of the type 'completions'"
             )
 
 

@@ -19,6 +19,7 @@ from luthier.jobs.ids import EVAL, EVAL_ITEM, EVAL_RUN, new_id
 from luthier.jobs.pages import Page, page_of
 from luthier.serve.api_error import ApiError
 
+Outcome: TypeAlias = Literal["pass", "fail", "error"]
 Status: TypeAlias = Literal["queued", "in_progress", "completed", "failed", "canceled"]
 MOVES: Mapping[Status, frozenset[Status]] = {
     "queued": frozenset({"in_progress", "failed", "canceled"}),
@@ -60,7 +61,7 @@ class NewRun:
 class Result:
     """What came of an item."""
 
-    status: Literal["pass", "fail", "error"]
+    status: Outcome
     results: Sequence[Mapping[str, Any]]
     """One for each testing criterion, in their order; none if there was nothing to grade."""
     sample: Mapping[str, Any]
@@ -134,12 +135,12 @@ class EvalStore:
             ApiError: 404; 413: the project has no room.
         """
         run_id, at = new_id(EVAL_RUN), now()
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"created_at": at, "run_id": run_id, "number": number, "item": one.item, "given": one.given}
             | {"id": new_id(EVAL_ITEM), "bytes": _size(one.item) + _size(one.given)}
             for number, one in enumerate(new.items)
         ]
-        size = _size(new.data_source) + sum(int(row["bytes"]) for row in rows)
+        size = _size(new.data_source) + sum(row["bytes"] for row in rows)
         values = {"id": run_id, "created_at": at, "project_id": project, "eval_id": eval_id, "status": "queued"}
         values |= {"name": new.name, "data_source": new.data_source, "metadata": new.metadata, "bytes": size}
         with self._database.writing() as connection:
@@ -271,7 +272,11 @@ class EvalStore:
     def record(self, run_id: str, number: int, result: Result) -> bool:
         """Keep an item's result; False if the run does not go on, or the item has one."""
         goes_on = sa.exists().where(eval_runs.c.id == run_id, eval_runs.c.status == "in_progress")
-        values = {"status": result.status, "results": list(result.results), "sample": dict(result.sample)}
+        values: dict[str, Any] = {
+            "status": result.status,
+            "results": list(result.results),
+            "sample": dict(result.sample),
+        }
         values |= {"usage": list(result.usage), "created_at": now()}
         added = _size(values["results"]) + _size(values["sample"])
         here = eval_items.c.run_id == run_id, eval_items.c.number == number, eval_items.c.status.is_(None)
@@ -282,7 +287,7 @@ class EvalStore:
             return changed.rowcount == 1
 
 
-def summary_of(criteria: Sequence[Mapping[str, Any]], rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def summary_of(criteria: Sequence[Mapping[str, Any]], rows: Iterable[Row]) -> dict[str, Any]:
     """The counts of items with `status`, `results` and `usage`.
 
     An item passes if all criteria passed, and is errored if one of them could not be applied. Such a grade counts

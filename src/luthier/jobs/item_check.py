@@ -51,7 +51,7 @@ def check_schema(schema: Mapping[str, Any]) -> None:
         inner = node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ()
         stack.extend((one, depth + 1) for one in inner)
     try:
-        jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator).check_schema(schema)
+        jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator).check_schema(dict(schema))
     except jsonschema.SchemaError as error:
         raise EvaluationError(f"no JSON Schema: {error.message[:SHOWN_CHARS]} at {error.json_path}") from None
 
