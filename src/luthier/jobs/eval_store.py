@@ -72,8 +72,8 @@ class Result:
 class EvalStore:
     """The evals of all projects."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, project_bytes: int = PROJECT_BYTES) -> None:
+        self._database, self._project_bytes = database, project_bytes
 
     def create(
         self,
@@ -146,9 +146,9 @@ class EvalStore:
         with self._database.writing() as connection:
             _eval(connection, project, eval_id)
             kept = sa.select(sa.func.coalesce(sa.func.sum(eval_runs.c.bytes), 0))
-            if int(connection.scalar(kept.where(eval_runs.c.project_id == project)) or 0) + size > PROJECT_BYTES:
+            if int(connection.scalar(kept.where(eval_runs.c.project_id == project)) or 0) + size > self._project_bytes:
                 raise ApiError(
-                    f"The runs of the project may hold {PROJECT_BYTES:,} bytes; delete some.",
+                    f"The runs of the project may hold {self._project_bytes:,} bytes; delete some.",
                     status=413,
                     code="quota_exceeded",
                 )

@@ -1,4 +1,4 @@
-"""Whether items fit a schema, in a process that can be ended: `python -m luthier.jobs.item_check < REQUEST`.
+"""Whether items fit a schema, in a process that can be ended: `python -m luthier.jobs.item_check SECONDS < REQUEST`.
 
 A client writes the schema, and a pattern of a few characters can keep Python's `re` at work for years. The request is a
 line of JSON with the schema and then one line for each item; the answer is a JSON object, empty if all fit.
@@ -19,7 +19,9 @@ from referencing.exceptions import Unresolvable
 from luthier.errors import EvaluationError
 from luthier.evaluation.schema import validator_of
 
-SECONDS = 20.0
+SECONDS = 20
+"""Of processor time."""
+START_SECONDS = 20
 MEMORY_BYTES = 1024 * 1024 * 1024
 SHOWN_CHARS = 300
 SCHEMA_BYTES = 64 * 1024
@@ -56,7 +58,9 @@ def check_schema(schema: Mapping[str, Any]) -> None:
         raise EvaluationError(f"no JSON Schema: {error.message[:SHOWN_CHARS]} at {error.json_path}") from None
 
 
-def first_misfit(schema: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> tuple[int, str] | None:
+def first_misfit(
+    schema: Mapping[str, Any], items: Sequence[Mapping[str, Any]], seconds: int = SECONDS
+) -> tuple[int, str] | None:
     """The number of the first item that does not fit, from 0, and why; None if all fit.
 
     Raises:
@@ -68,27 +72,27 @@ def first_misfit(schema: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) 
         given.seek(0)
         try:
             ended = subprocess.run(
-                [sys.executable, "-P", "-m", "luthier.jobs.item_check"],
+                [sys.executable, "-P", "-m", "luthier.jobs.item_check", str(seconds)],
                 stdin=given,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                timeout=2 * SECONDS,
+                timeout=2 * seconds + START_SECONDS,
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise _too_long() from None
+            raise _too_long(seconds) from None
     try:
         found = json.loads(ended.stdout)
     except ValueError:
-        raise _too_long() from None
+        raise _too_long(seconds) from None
     if "problem" in found:
         raise EvaluationError(found["problem"])
     return (found["number"], found["misfit"]) if found else None
 
 
-def _too_long() -> EvaluationError:
+def _too_long(seconds: int) -> EvaluationError:
     return EvaluationError(
-        f"the items could not be held against item_schema within {SECONDS:g} seconds and "
+        f"the items could not be held against item_schema within {seconds} seconds and "
         f"{MEMORY_BYTES // 2**20} MiB; use a simpler schema or fewer items"
     )
 
@@ -110,7 +114,8 @@ def look(lines: IO[bytes]) -> dict[str, Any]:
 
 def main() -> None:
     """Bound this process and answer."""
-    resource.setrlimit(resource.RLIMIT_CPU, (int(SECONDS), int(SECONDS)))
+    seconds = int(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     print(json.dumps(look(sys.stdin.buffer)))
 
