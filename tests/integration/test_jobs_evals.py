@@ -1,6 +1,7 @@
 """The unmodified `openai` client and evals on our job service: make one, run it, read what came of every item."""
 
 import json
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 
 import openai
 import pytest
-from tests.jobs_service import MODEL, Running, rows, running
+from tests.jobs_service import MODEL, Running, rows, running, start
+
+from luthier.jobs.service import Options, open_service
 
 SCHEMA = {
     "type": "object",
@@ -165,22 +168,41 @@ def test_a_canceled_run_keeps_what_it_has_and_does_no_more(client: openai.OpenAI
         client.evals.runs.retrieve(run.id, eval_id=made.id)
 
 
-def test_a_run_goes_on_after_a_restart_and_no_item_is_lost_or_doubled(tmp_path: Path, tiny_model_folder: Path) -> None:
-    with running(tmp_path, tiny_model_folder) as first:
-        client = first.client()
-        made = client.evals.create(data_source_config=CUSTOM, testing_criteria=[SLOW])
-        run = client.evals.runs.create(made.id, data_source=jsonl(content(24)))
-        while client.evals.runs.retrieve(run.id, eval_id=made.id).result_counts.total < 3:
-            time.sleep(0.05)
-        before = {one.id: one for one in client.evals.runs.output_items.list(run.id, eval_id=made.id, limit=100)}
-    assert 3 <= len(before) < 24
-    with running(tmp_path, tiny_model_folder) as second:
-        client = second.client()
-        ended = wait_for(client, run)
-        after = {one.id: one for one in client.evals.runs.output_items.list(run.id, eval_id=made.id, limit=100)}
-    assert ended.status == "completed" and ended.result_counts.passed == ended.result_counts.total == 24
-    assert sorted(one.datasource_item_id for one in after.values()) == list(range(24))
-    assert {key: after[key] for key in before} == before
+def test_a_run_goes_on_after_kill_9_and_a_stop_and_no_item_is_lost_or_doubled(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    folder = tmp_path / "service"
+    options = Options(folder, bases=(str(tiny_model_folder),), aliases={MODEL: str(tiny_model_folder)})
+    with open_service(options) as service:
+        key = service.tenants.add_key("default", "test")
+    process, url = start(folder, tiny_model_folder, tmp_path / "log.txt")
+    client = openai.OpenAI(base_url=url, api_key=key, max_retries=0)
+    made = client.evals.create(data_source_config=CUSTOM, testing_criteria=[SLOW])
+    run = client.evals.runs.create(made.id, data_source=jsonl(content(40)))
+    killed = graded(client, run, 3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with running(folder, tiny_model_folder) as second:
+        stopped = graded(second.client(), run, len(killed) + 4)
+    assert len(killed) < len(stopped) < 40
+    with running(folder, tiny_model_folder) as third:
+        ended = wait_for(third.client(), run)
+        after = graded(third.client(), run, 40)
+    assert ended.status == "completed" and ended.result_counts.passed == ended.result_counts.total == 40
+    assert sorted(one.datasource_item_id for one in after.values()) == list(range(40))
+    for before in (killed, stopped):
+        assert {key: after[key] for key in before} == before
+
+
+def graded(client: openai.OpenAI, run: Any, least: int) -> dict[str, Any]:
+    """The items that have a result, once there are so many."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        found = {one.id: one for one in client.evals.runs.output_items.list(run.id, eval_id=run.eval_id, limit=100)}
+        if len(found) >= least:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"{len(found)} of {least}")
 
 
 def test_what_belongs_to_a_project_does_not_exist_for_another(
@@ -222,7 +244,9 @@ def test_a_model_is_asked_for_every_item_and_its_tokens_are_counted(client: open
         "passing_labels": ["yes"],
     }
     lines = [{"item": one["item"]} for one in content(4)]
-    file = client.files.create(file=("a.jsonl", "".join(json.dumps(one) + "\n" for one in lines)), purpose="evals")
+    file = client.files.create(
+        file=("a.jsonl", "".join(json.dumps(one) + "\n" for one in lines).encode()), purpose="evals"
+    )
     source: Any = {
         "type": "completions",
         "source": {"type": "file_id", "id": file.id},
@@ -230,9 +254,10 @@ def test_a_model_is_asked_for_every_item_and_its_tokens_are_counted(client: open
         "input_messages": {"type": "template", "template": [{"role": "user", "content": "Say {{item.wanted}}"}]},
         "sampling_params": {"max_completion_tokens": 6, "temperature": 0.5, "seed": 3},
     }
-    made = client.evals.create(data_source_config={**CUSTOM, "include_sample_schema": True}, testing_criteria=[seen])
+    config: Any = {**CUSTOM, "include_sample_schema": True}
+    made = client.evals.create(data_source_config=config, testing_criteria=[seen])
     runs = [client.evals.runs.create(made.id, data_source=source) for _ in range(2)]
-    responses = {**source, "type": "responses"}
+    responses: Any = {**source, "type": "responses"}
     runs.append(client.evals.runs.create(made.id, data_source=responses))
     said = []
     for run in runs:
@@ -271,7 +296,7 @@ def test_rows_of_a_training_file_are_items_with_messages(client: openai.OpenAI) 
     assert ended.result_counts.passed == 2
     item = next(iter(client.evals.runs.output_items.list(ended.id, eval_id=made.id)))
     assert [one.role for one in item.sample.input] == ["user", "assistant"]
-    wrong = {**source, "input_messages": {"type": "item_reference", "item_reference": "item.turns"}}
+    wrong: Any = {**source, "input_messages": {"type": "item_reference", "item_reference": "item.turns"}}
     ended = wait_for(client, client.evals.runs.create(made.id, data_source=wrong))
     assert ended.result_counts.errored == 2
     item = next(iter(client.evals.runs.output_items.list(ended.id, eval_id=made.id)))
@@ -315,6 +340,7 @@ ASKED: Any = {
         ({**ASKED, "sampling_params": {"response_format": {"type": "json_object"}}}, "not constrained"),
         ({**ASKED, "sampling_params": {"reasoning_effort": "low"}}, "not a property"),
         ({"type": "completions", "source": ASKED["source"], "model": MODEL}, "need each other"),
+        ({**ASKED, "input_messages": {"type": "item_reference", "item_reference": "item.a..b"}}, "no variable"),
         (
             {
                 **ASKED,
@@ -333,8 +359,9 @@ def test_a_wrong_run_is_told_what_is_wrong(client: openai.OpenAI, done: Any, sou
 
 
 def test_a_run_asks_only_models_that_are_there(client: openai.OpenAI, done: Any) -> None:
+    source: Any = {**ASKED, "model": "gpt-9"}
     with pytest.raises(openai.NotFoundError, match="gpt-9"):
-        client.evals.runs.create(done.eval_id, data_source={**ASKED, "model": "gpt-9"})
+        client.evals.runs.create(done.eval_id, data_source=source)
 
 
 @pytest.mark.parametrize(

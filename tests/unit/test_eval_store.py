@@ -9,7 +9,15 @@ import pytest
 from luthier.errors import EvaluationError
 from luthier.evaluation.graders.base import Host, ModelReply, Sample
 from luthier.jobs.database import Database, Row, eval_items, evals, sqlite_url
-from luthier.jobs.eval_grading import NoMessages, given_sample, grade, messages_for, read_criterion, reads_sample
+from luthier.jobs.eval_grading import (
+    NoMessages,
+    criterion_of,
+    given_sample,
+    grade,
+    messages_for,
+    read_criterion,
+    reads_sample,
+)
 from luthier.jobs.eval_store import PAGE_BYTES, EvalStore, Item, NewRun, Result
 from luthier.jobs.item_check import check_schema, first_misfit
 from luthier.jobs.pages import Page
@@ -47,6 +55,13 @@ def result(status: Any, **more: Any) -> Result:
     graded = {"name": "same", "passed": status == "pass", "score": float(status == "pass"), **more}
     used = {"model_name": "m", "invocation_count": 1, "prompt_tokens": 3, "completion_tokens": 2}
     return Result(status, [graded], {}, [{**used, "cached_tokens": 0, "total_tokens": 5}])
+
+
+def test_what_a_run_grows_to_counts_for_the_project(store: EvalStore, project: str) -> None:
+    run = add_run(store, project, add_eval(store, project)["id"])
+    store.move(run["id"], "in_progress")
+    store.record(run["id"], 0, Result("pass", [], {"output": "x" * 1000}))
+    assert store.run(project, run["eval_id"], run["id"])["bytes"] > run["bytes"] + 1000
 
 
 def test_a_result_is_recorded_once_and_only_while_the_run_goes_on(store: EvalStore, project: str) -> None:
@@ -120,6 +135,14 @@ def test_a_page_of_large_items_ends_early_and_none_is_lost(database: Database, s
     assert seen == list(range(5))
 
 
+def test_runs_with_large_sources_are_listed_in_short_pages(store: EvalStore, project: str) -> None:
+    eval_id = add_eval(store, project)["id"]
+    source = {"type": "jsonl", "source": {"type": "file_content", "content": "x" * (PAGE_BYTES // 3)}}
+    ids = [store.add_run(project, eval_id, NewRun("", source, None, [Item({})]))["id"] for _ in range(4)]
+    rows, more = store.runs(project, eval_id, Page(10, None, newest_first=False), None)
+    assert [row["id"] for row in rows] == ids[:2] and more
+
+
 def test_an_eval_goes_with_its_runs_and_items(database: Database, store: EvalStore, project: str) -> None:
     run = add_run(store, project, add_eval(store, project)["id"])
     store.delete(project, run["eval_id"])
@@ -188,16 +211,16 @@ def test_a_criterion_that_cannot_be_used_is_refused(values: dict[str, Any], mess
 
 def test_where_a_criterion_without_a_threshold_passes() -> None:
     asked = {"type": "score_model", "name": "s", "model": "m", "input": [{"role": "judge", "content": "Rate it"}]}
-    kept, criterion = read_criterion({**asked, "range": [1, 5]}, HOST)
-    assert criterion.threshold == 3.0 and kept["input"][0]["role"] == "user"
-    assert read_criterion({**asked, "pass_threshold": 1}, HOST)[0]["pass_threshold"] == 1.0
-    assert read_criterion(CHECK, HOST)[1].threshold == 1.0
+    kept = read_criterion({**asked, "range": [1, 5]}, HOST)
+    assert criterion_of(kept).threshold == 3.0 and kept["input"][0]["role"] == "user"
+    assert read_criterion({**asked, "pass_threshold": 1}, HOST)["pass_threshold"] == 1.0
+    assert criterion_of(CHECK).threshold == 1.0
 
 
 def test_a_grade_that_failed_makes_the_item_an_error_and_does_not_pass() -> None:
     texts = {"name": "alike", "input": "{{item.a}}", "reference": "1"}
     worst = {**texts, "type": "text_similarity", "evaluation_metric": "bleu", "pass_threshold": 0}
-    criteria = [read_criterion(worst, HOST)[1], read_criterion({**CHECK, "input": "1"}, HOST)[1]]
+    criteria = [criterion_of(worst), criterion_of({**CHECK, "input": "1"})]
     status, results = grade(criteria, Sample(""), {}, HOST)
     assert status == "error" and [one["passed"] for one in results] == [False, True]
     assert results[0]["errors"] == {"invalid_variable_error": True} and "item.a" in results[0]["problem"]
@@ -217,7 +240,14 @@ def test_messages_are_filled_from_the_item_and_never_read_again() -> None:
     reference = {"type": "item_reference", "item_reference": "item.turns"}
     turns = [{"role": "user", "content": "{{item.q}}", "weight": 1}]
     assert messages_for(reference, {"turns": turns}) == [{"role": "user", "content": "{{item.q}}"}]
-    for wrong in ({}, {"turns": "no"}, {"turns": []}, {"turns": [{"role": "judge"}]}, {"turns": [{"content": "a"}]}):
+    unusable: list[dict[str, Any]] = [
+        {},
+        {"turns": "no"},
+        {"turns": []},
+        {"turns": [{"role": "judge"}]},
+        {"turns": [{"content": "a"}]},
+    ]
+    for wrong in unusable:
         with pytest.raises(NoMessages):
             messages_for(reference, wrong)
 

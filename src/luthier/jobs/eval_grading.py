@@ -8,7 +8,7 @@ from typing import Any
 
 from luthier.errors import EvaluationError
 from luthier.evaluation.graders._template import render
-from luthier.evaluation.graders.base import Graded, Grader, Host, NoScore, Sample, validate
+from luthier.evaluation.graders.base import Graded, Grader, Host, Limits, NoScore, Sample, build_grader, validate
 from luthier.examples import ROLES
 from luthier.jobs.eval_items import text_of, tools_of
 from luthier.jobs.eval_store import Outcome
@@ -17,7 +17,10 @@ KINDS = ("label_model", "string_check", "text_similarity", "python", "score_mode
 """OpenAI's testing criteria: all graders but `multi`."""
 WITH_THRESHOLD = ("text_similarity", "python", "score_model")
 GRADER_ROLES = ("user", "assistant", "system", "developer")
-LONGEST_MESSAGE = 1_000_000
+LONGEST_INPUT = 500_000
+"""Characters of all messages of an item."""
+LIMITS = Limits(seconds=20.0)
+"""Of one grade: many items are graded, for many projects."""
 MOST_MESSAGES = 2048
 SEED = 42
 _SAMPLE = re.compile(r"\{\{\s*sample\b")
@@ -40,8 +43,8 @@ class Criterion:
         return not graded.errors.any and graded.reward >= self.threshold
 
 
-def read_criterion(values: Mapping[str, Any], host: Host) -> tuple[dict[str, Any], Criterion]:
-    """A testing criterion as it is kept, and what it means.
+def read_criterion(values: Mapping[str, Any], host: Host) -> dict[str, Any]:
+    """A testing criterion as it is kept.
 
     A role that graders do not know is the user's: OpenAI's plain messages may have any.
 
@@ -59,10 +62,15 @@ def read_criterion(values: Mapping[str, Any], host: Host) -> tuple[dict[str, Any
         raise EvaluationError("'pass_threshold' is required: from which likeness on an item passes")
     if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, int | float)):
         raise EvaluationError(f"'pass_threshold' is {threshold!r:.80}; expected a number")
-    grader = validate(kept, host)
-    if threshold is not None:
-        kept["pass_threshold"] = float(threshold)
-    return kept, Criterion(grader, _usual(kept) if threshold is None else float(threshold), str(kind))
+    validate(kept, host)
+    return kept if threshold is None else {**kept, "pass_threshold": float(threshold)}
+
+
+def criterion_of(kept: Mapping[str, Any]) -> Criterion:
+    """What a testing criterion means that `read_criterion` gave."""
+    threshold = kept.get("pass_threshold")
+    grader = build_grader({key: value for key, value in kept.items() if key != "pass_threshold"})
+    return Criterion(grader, _usual(kept) if threshold is None else float(threshold), str(kept["type"]))
 
 
 def reads_sample(values: Mapping[str, Any]) -> bool:
@@ -92,8 +100,11 @@ def messages_for(asked: Mapping[str, Any], item: Mapping[str, Any]) -> list[dict
     """
     try:
         if asked["type"] == "template":
-            return [_filled(message, item) for message in asked["template"]]
-        text = render("{{" + asked["item_reference"] + "}}", Sample(""), item, LONGEST_MESSAGE)
+            made = [_filled(message, item) for message in asked["template"]]
+            if sum(len(message["content"]) for message in made) > LONGEST_INPUT:
+                raise NoMessages(f"the messages have more than {LONGEST_INPUT} characters")
+            return made
+        text = render("{{" + asked["item_reference"] + "}}", Sample(""), item, LONGEST_INPUT)
     except NoScore as error:
         raise NoMessages(error.problem) from None
     try:
@@ -182,7 +193,7 @@ def _filled(message: Mapping[str, Any], item: Mapping[str, Any]) -> dict[str, An
     texts = [one if isinstance(one, str) else one["text"] for one in blocks]
     return {
         "role": message["role"],
-        "content": "\n".join(render(text, Sample(""), item, LONGEST_MESSAGE) for text in texts),
+        "content": "\n".join(render(text, Sample(""), item, LONGEST_INPUT) for text in texts),
     }
 
 

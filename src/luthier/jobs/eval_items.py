@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from luthier.errors import EvaluationError
@@ -13,11 +14,26 @@ from luthier.serve.fields import parse_object
 
 MOST_ITEMS = 10_000
 LINE_BYTES = 1024 * 1024
-FILE_BYTES = 64 * 1024 * 1024
+FILE_BYTES = 32 * 1024 * 1024
 PURPOSES = ("evals", "fine-tune")
 AT_PARAM = "data_source.source"
-_checks = threading.BoundedSemaphore(2)
-"""Processes that hold items against schemas."""
+PATIENCE_SECONDS = 10.0
+_looks = threading.BoundedSemaphore(2)
+
+
+@contextmanager
+def looking() -> Iterator[None]:
+    """Hold the items of a new run in memory, as few may do at a time.
+
+    Raises:
+        ApiError: 429: too many others do.
+    """
+    if not _looks.acquire(timeout=PATIENCE_SECONDS):
+        raise too_many()
+    try:
+        yield
+    finally:
+        _looks.release()
 
 
 def items_of(files: FileStore, project: str, source: Mapping[str, Any]) -> list[Item]:
@@ -41,16 +57,12 @@ def require_fit(schema: Mapping[str, Any], items: list[Item]) -> None:
     """Whether all items fit the schema.
 
     Raises:
-        ApiError: 400 with the first line that does not; 429: too many others are being looked at.
+        ApiError: 400 with the first line that does not.
     """
-    if not _checks.acquire(timeout=10.0):
-        raise too_many()
     try:
         found = first_misfit(schema, [one.item for one in items])
     except EvaluationError as error:
         raise _wrong(str(error)) from None
-    finally:
-        _checks.release()
     if found is not None:
         raise _wrong(f"line {found[0] + 1}: the item does not fit item_schema: {found[1]}")
 

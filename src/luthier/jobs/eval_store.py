@@ -176,7 +176,8 @@ class EvalStore:
             row = _eval(connection, project, eval_id)
             query = sa.select(eval_runs).where(eval_runs.c.eval_id == row["id"])
             wanted = [] if status is None else [eval_runs.c.status == status]
-            return _light_page(connection, query, eval_runs, page, wanted)
+            size = sa.func.length(sa.cast(eval_runs.c.data_source, sa.Text))
+            return _light_page(connection, query, eval_runs, size, page, wanted)
 
     def cancel(self, project: str, eval_id: str, run_id: str) -> Row:
         """End a run, which keeps the results that it has; once more changes nothing.
@@ -208,7 +209,7 @@ class EvalStore:
         with self._database.reading() as connection:
             query = _with_result(_run(connection, project, eval_id, run_id))
             wanted = [] if status is None else [eval_items.c.status == status]
-            return _light_page(connection, query, eval_items, page, wanted)
+            return _light_page(connection, query, eval_items, eval_items.c.bytes, page, wanted)
 
     def item(self, project: str, eval_id: str, run_id: str, item_id: str) -> Row:
         """An item that has a result.
@@ -284,6 +285,9 @@ class EvalStore:
             changed = connection.execute(
                 eval_items.update().where(*here, goes_on).values(bytes=eval_items.c.bytes + added, **values)
             )
+            if changed.rowcount == 1:
+                size = {"bytes": eval_runs.c.bytes + added}
+                connection.execute(eval_runs.update().where(eval_runs.c.id == run_id).values(**size))
             return changed.rowcount == 1
 
 
@@ -372,11 +376,12 @@ def _light_page(
     connection: sa.Connection,
     query: sa.Select[Any],
     table: sa.Table,
+    size: sa.ColumnElement[int],
     page: Page,
     wanted: Sequence[sa.ColumnElement[bool]],
 ) -> tuple[Sequence[Row], bool]:
     """As `page_of`; ends early where the rows are large, as clients ask for the rest anyway."""
-    heads, more = page_of(connection, query.with_only_columns(table.c.id, table.c.bytes), table, page, wanted)
+    heads, more = page_of(connection, query.with_only_columns(table.c.id, size.label("bytes")), table, page, wanted)
     ids: list[str] = []
     room = PAGE_BYTES
     for head in heads:

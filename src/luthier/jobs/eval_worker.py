@@ -23,13 +23,14 @@ from luthier.evaluation.graders.base import Host, ModelReply, Sample
 from luthier.examples import Message
 from luthier.jobs.database import Row
 from luthier.jobs.eval_grading import (
+    LIMITS,
     SEED,
     Criterion,
     NoMessages,
+    criterion_of,
     given_sample,
     grade,
     messages_for,
-    read_criterion,
     sample_body,
     usage_of,
 )
@@ -42,8 +43,10 @@ Resolve: TypeAlias = Callable[[str, str], Served]
 """What a project's name of a model means; an ApiError 404 if nothing."""
 TICK_SECONDS = 0.3
 RUNS_AT_ONCE = 16
-ITEMS_AT_ONCE = 8
+ITEMS_AT_ONCE = 16
 """Of all runs together."""
+ITEMS_OF_RUN = 4
+"""Of one run, so that one whose model takes long to load leaves room for others."""
 GRADES_AT_ONCE = 4
 PATIENCE = (1.0, 2.0, 4.0, 8.0)
 """Seconds between tries while a model is busy or cannot be loaded."""
@@ -148,7 +151,7 @@ class EvalWorker:
         failure: RunFailed | None = None
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(ITEMS_AT_ONCE):
+                for _ in range(ITEMS_OF_RUN):
                     group.create_task(self._work(plan))
         except ExceptionGroup as group_of:
             failures = [one for one in group_of.exceptions if isinstance(one, RunFailed)]
@@ -162,10 +165,7 @@ class EvalWorker:
 
     def _planned(self, row: Row) -> _Plan:
         kept = self._store.get(row["project_id"], row["eval_id"])["testing_criteria"]
-        # whether a host is there was asked when the eval was made
-        host = Host(ask_model=lambda *_: ModelReply(""))
-        criteria = [read_criterion(values, host)[1] for values in kept]
-        return _Plan(row, criteria, deque(self._store.waiting(row["id"])))
+        return _Plan(row, [criterion_of(values) for values in kept], deque(self._store.waiting(row["id"])))
 
     async def _work(self, plan: _Plan) -> None:
         while plan.waiting:
@@ -202,7 +202,7 @@ class EvalWorker:
             message = answer["choices"][0]["message"]
             sample = Sample.of(message.get("content") or "", message.get("tool_calls") or ())
             body = sample_body(sample, messages, source, answer)
-        host = Host(ask_model=self._asked_by_grader(plan.row["project_id"], use))
+        host = Host(ask_model=self._asked_by_grader(plan.row["project_id"], use), limits=LIMITS)
         status, results = await to_thread.run_sync(
             grade, plan.criteria, sample, row["item"], host, limiter=self._grades, abandon_on_cancel=True
         )

@@ -1,6 +1,6 @@
 """/v1/evals: what is to be graded and how, runs over data, and what came of every item."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from fastapi import FastAPI
@@ -12,8 +12,8 @@ from luthier.errors import EvaluationError
 from luthier.evaluation.graders._template import parse_template
 from luthier.evaluation.graders.base import Host, ModelReply
 from luthier.jobs.database import Row
-from luthier.jobs.eval_grading import read_criterion, reads_sample
-from luthier.jobs.eval_items import items_of, require_fit, require_samples
+from luthier.jobs.eval_grading import LIMITS, read_criterion, reads_sample
+from luthier.jobs.eval_items import items_of, looking, require_fit, require_samples
 from luthier.jobs.eval_store import STATUSES, EvalStore, NewRun
 from luthier.jobs.file_store import FileStore
 from luthier.jobs.http.audited import note_object
@@ -38,7 +38,7 @@ from luthier.jobs.pages import list_body
 from luthier.serve.api_error import ApiError, unsupported
 
 PAGED = ("after", "limit", "order")
-HOST = Host(ask_model=lambda *_: ModelReply(""))
+HOST = Host(ask_model=lambda *_: ModelReply(""), limits=LIMITS)
 """What criteria may need: a model to ask. Which one it is, is looked at when a run is made."""
 NOT_KEPT = "this server keeps no {}; bring the items as 'file_content' or 'file_id'"
 SAMPLE_SCHEMA = {
@@ -88,7 +88,7 @@ class EvalRoutes:
         criteria = []
         for number, values in enumerate(asked.testing_criteria):
             try:
-                criteria.append(read_criterion(values, HOST)[0])
+                criteria.append(read_criterion(values, HOST))
             except EvaluationError as error:
                 at = f"testing_criteria[{number}]"
                 raise ApiError(f"{at}: {error}", param=at, code="invalid_grader") from None
@@ -145,14 +145,15 @@ class EvalRoutes:
         for criterion in row["testing_criteria"]:
             if "model" in criterion:
                 served_as(self._jobs, self._names, project, criterion["model"])
-        items = items_of(self._files, project, values["source"])
-        require_fit(row["data_source_config"]["item_schema"], items)
         reading = next((one["name"] for one in row["testing_criteria"] if reads_sample(one)), None)
-        if not answered and reading is not None:
-            require_samples(items, f"the testing criterion {reading!r} reads it")
-        if not answered and row["data_source_config"]["include_sample_schema"]:
-            require_samples(items, "the eval was made with include_sample_schema")
-        new = self._evals.add_run(project, eval_id, NewRun(asked.name or "", values, asked.metadata, items))
+        with looking():
+            items = items_of(self._files, project, values["source"])
+            require_fit(row["data_source_config"]["item_schema"], items)
+            if not answered and reading is not None:
+                require_samples(items, f"the testing criterion {reading!r} reads it")
+            if not answered and row["data_source_config"]["include_sample_schema"]:
+                require_samples(items, "the eval was made with include_sample_schema")
+            new = self._evals.add_run(project, eval_id, NewRun(asked.name or "", values, asked.metadata, items))
         note_object(request, new["id"])
         return self._run_body(new)
 
@@ -264,15 +265,21 @@ def _read_asking(source: Asking) -> dict[str, Any]:
             code="missing_required_parameter",
         )
     if isinstance(source.input_messages, Template):
-        _require_item_variables(source.input_messages)
+        for number, message in enumerate(source.input_messages.template):
+            blocks = message.content if isinstance(message.content, list) else [message.content]
+            texts = [block if isinstance(block, str) else block.text for block in blocks]
+            _require_item_variables(texts, f"{at}.input_messages.template[{number}]")
+    elif source.input_messages is not None:
+        text = "{{" + source.input_messages.item_reference + "}}"
+        _require_item_variables([text], f"{at}.input_messages.item_reference")
     params = source.sampling_params
     if params is None:
         return {}
     values = params.model_dump(exclude_none=True)
     if params.reasoning_effort not in (None, "none"):
         raise unsupported(f"{at}.sampling_params.reasoning_effort", "it is not a property of models here")
-    text = values.get("text", {}).get("format") if isinstance(source, Responses) else values.get("response_format")
-    if text not in (None, {"type": "text"}):
+    form = values.get("text", {}).get("format") if isinstance(source, Responses) else values.get("response_format")
+    if form not in (None, {"type": "text"}):
         name = "text.format" if isinstance(source, Responses) else "response_format"
         raise unsupported(
             f"{at}.sampling_params.{name}", "answers are not constrained to a form; only text is possible"
@@ -282,19 +289,16 @@ def _read_asking(source: Asking) -> dict[str, Any]:
     return {"sampling_params": values}
 
 
-def _require_item_variables(messages: Template) -> None:
-    for number, message in enumerate(messages.template):
-        at = f"data_source.input_messages.template[{number}]"
-        blocks = message.content if isinstance(message.content, list) else [message.content]
-        for block in blocks:
-            try:
-                parts = parse_template(block if isinstance(block, str) else block.text)
-            except ValueError as error:
-                raise ApiError(f"{at}: {error}.", param=at, code="invalid_template") from None
-            named = [part for part in parts if not isinstance(part, str) and part.namespace != "item"]
-            if named:
-                why = f"'{{{{{named[0].text}}}}}' has no value before the model answers; use {{{{item.…}}}}"
-                raise ApiError(f"{at}: {why}.", param=at, code="invalid_template")
+def _require_item_variables(texts: Sequence[str], at: str) -> None:
+    for text in texts:
+        try:
+            parts = parse_template(text)
+        except ValueError as error:
+            raise ApiError(f"{at}: {error}.", param=at, code="invalid_template") from None
+        named = [part.text for part in parts if not isinstance(part, str) and part.namespace != "item"]
+        if named:
+            why = f"'{{{{{named[0]}}}}}' has no value before the model answers; use {{{{item.…}}}}"
+            raise ApiError(f"{at}: {why}.", param=at, code="invalid_template")
 
 
 def _one_of(request: Request, name: str, known: tuple[str, ...]) -> str | None:
