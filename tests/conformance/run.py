@@ -150,14 +150,6 @@ def _seed(service: Service) -> None:
     }
     model = {**own, "job_id": JOB, "base": "smollm2-135m-instruct", "folder": "nowhere"}
     granted = {"created_at": at, "checkpoint": JOB}
-    check = {"type": "string_check", "name": "is a bar", "input": "{{item.foo}}", "reference": "bar", "operation": "eq"}
-    source = {"type": "jsonl", "source": {"type": "file_content", "content": [{"item": {"foo": "bar"}}]}}
-    # canceled: to cancel it once more changes nothing, and nobody works at it while the tests run
-    run = {**own, "eval_id": "eval_id", "status": "canceled", "name": "", "data_source": source, "bytes": 0}
-    config = {"item_schema": {"foo": "bar"}, "include_sample_schema": False}
-    results = [{"name": "is a bar", "type": "string_check", "passed": True, "score": 1.0, "sample": None}]
-    item = {"created_at": at, "run_id": "run_id", "item": {"foo": "bar"}, "status": "pass", "results": results}
-    item |= {"sample": sample_body(Sample("")), "usage": [], "bytes": 0}
     rows: list[tuple[Any, dict[str, Any]]] = [
         (projects, {"id": "string", "created_at": at, "name": "string"}),
         (projects, {"id": "project_id", "created_at": at, "name": "project_id"}),
@@ -212,6 +204,25 @@ def _seed(service: Service) -> None:
         ),
         (permissions, {"id": "cp_1", **granted, "project_id": "string"}),
         (permissions, {"id": "after", **granted, "project_id": "project_id"}),
+        *_eval_rows(own),
+    ]
+    with database.writing() as connection:
+        for table, values in rows:
+            connection.execute(table.insert().values(**values))
+
+
+def _eval_rows(own: dict[str, Any]) -> list[tuple[Any, dict[str, Any]]]:
+    """Evals, their runs and items."""
+    at = own["created_at"]
+    check = {"type": "string_check", "name": "is a bar", "input": "{{item.foo}}", "reference": "bar", "operation": "eq"}
+    source = {"type": "jsonl", "source": {"type": "file_content", "content": [{"item": {"foo": "bar"}}]}}
+    # canceled: to cancel it once more changes nothing, and nobody works at it while the tests run
+    run = {**own, "eval_id": "eval_id", "status": "canceled", "name": "", "data_source": source, "bytes": 0}
+    config = {"item_schema": {"foo": "bar"}, "include_sample_schema": False}
+    results = [{"name": "is a bar", "type": "string_check", "passed": True, "score": 1.0, "sample": None}]
+    item = {"created_at": at, "run_id": "run_id", "item": {"foo": "bar"}, "status": "pass", "results": results}
+    item |= {"sample": sample_body(Sample("")), "usage": [], "bytes": 0}
+    return [
         *(
             (
                 evals,
@@ -229,9 +240,6 @@ def _seed(service: Service) -> None:
         *((eval_runs, {"id": name, **run}) for name in ("after", "run_id")),
         *((eval_items, {"id": name, **item, "number": n}) for n, name in enumerate(("after", "output_item_id"))),
     ]
-    with database.writing() as connection:
-        for table, values in rows:
-            connection.execute(table.insert().values(**values))
 
 
 if __name__ == "__main__":

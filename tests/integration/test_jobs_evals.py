@@ -308,7 +308,7 @@ def test_rows_of_a_training_file_are_items_with_messages(client: openai.OpenAI) 
     [
         ({"data_source_config": {"type": "logs"}}, "keeps no logs"),
         ({"data_source_config": {"type": "custom", "item_schema": {"type": "thing"}}}, "no JSON Schema"),
-        ({"data_source_config": {"type": "custom", "item_schema": {"$ref": "http://a/b"}}}, "within itself"),
+        ({"data_source_config": {"type": "custom", "item_schema": {"$ref": "https://example.com/b"}}}, "within itself"),
         ({"testing_criteria": []}, "testing_criteria"),
         ({"testing_criteria": [SAME, {**SHORT, "source": "def f(): pass"}]}, r"testing_criteria\[1\]"),
         ({"testing_criteria": [{**ALIKE, "evaluation_metric": "cosine"}]}, "no embedder"),

@@ -134,15 +134,15 @@ class EvalWorker:
             return
         except (SQLAlchemyError, OSError) as error:
             log.exception("evals: %s", type(error).__name__)
-        except Exception as error:
-            # a mistake of ours: the run must not be taken up for ever, nor hold up the others of its project
-            log.exception("evals: %s", type(error).__name__)
+        except Exception:
+            # a mistake of ours, which asyncio logs: the run must not be taken up for ever, nor hold up its project
             with suppress(ApiError, SQLAlchemyError):
                 told = {
                     "code": "internal_error",
                     "message": "The run could not be finished; the server's log has more.",
                 }
                 await run_in_threadpool(self._store.move, row["id"], "failed", told)
+            raise
 
     async def _to_its_end(self, row: Row) -> None:
         if row["status"] == "queued":
