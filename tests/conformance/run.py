@@ -164,6 +164,27 @@ def _seed(service: Service) -> None:
         (upload_parts, {"id": "string", "created_at": at, "upload_id": "upload_abc123", **stored(b"part")}),
         (jobs, {"id": JOB, **job}),
         (jobs, {"id": "after", **job}),
+        *_told_of_the_job(at),
+        *(
+            (models, {"id": name, **model})
+            for name in (CHECKPOINT, JOB, "ft:gpt-4o-mini:acemeco:suffix:abc123", "gpt-6-astra")
+        ),
+        (
+            permissions,
+            {**granted, "id": "cp_zc4Q7MP6XxulcVzj4MZdwsAB", "checkpoint": CHECKPOINT, "project_id": "string"},
+        ),
+        (permissions, {"id": "cp_1", **granted, "project_id": "string"}),
+        (permissions, {"id": "after", **granted, "project_id": "project_id"}),
+        *_eval_rows(own),
+    ]
+    with database.writing() as connection:
+        for table, values in rows:
+            connection.execute(table.insert().values(**values))
+
+
+def _told_of_the_job(at: int) -> list[tuple[Any, dict[str, Any]]]:
+    """Events and checkpoints."""
+    return [
         *(
             (
                 events,
@@ -194,21 +215,7 @@ def _seed(service: Service) -> None:
             )
             for number, name in ((1, "ftckpt_1"), (2, "after"), (3, "ftckpt_3"))
         ),
-        *(
-            (models, {"id": name, **model})
-            for name in (CHECKPOINT, JOB, "ft:gpt-4o-mini:acemeco:suffix:abc123", "gpt-6-astra")
-        ),
-        (
-            permissions,
-            {**granted, "id": "cp_zc4Q7MP6XxulcVzj4MZdwsAB", "checkpoint": CHECKPOINT, "project_id": "string"},
-        ),
-        (permissions, {"id": "cp_1", **granted, "project_id": "string"}),
-        (permissions, {"id": "after", **granted, "project_id": "project_id"}),
-        *_eval_rows(own),
     ]
-    with database.writing() as connection:
-        for table, values in rows:
-            connection.execute(table.insert().values(**values))
 
 
 def _eval_rows(own: dict[str, Any]) -> list[tuple[Any, dict[str, Any]]]:

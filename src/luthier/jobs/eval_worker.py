@@ -139,7 +139,7 @@ class EvalWorker:
             with suppress(ApiError, SQLAlchemyError):
                 told = {
                     "code": "internal_error",
-                    "message": "The run could not be finished; the server's log has more.",
+                    "message": "The run cannot be finished; the server's log has more.",
                 }
                 await run_in_threadpool(self._store.move, row["id"], "failed", told)
             raise
