@@ -257,7 +257,8 @@ def test_a_model_is_asked_for_every_item_and_its_tokens_are_counted(client: open
     config: Any = {**CUSTOM, "include_sample_schema": True}
     made = client.evals.create(data_source_config=config, testing_criteria=[seen])
     runs = [client.evals.runs.create(made.id, data_source=source) for _ in range(2)]
-    responses: Any = {**source, "type": "responses"}
+    text = {"max_completion_tokens": 6, "temperature": 0.5, "seed": 3, "text": {"format": {"type": "text"}}}
+    responses: Any = {**source, "type": "responses", "sampling_params": text}
     runs.append(client.evals.runs.create(made.id, data_source=responses))
     said = []
     for run in runs:
@@ -279,6 +280,18 @@ def test_a_model_is_asked_for_every_item_and_its_tokens_are_counted(client: open
     assert ended.per_model_usage[0].invocation_count == 2
     errors = [item.results[0] for item in client.evals.runs.output_items.list(ended.id, eval_id=judged.id)]
     assert all(one.model_extra and one.model_extra["errors"] == {"model_grader_parse_error": True} for one in errors)
+
+
+def test_answers_can_be_held_to_a_schema_and_graded_as_json(client: openai.OpenAI) -> None:
+    check: Any = {**SAME, "input": "{{sample.output_json.ok}}", "reference": "true", "operation": "like"}
+    other: Any = {**check, "reference": "false"}
+    made = client.evals.create(data_source_config=CUSTOM, testing_criteria=[check, other])
+    flag = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    form = {"type": "json_schema", "name": "flag", "schema": {**flag, "additionalProperties": False}}
+    source: Any = {**ASKED, "type": "responses", "sampling_params": {"text": {"format": form}}}
+    ended = wait_for(client, client.evals.runs.create(made.id, data_source=source), 120)
+    assert ended.result_counts.errored == 0 and ended.result_counts.failed == ended.result_counts.total == 1
+    assert sum(one.passed for one in ended.per_testing_criteria_results) == 1  # it is true or false, never both
 
 
 def test_rows_of_a_training_file_are_items_with_messages(client: openai.OpenAI) -> None:
@@ -337,8 +350,10 @@ ASKED: Any = {
         ({"type": "jsonl", "source": {"type": "file_id", "id": "file-none"}}, "no such file"),
         ({**ASKED, "source": {"type": "stored_completions", "limit": 3}}, "keeps no stored completions"),
         ({**ASKED, "type": "responses", "source": {"type": "responses"}}, "keeps no responses"),
-        ({**ASKED, "sampling_params": {"response_format": {"type": "json_object"}}}, "not constrained"),
+        ({**ASKED, "sampling_params": {"response_format": {"type": "xml"}}}, "sampling_params: .*response_format.type"),
         ({**ASKED, "sampling_params": {"reasoning_effort": "low"}}, "not a property"),
+        ({**ASKED, "sampling_params": {"tools": [{"type": "web_search"}]}}, "only functions"),
+        ({**ASKED, "type": "responses", "sampling_params": {"tools": [{"type": "function"}]}}, "type 'completions'"),
         ({"type": "completions", "source": ASKED["source"], "model": MODEL}, "need each other"),
         ({**ASKED, "input_messages": {"type": "item_reference", "item_reference": "item.a..b"}}, "no variable"),
         (

@@ -11,6 +11,7 @@ from luthier.evaluation.graders.base import Host, ModelReply, Sample
 from luthier.jobs.database import Database, Row, eval_items, evals, sqlite_url
 from luthier.jobs.eval_grading import (
     NoMessages,
+    chat_body,
     criterion_of,
     given_sample,
     grade,
@@ -250,6 +251,13 @@ def test_messages_are_filled_from_the_item_and_never_read_again() -> None:
     for wrong in unusable:
         with pytest.raises(NoMessages):
             messages_for(reference, wrong)
+
+
+def test_what_the_responses_api_calls_a_text_format_is_a_response_format() -> None:
+    form = {"type": "json_schema", "name": "n", "schema": {"type": "object"}}
+    body = chat_body({"model": "m", "sampling_params": {"top_p": 0.5, "text": {"format": form}}}, [])
+    wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}
+    assert body == {"model": "m", "messages": [], "seed": 42, "top_p": 0.5, "response_format": wanted}
 
 
 def test_a_sample_is_read_in_both_shapes() -> None:

@@ -116,6 +116,18 @@ def messages_for(asked: Mapping[str, Any], item: Mapping[str, Any]) -> list[dict
     return [_plain(message, f"{asked['item_reference']}[{n}]") for n, message in enumerate(values)]
 
 
+def chat_body(source: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The request to a model. The seed is one for all items and is always set, so that a run can be repeated."""
+    params = source.get("sampling_params") or {}
+    passed = ("max_completion_tokens", "reasoning_effort", "response_format", "temperature", "tools", "top_p")
+    chosen = {name: params[name] for name in passed if params.get(name) is not None}
+    form = (params.get("text") or {}).get("format")
+    if form is not None:  # the Responses API has beside the type what chat completions have one level below
+        inner = {key: value for key, value in form.items() if key != "type"}
+        chosen["response_format"] = {"type": form.get("type"), **({"json_schema": inner} if inner else {})}
+    return {"model": source["model"], "messages": list(messages), "seed": params.get("seed", SEED), **chosen}
+
+
 def given_sample(given: Mapping[str, Any] | None) -> Sample:
     """The sample that came with an item; an empty one if none did."""
     return Sample("") if given is None else Sample.of(text_of(given) or "", tools_of(given))

@@ -24,9 +24,9 @@ from luthier.examples import Message
 from luthier.jobs.database import Row
 from luthier.jobs.eval_grading import (
     LIMITS,
-    SEED,
     Criterion,
     NoMessages,
+    chat_body,
     criterion_of,
     given_sample,
     grade,
@@ -192,7 +192,7 @@ class EvalWorker:
                 told = {"code": "invalid_item", "message": str(problem)}
                 return Result("error", [], sample_body(Sample(""), (), source, error=told))
             try:
-                answer = await self._ask(plan.row["project_id"], _chat_body(source, messages))
+                answer = await self._ask(plan.row["project_id"], chat_body(source, messages))
             except ApiError as error:
                 if error.status in (404, 503):  # the model is gone, and so it is for all other items
                     raise RunFailed(error) from None
@@ -238,11 +238,3 @@ class EvalWorker:
             )
 
         return ask
-
-
-def _chat_body(source: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The request to a model. The seed is one for all items and is always set, so that a run can be repeated."""
-    params = source.get("sampling_params") or {}
-    passed = ("max_completion_tokens", "temperature", "tools", "top_p")
-    chosen = {name: params[name] for name in passed if params.get(name) is not None}
-    return {"model": source["model"], "messages": list(messages), "seed": params.get("seed", SEED), **chosen}

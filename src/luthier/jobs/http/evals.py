@@ -1,5 +1,6 @@
 """/v1/evals: what is to be graded and how, runs over data, and what came of every item."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -12,7 +13,7 @@ from luthier.errors import EvaluationError
 from luthier.evaluation.graders._template import parse_template
 from luthier.evaluation.graders.base import Host, ModelReply
 from luthier.jobs.database import Row
-from luthier.jobs.eval_grading import LIMITS, read_criterion, reads_sample
+from luthier.jobs.eval_grading import LIMITS, chat_body, read_criterion, reads_sample
 from luthier.jobs.eval_items import items_of, looking, require_fit, require_samples
 from luthier.jobs.eval_store import STATUSES, EvalStore, NewRun
 from luthier.jobs.file_store import FileStore
@@ -36,6 +37,7 @@ from luthier.jobs.item_check import check_schema
 from luthier.jobs.job_store import JobStore
 from luthier.jobs.pages import list_body
 from luthier.serve.api_error import ApiError, unsupported
+from luthier.serve.chat import parse_chat
 
 PAGED = ("after", "limit", "order")
 HOST = Host(ask_model=lambda *_: ModelReply(""), limits=LIMITS)
@@ -275,18 +277,14 @@ def _read_asking(source: Asking) -> dict[str, Any]:
     params = source.sampling_params
     if params is None:
         return {}
-    values = params.model_dump(exclude_none=True)
-    if params.reasoning_effort not in (None, "none"):
-        raise unsupported(f"{at}.sampling_params.reasoning_effort", "it is not a property of models here")
-    form = values.get("text", {}).get("format") if isinstance(source, Responses) else values.get("response_format")
-    if form not in (None, {"type": "text"}):
-        name = "text.format" if isinstance(source, Responses) else "response_format"
-        raise unsupported(
-            f"{at}.sampling_params.{name}", "answers are not constrained to a form; only text is possible"
-        )
     if isinstance(source, Responses) and params.tools:
         raise unsupported(f"{at}.sampling_params.tools", "give tools to a data source of the type 'completions'")
-    return {"sampling_params": values}
+    values = {"model": source.model or "none", "sampling_params": params.model_dump(exclude_none=True)}
+    try:  # as the engine will read it for every item
+        parse_chat(json.dumps(chat_body(values, [{"role": "user", "content": ""}])).encode())
+    except ApiError as error:
+        raise ApiError(f"sampling_params: {error.message}", param=f"{at}.sampling_params", code=error.code) from None
+    return {"sampling_params": values["sampling_params"]}
 
 
 def _require_item_variables(texts: Sequence[str], at: str) -> None:
