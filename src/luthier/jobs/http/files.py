@@ -9,7 +9,7 @@ from luthier.jobs.file_store import FileStore, file_body
 from luthier.jobs.http.audited import note_object
 from luthier.jobs.http.caller import caller_of
 from luthier.jobs.http.multipart import Form, read_form
-from luthier.jobs.http.reading import chunks_of, page_from, read_as, require_known
+from luthier.jobs.http.reading import DIGITS, chunks_of, page_from, read_as, require_known
 from luthier.jobs.http.schema import ExpiresAfter
 from luthier.jobs.pages import list_body
 from luthier.serve.api_error import ApiError
@@ -82,5 +82,5 @@ def _seconds(form: Form) -> int | None:
     if ANCHOR not in form.fields and SECONDS not in form.fields:
         return None
     text = form.fields.get(SECONDS, "")
-    values = {"anchor": form.fields.get(ANCHOR), "seconds": int(text) if text.isdigit() else text}
+    values = {"anchor": form.fields.get(ANCHOR), "seconds": int(text) if DIGITS.fullmatch(text) else text}
     return read_as(values, ExpiresAfter).seconds
