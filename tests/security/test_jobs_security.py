@@ -234,7 +234,7 @@ def test_a_grant_names_projects_that_exist(service: Running, mine: Belongings) -
     grants = f"/v1/fine_tuning/checkpoints/{mine.model}/permissions"
     for ids in (["proj_none"], [*TRAVERSAL[:3]], INJECTIONS):
         answer = admin.post(grants, {"project_ids": ids})
-        assert answer.status == 400 and answer.error["param"] == "project_ids"
+        assert answer.status == 400 and answer.error["param"].startswith("project_ids")
 
 
 # names
@@ -287,6 +287,11 @@ def test_metadata_is_found_by_any_key(member: Peer) -> None:
         assert member.get(f"/v1/fine_tuning/jobs?{query}").status == 400, query[:50]
 
 
+def test_a_nul_names_nothing(member: Peer) -> None:
+    for path in ("files/a%00b", "fine_tuning/jobs/%00", "models/%00", "files?after=%00", "fine_tuning/jobs?metadata[%00]=x"):
+        assert member.get(f"/v1/{path}").status == 400
+
+
 def test_what_looks_like_a_variable_stays_as_it_is(member: Peer) -> None:
     file = member.upload(rows(12), "$HOME ${X}").values
     assert file["filename"] == "$HOME ${X}"
@@ -316,7 +321,7 @@ FIELDS: dict[str, list[Any]] = {
     "validation_file": [True, 1, [], {}, "", "x" * 300],
     "seed": [True, "1", [], {}, -1, 2**31, 10**30, 1.5, 1e308],
     "suffix": [True, 1, [], {}, "", "x" * 65],
-    "metadata": [True, "1", [], 1, {"a": 1}, {"a" * 65: "x"}, {"a": "x" * 513}, {str(n): "x" for n in range(17)}],
+    "metadata": [True, "1", [], 1, {"a": 1}, {"a" * 65: "x"}, {"a": "x" * 513}, {"a": "\x00"}, {str(n): "x" for n in range(17)}],
     "integrations": [True, "1", {}, [1], [{"type": "x"}], [{"type": "wandb", "wandb": {"project": "p"}}] * 6],
     "method": [True, "1", [], {}, {"type": "x"}, {"type": 1}, {"type": "supervised", "x": 1}],
     "hyperparameters": [True, "1", [], 1, {"x": 1}],

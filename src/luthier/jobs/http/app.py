@@ -25,6 +25,7 @@ from luthier.jobs.http.fine_tuning import FineTuningRoutes, Names
 from luthier.jobs.http.graders import GraderRoutes
 from luthier.jobs.http.inference import InferenceRoutes
 from luthier.jobs.http.models import ModelRoutes
+from luthier.jobs.http.reading import require_no_nul
 from luthier.jobs.http.uploads import UploadRoutes
 from luthier.jobs.job_store import JobStore
 from luthier.jobs.supervisor import Supervisor
@@ -79,7 +80,7 @@ def build_routes(parts: Parts) -> FastAPI:
 
     app = FastAPI(
         lifespan=lifespan,
-        dependencies=[Depends(Keys(parts.tenants))],
+        dependencies=[Depends(Keys(parts.tenants)), Depends(require_no_nul)],
         openapi_url=None,
         docs_url=None,
         redoc_url=None,

@@ -15,7 +15,8 @@ from python_multipart.multipart import parse_options_header
 from luthier.serve.api_error import ApiError
 
 MOST_FIELDS, LONGEST_FIELD, LONGEST_NAME = 32, 4096, 512
-_SAFE = re.compile(r"[\x00-\x1f\x7f/\\]")
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069/\\]")
+"""Control characters, what turns the direction of text, and what separates the parts of a path."""
 
 
 class Receiver(Protocol):
@@ -124,4 +125,5 @@ async def read_form(content_type: str, body: AsyncIterator[bytes], name: str, re
 
 def safe_name(name: str) -> str:
     """A file's name for people: it is shown and never opened."""
-    return _SAFE.sub("_", name)[:255] or "upload"
+    name = _UNSAFE.sub("_", name)[:255]
+    return name if name.strip(". ") else "upload"

@@ -95,6 +95,16 @@ def _told(error: ValidationError, kind: type[BaseModel]) -> ApiError:
     return ApiError(f"{param[:200]!r}: {message}.", param=param[:200], code=CODES.get(first["type"], "invalid_value"))
 
 
+def require_no_nul(request: Request) -> None:
+    """A dependency of every route: a NUL in a path or query names nothing, and PostgreSQL takes none.
+
+    Raises:
+        ApiError: 400.
+    """
+    if "\x00" in request.scope["path"] or "%00" in request.scope["query_string"].decode("latin-1"):
+        raise ApiError("The path or the query holds a NUL character.")
+
+
 def page_from(request: Request, most: int = 100, usual: int = 20, newest_first: bool = True) -> Page:
     """Which part of a list the query asks for.
 
