@@ -15,7 +15,6 @@ from tests.jobs_attack import BOUNDARY, FORM, FREE, JSON, Belongings, Peer, form
 from tests.jobs_service import MODEL, Running, rows, running
 
 from luthier.jobs.database import metadata
-from luthier.jobs.file_store import Quota
 
 TRAVERSAL = [
     "../../canary",
@@ -288,7 +287,13 @@ def test_metadata_is_found_by_any_key(member: Peer) -> None:
 
 
 def test_a_nul_names_nothing(member: Peer) -> None:
-    for path in ("files/a%00b", "fine_tuning/jobs/%00", "models/%00", "files?after=%00", "fine_tuning/jobs?metadata[%00]=x"):
+    for path in (
+        "files/a%00b",
+        "fine_tuning/jobs/%00",
+        "models/%00",
+        "files?after=%00",
+        "fine_tuning/jobs?metadata[%00]=x",
+    ):
         assert member.get(f"/v1/{path}").status == 400
 
 
@@ -321,7 +326,17 @@ FIELDS: dict[str, list[Any]] = {
     "validation_file": [True, 1, [], {}, "", "x" * 300],
     "seed": [True, "1", [], {}, -1, 2**31, 10**30, 1.5, 1e308],
     "suffix": [True, 1, [], {}, "", "x" * 65],
-    "metadata": [True, "1", [], 1, {"a": 1}, {"a" * 65: "x"}, {"a": "x" * 513}, {"a": "\x00"}, {str(n): "x" for n in range(17)}],
+    "metadata": [
+        True,
+        "1",
+        [],
+        1,
+        {"a": 1},
+        {"a" * 65: "x"},
+        {"a": "x" * 513},
+        {"a": "\x00"},
+        {str(n): "x" for n in range(17)},
+    ],
     "integrations": [True, "1", {}, [1], [{"type": "x"}], [{"type": "wandb", "wandb": {"project": "p"}}] * 6],
     "method": [True, "1", [], {}, {"type": "x"}, {"type": 1}, {"type": "supervised", "x": 1}],
     "hyperparameters": [True, "1", [], 1, {"x": 1}],
@@ -366,13 +381,16 @@ def test_bad_values_of_uploads_grants_and_graders_are_400(service: Running, mine
     for ids in (1, "x", [], [1], [""], ["x"] * 10_001, ["x" * 300], None):
         assert admin.post(f"/v1/uploads/{mine.upload}/complete", {"part_ids": ids}).status == 400
         assert admin.post(f"/v1/fine_tuning/checkpoints/{mine.model}/permissions", {"project_ids": ids}).status == 400
-    for grader in (1, "x", [], {}, {"type": "x"}, {"type": "string_check"}, None, {"type": "python", "source": 1}):
+    graders: list[Any] = [1, "x", [], {}, {"type": "x"}, {"type": "string_check"}, {"type": "python", "source": 1}]
+    for grader in (*graders, None):
         for path in ("validate", "run"):
             body = {"grader": grader, "model_sample": "x"}
             assert admin.post(f"/v1/fine_tuning/alpha/graders/{path}", body).status == 400
 
 
-@pytest.mark.parametrize("value", ["", "-1", "0", "1.5", "1e3", "true", "NaN", "\u00b2", "\u0663", "9" * 5000, "101", "+1", " 1"])
+@pytest.mark.parametrize(
+    "value", ["", "-1", "0", "1.5", "1e3", "true", "NaN", "\u00b2", "\u0663", "9" * 5000, "101", "+1", " 1"]
+)
 def test_a_bad_limit_is_a_400(member: Peer, mine: Belongings, service: Running, value: str) -> None:
     owner = peer(service, "victim", "admin")
     lists = ["fine_tuning/jobs", f"fine_tuning/jobs/{mine.job}/events", f"fine_tuning/jobs/{mine.job}/checkpoints"]
@@ -440,9 +458,7 @@ def test_a_trickle_of_a_body_does_not_buy_time(member: Peer, monkeypatch: pytest
         {"Origin": "file://"},
     ],
 )
-def test_foreign_pages_are_403_for_every_route(
-    service: Running, mine: Belongings, headers: dict[str, str]
-) -> None:
+def test_foreign_pages_are_403_for_every_route(service: Running, mine: Belongings, headers: dict[str, str]) -> None:
     owner, before = peer(service, "victim", "admin"), _contents(service)
     for method, pattern in [*routes_of(service), ("OPTIONS", "/v1/files"), ("PATCH", "/v1/files"), ("PUT", "/x")]:
         answer = owner.send(method, mine.path(pattern), None, headers)
@@ -497,13 +513,34 @@ _json = st.recursive(
     max_leaves=8,
 )
 _keys = st.sampled_from(
-    "model training_file validation_file hyperparameters method integrations metadata seed suffix bytes filename "
-    "mime_type purpose expires_after part_ids md5 project_ids grader model_sample item messages prompt type".split()
+    [
+        "model",
+        "training_file",
+        "validation_file",
+        "hyperparameters",
+        "method",
+        "integrations",
+        "metadata",
+        "seed",
+        "suffix",
+        "bytes",
+        "filename",
+        "mime_type",
+        "purpose",
+        "expires_after",
+        "part_ids",
+        "md5",
+        "project_ids",
+        "grader",
+        "model_sample",
+        "item",
+        "messages",
+        "prompt",
+        "type",
+    ]
 )
 _form = st.lists(
-    st.tuples(
-        st.sampled_from(["purpose", "file", "data", "expires_after[seconds]", "x", ""]), st.text(max_size=12)
-    ),
+    st.tuples(st.sampled_from(["purpose", "file", "data", "expires_after[seconds]", "x", ""]), st.text(max_size=12)),
     max_size=4,
 )
 _query = st.dictionaries(
@@ -518,7 +555,9 @@ def test_no_request_is_a_failure_of_the_server(service: Running, mine: Belonging
     own = settle(service, "fuzz")
     sent, until = 0, time.monotonic() + 40
 
-    @settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
+    @settings(
+        max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True
+    )
     @given(
         route=st.sampled_from(routes),
         body=st.dictionaries(_keys | st.text(max_size=6), _json, max_size=4).map(json.dumps).map(str.encode)

@@ -12,8 +12,19 @@ from typing import Any, Literal, TypeAlias
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from luthier.jobs.database import Database, Row, checkpoints, events, jobs, models, now, permissions, requests, webhooks
-from luthier.jobs.database import projects as all_projects
+from luthier.jobs.database import (
+    Database,
+    Row,
+    checkpoints,
+    events,
+    jobs,
+    models,
+    now,
+    permissions,
+    projects as all_projects,
+    requests,
+    webhooks,
+)
 from luthier.jobs.file_store import missing
 from luthier.jobs.ids import CHECKPOINT, EVENT, JOB, PERMISSION, WEBHOOK, new_id
 from luthier.jobs.pages import Page, page_of

@@ -17,10 +17,13 @@ from luthier.jobs.gateway import Gateway
 from luthier.jobs.http.app import Hosts, Parts, build_app
 from luthier.jobs.http.fine_tuning import Names
 from luthier.jobs.job_store import JobStore
+from luthier.jobs.private import private_file, private_folder
 from luthier.jobs.supervisor import PATIENCE_SECONDS, Limits, Supervisor
 from luthier.jobs.tenants import Tenants
 from luthier.jobs.webhooks import Target, Webhooks
 from luthier.recipe import ModelSettings
+
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -99,11 +102,8 @@ def open_service(options: Options) -> Iterator[Service]:
             raise ServeError(f"--alias {name}={model}: {model} is none of the bases ({', '.join(bases)})")
     if not 0 <= options.at_once <= 64:
         raise ServeError(f"--jobs {options.at_once}: expected 0 (jobs only wait) to 64")
-    try:
-        options.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise StorageError(f"{options.folder}: the service's folder cannot be made: {error}") from None
-    database = Database(options.database or sqlite_url(options.folder / "service.sqlite"))
+    own_folder(options.folder)
+    database = Database(options.database or _own_database(options.folder / "service.sqlite"))
     try:
         blobs = Blobs(options.folder / "files")
         files, jobs = FileStore(database, blobs, options.quota), JobStore(database)
@@ -116,15 +116,42 @@ def open_service(options: Options) -> Iterator[Service]:
         database.close()
 
 
+def own_folder(folder: Path) -> None:
+    """Make the service's folder, or make sure that it is one, and that nobody else may open it.
+
+    Raises:
+        StorageError: it cannot be made, is a link or another user's, or holds something else.
+    """
+    if folder.is_dir() and folder.stat().st_mode & 0o077 and not _is_ours(folder):
+        raise StorageError(f"{folder}: others may open it, and it is no service's; give a new or an empty folder")
+    private_folder(folder, parents=True)
+
+
+def _is_ours(folder: Path) -> bool:
+    names = {path.name for path in folder.iterdir()}
+    return names <= {LOCK, "lost+found"} or "files" in names
+
+
+def _own_database(path: Path) -> str:
+    """The URL of a SQLite file that only this user may open; its journals get the same mode."""
+    try:
+        with private_file(path, "ab"):
+            path.chmod(0o600)
+    except OSError as error:
+        raise StorageError(f"{path}: the database cannot be opened: {error.strerror}") from None
+    return sqlite_url(path)
+
+
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Keep a second server from the folder.
 
     Raises:
         ServeError: there is one.
+        StorageError: as `own_folder`.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (folder / ".lock").open("w") as file:
+    own_folder(folder)
+    with private_file(folder / LOCK, "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

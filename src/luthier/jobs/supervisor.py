@@ -22,14 +22,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from luthier.errors import LuthierError
 from luthier.jobs.blobs import Blobs
 from luthier.jobs.database import Row, now
+from luthier.jobs.environment import child_environment
 from luthier.jobs.file_store import RESULTS, FileStore
 from luthier.jobs.job_store import JobStore, Told
+from luthier.jobs.private import private_file, private_folder
 from luthier.jobs.results import as_csv, checkpoint_metrics, metrics_data, step_message
 from luthier.jobs.translate import write_recipe
 from luthier.serve.api_error import ApiError
+from luthier.serve.failures import place_of
 
 log = logging.getLogger("luthier.jobs")
 TICK_SECONDS = 0.5
@@ -96,7 +101,7 @@ class Supervisor:
         self._swept = 0.0
         self.alive_at = time.monotonic()
         """When it last went round."""
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(folder)
 
     def start(self) -> None:
         """Take up what was left, and go round in a thread."""
@@ -136,9 +141,9 @@ class Supervisor:
         while not self._stop.wait(TICK_SECONDS):
             try:
                 self.tick()
-            except (LuthierError, OSError, ValueError, KeyError) as error:
-                # one job's trouble is not every job's; the next round tries again
-                log.exception("supervisor: %s", type(error).__name__)
+            except (LuthierError, SQLAlchemyError, OSError, ValueError, KeyError) as error:
+                # one job's trouble is not every job's; the next round tries again. Its message may quote a row
+                log.error("supervisor: %s in %s", type(error).__name__, place_of(error))
         self._end_all()
 
     def _end_all(self) -> None:
@@ -198,7 +203,7 @@ class Supervisor:
             )
         except ApiError:  # it was cancelled meanwhile
             return
-        with (folder / "log.txt").open("ab") as output:
+        with private_file(folder / "log.txt", "ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", PROGRAM, str(folder)],
                 stdin=subprocess.DEVNULL,
@@ -321,24 +326,9 @@ def model_name(row: Row, owner: str) -> str:
 
 
 def _environment(limits: Limits) -> dict[str, str]:
-    """What a job's process needs of ours, and no secrets."""
-    passed = (
-        "PATH",
-        "HOME",
-        "LANG",
-        "LC_ALL",
-        "TMPDIR",
-        "VIRTUAL_ENV",
-        "PYTHONPATH",
-        "LUTHIER_HOME",
-        "OMP_NUM_THREADS",
-    )
-    cached = ("XDG_CACHE_HOME", "XDG_DATA_HOME", "HF_HOME", "HF_HUB_OFFLINE", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
-    engine = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "TOKENIZERS_PARALLELISM")
-    found = {name: os.environ[name] for name in (*passed, *cached, *engine) if name in os.environ}
+    """What a job's process gets of ours, and its bounds."""
     bounds = {"LUTHIER_JOB_BYTES": limits.memory_bytes, "LUTHIER_JOB_FILE_BYTES": limits.file_bytes}
-    found |= {name: str(value) for name, value in bounds.items() if value is not None}
-    return {**found, "LUTHIER_SUPERVISOR": str(os.getpid())}
+    return child_environment({name: str(value) for name, value in bounds.items() if value is not None})
 
 
 def _no_process() -> "subprocess.Popen[bytes]":

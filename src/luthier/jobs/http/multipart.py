@@ -3,6 +3,7 @@
 Nothing is spooled: the file's bytes go on as they come, whatever fields stand before or after it.
 """
 
+import logging
 import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from python_multipart.multipart import parse_options_header
 
 from luthier.serve.api_error import ApiError
 
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it would write of every bad body
 MOST_FIELDS, LONGEST_FIELD, LONGEST_NAME = 32, 4096, 512
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069/\\]")
 """Control characters, what turns the direction of text, and what separates the parts of a path."""
