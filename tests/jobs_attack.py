@@ -15,6 +15,40 @@ from tests.jobs_service import MODEL, Running, rows
 from luthier.jobs.http.app import Parts, build_routes
 from luthier.jobs.job_store import Told
 
+TRAVERSAL = [
+    "../../canary",
+    "..%2f..%2fcanary",
+    "%2e%2e/%2e%2e/canary",
+    "%252e%252e%252fcanary",
+    "..\\..\\canary",
+    "/etc/passwd",
+    "//etc/passwd",
+    "C:\\Windows\\win.ini",
+    "file:///etc/passwd",
+    "a\x00b",
+    "a%00b",
+    "..%c0%afcanary",
+    "..%ef%bc%8fcanary",
+    "....//....//canary",
+    ".",
+    "..",
+    "~root",
+    "x" * 5000,
+]
+INJECTIONS = [
+    "' OR '1'='1",
+    "'; DROP TABLE jobs; --",
+    '" OR ""="',
+    "1) UNION SELECT sha256 FROM keys --",
+    'x" OR 1=1 --',
+    'a"]."b',
+    "%",
+    "_",
+    "${AWS_SECRET_ACCESS_KEY}",
+    "$(touch canary)",
+    "`touch canary`",
+    "{{ 7 * 7 }}",
+]
 FREE = "/healthz"
 JSON = {"content-type": "application/json"}
 BOUNDARY = "b0undary"

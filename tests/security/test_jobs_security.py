@@ -10,46 +10,23 @@ from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, given, settings, strategies as st
-from tests.jobs_attack import BOUNDARY, FORM, FREE, JSON, Belongings, Peer, form, peer, port_of, routes_of, settle
+from tests.jobs_attack import (
+    FORM,
+    FREE,
+    INJECTIONS,
+    JSON,
+    TRAVERSAL,
+    Belongings,
+    Peer,
+    form,
+    peer,
+    port_of,
+    routes_of,
+    settle,
+)
 from tests.jobs_service import MODEL, Running, rows, running
 
 from luthier.jobs.database import metadata
-
-TRAVERSAL = [
-    "../../canary",
-    "..%2f..%2fcanary",
-    "%2e%2e/%2e%2e/canary",
-    "%252e%252e%252fcanary",
-    "..\\..\\canary",
-    "/etc/passwd",
-    "//etc/passwd",
-    "C:\\Windows\\win.ini",
-    "file:///etc/passwd",
-    "a\x00b",
-    "a%00b",
-    "..%c0%afcanary",
-    "..%ef%bc%8fcanary",
-    "....//....//canary",
-    ".",
-    "..",
-    "~root",
-    "x" * 5000,
-]
-INJECTIONS = [
-    "' OR '1'='1",
-    "'; DROP TABLE jobs; --",
-    '" OR ""="',
-    "1) UNION SELECT sha256 FROM keys --",
-    'x" OR 1=1 --',
-    'a"]."b',
-    "%",
-    "_",
-    "${AWS_SECRET_ACCESS_KEY}",
-    "$(touch canary)",
-    "`touch canary`",
-    "{{ 7 * 7 }}",
-]
 
 
 @pytest.fixture(scope="module")
@@ -501,92 +478,3 @@ def test_the_same_bytes_of_two_projects_are_one_until_the_last_goes(service: Run
     assert first.send("DELETE", f"/v1/files/{ids[0]}").status == 200
     assert first.get(f"/v1/files/{ids[0]}").status == 404
     assert second.get(f"/v1/files/{ids[1]}/content").body == content
-
-
-# anything at all
-
-_scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12)
-_scalars |= st.sampled_from([*TRAVERSAL[:-1], *INJECTIONS, MODEL, "auto", "supervised", "dpo", "reinforcement"])
-_json = st.recursive(
-    _scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=8,
-)
-_keys = st.sampled_from(
-    [
-        "model",
-        "training_file",
-        "validation_file",
-        "hyperparameters",
-        "method",
-        "integrations",
-        "metadata",
-        "seed",
-        "suffix",
-        "bytes",
-        "filename",
-        "mime_type",
-        "purpose",
-        "expires_after",
-        "part_ids",
-        "md5",
-        "project_ids",
-        "grader",
-        "model_sample",
-        "item",
-        "messages",
-        "prompt",
-        "type",
-    ]
-)
-_form = st.lists(
-    st.tuples(st.sampled_from(["purpose", "file", "data", "expires_after[seconds]", "x", ""]), st.text(max_size=12)),
-    max_size=4,
-)
-_query = st.dictionaries(
-    st.sampled_from(["limit", "after", "order", "purpose", "metadata", "metadata[a]", "metadata[", "project_id", "x"]),
-    st.text(max_size=8) | st.integers().map(str),
-    max_size=2,
-)
-
-
-def test_no_request_is_a_failure_of_the_server(service: Running, mine: Belongings) -> None:
-    owner, routes = peer(service, "fuzz", "admin"), routes_of(service)
-    own = settle(service, "fuzz")
-    sent, until = 0, time.monotonic() + 40
-
-    @settings(
-        max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True
-    )
-    @given(
-        route=st.sampled_from(routes),
-        body=st.dictionaries(_keys | st.text(max_size=6), _json, max_size=4).map(json.dumps).map(str.encode)
-        | _form.map(lambda fields: form(fields, "file", "a", b"x"))
-        | st.binary(max_size=60)
-        | st.binary(max_size=40).map(lambda b: f"--{BOUNDARY}\r\n".encode() + b),
-        kind=st.sampled_from([JSON, JSON, FORM, {"content-type": "multipart/form-data; boundary="}, {}]),
-        query=_query,
-        ids=st.booleans(),
-        name=st.text(min_size=1, max_size=10),
-    )
-    def attack(
-        route: tuple[str, str], body: bytes, kind: dict[str, str], query: dict[str, str], ids: bool, name: str
-    ) -> None:
-        nonlocal sent
-        if time.monotonic() > until:
-            return
-        method, pattern = route
-        path = own.path(pattern) if ids else pattern
-        for part in ("{file_id}", "{upload_id}", "{job_id}", "{name:path}", "{permission_id}"):
-            path = path.replace(part, quote(name, safe=""))
-        asked = "&".join(f"{quote(key, safe='[]')}={quote(value, safe='')}" for key, value in query.items())
-        answer = owner.send(method, f"{path}?{asked}", body, kind)
-        assert answer.status < 500, (method, path, asked, body, answer.body)
-        sent += 1
-
-    attack()
-    assert sent > 500
-    assert Peer(owner.port).get(FREE).status == 200
-    after = peer(service, "fuzz afterwards")
-    file = after.upload(rows(12)).values["id"]
-    assert after.post("/v1/fine_tuning/jobs", {"model": MODEL, "training_file": file}).status == 200

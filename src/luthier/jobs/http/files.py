@@ -35,7 +35,7 @@ class FileRoutes:
     async def create(self, request: Request) -> Response:
         """POST /v1/files: the bytes are kept, and the rows of a training file looked at, while they arrive."""
         project = caller_of(request).project_id
-        with self._files.receiver() as receiver:
+        with await run_in_threadpool(self._files.receiver, project) as receiver:
             kind = request.headers.get("content-type", "")
             form = await read_form(kind, chunks_of(request), "file", receiver)
             _require_fields(form, ("purpose", ANCHOR, SECONDS))

@@ -12,6 +12,7 @@ from typing import Protocol
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
+from starlette.concurrency import run_in_threadpool
 
 from luthier.serve.api_error import ApiError
 
@@ -116,7 +117,7 @@ async def read_form(content_type: str, body: AsyncIterator[bytes], name: str, re
     try:
         parser = MultipartParser(options[b"boundary"], callbacks)  # type: ignore[arg-type]
         async for chunk in body:
-            parser.write(chunk)
+            await run_in_threadpool(parser.write, chunk)  # it goes to the disk, and rows are looked at
         parser.finalize()
     except FormParserError as error:
         raise ApiError(f"The body is no multipart form: {error}") from None
