@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import socket
 import stat
 import threading
@@ -32,7 +33,7 @@ from tests.jobs_attack import (
     routes_of,
     settle,
 )
-from tests.jobs_service import MODEL, Running, rows, running, start
+from tests.jobs_service import MODEL, Running, events_of, rows, running, start, wait_for
 
 from luthier.errors import StorageError
 from luthier.jobs.file_store import Quota
@@ -74,23 +75,26 @@ def test_several_uploads_at_once_do_not_take_the_same_room(tmp_path: Path, tiny_
         assert caller.upload(b"x" * 3900, purpose="batch").status == 200
 
 
-def test_an_upload_takes_the_room_that_it_announced_and_no_more(tmp_path: Path, tiny_model_folder: Path) -> None:
+def test_an_upload_takes_the_room_that_it_announced_or_has(tmp_path: Path, tiny_model_folder: Path) -> None:
     with running(tmp_path / "s", tiny_model_folder, at_once=0, quota=Quota(4000, 9000, 10_000)) as service:
         caller = peer(service, "parts")
         asked = {"bytes": 6000, "filename": "a", "mime_type": "text/plain", "purpose": "batch"}
         upload = caller.post("/v1/uploads", asked).values["id"]
         assert caller.post("/v1/uploads", asked).error["code"] == "quota_exceeded"
-        assert caller.upload(b"x" * 3999 + b"\n", purpose="batch").status == 200
-        assert caller.upload(b"y", purpose="batch").status == 413
+        assert caller.upload(b"x" * 3000, purpose="batch").status == 200
+        assert caller.upload(b"y" * 1001, purpose="batch").status == 413
         path = f"/v1/uploads/{upload}/parts"
         parts = [caller.send("POST", path, form([], "data", "a", b"z" * 3000), FORM) for _ in range(2)]
         assert [part.status for part in parts] == [200, 200]
-        assert caller.send("POST", path, form([], "data", "a", b"z"), FORM).status == 413
+        again = [caller.send("POST", path, form([], "data", "a", b"z" * 900), FORM) for _ in range(2)]
+        assert [part.status for part in again] == [200, 413]
+        assert caller.upload(b"y" * 101, purpose="batch").status == 413
         with ThreadPoolExecutor(4) as pool:
             ids = {"part_ids": [part.values["id"] for part in parts]}
             done = list(pool.map(lambda _: caller.post(f"/v1/uploads/{upload}/complete", ids).status, range(4)))
         assert done.count(200) == 1 and set(done) <= {200, 400, 413}
         assert len(caller.get("/v1/files").values["data"]) == 2
+        assert caller.upload(b"y" * 1000, purpose="batch").status == 200
 
 
 # places
@@ -223,6 +227,24 @@ def test_a_whole_life_tells_no_secret_and_opens_no_port(tmp_path: Path, tiny_mod
     assert {path.relative_to(folder).parts[0] for path in found} == {"files", "jobs"}
     _, alive = psutil.wait_procs(list(children.values()), timeout=10)
     assert not alive
+
+
+def test_why_a_job_failed_names_no_place_of_this_machine(tmp_path: Path, tiny_model_folder: Path) -> None:
+    for name, change in (("gone", shutil.rmtree), ("broken", _empty_config)):
+        base = tmp_path / f"canary-{name}"
+        shutil.copytree(tiny_model_folder, base)
+        with running(tmp_path / f"s-{name}", base) as service:
+            change(base)
+            client = service.client()
+            file = client.files.create(file=("a", rows(30)), purpose="fine-tune")
+            job = wait_for(client, client.fine_tuning.jobs.create(model=MODEL, training_file=file.id).id)
+            told = f"{job.error.message} {[event.message for event in events_of(client, job.id)]}"
+        assert job.status == "failed"
+        assert "canary" not in told and str(tmp_path) not in told, told
+
+
+def _empty_config(base: Path) -> None:
+    (base / "config.json").write_text("{}")
 
 
 def test_what_a_client_writes_never_reaches_the_log(

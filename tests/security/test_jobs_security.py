@@ -366,7 +366,7 @@ def test_bad_values_of_uploads_grants_and_graders_are_400(service: Running, mine
 
 
 @pytest.mark.parametrize(
-    "value", ["", "-1", "0", "1.5", "1e3", "true", "NaN", "\u00b2", "\u0663", "9" * 5000, "101", "+1", " 1"]
+    "value", ["", "-1", "1.5", "1e3", "true", "NaN", "\u00b2", "\u0663", "9" * 5000, "101", "+1", " 1"]
 )
 def test_a_bad_limit_is_a_400(member: Peer, mine: Belongings, service: Running, value: str) -> None:
     owner = peer(service, "victim", "admin")

@@ -181,18 +181,18 @@ class FileStore:
             ApiError: 404, or 400: the upload takes no more parts.
         """
         row = self._pending(project, upload_id)
-        return self.receiver(project, min(self.quota.file_bytes, row["bytes"]), row["id"])
+        return self.receiver(project, None, row["id"])
 
     def add_part(self, project: str, upload_id: str, received: "Receiver") -> dict[str, Any]:
         """Keep a part.
 
         Raises:
-            ApiError: as `part_receiver`; 413: the parts have more bytes than were announced, or are too many.
+            ApiError: as `part_receiver`; 413: the parts are too many or too long, or the project has no room.
         """
         with self._naming:
             row = self._pending(project, upload_id)
             values = {"id": new_id(PART), "created_at": now(), "upload_id": row["id"], "bytes": received.size}
-            self._require_place(row, received.size)
+            self._require_room_of_parts(row, received.size)
             digest = received.finish()
             with self._database.writing() as connection:
                 connection.execute(upload_parts.insert().values(**values, sha256=digest))
@@ -290,14 +290,17 @@ class FileStore:
             if not named:
                 self._blobs.remove(digest)
 
-    def _require_place(self, upload: Row, size: int) -> None:
+    def _require_room_of_parts(self, upload: Row, size: int) -> None:
+        """Parts may have more bytes than were announced: a client sends one again whose answer it missed."""
         of_upload = sa.select(sa.func.coalesce(sa.func.sum(upload_parts.c.bytes), 0), sa.func.count())
         with self._database.reading() as connection:
             found = connection.execute(of_upload.where(upload_parts.c.upload_id == upload["id"])).one()
-        if int(found[0]) + size > upload["bytes"]:
-            raise too_large(upload["bytes"])
+        total = int(found[0]) + size
+        if total > self.quota.upload_bytes:
+            raise too_large(self.quota.upload_bytes)
         if found[1] >= MOST_PARTS:
             raise ApiError(f"An upload has at most {MOST_PARTS} parts.", status=413, code="too_many_parts")
+        self._require_room(upload["project_id"], total, upload["id"])
 
     def _require_room(self, project: str, size: int, upload: str | None = None) -> None:
         kept = self._kept(project, upload)
@@ -305,9 +308,12 @@ class FileStore:
             raise self._no_room(kept)
 
     def _kept(self, project: str, upload: str | None) -> int:
-        """Bytes of the project's files, and those that its pending uploads but this one announced."""
+        """Bytes of the project's files, and those that its pending uploads but this one announced, or have by now."""
         of_files = sa.select(sa.func.coalesce(sa.func.sum(files.c.bytes), 0)).where(files.c.project_id == project)
-        of_uploads = sa.select(sa.func.coalesce(sa.func.sum(uploads.c.bytes), 0)).where(
+        of_parts = sa.select(sa.func.coalesce(sa.func.sum(upload_parts.c.bytes), 0))
+        received = of_parts.where(upload_parts.c.upload_id == uploads.c.id).correlate(uploads).scalar_subquery()
+        taken = sa.case((received > uploads.c.bytes, received), else_=uploads.c.bytes)
+        of_uploads = sa.select(sa.func.coalesce(sa.func.sum(taken), 0)).where(
             uploads.c.project_id == project, uploads.c.status == "pending", uploads.c.id != (upload or "")
         )
         with self._database.reading() as connection:

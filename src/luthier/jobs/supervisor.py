@@ -179,7 +179,7 @@ class Supervisor:
                     os.link(self._blobs.path(digest), folder / f"{name}.jsonl")
             picked = write_recipe(folder, row["base"], row["asked"], row["seed"])
         except (LuthierError, ApiError, OSError) as error:
-            self._fail(row, "invalid_training_file", _shown(error, folder), "training_file")
+            self._fail(row, "invalid_training_file", _shown(error, row, folder), "training_file")
             return
         told = [Told("validated", "Files validated, moving job to queued state")]
         if row["validation_file"] is None:
@@ -248,7 +248,7 @@ class Supervisor:
         elif code == 2:
             error = _read(folder / "ended.json") or {}
             kind = "invalid_training_file" if error.get("kind") in ("DataError", "TemplateError") else "training_failed"
-            self._fail(row, kind, _without(error.get("message", "the training failed"), folder), None)
+            self._fail(row, kind, _without(error.get("message", "the training failed"), row, folder), None)
         elif row["attempts"] >= MOST_DEATHS and not _went_on(folder):
             self._fail(row, "process_died", f"The training process died {row['attempts']} times ({code}).", None)
         else:
@@ -367,10 +367,15 @@ def _note_progress(folder: Path) -> None:
     (folder / "deaths.json").write_text(json.dumps({"step": _newest(folder)}), encoding="utf-8")
 
 
-def _shown(error: Exception, folder: Path) -> str:
+def _shown(error: Exception, row: Row, folder: Path) -> str:
     """An error without paths of this machine."""
-    return _without(error.message if isinstance(error, ApiError) else str(error), folder)
+    return _without(error.message if isinstance(error, ApiError) else str(error), row, folder)
 
 
-def _without(text: str, folder: Path) -> str:
-    return text.replace(f"{folder}/", "").replace(str(folder), "the job's folder")
+def _without(text: str, row: Row, folder: Path) -> str:
+    places = {str(folder), str(folder.resolve())}
+    if os.sep in row["base"]:  # a model of this machine, by the path that only the operator knows
+        text = text.replace(row["base"], row["asked"]["model"])
+    for place in places:
+        text = text.replace(f"{place}/", "").replace(place, "the job's folder")
+    return text
