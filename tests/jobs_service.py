@@ -15,7 +15,6 @@ from typing import Any
 
 import openai
 
-from luthier.jobs.file_store import Quota
 from luthier.jobs.http.app import Hosts
 from luthier.jobs.service import Options, Service, open_service
 from luthier.serve import server
@@ -45,10 +44,9 @@ class Running:
 
 
 @contextmanager
-def running(folder: Path, model: Path, at_once: int = 1, quota: Quota | None = None) -> Iterator[Running]:
-    """A service in this process."""
-    aliases = {MODEL: str(model)}
-    options = Options(folder, bases=(str(model),), aliases=aliases, at_once=at_once, quota=quota or Quota())
+def running(folder: Path, model: Path, at_once: int = 1, **more: Any) -> Iterator[Running]:
+    """A service in this process, with more of `Options`."""
+    options = Options(folder, bases=(str(model),), aliases={MODEL: str(model)}, at_once=at_once, **more)
     with open_service(options) as service:
         bound = server.listen(server.Address(port=0))
         serving = server.server_of(service.app(Hosts()), 5.0)

@@ -1,5 +1,6 @@
 """What the job service keeps to itself: secrets, places, room; and that nothing at all makes it fail."""
 
+import base64
 import json
 import logging
 import os
@@ -18,7 +19,9 @@ from urllib.parse import quote
 
 import psutil
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings, strategies as st
+from sqlalchemy.exc import SQLAlchemyError
 from tests.jobs_attack import (
     BOUNDARY,
     FORM,
@@ -37,8 +40,11 @@ from tests.jobs_attack import (
 from tests.jobs_service import MODEL, Running, events_of, rows, running, start, wait_for
 
 from luthier.errors import StorageError
+from luthier.jobs.database import projects, webhooks
 from luthier.jobs.file_store import Quota
 from luthier.jobs.service import Options, alone, open_service
+from luthier.jobs.webhooks import Target, Webhooks
+from luthier.serve.api_error import ApiError
 
 SECRET = "canary-secret-5f1d77"
 ROW = "canary-row-93ba01"
@@ -74,6 +80,19 @@ def test_several_uploads_at_once_do_not_take_the_same_room(tmp_path: Path, tiny_
         for file in kept:
             assert caller.send("DELETE", f"/v1/files/{file['id']}").status == 200
         assert caller.upload(b"x" * 3900, purpose="batch").status == 200
+
+
+def test_a_slow_upload_does_not_take_the_room_of_one_that_overtook_it(tmp_path: Path, tiny_model_folder: Path) -> None:
+    with running(tmp_path / "s", tiny_model_folder, at_once=0, quota=Quota(8000, 8000, 10_000)) as service:
+        files, project = service.service.files, service.service.tenants.project("p")
+        with files.receiver(project) as slow:
+            slow.write(b"x" * 3000)
+            with files.receiver(project) as fast:
+                fast.write(b"y" * 6000)
+                files.add(project, "fast", "batch", fast)
+            slow.write(b"x" * 3000)
+            with pytest.raises(ApiError, match="may keep"):
+                files.add(project, "slow", "batch", slow)
 
 
 def test_an_upload_takes_the_room_that_it_announced_or_has(tmp_path: Path, tiny_model_folder: Path) -> None:
@@ -291,6 +310,39 @@ def test_what_a_client_writes_never_reaches_the_log(
     assert "route=/v1/files" in text
     for canary in (PROMPT, "\x1b", "forged", str(caller.key)):
         assert canary not in text
+
+
+def test_trouble_with_the_database_ends_no_thread_and_quotes_nothing(
+    tmp_path: Path, tiny_model_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = Target("http://127.0.0.1:1/", f"whsec_{base64.b64encode(SECRET.encode()).decode()}")
+    with running(tmp_path / "s", tiny_model_folder, at_once=0, webhook=target) as service:
+        database = service.service.database
+        for old, new in (("jobs", "away"), ("webhooks", "gone")):
+            with database.writing() as connection:
+                connection.execute(sa.text(f"ALTER TABLE {old} RENAME TO {new}"))
+        time.sleep(1.5)
+        for old, new in (("jobs", "away"), ("webhooks", "gone")):
+            with database.writing() as connection:
+                connection.execute(sa.text(f"ALTER TABLE {new} RENAME TO {old}"))
+        assert "supervisor: OperationalError" in caplog.text and "webhooks: OperationalError" in caplog.text
+        assert "SELECT" not in caplog.text
+        settle(service, "afterwards")  # a job's files are validated
+        assert "webhooks" in {thread.name for thread in threading.enumerate()}
+        with pytest.raises(SQLAlchemyError) as told, database.writing() as connection:
+            connection.execute(projects.insert().values(id=ROW, created_at=0, name=None))
+        assert ROW not in str(told.value)
+
+
+def test_an_address_that_is_none_is_a_failed_attempt(service: Running) -> None:
+    key = f"whsec_{base64.b64encode(SECRET.encode()).decode()}"
+    database, store = service.service.database, service.service.jobs
+    ended = settle(service, "told")
+    store.move(ended.job, "cancelled", [])
+    Webhooks(database, Target("http://[", key)).send_due()
+    with database.reading() as connection:
+        of_job = sa.select(webhooks.c.attempts).where(webhooks.c.object_id == ended.job)
+        assert connection.scalar(of_job) == 1
 
 
 def test_no_address_of_a_client_s_is_fetched(service: Running, mine: Belongings) -> None:
