@@ -12,7 +12,7 @@ from typing import Any
 from starlette.routing import Route
 from tests.jobs_service import MODEL, Running, rows
 
-from luthier.jobs.http.app import Parts, build_routes
+from luthier.jobs.http.app import build_routes
 from luthier.jobs.job_store import Told
 
 TRAVERSAL = [
@@ -49,7 +49,7 @@ INJECTIONS = [
     "`touch canary`",
     "{{ 7 * 7 }}",
 ]
-FREE = "/healthz"
+FREE = ("/healthz", "/readyz")
 JSON = {"content-type": "application/json"}
 BOUNDARY = "b0undary"
 FORM = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
@@ -141,8 +141,7 @@ def form(fields: Sequence[tuple[str, str]], file: str, filename: str, content: b
 
 def routes_of(running: Running) -> list[tuple[str, str]]:
     """Every path pattern with every method that it takes."""
-    s = running.service
-    app = build_routes(Parts(s.tenants, s.files, s.jobs, s.supervisor, s.names, s.gateway, s.audit, s.webhooks))
+    app = build_routes(running.service.parts)
     assert all(isinstance(route, Route) for route in app.routes), "a mounted application would escape the key"
     found = [route for route in app.routes if isinstance(route, Route)]
     return [(method, route.path) for route in found for method in route.methods or ()]

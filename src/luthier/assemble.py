@@ -35,7 +35,7 @@ from luthier.models.new_tokens import with_new_tokens
 from luthier.models.packed import quantized_layers
 from luthier.models.scorer import Scorer, require_forest
 from luthier.objectives.base import Models, Objective
-from luthier.recipe import Recipe
+from luthier.recipe import ModelSettings, Recipe
 from luthier.run_folder import RunFolder
 
 T = TypeVar("T", bound=Settings)
@@ -71,6 +71,18 @@ def open_model(recipe: Recipe, precision: str | None = None, device: str | None 
     loaded = load(files, precision or settings.precision, device or settings.device, quantize=settings.quantize)
     require_forest(loaded.model)
     return with_new_tokens(loaded, adapter_of(recipe).added_tokens)
+
+
+def open_base(name: str, device: str | None = None, precision: str | None = None) -> LoadedModel:
+    """A base model by itself, held as a recipe without further settings holds it.
+
+    Raises:
+        ModelError: it cannot be had or used.
+    """
+    settings = ModelSettings(name=name)
+    loaded = load(resolve(name), precision or settings.precision, device or settings.device)
+    require_forest(loaded.model)
+    return loaded
 
 
 def open_for_run(recipe: Recipe, folder: RunFolder) -> LoadedModel:

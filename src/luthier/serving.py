@@ -1,15 +1,18 @@
 """Runs behind names: what `luthier serve` opens, at its start and while it runs.
 
-The first run decides the base; every other adapter must have been trained on the very same one, held in the same form.
+The first run, or a name, decides the base; every other adapter must have been trained on the very same one, held in the
+same form.
 A name never becomes a path: what may be added while the server runs stands in a table, or is a folder in the one that
 the operator registered.
 """
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from luthier.assemble import RECORD, Artifact, read_artifact, require_same_base
+from luthier.assemble import RECORD, Artifact, open_base, precision_of, read_artifact, require_same_base
+from luthier.data.templates import build_template
 from luthier.errors import ModelError, ServeError
 from luthier.serve.backend import Registry
 from luthier.serve.models import BASE, ServedModel, SharedBase, whole_model
@@ -44,23 +47,42 @@ def parse_adapters(run: Path | None, given: Sequence[str]) -> dict[str, Path]:
     return dict(pairs)
 
 
-class Runs(Registry):
-    """The adapters of several runs over one base."""
+@dataclass(frozen=True)
+class _Held:
+    """How the base is held, and by whose wish."""
 
-    def __init__(self, folders: Mapping[str, Path], register: Path | None = None, device: str | None = None) -> None:
+    precision: str
+    quantize: str
+    added_tokens: tuple[str, ...] = ()
+    name: str = BASE
+
+
+class Runs(Registry):
+    """The adapters of several runs over one base, or a base alone to which adapters may be added."""
+
+    def __init__(
+        self,
+        folders: Mapping[str, Path],
+        register: Path | None = None,
+        device: str | None = None,
+        base: str | None = None,
+    ) -> None:
         """Open the base.
 
         Args:
             folders: of the runs that are served from the start, by name.
             register: a folder whose runs may be added by their folders' names.
             device: as `model.device`; None: that of the first run's recipe.
+            base: as `model.name`, where no run is served from the start.
 
         Raises:
             ModelError: a run has no trained model, or its base cannot be had.
-            ServeError: a run trained all weights, and others shall be served beside it.
+            ServeError: a run trained all weights, and others shall be served beside it; runs and a base are given.
         """
         if register is not None and not register.is_dir():
             raise ServeError(f"--register {register}: there is no such folder")
+        if bool(folders) == (base is not None):
+            raise ServeError("--base NAME is for a server without runs at its start; the base of runs is served anyway")
         self._folders, self._register = dict(folders), register
         artifacts = {name: read_artifact(folder) for name, folder in folders.items()}
         whole = [name for name, artifact in artifacts.items() if artifact.is_whole]
@@ -69,8 +91,16 @@ class Runs(Registry):
                 f"{whole[0]} ({folders[whole[0]]}) trained all weights and shares no base with others; serve it alone"
             )
         self._artifacts = artifacts
-        self._first = next(iter(artifacts.values()))
-        self._loaded = self._first.open_base(device)
+        if base is not None:
+            self._loaded = open_base(base, device)
+            self._template = build_template(self._loaded, "model")
+            self._held = _Held(precision_of(self._loaded), "none")
+        else:
+            first = next(iter(artifacts.values()))
+            self._loaded = first.open_base(device)
+            self._template = first.template(self._loaded)
+            precision = first.record["model"]["precision"]
+            self._held = _Held(precision, first.recipe.model.quantize, first.added_tokens, first.name)
         self._shared = None if whole else SharedBase(self._loaded)
 
     def models(self) -> list[ServedModel]:
@@ -86,7 +116,7 @@ class Runs(Registry):
             self._loaded.model.eval()
             return [whole_model(name, self._loaded, template, injected)]
         found = [self._adapted(name, artifact) for name, artifact in self._artifacts.items()]
-        return [*found, self._shared.base(self._first.template(self._loaded))]
+        return [*found, self._shared.base(self._template)]
 
     def names(self) -> list[str]:
         """What may be added: the runs of the start, and those that the registered folder holds now."""
@@ -117,17 +147,15 @@ class Runs(Registry):
         if self._shared is None or artifact.is_whole:
             raise ServeError(f"{name} ({artifact.folder}) trained all weights and shares no base; serve it alone")
         require_same_base(artifact.record, self._loaded)
-        first, own = (
-            (found.record["model"]["precision"], found.recipe.model.quantize) for found in (self._first, artifact)
-        )
-        if artifact.added_tokens != self._first.added_tokens:
+        held, precision, quantize = self._held, artifact.record["model"]["precision"], artifact.recipe.model.quantize
+        if artifact.added_tokens != held.added_tokens:
             raise ModelError(
-                f"{name} ({artifact.folder}) was trained with other new tokens than {self._first.name}, so their ids "
-                "mean other texts. Serve it apart"
+                f"{name} ({artifact.folder}) was trained with other new tokens than {held.name}, so their ids mean "
+                "other texts. Serve it apart"
             )
-        if first != own:
+        if (precision, quantize) != (held.precision, held.quantize):
             raise ModelError(
-                f"{name} ({artifact.folder}) was trained over its base in {own[0]}, quantize = {own[1]}; here it is "
-                f"held in {first[0]}, quantize = {first[1]}. Serve it apart"
+                f"{name} ({artifact.folder}) was trained over its base in {precision}, quantize = {quantize}; here it "
+                f"is held in {held.precision}, quantize = {held.quantize}. Serve it apart"
             )
         return self._shared.adapted(name, artifact.template(self._loaded), artifact.put_in)

@@ -4,13 +4,10 @@ Each can be run by itself and again: what is there and still true is kept, so a 
 was. `luthier run` is these in order.
 """
 
-import json
-import os
 import shutil
-import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,10 +27,12 @@ from luthier.data.source import Unit
 from luthier.data.split import Split, split
 from luthier.data.stored import StoredUnits
 from luthier.data.templates import Template
-from luthier.data.write import atomic_text, write_examples
+from luthier.data.write import write_examples
 from luthier.engine import checkpoint
+from luthier.engine.interrupts import interruptible
+from luthier.engine.log import mend_log, metrics_line
 from luthier.engine.loop import Step, observe, train, validation_loss
-from luthier.engine.run import Run, State
+from luthier.engine.run import Run
 from luthier.errors import DataError, PreflightError, StorageError
 from luthier.examples import Example, Row, Where
 from luthier.files import sha256_of, sync
@@ -408,7 +407,7 @@ def train_stage(prepared: Prepared, progress: Progress, on_step: Callable[[Step]
         checkpoint.restore(run, found.folder)
         progress.say(f"  going on after step {found.step} ({found.folder})")
     subject = opened.subject if found is None else None
-    with progress.stage("train", "training"), opened.folder.timed("train"), _interruptible() as interrupted:
+    with progress.stage("train", "training"), opened.folder.timed("train"), interruptible() as interrupted:
         _steps(run, opened, subject, progress, on_step, interrupted)
     _finish(run, opened, progress)
     return run
@@ -477,11 +476,11 @@ def _steps(
         progress.say(f"  {run.steps} steps are too few to show that every trained tensor moves")
     path = opened.folder / "metrics.jsonl"
     opened.folder.record(planned_steps=run.steps)  # for whoever watches
-    _mend_log(path, run.state)
+    mend_log(path, run.state)
     progress.resume(run.state.step, run.steps)
     with path.open("a", encoding="utf-8") as log:
         for step in train(run):
-            log.write(_metrics_line(run.state))
+            log.write(metrics_line(run.state))
             log.flush()
             if subject is not None and step.number == PROVEN_AT:
                 _gates(opened.folder, subject, "steps")
@@ -496,45 +495,6 @@ def _steps(
                 opened.folder.write("training.json", _summary(run, opened, "interrupted"))
                 progress.say(f"  stopped after step {step.number}; everything is saved, the same command goes on")
                 raise KeyboardInterrupt
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """While open, the first SIGINT or SIGTERM sets the event, looked at between steps; a second one is as usual."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def on_signal(number: int, _frame: Any) -> None:
-        event.set()
-        signal.signal(number, before[signal.Signals(number)])
-        # not print: a handler may come in the middle of another print, which its buffer refuses
-        os.write(2, b"\nfinishing this step and saving (once more: stop at once)\n")
-
-    for number in before:
-        signal.signal(number, on_signal)
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _metrics_line(state: State) -> str:
-    return json.dumps(state.last) + "\n"
-
-
-def _mend_log(path: Path, state: State) -> None:
-    """Drop the lines of steps that will be done again and one that was cut off; add one that a kill came before."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    kept = [line for line in lines if json.loads(line)["step"] < state.step]
-    if state.step:
-        kept.append(_metrics_line(state))
-    with atomic_text(path) as file:
-        file.writelines(kept)
 
 
 def _finish(run: Run, opened: Opened, progress: Progress) -> None:

@@ -16,7 +16,7 @@ from luthier.cli.main import COMMANDS, main
 
 SURFACE = Path(__file__).with_name("cli_surface.txt")
 VERBS = registry.names(COMMANDS)
-MAX_OPTIONS = 13
+MAX_OPTIONS = 14
 """Settings belong in the recipe. `serve` has the most: where it listens and who may use it are no run's."""
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 from tests.jobs_service import MODEL, Running, events_of, rows, running, wait_for
@@ -94,6 +95,13 @@ def test_the_model_and_its_checkpoints_answer_under_their_names(client: openai.O
         client.chat.completions.create(model=done.fine_tuned_model, messages=messages, max_tokens=-1)
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="gpt-5", messages=messages)
+
+
+def test_the_base_answers_too_and_what_a_job_made_joins_it(client: openai.OpenAI, done: Any) -> None:
+    asked: Any = {"messages": [{"role": "user", "content": "Say 0-3."}], "max_tokens": 8, "temperature": 0}
+    base, tuned = (client.chat.completions.create(model=name, **asked) for name in (MODEL, done.fine_tuned_model))
+    assert base.model == MODEL and tuned.model == done.fine_tuned_model
+    assert base.system_fingerprint != tuned.system_fingerprint
 
 
 def test_jobs_are_found_by_their_metadata(client: openai.OpenAI, done: Any) -> None:
@@ -235,3 +243,20 @@ def test_every_change_is_in_the_audit_log_and_no_question_is(service: Running, d
     assert ("POST /v1/fine_tuning/jobs", done.id) in entries and ("POST /v1/files", done.training_file) in entries
     assert not [action for action, _ in entries if "chat" in action or action.startswith("GET")]
     assert log.verify().broken_at is None and log.verify().entries == len(entries)
+
+
+def test_health_is_free_and_figures_are_for_an_admin(service: Running, done: Any) -> None:
+    url = service.url.removesuffix("/v1")
+    assert httpx2.get(f"{url}/healthz").json() == {"status": "ok"}
+    assert httpx2.get(f"{url}/readyz").json() == {"status": "ready"}
+    assert httpx2.get(f"{url}/metrics").status_code == 401
+
+    def figures(role: Any) -> httpx2.Response:
+        key = service.client("default", role).api_key
+        return httpx2.get(f"{url}/metrics", headers={"authorization": f"Bearer {key}"})
+
+    assert figures("member").status_code == 403
+    text = figures("admin").text
+    assert 'luthier_jobs{status="succeeded"} 1.0' in text
+    assert 'luthier_requests_total{method="GET",route="/v1/fine_tuning/jobs/{job_id}",status="200"}' in text
+    assert done.id not in text and 'route="-",status="401"' not in text

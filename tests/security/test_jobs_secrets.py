@@ -25,7 +25,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from tests.jobs_attack import (
     BOUNDARY,
     FORM,
-    FREE,
     INJECTIONS,
     JSON,
     TRAVERSAL,
@@ -252,7 +251,7 @@ def test_a_whole_life_tells_no_secret_and_opens_no_port(tmp_path: Path, tiny_mod
     assert all(found == set() for command, found in listening.values() if "engine_process" not in str(command))
     assert {host for found in served for host, _ in found} == {"127.0.0.1"}
     assert not [pid for pid, text in environments.items() if SECRET in text or any(f"{n}=" in text for n in SECRETS)]
-    logs = {path.name: path.read_text() for path in (*folder.rglob("log.txt"), *folder.rglob("serve.log"), log)}
+    logs = {path.name: path.read_text() for path in (*folder.rglob("log.txt"), *folder.rglob("serve-*.log"), log)}
     assert len(logs) == 3
     for name, text in logs.items():
         for canary in (ROW, PROMPT, SECRET, *keys, file):
@@ -340,7 +339,7 @@ def test_an_address_that_is_none_is_a_failed_attempt(service: Running) -> None:
     database, store = service.service.database, service.service.jobs
     ended = settle(service, "told")
     store.move(ended.job, "cancelled", [])
-    Webhooks(database, Target("http://[", key)).send_due()
+    Webhooks(database, Target("http://x:y", key)).send_due()
     with database.reading() as connection:
         of_job = sa.select(webhooks.c.attempts).where(webhooks.c.object_id == ended.job)
         assert connection.scalar(of_job) == 1
@@ -463,7 +462,7 @@ def test_no_request_is_a_failure_of_the_server(service: Running, mine: Belonging
 
     attack()
     assert found.total() > 1000 and found[200] > 100 and found[400] > 100, found
-    assert Peer(owner.port).get(FREE).status == 200
+    assert Peer(owner.port).get("/readyz").status == 200
     after = peer(service, "fuzz afterwards")
     file = after.upload(rows(12)).values["id"]
     assert after.post("/v1/fine_tuning/jobs", {"model": MODEL, "training_file": file}).status == 200

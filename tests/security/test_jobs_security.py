@@ -50,7 +50,9 @@ def _folder(service: Running) -> Path:
 
 
 def _contents(service: Running) -> dict[str, list[Any]]:
-    """All rows of all tables but the keys."""
+    """All rows of all tables but the keys, once nothing changes by itself."""
+    while service.service.jobs.in_status("validating_files"):
+        time.sleep(0.05)
     with service.service.database.reading() as connection:
         return {
             table.name: [tuple(row) for row in connection.execute(sa.select(table).order_by(*table.primary_key))]
@@ -62,7 +64,7 @@ def _contents(service: Running) -> dict[str, list[Any]]:
 # keys
 
 
-def test_every_route_but_healthz_asks_for_a_key(service: Running, mine: Belongings) -> None:
+def test_every_route_but_those_of_health_asks_for_a_key(service: Running, mine: Belongings) -> None:
     tenants = service.service.tenants
     ended, live = (tenants.add_key("victim", name, "admin") for name in ("ended", "live"))
     (row,) = [row for row in tenants.listed() if row["name"] == "ended"]
@@ -76,7 +78,7 @@ def test_every_route_but_healthz_asks_for_a_key(service: Running, mine: Belongin
         for key in wrong:
             headers = {**JSON, **({} if key is None else {"authorization": key})}
             answer = Peer(port_of(service)).send(method, mine.path(pattern), b"{}", headers)
-            assert answer.status == (200 if pattern == FREE else 401), (method, pattern, key)
+            assert answer.status == (200 if pattern in FREE else 401), (method, pattern, key)
             if answer.status == 401 and method != "HEAD":
                 assert answer.error["code"] == "invalid_api_key"
     assert _contents(service) == before

@@ -7,12 +7,13 @@ import pytest
 
 from luthier import registry
 from luthier.cli.main import main
+from luthier.engine.log import mend_log
 from luthier.engine.run import State
 from luthier.preflight.base import GATES
 from luthier.progress import Silent
 from luthier.recipe import load
 from luthier.run_folder import RunFolder
-from luthier.stages import _mend_log, prepare_data
+from luthier.stages import prepare_data
 
 
 def write(path: Path, steps: list[int], tail: str = "") -> None:
@@ -29,14 +30,14 @@ LAST: dict[str, float] = {"step": 3, "loss": 0.5}
 def test_steps_that_will_be_done_again_and_a_cut_line_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write(path, [1, 2, 3, 4, 5], '{"step": 6, "lo')
-    _mend_log(path, State(step=3, last=LAST))
+    mend_log(path, State(step=3, last=LAST))
     assert steps_of(path) == [1, 2, 3]
 
 
 def test_a_line_that_the_kill_came_before_is_written_from_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write(path, [1, 2])
-    _mend_log(path, State(step=3, last=LAST))
+    mend_log(path, State(step=3, last=LAST))
     assert steps_of(path) == [1, 2, 3]
     assert json.loads(path.read_text().splitlines()[-1]) == LAST
 
@@ -44,7 +45,7 @@ def test_a_line_that_the_kill_came_before_is_written_from_the_checkpoint(tmp_pat
 def test_a_run_that_begins_has_an_empty_log(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write(path, [1, 2])
-    _mend_log(path, State())
+    mend_log(path, State())
     assert steps_of(path) == []
 
 

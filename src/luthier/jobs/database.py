@@ -8,12 +8,13 @@ way; `synchronous = FULL` makes what was answered with 200 survive a power cut.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
 from luthier.errors import StorageError
@@ -237,6 +238,12 @@ class Database:
                     if not is_new:
                         step(connection)
                     connection.execute(_migrations.insert().values(name=name, applied_at=now()))
+
+
+def insert_new(connection: sa.Connection, table: sa.Table, values: Mapping[str, Any]) -> None:
+    """Insert a row unless one with the same unique values is there."""
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    connection.execute(insert(table).values(**values).on_conflict_do_nothing())
 
 
 def sqlite_url(path: Path) -> str:

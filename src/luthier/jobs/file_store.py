@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from luthier.jobs.blobs import Blobs, TooLarge, Writer
-from luthier.jobs.database import Database, Row, files, now, upload_parts, uploads
+from luthier.jobs.database import Database, Row, files, insert_new, now, upload_parts, uploads
 from luthier.jobs.ids import FILE, PART, UPLOAD, new_id
 from luthier.jobs.pages import Page, page_of
 from luthier.jobs.rows import Rows
@@ -88,12 +88,19 @@ class FileStore:
             return self.keep(project, filename, purpose, received.finish(), received.size, seconds)
 
     def keep(
-        self, project: str, filename: str, purpose: str, digest: str, size: int, seconds: int | None = None
+        self,
+        project: str,
+        filename: str,
+        purpose: str,
+        digest: str,
+        size: int,
+        seconds: int | None = None,
+        file_id: str | None = None,
     ) -> dict[str, Any]:
-        """A file over bytes that are among the blobs."""
+        """A file over bytes that are among the blobs; one of a given id is there at most once."""
         created = now()
         values = {
-            "id": new_id(FILE),
+            "id": file_id or new_id(FILE),
             "created_at": created,
             "project_id": project,
             "filename": filename,
@@ -104,7 +111,7 @@ class FileStore:
             "expires_at": None if seconds is None else created + seconds,
         }
         with self._database.writing() as connection:
-            connection.execute(files.insert().values(**values))
+            insert_new(connection, files, values)
         return file_body({**values, "status_details": None})
 
     def get(self, project: str, file_id: str) -> Row:

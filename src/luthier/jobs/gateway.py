@@ -1,4 +1,4 @@
-"""Chat and completions with what jobs made: one inference process for each base, started when it is asked.
+"""Chat and completions with bases and with what jobs made: an inference process for each base, started when asked.
 
 The engine lives in a process of its own (`luthier serve`), so a request that ends it ends nothing else, and this one
 needs no torch. Its key is made here and known to nobody else; adapters are registered by the ids of jobs, never by what
@@ -28,8 +28,27 @@ START_SECONDS = 300.0
 """Longest wait for a base to be loaded."""
 ANSWER_SECONDS = 600.0
 PROGRAM = "luthier.cli.engine_process"
+BASE = "base"
 KEY, ADMIN = "LUTHIER_SERVE_KEY", "LUTHIER_SERVE_ADMIN_KEY"
 _ADDRESS = re.compile(rb" at (http://\S+) ")
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a client's name of a model means."""
+
+    base: str
+    """As `model.name`."""
+    name: str = BASE
+    """What engines call it; of a base: `base`."""
+    folder: Path | None = None
+    """Of the run, or of the checkpoint; None: the base itself."""
+
+    @classmethod
+    def of(cls, row: Row) -> "Served":
+        """What a job made: its job's id, and the step of a checkpoint."""
+        folder = Path(row["folder"])
+        return cls(str(row["base"]), f"{row['job_id']}.{folder.name}", folder)
 
 
 @dataclass
@@ -53,22 +72,23 @@ class Gateway:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._engines: dict[str, Engine] = {}
+        self._engines: dict[str, list[Engine]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._client = httpx2.AsyncClient(timeout=httpx2.Timeout(ANSWER_SECONDS, connect=10.0), trust_env=False)
 
     async def close(self) -> None:
         """End all inference processes."""
-        for engine in self._engines.values():
+        engines = [engine for of_base in self._engines.values() for engine in of_base]
+        for engine in engines:
             engine.process.terminate()
-        for engine in self._engines.values():
+        for engine in engines:
             try:
                 await asyncio.to_thread(engine.process.wait, 10.0)
             except subprocess.TimeoutExpired:
                 engine.process.kill()
         await self._client.aclose()
 
-    async def pass_on(self, path: str, body: dict[str, Any], model: Row) -> Response:
+    async def pass_on(self, path: str, body: dict[str, Any], model: Served) -> Response:
         """Ask the engine of a model's base, and give back what it says.
 
         Args:
@@ -79,8 +99,8 @@ class Gateway:
         Raises:
             ApiError: 503: the base cannot be loaded.
         """
-        served, name = served_name(model), body["model"]
-        answer = await self._send(path, body, model, served)
+        served, name = model.name, body["model"]
+        answer = await self._send(path, body, model)
         if answer.headers.get("content-type", "").startswith("text/event-stream"):
             return StreamingResponse(_renamed(answer, served, name), media_type="text/event-stream")
         values = await _whole(answer)
@@ -89,45 +109,49 @@ class Gateway:
         headers = {key: value for key, value in answer.headers.items() if key in ("retry-after", "x-should-retry")}
         return JSONResponse(values, answer.status_code, headers=headers)
 
-    async def ask(self, path: str, body: dict[str, Any], model: Row) -> dict[str, Any]:
+    async def ask(self, path: str, body: dict[str, Any], model: Served) -> dict[str, Any]:
         """The whole answer to a request of our own.
 
         Raises:
             ApiError: 503: the base cannot be loaded; or what the engine refuses the request with.
         """
-        answer = await self._send(path, body, model, served_name(model))
+        answer = await self._send(path, body, model)
         values = await _whole(answer)
         if answer.status_code != 200:
             raise ApiError(values["error"]["message"], status=answer.status_code, code=values["error"]["code"])
         return values
 
-    async def _send(self, path: str, body: dict[str, Any], model: Row, served: str) -> httpx2.Response:
-        engine = await self._engine_of(model, served)
-        asked, headers = {**body, "model": served}, {"authorization": f"Bearer {engine.key}"}
+    async def _send(self, path: str, body: dict[str, Any], model: Served) -> httpx2.Response:
+        engine = await self._engine_of(model)
+        asked, headers = {**body, "model": model.name}, {"authorization": f"Bearer {engine.key}"}
         request = self._client.build_request("POST", engine.url + path, json=asked, headers=headers)
         try:
             return await self._client.send(request, stream=True)
         except httpx2.HTTPError as error:
             raise _down(type(error).__name__) from None
 
-    async def _engine_of(self, model: Row, served: str) -> Engine:
-        base = str(model["base"])
-        async with self._locks.setdefault(base, asyncio.Lock()):
-            engine = self._engines.get(base)
-            if engine is None or engine.process.poll() is not None:
-                engine = self._engines[base] = await self._start(model, served)
-            if served not in engine.loaded:
-                await self._load(engine, model, served)
+    async def _engine_of(self, model: Served) -> Engine:
+        """An engine of the base that has the model, or takes it; a new one where none does: adapters that were trained
+        over the base in another number format cannot share it."""
+        async with self._locks.setdefault(model.base, asyncio.Lock()):
+            alive = [one for one in self._engines.get(model.base, []) if one.process.poll() is None]
+            for engine in alive:
+                if model.name in engine.loaded or await self._load(engine, model):
+                    return engine
+            engine = await self._start(model)
+            self._engines[model.base] = [*alive, engine]
         return engine
 
-    async def _start(self, model: Row, served: str) -> Engine:
-        """Load the base with the model that was asked for."""
+    async def _start(self, model: Served) -> Engine:
+        """Load the base, with the model that was asked for."""
         place = self._place(model)
-        _link(place, served, Path(model["folder"]))
         key, admin_key = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
-        log = place / "serve.log"
-        command = [sys.executable, "-m", PROGRAM, "--adapter", f"{served}={place / served}"]
-        command += ["--register", str(place), "--port", "0", "--api-key-env", KEY, "--admin-key-env", ADMIN]
+        log = place / f"serve-{secrets.token_hex(4)}.log"
+        first = ["--base", model.base]
+        if model.folder is not None:
+            first = ["--adapter", f"{model.name}={_link(place, model.name, model.folder)}"]
+        command = [sys.executable, "-m", PROGRAM, *first, "--register", str(place), "--port", "0"]
+        command += ["--api-key-env", KEY, "--admin-key-env", ADMIN]
         with private_file(log, "wb") as output:
             process = subprocess.Popen(
                 command,
@@ -136,7 +160,7 @@ class Gateway:
                 stderr=output,
                 env=child_environment({KEY: key, ADMIN: admin_key}),
             )
-        engine = Engine(process, log, key, admin_key, loaded={served})
+        engine = Engine(process, log, key, admin_key, loaded={model.name, BASE})
         try:
             engine.url = await self._address_of(engine)
         except BaseException:  # a request that was given up leaves no process behind
@@ -162,34 +186,32 @@ class Gateway:
             return False
         return answer.status_code == 200
 
-    async def _load(self, engine: Engine, model: Row, served: str) -> None:
-        _link(self._place(model), served, Path(model["folder"]))
+    async def _load(self, engine: Engine, model: Served) -> bool:
+        """Add a model to an engine; False if it cannot be beside what is there."""
+        if model.folder is None:
+            return False
+        _link(self._place(model), model.name, model.folder)
         headers = {"authorization": f"Bearer {engine.admin_key}"}
         try:
-            answer = await self._client.post(engine.url + "/adapters", json={"name": served}, headers=headers)
+            answer = await self._client.post(engine.url + "/adapters", json={"name": model.name}, headers=headers)
         except httpx2.HTTPError as error:
             raise _down(type(error).__name__) from None
-        if answer.status_code not in (200, 409):
-            raise _down("the model could not be loaded")
-        engine.loaded.add(served)
+        if answer.status_code in (200, 409):
+            engine.loaded.add(model.name)
+        return model.name in engine.loaded
 
-    def _place(self, model: Row) -> Path:
+    def _place(self, model: Served) -> Path:
         """The folder of a base's engine."""
-        name = re.sub(r"[^A-Za-z0-9._-]", "-", str(model["base"]))[-60:]
+        name = re.sub(r"[^A-Za-z0-9._-]", "-", model.base)[-60:]
         return private_folder(private_folder(self._folder) / name)
 
 
-def served_name(model: Row) -> str:
-    """What an engine calls a model: its job's id, and the step of a checkpoint."""
-    folder = Path(model["folder"])
-    return f"{model['job_id']}.{folder.name}"
-
-
-def _link(place: Path, name: str, folder: Path) -> None:
+def _link(place: Path, name: str, folder: Path) -> Path:
     """Let an engine find a run under a name of ours."""
     link = place / name
     if not link.is_symlink():
         link.symlink_to(folder.resolve(), target_is_directory=True)
+    return link
 
 
 async def _whole(answer: httpx2.Response) -> dict[str, Any]:

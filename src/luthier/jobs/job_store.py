@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from luthier.jobs.database import (
     Database,
     Row,
     checkpoints,
     events,
+    insert_new,
     jobs,
     models,
     now,
@@ -210,7 +210,7 @@ class JobStore:
         """Record that a checkpoint is kept; once more changes nothing."""
         values = {"job_id": row["id"], "step_number": step, "name": name, "metrics": dict(metrics)}
         with self._database.writing() as connection:
-            _insert_new(connection, checkpoints, {"id": new_id(CHECKPOINT), "created_at": now(), **values})
+            insert_new(connection, checkpoints, {"id": new_id(CHECKPOINT), "created_at": now(), **values})
 
     def drop_checkpoints(self, job_id: str, kept: Collection[int]) -> None:
         """Forget checkpoints whose weights are gone, and the models that they were."""
@@ -223,7 +223,7 @@ class JobStore:
         """Record what a job made, under the name that clients ask for; once more changes nothing."""
         values = {"project_id": row["project_id"], "job_id": row["id"], "base": row["base"], "folder": folder}
         with self._database.writing() as connection:
-            _insert_new(connection, models, {"id": name, "created_at": now(), **values})
+            insert_new(connection, models, {"id": name, "created_at": now(), **values})
 
     # Models and grants
 
@@ -263,7 +263,7 @@ class JobStore:
                     raise ApiError(f"No such project: {other[:100]!r}.", param=f"project_ids[{number}]")
             for other in dict.fromkeys(projects):
                 values = {"id": new_id(PERMISSION), "created_at": now(), "project_id": other, "checkpoint": checkpoint}
-                _insert_new(connection, permissions, values)
+                insert_new(connection, permissions, values)
             query = sa.select(permissions).where(
                 permissions.c.checkpoint == checkpoint, permissions.c.project_id.in_(projects)
             )
@@ -306,7 +306,7 @@ class JobStore:
     def _tell(self, connection: sa.Connection, job_id: str, told: Sequence[Told]) -> None:
         for one in told:
             values = {"job_id": job_id, "key": one.key, "level": one.level, "type": one.type, "message": one.message}
-            _insert_new(connection, events, {"id": new_id(EVENT), "created_at": now(), "data": one.data, **values})
+            insert_new(connection, events, {"id": new_id(EVENT), "created_at": now(), "data": one.data, **values})
 
 
 def _has_metadata(key: str, value: str, dialect: sa.Dialect) -> sa.ColumnElement[bool]:
@@ -314,12 +314,6 @@ def _has_metadata(key: str, value: str, dialect: sa.Dialect) -> sa.ColumnElement
     each = sa.func.json_each_text if dialect.name == "postgresql" else sa.func.json_each
     entry = each(jobs.c.asked["metadata"]).table_valued("key", "value")
     return sa.exists(sa.select(entry.c.key).where(entry.c.key == key, entry.c.value == value).correlate(jobs))
-
-
-def _insert_new(connection: sa.Connection, table: sa.Table, values: Mapping[str, Any]) -> None:
-    """Insert a row unless one with the same unique values is there."""
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    connection.execute(insert(table).values(**values).on_conflict_do_nothing())
 
 
 def _job(connection: sa.Connection, project: str, job_id: str) -> Row:

@@ -5,6 +5,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+OWN = ("learning_rate", "grad_norm", "tokens", "trained_tokens", "seconds")
+"""Figures of a step beside OpenAI's."""
 COLUMNS = {
     "openai": ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"),
     "azure": (
@@ -29,7 +31,7 @@ def step_message(step: Mapping[str, Any], total: int | None) -> str:
 def metrics_data(step: Mapping[str, Any], total: int | None) -> dict[str, Any]:
     """The data of a metrics event."""
     data = {"step": step["step"], "train_loss": step["loss"], "total_steps": total}
-    data |= {name: step[name] for name in ("learning_rate", "grad_norm", "tokens", "trained_tokens") if name in step}
+    data |= {name: step[name] for name in OWN if name in step}
     if "validation_loss" in step:
         data |= {"valid_loss": step["validation_loss"], "full_valid_loss": step["validation_loss"]}
     return data

@@ -17,6 +17,7 @@ from luthier.jobs.gateway import Gateway
 from luthier.jobs.http.app import Hosts, Parts, build_app
 from luthier.jobs.http.fine_tuning import Names
 from luthier.jobs.job_store import JobStore
+from luthier.jobs.metrics import Metrics
 from luthier.jobs.private import private_file, private_folder
 from luthier.jobs.supervisor import PATIENCE_SECONDS, Limits, Supervisor
 from luthier.jobs.tenants import Tenants
@@ -57,9 +58,11 @@ class Service:
     patience_seconds: float = PATIENCE_SECONDS
     """How long its end may take."""
 
-    def app(self, hosts: Hosts) -> ASGIApp:
-        """What answers requests."""
-        parts = Parts(
+    @property
+    def parts(self) -> Parts:
+        """What requests reach."""
+        return Parts(
+            self.database,
             self.tenants,
             self.files,
             self.jobs,
@@ -67,9 +70,13 @@ class Service:
             self.names,
             self.gateway,
             self.audit,
+            Metrics(self.database, self.supervisor),
             self.webhooks,
         )
-        return build_app(parts, hosts)
+
+    def app(self, hosts: Hosts) -> ASGIApp:
+        """What answers requests."""
+        return build_app(self.parts, hosts)
 
 
 def parse_aliases(given: Sequence[str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from luthier.jobs.blobs import Blobs
 from luthier.jobs.database import Row, now
 from luthier.jobs.environment import child_environment
 from luthier.jobs.file_store import RESULTS, FileStore
+from luthier.jobs.ids import FILE, JOB
 from luthier.jobs.job_store import JobStore, Told
 from luthier.jobs.private import private_file, private_folder
 from luthier.jobs.results import as_csv, checkpoint_metrics, metrics_data, step_message
@@ -36,7 +38,7 @@ from luthier.jobs.translate import write_recipe
 from luthier.serve.api_error import ApiError
 from luthier.serve.failures import place_of
 
-log = logging.getLogger("luthier.jobs")
+_logger = logging.getLogger("luthier.jobs")
 TICK_SECONDS = 0.5
 PROGRAM = "luthier.cli.job_process"
 STOPPED = 130
@@ -65,16 +67,25 @@ class Limits:
 
 
 @dataclass
+class _Log:
+    """How far a run's log was read."""
+
+    inode: int = 0
+    """A process that goes on writes the log anew, without the steps that it will do again."""
+    offset: int = 0
+    """Bytes."""
+    steps: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
 class _Child:
     """One process at work."""
 
     process: "subprocess.Popen[bytes]"
     started: float
-    offset: int = 0
-    """Bytes of the run's log that were read."""
     told_at: float | None = None
     """When it was told to stop."""
-    steps: list[dict[str, Any]] = field(default_factory=list)
+    log: _Log = field(default_factory=_Log)
 
 
 class Supervisor:
@@ -95,6 +106,8 @@ class Supervisor:
         self._store, self._files, self._blobs = store, files, blobs
         self._folder, self._limits, self._owner = folder, limits, owner
         self._children: dict[str, _Child] = {}
+        self._preparing: dict[str, Future[None]] = {}
+        self._preparer = ThreadPoolExecutor(1, "prepare")
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -124,7 +137,12 @@ class Supervisor:
                 self._swept = time.monotonic()
                 self._files.sweep()
             for row in self._store.in_status("validating_files"):
-                self._prepare(row)
+                if row["id"] not in self._preparing:  # a large file takes a minute, and nothing else waits for it
+                    self._preparing[row["id"]] = self._preparer.submit(self._prepare, row)
+            for job_id, future in list(self._preparing.items()):
+                if future.done():
+                    del self._preparing[job_id]
+                    future.result()
             running = {row["id"]: row for row in self._store.in_status("running")}
             for job_id, child in list(self._children.items()):
                 self._look_after(job_id, child, running.get(job_id))
@@ -143,11 +161,12 @@ class Supervisor:
                 self.tick()
             except (LuthierError, SQLAlchemyError, OSError, ValueError, KeyError) as error:
                 # one job's trouble is not every job's; the next round tries again. Its message may quote a row
-                log.error("supervisor: %s in %s", type(error).__name__, place_of(error))
+                _logger.error("supervisor: %s in %s", type(error).__name__, place_of(error))
         self._end_all()
 
     def _end_all(self) -> None:
         """In the thread that started the processes: the kernel ends them when that thread ends."""
+        self._preparer.shutdown(cancel_futures=True)
         with self._lock:
             for child in self._children.values():
                 child.process.send_signal(signal.SIGTERM)
@@ -163,7 +182,7 @@ class Supervisor:
 
     def _recover(self) -> None:
         for row in self._store.in_status("running"):
-            self._read_log(row, _Child(_no_process(), 0.0))
+            self._read_log(row, _Log())
             told = Told(f"restart {row['attempts']}", "The server was started again; the job goes on.", "warn")
             self._store.move(row["id"], "queued", [told])
 
@@ -217,7 +236,7 @@ class Supervisor:
     def _look_after(self, job_id: str, child: _Child, row: Row | None) -> None:
         ended = child.process.poll() is not None
         if row is not None:
-            self._read_log(row, child)
+            self._read_log(row, child.log)
             if not ended and time.monotonic() - child.started > self._limits.seconds:
                 self._fail(row, "time_limit", f"The job ran longer than {self._limits.seconds:,.0f} seconds.", None)
                 row = None
@@ -238,7 +257,7 @@ class Supervisor:
     def _settle(self, row: Row, child: _Child) -> None:
         """What the end of its process means for a job that was to go on."""
         code, folder = child.process.returncode, self.folder_of(row)
-        self._read_log(row, child)
+        self._read_log(row, child.log)
         if code == 0:
             self._succeed(row, child)
         elif code == STOPPED:
@@ -261,9 +280,11 @@ class Supervisor:
         training = _read(folder / "run/training.json") or {}
         name = model_name(row, self._owner)
         with self._blobs.writer(self._files.quota.file_bytes) as writer:
-            writer.write(as_csv(child.steps).encode())
+            writer.write(as_csv(child.log.steps).encode())
             size, digest = writer.bytes, writer.finish()
-        file = self._files.keep(row["project_id"], f"step_metrics_{row['id']}.csv", RESULTS, digest, size)
+        # an id that is the same when all of this is done once more
+        file_id = FILE + row["id"].removeprefix(JOB)
+        self._files.keep(row["project_id"], f"step_metrics_{row['id']}.csv", RESULTS, digest, size, file_id=file_id)
         self._store.add_model(row, name, str(folder / "run"))
         told = [
             Told("model", f"New fine-tuned model created: {name}"),
@@ -276,7 +297,7 @@ class Supervisor:
             ("running",),
             fine_tuned_model=name,
             trained_tokens=training.get("trained_tokens"),
-            result_files=[file["id"]],
+            result_files=[file_id],
         )
 
     def _fail(self, row: Row, code: str, message: str, param: str | None) -> None:
@@ -285,29 +306,30 @@ class Supervisor:
             told = Told("failed", f"The job failed: {message}", "error")
             self._store.move(row["id"], "failed", [told], error=error)
 
-    def _read_log(self, row: Row, child: _Child) -> None:
+    def _read_log(self, row: Row, log: _Log) -> None:
         """Turn new whole lines of the run's log into events, and kept steps into checkpoints."""
         run = self.folder_of(row) / "run"
         path = run / "metrics.jsonl"
         if not path.is_file():
             return
-        if path.stat().st_size < child.offset:  # a process that went on took back steps that it will do again
-            child.offset, child.steps = 0, []
         with path.open("rb") as file:
-            file.seek(child.offset)
+            inode = os.fstat(file.fileno()).st_ino
+            if inode != log.inode:
+                log.inode, log.offset, log.steps = inode, 0, []
+            file.seek(log.offset)
             lines = [line for line in file.readlines() if line.endswith(b"\n")]
         if not lines:
             return
-        child.offset += sum(map(len, lines))
+        log.offset += sum(map(len, lines))
         total = (_read(run / "manifest.json") or {}).get("planned_steps")
         steps = [json.loads(line) for line in lines]
-        child.steps += steps
+        log.steps += steps
         told = [
             Told(f"step {one['step']}", step_message(one, total), "info", "metrics", metrics_data(one, total))
             for one in steps
         ]
-        self._store.note(row["id"], told, estimated_finish=_estimate(child.steps, total))
-        self._read_kept(row, run, child.steps)
+        self._store.note(row["id"], told, estimated_finish=_estimate(log.steps, total))
+        self._read_kept(row, run, log.steps)
 
     def _read_kept(self, row: Row, run: Path, steps: list[dict[str, Any]]) -> None:
         kept = {int(place.parent.name[5:]): place.parent for place in run.glob("kept/step-*/adapter")}
@@ -329,11 +351,6 @@ def _environment(limits: Limits) -> dict[str, str]:
     """What a job's process gets of ours, and its bounds."""
     bounds = {"LUTHIER_JOB_BYTES": limits.memory_bytes, "LUTHIER_JOB_FILE_BYTES": limits.file_bytes}
     return child_environment({name: str(value) for name, value in bounds.items() if value is not None})
-
-
-def _no_process() -> "subprocess.Popen[bytes]":
-    """An ended one, for reading what the last one left."""
-    return subprocess.Popen([sys.executable, "-c", ""])
 
 
 def _estimate(steps: list[dict[str, Any]], total: int | None) -> int | None:

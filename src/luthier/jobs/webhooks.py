@@ -89,8 +89,8 @@ class Webhooks:
         while not self._stop.wait(LOOK_SECONDS):
             try:
                 self.send_due()
-            except SQLAlchemyError as error:  # the next round tries again
-                log.error("webhooks: %s in %s", type(error).__name__, place_of(error))
+            except SQLAlchemyError as error:  # the database is away for a while; nothing is lost
+                log.warning("webhooks: %s in %s", type(error).__name__, place_of(error))
 
     def _send(self, row: Row) -> None:
         assert self._target is not None

@@ -24,6 +24,7 @@ from luthier.serve.api_error import ApiError, gone, internal, model_not_found, u
 from luthier.serve.backend import Backend
 from luthier.serve.chat import ChatRequest, parse_chat
 from luthier.serve.completion import CompletionRequest, parse_completion
+from luthier.serve.constraint import GRAMMARS
 from luthier.serve.fields import Fields, parse_body
 from luthier.serve.guard import ADMIN, HostGuard, KeyCheck
 from luthier.serve.ids import new_id
@@ -151,6 +152,8 @@ class Api:
             held.enter_context(self._backend.seat())
             _require_rendered(served, asked)
             ids = await self._backend.prompt_ids(served.name, asked.messages, asked.tools)
+            if asked.schema is not None:  # to compile a large one takes a moment
+                await asyncio.to_thread(GRAMMARS.constraint, served, asked.schema)
             work = self._work(served, asked, tuple(ids))
             if asked.common.stream:
                 events = chat_events(self._backend, served, asked, work)
@@ -223,6 +226,7 @@ class Api:
             n=common.n,
             stop=common.stop,
             deadline_seconds=self._limits.deadline_seconds,
+            schema=asked.schema if isinstance(asked, ChatRequest) else None,
         )
 
     async def _body(self, request: Request) -> bytes:

@@ -6,7 +6,7 @@ from typing import Any
 
 from luthier.examples import ROLES, Message, ToolCall
 from luthier.serve.api_error import ApiError, unsupported
-from luthier.serve.fields import Fields, parse_body, parse_object
+from luthier.serve.fields import Fields, parse_body, parse_object, schema_text
 from luthier.serve.work import Sampling
 
 NO_EFFECT = (
@@ -52,6 +52,8 @@ class ChatRequest:
     tools: tuple[Mapping[str, Any], ...]
     """Empty also for `tool_choice` "none": then neither prompt nor answer knows of tools."""
     max_tokens: int | None
+    schema: str | None = None
+    """JSON schema that the answer is held to."""
 
 
 def parse_chat(body: bytes) -> ChatRequest:
@@ -65,10 +67,13 @@ def parse_chat(body: bytes) -> ChatRequest:
     messages = _messages(fields)
     tools = _tools(fields)
     max_tokens = _max_tokens(fields)
+    schema = _response_format(fields)
+    if schema is not None and tools:
+        raise unsupported("response_format", "an answer that is held to a schema cannot call tools")
     _refuse_the_rest(fields)
     fields.without_effect(NO_EFFECT)
     fields.finish()
-    return ChatRequest(common, messages, tools, max_tokens)
+    return ChatRequest(common, messages, tools, max_tokens, schema)
 
 
 def parse_common(fields: Fields, top_logprobs: int | None) -> Common:
@@ -238,7 +243,6 @@ def _tool(value: Any, at: str) -> Mapping[str, Any]:
 
 
 def _refuse_the_rest(fields: Fields) -> None:
-    _response_format(fields)
     fields.only("modalities", (["text"],), "answers are text")
     for name, why in (
         ("functions", "it is deprecated; use 'tools'"),
@@ -253,12 +257,36 @@ def _refuse_the_rest(fields: Fields) -> None:
         fields.only(name, (), why)
 
 
-def _response_format(fields: Fields) -> None:
+def _response_format(fields: Fields) -> str | None:
+    """The JSON schema that the answer is held to; None: text."""
     value = fields.get("response_format")
     if value is None:
-        return
-    if not (isinstance(value, dict) and value == {"type": "text"}):
-        raise unsupported(
-            "response_format",
-            "answers are not constrained to JSON; a model that was trained on JSON answers gives it unasked",
-        )
+        return None
+    if not isinstance(value, dict):
+        raise fields.wrong("response_format", "an object")
+    own = Fields(value, fields.path("response_format"))
+    kind = own.required_text("type")
+    schema: str | None = None
+    if kind == "json_object":
+        schema = schema_text({"type": "object"})
+    elif kind == "json_schema":
+        schema = _schema(own)
+    elif kind != "text":
+        raise unsupported(own.path("type"), "answers are text, a JSON object, or held to a JSON schema")
+    own.finish()
+    return schema
+
+
+def _schema(fields: Fields) -> str:
+    value = fields.get("json_schema")
+    if not isinstance(value, dict):
+        raise fields.wrong("json_schema", "an object")
+    own = Fields(value, fields.path("json_schema"))
+    own.required_text("name", NAME_LIMIT)
+    own.text("description")
+    own.flag("strict")  # answers are held to the schema either way
+    schema = own.get("schema")
+    if schema is not None and not isinstance(schema, dict):
+        raise own.wrong("schema", "an object")
+    own.finish()
+    return schema_text({"type": "object"} if schema is None else schema)

@@ -13,6 +13,8 @@ from luthier.config import did_you_mean
 from luthier.data.read import kind_of
 from luthier.serve.api_error import ApiError, unsupported
 
+SCHEMA_BYTES = 64 * 1024
+"""Largest JSON schema of a request."""
 MAX_DEPTH = 64
 """Deepest nesting of a request; tools and arguments need a dozen."""
 
@@ -198,3 +200,15 @@ class Fields:
         return ApiError(
             f"{self.path(name)!r} must be between {low} and {high}.", param=self.path(name), code="out_of_range"
         )
+
+
+def schema_text(schema: Mapping[str, Any]) -> str:
+    """A JSON schema of a request as text.
+
+    Raises:
+        ApiError: it is too large.
+    """
+    text = json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
+    if len(text.encode()) > SCHEMA_BYTES:
+        raise ApiError(f"A schema may have at most {SCHEMA_BYTES:,} bytes.", param="response_format")
+    return text

@@ -17,6 +17,7 @@ from torch import Tensor
 from luthier.models.decode import Slots
 from luthier.models.mixed import NO_ADAPTER
 from luthier.serve.api_error import deadline_passed
+from luthier.serve.constraint import GRAMMARS
 from luthier.serve.models import ServedModel
 from luthier.serve.prefill import Prefill, PrefixStore, Row
 from luthier.serve.sampling import Sampler
@@ -201,13 +202,18 @@ class Lane:
     def _join(self, request: Request, row: Row, logits_V: Tensor) -> None:
         work, reply = request.work, self._members[request.served].reply
         rows = [
-            Sequence(request, i, Sampler(work.sampling, i), Detokenizer(reply), StopText(work.stop))
+            Sequence(request, i, self._sampler(request, i), Detokenizer(reply), StopText(work.stop))
             for i in range(work.n)
         ]
         rows = [one for one in rows if self._take(one, logits_V)]
         if rows:
             self._slots.insert(row, len(rows))
             self._rows.extend(rows)
+
+    def _sampler(self, request: Request, index: int) -> Sampler:
+        schema = request.work.schema
+        held = None if schema is None else GRAMMARS.constraint(request.served, schema)
+        return Sampler(request.work.sampling, index, held)
 
     def _take(self, row: Sequence, logits_V: Tensor) -> bool:
         """Choose a row's next token and send what it completes; False if the row is over."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from luthier.models.generate import sample
+from luthier.serve.constraint import Constraint
 from luthier.serve.text import TokenText
 from luthier.serve.work import Sampling, TokenScore
 
@@ -18,8 +19,8 @@ from luthier.serve.work import Sampling, TokenScore
 class Sampler:
     """The rules of one completion, and what it has generated so far."""
 
-    def __init__(self, sampling: Sampling, index: int) -> None:
-        self.sampling = sampling
+    def __init__(self, sampling: Sampling, index: int, constraint: Constraint | None = None) -> None:
+        self.sampling, self._constraint = sampling, constraint
         self._counts: Counter[int] = Counter()
         key = None if sampling.seed is None else (sampling.seed % 2**64, index)  # None: the system's own entropy
         self._stream = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
@@ -27,8 +28,12 @@ class Sampler:
     def choose(self, logits_V: Tensor) -> int:
         """The next token, from finite float32 logits on the CPU."""
         adjusted_V = self._adjust(logits_V)
+        if self._constraint is not None:
+            adjusted_V = self._constraint.allow(adjusted_V)
         token = self._draw(adjusted_V) if self.sampling.temperature else int(adjusted_V.argmax())
         self._counts[token] += 1
+        if self._constraint is not None:
+            self._constraint.take(token)
         return token
 
     def _adjust(self, logits_V: Tensor) -> Tensor:

@@ -45,6 +45,8 @@ class Work:
     stop: tuple[str, ...] = ()
     """Texts that end a completion and are not part of it."""
     deadline_seconds: float = 600.0
+    schema: str | None = None
+    """JSON schema that completions are held to."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ training. Requests for different adapters are computed in one batch.
 example:
   luthier serve runs/demo
   luthier serve --adapter dates=runs/dates --adapter names=runs/names
+  luthier serve --base smollm2-135m-instruct
 """
 
 import argparse
@@ -24,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=PATH",
         help="a further run on the same base, and the name to serve it under",
+    )
+    parser.add_argument(
+        "--base", metavar="NAME", help="a base model by itself, as model.name; adapters may be added with --register"
     )
     parser.add_argument(
         "--register",
@@ -67,11 +71,13 @@ def run(args: argparse.Namespace) -> int:
     server.require_sensible(limits, rows, args.queue)
     if args.register is not None and args.admin_key_env is None:
         raise ServeError("--register: only the admin can add adapters; name the admin's key with --admin-key-env")
-    folders = parse_adapters(args.run, args.adapter)
+    folders = {} if args.base is not None else parse_adapters(args.run, args.adapter)
+    if args.base is not None and (args.run is not None or args.adapter):
+        raise ServeError("--base is for a server without runs at its start; the base of runs is served anyway")
     address = server.Address(args.host, args.port, args.api_key_env, tuple(args.allow_host), args.admin_key_env)
     access = server.access_for(address, os.environ)
     bound = server.listen(address)
-    runs = Runs(folders, args.register, args.device)
+    runs = Runs(folders, args.register, args.device, args.base)
     models = runs.models()
     backend = Backend(models, rows, args.queue, runs)
     server.set_up_log()

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--data", type=Path, default=Path("service"), metavar="DIR", help="as of `luthier up`")
     parser.add_argument("--database", metavar="URL", help="as of `luthier up`")
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", help="one of these")
     new = actions.add_parser("new-key", help="make a key and print it")
     new.add_argument("name", help="who or what it is for")
     new.add_argument("--project", default="default", help="whose files, jobs and models it opens (default: default)")

@@ -12,10 +12,10 @@ from fastapi import Depends, FastAPI, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp
 
 from luthier.jobs.audit import Audit
+from luthier.jobs.database import Database
 from luthier.jobs.file_store import FileStore
 from luthier.jobs.gateway import Gateway
 from luthier.jobs.http.audited import Audited
@@ -23,11 +23,13 @@ from luthier.jobs.http.caller import Keys
 from luthier.jobs.http.files import FileRoutes
 from luthier.jobs.http.fine_tuning import FineTuningRoutes, Names
 from luthier.jobs.http.graders import GraderRoutes
+from luthier.jobs.http.health import Counted, HealthRoutes, route_of
 from luthier.jobs.http.inference import InferenceRoutes
 from luthier.jobs.http.models import ModelRoutes
 from luthier.jobs.http.reading import require_no_nul
 from luthier.jobs.http.uploads import UploadRoutes
 from luthier.jobs.job_store import JobStore
+from luthier.jobs.metrics import Metrics
 from luthier.jobs.supervisor import Supervisor
 from luthier.jobs.tenants import Tenants
 from luthier.jobs.webhooks import Webhooks
@@ -40,6 +42,7 @@ from luthier.serve.guard import HostGuard
 class Parts:
     """The parts that requests reach."""
 
+    database: Database
     tenants: Tenants
     files: FileStore
     jobs: JobStore
@@ -47,6 +50,7 @@ class Parts:
     names: Names
     gateway: Gateway
     audit: Audit
+    metrics: Metrics
     webhooks: Webhooks
 
 
@@ -60,8 +64,8 @@ class Hosts:
 
 def build_app(parts: Parts, hosts: Hosts) -> ASGIApp:
     """The application behind its guards; its lifespan starts and stops the supervisor."""
-    audited = Audited(build_routes(parts), parts.audit)
-    return AccessLog(HostGuard(audited, hosts.names, hosts.any_address), _route_of)
+    counted = Counted(Audited(build_routes(parts), parts.audit), parts.metrics)
+    return AccessLog(HostGuard(counted, hosts.names, hosts.any_address), route_of)
 
 
 def build_routes(parts: Parts) -> FastAPI:
@@ -90,23 +94,13 @@ def build_routes(parts: Parts) -> FastAPI:
     UploadRoutes(parts.files).add_to(app)
     FineTuningRoutes(parts.jobs, parts.files, parts.names).add_to(app)
     ModelRoutes(parts.jobs, parts.names).add_to(app)
-    GraderRoutes(parts.jobs, parts.gateway).add_to(app)
-    InferenceRoutes(parts.jobs, parts.gateway).add_to(app)
-    app.router.routes.append(Route("/healthz", _alive, methods=["GET"]))
+    GraderRoutes(parts.jobs, parts.names, parts.gateway).add_to(app)
+    InferenceRoutes(parts.jobs, parts.names, parts.gateway).add_to(app)
+    HealthRoutes(parts.database, parts.supervisor, parts.metrics).add_to(app)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unforeseen)
     return app
-
-
-def _route_of(scope: Scope) -> str:
-    """The path's pattern, so that no id or name of a client's stands in the log."""
-    route = scope.get("route")
-    return str(route.path) if isinstance(route, Route) else "-"
-
-
-async def _alive(_: Request) -> Response:
-    return JSONResponse({"status": "ok"})
 
 
 async def _api_error(_: Request, error: Exception) -> Response:

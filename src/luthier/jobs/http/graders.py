@@ -16,10 +16,12 @@ from luthier.evaluation.graders.base import Grader, Host, ModelReply, Sample, re
 from luthier.examples import Message
 from luthier.jobs.gateway import Gateway
 from luthier.jobs.http.caller import caller_of
+from luthier.jobs.http.fine_tuning import Names
+from luthier.jobs.http.inference import served_as
 from luthier.jobs.http.reading import body_of
 from luthier.jobs.http.schema import Body
 from luthier.jobs.job_store import JobStore
-from luthier.serve.api_error import ApiError, model_not_found
+from luthier.serve.api_error import ApiError
 
 AT_ONCE = 4
 """Graders that run at a time; others wait."""
@@ -43,8 +45,8 @@ class RunGrader(ValidateGrader):
 class GraderRoutes:
     """The handlers."""
 
-    def __init__(self, jobs: JobStore, gateway: Gateway) -> None:
-        self._jobs, self._gateway = jobs, gateway
+    def __init__(self, jobs: JobStore, names: Names, gateway: Gateway) -> None:
+        self._jobs, self._names, self._gateway = jobs, names, gateway
         self._at_once = CapacityLimiter(AT_ONCE)
 
     def add_to(self, app: FastAPI) -> None:
@@ -84,9 +86,7 @@ class GraderRoutes:
         self, project: str, name: str, messages: Sequence[Message], sampling: Mapping[str, Any]
     ) -> ModelReply:
         """A model of the project's answer to a grader."""
-        model = await run_in_threadpool(self._jobs.model, project, name)
-        if model is None:
-            raise model_not_found(name, [row["id"] for row in await run_in_threadpool(self._jobs.models, project)])
+        model = await run_in_threadpool(served_as, self._jobs, self._names, project, name)
         values = dict(sampling)
         if "max_completions_tokens" in values:  # the graders' own spelling
             values["max_completion_tokens"] = values.pop("max_completions_tokens")

@@ -7,8 +7,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from luthier.jobs.gateway import Gateway
+from luthier.jobs.gateway import Gateway, Served
 from luthier.jobs.http.caller import caller_of
+from luthier.jobs.http.fine_tuning import Names
 from luthier.jobs.http.reading import object_of
 from luthier.jobs.job_store import JobStore
 from luthier.serve.api_error import ApiError, model_not_found
@@ -17,8 +18,8 @@ from luthier.serve.api_error import ApiError, model_not_found
 class InferenceRoutes:
     """The handlers."""
 
-    def __init__(self, jobs: JobStore, gateway: Gateway) -> None:
-        self._jobs, self._gateway = jobs, gateway
+    def __init__(self, jobs: JobStore, names: Names, gateway: Gateway) -> None:
+        self._jobs, self._names, self._gateway = jobs, names, gateway
 
     def add_to(self, app: FastAPI) -> None:
         """Add the routes."""
@@ -38,9 +39,19 @@ class InferenceRoutes:
         name = body.get("model")
         if not isinstance(name, str):
             raise ApiError("'model' must be a string.", param="model", code="invalid_type")
-        project = caller_of(request).project_id
-        model = await run_in_threadpool(self._jobs.model, project, name)
-        if model is None:
-            known = [row["id"] for row in await run_in_threadpool(self._jobs.models, project)]
-            raise model_not_found(name, known)
+        model = await run_in_threadpool(served_as, self._jobs, self._names, caller_of(request).project_id, name)
         return await self._gateway.pass_on(path, body, model)
+
+
+def served_as(jobs: JobStore, names: Names, project: str, name: str) -> Served:
+    """What a project's name of a model means.
+
+    Raises:
+        ApiError: 404: nothing.
+    """
+    if name in names.shown:
+        return Served(names.aliases.get(name, name))
+    row = jobs.model(project, name)
+    if row is None:
+        raise model_not_found(name, [*names.shown, *(row["id"] for row in jobs.models(project))])
+    return Served.of(row)
