@@ -339,7 +339,7 @@ def test_an_address_that_is_none_is_a_failed_attempt(service: Running) -> None:
     database, store = service.service.database, service.service.jobs
     ended = settle(service, "told")
     store.move(ended.job, "cancelled", [])
-    Webhooks(database, Target("http://x:y", key)).send_due()
+    Webhooks(database, Target("http://127.0.0.1:none/", key)).send_due()
     with database.reading() as connection:
         of_job = sa.select(webhooks.c.attempts).where(webhooks.c.object_id == ended.job)
         assert connection.scalar(of_job) == 1

@@ -25,17 +25,17 @@ DIGITS = re.compile(r"[0-9]{1,18}")
 CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
 
 
-async def chunks_of(request: Request) -> AsyncIterator[bytes]:
-    """The body as it arrives.
+async def chunks_of(request: Request, patience: float = CHUNK_SECONDS) -> AsyncIterator[bytes]:
+    """The body as it arrives; `patience`: seconds to wait for more of it.
 
     Raises:
         ApiError: 408: nothing came for too long, or it comes too slowly; the client hung up.
     """
     stream, began, size = request.stream(), time.monotonic(), 0
     while True:
-        left = CHUNK_SECONDS + size / SLOWEST_BYTES - (time.monotonic() - began)
+        left = patience + size / SLOWEST_BYTES - (time.monotonic() - began)
         try:
-            async with asyncio.timeout(min(CHUNK_SECONDS, left)):
+            async with asyncio.timeout(min(patience, left)):
                 chunk = await anext(stream)
         except StopAsyncIteration:
             return
