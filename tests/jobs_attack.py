@@ -49,6 +49,27 @@ INJECTIONS = [
     "`touch canary`",
     "{{ 7 * 7 }}",
 ]
+PARAMETERS = [
+    "{file_id}",
+    "{upload_id}",
+    "{job_id}",
+    "{name:path}",
+    "{permission_id}",
+    "{eval_id}",
+    "{run_id}",
+    "{item_id}",
+]
+"""What stands in the patterns of routes."""
+EVAL = {
+    "data_source_config": {
+        "type": "custom",
+        "item_schema": {"type": "object", "properties": {"a": {"type": "string"}}},
+    },
+    "testing_criteria": [
+        {"type": "string_check", "name": "same", "input": "{{item.a}}", "reference": "x", "operation": "eq"}
+    ],
+}
+RUN = {"data_source": {"type": "jsonl", "source": {"type": "file_content", "content": [{"item": {"a": "x"}}]}}}
 FREE = ("/healthz", "/readyz")
 JSON = {"content-type": "application/json"}
 BOUNDARY = "b0undary"
@@ -157,17 +178,14 @@ class Belongings:
     job: str
     model: str
     permission: str
+    eval: str
+    run: str
+    item: str
 
     def path(self, pattern: str) -> str:
         """A route's path with these ids."""
-        names = {
-            "{file_id}": self.file,
-            "{upload_id}": self.upload,
-            "{job_id}": self.job,
-            "{name:path}": self.model,
-            "{permission_id}": self.permission,
-        }
-        for name, value in names.items():
+        ids = (self.file, self.upload, self.job, self.model, self.permission, self.eval, self.run, self.item)
+        for name, value in zip(PARAMETERS, ids, strict=True):
             pattern = pattern.replace(name, value)
         assert "{" not in pattern, pattern
         return pattern
@@ -189,4 +207,9 @@ def settle(running: Running, project: str) -> Belongings:
     store.add_checkpoint(row, 3, f"{model}:ckpt-step-3", {"step": 3.0})
     store.note(job, [Told("x", "something happened")])
     (grant,) = store.grant(row["project_id"], model, [running.service.tenants.project(f"friend of {project}")])
-    return Belongings(file, upload, sent.values["id"], job, model, grant["id"])
+    eval_ = member.post("/v1/evals", EVAL).values["id"]
+    run = member.post(f"/v1/evals/{eval_}/runs", RUN).values["id"]
+    while member.get(f"/v1/evals/{eval_}/runs/{run}").values["status"] != "completed":
+        time.sleep(0.05)
+    item = member.get(f"/v1/evals/{eval_}/runs/{run}/output_items").values["data"][0]["id"]
+    return Belongings(file, upload, sent.values["id"], job, model, grant["id"], eval_, run, item)

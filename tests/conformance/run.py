@@ -19,7 +19,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from luthier.jobs.database import checkpoints, events, files, jobs, models, permissions, projects, upload_parts, uploads
+from luthier.evaluation.graders.base import Sample
+from luthier.jobs.database import (
+    checkpoints,
+    eval_items,
+    eval_runs,
+    evals,
+    events,
+    files,
+    jobs,
+    models,
+    permissions,
+    projects,
+    upload_parts,
+    uploads,
+)
+from luthier.jobs.eval_grading import sample_body
 from luthier.jobs.http.app import Hosts
 from luthier.jobs.service import Options, Service, open_service
 from luthier.serve import server
@@ -35,6 +50,9 @@ TESTS = (
     "test_uploads.py",
     "uploads/test_parts.py",
     "test_models.py",
+    "test_evals.py",
+    "evals/test_runs.py",
+    "evals/runs/test_output_items.py",
 )
 NEEDED = ("pytest", "pytest-asyncio", "pytest-xdist", "rich")
 JOB, CHECKPOINT = "ft-AF1WoRqd3aJAHsqc9NY7iL8F", "ft:gpt-4o-mini-2024-07-18:org:weather:B7R9VjQd"
@@ -146,6 +164,27 @@ def _seed(service: Service) -> None:
         (upload_parts, {"id": "string", "created_at": at, "upload_id": "upload_abc123", **stored(b"part")}),
         (jobs, {"id": JOB, **job}),
         (jobs, {"id": "after", **job}),
+        *_told_of_the_job(at),
+        *(
+            (models, {"id": name, **model})
+            for name in (CHECKPOINT, JOB, "ft:gpt-4o-mini:acemeco:suffix:abc123", "gpt-6-astra")
+        ),
+        (
+            permissions,
+            {**granted, "id": "cp_zc4Q7MP6XxulcVzj4MZdwsAB", "checkpoint": CHECKPOINT, "project_id": "string"},
+        ),
+        (permissions, {"id": "cp_1", **granted, "project_id": "string"}),
+        (permissions, {"id": "after", **granted, "project_id": "project_id"}),
+        *_eval_rows(own),
+    ]
+    with database.writing() as connection:
+        for table, values in rows:
+            connection.execute(table.insert().values(**values))
+
+
+def _told_of_the_job(at: int) -> list[tuple[Any, dict[str, Any]]]:
+    """Events and checkpoints."""
+    return [
         *(
             (
                 events,
@@ -176,20 +215,38 @@ def _seed(service: Service) -> None:
             )
             for number, name in ((1, "ftckpt_1"), (2, "after"), (3, "ftckpt_3"))
         ),
-        *(
-            (models, {"id": name, **model})
-            for name in (CHECKPOINT, JOB, "ft:gpt-4o-mini:acemeco:suffix:abc123", "gpt-6-astra")
-        ),
-        (
-            permissions,
-            {**granted, "id": "cp_zc4Q7MP6XxulcVzj4MZdwsAB", "checkpoint": CHECKPOINT, "project_id": "string"},
-        ),
-        (permissions, {"id": "cp_1", **granted, "project_id": "string"}),
-        (permissions, {"id": "after", **granted, "project_id": "project_id"}),
     ]
-    with database.writing() as connection:
-        for table, values in rows:
-            connection.execute(table.insert().values(**values))
+
+
+def _eval_rows(own: dict[str, Any]) -> list[tuple[Any, dict[str, Any]]]:
+    """Evals, their runs and items."""
+    at = own["created_at"]
+    check = {"type": "string_check", "name": "is a bar", "input": "{{item.foo}}", "reference": "bar", "operation": "eq"}
+    source = {"type": "jsonl", "source": {"type": "file_content", "content": [{"item": {"foo": "bar"}}]}}
+    # canceled: to cancel it once more changes nothing, and nobody works at it while the tests run
+    run = {**own, "eval_id": "eval_id", "status": "canceled", "name": "", "data_source": source, "bytes": 0}
+    config = {"item_schema": {"foo": "bar"}, "include_sample_schema": False}
+    results = [{"name": "is a bar", "type": "string_check", "passed": True, "score": 1.0, "sample": None}]
+    item = {"created_at": at, "run_id": "run_id", "item": {"foo": "bar"}, "status": "pass", "results": results}
+    item |= {"sample": sample_body(Sample("")), "usage": [], "bytes": 0}
+    return [
+        *(
+            (
+                evals,
+                {
+                    "id": name,
+                    **own,
+                    "updated_at": at,
+                    "name": "",
+                    "data_source_config": config,
+                    "testing_criteria": [check],
+                },
+            )
+            for name in ("after", "eval_id")
+        ),
+        *((eval_runs, {"id": name, **run}) for name in ("after", "run_id")),
+        *((eval_items, {"id": name, **item, "number": n}) for n, name in enumerate(("after", "output_item_id"))),
+    ]
 
 
 if __name__ == "__main__":

@@ -24,9 +24,12 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from sqlalchemy.exc import SQLAlchemyError
 from tests.jobs_attack import (
     BOUNDARY,
+    EVAL,
     FORM,
     INJECTIONS,
     JSON,
+    PARAMETERS,
+    RUN,
     TRAVERSAL,
     Belongings,
     Peer,
@@ -405,7 +408,8 @@ _json = st.recursive(
     max_leaves=8,
 )
 _NAMES = """model training_file validation_file hyperparameters method integrations metadata seed suffix bytes filename
-mime_type purpose expires_after part_ids md5 project_ids grader model_sample item messages prompt type"""
+mime_type purpose expires_after part_ids md5 project_ids grader model_sample item messages prompt type name data_source
+data_source_config testing_criteria"""
 _keys = st.sampled_from(_NAMES.split())
 _form = st.lists(
     st.tuples(st.sampled_from(["purpose", "file", "data", "expires_after[seconds]", "x", ""]), st.text(max_size=12)),
@@ -429,7 +433,8 @@ def test_no_request_is_a_failure_of_the_server(service: Running, mine: Belonging
         {"project_ids": [service.service.tenants.project("fuzz")]},
         {"grader": {"type": "string_check", "name": "x", "input": "a", "reference": "b", "operation": "eq"}},
     ]
-    right.append({**right[-1], "model_sample": "x", "item": {"a": 1}})
+    right += [EVAL, RUN]
+    right.append({**right[-3], "model_sample": "x", "item": {"a": 1}})
     found: Counter[int] = Counter()
     until = time.monotonic() + 40
 
@@ -453,7 +458,7 @@ def test_no_request_is_a_failure_of_the_server(service: Running, mine: Belonging
             return
         method, pattern = route
         path = own.path(pattern) if ids else pattern
-        for part in ("{file_id}", "{upload_id}", "{job_id}", "{name:path}", "{permission_id}"):
+        for part in PARAMETERS:
             path = path.replace(part, quote(name, safe=""))
         asked = "&".join(f"{quote(key, safe='[]')}={quote(value, safe='')}" for key, value in query.items())
         answer = owner.send(method, f"{path}?{asked}", body, kind)

@@ -16,6 +16,8 @@ from tests.jobs_attack import (
     FREE,
     INJECTIONS,
     JSON,
+    PARAMETERS,
+    RUN,
     TRAVERSAL,
     Belongings,
     Peer,
@@ -129,6 +131,8 @@ def test_nothing_of_another_project_can_be_reached_or_changed(service: Running, 
     bodies: dict[str, tuple[bytes, dict[str, str]]] = {
         "/parts": (form([], "data", "a", b"abc"), FORM),
         "/complete": (json.dumps({"part_ids": [mine.part]}).encode(), JSON),
+        "/runs": (json.dumps(RUN).encode(), JSON),
+        "{eval_id}": (b"{}", JSON),
         "/permissions": (json.dumps({"project_ids": ["proj_x"]}).encode(), JSON),
     }
     chat = {"model": mine.model, "messages": [{"role": "user", "content": "x"}], "prompt": "x"}
@@ -146,27 +150,49 @@ def test_nothing_of_another_project_can_be_reached_or_changed(service: Running, 
                 is_admins = "/permissions" in pattern and other is others[1]
                 assert answer.status == (403 if is_admins else 404), (method, path, answer.body)
                 seen += 1
-    assert seen > 60
-    for query in (f"after={mine.file}", f"after={mine.job}"):
-        for path in ("/v1/files", "/v1/fine_tuning/jobs"):
+    assert seen > 100
+    for key in (others[1], peer(service, "victim")):
+        assert key.get("/metrics").status == 403
+        assert key.get(mine.path("/v1/fine_tuning/checkpoints/{name:path}/permissions")).status == 403
+    assert _contents(service) == before
+
+
+def test_nothing_of_another_project_stands_in_lists_or_requests(service: Running, mine: Belongings) -> None:
+    others, before = [peer(service, "attacker", "admin")], _contents(service)
+    for query in (f"after={mine.file}", f"after={mine.job}", f"after={mine.eval}"):
+        for path in ("/v1/files", "/v1/fine_tuning/jobs", "/v1/evals"):
             assert others[0].get(f"{path}?{query}").status == 404
     own = settle(service, "attacker")
     for path in (f"/v1/fine_tuning/jobs/{own.job}/events", f"/v1/fine_tuning/jobs/{own.job}/checkpoints"):
         event = service.service.jobs.events(_project(service, "victim"), mine.job, Page())[0][0]["id"]
         assert others[0].get(f"{path}?after={event}").status == 404
+    for path in (f"/v1/evals/{own.eval}/runs/{mine.run}", f"/v1/evals/{mine.eval}/runs/{own.run}"):
+        assert others[0].get(path).status == others[0].send("DELETE", path).status == 404
+    runs = f"/v1/evals/{own.eval}/runs"
+    assert others[0].get(f"{runs}?after={mine.run}").status == 404
+    assert others[0].get(f"{runs}/{own.run}/output_items/{mine.item}").status == 404
     grants = f"/v1/fine_tuning/checkpoints/{own.model}/permissions"
     assert others[0].get(f"{grants}?after={mine.permission}").status == 404
     assert others[0].send("DELETE", f"{grants}/{mine.permission}").status == 404
-    refused = others[0].post("/v1/fine_tuning/jobs", {"model": MODEL, "training_file": mine.file})
+    _require_unusable(others[0], own, mine)
+    assert _of(before, mine) == _of(_contents(service), mine)
+
+
+def _require_unusable(other: Peer, own: Belongings, mine: Belongings) -> None:
+    """What another project has can be no part of a request."""
+    refused = other.post("/v1/fine_tuning/jobs", {"model": MODEL, "training_file": mine.file})
     assert refused.status == 400 and refused.error["code"] == "invalid_training_file"
     asked = {"model": MODEL, "training_file": own.file, "validation_file": mine.file}
-    assert others[0].post("/v1/fine_tuning/jobs", asked).status == 400
-    completed = others[0].post(f"/v1/uploads/{own.upload}/complete", {"part_ids": [mine.part]})
+    assert other.post("/v1/fine_tuning/jobs", asked).status == 400
+    completed = other.post(f"/v1/uploads/{own.upload}/complete", {"part_ids": [mine.part]})
     assert completed.status == 400
-    for path in ("/v1/files", "/v1/fine_tuning/jobs", "/v1/models"):
-        found = others[0].get(path).body
-        assert mine.file.encode() not in found and mine.job[-8:].encode() not in found
-    assert _of(before, mine) == _of(_contents(service), mine)
+    for path in ("/v1/files", "/v1/fine_tuning/jobs", "/v1/models", "/v1/evals"):
+        found = other.get(path).body
+        assert (
+            mine.file.encode() not in found and mine.job[-8:].encode() not in found and mine.eval.encode() not in found
+        )
+    over_it = {"data_source": {"type": "jsonl", "source": {"type": "file_id", "id": mine.file}}}
+    assert other.post(f"/v1/evals/{own.eval}/runs", over_it).status in (400, 404)
 
 
 def _project(service: Running, name: str) -> str:
@@ -175,7 +201,7 @@ def _project(service: Running, name: str) -> str:
 
 def _of(contents: dict[str, list[Any]], mine: Belongings) -> dict[str, list[Any]]:
     """Rows that name anything of a project's."""
-    ids = (mine.file, mine.upload, mine.part, mine.job, mine.model, mine.permission)
+    ids = (mine.file, mine.upload, mine.part, mine.job, mine.model, mine.permission, mine.eval, mine.run, mine.item)
     return {
         name: [row for row in found if any(str(value).startswith(ids) for value in row)]
         for name, found in contents.items()
@@ -223,7 +249,7 @@ def test_a_hostile_name_is_only_a_name(service: Running, mine: Belongings, membe
     for method, pattern in routes_of(service):
         for hostile in (quote(name, safe="%"), quote(quote(name, safe=""), safe=""), quote(name, safe="/%.~")):
             path = pattern
-            for part in ("{file_id}", "{upload_id}", "{job_id}", "{name:path}", "{permission_id}"):
+            for part in PARAMETERS:
                 path = path.replace(part, hostile)
             if path != pattern:
                 answer = member.send(method, path, b"{}" if method == "POST" else None, JSON)

@@ -154,6 +154,46 @@ models = sa.Table(
     sa.Column("base", sa.Text, nullable=False),
     sa.Column("folder", sa.Text, nullable=False),
 )
+evals = sa.Table(
+    "evals",
+    metadata,
+    *_id(),
+    _project(),
+    sa.Column("updated_at", sa.Integer, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("data_source_config", sa.JSON, nullable=False),
+    sa.Column("testing_criteria", sa.JSON, nullable=False),
+    sa.Column("metadata", sa.JSON),
+)
+eval_runs = sa.Table(
+    "eval_runs",
+    metadata,
+    *_id(),
+    _project(),
+    sa.Column("eval_id", sa.String(255), sa.ForeignKey("evals.id"), nullable=False, index=True),
+    sa.Column("status", sa.String(16), nullable=False, index=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("data_source", sa.JSON, nullable=False),
+    sa.Column("metadata", sa.JSON),
+    sa.Column("error", sa.JSON),
+    sa.Column("summary", sa.JSON),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+)
+eval_items = sa.Table(
+    "eval_items",
+    metadata,
+    *_id(),
+    sa.Column("run_id", sa.String(255), sa.ForeignKey("eval_runs.id"), nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("item", sa.JSON, nullable=False),
+    sa.Column("given", sa.JSON),
+    sa.Column("status", sa.String(8)),
+    sa.Column("results", sa.JSON),
+    sa.Column("sample", sa.JSON),
+    sa.Column("usage", sa.JSON),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.UniqueConstraint("run_id", "number"),
+)
 audit = sa.Table(
     "audit",
     metadata,

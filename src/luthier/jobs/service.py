@@ -4,6 +4,7 @@ import fcntl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from starlette.types import ASGIApp
@@ -12,10 +13,13 @@ from luthier.errors import ServeError, StorageError
 from luthier.jobs.audit import Audit
 from luthier.jobs.blobs import Blobs
 from luthier.jobs.database import Database, sqlite_url
+from luthier.jobs.eval_store import EvalStore
+from luthier.jobs.eval_worker import EvalWorker
 from luthier.jobs.file_store import FileStore, Quota
 from luthier.jobs.gateway import Gateway
 from luthier.jobs.http.app import Hosts, Parts, build_app
 from luthier.jobs.http.fine_tuning import Names
+from luthier.jobs.http.inference import served_as
 from luthier.jobs.job_store import JobStore
 from luthier.jobs.metrics import Metrics
 from luthier.jobs.private import private_file, private_folder
@@ -61,6 +65,7 @@ class Service:
     @property
     def parts(self) -> Parts:
         """What requests reach."""
+        evals = EvalStore(self.database)
         return Parts(
             self.database,
             self.tenants,
@@ -72,6 +77,8 @@ class Service:
             self.audit,
             Metrics(self.database, self.supervisor),
             self.webhooks,
+            evals,
+            EvalWorker(evals, self.gateway, partial(served_as, self.jobs, self.names)),
         )
 
     def app(self, hosts: Hosts) -> ASGIApp:

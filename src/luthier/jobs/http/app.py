@@ -16,10 +16,13 @@ from starlette.types import ASGIApp
 
 from luthier.jobs.audit import Audit
 from luthier.jobs.database import Database
+from luthier.jobs.eval_store import EvalStore
+from luthier.jobs.eval_worker import EvalWorker
 from luthier.jobs.file_store import FileStore
 from luthier.jobs.gateway import Gateway
 from luthier.jobs.http.audited import Audited
 from luthier.jobs.http.caller import Keys
+from luthier.jobs.http.evals import EvalRoutes
 from luthier.jobs.http.files import FileRoutes
 from luthier.jobs.http.fine_tuning import FineTuningRoutes, Names
 from luthier.jobs.http.graders import GraderRoutes
@@ -52,6 +55,8 @@ class Parts:
     audit: Audit
     metrics: Metrics
     webhooks: Webhooks
+    evals: EvalStore
+    eval_worker: EvalWorker
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,11 @@ def build_routes(parts: Parts) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         parts.supervisor.start()
         parts.webhooks.start()
+        parts.eval_worker.start()
         try:
             yield
         finally:
+            await parts.eval_worker.stop()  # before the models go: what they no longer answer is not to be recorded
             await parts.gateway.close()
             await run_in_threadpool(parts.supervisor.stop)
             await run_in_threadpool(parts.webhooks.stop)
@@ -95,6 +102,7 @@ def build_routes(parts: Parts) -> FastAPI:
     FineTuningRoutes(parts.jobs, parts.files, parts.names).add_to(app)
     ModelRoutes(parts.jobs, parts.names).add_to(app)
     GraderRoutes(parts.jobs, parts.names, parts.gateway).add_to(app)
+    EvalRoutes(parts.evals, parts.jobs, parts.files, parts.names).add_to(app)
     InferenceRoutes(parts.jobs, parts.names, parts.gateway).add_to(app)
     HealthRoutes(parts.database, parts.supervisor, parts.metrics).add_to(app)
     app.add_exception_handler(ApiError, _api_error)
