@@ -44,9 +44,9 @@ class Running:
 
 
 @contextmanager
-def running(folder: Path, model: Path, at_once: int = 1) -> Iterator[Running]:
-    """A service in this process."""
-    options = Options(folder, bases=(str(model),), aliases={MODEL: str(model)}, at_once=at_once)
+def running(folder: Path, model: Path, at_once: int = 1, **more: Any) -> Iterator[Running]:
+    """A service in this process, with more of `Options`."""
+    options = Options(folder, bases=(str(model),), aliases={MODEL: str(model)}, at_once=at_once, **more)
     with open_service(options) as service:
         bound = server.listen(server.Address(port=0))
         serving = server.server_of(service.app(Hosts()), 5.0)
@@ -61,13 +61,15 @@ def running(folder: Path, model: Path, at_once: int = 1) -> Iterator[Running]:
             thread.join()
 
 
-def start(folder: Path, model: Path, log: Path, options: Sequence[str] = ()) -> "tuple[subprocess.Popen[bytes], str]":
-    """A service in a process of its own, and its address."""
+def start(
+    folder: Path, model: Path, log: Path, options: Sequence[str] = (), more: Mapping[str, str] | None = None
+) -> "tuple[subprocess.Popen[bytes], str]":
+    """A service in a process of its own, with more in its environment, and its address."""
     command = [sys.executable, "-m", "luthier.cli.main", "up", "--data", str(folder), "--port", "0"]
     command += ["--model", str(model), "--alias", f"{MODEL}={model}", *options]
     before = log.stat().st_size if log.exists() else 0
     with log.open("ab") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment())
+        process = subprocess.Popen(command, stdout=output, stderr=output, env={**environment(), **(more or {})})
     for _ in range(600):
         found = re.search(rb" at (http://\S+) ", log.read_bytes()[before:])
         if found:

@@ -127,7 +127,7 @@ def _seed(service: Service) -> None:
     at = 1_750_000_000
 
     def stored(content: bytes) -> dict[str, Any]:
-        with service.files.receiver() as received:
+        with service.files.receiver(project) as received:
             received.write(content)
             digest = received.finish()
         assert digest == sha256(content).hexdigest()

@@ -229,7 +229,7 @@ def test_a_file_of_two_projects_is_one_and_stays_while_one_has_it(database: Data
     one, other = tenants.project("one"), tenants.project("other")
 
     def add(project: str) -> str:
-        with store.receiver() as received:
+        with store.receiver(project) as received:
             received.write(b"12345")
             return str(store.add(project, "a", "user_data", received)["id"])
 

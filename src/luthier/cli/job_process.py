@@ -31,7 +31,7 @@ LIMITS = {"LUTHIER_JOB_BYTES": resource.RLIMIT_AS, "LUTHIER_JOB_FILE_BYTES": res
 def main(arguments: list[str]) -> int:
     """Train; 0: done, 2: the job cannot be done as it is, 130: stopped and saved."""
     folder = Path(arguments[0])
-    _die_with_parent()
+    die_with_parent()
     for name, kind in LIMITS.items():
         if name in os.environ:
             resource.setrlimit(kind, (int(os.environ[name]),) * 2)
@@ -93,7 +93,7 @@ def _end(folder: Path, error: dict[str, str]) -> None:
     temporary.replace(folder / ENDED)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Let the kernel end this process when the supervisor ends, however that ends."""
     parent = int(os.environ["LUTHIER_SUPERVISOR"])
     if sys.platform == "linux":

@@ -13,6 +13,7 @@ from typing import IO
 
 from luthier.errors import StorageError
 from luthier.files import sync
+from luthier.jobs.private import private_file, private_folder
 
 CHUNK = 1024 * 1024
 
@@ -26,11 +27,15 @@ class Blobs:
 
     Args:
         folder: made if it is not there.
+
+    Raises:
+        StorageError: it cannot be made, or is a link.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._incoming = folder, folder / "incoming"
-        self._incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(folder)
+        private_folder(self._incoming)
 
     def forget_unfinished(self) -> None:
         """Remove what a killed server was receiving; for the one server that works in the folder."""
@@ -69,7 +74,7 @@ class Writer:
 
     def __init__(self, blobs: Blobs, path: Path, limit: int) -> None:
         self._blobs, self._path, self._limit = blobs, path, limit
-        self._file: IO[bytes] = path.open("xb")
+        self._file: IO[bytes] = private_file(path, "xb")
         self._sha256, self._md5 = sha256(), md5(usedforsecurity=False)
         self.bytes = 0
         """Received so far."""
@@ -115,7 +120,7 @@ class Writer:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-            target.parent.mkdir(exist_ok=True, mode=0o700)
+            private_folder(target.parent)
             self._path.replace(target)
             sync(target.parent)
         except OSError as error:

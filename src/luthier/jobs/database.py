@@ -238,7 +238,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         try:
-            self.engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+            self.engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"), hide_parameters=True)
             if self.engine.dialect.name == "sqlite":
                 _prepare_sqlite(self.engine)
             self._migrate()

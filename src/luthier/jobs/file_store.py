@@ -5,7 +5,8 @@ removed: expired files and uploads by `sweep`, bytes when their last row goes.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 RESULTS = "fine-tune-results"
 UPLOAD_SECONDS = 3600
 """Life of an upload that nobody completes."""
+MOST_PARTS = 10_000
+"""Of one upload."""
 SHORTEST_DIGEST = 16
 """Characters."""
 MIB = 1024 * 1024
@@ -37,7 +40,7 @@ class Quota:
     upload_bytes: int = 8192 * MIB
     """One upload, put together."""
     project_bytes: int = 64 * 1024 * MIB
-    """All files of a project."""
+    """All files of a project, uploads that were announced, and what is on its way in."""
 
 
 class FileStore:
@@ -46,26 +49,42 @@ class FileStore:
     def __init__(self, database: Database, blobs: Blobs, quota: Quota) -> None:
         self._database, self._blobs, self.quota = database, blobs, quota
         # bytes are put in their place before a row names them: nobody may find them nameless in between
+        # whoever adds bytes holds this from the look for room on, too, so several at once do not take the same room
         self._naming = threading.RLock()
+        self._arriving: Counter[str] = Counter()
+        self._counting = threading.Lock()
 
-    def receiver(self, limit: int | None = None) -> "Receiver":
-        """Takes the bytes of one file; its purpose may be known before or after."""
+    def receiver(self, project: str, limit: int | None = None, upload: str | None = None) -> "Receiver":
+        """Takes the bytes of one file; its purpose may be known before or after.
+
+        Args:
+            project: whose room it takes.
+            limit: bytes; None: of one file.
+            upload: whose announced bytes these are.
+        """
         limit = self.quota.file_bytes if limit is None else limit
-        return Receiver(self._blobs.writer(limit), limit)
+        kept = self._kept(project, upload)
+        return Receiver(self._blobs.writer(limit), limit, lambda size: self._arrive(project, kept, size))
 
     def add(
-        self, project: str, filename: str, purpose: str, received: "Receiver", seconds: int | None = None
+        self,
+        project: str,
+        filename: str,
+        purpose: str,
+        received: "Receiver",
+        seconds: int | None = None,
+        upload: str | None = None,
     ) -> dict[str, Any]:
-        """Keep what was received as a file; `seconds` until it expires, None: never.
+        """Keep what was received as a file; `seconds` until it expires, None: never; `upload`: which it completes.
 
         Raises:
             ApiError: 400: no such purpose, or rows that cannot be trained on; 413: the project has no room.
         """
         _require_purpose(purpose)
-        self._require_room(project, received.size)
         if purpose == "fine-tune":
             received.require_rows()
         with self._naming:
+            self._require_room(project, received.size, upload)
             return self.keep(project, filename, purpose, received.finish(), received.size, seconds)
 
     def keep(
@@ -146,7 +165,6 @@ class FileStore:
         _require_purpose(asked["purpose"])
         if asked["bytes"] > self.quota.upload_bytes:
             raise too_large(self.quota.upload_bytes)
-        self._require_room(project, asked["bytes"])
         created = now()
         values = {
             "id": new_id(UPLOAD),
@@ -157,8 +175,10 @@ class FileStore:
             "file_id": None,
             **asked,
         }
-        with self._database.writing() as connection:
-            connection.execute(uploads.insert().values(**values))
+        with self._naming:
+            self._require_room(project, asked["bytes"])
+            with self._database.writing() as connection:
+                connection.execute(uploads.insert().values(**values))
         return upload_body(values, None)
 
     def part_receiver(self, project: str, upload_id: str) -> "Receiver":
@@ -167,18 +187,19 @@ class FileStore:
         Raises:
             ApiError: 404, or 400: the upload takes no more parts.
         """
-        self._pending(project, upload_id)
-        return self.receiver()
+        row = self._pending(project, upload_id)
+        return self.receiver(project, None, row["id"])
 
     def add_part(self, project: str, upload_id: str, received: "Receiver") -> dict[str, Any]:
         """Keep a part.
 
         Raises:
-            ApiError: as `part_receiver`.
+            ApiError: as `part_receiver`; 413: the parts are too many or too long, or the project has no room.
         """
-        row = self._pending(project, upload_id)
-        values = {"id": new_id(PART), "created_at": now(), "upload_id": row["id"], "bytes": received.size}
         with self._naming:
+            row = self._pending(project, upload_id)
+            values = {"id": new_id(PART), "created_at": now(), "upload_id": row["id"], "bytes": received.size}
+            self._require_room_of_parts(row, received.size)
             digest = received.finish()
             with self._database.writing() as connection:
                 connection.execute(upload_parts.insert().values(**values, sha256=digest))
@@ -197,15 +218,17 @@ class FileStore:
             raise ApiError(
                 f"The parts have {total} bytes; the upload was announced with {row['bytes']}.", param="part_ids"
             )
-        with self.receiver(self.quota.upload_bytes) as received:
+        with self.receiver(project, self.quota.upload_bytes, row["id"]) as received:
             for part in parts:
                 for chunk in self._blobs.read(part["sha256"]):
                     received.write(chunk)
             # OpenAI's own tests send the word "md5"; what is too short for any digest is none, and is not compared
             if md5 is not None and len(md5) >= SHORTEST_DIGEST and md5.lower() != received.md5:
                 raise ApiError("The md5 of the parts is another one.", param="md5")
-            file = self.add(project, row["filename"], row["purpose"], received, row["file_seconds"])
-        self._close(row, "completed", file["id"])
+            with self._naming:
+                self._pending(project, upload_id)  # another request may have ended it meanwhile
+                file = self.add(project, row["filename"], row["purpose"], received, row["file_seconds"], row["id"])
+                self._close(row, "completed", file["id"])
         return upload_body({**row, "status": "completed"}, file)
 
     def cancel(self, project: str, upload_id: str) -> dict[str, Any]:
@@ -214,25 +237,22 @@ class FileStore:
         Raises:
             ApiError: 404, or 400: it is not pending.
         """
-        row = self._pending(project, upload_id)
-        self._close(row, "cancelled", None)
+        with self._naming:
+            row = self._pending(project, upload_id)
+            self._close(row, "cancelled", None)
         return upload_body({**row, "status": "cancelled"}, None)
 
     def sweep(self) -> None:
         """Remove expired files, and close uploads that nobody completed."""
-        with self._naming, self._database.writing() as connection:
-            old = connection.execute(sa.select(files.c.id, files.c.sha256).where(files.c.expires_at <= now())).all()
-            connection.execute(files.delete().where(files.c.id.in_([row.id for row in old])))
-            self._forget(connection, [row.sha256 for row in old])
-            late = (
-                connection.execute(
-                    sa.select(uploads).where(uploads.c.status == "pending", uploads.c.expires_at <= now())
-                )
-                .mappings()
-                .all()
-            )
-        for row in late:
-            self._close(row, "expired", None)
+        late = sa.select(uploads).where(uploads.c.status == "pending", uploads.c.expires_at <= now())
+        with self._naming:
+            with self._database.writing() as connection:
+                old = connection.execute(sa.select(files.c.id, files.c.sha256).where(files.c.expires_at <= now())).all()
+                connection.execute(files.delete().where(files.c.id.in_([row.id for row in old])))
+                self._forget(connection, [row.sha256 for row in old])
+                ended = connection.execute(late).mappings().all()
+            for row in ended:
+                self._close(row, "expired", None)
 
     def _pending(self, project: str, upload_id: str) -> Row:
         query = sa.select(uploads).where(uploads.c.project_id == project, uploads.c.id == upload_id)
@@ -277,30 +297,64 @@ class FileStore:
             if not named:
                 self._blobs.remove(digest)
 
-    def _require_room(self, project: str, size: int) -> None:
+    def _require_room_of_parts(self, upload: Row, size: int) -> None:
+        """Parts may have more bytes than were announced: a client sends one again whose answer it missed."""
+        of_upload = sa.select(sa.func.coalesce(sa.func.sum(upload_parts.c.bytes), 0), sa.func.count())
         with self._database.reading() as connection:
-            kept = connection.scalar(
-                sa.select(sa.func.coalesce(sa.func.sum(files.c.bytes), 0)).where(files.c.project_id == project)
-            )
-        if int(kept or 0) + size > self.quota.project_bytes:
-            raise ApiError(
-                f"The project keeps {kept} bytes of files and may keep {self.quota.project_bytes}; delete some.",
-                status=413,
-                code="quota_exceeded",
-            )
+            found = connection.execute(of_upload.where(upload_parts.c.upload_id == upload["id"])).one()
+        total = int(found[0]) + size
+        if total > self.quota.upload_bytes:
+            raise too_large(self.quota.upload_bytes)
+        if found[1] >= MOST_PARTS:
+            raise ApiError(f"An upload has at most {MOST_PARTS} parts.", status=413, code="too_many_parts")
+        self._require_room(upload["project_id"], total, upload["id"])
+
+    def _require_room(self, project: str, size: int, upload: str | None = None) -> None:
+        kept = self._kept(project, upload)
+        if kept + size > self.quota.project_bytes:
+            raise self._no_room(kept)
+
+    def _kept(self, project: str, upload: str | None) -> int:
+        """Bytes of the project's files, and those that its pending uploads but this one announced, or have by now."""
+        of_files = sa.select(sa.func.coalesce(sa.func.sum(files.c.bytes), 0)).where(files.c.project_id == project)
+        of_parts = sa.select(sa.func.coalesce(sa.func.sum(upload_parts.c.bytes), 0))
+        received = of_parts.where(upload_parts.c.upload_id == uploads.c.id).correlate(uploads).scalar_subquery()
+        taken = sa.case((received > uploads.c.bytes, received), else_=uploads.c.bytes)
+        of_uploads = sa.select(sa.func.coalesce(sa.func.sum(taken), 0)).where(
+            uploads.c.project_id == project, uploads.c.status == "pending", uploads.c.id != (upload or "")
+        )
+        with self._database.reading() as connection:
+            return int(connection.scalar(of_files) or 0) + int(connection.scalar(of_uploads) or 0)
+
+    def _arrive(self, project: str, kept: int, size: int) -> None:
+        """Count bytes that come in, or, below 0, that came and are kept or dropped now; raises ApiError 413."""
+        with self._counting:
+            self._arriving[project] += size
+            arriving = self._arriving[project]
+        if size > 0 and kept + arriving > self.quota.project_bytes:
+            raise self._no_room(kept)
+
+    def _no_room(self, kept: int) -> ApiError:
+        return ApiError(
+            f"The project keeps {kept} bytes of files and may keep {self.quota.project_bytes}; delete some.",
+            status=413,
+            code="quota_exceeded",
+        )
 
 
 class Receiver:
     """One file on its way in: counted, summed, and its rows looked at; a context that keeps nothing by itself."""
 
-    def __init__(self, writer: Writer, limit: int) -> None:
+    def __init__(self, writer: Writer, limit: int, arrive: Callable[[int], None]) -> None:
         self._writer, self._rows, self._limit = writer, Rows(), limit
+        self._arrive, self._counted = arrive, 0
 
     def __enter__(self) -> "Receiver":
         self._writer.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._arrive(-self._counted)
         self._writer.__exit__()
 
     @property
@@ -317,8 +371,10 @@ class Receiver:
         """Take more.
 
         Raises:
-            ApiError: 413.
+            ApiError: 413: it is too long, or the project has no room.
         """
+        self._counted += len(chunk)
+        self._arrive(len(chunk))
         try:
             self._writer.write(chunk)
         except TooLarge:

@@ -7,7 +7,6 @@ a client wrote. What it answers is passed on as it comes, under the name that th
 
 import asyncio
 import json
-import os
 import re
 import secrets
 import subprocess
@@ -21,11 +20,14 @@ import httpx2
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from luthier.jobs.database import Row
+from luthier.jobs.environment import child_environment
+from luthier.jobs.private import private_file, private_folder
 from luthier.serve.api_error import ApiError
 
 START_SECONDS = 300.0
 """Longest wait for a base to be loaded."""
 ANSWER_SECONDS = 600.0
+PROGRAM = "luthier.cli.engine_process"
 BASE = "base"
 KEY, ADMIN = "LUTHIER_SERVE_KEY", "LUTHIER_SERVE_ADMIN_KEY"
 _ADDRESS = re.compile(rb" at (http://\S+) ")
@@ -148,26 +150,33 @@ class Gateway:
         first = ["--base", model.base]
         if model.folder is not None:
             first = ["--adapter", f"{model.name}={_link(place, model.name, model.folder)}"]
-        command = [sys.executable, "-m", "luthier.cli.main", "serve", *first, "--register", str(place), "--port", "0"]
+        command = [sys.executable, "-m", PROGRAM, *first, "--register", str(place), "--port", "0"]
         command += ["--api-key-env", KEY, "--admin-key-env", ADMIN]
-        with log.open("wb") as output:
+        with private_file(log, "wb") as output:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, KEY: key, ADMIN: admin_key},
+                env=child_environment({KEY: key, ADMIN: admin_key}),
             )
         engine = Engine(process, log, key, admin_key, loaded={model.name, BASE})
+        try:
+            engine.url = await self._address_of(engine)
+        except BaseException:  # a request that was given up leaves no process behind
+            process.kill()
+            raise
+        return engine
+
+    async def _address_of(self, engine: Engine) -> str:
+        """Where an engine answers, once it does."""
         for _ in range(round(START_SECONDS / 0.2)):
             await asyncio.sleep(0.2)
-            found = _ADDRESS.search(log.read_bytes())
-            if process.poll() is not None:
+            found = _ADDRESS.search(engine.log.read_bytes())
+            if engine.process.poll() is not None:
                 raise _down("the engine could not start")
             if found is not None and await self._is_up(found[1].decode()):
-                engine.url = found[1].decode()
-                return engine
-        process.kill()
+                return found[1].decode()
         raise _down("the engine took too long to start")
 
     async def _is_up(self, url: str) -> bool:
@@ -194,9 +203,7 @@ class Gateway:
     def _place(self, model: Served) -> Path:
         """The folder of a base's engine."""
         name = re.sub(r"[^A-Za-z0-9._-]", "-", model.base)[-60:]
-        place = self._folder / name
-        place.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return place
+        return private_folder(private_folder(self._folder) / name)
 
 
 def _link(place: Path, name: str, folder: Path) -> Path:

@@ -21,6 +21,7 @@ from luthier.jobs.database import (
     models,
     now,
     permissions,
+    projects as all_projects,
     requests,
     webhooks,
 )
@@ -138,7 +139,7 @@ class JobStore:
             without: only those without any metadata.
         """
         query = sa.select(jobs).where(jobs.c.project_id == project)
-        found = [jobs.c.asked[("metadata", key)].as_string() == value for key, value in (wanted or {}).items()]
+        found = [_has_metadata(key, value, self._database.engine.dialect) for key, value in (wanted or {}).items()]
         if without:
             found.append(jobs.c.asked["metadata"].as_string().is_(None))
         with self._database.reading() as connection:
@@ -252,10 +253,14 @@ class JobStore:
         """Let other projects use a model or checkpoint of this one.
 
         Raises:
-            ApiError: 404: the project has no such model.
+            ApiError: 404: the project has no such model; 400: there is no such project.
         """
         with self._database.writing() as connection:
             self._require_own(connection, project, checkpoint)
+            known = set(connection.scalars(sa.select(all_projects.c.id).where(all_projects.c.id.in_(projects))))
+            for number, other in enumerate(projects):
+                if other not in known:
+                    raise ApiError(f"No such project: {other[:100]!r}.", param=f"project_ids[{number}]")
             for other in dict.fromkeys(projects):
                 values = {"id": new_id(PERMISSION), "created_at": now(), "project_id": other, "checkpoint": checkpoint}
                 insert_new(connection, permissions, values)
@@ -302,6 +307,13 @@ class JobStore:
         for one in told:
             values = {"job_id": job_id, "key": one.key, "level": one.level, "type": one.type, "message": one.message}
             insert_new(connection, events, {"id": new_id(EVENT), "created_at": now(), "data": one.data, **values})
+
+
+def _has_metadata(key: str, value: str, dialect: sa.Dialect) -> sa.ColumnElement[bool]:
+    """Whether a job has an entry; the key is compared, and never part of a JSON path, which has no way to quote it."""
+    each = sa.func.json_each_text if dialect.name == "postgresql" else sa.func.json_each
+    entry = each(jobs.c.asked["metadata"]).table_valued("key", "value")
+    return sa.exists(sa.select(entry.c.key).where(entry.c.key == key, entry.c.value == value).correlate(jobs))
 
 
 def _job(connection: sa.Connection, project: str, job_id: str) -> Row:

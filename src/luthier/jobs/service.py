@@ -22,10 +22,13 @@ from luthier.jobs.http.fine_tuning import Names
 from luthier.jobs.http.inference import served_as
 from luthier.jobs.job_store import JobStore
 from luthier.jobs.metrics import Metrics
+from luthier.jobs.private import private_file, private_folder
 from luthier.jobs.supervisor import PATIENCE_SECONDS, Limits, Supervisor
 from luthier.jobs.tenants import Tenants
 from luthier.jobs.webhooks import Target, Webhooks
 from luthier.recipe import ModelSettings
+
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,11 @@ class Service:
     patience_seconds: float = PATIENCE_SECONDS
     """How long its end may take."""
 
-    def app(self, hosts: Hosts) -> ASGIApp:
-        """What answers requests."""
+    @property
+    def parts(self) -> Parts:
+        """What requests reach."""
         evals = EvalStore(self.database)
-        parts = Parts(
+        return Parts(
             self.database,
             self.tenants,
             self.files,
@@ -76,7 +80,10 @@ class Service:
             evals,
             EvalWorker(evals, self.gateway, partial(served_as, self.jobs, self.names)),
         )
-        return build_app(parts, hosts)
+
+    def app(self, hosts: Hosts) -> ASGIApp:
+        """What answers requests."""
+        return build_app(self.parts, hosts)
 
 
 def parse_aliases(given: Sequence[str]) -> dict[str, str]:
@@ -109,11 +116,8 @@ def open_service(options: Options) -> Iterator[Service]:
             raise ServeError(f"--alias {name}={model}: {model} is none of the bases ({', '.join(bases)})")
     if not 0 <= options.at_once <= 64:
         raise ServeError(f"--jobs {options.at_once}: expected 0 (jobs only wait) to 64")
-    try:
-        options.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise StorageError(f"{options.folder}: the service's folder cannot be made: {error}") from None
-    database = Database(options.database or sqlite_url(options.folder / "service.sqlite"))
+    own_folder(options.folder)
+    database = Database(options.database or _own_database(options.folder / "service.sqlite"))
     try:
         blobs = Blobs(options.folder / "files")
         files, jobs = FileStore(database, blobs, options.quota), JobStore(database)
@@ -126,15 +130,42 @@ def open_service(options: Options) -> Iterator[Service]:
         database.close()
 
 
+def own_folder(folder: Path) -> None:
+    """Make the service's folder, or make sure that it is one, and that nobody else may open it.
+
+    Raises:
+        StorageError: it cannot be made, is a link or another user's, or holds something else.
+    """
+    if folder.is_dir() and folder.stat().st_mode & 0o077 and not _is_ours(folder):
+        raise StorageError(f"{folder}: others may open it, and it is no service's; give a new or an empty folder")
+    private_folder(folder, parents=True)
+
+
+def _is_ours(folder: Path) -> bool:
+    names = {path.name for path in folder.iterdir()}
+    return names <= {LOCK, "lost+found"} or "files" in names
+
+
+def _own_database(path: Path) -> str:
+    """The URL of a SQLite file that only this user may open; its journals get the same mode."""
+    try:
+        with private_file(path, "ab"):
+            path.chmod(0o600)
+    except OSError as error:
+        raise StorageError(f"{path}: the database cannot be opened: {error.strerror}") from None
+    return sqlite_url(path)
+
+
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Keep a second server from the folder.
 
     Raises:
         ServeError: there is one.
+        StorageError: as `own_folder`.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (folder / ".lock").open("w") as file:
+    own_folder(folder)
+    with private_file(folder / LOCK, "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

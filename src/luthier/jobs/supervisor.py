@@ -28,12 +28,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from luthier.errors import LuthierError
 from luthier.jobs.blobs import Blobs
 from luthier.jobs.database import Row, now
+from luthier.jobs.environment import child_environment
 from luthier.jobs.file_store import RESULTS, FileStore
 from luthier.jobs.ids import FILE, JOB
 from luthier.jobs.job_store import JobStore, Told
+from luthier.jobs.private import private_file, private_folder
 from luthier.jobs.results import as_csv, checkpoint_metrics, metrics_data, step_message
 from luthier.jobs.translate import write_recipe
 from luthier.serve.api_error import ApiError
+from luthier.serve.failures import place_of
 
 _logger = logging.getLogger("luthier.jobs")
 TICK_SECONDS = 0.5
@@ -111,7 +114,7 @@ class Supervisor:
         self._swept = 0.0
         self.alive_at = time.monotonic()
         """When it last went round."""
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(folder)
 
     def start(self) -> None:
         """Take up what was left, and go round in a thread."""
@@ -157,8 +160,8 @@ class Supervisor:
             try:
                 self.tick()
             except (LuthierError, SQLAlchemyError, OSError, ValueError, KeyError) as error:
-                # one job's trouble is not every job's; the next round tries again
-                _logger.exception("supervisor: %s", type(error).__name__)
+                # one job's trouble is not every job's; the next round tries again. Its message may quote a row
+                _logger.error("supervisor: %s in %s", type(error).__name__, place_of(error))
         self._end_all()
 
     def _end_all(self) -> None:
@@ -195,7 +198,7 @@ class Supervisor:
                     os.link(self._blobs.path(digest), folder / f"{name}.jsonl")
             picked = write_recipe(folder, row["base"], row["asked"], row["seed"])
         except (LuthierError, ApiError, OSError) as error:
-            self._fail(row, "invalid_training_file", _shown(error, folder), "training_file")
+            self._fail(row, "invalid_training_file", _shown(error, row, folder), "training_file")
             return
         told = [Told("validated", "Files validated, moving job to queued state")]
         if row["validation_file"] is None:
@@ -219,7 +222,7 @@ class Supervisor:
             )
         except ApiError:  # it was cancelled meanwhile
             return
-        with (folder / "log.txt").open("ab") as output:
+        with private_file(folder / "log.txt", "ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", PROGRAM, str(folder)],
                 stdin=subprocess.DEVNULL,
@@ -264,7 +267,7 @@ class Supervisor:
         elif code == 2:
             error = _read(folder / "ended.json") or {}
             kind = "invalid_training_file" if error.get("kind") in ("DataError", "TemplateError") else "training_failed"
-            self._fail(row, kind, _without(error.get("message", "the training failed"), folder), None)
+            self._fail(row, kind, _without(error.get("message", "the training failed"), row, folder), None)
         elif row["attempts"] >= MOST_DEATHS and not _went_on(folder):
             self._fail(row, "process_died", f"The training process died {row['attempts']} times ({code}).", None)
         else:
@@ -345,24 +348,9 @@ def model_name(row: Row, owner: str) -> str:
 
 
 def _environment(limits: Limits) -> dict[str, str]:
-    """What a job's process needs of ours, and no secrets."""
-    passed = (
-        "PATH",
-        "HOME",
-        "LANG",
-        "LC_ALL",
-        "TMPDIR",
-        "VIRTUAL_ENV",
-        "PYTHONPATH",
-        "LUTHIER_HOME",
-        "OMP_NUM_THREADS",
-    )
-    cached = ("XDG_CACHE_HOME", "XDG_DATA_HOME", "HF_HOME", "HF_HUB_OFFLINE", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
-    engine = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "TOKENIZERS_PARALLELISM")
-    found = {name: os.environ[name] for name in (*passed, *cached, *engine) if name in os.environ}
+    """What a job's process gets of ours, and its bounds."""
     bounds = {"LUTHIER_JOB_BYTES": limits.memory_bytes, "LUTHIER_JOB_FILE_BYTES": limits.file_bytes}
-    found |= {name: str(value) for name, value in bounds.items() if value is not None}
-    return {**found, "LUTHIER_SUPERVISOR": str(os.getpid())}
+    return child_environment({name: str(value) for name, value in bounds.items() if value is not None})
 
 
 def _estimate(steps: list[dict[str, Any]], total: int | None) -> int | None:
@@ -396,10 +384,15 @@ def _note_progress(folder: Path) -> None:
     (folder / "deaths.json").write_text(json.dumps({"step": _newest(folder)}), encoding="utf-8")
 
 
-def _shown(error: Exception, folder: Path) -> str:
+def _shown(error: Exception, row: Row, folder: Path) -> str:
     """An error without paths of this machine."""
-    return _without(error.message if isinstance(error, ApiError) else str(error), folder)
+    return _without(error.message if isinstance(error, ApiError) else str(error), row, folder)
 
 
-def _without(text: str, folder: Path) -> str:
-    return text.replace(f"{folder}/", "").replace(str(folder), "the job's folder")
+def _without(text: str, row: Row, folder: Path) -> str:
+    places = {str(folder), str(folder.resolve())}
+    if os.sep in row["base"]:  # a model of this machine, by the path that only the operator knows
+        text = text.replace(row["base"], row["asked"]["model"])
+    for place in places:
+        text = text.replace(f"{place}/", "").replace(place, "the job's folder")
+    return text

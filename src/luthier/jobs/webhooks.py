@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from luthier.errors import ServeError
 from luthier.jobs.database import Database, Row, now, webhooks
+from luthier.serve.failures import place_of
 
 log = logging.getLogger("luthier.jobs")
 PREFIX = "whsec_"
@@ -89,7 +90,7 @@ class Webhooks:
             try:
                 self.send_due()
             except SQLAlchemyError as error:  # the database is away for a while; nothing is lost
-                log.warning("webhooks: %s", type(error).__name__)
+                log.warning("webhooks: %s in %s", type(error).__name__, place_of(error))
 
     def _send(self, row: Row) -> None:
         assert self._target is not None
@@ -115,7 +116,7 @@ class Webhooks:
                 self._target.url, content=body, headers=headers, timeout=SEND_SECONDS, follow_redirects=False
             )
             problem = "" if answer.status_code < 300 else f"status {answer.status_code}"
-        except httpx2.HTTPError as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             problem = type(error).__name__
         self._note(row, problem)
 

@@ -29,6 +29,7 @@ from luthier.jobs.http.graders import GraderRoutes
 from luthier.jobs.http.health import Counted, HealthRoutes, route_of
 from luthier.jobs.http.inference import InferenceRoutes
 from luthier.jobs.http.models import ModelRoutes
+from luthier.jobs.http.reading import require_no_nul
 from luthier.jobs.http.uploads import UploadRoutes
 from luthier.jobs.job_store import JobStore
 from luthier.jobs.metrics import Metrics
@@ -90,7 +91,7 @@ def build_routes(parts: Parts) -> FastAPI:
 
     app = FastAPI(
         lifespan=lifespan,
-        dependencies=[Depends(Keys(parts.tenants))],
+        dependencies=[Depends(Keys(parts.tenants)), Depends(require_no_nul)],
         openapi_url=None,
         docs_url=None,
         redoc_url=None,

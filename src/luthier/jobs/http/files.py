@@ -9,7 +9,7 @@ from luthier.jobs.file_store import FileStore, file_body
 from luthier.jobs.http.audited import note_object
 from luthier.jobs.http.caller import caller_of
 from luthier.jobs.http.multipart import Form, read_form
-from luthier.jobs.http.reading import chunks_of, page_from, read_as, require_known
+from luthier.jobs.http.reading import DIGITS, chunks_of, page_from, read_as, require_known
 from luthier.jobs.http.schema import ExpiresAfter
 from luthier.jobs.pages import list_body
 from luthier.serve.api_error import ApiError
@@ -35,7 +35,7 @@ class FileRoutes:
     async def create(self, request: Request) -> Response:
         """POST /v1/files: the bytes are kept, and the rows of a training file looked at, while they arrive."""
         project = caller_of(request).project_id
-        with self._files.receiver() as receiver:
+        with await run_in_threadpool(self._files.receiver, project) as receiver:
             kind = request.headers.get("content-type", "")
             form = await read_form(kind, chunks_of(request), "file", receiver)
             _require_fields(form, ("purpose", ANCHOR, SECONDS))
@@ -82,5 +82,5 @@ def _seconds(form: Form) -> int | None:
     if ANCHOR not in form.fields and SECONDS not in form.fields:
         return None
     text = form.fields.get(SECONDS, "")
-    values = {"anchor": form.fields.get(ANCHOR), "seconds": int(text) if text.isdigit() else text}
+    values = {"anchor": form.fields.get(ANCHOR), "seconds": int(text) if DIGITS.fullmatch(text) else text}
     return read_as(values, ExpiresAfter).seconds

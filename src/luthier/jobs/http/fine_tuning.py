@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -16,8 +17,8 @@ from luthier.jobs.database import Row
 from luthier.jobs.file_store import FileStore
 from luthier.jobs.http.audited import note_object
 from luthier.jobs.http.caller import admin_of, caller_of
-from luthier.jobs.http.reading import body_of, page_from, require_known
-from luthier.jobs.http.schema import CreateJob, Grant
+from luthier.jobs.http.reading import body_of, page_from, read_as, require_known
+from luthier.jobs.http.schema import CreateJob, Grant, MetadataQuery
 from luthier.jobs.job_store import Asked, JobStore, Status, Told
 from luthier.jobs.pages import list_body
 from luthier.serve.api_error import ApiError, unsupported
@@ -122,7 +123,7 @@ class FineTuningRoutes:
         """GET /v1/fine_tuning/jobs, by `metadata[key]=value` or `metadata=null`"""
         require_known(request, (*PAGED, "metadata", "metadata[]"))
         query = request.query_params
-        wanted = {name[9:-1]: value for name, value in query.items() if name.startswith("metadata[")}
+        wanted = read_as(_metadata(query), MetadataQuery).metadata
         if query.get("metadata", "null") != "null":
             raise ApiError("'metadata' is null, or is given by keys: metadata[key]=value.", param="metadata")
         rows, more = self._jobs.listed(
@@ -187,6 +188,21 @@ class FineTuningRoutes:
         """DELETE /v1/fine_tuning/checkpoints/{name}/permissions/{permission_id}"""
         self._jobs.revoke(admin_of(request).project_id, name, permission_id)
         return JSONResponse({"id": permission_id, "object": "checkpoint.permission", "deleted": True})
+
+
+def _metadata(query: QueryParams) -> dict[str, object]:
+    """The entries of `metadata[key]=value`.
+
+    Raises:
+        ApiError: 400: a bracket is missing.
+    """
+    found = {}
+    for name, value in query.multi_items():
+        if name.startswith("metadata["):
+            if len(name) < 11 or not name.endswith("]"):
+                raise ApiError("metadata is given by keys: metadata[key]=value.", param="metadata")
+            found[name[9:-1]] = value
+    return {"metadata": found}
 
 
 def job_body(row: Row) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from anyio import from_thread
+from anyio import CapacityLimiter, from_thread, to_thread
 from fastapi import FastAPI
 from pydantic import Field, JsonValue
 from starlette.concurrency import run_in_threadpool
@@ -22,6 +22,9 @@ from luthier.jobs.http.reading import body_of
 from luthier.jobs.http.schema import Body
 from luthier.jobs.job_store import JobStore
 from luthier.serve.api_error import ApiError
+
+AT_ONCE = 4
+"""Graders that run at a time; others wait."""
 
 
 class ValidateGrader(Body):
@@ -44,6 +47,7 @@ class GraderRoutes:
 
     def __init__(self, jobs: JobStore, names: Names, gateway: Gateway) -> None:
         self._jobs, self._names, self._gateway = jobs, names, gateway
+        self._at_once = CapacityLimiter(AT_ONCE)
 
     def add_to(self, app: FastAPI) -> None:
         """Add the routes."""
@@ -60,7 +64,9 @@ class GraderRoutes:
     async def run(self, request: Request) -> Response:
         """POST /v1/fine_tuning/alpha/graders/run"""
         asked = await body_of(request, RunGrader)
-        return JSONResponse(await run_in_threadpool(self._run, asked, caller_of(request).project_id))
+        # in threads of their own: graders that take long, or ask a model, keep none from those who serve others
+        found = await to_thread.run_sync(self._run, asked, caller_of(request).project_id, limiter=self._at_once)
+        return JSONResponse(found)
 
     def _run(self, asked: RunGrader, project: str) -> dict[str, Any]:
         grader, host = self._built(asked, project)

@@ -3,6 +3,7 @@
 Nothing is spooled: the file's bytes go on as they come, whatever fields stand before or after it.
 """
 
+import logging
 import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -11,11 +12,14 @@ from typing import Protocol
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
+from starlette.concurrency import run_in_threadpool
 
 from luthier.serve.api_error import ApiError
 
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it would write of every bad body
 MOST_FIELDS, LONGEST_FIELD, LONGEST_NAME = 32, 4096, 512
-_SAFE = re.compile(r"[\x00-\x1f\x7f/\\]")
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069/\\]")
+"""Control characters, what turns the direction of text, and what separates the parts of a path."""
 
 
 class Receiver(Protocol):
@@ -113,7 +117,7 @@ async def read_form(content_type: str, body: AsyncIterator[bytes], name: str, re
     try:
         parser = MultipartParser(options[b"boundary"], callbacks)  # type: ignore[arg-type]
         async for chunk in body:
-            parser.write(chunk)
+            await run_in_threadpool(parser.write, chunk)  # it goes to the disk, and rows are looked at
         parser.finalize()
     except FormParserError as error:
         raise ApiError(f"The body is no multipart form: {error}") from None
@@ -124,4 +128,5 @@ async def read_form(content_type: str, body: AsyncIterator[bytes], name: str, re
 
 def safe_name(name: str) -> str:
     """A file's name for people: it is shown and never opened."""
-    return _SAFE.sub("_", name)[:255] or "upload"
+    name = _UNSAFE.sub("_", name)[:255]
+    return name if name.strip(". ") else "upload"

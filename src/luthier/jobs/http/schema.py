@@ -5,10 +5,15 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 Auto = Literal["auto"]
+KEPT = r"^[^\x00]*$"
+"""PostgreSQL keeps no text with a NUL."""
 Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+    dict[Annotated[str, Field(max_length=64, pattern=KEPT)], Annotated[str, Field(max_length=512, pattern=KEPT)]],
+    Field(max_length=16),
 ]
-Id = Annotated[str, Field(min_length=1, max_length=255)]
+SHOWN = r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]*$"
+"""Text without control characters and without what turns its direction."""
+Id = Annotated[str, Field(min_length=1, max_length=255, pattern=SHOWN)]
 Count = Annotated[int, Field(ge=1, le=4096)]
 Epochs = Annotated[int, Field(ge=1, le=50)]
 Multiplier = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
@@ -101,7 +106,14 @@ class CreateJob(Body):
     integrations: Annotated[list[Integration], Field(max_length=5)] | None = None
     metadata: Metadata | None = None
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
-    suffix: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    suffix: Annotated[str, Field(min_length=1, max_length=64, pattern=SHOWN)] | None = None
+    """Part of the model's name, which is shown in lists and terminals."""
+
+
+class MetadataQuery(Body):
+    """GET /v1/fine_tuning/jobs?metadata[key]=value"""
+
+    metadata: Metadata
 
 
 class ExpiresAfter(Body):
@@ -116,7 +128,7 @@ class CreateUpload(Body):
 
     bytes: Annotated[int, Field(ge=0, le=2**40)]
     filename: Annotated[str, Field(min_length=1, max_length=512)]
-    mime_type: Annotated[str, Field(max_length=255)]
+    mime_type: Annotated[str, Field(max_length=255, pattern=KEPT)]
     purpose: Annotated[str, Field(max_length=64)]
     expires_after: ExpiresAfter | None = None
 
