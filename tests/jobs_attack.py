@@ -162,7 +162,7 @@ def form(fields: Sequence[tuple[str, str]], file: str, filename: str, content: b
 
 def routes_of(running: Running) -> list[tuple[str, str]]:
     """Every path pattern with every method that it takes."""
-    app = build_routes(running.service.parts)
+    app = build_routes(running.service)
     assert all(isinstance(route, Route) for route in app.routes), "a mounted application would escape the key"
     found = [route for route in app.routes if isinstance(route, Route)]
     return [(method, route.path) for route in found for method in route.methods or ()]

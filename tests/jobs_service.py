@@ -15,8 +15,8 @@ from typing import Any
 
 import openai
 
-from luthier.jobs.http.app import Hosts
-from luthier.jobs.service import Options, Service, open_service
+from luthier.jobs.http.app import Hosts, Service, build_app
+from luthier.jobs.service import Options, open_service
 from luthier.serve import server
 
 MODEL = "gpt-4o-mini"
@@ -49,7 +49,7 @@ def running(folder: Path, model: Path, at_once: int = 1, **more: Any) -> Iterato
     options = Options(folder, bases=(str(model),), aliases={MODEL: str(model)}, at_once=at_once, **more)
     with open_service(options) as service:
         bound = server.listen(server.Address(port=0))
-        serving = server.server_of(service.app(Hosts()), 5.0)
+        serving = server.server_of(build_app(service, Hosts()), 5.0)
         thread = threading.Thread(target=serving.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()
         while not serving.started:

@@ -35,8 +35,8 @@ from luthier.jobs.database import (
     uploads,
 )
 from luthier.jobs.eval_grading import sample_body
-from luthier.jobs.http.app import Hosts
-from luthier.jobs.service import Options, Service, open_service
+from luthier.jobs.http.app import Hosts, Service, build_app
+from luthier.jobs.service import Options, open_service
 from luthier.serve import server
 
 HOME = Path(".conformance")
@@ -70,7 +70,7 @@ def main(options: list[str]) -> int:
             live, seed = place / "service.sqlite", place / "seed.sqlite"
             _copy(live, seed)
             bound = server.listen(server.Address(port=0))
-            serving = server.server_of(service.app(Hosts()), 5.0)
+            serving = server.server_of(build_app(service, Hosts()), 5.0)
             thread = threading.Thread(target=serving.run, kwargs={"sockets": [bound]}, daemon=True)
             thread.start()
             environment = {

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from starlette.types import ASGIApp
-
 from luthier.errors import ServeError, StorageError
 from luthier.jobs.audit import Audit
 from luthier.jobs.blobs import Blobs
@@ -17,13 +15,13 @@ from luthier.jobs.eval_store import EvalStore
 from luthier.jobs.eval_worker import EvalWorker
 from luthier.jobs.file_store import FileStore, Quota
 from luthier.jobs.gateway import Gateway
-from luthier.jobs.http.app import Hosts, Parts, build_app
+from luthier.jobs.http.app import Service
 from luthier.jobs.http.fine_tuning import Names
 from luthier.jobs.http.inference import served_as
 from luthier.jobs.job_store import JobStore
 from luthier.jobs.metrics import Metrics
 from luthier.jobs.private import private_file, private_folder
-from luthier.jobs.supervisor import PATIENCE_SECONDS, Limits, Supervisor
+from luthier.jobs.supervisor import Limits, Supervisor
 from luthier.jobs.tenants import Tenants
 from luthier.jobs.webhooks import Target, Webhooks
 from luthier.recipe import ModelSettings
@@ -44,46 +42,6 @@ class Options:
     at_once: int = 1
     webhook: Target | None = None
     quota: Quota = field(default_factory=Quota)
-
-
-@dataclass(frozen=True)
-class Service:
-    """An open service."""
-
-    database: Database
-    tenants: Tenants
-    files: FileStore
-    jobs: JobStore
-    supervisor: Supervisor
-    names: Names
-    gateway: Gateway
-    audit: Audit
-    webhooks: Webhooks
-    patience_seconds: float = PATIENCE_SECONDS
-    """How long its end may take."""
-
-    @property
-    def parts(self) -> Parts:
-        """What requests reach."""
-        evals = EvalStore(self.database)
-        return Parts(
-            self.database,
-            self.tenants,
-            self.files,
-            self.jobs,
-            self.supervisor,
-            self.names,
-            self.gateway,
-            self.audit,
-            Metrics(self.database, self.supervisor),
-            self.webhooks,
-            evals,
-            EvalWorker(evals, self.gateway, partial(served_as, self.jobs, self.names)),
-        )
-
-    def app(self, hosts: Hosts) -> ASGIApp:
-        """What answers requests."""
-        return build_app(self.parts, hosts)
 
 
 def parse_aliases(given: Sequence[str]) -> dict[str, str]:
@@ -123,9 +81,21 @@ def open_service(options: Options) -> Iterator[Service]:
         files, jobs = FileStore(database, blobs, options.quota), JobStore(database)
         supervisor = Supervisor(jobs, files, blobs, options.folder / "jobs", Limits(at_once=options.at_once))
         gateway = Gateway(options.folder / "served")
-        names, tenants = Names(bases, options.aliases), Tenants(database)
-        told = Webhooks(database, options.webhook)
-        yield Service(database, tenants, files, jobs, supervisor, names, gateway, Audit(database), told)
+        names, evals = Names(bases, options.aliases), EvalStore(database)
+        yield Service(
+            database=database,
+            tenants=Tenants(database),
+            files=files,
+            jobs=jobs,
+            supervisor=supervisor,
+            names=names,
+            gateway=gateway,
+            audit=Audit(database),
+            metrics=Metrics(database, supervisor),
+            webhooks=Webhooks(database, options.webhook),
+            evals=evals,
+            eval_worker=EvalWorker(evals, gateway, partial(served_as, jobs, names)),
+        )
     finally:
         database.close()
 

@@ -12,19 +12,19 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fastapi import Depends, FastAPI, Request
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from luthier.data.template_probes import kinds_of
-from luthier.serve.access_log import AccessLog, note_tokens, request_id
-from luthier.serve.api_error import ApiError, gone, internal, model_not_found, unsupported
+from luthier.serve.access_log import AccessLog, note_tokens
+from luthier.serve.api_error import ApiError, gone, model_not_found, unsupported
 from luthier.serve.backend import Backend
 from luthier.serve.chat import ChatRequest, parse_chat
 from luthier.serve.completion import CompletionRequest, parse_completion
 from luthier.serve.constraint import GRAMMARS
+from luthier.serve.error_answers import tell_errors
 from luthier.serve.fields import Fields, parse_body
 from luthier.serve.guard import ADMIN, HostGuard, KeyCheck
 from luthier.serve.ids import new_id
@@ -100,9 +100,7 @@ def build_routes(backend: Backend, access: Access, limits: HttpLimits) -> FastAP
     app.add_api_route(ADMIN, api.add_adapter, methods=["POST"], response_model=None)
     app.add_api_route(ADMIN + "/{name:path}", api.remove_adapter, methods=["DELETE"], response_model=None)
     app.router.routes.append(Route("/healthz", api.health, methods=["GET"]))
-    app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unforeseen)
+    tell_errors(app)
     return app
 
 
@@ -291,24 +289,3 @@ async def _unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
     finally:
         task.cancel()
         watch.cancel()
-
-
-async def _api_error(_: Request, error: Exception) -> Response:
-    if not isinstance(error, ApiError):
-        raise error
-    return JSONResponse(error.body(), error.status, headers=error.headers)
-
-
-async def _unforeseen(request: Request, _: Exception) -> Response:
-    """What is sent; starlette then raises the error again, and the log takes note of its kind."""
-    return JSONResponse(internal(request_id(request.scope)).body(), 500)
-
-
-async def _http_error(_: Request, error: Exception) -> Response:
-    """What the router itself refuses: an unknown path or method."""
-    if not isinstance(error, HTTPException):
-        raise error
-    message = {404: "There is no such path.", 405: "This path does not take this method."}.get(
-        error.status_code, "Refused."
-    )
-    return JSONResponse(ApiError(message, status=error.status_code).body(), error.status_code, headers=error.headers)

@@ -53,8 +53,9 @@ def run(args: argparse.Namespace) -> int:
         ServeError: an option is wrong, or the port is taken.
         StorageError: the database or the folder cannot be opened.
     """
-    from luthier.jobs.http.app import Hosts
+    from luthier.jobs.http.app import Hosts, build_app
     from luthier.jobs.service import Options, alone, open_service, parse_aliases
+    from luthier.jobs.supervisor import PATIENCE_SECONDS
     from luthier.serve import server
 
     options = Options(
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     server.set_up_log()
     with alone(args.data), open_service(options) as service:
         print(f"fine-tuning at {server.url_of(bound)} (ctrl-C ends it)", file=sys.stderr, flush=True)
-        server.run(server.server_of(service.app(hosts), service.patience_seconds), bound)
+        server.run(server.server_of(build_app(service, hosts), PATIENCE_SECONDS), bound)
         print("stopped; jobs that were training are saved and go on at the next start", file=sys.stderr)
     return 0
 

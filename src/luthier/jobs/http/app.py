@@ -6,12 +6,9 @@ Bodies are read by closed types and stores do the work in threads, so a slow dis
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from luthier.jobs.audit import Audit
@@ -36,14 +33,14 @@ from luthier.jobs.metrics import Metrics
 from luthier.jobs.supervisor import Supervisor
 from luthier.jobs.tenants import Tenants
 from luthier.jobs.webhooks import Webhooks
-from luthier.serve.access_log import AccessLog, request_id
-from luthier.serve.api_error import ApiError, internal
+from luthier.serve.access_log import AccessLog
+from luthier.serve.error_answers import tell_errors
 from luthier.serve.guard import HostGuard
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The parts that requests reach."""
+class Service:
+    """An open service: the parts that requests reach."""
 
     database: Database
     tenants: Tenants
@@ -67,65 +64,43 @@ class Hosts:
     any_address: bool = False
 
 
-def build_app(parts: Parts, hosts: Hosts) -> ASGIApp:
+def build_app(service: Service, hosts: Hosts) -> ASGIApp:
     """The application behind its guards; its lifespan starts and stops the supervisor."""
-    counted = Counted(Audited(build_routes(parts), parts.audit), parts.metrics)
+    counted = Counted(Audited(build_routes(service), service.audit), service.metrics)
     return AccessLog(HostGuard(counted, hosts.names, hosts.any_address), route_of)
 
 
-def build_routes(parts: Parts) -> FastAPI:
+def build_routes(service: Service) -> FastAPI:
     """All routes; the application itself asks for the key, for any route that it will ever have."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        parts.supervisor.start()
-        parts.webhooks.start()
-        parts.eval_worker.start()
+        service.supervisor.start()
+        service.webhooks.start()
+        service.eval_worker.start()
         try:
             yield
         finally:
-            await parts.eval_worker.stop()  # before the models go: what they no longer answer is not to be recorded
-            await parts.gateway.close()
-            await run_in_threadpool(parts.supervisor.stop)
-            await run_in_threadpool(parts.webhooks.stop)
+            await service.eval_worker.stop()  # before the models go: what they no longer answer is not to be recorded
+            await service.gateway.close()
+            await run_in_threadpool(service.supervisor.stop)
+            await run_in_threadpool(service.webhooks.stop)
 
     app = FastAPI(
         lifespan=lifespan,
-        dependencies=[Depends(Keys(parts.tenants)), Depends(require_no_nul)],
+        dependencies=[Depends(Keys(service.tenants)), Depends(require_no_nul)],
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
-    FileRoutes(parts.files).add_to(app)
-    UploadRoutes(parts.files).add_to(app)
-    FineTuningRoutes(parts.jobs, parts.files, parts.names).add_to(app)
-    ModelRoutes(parts.jobs, parts.names).add_to(app)
-    GraderRoutes(parts.jobs, parts.names, parts.gateway).add_to(app)
-    EvalRoutes(parts.evals, parts.jobs, parts.files, parts.names).add_to(app)
-    InferenceRoutes(parts.jobs, parts.names, parts.gateway).add_to(app)
-    HealthRoutes(parts.database, parts.supervisor, parts.metrics).add_to(app)
-    app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unforeseen)
+    FileRoutes(service.files).add_to(app)
+    UploadRoutes(service.files).add_to(app)
+    FineTuningRoutes(service.jobs, service.files, service.names).add_to(app)
+    ModelRoutes(service.jobs, service.names).add_to(app)
+    GraderRoutes(service.jobs, service.names, service.gateway).add_to(app)
+    EvalRoutes(service.evals, service.jobs, service.files, service.names).add_to(app)
+    InferenceRoutes(service.jobs, service.names, service.gateway).add_to(app)
+    HealthRoutes(service.database, service.supervisor, service.metrics).add_to(app)
+    tell_errors(app)
     return app
-
-
-async def _api_error(_: Request, error: Exception) -> Response:
-    if not isinstance(error, ApiError):
-        raise error
-    return JSONResponse(error.body(), error.status, headers=error.headers)
-
-
-async def _unforeseen(request: Request, _: Exception) -> Response:
-    """What is sent; starlette then raises the error again, and the log takes note of its kind."""
-    return JSONResponse(internal(request_id(request.scope)).body(), 500)
-
-
-async def _http_error(_: Request, error: Exception) -> Response:
-    """What the router itself refuses: an unknown path or method."""
-    if not isinstance(error, HTTPException):
-        raise error
-    messages: dict[int, str] = {404: "There is no such path.", 405: "This path does not take this method."}
-    body: dict[str, Any] = ApiError(messages.get(error.status_code, "Refused."), status=error.status_code).body()
-    return JSONResponse(body, error.status_code, headers=error.headers)
