@@ -45,8 +45,8 @@ STOPPED = 130
 """Exit code of a process that saved and stopped because it was told to."""
 PATIENCE_SECONDS = 120.0
 """How long a process that was told to stop may finish its step and save."""
-MOST_DEATHS = 3
-"""A process that dies by itself so often without a further checkpoint is not started again."""
+DEATHS, MOST_DEATHS = "deaths.json", 5
+"""A process that dies so often without a further checkpoint is not started again."""
 SWEEP_SECONDS = 60.0
 
 
@@ -268,12 +268,18 @@ class Supervisor:
             error = _read(folder / "ended.json") or {}
             kind = "invalid_training_file" if error.get("kind") in ("DataError", "TemplateError") else "training_failed"
             self._fail(row, kind, _without(error.get("message", "the training failed"), row, folder), None)
-        elif row["attempts"] >= MOST_DEATHS and not _went_on(folder):
-            self._fail(row, "process_died", f"The training process died {row['attempts']} times ({code}).", None)
         else:
-            _note_progress(folder)
-            told = Told(f"died {row['attempts']}", f"The training process died ({code}); the job goes on.", "warn")
-            self._store.move(row["id"], "queued", [told])
+            self._bury(row, code)
+
+    def _bury(self, row: Row, code: int) -> None:
+        """A process that was killed, by the kernel for its memory perhaps: once more, unless that leads nowhere."""
+        deaths = _count_death(self.folder_of(row))
+        if deaths >= MOST_DEATHS:
+            message = f"The training process died {deaths} times ({code}) without a further checkpoint."
+            self._fail(row, "process_died", message, None)
+            return
+        told = Told(f"died {row['attempts']}", f"The training process died ({code}); the job goes on.", "warn")
+        self._store.move(row["id"], "queued", [told])
 
     def _succeed(self, row: Row, child: _Child) -> None:
         folder = self.folder_of(row)
@@ -374,14 +380,12 @@ def _newest(folder: Path) -> int:
     return max((int(place.name[5:]) for place in folder.glob("run/checkpoints/step-*")), default=0)
 
 
-def _went_on(folder: Path) -> bool:
-    """Whether a checkpoint was written since the process died before."""
-    before = int((_read(folder / "deaths.json") or {}).get("step", -1))
-    return _newest(folder) > before
-
-
-def _note_progress(folder: Path) -> None:
-    (folder / "deaths.json").write_text(json.dumps({"step": _newest(folder)}), encoding="utf-8")
+def _count_death(folder: Path) -> int:
+    """How often the process died since the newest checkpoint, this time included; restarts of the server are none."""
+    before, newest = _read(folder / DEATHS) or {}, _newest(folder)
+    count = 1 + (int(before.get("count", 0)) if before.get("step") == newest else 0)
+    (folder / DEATHS).write_text(json.dumps({"step": newest, "count": count}), encoding="utf-8")
+    return count
 
 
 def _shown(error: Exception, row: Row, folder: Path) -> str:
