@@ -46,7 +46,6 @@ SAMPLES: Mapping[str, dict[str, Any]] = {
         "type": "python",
         "name": "code",
         "source": "def grade(sample, item):\n    return float(sample['output_text'] == item['answer'])\n",
-        "image_tag": "2025-05-08",
     },
     "score_model": {
         "type": "score_model",

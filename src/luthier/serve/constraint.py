@@ -5,12 +5,15 @@ an answer to (`not`, `oneOf`, remote references ...) is refused when the request
 schema may cost is bounded by its own fuel limits.
 """
 
+import math
 from collections import OrderedDict
 from threading import Lock
 from typing import Any
 
 import llguidance.hf
-import llguidance.torch
+import llguidance.numpy
+import numpy as np
+import torch
 from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
@@ -27,15 +30,15 @@ class Constraint:
     """What one completion may still say."""
 
     def __init__(self, matcher: LLMatcher, vocabulary: int) -> None:
-        self._matcher = matcher
-        self._mask_1W = llguidance.torch.allocate_token_bitmask(1, vocabulary)
+        self._matcher, self._vocabulary = matcher, vocabulary
+        self._mask_1W = llguidance.numpy.allocate_token_bitmask(1, vocabulary)
 
     def allow(self, logits_V: Tensor) -> Tensor:
         """The logits, with minus infinity where the schema rules a token out."""
-        llguidance.torch.fill_next_token_bitmask(self._matcher, self._mask_1W, 0)
-        allowed_1V = logits_V[None].clone()
-        llguidance.torch.apply_token_bitmask_inplace(allowed_1V, self._mask_1W)
-        return allowed_1V[0]
+        llguidance.numpy.fill_next_token_bitmask(self._matcher, self._mask_1W, 0)
+        # the library's own way to apply it compiles a kernel, which takes seconds and a compiler
+        bits_V = np.unpackbits(self._mask_1W.view(np.uint8)[0], bitorder="little")[: self._vocabulary]
+        return logits_V.masked_fill(torch.from_numpy(bits_V == 0), -math.inf)
 
     def take(self, token: int) -> None:
         """Go on after a token that was chosen."""

@@ -23,7 +23,7 @@ class Python(Grader):
     source: str = Field(min_length=1, max_length=MAX_BYTES)
     """Defines `grade(sample, item) -> float`; the sample has `output_text`, `output_json` and `output_tools`."""
     image_tag: str | None = Field(None, max_length=64)
-    """OpenAI's name of an image with more packages. Accepted and without effect: there is none here."""
+    """OpenAI's name of an image with more packages; there is none here, so a grader that names one is refused."""
 
     @field_validator("source")
     @classmethod
@@ -34,7 +34,11 @@ class Python(Grader):
         return source
 
     def require(self, host: Host) -> None:
-        """Raise an EvaluationError if the source is no Python with a `grade`, or cannot be locked in here."""
+        """Raise an EvaluationError if the source is no Python with a `grade`, wants an image, or has no jail."""
+        if self.image_tag is not None:
+            raise EvaluationError(
+                f"grader {self.name!r}: image_tag names an image with more packages; there is none here: leave it out"
+            )
         outcome = run_jailed(self.source, {}, {}, host.limits, only_check=True)
         if outcome.ending == "no_jail":
             raise EvaluationError(
