@@ -12,6 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from luthier.errors import StorageError
 from luthier.jobs.blobs import Blobs, TooLarge, Writer
 from luthier.jobs.database import Database, Row, files, insert_new, now, upload_parts, uploads
 from luthier.jobs.ids import FILE, PART, UPLOAD, new_id
@@ -219,9 +220,13 @@ class FileStore:
                 f"The parts have {total} bytes; the upload was announced with {row['bytes']}.", param="part_ids"
             )
         with self.receiver(project, self.quota.upload_bytes, row["id"]) as received:
-            for part in parts:
-                for chunk in self._blobs.read(part["sha256"]):
-                    received.write(chunk)
+            try:
+                for part in parts:
+                    for chunk in self._blobs.read(part["sha256"]):
+                        received.write(chunk)
+            except StorageError:
+                self._pending(project, upload_id)  # another request ended it, and its parts are gone
+                raise
             # OpenAI's own tests send the word "md5"; what is too short for any digest is none, and is not compared
             if md5 is not None and len(md5) >= SHORTEST_DIGEST and md5.lower() != received.md5:
                 raise ApiError("The md5 of the parts is another one.", param="md5")
