@@ -225,7 +225,8 @@ class FileStore:
                     for chunk in self._blobs.read(part["sha256"]):
                         received.write(chunk)
             except StorageError:
-                self._pending(project, upload_id)  # another request ended it, and its parts are gone
+                with self._naming:  # another request is just ending it, and its parts are gone
+                    self._pending(project, upload_id)
                 raise
             # OpenAI's own tests send the word "md5"; what is too short for any digest is none, and is not compared
             if md5 is not None and len(md5) >= SHORTEST_DIGEST and md5.lower() != received.md5:
