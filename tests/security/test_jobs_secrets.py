@@ -438,7 +438,7 @@ def test_no_request_is_a_failure_of_the_server(service: Running, mine: Belonging
     found: Counter[int] = Counter()
     until = time.monotonic() + 40
 
-    @settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(
         route=st.sampled_from(routes),
         body=st.tuples(st.sampled_from(right), _keys, _json).map(lambda f: json.dumps({**f[0], f[1]: f[2]}).encode())
