@@ -25,7 +25,7 @@ WAIT_SECONDS = 30.0
 """How long a writer waits for another one."""
 
 
-def _id(prefix: str = "") -> list[sa.Column[Any]]:
+def _id() -> list[sa.Column[Any]]:
     # ids that clients see are random; `seq` is what orders, and never leaves
     return [
         sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),

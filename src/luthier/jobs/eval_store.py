@@ -104,7 +104,7 @@ class EvalStore:
         """A page of the project's evals, in the order of creation or of their last update."""
         query = sa.select(evals).where(evals.c.project_id == project)
         with self._database.reading() as connection:
-            return (_page_by_update if by_update else _page_by_creation)(connection, query, page)
+            return page_of(connection, query, evals, page, first_by=(evals.c.updated_at,) if by_update else ())
 
     def update(self, project: str, eval_id: str, changes: Mapping[str, Any]) -> Row:
         """Change an eval's name and metadata.
@@ -350,26 +350,6 @@ def _summary(connection: sa.Connection, run: Row) -> dict[str, Any]:
 def _remove_runs(connection: sa.Connection, which: sa.ColumnElement[bool]) -> None:
     connection.execute(eval_items.delete().where(eval_items.c.run_id.in_(sa.select(eval_runs.c.id).where(which))))
     connection.execute(eval_runs.delete().where(which))
-
-
-def _page_by_creation(connection: sa.Connection, query: sa.Select[Any], page: Page) -> tuple[Sequence[Row], bool]:
-    return page_of(connection, query, evals, page)
-
-
-def _page_by_update(connection: sa.Connection, query: sa.Select[Any], page: Page) -> tuple[Sequence[Row], bool]:
-    """As `page_of`; times repeat, so those of one second go by their creation."""
-    place = sa.tuple_(evals.c.updated_at, evals.c.seq)
-    if page.after is not None:
-        after = query.with_only_columns(evals.c.updated_at, evals.c.seq).where(evals.c.id == page.after)
-        found = connection.execute(after).first()
-        if found is None:
-            raise ApiError(f"'after' names nothing of this list: {page.after[:100]!r}.", status=404, param="after")
-        edge = sa.tuple_(sa.literal(found[0]), sa.literal(found[1]))
-        query = query.where(place < edge if page.newest_first else place > edge)
-    columns = evals.c.updated_at, evals.c.seq
-    ordered = query.order_by(*(one.desc() if page.newest_first else one.asc() for one in columns))
-    rows = connection.execute(ordered.limit(page.limit + 1)).mappings().all()
-    return rows[: page.limit], len(rows) > page.limit
 
 
 def _light_page(

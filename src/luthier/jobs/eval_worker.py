@@ -18,7 +18,6 @@ from anyio import CapacityLimiter, from_thread, to_thread
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
-from luthier.data.write import message_values
 from luthier.evaluation.graders.base import Host, ModelReply, Sample
 from luthier.examples import Message
 from luthier.jobs.database import Row
@@ -36,7 +35,9 @@ from luthier.jobs.eval_grading import (
 )
 from luthier.jobs.eval_store import EvalStore, Result
 from luthier.jobs.gateway import Gateway, Served
+from luthier.jobs.grader_asking import grader_body, grader_reply
 from luthier.serve.api_error import ApiError
+from luthier.serve.failures import place_of
 
 log = logging.getLogger("luthier.jobs")
 Resolve: TypeAlias = Callable[[str, str], Served]
@@ -118,7 +119,7 @@ class EvalWorker:
             try:
                 rows = await run_in_threadpool(self._store.next_runs)
             except (SQLAlchemyError, OSError) as error:  # the next round tries again
-                log.exception("evals: %s", type(error).__name__)
+                log.error("evals: %s in %s", type(error).__name__, place_of(error))
                 rows = []
             self._runs = {run_id: task for run_id, task in self._runs.items() if not task.done()}
             for row in rows:
@@ -133,7 +134,7 @@ class EvalWorker:
         except ApiError:  # it was canceled or removed meanwhile
             return
         except (SQLAlchemyError, OSError) as error:
-            log.exception("evals: %s", type(error).__name__)
+            log.error("evals: %s in %s", type(error).__name__, place_of(error))
         except Exception:
             # a mistake of ours, which asyncio logs: the run must not be taken up for ever, nor hold up its project
             with suppress(ApiError, SQLAlchemyError):
@@ -226,15 +227,8 @@ class EvalWorker:
 
     def _asked_by_grader(self, project: str, use: _Use) -> Callable[..., ModelReply]:
         def ask(model: str, messages: Sequence[Message], sampling: Mapping[str, Any]) -> ModelReply:
-            values = dict(sampling)
-            if "max_completions_tokens" in values:  # the graders' own spelling
-                values["max_completion_tokens"] = values.pop("max_completions_tokens")
-            body = {"model": model, "messages": [message_values(message) for message in messages], **values}
-            answer = from_thread.run(self._ask, project, body)
+            answer = from_thread.run(self._ask, project, grader_body(model, messages, sampling))
             use.add(model, answer)
-            message = answer["choices"][0]["message"]
-            return ModelReply(
-                message.get("content") or "", answer["usage"]["total_tokens"], bool(message.get("refusal"))
-            )
+            return grader_reply(answer)
 
         return ask

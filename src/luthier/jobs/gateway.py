@@ -196,7 +196,7 @@ class Gateway:
             answer = await self._client.post(engine.url + "/adapters", json={"name": model.name}, headers=headers)
         except httpx2.HTTPError as error:
             raise _down(type(error).__name__) from None
-        if answer.status_code in (200, 409):
+        if answer.status_code == 200 or (answer.json().get("error") or {}).get("code") == "model_exists":
             engine.loaded.add(model.name)
         return model.name in engine.loaded
 

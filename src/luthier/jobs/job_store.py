@@ -229,14 +229,13 @@ class JobStore:
 
     def models(self, project: str) -> list[Row]:
         """Those that the project trained, and those that were granted to it."""
-        granted = sa.select(permissions.c.checkpoint).where(permissions.c.project_id == project)
-        query = sa.select(models).where((models.c.project_id == project) | models.c.id.in_(granted))
         with self._database.reading() as connection:
-            return list(connection.execute(query.order_by(models.c.seq)).mappings())
+            return list(connection.execute(_usable(project).order_by(models.c.seq)).mappings())
 
     def model(self, project: str, name: str) -> Row | None:
         """One of `models` by its name."""
-        return next((row for row in self.models(project) if row["id"] == name), None)
+        with self._database.reading() as connection:
+            return connection.execute(_usable(project).where(models.c.id == name)).mappings().first()
 
     def delete_model(self, project: str, name: str) -> None:
         """Remove a model that the project itself trained; its run's folder stays.
@@ -336,3 +335,9 @@ def _before(connection: sa.Connection, project: str, key: str, digest: str) -> s
             code="idempotency_key_reused",
         )
     return str(row["object_id"])
+
+
+def _usable(project: str) -> sa.Select[Any]:
+    """Models that a project trained or was granted."""
+    granted = sa.select(permissions.c.checkpoint).where(permissions.c.project_id == project)
+    return sa.select(models).where((models.c.project_id == project) | models.c.id.in_(granted))

@@ -25,6 +25,7 @@ def page_of(
     table: sa.Table,
     page: Page,
     wanted: Sequence[sa.ColumnElement[bool]] = (),
+    first_by: Sequence[sa.ColumnElement[Any]] = (),
 ) -> tuple[Sequence[Row], bool]:
     """The rows of a page, and whether there are more.
 
@@ -34,17 +35,19 @@ def page_of(
         table: what it lists, with `seq` and `id`.
         page: which part; `after` is any row that the caller may see.
         wanted: conditions of the rows that are listed.
+        first_by: columns that decide the order before that of creation.
 
     Raises:
         ApiError: 404: `after` is none of them.
     """
-    seq = table.c.seq
+    order = (*first_by, table.c.seq)
     if page.after is not None:
-        place = connection.scalar(query.with_only_columns(seq).where(table.c.id == page.after))
+        place = connection.execute(query.with_only_columns(*order).where(table.c.id == page.after)).first()
         if place is None:
             raise ApiError(f"'after' names nothing of this list: {page.after[:100]!r}.", status=404, param="after")
-        query = query.where(seq < place if page.newest_first else seq > place)
-    ordered = query.where(*wanted).order_by(seq.desc() if page.newest_first else seq.asc())
+        here, there = sa.tuple_(*order), sa.tuple_(*(sa.literal(value) for value in place))
+        query = query.where(here < there if page.newest_first else here > there)
+    ordered = query.where(*wanted).order_by(*(one.desc() if page.newest_first else one.asc() for one in order))
     rows = connection.execute(ordered.limit(page.limit + 1)).mappings().all()
     return rows[: page.limit], len(rows) > page.limit
 

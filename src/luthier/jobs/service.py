@@ -26,6 +26,8 @@ from luthier.jobs.tenants import Tenants
 from luthier.jobs.webhooks import Target, Webhooks
 from luthier.recipe import ModelSettings
 
+FILES = "files"
+"""Folder of uploaded bytes; a service has one."""
 LOCK = ".lock"
 
 
@@ -77,7 +79,7 @@ def open_service(options: Options) -> Iterator[Service]:
     own_folder(options.folder)
     database = Database(options.database or _own_database(options.folder / "service.sqlite"))
     try:
-        blobs = Blobs(options.folder / "files")
+        blobs = Blobs(options.folder / FILES)
         files, jobs = FileStore(database, blobs, options.quota), JobStore(database)
         supervisor = Supervisor(jobs, files, blobs, options.folder / "jobs", Limits(at_once=options.at_once))
         gateway = Gateway(options.folder / "served")
@@ -100,6 +102,11 @@ def open_service(options: Options) -> Iterator[Service]:
         database.close()
 
 
+def is_service(folder: Path) -> bool:
+    """Whether a service was begun in the folder."""
+    return (folder / FILES).is_dir()
+
+
 def own_folder(folder: Path) -> None:
     """Make the service's folder, or make sure that it is one, and that nobody else may open it.
 
@@ -113,7 +120,7 @@ def own_folder(folder: Path) -> None:
 
 def _is_ours(folder: Path) -> bool:
     names = {path.name for path in folder.iterdir()}
-    return names <= {LOCK, "lost+found"} or "files" in names
+    return names <= {LOCK, "lost+found"} or FILES in names
 
 
 def _own_database(path: Path) -> str:

@@ -31,6 +31,7 @@ from luthier.jobs.database import Row, now
 from luthier.jobs.environment import child_environment
 from luthier.jobs.file_store import RESULTS, FileStore
 from luthier.jobs.ids import FILE, JOB
+from luthier.jobs.job_folder import DONE, ENDED, LOG, REFUSED, RUN, STOPPED, TRAIN, VALIDATION, kept_steps
 from luthier.jobs.job_store import JobStore, Told
 from luthier.jobs.private import private_file, private_folder
 from luthier.jobs.results import as_csv, checkpoint_metrics, metrics_data, step_message
@@ -41,10 +42,10 @@ from luthier.serve.failures import place_of
 _logger = logging.getLogger("luthier.jobs")
 TICK_SECONDS = 0.5
 PROGRAM = "luthier.cli.job_process"
-STOPPED = 130
-"""Exit code of a process that saved and stopped because it was told to."""
 PATIENCE_SECONDS = 120.0
 """How long a process that was told to stop may finish its step and save."""
+OWNER = "luthier"
+"""The middle part of the names of models, as `ft:BASE:OWNER:SUFFIX:ID`."""
 DEATHS, MOST_DEATHS = "deaths.json", 5
 """A process that dies so often without a further checkpoint is not started again."""
 SWEEP_SECONDS = 60.0
@@ -58,10 +59,6 @@ class Limits:
     """Jobs that train at the same time."""
     seconds: float = 7 * 86_400.0
     """Longest time of one job."""
-    memory_bytes: int | None = None
-    """Address space of one job's process; None: no bound."""
-    file_bytes: int | None = None
-    """Largest file that it may write."""
     free_bytes: int = 2 * 2**30
     """Left free on the disk, or no job is started."""
 
@@ -75,6 +72,8 @@ class _Log:
     offset: int = 0
     """Bytes."""
     steps: list[dict[str, Any]] = field(default_factory=list)
+    kept: tuple[int, ...] | None = None
+    """The steps that the database has as checkpoints; None: it was not looked."""
 
 
 @dataclass
@@ -97,14 +96,11 @@ class Supervisor:
         blobs: where their bytes lie.
         folder: in which every job has a folder of its own.
         limits: of jobs.
-        owner: the middle part of the names of models, as `ft:BASE:OWNER:SUFFIX:ID`.
     """
 
-    def __init__(
-        self, store: JobStore, files: FileStore, blobs: Blobs, folder: Path, limits: Limits, owner: str = "luthier"
-    ) -> None:
+    def __init__(self, store: JobStore, files: FileStore, blobs: Blobs, folder: Path, limits: Limits) -> None:
         self._store, self._files, self._blobs = store, files, blobs
-        self._folder, self._limits, self._owner = folder, limits, owner
+        self._folder, self._limits = folder, limits
         self._children: dict[str, _Child] = {}
         self._preparing: dict[str, Future[None]] = {}
         self._preparer = ThreadPoolExecutor(1, "prepare")
@@ -192,10 +188,10 @@ class Supervisor:
         try:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(mode=0o700)
-            for name, file_id in (("train", row["training_file"]), ("validation", row["validation_file"])):
+            for name, file_id in ((TRAIN, row["training_file"]), (VALIDATION, row["validation_file"])):
                 if file_id is not None:
                     digest = self._files.get(row["project_id"], file_id)["sha256"]
-                    os.link(self._blobs.path(digest), folder / f"{name}.jsonl")
+                    os.link(self._blobs.path(digest), folder / name)
             picked = write_recipe(folder, row["base"], row["asked"], row["seed"])
         except (LuthierError, ApiError, OSError) as error:
             self._fail(row, "invalid_training_file", _shown(error, row, folder), "training_file")
@@ -213,7 +209,7 @@ class Supervisor:
             self._store.note(row["id"], [Told("no room", "The disk is nearly full; the job waits.", "warn")])
             return
         folder = self.folder_of(row)
-        (folder / "ended.json").unlink(missing_ok=True)
+        (folder / ENDED).unlink(missing_ok=True)
         attempt = row["attempts"] + 1
         told = Told(f"started {attempt}", "Fine-tuning job started" if attempt == 1 else "The job goes on")
         try:
@@ -222,13 +218,13 @@ class Supervisor:
             )
         except ApiError:  # it was cancelled meanwhile
             return
-        with private_file(folder / "log.txt", "ab") as output:
+        with private_file(folder / LOG, "ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", PROGRAM, str(folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=_environment(self._limits),
+                env=child_environment({}),
                 start_new_session=True,
             )
         self._children[row["id"]] = _Child(process, time.monotonic())
@@ -258,14 +254,14 @@ class Supervisor:
         """What the end of its process means for a job that was to go on."""
         code, folder = child.process.returncode, self.folder_of(row)
         self._read_log(row, child.log)
-        if code == 0:
+        if code == DONE:
             self._succeed(row, child)
         elif code == STOPPED:
             self._store.move(
                 row["id"], "queued", [Told(f"stopped {row['attempts']}", "The job was stopped and saved.")]
             )
-        elif code == 2:
-            error = _read(folder / "ended.json") or {}
+        elif code == REFUSED:
+            error = _read(folder / ENDED) or {}
             kind = "invalid_training_file" if error.get("kind") in ("DataError", "TemplateError") else "training_failed"
             self._fail(row, kind, _without(error.get("message", "the training failed"), row, folder), None)
         else:
@@ -283,15 +279,15 @@ class Supervisor:
 
     def _succeed(self, row: Row, child: _Child) -> None:
         folder = self.folder_of(row)
-        training = _read(folder / "run/training.json") or {}
-        name = model_name(row, self._owner)
+        training = _read(folder / RUN / "training.json") or {}
+        name = model_name(row)
         with self._blobs.writer(self._files.quota.file_bytes) as writer:
             writer.write(as_csv(child.log.steps).encode())
             size, digest = writer.bytes, writer.finish()
         # an id that is the same when all of this is done once more
         file_id = FILE + row["id"].removeprefix(JOB)
         self._files.keep(row["project_id"], f"step_metrics_{row['id']}.csv", RESULTS, digest, size, file_id=file_id)
-        self._store.add_model(row, name, str(folder / "run"))
+        self._store.add_model(row, name, str(folder / RUN))
         told = [
             Told("model", f"New fine-tuned model created: {name}"),
             Told("succeeded", "The job has successfully completed"),
@@ -314,14 +310,14 @@ class Supervisor:
 
     def _read_log(self, row: Row, log: _Log) -> None:
         """Turn new whole lines of the run's log into events, and kept steps into checkpoints."""
-        run = self.folder_of(row) / "run"
+        run = self.folder_of(row) / RUN
         path = run / "metrics.jsonl"
         if not path.is_file():
             return
         with path.open("rb") as file:
             inode = os.fstat(file.fileno()).st_ino
             if inode != log.inode:
-                log.inode, log.offset, log.steps = inode, 0, []
+                log.inode, log.offset, log.steps, log.kept = inode, 0, [], None
             file.seek(log.offset)
             lines = [line for line in file.readlines() if line.endswith(b"\n")]
         if not lines:
@@ -335,28 +331,26 @@ class Supervisor:
             for one in steps
         ]
         self._store.note(row["id"], told, estimated_finish=_estimate(log.steps, total))
-        self._read_kept(row, run, log.steps)
+        self._read_kept(row, run, log)
 
-    def _read_kept(self, row: Row, run: Path, steps: list[dict[str, Any]]) -> None:
-        kept = {int(place.parent.name[5:]): place.parent for place in run.glob("kept/step-*/adapter")}
-        for one in steps:
+    def _read_kept(self, row: Row, run: Path, log: _Log) -> None:
+        kept = kept_steps(run)
+        if tuple(kept) == log.kept:
+            return
+        for one in log.steps:
             if one["step"] in kept:
-                name = f"{model_name(row, self._owner)}:ckpt-step-{one['step']}"
+                name = f"{model_name(row)}:ckpt-step-{one['step']}"
                 self._store.add_checkpoint(row, one["step"], name, checkpoint_metrics(one))
                 self._store.add_model(row, name, str(kept[one["step"]]))
-        self._store.drop_checkpoints(row["id"], sorted(kept))
+        self._store.drop_checkpoints(row["id"], list(kept))
+        logged = {one["step"] for one in log.steps}
+        log.kept = tuple(kept) if logged.issuperset(kept) else None  # a step is kept before its line is whole
 
 
-def model_name(row: Row, owner: str) -> str:
+def model_name(row: Row) -> str:
     """`ft:BASE:OWNER:SUFFIX:ID`, as OpenAI's clients expect it."""
     suffix = row["asked"].get("suffix") or ""
-    return f"ft:{row['asked']['model']}:{owner}:{suffix}:{row['id'][-8:]}"
-
-
-def _environment(limits: Limits) -> dict[str, str]:
-    """What a job's process gets of ours, and its bounds."""
-    bounds = {"LUTHIER_JOB_BYTES": limits.memory_bytes, "LUTHIER_JOB_FILE_BYTES": limits.file_bytes}
-    return child_environment({name: str(value) for name, value in bounds.items() if value is not None})
+    return f"ft:{row['asked']['model']}:{OWNER}:{suffix}:{row['id'][-8:]}"
 
 
 def _estimate(steps: list[dict[str, Any]], total: int | None) -> int | None:

@@ -12,18 +12,15 @@ names it, or by a name that the operator gave another meaning (`gpt-4o-mini = "s
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from luthier.config import build, write_toml
 from luthier.data.profile import profile
 from luthier.data.write import atomic_text
 from luthier.draft import Facts, require_same_kind, sections
 from luthier.errors import DataError
+from luthier.jobs.job_folder import RECIPE, TRAIN, VALIDATION
 from luthier.recipe import Recipe
-
-Type: TypeAlias = Literal["supervised", "dpo"]
-KINDS: Mapping[Type, str] = {"supervised": "conversations", "dpo": "preference pairs"}
-RECIPE = "recipe.toml"
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ def write_recipe(folder: Path, base: str, body: Mapping[str, Any], seed: int) ->
         RecipeError: a setting is out of range.
     """
     kind = method_of(body)
-    train, validation = folder / "train.jsonl", folder / "validation.jsonl"
+    train, validation = folder / TRAIN, folder / VALIDATION
     rows = profile(train)
     held_out = profile(validation) if validation.is_file() else None
     require_same_kind(rows, held_out)

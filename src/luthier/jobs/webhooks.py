@@ -79,6 +79,7 @@ class Webhooks:
         """Send everything whose time has come."""
         with self._database.reading() as connection:
             due = sa.select(webhooks).where(webhooks.c.delivered_at.is_(None), webhooks.c.next_at <= now())
+            due = due.where(webhooks.c.created_at > now() - GIVE_UP_SECONDS)  # older ones tell nobody anything new
             rows = list(connection.execute(due.order_by(webhooks.c.seq).limit(100)).mappings())
         for row in rows:
             if self._stop.is_set():
@@ -123,11 +124,10 @@ class Webhooks:
     def _note(self, row: Row, problem: str) -> None:
         attempts = row["attempts"] + 1
         wait = min(FIRST_WAIT_SECONDS * 2 ** (attempts - 1), LONGEST_WAIT_SECONDS)
-        given_up = now() - row["created_at"] > GIVE_UP_SECONDS
         if problem:
-            log.warning("webhook %s was not taken (%s)%s", row["id"], problem, "; given up" if given_up else "")
+            log.warning("webhook %s was not taken (%s)", row["id"], problem)
         values = {"attempts": attempts, "next_at": now() + wait}
-        if not problem or given_up:
+        if not problem:
             values["delivered_at"] = now()
         with self._database.writing() as connection:
             connection.execute(webhooks.update().where(webhooks.c.id == row["id"]).values(**values))

@@ -71,9 +71,8 @@ def run(args: argparse.Namespace) -> int:
     server.require_sensible(limits, rows, args.queue)
     if args.register is not None and args.admin_key_env is None:
         raise ServeError("--register: only the admin can add adapters; name the admin's key with --admin-key-env")
-    folders = {} if args.base is not None else parse_adapters(args.run, args.adapter)
-    if args.base is not None and (args.run is not None or args.adapter):
-        raise ServeError("--base is for a server without runs at its start; the base of runs is served anyway")
+    alone = args.base is not None and args.run is None and not args.adapter
+    folders = {} if alone else parse_adapters(args.run, args.adapter)
     address = server.Address(args.host, args.port, args.api_key_env, tuple(args.allow_host), args.admin_key_env)
     access = server.access_for(address, os.environ)
     bound = server.listen(address)

@@ -31,14 +31,16 @@ def run(args: argparse.Namespace) -> int:
     """Do it; 1 if the audit log is broken.
 
     Raises:
-        ServeError: there is no such key, or a name is wrong.
+        ServeError: there is no such key or service, or a name is wrong.
         StorageError: the database cannot be opened.
     """
     from datetime import UTC, datetime
 
     from luthier.errors import ServeError
-    from luthier.jobs.service import Options, open_service
+    from luthier.jobs.service import Options, is_service, open_service
 
+    if args.action != "new-key" and not is_service(args.data):
+        raise ServeError(f"{args.data}: no service; name its folder with --data, or begin one with `luthier up`")
     with open_service(Options(args.data, args.database)) as service:
         if args.action == "new-key":
             print(service.tenants.add_key(args.project, args.name, "admin" if args.admin else "member"))

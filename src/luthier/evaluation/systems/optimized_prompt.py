@@ -16,7 +16,7 @@ is that of the best of many, on rows that its rules were written for: it flatter
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -157,7 +157,9 @@ class _Search:
     ) -> None:
         self.settings, self.asker, self.proposer = settings, asker, proposer
         self.context = replace(asker.context, alone_rows=0)
-        self.race: Race[Candidate] = Race(rows, asker.prompts, self.context, "optimized_prompt", asker.by_likelihood)
+        self.race: Race[Candidate] = Race(
+            rows, asker.prompts_to_score, self.context, "optimized_prompt", asker.by_likelihood
+        )
         self.origins: dict[Candidate, Origin] = {}
         self.finals: dict[Candidate, tuple[float | None, int]] = {}
         """Where races go by likelihood: the metric over answers, and how many rows were answered."""
@@ -263,7 +265,7 @@ class _Asker:
         if not self.by_likelihood or not count:
             return rows_to_compete_on(self.context, count, self.plain)
         every = rows_to_compete_on(self.context, len(self.context.validation), self.plain)
-        return list(itertools.islice((row for row in every if self._fits(row, self.plain(row))), count))
+        return list(itertools.islice((row for row in every if self._fits_scored(row, self.plain(row))), count))
 
     def plain(self, row: Conversation) -> tuple[Message, ...]:
         """A row asked without any addition."""
@@ -271,18 +273,31 @@ class _Asker:
 
     def prompts(self, rows: Sequence[Conversation], candidate: Candidate) -> list[tuple[Message, ...]]:
         """The prompt of each row; without the addition, or with fewer examples, where it would leave no room."""
-        return [self._prompt(row, candidate) for row in rows]
+        return [self._prompt(row, candidate, self._fits) for row in rows]
 
-    def _prompt(self, row: Conversation, candidate: Candidate) -> tuple[Message, ...]:
+    def prompts_to_score(self, rows: Sequence[Conversation], candidate: Candidate) -> list[tuple[Message, ...]]:
+        """As `prompts`, for validation rows whose wanted replies need room, too, where races go by their likelihood."""
+        return [self._prompt(row, candidate, self._fits_scored) for row in rows]
+
+    def _prompt(
+        self,
+        row: Conversation,
+        candidate: Candidate,
+        fits: Callable[[Conversation, tuple[Message, ...]], bool],
+    ) -> tuple[Message, ...]:
         if candidate.shots and self._prompter is not None:
             full = self._prompter.prompt(row, Way(candidate.addition, "nearest"))[0]
         else:
             full = candidate.addition.apply(self.plain(row))
-        return full if self._fits(row, full) else self.plain(row)
+        return full if fits(row, full) else self.plain(row)
 
     def _fits(self, row: Conversation, prompt: tuple[Message, ...]) -> bool:
-        """Whether an answer has room, and the wanted one where it is scored; a test row need not have one."""
-        if not has_room(row, prompt, self.context):
+        """Whether an answer has room; nothing is known of the wanted one, as of test rows."""
+        return has_room(row, prompt, self.context)
+
+    def _fits_scored(self, row: Conversation, prompt: tuple[Message, ...]) -> bool:
+        """Whether an answer has room, and the wanted one where it is scored."""
+        if not self._fits(row, prompt):
             return False
         if not self.by_likelihood or row.completion is None:
             return True

@@ -10,11 +10,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from luthier.data.write import message_values
 from luthier.errors import EvaluationError
 from luthier.evaluation.graders.base import Grader, Host, ModelReply, Sample, response_body, validate
 from luthier.examples import Message
 from luthier.jobs.gateway import Gateway
+from luthier.jobs.grader_asking import grader_body, grader_reply
 from luthier.jobs.http.caller import caller_of
 from luthier.jobs.http.fine_tuning import Names
 from luthier.jobs.http.inference import served_as
@@ -87,10 +87,5 @@ class GraderRoutes:
     ) -> ModelReply:
         """A model of the project's answer to a grader."""
         model = await run_in_threadpool(served_as, self._jobs, self._names, project, name)
-        values = dict(sampling)
-        if "max_completions_tokens" in values:  # the graders' own spelling
-            values["max_completion_tokens"] = values.pop("max_completions_tokens")
-        body = {"model": name, "messages": [message_values(message) for message in messages], **values}
-        answer = await self._gateway.ask("/chat/completions", body, model)
-        message = answer["choices"][0]["message"]
-        return ModelReply(message["content"] or "", answer["usage"]["total_tokens"], bool(message.get("refusal")))
+        body = grader_body(name, messages, sampling)
+        return grader_reply(await self._gateway.ask("/chat/completions", body, model))

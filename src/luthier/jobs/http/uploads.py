@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from luthier.jobs.file_store import FileStore
+from luthier.jobs.http.audited import note_object
 from luthier.jobs.http.caller import caller_of
 from luthier.jobs.http.multipart import read_form, safe_name
 from luthier.jobs.http.reading import body_of, chunks_of
@@ -36,6 +37,7 @@ class UploadRoutes:
             "file_seconds": None if asked.expires_after is None else asked.expires_after.seconds,
         }
         body = await run_in_threadpool(self._files.create_upload, caller_of(request).project_id, values)
+        note_object(request, body["id"])
         return JSONResponse(body)
 
     async def add_part(self, request: Request, upload_id: str) -> Response:
@@ -44,6 +46,7 @@ class UploadRoutes:
         with await run_in_threadpool(self._files.part_receiver, project, upload_id) as receiver:
             await read_form(request.headers.get("content-type", ""), chunks_of(request), "data", receiver)
             body = await run_in_threadpool(self._files.add_part, project, upload_id, receiver)
+        note_object(request, body["id"])
         return JSONResponse(body)
 
     async def complete(self, request: Request, upload_id: str) -> Response:

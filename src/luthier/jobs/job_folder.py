@@ -1,0 +1,29 @@
+"""The folder of one job, as the supervisor and the process that trains agree on it.
+
+recipe.toml     made from the request
+train.jsonl     the training file; validation.jsonl, if the job has one
+run/            as of `luthier train`, with kept/step-000123 for the latest steps that validated
+ended.json      how the process ended: `kind` and `message` of the error, or nothing
+log.txt         what the process printed
+"""
+
+from pathlib import Path
+
+RECIPE, TRAIN, VALIDATION = "recipe.toml", "train.jsonl", "validation.jsonl"
+RUN, ENDED, LOG = "run", "ended.json", "log.txt"
+DONE, REFUSED, STOPPED = 0, 2, 130
+"""Exit codes: trained; the job cannot be done as it is; it saved and stopped because it was told to."""
+_KEPT, _STEP = "kept", "step-"
+
+
+def kept_place(run: Path, step: int) -> Path:
+    """Where a run keeps what a step would be served from."""
+    return run / _KEPT / f"{_STEP}{step:06d}"
+
+
+def kept_steps(run: Path) -> dict[int, Path]:
+    """The places of kept steps, the earliest first."""
+    found = {
+        int(place.parent.name.removeprefix(_STEP)): place.parent for place in run.glob(f"{_KEPT}/{_STEP}*/adapter")
+    }
+    return dict(sorted(found.items()))
