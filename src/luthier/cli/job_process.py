@@ -71,7 +71,7 @@ def train(folder: Path) -> None:
         if found is not None:  # the process before may have been killed between its checkpoint and this
             place = kept_place(run_folder.path, found.step)
             checkpoint.restore(run, found.folder)
-            if run.state.last is not None and "validation_loss" in run.state.last and not place.joinpath("adapter").is_dir():
+            if "validation_loss" in (run.state.last or {}) and found.step not in kept_steps(run_folder.path):
                 keep_artifact(opened, run, place)
         train_stage(prepared, progress, keep)
 
