@@ -206,7 +206,7 @@ def test_a_wrong_request_is_told_what_is_wrong(client: openai.OpenAI, done: Any,
         client.fine_tuning.jobs.create(**{"model": MODEL, "training_file": done.training_file, **asked})
 
 
-def test_an_upload_in_parts_is_one_file(client: openai.OpenAI) -> None:
+def test_an_upload_in_parts_is_one_file(service: Running, client: openai.OpenAI) -> None:
     content = rows(30)
     upload = client.uploads.create(
         bytes=len(content), filename="big.jsonl", mime_type="application/jsonl", purpose="fine-tune"
@@ -219,6 +219,8 @@ def test_an_upload_in_parts_is_one_file(client: openai.OpenAI) -> None:
     assert client.files.content(done.file.id).read() == content
     with pytest.raises(openai.BadRequestError, match="is completed"):
         client.uploads.cancel(upload.id)
+    noted = {row["object_id"] for row in service.service.audit.listed() if "uploads" in row["action"]}
+    assert noted >= {upload.id, *parts}
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,10 @@ from luthier.cli.main import main
 from luthier.errors import ServeError, StorageError
 from luthier.jobs.audit import Audit
 from luthier.jobs.blobs import Blobs, TooLarge
-from luthier.jobs.database import Database, audit, projects, sqlite_url, webhooks
+from luthier.jobs.database import Database, audit, now, projects, sqlite_url, webhooks
 from luthier.jobs.file_store import FileStore, Quota
 from luthier.jobs.http.multipart import Form, read_form
+from luthier.jobs.job_folder import kept_place, kept_steps
 from luthier.jobs.job_store import MOVES, Asked, JobStore, Told
 from luthier.jobs.pages import Page
 from luthier.jobs.results import COLUMNS, as_csv, metrics_data, step_message
@@ -272,6 +273,9 @@ def test_keys_are_shown_once_listed_without_what_opens_and_revoked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = ["service", "--data", str(tmp_path / "s")]
+    for action in (["keys"], ["revoke", "key_1"], ["audit"]):
+        assert main([*base, *action]) == 2 and "no service" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
     assert main([*base, "new-key", "laptop", "--admin"]) == 0
     secret = capsys.readouterr().out.strip()
     assert secret.startswith("sk-luthier-") and len(secret) > 40
@@ -352,7 +356,27 @@ def test_an_end_is_told_until_it_is_taken_and_openais_client_believes_it(databas
         client.webhooks.unwrap(body.decode().replace("succeeded", "failed"), headers)
 
 
+def test_an_address_that_is_given_later_is_not_told_of_ends_of_long_ago(database: Database, project: str) -> None:
+    store = JobStore(database)
+    for days in (4, 1):
+        row = store.create(project, asked())
+        store.move(row["id"], "cancelled", [])
+        with database.writing() as connection:
+            made = webhooks.update().where(webhooks.c.object_id == row["id"])
+            connection.execute(made.values(created_at=now() - days * 86_400))
+    with receiver([200]) as (url, got):
+        Webhooks(database, Target(url, SECRET)).send_due()
+    assert [json.loads(body)["data"]["id"] for _, body in got] == [row["id"]]
+
+
 @pytest.mark.parametrize("secret", ["", "whsec_", "whsec_c2hvcnQ=", SECRET[6:], "whsec_!"])
 def test_a_secret_that_protects_nothing_is_refused(database: Database, secret: str) -> None:
     with pytest.raises(ServeError, match="whsec_"):
         Webhooks(database, Target("http://127.0.0.1:1", secret))
+
+
+def test_only_steps_whose_adapter_is_whole_are_kept_ones(tmp_path: Path) -> None:
+    for step in (20, 3, 100):
+        (kept_place(tmp_path, step) / "adapter").mkdir(parents=True)
+    (kept_place(tmp_path, 200) / ".adapter.tmp").mkdir(parents=True)  # the process was killed while it wrote
+    assert list(kept_steps(tmp_path).items()) == [(step, kept_place(tmp_path, step)) for step in (3, 20, 100)]

@@ -13,10 +13,11 @@ import pytest
 from luthier.data.templates import build_template
 from luthier.evaluation.answering import answer_with_model
 from luthier.evaluation.metrics.base import Array, Metric, Prediction
+from luthier.evaluation.systems._prompts import Addition
 from luthier.evaluation.systems._proposer import Proposer, Writer, cleaned, distinct
 from luthier.evaluation.systems._race import Race
 from luthier.evaluation.systems.base import Answer, Context, prediction, with_instruction
-from luthier.evaluation.systems.optimized_prompt import OptimizedPrompt
+from luthier.evaluation.systems.optimized_prompt import Candidate, OptimizedPrompt, _Asker
 from luthier.evaluation.task import build_metrics
 from luthier.examples import Conversation, Message
 from luthier.models.load import LoadedModel
@@ -360,3 +361,11 @@ def test_rows_whose_wanted_reply_does_not_fit_are_left_out_and_examples_make_roo
     found = OptimizedPrompt(candidates=0, shots=3, variants=("Say BANANA. " * 20,)).search(chosen)
     assert all(t["perplexity_rows"] <= 24 for t in found.details["tried"])
     assert max(t["perplexity_rows"] for t in found.details["tried"]) == 24, "all that fit"
+
+
+def test_how_a_test_row_is_asked_does_not_depend_on_its_wanted_reply(context: Context) -> None:
+    asker = _Asker(OptimizedPrompt(), text_context(context, loaded=replace(context.loaded, max_tokens=120)), 0)
+    short, long = row("a question", "ok"), row("a question", "far too long " * 100)
+    added = Candidate(Addition("Say BANANA."))
+    assert asker.prompts([short], added) == asker.prompts([long], added) != [asker.plain(short)]
+    assert asker.prompts_to_score([long], added) == [asker.plain(long)], "a validation row that is scored"
