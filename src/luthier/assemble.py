@@ -6,8 +6,8 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -279,8 +279,10 @@ def fingerprint_of(
     units: Mapping[str, Sequence[Unit]],
     start: Mapping[str, str] | None = None,
 ) -> str:
-    """Hash of everything that decides the trained weights: settings, model, template, token ids and masks, versions, and
-    the sha256 of the files of `start`, if the adapter starts at an artifact."""
+    """Hash of everything that decides the trained weights: settings, model, template, token ids and masks, versions.
+
+    `start` is the sha256 of each file of the artifact that the adapter starts at, if it is not fresh.
+    """
     apart = ("evaluation", "retrieval", "cost", "decision", "data")  # rows with passages differ in their tokens
     settings = {k: v for k, v in recipe.dump().items() if k not in apart}
     settings["adapter"] = {k: v for k, v in settings["adapter"].items() if k != "start_from"}  # its files say more

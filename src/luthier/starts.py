@@ -1,4 +1,4 @@
-"""Training that continues an earlier run: its trained adapter is where this run's adapter begins (`adapter.start_from`).
+"""Training that continues an earlier run: this run's adapter begins as that one left it (`adapter.start_from`).
 
 The artifact is copied into the run's own folder before anything is trained, and its files are known by their sha256 in
 the manifest, in `run.json` and in the report. A run that was stopped goes on from its own copy, whatever has become of
@@ -100,8 +100,8 @@ def _continued(source: Path, recipe: Recipe) -> Artifact:
     artifact = read_artifact(source)
     if "merged" in artifact.record:
         raise ModelError(
-            f"adapter.start_from = '{source}': this run was merged, and no recipe describes its adapter; continue one of "
-            "the runs that it was merged from"
+            f"adapter.start_from = '{source}': this run was merged, and no recipe describes its adapter; continue one "
+            "of the runs that it was merged from"
         )
     _refuse(str(source), _differing(adapter_of(recipe), adapter_of(artifact.recipe)))
     return artifact
@@ -129,7 +129,8 @@ def _as_toml(key: str, values: Tree) -> str:
 def _refuse(source: str, problems: list[str]) -> None:
     if problems:
         raise RecipeError(
-            f"adapter.start_from = '{source}': what continues must be what was trained there:\n  " + "\n  ".join(problems)
+            f"adapter.start_from = '{source}': what continues must be what was trained there:\n  "
+            + "\n  ".join(problems)
         )
 
 

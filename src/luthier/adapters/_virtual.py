@@ -111,7 +111,7 @@ class InjectedVirtual(Injected):
             self.begin_at(self._read(folder))
 
     def _read(self, folder: Path) -> Tensor:
-        tensors = load_file(folder / WEIGHTS)
+        tensors: dict[str, Tensor] = load_file(folder / WEIGHTS)
         require_same_tensors(folder / WEIGHTS, tensors, {KEY: self.contents()})
         return tensors[KEY]
 

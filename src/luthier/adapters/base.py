@@ -107,7 +107,7 @@ class Adapter(Settings, ABC):
     overwrites_base: ClassVar[bool] = False
     """Whether the base weights themselves train, in float32, so that `Injected.disabled` is refused."""
     free_to_change: ClassVar[frozenset[str]] = frozenset({"start_from"})
-    """Settings that may differ from those of the run that `start_from` names: they say how it learns, not what it is."""
+    """Settings that may be others than those of the run that `start_from` names: how it learns, not what it is."""
 
     start_from: str | None = None
     """Folder of an earlier run on the same base: training goes on from its trained adapter, whose settings must be the
@@ -118,9 +118,8 @@ class Adapter(Settings, ABC):
         if self.start_from is not None and self.overwrites_base:
             with nested():
                 raise RecipeError(
-                    f"adapter.start_from = {self.start_from!r}: this adapter trains the model's own weights, and what it "
-                    "leaves is a whole model. Name that as the base instead: model.name = "
-                    f"'{self.start_from}/adapter'"
+                    f"adapter.start_from = {self.start_from!r}: this adapter trains the model's own weights, and what "
+                    f"it leaves is a whole model. Name that as the base: model.name = '{self.start_from}/adapter'"
                 )
         return self
 

@@ -24,7 +24,9 @@ ONLY_WHILE_TRAINING = frozenset({"lora_dropout"})
 class AdapterStart(Gate):
     """What the adapter would be saved as before step 1 is what the earlier run saved."""
 
-    proves: ClassVar[str] = "Before step 1 an adapter that continues an earlier run holds what that run's training left."
+    proves: ClassVar[str] = (
+        "Before step 1 an adapter that continues an earlier run holds what that run's training left."
+    )
     stage: ClassVar[Stage] = "model"
     advice: ClassVar[str] = "The start was not taken over; please report adapter and model."
 
