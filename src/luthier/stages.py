@@ -576,6 +576,7 @@ def _summary(run: Run, opened: Opened, stopped: str) -> dict[str, Any]:
         "stopped": stopped,
         "best_step": state.best_step,
         "best_validation_loss": state.best_loss,
+        "start_validation_loss": state.start_loss,
         "seconds": round(state.seconds, 3),
         "tokens": state.tokens,
         "trained_tokens": state.trained_tokens,

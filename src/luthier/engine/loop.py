@@ -42,7 +42,7 @@ def train(run: Run) -> Iterator[Step]:
     """
     if run.state.step == 0:
         observe(run)
-        run.state.best_loss = validation_loss(run)
+        run.state.best_loss = run.state.start_loss = validation_loss(run)
         if not math.isfinite(run.state.best_loss):
             raise NonFiniteStep(0, run.state.best_loss, what="validation loss of the untrained model")
         checkpoint.save(run)
