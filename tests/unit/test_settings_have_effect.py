@@ -111,7 +111,7 @@ CHANGES: Mapping[str, tuple[Any, Tree]] = {
 
 
 def known() -> list[str]:
-    """Every setting of training and of all parts, `part.type.field`; `start_from` has tests/integration/test_starts.py."""
+    """Every setting of training and of all parts, `part.type.field`, but `start_from` (test_starts.py)."""
     names = [f"training.{field}" for field in TrainingSettings.model_fields]
     for part, (package, _) in PARTS.items():
         for kind in registry.names(package):

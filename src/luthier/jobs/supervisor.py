@@ -199,12 +199,12 @@ class Supervisor:
         try:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(mode=0o700)
+            if is_tuned(row["asked"]["model"]) and not self._link_start(row, folder):
+                return
             for name, file_id in ((TRAIN, row["training_file"]), (VALIDATION, row["validation_file"])):
                 if file_id is not None:
                     digest = self._files.get(row["project_id"], file_id)["sha256"]
                     os.link(self._blobs.path(digest), folder / name)
-            if is_tuned(row["asked"]["model"]) and not self._link_start(row, folder):
-                return
             picked = write_recipe(folder, row["base"], row["asked"], row["seed"])
         except (LuthierError, ApiError, OSError) as error:
             self._fail(row, "invalid_training_file", _shown(error, row, folder), "training_file")
