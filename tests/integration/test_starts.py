@@ -178,10 +178,6 @@ def test_a_changed_file_is_refused_there_and_here(pairs: Path, first: Path, tmp_
         (("adapter.layers=[1]",), r"layers is \[1\] here and was None there: leave layers out"),
         (("adapter.type=dora",), r"type is dora here and was lora there: write type = .lora."),
         (("model.quantize=nf4",), r"quantize is nf4 here and was none there: write quantize = 'none' in \[model\]"),
-        (
-            ("model.precision=bfloat16",),
-            r"is bfloat16 here and was float32 there: write precision = 'float32'",
-        ),
         (("model.template=chatml_tools",), r"its template was another one .* write template = '.*template.jinja'"),
     ],
 )
@@ -190,6 +186,13 @@ def test_what_does_not_agree_is_named_with_what_to_write(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         prepared(pairs, tmp_path / "run", *settings)
+
+
+def test_another_number_format_is_named_too(pairs: Path, first: Path, tmp_path: Path) -> None:
+    was = read(first / "adapter/run.json")["model"]["precision"]
+    other = "float32" if was == "bfloat16" else "bfloat16"
+    with pytest.raises(RecipeError, match=f"is {other} here and was {was} there: write precision = '{was}'"):
+        prepared(pairs, tmp_path / "run", f"model.precision={other}")
 
 
 def test_dropout_and_learning_rates_may_change(pairs: Path, tmp_path: Path) -> None:
@@ -206,7 +209,7 @@ def test_a_quantized_base_continues_over_the_same(recipe: Path, tmp_path: Path) 
 
 
 def test_a_whole_model_is_continued_by_naming_it_as_the_base(recipe: Path, tmp_path: Path) -> None:
-    full = ("adapter.type=full", "optimizer.learning_rate=1e-3")
+    full = ("adapter.type=full", "optimizer.learning_rate=1e-3", "model.precision=float32")
     assert train(recipe, tmp_path / "full", *full) == 0
     with pytest.raises(RecipeError, match=r"Name that as the base: model.name = '.*full/adapter'"):
         load(recipe, [*full, f"adapter.start_from={tmp_path / 'full'}"])
