@@ -29,6 +29,7 @@ from luthier.evaluation.systems.base import System
 from luthier.examples import Example
 from luthier.files import sha256_of, sync
 from luthier.models.catalog import resolve
+from luthier.models.forest import TokenScores
 from luthier.models.kernels import native
 from luthier.models.kernels.compiled import compile_layers, pays, works
 from luthier.models.load import LoadedModel, load
@@ -165,6 +166,10 @@ class _Reference:
     def token_logprobs(self, batch: Any) -> torch.Tensor:
         with self._before():
             return self._scorer.token_logprobs(batch)
+
+    def token_scores(self, batch: Any) -> TokenScores:
+        with self._before():
+            return self._scorer.token_scores(batch)
 
     def logits(self, batch: Any) -> torch.Tensor:
         with self._before():

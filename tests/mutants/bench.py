@@ -22,6 +22,7 @@ from luthier.adapters.lora import LoRA
 from luthier.data.templates import Template
 from luthier.examples import Conversation, Document, Example, Message, Preference, ToolCall, Where
 from luthier.models.catalog import ModelFiles
+from luthier.models.forest import TokenScores
 from luthier.models.load import LoadedModel
 from luthier.models.scorer import Scorer
 from luthier.objectives.base import Models, Objective
@@ -173,6 +174,11 @@ class Reference:
         with self.before():
             logprobs: torch.Tensor = self.scorer.token_logprobs(batch)
             return logprobs
+
+    def token_scores(self, batch: Any) -> TokenScores:
+        with self.before():
+            scores: TokenScores = self.scorer.token_scores(batch)
+            return scores
 
     def logits(self, batch: Any) -> torch.Tensor:
         with self.before():
