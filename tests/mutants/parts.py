@@ -163,7 +163,7 @@ class ChangedScorer:
         return self.token_scores(batch).logprobs_K
 
     def token_scores(self, batch: Batch) -> TokenScores:
-        scores = self.inner.token_scores(batch)
+        scores: TokenScores = self.inner.token_scores(batch)
         return scores._replace(logprobs_K=self.change(scores.logprobs_K))
 
     def logits(self, batch: Batch) -> Tensor:
