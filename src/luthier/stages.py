@@ -383,13 +383,11 @@ def prepare_training(opened: Opened, progress: Progress, prove: bool = True) -> 
         CheckpointError: there are checkpoints and every one is damaged.
     """
     recipe, folder, loaded, subject = opened.recipe, opened.folder, opened.loaded, opened.subject
-    start = opened.start
+    start, files = (None, None) if opened.start is None else (opened.start.folder, opened.start.files)
     if subject is None and prove:
         raise PreflightError("this run was opened for evaluation; open_run proves its rows before it trains")
-    fingerprint = assemble.fingerprint_of(
-        recipe, loaded, opened.template, opened.units, None if start is None else start.files
-    )
-    trainable = assemble.make_trainable(recipe, loaded, None if start is None else start.folder)
+    fingerprint = assemble.fingerprint_of(recipe, loaded, opened.template, opened.units, files)
+    trainable = assemble.make_trainable(recipe, loaded, start)
     run = assemble.build_run(_settled(recipe, folder), loaded, trainable, opened.units, fingerprint, folder.path)
     _tell_fit(run, folder, progress)
     found = _newest(run, progress)
@@ -398,7 +396,7 @@ def prepare_training(opened: Opened, progress: Progress, prove: bool = True) -> 
             progress.say("  the adapter begins from what the model does with the first rows")
         subject.injected, subject.models = trainable.injected, trainable.models
         subject.targets = assemble.adapter_of(recipe).named_targets
-        subject.start = None if start is None else start.folder
+        subject.start = start
         with progress.stage("model", "pre-flight on the model"), folder.timed("preflight"):
             _gates(folder, subject, "model")
             subject.checksums = checksums(loaded.model, trainable.injected)

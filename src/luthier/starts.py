@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.adapters.base import Adapter
-from luthier.assemble import Artifact, adapter_of, artifact_record, precision_of, read_artifact, require_same_base
+from luthier.assemble import Artifact, adapter_of, artifact_record, precision_of, read_artifact
 from luthier.config import Tree, write_toml
 from luthier.data.templates import Template
 from luthier.errors import ModelError, RecipeError
@@ -53,11 +53,9 @@ class Start:
         """Check that the earlier run trained on this base, held as it is here, and by this template.
 
         Raises:
-            ModelError: the base is another one.
-            RecipeError: it is held otherwise, or the template is another one; the message says what to write.
+            RecipeError: it did not; the message says what to write.
         """
         record, model = self.artifact.record, self.artifact.recipe.model
-        require_same_base(record, loaded)
         wanted = {"quantize": model.quantize, "precision": record["model"]["precision"]}
         found = {"quantize": recipe.model.quantize, "precision": precision_of(loaded)}
         problems = [
@@ -65,6 +63,12 @@ class Start:
             for key in wanted
             if found[key] != wanted[key]
         ]
+        if loaded.files.fingerprint != record["model"]["fingerprint"]:
+            name = record["model"]["name"]
+            problems.append(
+                f"model.name is {recipe.model.name} here, and its files are not those of {name} then: write "
+                f"name = '{name}' in [model], and restore its files if they were changed"
+            )
         if template.sha256 != record["template"]["sha256"]:
             problems.append(
                 f"its template was another one ({record['template']['name']}; here {template.name}), and one model "

@@ -19,6 +19,7 @@ from luthier.examples import Row
 from luthier.models.forest import build_batch
 from luthier.models.scorer import Scorer
 from luthier.progress import Silent
+from luthier.rebase import plan_rebase
 from luthier.recipe import load
 from luthier.run_folder import RunFolder
 from luthier.stages import Prepared, open_run, prepare_data, prepare_training, train_stage
@@ -128,6 +129,8 @@ def test_record_manifest_and_report_say_what_it_started_from(recipe: Path, first
     loss = {run: read(run / "training.json") for run in (first, out)}
     assert loss[out]["start_validation_loss"] < loss[first]["start_validation_loss"]
     assert f"{report['training']['start_validation_loss']:.4f} before the first step" in page
+    with pytest.raises(RecipeError, match=r"rebase that run first, .* --set adapter.start_from=FOLDER"):
+        plan_rebase(out, "another-base")
 
 
 def test_it_goes_on_without_the_earlier_run_and_ends_with_the_same_bits(
@@ -185,6 +188,13 @@ def test_what_does_not_agree_is_named_with_what_to_write(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         prepared(pairs, tmp_path / "run", *settings)
+
+
+def test_another_base_is_named_too(pairs: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(tiny_model_folder, tmp_path / "other")
+    flip(other / "model.safetensors")
+    with pytest.raises(RecipeError, match=f"its files are not those of .*: write name = '{tiny_model_folder}'"):
+        prepared(pairs, tmp_path / "run", f"model.name={other}")
 
 
 def test_another_number_format_is_named_too(pairs: Path, first: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from luthier.config import build, write_toml
 from luthier.data.profile import profile
 from luthier.data.write import atomic_text
 from luthier.draft import Facts, require_same_kind, sections
-from luthier.errors import DataError
+from luthier.errors import DataError, ModelError
 from luthier.jobs.job_folder import ARTIFACT, RECIPE, RECORD, START, TRAIN, VALIDATION
 from luthier.recipe import Recipe
 
@@ -68,6 +68,7 @@ def write_recipe(folder: Path, base: str, body: Mapping[str, Any], seed: int) ->
 
     Raises:
         DataError: rows cannot be read, or are not of the kind that the method trains on.
+        ModelError: what was kept of the model to go on from is damaged.
         RecipeError: a setting is out of range.
     """
     kind = method_of(body)
@@ -100,11 +101,19 @@ def write_recipe(folder: Path, base: str, body: Mapping[str, Any], seed: int) ->
 
 
 def _continued(folder: Path, base: str) -> dict[str, Any]:
-    """The tables that must be as they were where the model was made."""
-    record = json.loads((folder / START / ARTIFACT / RECORD).read_text(encoding="utf-8"))
-    model, adapter = record["recipe"]["model"], record["recipe"]["adapter"]
+    """The tables that must be as they were where the model was made.
+
+    Raises:
+        ModelError: what was kept of the model is damaged.
+    """
+    try:
+        record = json.loads((folder / START / ARTIFACT / RECORD).read_text(encoding="utf-8"))
+        model, adapter = dict(record["recipe"]["model"]), dict(record["recipe"]["adapter"])
+        precision = record["model"]["precision"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"the files of the model are damaged: {RECORD}: {error!r}") from None
     return {
-        "model": {**model, "name": base, "precision": record["model"]["precision"]},
+        "model": {**model, "name": base, "precision": precision},
         "adapter": {**adapter, "start_from": START},
     }
 
