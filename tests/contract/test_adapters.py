@@ -348,6 +348,24 @@ def test_a_training_that_continues_begins_as_the_earlier_one_ended(name: str, tm
         assert not injected.starts_as_base and not injected.observe([], lambda batch: None)
 
 
+@pytest.mark.parametrize("init", ["pissa", "orthogonal"])
+def test_a_kept_start_is_told_from_the_file_and_not_worked_out_again(init: str, tmp_path: Path) -> None:
+    """Another machine may turn singular vectors otherwise, and another seed draws others."""
+    from luthier.adapters.lora import LoRA
+
+    first = LoRA(init=init, rank=4).inject(tiny_llama(), seed=1)  # type: ignore[arg-type]
+    move(first)
+    first.save(tmp_path, "tiny")
+    served, model = tiny_llama(), tiny_llama()
+    LoRA().restore(served, tmp_path)
+    second = LoRA(init=init, rank=4).inject(model, seed=1)  # type: ignore[arg-type]
+    for layer in second.layers.values():
+        assert layer.start is not None
+        layer.start = torch.ones_like(layer.a), torch.ones_like(layer.b)
+    second.start_at(tmp_path)
+    torch.testing.assert_close(logprobs(model), logprobs(served), atol=2e-5, rtol=0)
+
+
 def test_a_bias_in_bfloat16_continues_where_the_earlier_seed_had_placed_it(tmp_path: Path) -> None:
     def inject(seed: int) -> tuple[Any, Injected]:
         model = small_qwen().to(torch.bfloat16)
