@@ -111,9 +111,9 @@ def products() -> None:
     target = torch.randint(0, WORDS, (512,))
     compare(
         "log-probabilities of 512",
-        lambda h: head.head_logprobs(h, words, rows, target),
+        lambda h: head.head_scores(h, words, rows, target)[0],
         [
-            ("log_softmax and gather", lambda h: head.head_logprobs_plain(h, words, rows, target)),
+            ("log_softmax and gather", lambda h: head.head_scores_plain(h, words, rows, target)[0]),
             ("cross_entropy", lambda h: -F.cross_entropy((h @ words.t()).float(), target, reduction="none")),
         ],
         [draw(512, WIDTH)],

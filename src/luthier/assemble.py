@@ -4,9 +4,10 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from luthier import __version__, registry
-from luthier.adapters.base import Adapter, Injected
+from luthier.adapters.base import Adapter, Injected, standing_in
 from luthier.config import Settings, build, canonical_hash
 from luthier.data.source import Source, Unit
 from luthier.data.templates import Template, build_template
@@ -28,6 +29,7 @@ from luthier.evaluation.systems.base import System
 from luthier.examples import Example
 from luthier.files import sha256_of, sync
 from luthier.models.catalog import resolve
+from luthier.models.forest import TokenScores
 from luthier.models.kernels import native
 from luthier.models.kernels.compiled import compile_layers, pays, works
 from luthier.models.load import LoadedModel, load
@@ -156,17 +158,21 @@ class Trainable:
 
 
 class _Reference:
-    """The policy with its adapter off."""
+    """The policy as it was before training, while `before` is open."""
 
-    def __init__(self, scorer: Scorer, injected: Injected) -> None:
-        self._scorer, self._injected = scorer, injected
+    def __init__(self, scorer: Scorer, before: Callable[[], AbstractContextManager[None]]) -> None:
+        self._scorer, self._before = scorer, before
 
     def token_logprobs(self, batch: Any) -> torch.Tensor:
-        with self._injected.disabled():
+        with self._before():
             return self._scorer.token_logprobs(batch)
 
+    def token_scores(self, batch: Any) -> TokenScores:
+        with self._before():
+            return self._scorer.token_scores(batch)
+
     def logits(self, batch: Any) -> torch.Tensor:
-        with self._injected.disabled():
+        with self._before():
             return self._scorer.logits(batch)
 
 
@@ -179,18 +185,36 @@ def systems_of(recipe: Recipe) -> dict[str, System]:
     return dict(sorted(found.items(), key=lambda item: item[1].place))
 
 
-def make_trainable(recipe: Recipe, loaded: LoadedModel) -> Trainable:
-    """Put the adapter in. A reference, where the objective needs one and the base itself trains, is a frozen copy."""
+def make_trainable(recipe: Recipe, loaded: LoadedModel, start: Path | None = None) -> Trainable:
+    """Put the adapter in.
+
+    A reference, where the objective needs one, is the model before training: the base with the adapter off; the tensors
+    that an earlier training left, where this one continues it; a frozen copy where the base itself trains.
+
+    Args:
+        recipe: of the run.
+        loaded: its base; edited.
+        start: the artifact that the adapter starts at; None: it is fresh.
+
+    Raises:
+        ModelError: the adapter does not fit the model, or the artifact is not of this adapter.
+    """
     adapter, objective = adapter_of(recipe), objective_of(recipe)
     ready = adapter.reading(lambda text: loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
     injected = ready.inject(loaded.model, recipe.seed)
+    if start is not None:
+        injected.start_at(start)
     # an overwritten base is held in float32; products are still computed in the type that the model was loaded in
     autocast = loaded.dtype if adapter.overwrites_base and loaded.dtype == torch.bfloat16 else None
     policy = Scorer(loaded.model, autocast)
     if not objective.needs_reference:
         return Trainable(injected, Models(policy))
+    if start is not None:
+        before = {name: parameter.detach().clone() for name, parameter in injected.trainable.items()}
+        held = partial(standing_in, injected.trainable, before)
+        return Trainable(injected, Models(policy, _Reference(policy, held)))
     if not adapter.overwrites_base:
-        return Trainable(injected, Models(policy, _Reference(policy, injected)))
+        return Trainable(injected, Models(policy, _Reference(policy, injected.disabled)))
     # copied after the injection, so that at step 0 policy and reference compute the same bits
     frozen = copy.deepcopy(loaded.model).requires_grad_(False).eval()
     return Trainable(injected, Models(policy, Scorer(frozen, autocast)))
@@ -253,13 +277,24 @@ def _compiling_pays(recipe: Recipe, loaded: LoadedModel, units: Sequence[Unit]) 
     return not quantized_layers(loaded.model) and pays(loaded.device, weights, tokens) and works(loaded.device)
 
 
-def fingerprint_of(recipe: Recipe, loaded: LoadedModel, template: Template, units: Mapping[str, Sequence[Unit]]) -> str:
-    """Hash of everything that decides the trained weights: settings, model, template, token ids and masks, versions."""
+def fingerprint_of(
+    recipe: Recipe,
+    loaded: LoadedModel,
+    template: Template,
+    units: Mapping[str, Sequence[Unit]],
+    start: Mapping[str, str] | None = None,
+) -> str:
+    """Hash of everything that decides the trained weights: settings, model, template, token ids and masks, versions.
+
+    `start` is the sha256 of each file of the artifact that the adapter starts at, if it is not fresh.
+    """
     apart = ("evaluation", "retrieval", "cost", "decision", "data")  # rows with passages differ in their tokens
     settings = {k: v for k, v in recipe.dump().items() if k not in apart}
+    settings["adapter"] = {k: v for k, v in settings["adapter"].items() if k != "start_from"}  # its files say more
     data = {name: _hash_units(group) for name, group in units.items()}
     versions = [__version__, torch.__version__, str(loaded.dtype), loaded.device.type, native.identity()]
-    return canonical_hash([settings, loaded.files.fingerprint, template.sha256, data, versions])
+    begun = [] if start is None else [dict(start)]
+    return canonical_hash([settings, loaded.files.fingerprint, template.sha256, data, versions, *begun])
 
 
 def _hash_units(units: Sequence[Unit]) -> str:
@@ -279,6 +314,7 @@ def save_artifact(
     injected: Injected,
     template: Template,
     fingerprint: str | None = None,
+    started_from: Mapping[str, Any] | None = None,
 ) -> None:
     """Write what training made, so that it is on the disk: weights, template, and where both came from.
 
@@ -292,6 +328,7 @@ def save_artifact(
         injected: the trained tensors.
         template: that was trained with.
         fingerprint: of the training (`fingerprint_of`), by which `is_artifact_of` knows the artifact again.
+        started_from: the earlier run that the training continued, and the sha256 of its files; None: none.
 
     Raises:
         OSError, SafetensorError: the disk is full or the folder cannot be written.
@@ -312,6 +349,7 @@ def save_artifact(
         },
         "template": {"name": template.name, "sha256": template.sha256},
         "training": fingerprint,
+        **({} if started_from is None else {"started_from": dict(started_from)}),
         "files": {path.name: sha256_of(path) for path in sorted(folder.iterdir())},
     }
     (folder / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")

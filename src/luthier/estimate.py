@@ -201,7 +201,7 @@ def _scoring_load(opened: Opened, question: Question) -> Load:
 def estimate(opened: Opened) -> Estimate:
     """Predict and measure for a run whose rows passed the gates; its model cannot be trained afterwards."""
     recipe = opened.recipe
-    trainable = assemble.make_trainable(recipe, opened.loaded)
+    trainable = assemble.make_trainable(recipe, opened.loaded, None if opened.start is None else opened.start.folder)
     run = assemble.build_run(recipe, opened.loaded, trainable, opened.units, "", opened.folder.path)
     question = question_of(opened)
     needs = needs_of(run)

@@ -53,8 +53,8 @@ def plan_rebase(run: Path, model: str, assignments: Sequence[str] = ()) -> Plan:
         assignments: further settings, as `--set` takes them.
 
     Raises:
-        RecipeError: it is no run, a remedy against forgetting took the place of its training, or a setting is wrong or
-            would change the rows.
+        RecipeError: it is no run, a remedy against forgetting took the place of its training, it went on from a run on
+            the old base, or a setting is wrong or would change the rows.
         EvaluationError: it was not evaluated, so there would be nothing to compare with.
         ModelError: it was merged, not trained.
         StorageError: a file of it is damaged.
@@ -75,6 +75,12 @@ def plan_rebase(run: Path, model: str, assignments: Sequence[str] = ()) -> Plan:
             f"{run}: `luthier train --remember` put {kept['chosen'] or 'a remedy'} in place of the recipe's own "
             "training, and a rebase repeats the recipe alone; run the recipe with the settings of the remedy "
             "(remember.html names them) in a folder of its own, and rebase that run"
+        )
+    start = tree["adapter"].get("start_from")
+    if start is not None and not any(one.partition("=")[0].strip() == "adapter.start_from" for one in assignments):
+        raise RecipeError(
+            f"{run} went on from {start}, whose adapter is one of the old base: rebase that run first, and name what "
+            "comes of it with --set adapter.start_from=FOLDER"
         )
     names = ("train", "validation", "test", *(["replay"] if tree["data"].get("replay") else []))
     tree["data"] |= {name: str((folder / f"data/{name}.jsonl").resolve()) for name in names}

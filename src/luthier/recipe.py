@@ -552,6 +552,7 @@ def absolute_paths(tree: Tree, folder: Path) -> Tree:
 _PATHS = (
     ("model", "name"),
     ("model", "template"),
+    ("adapter", "start_from"),
     ("data", "train"),
     ("data", "validation"),
     ("data", "test"),

@@ -49,7 +49,7 @@ class Parent(_Part):
     folder: str
     """Where it lay then."""
     relation: str
-    """`rebase of`, `merge of`, `trial of` or `winner of`."""
+    """`rebase of`, `merge of`, `trial of`, `winner of` or `continuation of`."""
 
 
 class Value(_Part):

@@ -45,6 +45,7 @@ from luthier.progress import Progress, duration
 from luthier.rag.corpus import read_corpus
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder
+from luthier.starts import Start, keep_start
 
 SPLITS = ("train", "validation", "test")  # keys of `data` in a recipe, too
 PROVEN_AT = 3  # the step after which the gates of stage `steps` look
@@ -247,6 +248,8 @@ class Opened:
     units: Mapping[str, Sequence[Unit]]
     subject: Subject | None
     """What the gates looked at, its rows rendered; None where nothing is to be trained."""
+    start: Start | None = None
+    """What the adapter starts at; None: it is fresh, or nothing is to be trained."""
 
 
 def open_run(
@@ -266,11 +269,16 @@ def open_run(
         prepare: makes the rows that are trained and asked from those of the data, once the model is there.
 
     Raises:
+        ModelError, RecipeError: what the adapter shall start at is not there, or does not fit.
         PreflightError: a gate refused the rows; `preflight.json` tells all of it.
     """
+    start = keep_start(recipe, folder)
     with progress.stage("open", f"loading {recipe.model.name}"), folder.timed("open"):
         loaded = assemble.open_for_run(recipe, folder)
         template = assemble.template_for(recipe, loaded, assemble.longest_row(recipe, loaded))
+    if start is not None:
+        start.require_fit(recipe, loaded, template)
+        progress.say(f"  the adapter starts as {start.source} left it")
     if loaded.device.type == "cpu" and native.trouble():
         progress.say(f"  without compiled kernels, so slower: {native.trouble()}")
     folder.record(
@@ -295,7 +303,7 @@ def open_run(
         }
         subject.units = units
         _gates(folder, subject, "all_rows")
-    return Opened(recipe, folder, data, loaded, template, units, subject)
+    return Opened(recipe, folder, data, loaded, template, units, subject, start)
 
 
 def row_subject(recipe: Recipe, data: Data, loaded: LoadedModel, template: Template) -> Subject:
@@ -375,10 +383,11 @@ def prepare_training(opened: Opened, progress: Progress, prove: bool = True) -> 
         CheckpointError: there are checkpoints and every one is damaged.
     """
     recipe, folder, loaded, subject = opened.recipe, opened.folder, opened.loaded, opened.subject
+    start, files = (None, None) if opened.start is None else (opened.start.folder, opened.start.files)
     if subject is None and prove:
         raise PreflightError("this run was opened for evaluation; open_run proves its rows before it trains")
-    fingerprint = assemble.fingerprint_of(recipe, loaded, opened.template, opened.units)
-    trainable = assemble.make_trainable(recipe, loaded)
+    fingerprint = assemble.fingerprint_of(recipe, loaded, opened.template, opened.units, files)
+    trainable = assemble.make_trainable(recipe, loaded, start)
     run = assemble.build_run(_settled(recipe, folder), loaded, trainable, opened.units, fingerprint, folder.path)
     _tell_fit(run, folder, progress)
     found = _newest(run, progress)
@@ -387,6 +396,7 @@ def prepare_training(opened: Opened, progress: Progress, prove: bool = True) -> 
             progress.say("  the adapter begins from what the model does with the first rows")
         subject.injected, subject.models = trainable.injected, trainable.models
         subject.targets = assemble.adapter_of(recipe).named_targets
+        subject.start = start
         with progress.stage("model", "pre-flight on the model"), folder.timed("preflight"):
             _gates(folder, subject, "model")
             subject.checksums = checksums(loaded.model, trainable.injected)
@@ -539,9 +549,12 @@ def _save_artifact(run: Run, opened: Opened, source: Path) -> None:
 
 def _write_artifact(run: Run, opened: Opened, folder: Path, source: Path) -> None:
     final, temporary = folder / "adapter", folder / ".adapter.tmp"
+    started_from = None if opened.start is None else opened.start.noted
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        assemble.save_artifact(temporary, opened.recipe, opened.loaded, run.injected, opened.template, run.fingerprint)
+        assemble.save_artifact(
+            temporary, opened.recipe, opened.loaded, run.injected, opened.template, run.fingerprint, started_from
+        )
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         sync(folder)
@@ -561,6 +574,7 @@ def _summary(run: Run, opened: Opened, stopped: str) -> dict[str, Any]:
         "stopped": stopped,
         "best_step": state.best_step,
         "best_validation_loss": state.best_loss,
+        "start_validation_loss": state.start_loss,
         "seconds": round(state.seconds, 3),
         "tokens": state.tokens,
         "trained_tokens": state.trained_tokens,

@@ -8,8 +8,9 @@ import torch
 from tests.engine_runs import random_units, tiny_llama
 
 from luthier import registry
-from luthier.adapters.base import Adapter, Injected
-from luthier.errors import ModelError
+from luthier.adapters.base import Adapter, Injected, standing_in
+from luthier.config import build
+from luthier.errors import ModelError, RecipeError
 from luthier.examples import Row
 from luthier.models.decode import Slots, evaluating
 from luthier.models.forest import build_batch
@@ -285,6 +286,20 @@ def test_lora_names_its_targets_or_refuses() -> None:
         LoRA(targets=("lm_head",)).inject(tiny_llama(), seed=0)
 
 
+def small_qwen() -> Any:
+    """Three of its seven linear layers have a bias, which is not zero here."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Qwen2ForCausalLM(Qwen2Config(**sizes, num_key_value_heads=2, vocab_size=61)).eval()
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.data.normal_()
+    return model
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_biases_are_merged_where_all_layers_have_one_and_refused_unchanged_elsewhere(dtype: torch.dtype) -> None:
     """Qwen 2 has biases in three of its seven linear layers."""
@@ -309,3 +324,83 @@ def test_biases_are_merged_where_all_layers_have_one_and_refused_unchanged_elsew
     adapted = logprobs(other)
     partial.merge()
     torch.testing.assert_close(logprobs(other), adapted, atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_training_that_continues_begins_as_the_earlier_one_ended(name: str, tmp_path: Path) -> None:
+    """Before its first step it scores as the earlier model does by the path of serving, whatever the seeds."""
+    if adapter(name).overwrites_base:
+        with pytest.raises(RecipeError, match=r"adapter.start_from = 'runs/first'.*model.name = 'runs/first/adapter'"):
+            build(type(adapter(name)), {"start_from": "runs/first"})
+        return
+    injected = adapter(name).inject(tiny_llama(), seed=1)
+    for seed in (2, 3):  # the last goes on from one that went on itself
+        earlier = tmp_path / f"before {seed}"
+        move(injected)
+        injected.save(earlier, "tiny")
+        served, model = tiny_llama(), tiny_llama()
+        adapter(name).restore(served, earlier)
+        trained, injected = injected.trainable.keys(), adapter(name).inject(model, seed)
+        injected.start_at(earlier)
+        torch.testing.assert_close(logprobs(model), logprobs(served), atol=EXACT.get(name, 0.0), rtol=0)
+        assert not torch.equal(logprobs(model), logprobs(tiny_llama()))
+        assert injected.trainable.keys() == trained
+        assert not injected.starts_as_base and not injected.observe([], lambda batch: None)
+
+
+@pytest.mark.parametrize("init", ["pissa", "orthogonal"])
+def test_a_kept_start_is_told_from_the_file_and_not_worked_out_again(init: str, tmp_path: Path) -> None:
+    """Another machine may turn singular vectors otherwise, and another seed draws others."""
+    from luthier.adapters.lora import LoRA
+
+    first = LoRA(init=init, rank=4).inject(tiny_llama(), seed=1)  # type: ignore[arg-type]
+    move(first)
+    first.save(tmp_path, "tiny")
+    served, model = tiny_llama(), tiny_llama()
+    LoRA().restore(served, tmp_path)
+    second = LoRA(init=init, rank=4).inject(model, seed=1)  # type: ignore[arg-type]
+    for layer in second.layers.values():
+        assert layer.start is not None
+        layer.start = torch.ones_like(layer.a), torch.ones_like(layer.b)
+    second.start_at(tmp_path)
+    torch.testing.assert_close(logprobs(model), logprobs(served), atol=2e-5, rtol=0)
+
+
+def test_a_bias_in_bfloat16_continues_where_the_earlier_seed_had_placed_it(tmp_path: Path) -> None:
+    def inject(seed: int) -> tuple[Any, Injected]:
+        model = small_qwen().to(torch.bfloat16)
+        return model, adapter("bitfit").inject(model, seed)
+
+    (_, first), (model, second), (other, third) = (inject(seed) for seed in (1, 2, 1))
+    move(first)
+    first.save(tmp_path / "first", "tiny")
+    second.start_at(tmp_path / "first")
+    third.load(tmp_path / "first")
+    assert torch.equal(logprobs(model), logprobs(other))
+    second.save(tmp_path / "second", "tiny")
+    served = small_qwen().to(torch.bfloat16)
+    adapter("bitfit").restore(served, tmp_path / "second")
+    assert torch.equal(logprobs(served), logprobs(model))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_other_numbers_stand_in_and_leave_a_graph_as_it_was(name: str, tmp_path: Path) -> None:
+    """A reference that is scored between forward and backward changes no gradient, and is what it was."""
+    if adapter(name).overwrites_base:
+        return
+    model = tiny_llama()
+    injected = adapter(name).inject(model, seed=0)
+    move(injected)
+    start = {key: p.detach().clone() for key, p in injected.trainable.items()}
+    before = logprobs(model)
+    move(injected)
+    moved = logprobs(model)
+    gradients = []
+    for between in (False, True):
+        loss = Scorer(model).token_logprobs(BATCH).sum()
+        if between:
+            with standing_in(injected.trainable, start):
+                assert torch.equal(logprobs(model), before) and not torch.equal(before, moved)
+        gradients.append(torch.autograd.grad(loss, list(injected.trainable.values())))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert torch.equal(logprobs(model), moved)

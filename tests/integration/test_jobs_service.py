@@ -67,8 +67,14 @@ def test_the_result_file_has_a_line_for_each_step(client: openai.OpenAI, done: A
     table = list(csv.DictReader(io.StringIO(client.files.content(file_id).text)))
     assert [int(line["step"]) for line in table] == list(range(1, len(table) + 1))
     assert client.files.retrieve(file_id).purpose == "fine-tune-results"
-    losses = [event.data["train_loss"] for event in events_of(client, done.id) if event.type == "metrics"]
-    assert [float(line["train_loss"]) for line in table] == losses
+    told = [event.data for event in events_of(client, done.id) if event.type == "metrics"]
+    for column, name in (("train_loss", "train_loss"), ("train_accuracy", "train_mean_token_accuracy")):
+        assert [float(line[column]) for line in table] == [data[name] for data in told]
+    assert all(0 <= data["train_mean_token_accuracy"] <= 1 for data in told)
+    validated = {data["step"]: data["full_valid_mean_token_accuracy"] for data in told if "valid_loss" in data}
+    assert {int(line["step"]) for line in table if line["valid_mean_token_accuracy"]} == validated.keys()
+    for kept in client.fine_tuning.jobs.checkpoints.list(done.id):
+        assert kept.metrics.full_valid_mean_token_accuracy == validated[kept.step_number]
 
 
 def test_the_model_and_its_checkpoints_answer_under_their_names(client: openai.OpenAI, done: Any) -> None:

@@ -4,9 +4,11 @@ Two kinds of tokenizer: `chatml`, whose BOS opens every turn and whose padding i
 model's), and `bos`, which puts a BOS before every text (like Gemma's).
 """
 
+import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +16,13 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from luthier.adapters.base import standing_in
 from luthier.adapters.full import Full
 from luthier.adapters.lora import LoRA
 from luthier.data.templates import Template
 from luthier.examples import Conversation, Document, Example, Message, Preference, ToolCall, Where
 from luthier.models.catalog import ModelFiles
+from luthier.models.forest import TokenScores
 from luthier.models.load import LoadedModel
 from luthier.models.scorer import Scorer
 from luthier.objectives.base import Models, Objective
@@ -160,21 +164,39 @@ def tiny_model(kind: Kind = "chatml") -> Any:
         return LlamaForCausalLM(config).eval()
 
 
-class AdapterOff:
-    """The policy with its adapter off, as a reference."""
+class Reference:
+    """The policy while something is open: with its adapter off, or with other numbers in it."""
 
-    def __init__(self, scorer: Any, injected: Any) -> None:
-        self.scorer, self.injected = scorer, injected
+    def __init__(self, scorer: Any, before: Callable[[], AbstractContextManager[None]]) -> None:
+        self.scorer, self.before = scorer, before
 
     def token_logprobs(self, batch: Any) -> torch.Tensor:
-        with self.injected.disabled():
+        with self.before():
             logprobs: torch.Tensor = self.scorer.token_logprobs(batch)
             return logprobs
 
+    def token_scores(self, batch: Any) -> TokenScores:
+        with self.before():
+            scores: TokenScores = self.scorer.token_scores(batch)
+            return scores
+
     def logits(self, batch: Any) -> torch.Tensor:
-        with self.injected.disabled():
+        with self.before():
             logits: torch.Tensor = self.scorer.logits(batch)
             return logits
+
+
+@cache
+def earlier_run() -> "tempfile.TemporaryDirectory[str]":
+    """What a LoRA of an earlier run was saved as, every number of it moved."""
+    place = tempfile.TemporaryDirectory(prefix="luthier-mutants-")
+    injected = LoRA(rank=4).inject(tiny_model(), 1)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in injected.trainable.values():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    injected.save(Path(place.name), "bench")
+    return place
 
 
 @dataclass
@@ -188,6 +210,8 @@ class Bench:
     settings: RowSettings = field(default_factory=lambda: RowSettings(max_tokens=512))
     adapter: Any = field(default_factory=lambda: LoRA(rank=4))
     source: str | None = None
+    continues: bool = False
+    """Whether the adapter starts as `earlier_run` left it."""
 
     def subject(self) -> Subject:
         """The subject of the row gates."""
@@ -228,13 +252,17 @@ class Bench:
         )
         injected = self.adapter.inject(model, 0)
         policy = Scorer(model)
-        reference: Any = None
-        if self.objective.needs_reference:
-            reference = (
-                AdapterOff(policy, injected) if isinstance(self.adapter, LoRA) else Scorer(tiny_model(self.kind))
-            )
+        reference: Any = Reference(policy, injected.disabled) if isinstance(self.adapter, LoRA) else None
+        start = None
+        if self.continues:
+            start = Path(earlier_run().name)
+            injected.start_at(start)
+            left = {name: p.detach().clone() for name, p in injected.trainable.items()}
+            reference = Reference(policy, partial(standing_in, injected.trainable, left))
+        models = Models(policy, reference or Scorer(tiny_model(self.kind))) if self.objective.needs_reference else None
         targets = self.adapter.targets if isinstance(self.adapter, LoRA) else ()
-        return replace(subject, loaded=loaded, injected=injected, models=Models(policy, reference), targets=targets)
+        given = models or Models(policy)
+        return replace(subject, loaded=loaded, injected=injected, models=given, targets=targets, start=start)
 
 
 def dpo_bench(**parts: Any) -> Bench:

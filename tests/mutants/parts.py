@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from luthier.adapters.base import Injected
 from luthier.data.templates import Template
 from luthier.examples import Conversation, Document, Message, Row
-from luthier.models.forest import Batch
-from luthier.models.scorer import Scorer, chosen_logprobs, forest_mode
+from luthier.models.forest import Batch, TokenScores
+from luthier.models.scorer import Scorer, chosen_scores, forest_mode
 from luthier.objectives.base import Loss, Models
 from luthier.objectives.sft import SFT
 from luthier.preflight.base import BatchBuilder, Subject
@@ -145,12 +145,12 @@ def wrong_weights(batch: Batch, rows: Sequence[Row]) -> Batch:
 class LeakyScorer(Scorer):
     """Packs the rows behind one another and lets plain causal attention run over all of them."""
 
-    def token_logprobs(self, batch: Batch) -> Tensor:
+    def token_scores(self, batch: Batch) -> TokenScores:
         ids_N, positions_N = batch.forest.ids_N, batch.forest.positions_N
         # one long mask of ones keeps transformers from finding the rows by their positions
         mask = torch.ones(1, 1, len(ids_N), len(ids_N), dtype=torch.bool).tril()
         out = self.model(ids_N[None], position_ids=positions_N[None], attention_mask=mask, use_cache=False)
-        return chosen_logprobs(out.logits[0][batch.hidden_H], batch)
+        return chosen_scores(out.logits[0][batch.hidden_H], batch)
 
 
 class ChangedScorer:
@@ -160,7 +160,11 @@ class ChangedScorer:
         self.inner, self.change = inner, change
 
     def token_logprobs(self, batch: Batch) -> Tensor:
-        return self.change(self.inner.token_logprobs(batch))
+        return self.token_scores(batch).logprobs_K
+
+    def token_scores(self, batch: Batch) -> TokenScores:
+        scores: TokenScores = self.inner.token_scores(batch)
+        return scores._replace(logprobs_K=self.change(scores.logprobs_K))
 
     def logits(self, batch: Batch) -> Tensor:
         return self.change(self.inner.logits(batch))
@@ -169,17 +173,17 @@ class ChangedScorer:
 class WarmScorer(Scorer):
     """Divides the logits by a temperature of 0.7, as a sampler does."""
 
-    def token_logprobs(self, batch: Batch) -> Tensor:
-        return chosen_logprobs(self.logits(batch) / 0.7, batch)
+    def token_scores(self, batch: Batch) -> TokenScores:
+        return chosen_scores(self.logits(batch) / 0.7, batch)
 
 
 class LastLayerScorer(Scorer):
     """Runs the first layer without a graph, as reentrant checkpointing over frozen embeddings did."""
 
-    def token_logprobs(self, batch: Batch) -> Tensor:
+    def token_scores(self, batch: Batch) -> TokenScores:
         model: Any = self.model
         with detached_after_first_layer(model), forest_mode(model):
-            return super().token_logprobs(batch)
+            return super().token_scores(batch)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ The catalog of silent failures and its numbers are in docs/preflight.md.
 import html
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from tests.mutants.bench import (
     OWN_TEMPLATE,
     WEATHER,
     Bench,
+    Reference,
     dpo_bench,
+    earlier_run,
     held_out,
     preferences,
     template,
@@ -450,6 +453,13 @@ def reference_forgotten() -> Subject:
     return replace(subject, models=Models(subject.need_models().policy))
 
 
+@mutant("A35", "reference_is_policy", "model")
+def reference_is_the_base_and_not_the_start() -> Subject:
+    subject = dpo_bench(continues=True).with_model()
+    policy = subject.need_models().policy
+    return replace(subject, models=Models(policy, Reference(policy, subject.need_injected().disabled)))
+
+
 @mutant("A36", "reference_is_policy", "model")
 def dropout_in_the_passes_that_score() -> Subject:
     return dpo_bench().with_model(parts.add_dropout)
@@ -466,6 +476,16 @@ def dropout_never_switched_off() -> Subject:
 
 
 # adapters
+
+
+@mutant("own", "adapter_start", "model")
+def start_not_taken_over() -> Subject:
+    return replace(Bench().with_model(), start=Path(earlier_run().name))
+
+
+@mutant("own", "adapter_start", "model")
+def start_scaled_otherwise() -> Subject:
+    return Bench(adapter=LoRA(rank=4, alpha=8.0), continues=True).with_model()
 
 
 @mutant("A43", "adapter_targets", "model")

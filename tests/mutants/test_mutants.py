@@ -13,6 +13,8 @@ CLEAN = {
     "bos": lambda: Bench(kind="bos"),
     "dpo": dpo_bench,
     "full": full_bench,
+    "continues": lambda: Bench(continues=True),
+    "dpo_continues": lambda: dpo_bench(continues=True),
     "loss_on_all": lambda: Bench(settings=RowSettings(512, loss_on="all")),
     "last_assistant": lambda: Bench(settings=RowSettings(512, loss_on="last_assistant")),
     "documents": lambda: Bench(examples=documents(), held_out={}),

@@ -24,7 +24,7 @@ from luthier.jobs.http.multipart import Form, read_form
 from luthier.jobs.job_folder import kept_place, kept_steps
 from luthier.jobs.job_store import MOVES, Asked, JobStore, Told
 from luthier.jobs.pages import Page
-from luthier.jobs.results import COLUMNS, as_csv, metrics_data, step_message
+from luthier.jobs.results import COLUMNS, as_csv, checkpoint_metrics, metrics_data, step_message
 from luthier.jobs.rows import LONGEST_LINE, MOST_BAD, Rows
 from luthier.jobs.tenants import Caller, Tenants
 from luthier.jobs.translate import hyperparameters_of
@@ -219,6 +219,12 @@ def test_tables_have_both_dialects_of_headers() -> None:
         as_csv(steps) == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy\n1,0.5,,,\n2,0.25,,0.4,\n"
     )
     assert as_csv(steps, "azure").splitlines()[2] == "2,0.25,,0.4,,0.4,"
+    full = {**steps[1], "token_accuracy": 0.75, "validation_token_accuracy": 0.5}
+    assert as_csv([full]).splitlines()[1] == "2,0.25,0.75,0.4,0.5"
+    assert as_csv([full], "azure").splitlines()[1] == "2,0.25,0.75,0.4,0.5,0.4,0.5"
+    losses = {"train_loss": 0.25, "valid_loss": 0.4, "full_valid_loss": 0.4}
+    measured = losses | {f"{of}_mean_token_accuracy": 0.5 for of in ("valid", "full_valid")}
+    assert checkpoint_metrics(full) == {"step": 2.0, **measured, "train_mean_token_accuracy": 0.75}
     assert as_csv(steps, "azure").splitlines()[0].split(",") == list(COLUMNS["azure"])
     assert step_message(steps[1], 2) == "Step 2/2: training loss=0.25, validation loss=0.40"
     assert metrics_data(steps[0], None) == {"step": 1, "train_loss": 0.5, "total_steps": None}

@@ -111,10 +111,28 @@ def test_head_logprobs(dtype: torch.dtype) -> None:
     rows = torch.tensor([0, 0, 0, 1, 3, 4, 4])  # hidden state 2 predicts nothing
     targets = torch.tensor([0, 7, 300, 5, 5, 1, 299])
     check(
-        lambda h, w: head.head_logprobs(h, w, rows, targets),
-        lambda h, w: head.head_logprobs_plain(h, w, rows, targets),
+        lambda h, w: head.head_scores(h, w, rows, targets)[0],
+        lambda h, w: head.head_scores_plain(h, w, rows, targets)[0],
         [hidden, weight],
     )
+
+
+@needs_native
+@both_types
+@pytest.mark.parametrize("vocabulary", [5, 256, 700])
+def test_the_first_of_the_largest_logits_is_the_choice(dtype: torch.dtype, vocabulary: int) -> None:
+    """Few numbers, so that many are equal, as happens in bfloat16; the largest may stand at either end."""
+    hidden = torch.eye(8, dtype=dtype)[[0, 1, 2, 3, 4, 5]]
+    weight = torch.randint(-2, 3, (vocabulary, 8), generator=torch.Generator().manual_seed(0)).to(dtype)
+    weight[0, 4], weight[-1, 5] = 9, 9
+    rows = torch.arange(6).repeat_interleave(vocabulary)
+    targets = torch.arange(vocabulary).repeat(6)
+    _, right = head.head_scores(hidden, weight, rows, targets)
+    assert torch.equal(right, head.head_scores_plain(hidden, weight, rows, targets)[1])
+    assert right.view(6, vocabulary).nonzero().tolist() == [
+        [row, column.index(max(column))] for row, column in enumerate(weight[:, :6].t().tolist())
+    ]
+    assert not head.head_scores(hidden * torch.nan, weight, rows, targets)[1].view(6, -1)[:, 1:].any()
 
 
 @needs_native
@@ -122,10 +140,10 @@ def test_head_logprobs_of_many_targets_at_one_place_and_a_second_backward_pass()
     hidden = draw(2, 16, seed=1, dtype=torch.float32).requires_grad_()
     weight = draw(64, 16, seed=2, dtype=torch.float32)
     rows, targets = torch.tensor([0] * 40 + [1]), torch.tensor([*range(40), 3])
-    out = head.head_logprobs(hidden, weight, rows, targets)
+    out, _ = head.head_scores(hidden, weight, rows, targets)
     (first,) = torch.autograd.grad(out.sum(), hidden, retain_graph=True)
     (second,) = torch.autograd.grad(out.sum(), hidden)
-    (wanted,) = torch.autograd.grad(head.head_logprobs_plain(hidden, weight, rows, targets).sum(), hidden)
+    (wanted,) = torch.autograd.grad(head.head_scores_plain(hidden, weight, rows, targets)[0].sum(), hidden)
     assert torch.equal(first, second) and torch.allclose(first, wanted, atol=1e-5)
 
 

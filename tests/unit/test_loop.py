@@ -1,6 +1,7 @@
 """The loop: what a step does, when it stops, and that it is exact."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import torch
 from tests.engine_runs import make_run, random_units
 
 from luthier import registry
-from luthier.data.source import Source, order
+from luthier.data.source import Source, Unit, order
 from luthier.engine import checkpoint
-from luthier.engine.loop import train, validation_loss
+from luthier.engine.loop import train, validation_loss, validation_metrics
 from luthier.engine.run import Run
 from luthier.engine.schedules.base import Schedule
 from luthier.errors import NonFiniteStep
+from luthier.models.forest import build_batch
 from luthier.recipe import SCHEDULES
 
 
@@ -111,6 +113,42 @@ def test_early_stopping_keeps_the_best_checkpoint(tmp_path: Path) -> None:
     assert run.state.best_loss == measured[run.state.best_step] == min(measured.values())
     checkpoint.load_weights(run, checkpoint.best(run).folder)
     assert validation_loss(run) == run.state.best_loss
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_token_accuracy_is_the_weighted_share_of_first_choices(adapter: str, tmp_path: Path) -> None:
+    run = make_run(
+        tmp_path, adapter={"type": adapter}, training={"steps": 2, "rows_per_step": 4, "micro_batch_tokens": 40}
+    )
+    run.validation = [_half(unit) if number % 2 else unit for number, unit in enumerate(run.validation)]
+    for step in train(run):
+        assert 0 <= step.metrics["token_accuracy"] <= 1
+    found = validation_metrics(run)["token_accuracy"]
+    assert step.metrics["validation_token_accuracy"] == found
+    right = weight = 0.0
+    for unit in run.validation:
+        for row in unit:
+            batch = build_batch([row])
+            with torch.no_grad():
+                chosen_H = run.models.policy.logits(batch).argmax(-1)
+            right_K = (chosen_H[batch.hidden_Q] == batch.target_Q)[batch.prediction_K]
+            right += float((right_K * batch.loss_mask_K).sum())
+            weight += float(batch.loss_mask_K.sum())
+    assert found == pytest.approx(right / weight, abs=1e-9) and 0 < right < weight
+
+
+def _half(unit: Unit) -> Unit:
+    return tuple(replace(row, loss_mask=tuple(weight / 2 for weight in row.loss_mask)) for row in unit)
+
+
+def test_what_preferences_tell_of_the_validation_rows_is_noted_too(tmp_path: Path) -> None:
+    run = make_run(tmp_path, objective={"type": "dpo"}, training={"steps": 2, "rows_per_step": 4})
+    *_, last = train(run)
+    assert {name for name in last.metrics if name.startswith("validation_")} == {
+        "validation_loss",
+        "validation_margin",
+        "validation_accuracy",
+    }
 
 
 def test_clipping_bounds_the_update(tmp_path: Path) -> None:

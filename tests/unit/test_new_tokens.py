@@ -21,7 +21,7 @@ from luthier.examples import Conversation, Message, Row
 from luthier.models.forest import build_batch
 from luthier.models.kernels import native
 from luthier.models.kernels.decoder import has_plain_head
-from luthier.models.kernels.head import head_logprobs, head_logprobs_plain
+from luthier.models.kernels.head import head_scores, head_scores_plain
 from luthier.models.load import LoadedModel
 from luthier.models.new_tokens import add_to_tokenizer, with_new_tokens
 from luthier.models.scorer import Scorer
@@ -176,8 +176,8 @@ def test_the_kernel_of_the_head_agrees_with_its_reference(dtype: torch.dtype) ->
     ids, row_Q, target_Q = torch.tensor([4, 40, 7]), torch.tensor([0, 1, 1, 3, 5]), torch.tensor([4, 2, 40, 7, 9])
     assert native.serves(hidden)
     results = []
-    for compute in (head_logprobs, head_logprobs_plain):
-        out = compute(hidden, weight, row_Q, target_Q, (ids, rows))
+    for compute in (head_scores, head_scores_plain):
+        out, _ = compute(hidden, weight, row_Q, target_Q, (ids, rows))
         results.append([out, *torch.autograd.grad(out.sum(), [hidden, rows])])
     for found, wanted in zip(*results, strict=True):
         close = 1e-5 if dtype == torch.float32 else 5e-2

@@ -13,8 +13,8 @@ from tests.mutants import parts
 from tests.mutants.bench import Bench, dpo_bench, full_bench
 
 from luthier.examples import Row
-from luthier.models.forest import build_batch
-from luthier.models.scorer import Scorer, chosen_logprobs
+from luthier.models.forest import TokenScores, build_batch
+from luthier.models.scorer import Scorer, chosen_scores
 from luthier.objectives.base import Models
 from luthier.preflight._probe import in_float32, plain_logprobs, scored
 from luthier.preflight.base import Subject, run_gates
@@ -120,8 +120,8 @@ def test_a_fault_that_bfloat16_would_hide_is_refused() -> None:
     subject = narrow(Bench())
 
     class Warm(Scorer):
-        def token_logprobs(self, batch: Any) -> torch.Tensor:
-            return chosen_logprobs(self.logits(batch) * 0.999, batch)
+        def token_scores(self, batch: Any) -> TokenScores:
+            return chosen_scores(self.logits(batch) * 0.999, batch)
 
     subject.models = Models(Warm(subject.need_model().model))
     refused = {r.gate for r in run_gates(subject, "model") if not r.passed}

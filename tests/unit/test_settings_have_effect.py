@@ -111,12 +111,12 @@ CHANGES: Mapping[str, tuple[Any, Tree]] = {
 
 
 def known() -> list[str]:
-    """Every setting of training and of all parts, `part.type.field`."""
+    """Every setting of training and of all parts, `part.type.field`, but `start_from` (test_starts.py)."""
     names = [f"training.{field}" for field in TrainingSettings.model_fields]
     for part, (package, _) in PARTS.items():
         for kind in registry.names(package):
             fields = registry.load_class(package, kind, Settings).model_fields
-            names += [f"{part}.{kind}.{field}" for field in fields]
+            names += [f"{part}.{kind}.{field}" for field in fields if field != "start_from"]
     return names
 
 

@@ -19,11 +19,13 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field, PrivateAttr
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from luthier.adapters._eva import directions
 from luthier.adapters._layers import (
     PREFIX,
+    WEIGHTS,
     InjectedLayers,
     Linear,
     Targeted,
@@ -38,6 +40,7 @@ from luthier.adapters._layers import (
 from luthier.adapters._low_rank_files import read_low_rank
 from luthier.adapters._starts import FROM_ROWS, KEPT, STARTS, UPDATES
 from luthier.adapters._tokens import InjectedRows, ids_of
+from luthier.adapters.base import require_same_tensors
 from luthier.errors import ModelError
 from luthier.models.forest import Batch
 from luthier.models.kernels.low_rank import low_rank_added, low_rank_linear
@@ -59,6 +62,11 @@ class LoRALinear(Wrapped):
     def keep_start(self) -> None:
         """Let what A and B are now count as no update."""
         self.start = self.a.detach().clone(), self.b.detach().clone()
+
+    def take_start(self, a: Tensor, b: Tensor) -> None:
+        """Let the start be the one that such A' and B' of `update` were told from."""
+        r = self.rank
+        self.start = (a[:r] - a[r:]).to(self.a.device), b[:, r:].to(self.b.device, copy=True)
 
     def tensors(self) -> Mapping[str, nn.Parameter]:
         """A and B."""
@@ -165,6 +173,16 @@ class InjectedLoRA(InjectedLayers):
             found |= {f"{PREFIX}{name}": tensor for name, tensor in self.rows.file_tensors().items()}
         return found
 
+    def start_at(self, folder: Path) -> None:
+        """A kept start is that of the earlier training, whose seed may have been another; no rows are looked at."""
+        tensors = load_file(folder / WEIGHTS)
+        require_same_tensors(folder / WEIGHTS, tensors, self.file_tensors())
+        for name, layer in self.layers.items():
+            if layer.start is not None:
+                layer.take_start(*(tensors[f"{PREFIX}{name}.{_in_file(key)}"] for key in ("lora_A", "lora_B")))
+        self.waits_for_rows = False
+        super().start_at(folder)
+
     def take(self, tensors: Mapping[str, Tensor]) -> None:
         """Set A and B; of a kept start, those that were moved to what the file says."""
         for name, layer in self.layers.items():
@@ -203,6 +221,7 @@ class LowRank(Targeted):
     """Texts that become tokens of the model, such as `["<tool>", "</tool>"]`; their rows of embedding and head train.
     The template and replies may write them; they begin as the mean of the pieces that they were made of."""
 
+    free_to_change: ClassVar[frozenset[str]] = frozenset({"start_from", "loraplus_ratio"})
     use_dora: ClassVar[bool] = False
     _token_ids: tuple[int, ...] = PrivateAttr(())
 

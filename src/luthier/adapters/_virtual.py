@@ -77,6 +77,10 @@ class InjectedVirtual(Injected):
     def take(self, contents: Tensor) -> None:
         """Hold these contents from now on, without the network that made others."""
 
+    def begin_at(self, contents: Tensor) -> None:
+        """Hold these contents, with a fresh network beside them where one trains."""
+        self.take(contents)
+
     def parts(self) -> Mapping[str, Part]:
         """Nothing: the virtual tokens are read with the prompt."""
         return {}
@@ -98,10 +102,18 @@ class InjectedVirtual(Injected):
 
     def load(self, folder: Path) -> None:
         """Read the contents of a folder that `save` or `peft` wrote."""
-        tensors = load_file(folder / WEIGHTS)
         with torch.no_grad():
-            require_same_tensors(folder / WEIGHTS, tensors, {KEY: self.contents()})
-            self.take(tensors[KEY])
+            self.take(self._read(folder))
+
+    def start_at(self, folder: Path) -> None:
+        """What an earlier training left are contents alone: a network begins anew from them."""
+        with torch.no_grad():
+            self.begin_at(self._read(folder))
+
+    def _read(self, folder: Path) -> Tensor:
+        tensors: dict[str, Tensor] = load_file(folder / WEIGHTS)
+        require_same_tensors(folder / WEIGHTS, tensors, {KEY: self.contents()})
+        return tensors[KEY]
 
 
 class Virtual(Adapter):

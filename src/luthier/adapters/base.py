@@ -5,15 +5,16 @@ export know of the adapter.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import ClassVar
 
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from luthier.config import Settings
-from luthier.errors import ModelError
+from luthier.config import Settings, nested
+from luthier.errors import ModelError, RecipeError
 from luthier.models.forest import Batch
 from luthier.models.mixed import Part
 
@@ -22,7 +23,7 @@ class Injected(ABC):
     """An adapter inside one model."""
 
     starts_as_base: bool = True
-    """Whether a fresh one changes nothing: the injected model computes what its base computed, bit by bit."""
+    """Whether it changes nothing before training: the injected model computes what its base computed, bit by bit."""
 
     @property
     @abstractmethod
@@ -87,6 +88,16 @@ class Injected(ABC):
             ModelError: a tensor is missing, left over, or of another shape.
         """
 
+    def start_at(self, folder: Path) -> None:
+        """Begin a training where an earlier one ended: compute what the artifact in `folder` does, with all that trains
+        still there. Called on a fresh one, which does not start as the base any more.
+
+        Raises:
+            ModelError: as `load`.
+        """
+        self.load(folder)
+        self.starts_as_base = False
+
 
 class Adapter(Settings, ABC):
     """Settings of one family of adapters; the file name is its name in a recipe."""
@@ -95,6 +106,22 @@ class Adapter(Settings, ABC):
     """The highest of the schedule where the recipe names none (docs/adapters.md)."""
     overwrites_base: ClassVar[bool] = False
     """Whether the base weights themselves train, in float32, so that `Injected.disabled` is refused."""
+    free_to_change: ClassVar[frozenset[str]] = frozenset({"start_from"})
+    """Settings that may be others than those of the run that `start_from` names: how it learns, not what it is."""
+
+    start_from: str | None = None
+    """Folder of an earlier run on the same base: training goes on from its trained adapter, whose settings must be the
+    same. Absent: a fresh adapter. Not with `full` and `layer_freeze`, whose artifact is a `model.name`."""
+
+    @model_validator(mode="after")
+    def _require_base(self) -> "Adapter":
+        if self.start_from is not None and self.overwrites_base:
+            with nested():
+                raise RecipeError(
+                    f"adapter.start_from = {self.start_from!r}: this adapter trains the model's own weights, and what "
+                    f"it leaves is a whole model. Name that as the base: model.name = '{self.start_from}/adapter'"
+                )
+        return self
 
     @property
     def named_targets(self) -> tuple[str, ...]:
@@ -127,6 +154,23 @@ class Adapter(Settings, ABC):
 def by_name(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Detached, contiguous copies on the CPU, sorted by name, as files want them."""
     return {name: tensors[name].detach().to("cpu").contiguous() for name in sorted(tensors)}
+
+
+@contextmanager
+def standing_in(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let parameters hold other numbers while open.
+
+    Storage is exchanged, nothing is copied, and the parameters' versions stay: a graph that was built before can be
+    gone back through afterwards.
+    """
+    held = {name: parameter.data for name, parameter in parameters.items()}
+    for name, parameter in parameters.items():
+        parameter.data = tensors[name]
+    try:
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = held[name]
 
 
 def require_same_tensors(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -7,7 +7,7 @@ A layer without a bias is given one. Such a layer cannot be merged, since its mo
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,11 @@ class BitFitLinear(Wrapped):
         super().__init__()
         self.base = base
         self.d = nn.Parameter(torch.zeros(base.out_features, device=device_of(base)))
-        bias = base.bias
+        self.place(generator)
+
+    def place(self, generator: torch.Generator) -> None:
+        """Set what d is added to."""
+        bias = self.base.bias
         # a bias in bfloat16 would not be seen to move: see `spread`
         self._start = spread(bias.detach(), generator) if bias is not None and bias.dtype == torch.bfloat16 else bias
 
@@ -71,12 +75,27 @@ class BitFitLinear(Wrapped):
         return base
 
 
+class InjectedBitFit(InjectedLayers):
+    """Biases inside one model."""
+
+    layers: dict[str, BitFitLinear]  # type: ignore[assignment]
+
+    def start_at(self, folder: Path) -> None:
+        """Places in bfloat16 biases are those of the earlier training, whose seed may have been another."""
+        seed = _settings(folder)["seed"]
+        generator = torch.Generator().manual_seed(seed)
+        for layer in self.layers.values():
+            layer.place(generator)
+        self.config["seed"] = seed
+        super().start_at(folder)
+
+
 class BitFit(Targeted):
     """Train a bias for each chosen linear layer."""
 
     learning_rate: ClassVar[float] = 6e-4
 
-    def inject(self, model: nn.Module, seed: int) -> InjectedLayers:
+    def inject(self, model: nn.Module, seed: int) -> InjectedBitFit:
         """Wrap each target; everything else is frozen.
 
         Raises:
@@ -88,11 +107,15 @@ class BitFit(Targeted):
         wrapped = {name: BitFitLinear(linear, generator) for name, linear in chosen.items()}
         for name, layer in wrapped.items():
             replace(model, name, layer)
-        return InjectedLayers(model, wrapped, {"peft_type": "BITFIT", "seed": seed})
+        return InjectedBitFit(model, wrapped, {"peft_type": "BITFIT", "seed": seed})
 
-    def restore(self, model: nn.Module, folder: Path) -> InjectedLayers:
+    def restore(self, model: nn.Module, folder: Path) -> InjectedBitFit:
         """Inject with the targets and the seed of the folder's settings, then load its tensors."""
-        config = read_settings(folder, "BITFIT", ("target_modules", "seed"), {"seed": ()})
+        config = _settings(folder)
         injected = BitFit(targets=targets_of(config)).inject(model, seed=config["seed"])
         injected.load(folder)
         return injected
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    return read_settings(folder, "BITFIT", ("target_modules", "seed"), {"seed": ()})

@@ -4,7 +4,7 @@ What it shares with others is in `_low_rank`.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -20,6 +20,8 @@ class LoRA(LowRank):
     """How A and B begin: A random and B zero (two kinds), both random, from the weight's own largest directions (two
     kinds), over a quantized base from what quantizing lost (`loftq`), or A from the directions in which the layers'
     inputs vary on the first training rows (`eva`)."""
+
+    free_to_change: ClassVar[frozenset[str]] = LowRank.free_to_change | {"dropout"}
 
     @property
     def start(self) -> str:

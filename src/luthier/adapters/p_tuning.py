@@ -65,6 +65,11 @@ class InjectedPTuning(InjectedVirtual):
         """(count, width)"""
         return self.embedding.contents()
 
+    def begin_at(self, contents: Tensor) -> None:
+        """z becomes the contents, and a fresh network adds nothing to them."""
+        assert isinstance(self.embedding, EncodedEmbedding)
+        self.embedding.z.copy_(contents)
+
     def take(self, contents: Tensor) -> None:
         """Put plain embeddings in the network's place."""
         self.embedding = PromptEmbedding(self.embedding.base, contents.to(self.embedding.weight.device))

@@ -103,8 +103,12 @@ class InjectedPrefix(InjectedVirtual):
 
     def take(self, contents: Tensor) -> None:
         """Hold these keys and values, without a network."""
-        turned = contents.to(self.embedding.prefix.device).view(self.embedding.shape)
         self.embedding.network = None
+        self.begin_at(contents)
+
+    def begin_at(self, contents: Tensor) -> None:
+        """Hold these keys and values; a fresh network adds nothing to them."""
+        turned = contents.to(self.embedding.prefix.device).view(self.embedding.shape)
         self.embedding.prefix.copy_(self._turned(turned, -1.0).flatten(1))
 
     def _turned(self, kv: Tensor, direction: float) -> Tensor:

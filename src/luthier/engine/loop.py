@@ -42,7 +42,7 @@ def train(run: Run) -> Iterator[Step]:
     """
     if run.state.step == 0:
         observe(run)
-        run.state.best_loss = validation_loss(run)
+        run.state.best_loss = run.state.start_loss = validation_loss(run)
         if not math.isfinite(run.state.best_loss):
             raise NonFiniteStep(0, run.state.best_loss, what="validation loss of the untrained model")
         checkpoint.save(run)
@@ -55,7 +55,7 @@ def train(run: Run) -> Iterator[Step]:
         run.state.peak_memory_bytes = max(run.state.peak_memory_bytes, peak_memory_bytes(run.device))
         last = number == run.steps
         if last or number % run.validate_every == 0:
-            metrics["validation_loss"] = _validate(run)
+            metrics |= _validate(run)
         wait_for(run.device)
         seconds = time.perf_counter() - started
         run.state.seconds += seconds
@@ -135,24 +135,31 @@ def _batches(run: Run, number: int) -> list[Batch]:
     return [build_batch(group).to(run.device) for group in rows]
 
 
-@torch.no_grad()
 def validation_loss(run: Run) -> float:
     """The objective's mean over all validation units, without dropout."""
+    return validation_metrics(run)["loss"]
+
+
+@torch.no_grad()
+def validation_metrics(run: Run) -> dict[str, float]:
+    """What the objective tells of all validation units, without dropout; `loss` is its mean."""
     run.model.eval()
-    means = []
+    parts: list[Mapping[str, Mean]] = []
     for group in micro_batches(run.validation, run.micro_batch_tokens):
         batch = build_batch(group).to(run.device)
-        means.append(Mean(float(run.objective.loss(run.models, batch).total), run.objective.weight(batch)))
-    return merge_metrics([{"loss": mean} for mean in means])["loss"].value()
+        loss = run.objective.loss(run.models, batch)
+        parts.append({**loss.metrics, "loss": Mean(float(loss.total), run.objective.weight(batch))})
+    return {name: mean.value() for name, mean in merge_metrics(parts).items()}
 
 
-def _validate(run: Run) -> float:
-    """Measure, remember the best step, and decide whether to stop early."""
-    loss, state = validation_loss(run), run.state
+def _validate(run: Run) -> dict[str, float]:
+    """Measure, remember the best step, and decide whether to stop early; what was measured, as `validation_...`."""
+    metrics, state = validation_metrics(run), run.state
+    loss = metrics["loss"]
     if state.best_loss is None or loss < state.best_loss:  # NaN is no gain
         state.best_loss, state.best_step, state.validations_without_gain = loss, state.step, 0
     else:
         state.validations_without_gain += 1
     patience = run.settings.patience
     state.stopped_early = patience is not None and state.validations_without_gain >= patience
-    return loss
+    return {f"validation_{name}": value for name, value in metrics.items()}

@@ -22,6 +22,8 @@ class State:
     step: int = 0
     best_step: int = 0
     best_loss: float | None = None
+    start_loss: float | None = None
+    """On the validation rows, before the first step."""
     validations_without_gain: int = 0
     tokens: int = 0
     trained_tokens: int = 0

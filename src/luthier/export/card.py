@@ -69,6 +69,9 @@ def _training(report: Report) -> Iterator[str]:
         settings = run.recipe.get(part) or {}
         told = ", ".join(f"{key} {value}" for key, value in settings.items() if key != "type")
         yield f"- {part}: {settings.get('type')}" + (f" ({told})" if told else "")
+    if run.started_from is not None:
+        digests = ", ".join(f"{name} {digest}" for name, digest in run.started_from.files.items())
+        yield f"- began with the adapter that {run.started_from.run} trained (sha256: {digests})"
     if training is not None and training.steps is not None:
         loss = training.best_validation_loss
         best = (

@@ -2,6 +2,7 @@
 
 recipe.toml     made from the request
 train.jsonl     the training file; validation.jsonl, if the job has one
+start/adapter/  what the job goes on from, if its model is one that a job made
 run/            as of `luthier train`, with kept/step-000123 for the latest steps that validated
 ended.json      how the process ended: `kind` and `message` of the error, or nothing
 log.txt         what the process printed
@@ -10,6 +11,7 @@ log.txt         what the process printed
 from pathlib import Path
 
 RECIPE, TRAIN, VALIDATION = "recipe.toml", "train.jsonl", "validation.jsonl"
+START, ARTIFACT, RECORD = "start", "adapter", "run.json"
 RUN, ENDED, LOG = "run", "ended.json", "log.txt"
 DONE, REFUSED, STOPPED = 0, 2, 130
 """Exit codes: trained; the job cannot be done as it is; it saved and stopped because it was told to."""
@@ -24,6 +26,6 @@ def kept_place(run: Path, step: int) -> Path:
 def kept_steps(run: Path) -> dict[int, Path]:
     """The places of kept steps, the earliest first."""
     found = {
-        int(place.parent.name.removeprefix(_STEP)): place.parent for place in run.glob(f"{_KEPT}/{_STEP}*/adapter")
+        int(place.parent.name.removeprefix(_STEP)): place.parent for place in run.glob(f"{_KEPT}/{_STEP}*/{ARTIFACT}")
     }
     return dict(sorted(found.items()))

@@ -20,6 +20,11 @@ COLUMNS = {
     ),
 }
 """Headers of the table, by dialect; validation is always over all validation rows, so both of its losses are one."""
+RENAMED = {
+    "train_accuracy": "train_mean_token_accuracy",
+    "validation_mean_token_accuracy": "valid_mean_token_accuracy",
+}
+"""Columns that events call otherwise."""
 
 
 def step_message(step: Mapping[str, Any], total: int | None) -> str:
@@ -28,21 +33,26 @@ def step_message(step: Mapping[str, Any], total: int | None) -> str:
     return text + (f", validation loss={step['validation_loss']:.2f}" if "validation_loss" in step else "")
 
 
+def _measured(step: Mapping[str, Any]) -> dict[str, float]:
+    """Losses and accuracies of a step as the wire calls them; accuracies of objectives that have none are absent."""
+    found = {"train_loss": step["loss"]}
+    if "token_accuracy" in step:
+        found["train_mean_token_accuracy"] = step["token_accuracy"]
+    for wire, own in (("loss", "validation_loss"), ("mean_token_accuracy", "validation_token_accuracy")):
+        if own in step:
+            found |= {f"valid_{wire}": step[own], f"full_valid_{wire}": step[own]}
+    return found
+
+
 def metrics_data(step: Mapping[str, Any], total: int | None) -> dict[str, Any]:
     """The data of a metrics event."""
-    data = {"step": step["step"], "train_loss": step["loss"], "total_steps": total}
-    data |= {name: step[name] for name in OWN if name in step}
-    if "validation_loss" in step:
-        data |= {"valid_loss": step["validation_loss"], "full_valid_loss": step["validation_loss"]}
-    return data
+    own = {name: step[name] for name in OWN if name in step}
+    return {"step": step["step"], **_measured(step), "total_steps": total, **own}
 
 
 def checkpoint_metrics(step: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of a checkpoint."""
-    found = {"step": float(step["step"]), "train_loss": step["loss"]}
-    if "validation_loss" in step:
-        found |= {"valid_loss": step["validation_loss"], "full_valid_loss": step["validation_loss"]}
-    return found
+    return {"step": float(step["step"]), **_measured(step)}
 
 
 def as_csv(steps: Sequence[Mapping[str, Any]], dialect: str = "openai") -> str:
@@ -51,7 +61,7 @@ def as_csv(steps: Sequence[Mapping[str, Any]], dialect: str = "openai") -> str:
     table = csv.writer(out, lineterminator="\n")
     table.writerow(COLUMNS[dialect])
     for step in steps:
-        known = {"step": step["step"], "train_loss": step["loss"], "valid_loss": step.get("validation_loss")}
-        known["full_valid_loss"] = known["valid_loss"]
+        known = {"step": step["step"], **_measured(step)}
+        known |= {column: known[name] for column, name in RENAMED.items() if name in known}
         table.writerow(["" if known.get(name) is None else known[name] for name in COLUMNS[dialect]])
     return out.getvalue()

@@ -31,8 +31,21 @@ from luthier.jobs.database import Row, now
 from luthier.jobs.environment import child_environment
 from luthier.jobs.file_store import RESULTS, FileStore
 from luthier.jobs.ids import FILE, JOB
-from luthier.jobs.job_folder import DONE, ENDED, LOG, REFUSED, RUN, STOPPED, TRAIN, VALIDATION, kept_steps
+from luthier.jobs.job_folder import (
+    ARTIFACT,
+    DONE,
+    ENDED,
+    LOG,
+    REFUSED,
+    RUN,
+    START,
+    STOPPED,
+    TRAIN,
+    VALIDATION,
+    kept_steps,
+)
 from luthier.jobs.job_store import JobStore, Told
+from luthier.jobs.model_names import checkpoint_name, is_tuned, model_name
 from luthier.jobs.private import private_file, private_folder
 from luthier.jobs.results import as_csv, checkpoint_metrics, metrics_data, step_message
 from luthier.jobs.translate import write_recipe
@@ -44,8 +57,6 @@ TICK_SECONDS = 0.5
 PROGRAM = "luthier.cli.job_process"
 PATIENCE_SECONDS = 120.0
 """How long a process that was told to stop may finish its step and save."""
-OWNER = "luthier"
-"""The middle part of the names of models, as `ft:BASE:OWNER:SUFFIX:ID`."""
 DEATHS, MOST_DEATHS = "deaths.json", 5
 """A process that dies so often without a further checkpoint is not started again."""
 SWEEP_SECONDS = 60.0
@@ -183,11 +194,13 @@ class Supervisor:
             self._store.move(row["id"], "queued", [told])
 
     def _prepare(self, row: Row) -> None:
-        """Give the job copies of its files and a recipe."""
+        """Give the job copies of its files, of the model that it goes on from, and a recipe."""
         folder = self.folder_of(row)
         try:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(mode=0o700)
+            if is_tuned(row["asked"]["model"]) and not self._link_start(row, folder):
+                return
             for name, file_id in ((TRAIN, row["training_file"]), (VALIDATION, row["validation_file"])):
                 if file_id is not None:
                     digest = self._files.get(row["project_id"], file_id)["sha256"]
@@ -203,6 +216,20 @@ class Supervisor:
             )
         with suppress(ApiError):  # it was cancelled meanwhile
             self._store.move(row["id"], "queued", told, ("validating_files",), picked=picked.dump())
+
+    def _link_start(self, row: Row, folder: Path) -> bool:
+        """Give the job the artifact of the model that it goes on from; fails the job if that was deleted meanwhile."""
+        name = row["asked"]["model"]
+        model = self._store.model(row["project_id"], name)
+        try:
+            if model is not None:
+                # links, so that whatever becomes of the other job's files, this one's stay
+                shutil.copytree(Path(model["folder"]) / ARTIFACT, folder / START / ARTIFACT, copy_function=os.link)
+                return True
+        except (shutil.Error, FileNotFoundError):  # a checkpoint that was thinned out
+            pass
+        self._fail(row, "model_not_available", f"The model {name!r} was deleted before the job began.", "model")
+        return False
 
     def _begin(self, row: Row) -> None:
         if shutil.disk_usage(self._folder).free < self._limits.free_bytes:
@@ -339,18 +366,12 @@ class Supervisor:
             return
         for one in log.steps:
             if one["step"] in kept:
-                name = f"{model_name(row)}:ckpt-step-{one['step']}"
+                name = checkpoint_name(row, one["step"])
                 self._store.add_checkpoint(row, one["step"], name, checkpoint_metrics(one))
                 self._store.add_model(row, name, str(kept[one["step"]]))
         self._store.drop_checkpoints(row["id"], list(kept))
         logged = {one["step"] for one in log.steps}
         log.kept = tuple(kept) if logged.issuperset(kept) else None  # a step is kept before its line is whole
-
-
-def model_name(row: Row) -> str:
-    """`ft:BASE:OWNER:SUFFIX:ID`, as OpenAI's clients expect it."""
-    suffix = row["asked"].get("suffix") or ""
-    return f"ft:{row['asked']['model']}:{OWNER}:{suffix}:{row['id'][-8:]}"
 
 
 def _estimate(steps: list[dict[str, Any]], total: int | None) -> int | None:

@@ -4,11 +4,13 @@
     batch_size                  training.rows_per_step
     learning_rate_multiplier    times the learning rate of our own rules (`luthier.draft`)
     beta                        objective.beta, of dpo
+    model, one that a job made  adapter.start_from, with the adapter and the model's settings of that job
 
 `"auto"`, and what is left out, is picked by these rules from the rows and the model's size. A base is named as a recipe
 names it, or by a name that the operator gave another meaning (`gpt-4o-mini = "smollm2-135m-instruct"`).
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +20,8 @@ from luthier.config import build, write_toml
 from luthier.data.profile import profile
 from luthier.data.write import atomic_text
 from luthier.draft import Facts, require_same_kind, sections
-from luthier.errors import DataError
-from luthier.jobs.job_folder import RECIPE, TRAIN, VALIDATION
+from luthier.errors import DataError, ModelError
+from luthier.jobs.job_folder import ARTIFACT, RECIPE, RECORD, START, TRAIN, VALIDATION
 from luthier.recipe import Recipe
 
 
@@ -59,13 +61,14 @@ def write_recipe(folder: Path, base: str, body: Mapping[str, Any], seed: int) ->
     """Write `recipe.toml` beside the rows of a job, and tell what was picked.
 
     Args:
-        folder: holds `train.jsonl`, and `validation.jsonl` if the job has one.
+        folder: holds `train.jsonl`, `validation.jsonl` if the job has one, and `start` if it goes on from a model.
         base: as `model.name`.
         body: the request.
         seed: of the job.
 
     Raises:
         DataError: rows cannot be read, or are not of the kind that the method trains on.
+        ModelError: what was kept of the model to go on from is damaged.
         RecipeError: a setting is out of range.
     """
     kind = method_of(body)
@@ -77,6 +80,8 @@ def write_recipe(folder: Path, base: str, body: Mapping[str, Any], seed: int) ->
         wanted = "rows with 'input', 'preferred_output' and 'non_preferred_output'" if kind == "dpo" else "'messages'"
         raise DataError(f"the method {kind} is trained on {wanted}; these rows are of another kind", "training file")
     tree = {"seed": seed, **_drafted(Facts(rows, None, held_out, base, folder, None, has_test=False))}
+    if (folder / START).is_dir():
+        tree |= _continued(folder, base)
     given = hyperparameters_of(body)
     training, optimizer, objective = tree["training"], tree["optimizer"], tree["objective"]
     # whole epochs, as the API counts them; a client who wants fewer steps gives fewer rows
@@ -93,6 +98,24 @@ def write_recipe(folder: Path, base: str, body: Mapping[str, Any], seed: int) ->
         file.write(write_toml(tree))
     beta = objective["beta"] if kind == "dpo" else None
     return Picked(recipe.training.epochs, recipe.training.rows_per_step, multiplier, beta)
+
+
+def _continued(folder: Path, base: str) -> dict[str, Any]:
+    """The tables that must be as they were where the model was made.
+
+    Raises:
+        ModelError: what was kept of the model is damaged.
+    """
+    try:
+        record = json.loads((folder / START / ARTIFACT / RECORD).read_text(encoding="utf-8"))
+        model, adapter = dict(record["recipe"]["model"]), dict(record["recipe"]["adapter"])
+        precision = record["model"]["precision"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"the files of the model are damaged: {RECORD}: {error!r}") from None
+    return {
+        "model": {**model, "name": base, "precision": precision},
+        "adapter": {**adapter, "start_from": START},
+    }
 
 
 def _drafted(facts: Facts) -> dict[str, Any]:

@@ -11,6 +11,7 @@ Shapes: N tokens of the forest; R rows; K trained-on tokens over all rows, row a
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -89,6 +90,15 @@ class Batch:
             self.forest, ids_N=self.forest.ids_N.to(device), positions_N=self.forest.positions_N.to(device)
         )
         return replace(self, forest=forest, **moved)
+
+
+class TokenScores(NamedTuple):
+    """What a model makes of the trained-on tokens of a batch, in the order of its `row_K`."""
+
+    logprobs_K: Tensor
+    """(K,) log-probabilities; float32 at least."""
+    right_K: Tensor
+    """(K,) whether each is the likeliest token at its place, the first of equally likely ones; no gradient."""
 
 
 _TENSORS = ("row_K", "loss_mask_K", "prediction_K", "hidden_H", "hidden_Q", "target_Q")

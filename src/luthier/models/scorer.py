@@ -15,9 +15,9 @@ from torch import Tensor
 from luthier.errors import ModelError
 from luthier.models import attention
 from luthier.models.decode import computed_in
-from luthier.models.forest import Batch
+from luthier.models.forest import Batch, TokenScores
 from luthier.models.kernels.decoder import has_plain_head
-from luthier.models.kernels.head import head_logprobs
+from luthier.models.kernels.head import head_scores
 from luthier.models.quantize.base import QuantizedLinear
 from luthier.models.token_rows import HeadWithRows
 from luthier.models.virtual import virtual_ids
@@ -36,8 +36,13 @@ class Scorer:
 
     def token_logprobs(self, batch: Batch) -> Tensor:
         """(K,) log-probability of each trained-on token, in the order of `batch.row_K`; float32 at least."""
+        return self.token_scores(batch).logprobs_K
+
+    def token_scores(self, batch: Batch) -> TokenScores:
+        """The log-probability of each trained-on token, and whether it is the likeliest."""
         if not len(batch.hidden_H):
-            return torch.zeros(0, device=batch.row_K.device)
+            none = torch.zeros(0, device=batch.row_K.device)
+            return TokenScores(none, none.bool())
         batch = batch.behind(ids) if (ids := virtual_ids(self.model)) else batch
         if has_plain_head(self.model):
             hidden_HE = self._run(self.model.base_model, batch).last_hidden_state[0, batch.hidden_H]
@@ -45,8 +50,9 @@ class Scorer:
             head = self.model.get_output_embeddings()
             weight = head if isinstance(head, QuantizedLinear) else head.weight
             moved = head.moved() if isinstance(head, HeadWithRows) else None
-            return head_logprobs(hidden_HE, weight, batch.hidden_Q, batch.target_Q, moved)[batch.prediction_K]
-        return chosen_logprobs(self._logits(batch), batch)
+            scores = head_scores(hidden_HE, weight, batch.hidden_Q, batch.target_Q, moved)
+            return TokenScores(*(values_Q[batch.prediction_K] for values_Q in scores))
+        return chosen_scores(self._logits(batch), batch)
 
     def logits(self, batch: Batch) -> Tensor:
         """(H, vocabulary) logits at the positions `batch.hidden_H`."""
@@ -72,14 +78,15 @@ class Scorer:
             )
 
 
-def chosen_logprobs(logits_HV: Tensor, batch: Batch) -> Tensor:
-    """(K,) log-probability of each trained-on token, from the logits at `batch.hidden_H`; float32 at least."""
+def chosen_scores(logits_HV: Tensor, batch: Batch) -> TokenScores:
+    """The scores of each trained-on token from the logits at `batch.hidden_H`."""
+    right_Q = logits_HV.detach().argmax(-1)[batch.hidden_Q] == batch.target_Q
     # bfloat16 is widened: a softmax over a large vocabulary needs the precision
     logits_HV = logits_HV.to(torch.promote_types(logits_HV.dtype, torch.float32))
     if len(batch.hidden_H) != len(batch.target_Q):  # one position predicts several next tokens
         logits_HV = logits_HV[batch.hidden_Q]
     logprobs_Q = -F.cross_entropy(logits_HV, batch.target_Q, reduction="none")
-    return logprobs_Q[batch.prediction_K]
+    return TokenScores(logprobs_Q[batch.prediction_K], right_Q[batch.prediction_K])
 
 
 def forest_mode(model: Any) -> AbstractContextManager[None]:

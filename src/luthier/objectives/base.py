@@ -15,7 +15,7 @@ from torch import Tensor
 from luthier.config import Settings
 from luthier.data.templates import Template
 from luthier.examples import Conversation, Document, Example, Row
-from luthier.models.forest import Batch
+from luthier.models.forest import Batch, TokenScores
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,11 @@ class Mean:
 
     total: float
     count: float
+
+    @classmethod
+    def weighted(cls, values: Tensor, weights: Tensor) -> "Mean":
+        """The mean of `values`, each with its weight."""
+        return cls(float(in_float64(values * weights).sum()), float(in_float64(weights).sum()))
 
     @classmethod
     def of(cls, values: Tensor) -> "Mean":
@@ -57,6 +62,10 @@ class Scorer(Protocol):
 
     def token_logprobs(self, batch: Batch) -> Tensor:
         """(K,) float32: log-probability of each trained-on token of each row, in the order of `batch.row_K`."""
+        ...
+
+    def token_scores(self, batch: Batch) -> TokenScores:
+        """The same, and whether each of these tokens is the likeliest at its place."""
         ...
 
     def logits(self, batch: Batch) -> Tensor:

@@ -29,5 +29,12 @@ class SFT(Objective):
 
     def loss(self, models: Models, batch: Batch) -> Loss:
         """Summed negative log-likelihood of the trained-on tokens."""
-        losses_K = -models.policy.token_logprobs(batch) * batch.loss_mask_K
-        return Loss(losses_K.sum(), {"loss": Mean(float(in_float64(losses_K).sum()), self.weight(batch))})
+        logprobs_K, right_K = models.policy.token_scores(batch)
+        losses_K = -logprobs_K * batch.loss_mask_K
+        return Loss(
+            losses_K.sum(),
+            {
+                "loss": Mean(float(in_float64(losses_K).sum()), self.weight(batch)),
+                "token_accuracy": Mean.weighted(right_K, batch.loss_mask_K),
+            },
+        )

@@ -6,9 +6,9 @@ p is the model, q the base, KL over the whole vocabulary at each position that p
 direction that keeps what the base thinks possible (learning without forgetting, Li & Hoiem 2016, arXiv:1606.09282,
 equation 3 at temperature 1; Hinton et al. 2015 for the loss). Where the data always want one token y, the minimum is
 p = (onehot(y) + kl_weight q) / (1 + kl_weight): the weight says how much of the base is left in each prediction. At
-step 0 the penalty is 0. K trained-on tokens over all rows; H positions, shared by rows that begin alike. Left out:
-the reverse direction KL(p || q) of RLHF, which lets the model drop what the base thinks possible; positions of the
-prompt.
+step 0 the penalty is 0. Where the adapter goes on from an earlier run (`adapter.start_from`), q is that run's model.
+K trained-on tokens over all rows; H positions, shared by rows that begin alike. Left out: the reverse direction
+KL(p || q) of RLHF, which lets the model drop what the base thinks possible; positions of the prompt.
 """
 
 from typing import ClassVar

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from math import isfinite
+from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from luthier import registry
@@ -72,6 +73,8 @@ class Subject:
     loaded: LoadedModel | None = None
     injected: Injected | None = None
     models: Models | None = None
+    start: Path | None = None
+    """The artifact that the adapter starts at; None: it is fresh."""
     targets: tuple[str, ...] = ()
     """Layers that the recipe asks the adapter to change; empty if it names none."""
     checksums: Mapping[str, str] = field(default_factory=dict)

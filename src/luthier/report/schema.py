@@ -373,6 +373,8 @@ class Training(Part):
     """The step whose weights were kept."""
     best_validation_loss: float | None = None
     """Its validation loss."""
+    start_validation_loss: float | None = None
+    """Before the first step; null in runs of older versions."""
     seconds: float | None = None
     """Seconds of training."""
     tokens: int | None = None
@@ -445,6 +447,17 @@ class ComparedRows(Part):
     """At most ten."""
 
 
+class StartedFrom(Part):
+    """The artifact that a training began with."""
+
+    run: str
+    """The earlier run's folder, as the recipe named it."""
+    training: str | None = None
+    """Digest of all that decided that run's weights."""
+    files: dict[str, str] = {}
+    """sha256 of each file of its artifact."""
+
+
 class Recorded(Part):
     """What a run writes down about itself, in `manifest.json`."""
 
@@ -466,6 +479,8 @@ class Recorded(Part):
     """Commit, if the run started in a repository."""
     recipe_sha256: str | None = None
     """Digest of the effective recipe."""
+    started_from: StartedFrom | None = None
+    """The earlier run whose trained adapter the training continued; null if it began with a fresh one."""
 
 
 class Run(Recorded):

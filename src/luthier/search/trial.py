@@ -27,6 +27,7 @@ from luthier.report.folder import read_lines
 from luthier.run_folder import RunFolder
 from luthier.run_registry import Parent
 from luthier.stages import Data, Opened, open_run, prepare_data, prepare_training, row_subject, train_stage
+from luthier.starts import FOLDER, keep_start
 
 State = Literal["complete", "pruned", "failed"]
 JUDGED_AT = range(10, 101, 10)
@@ -136,7 +137,7 @@ def run_trial(
         result = Result(**kept) if kept else _train(ground, folder, recipe, progress, judge)
         failure = {"failure": result.note} if result.state == "failed" else {}
         folder.record(trial={**trial, "result": vars(result)}, **failure)
-        for name in ("checkpoints", "adapter"):  # the winner is trained again, as a run of its own
+        for name in ("checkpoints", "adapter", FOLDER):  # the winner is trained again, as a run of its own
             shutil.rmtree(folder / name, ignore_errors=True)
     return result
 
@@ -199,13 +200,16 @@ class Watched:
 
 
 def _open(ground: Ground, folder: RunFolder, recipe: Recipe) -> Opened:
+    start = keep_start(recipe, folder)
     loaded = assemble.open_for_run(recipe, folder)
     template = assemble.template_for(recipe, loaded, assemble.longest_row(recipe, loaded))
+    if start is not None:
+        start.require_fit(recipe, loaded, template)
     subject = None
     if registry.name_of(recipe.adapter) not in ground.proven:
         subject = row_subject(recipe, ground.data, loaded, template)
         subject.units = ground.units
-    return Opened(recipe, folder, ground.data, loaded, template, ground.units, subject)
+    return Opened(recipe, folder, ground.data, loaded, template, ground.units, subject, start)
 
 
 def _score(opened: Opened, run: Run) -> float:

@@ -20,6 +20,7 @@ from luthier.jobs.http.caller import admin_of, caller_of
 from luthier.jobs.http.reading import body_of, page_from, read_as, require_known
 from luthier.jobs.http.schema import CreateJob, Grant, MetadataQuery
 from luthier.jobs.job_store import Asked, JobStore, Status, Told
+from luthier.jobs.model_names import is_tuned
 from luthier.jobs.pages import list_body
 from luthier.serve.api_error import ApiError, unsupported
 
@@ -84,7 +85,7 @@ class FineTuningRoutes:
 
     def _create(self, request: Request, body: CreateJob) -> dict[str, Any]:
         project = caller_of(request).project_id
-        base = self._names.base_of(body.model)
+        base = self._base_of(project, body.model)
         if body.method is not None and body.method.type == "reinforcement":
             raise unsupported("method.type", "training on graded answers comes with a later version")
         for param, file_id in (("training_file", body.training_file), ("validation_file", body.validation_file)):
@@ -106,6 +107,22 @@ class FineTuningRoutes:
         row = self._jobs.create(project, asked, None if key is None else (key, digest))
         note_object(request, row["id"])
         return job_body(row)
+
+    def _base_of(self, project: str, model: str) -> str:
+        """The base of a model that the project may train from: one that is served, or what a job made of one.
+
+        Raises:
+            ApiError: 400: there is no such model, or its base is not served any more.
+        """
+        if not is_tuned(model):
+            return self._names.base_of(model)
+        row = self._jobs.model(project, model)
+        if row is None or row["base"] not in self._names.bases:
+            why = "no such model" if row is None else "its base is not served here any more"
+            raise ApiError(
+                f"{model[:300]!r} cannot be fine-tuned further: {why}.", param="model", code="model_not_available"
+            )
+        return str(row["base"])
 
     def _require_rows(self, project: str, param: str, file_id: str) -> None:
         try:

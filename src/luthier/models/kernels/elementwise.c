@@ -14,6 +14,7 @@
 #include "common.h"
 
 #define GROUP 64 /* rows that share a partial sum of the norm's weight gradient */
+#define BLOCK 256 /* numbers that are compared at once where one is looked for */
 #define SMALL 32768 /* numbers below which a second thread costs more than it saves */
 
 #define SELF "elementwise.c"
@@ -139,8 +140,8 @@ void NAME(rotate)(const T *x, long stride, const T *cos_, const T *sin_, T *out,
     }
 }
 
-/* log(sum(exp(logits))) of each row */
-void NAME(log_sum_exp)(const T *logits, float *lse, long rows, long width) {
+/* log(sum(exp(logits))) of each row, and where its largest one is: the first of several, 0 if there is none (NaN) */
+void NAME(log_sum_exp)(const T *logits, float *lse, long *first, long rows, long width) {
 #pragma omp parallel for schedule(static) if (rows * width > SMALL)
     for (long i = 0; i < rows; i++) {
         const T *li = logits + i * width;
@@ -153,6 +154,16 @@ void NAME(log_sum_exp)(const T *logits, float *lse, long rows, long width) {
 #pragma omp simd reduction(+ : sum)
         for (long j = 0; j < width; j++) sum += fast_exp(WIDEN(li[j]) - top);
         lse[i] = top + logf(sum);
+        first[i] = 0;
+        for (long start = 0; start < width; start += BLOCK) {
+            long end = start + BLOCK < width ? start + BLOCK : width;
+            int found = 0;
+#pragma omp simd reduction(| : found)
+            for (long j = start; j < end; j++) found |= WIDEN(li[j]) == top;
+            if (!found) continue;
+            for (first[i] = start; WIDEN(li[first[i]]) != top;) first[i]++;
+            break;
+        }
     }
 }
 

@@ -1,10 +1,11 @@
 """Log-probabilities of chosen tokens from hidden states: the vocabulary projection and its softmax as one operation.
 
     logits = hidden W^T        out_q = logits[row_q, target_q] - log sum exp logits[row_q]
+    right_q = target_q is the first largest of logits[row_q]
 
 Shapes: hidden (H, width), W (vocabulary, width), row and target (Q,), rows ascending and no pair twice, out (Q,) in
-float32. Logits are held once, in the type of `hidden`; their gradient takes their place. A W that is held quantized is
-made in panels of `PANEL` rows, again in the backward pass, and is never whole.
+float32, right (Q,) bool. Logits are held once, in the type of `hidden`; their gradient takes their place. A W that is
+held quantized is made in panels of `PANEL` rows, again in the backward pass, and is never whole.
 """
 
 from collections.abc import Iterator
@@ -47,28 +48,29 @@ def add_moved(logits: Tensor, hidden: Tensor, moved: Moved | None) -> Tensor:
     return logits
 
 
-def head_logprobs_plain(
+def head_scores_plain(
     hidden: Tensor, weight: Weight, row_Q: Tensor, target_Q: Tensor, moved: Moved | None = None
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """The reference."""
     dense = weight.to(hidden.dtype) if isinstance(weight, Tensor) else weight.dense(hidden.dtype)
     logits = add_moved(hidden @ dense.t(), hidden, moved)
+    right_Q = logits.detach().argmax(-1)[row_Q] == target_Q
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))[row_Q]
-    return logits.log_softmax(-1).gather(1, target_Q[:, None])[:, 0]
+    return logits.log_softmax(-1).gather(1, target_Q[:, None])[:, 0], right_Q
 
 
-def head_logprobs(
+def head_scores(
     hidden: Tensor, weight: Weight, row_Q: Tensor, target_Q: Tensor, moved: Moved | None = None
-) -> Tensor:
-    """out; `moved` is added to some rows of W, which itself has none that train then."""
+) -> tuple[Tensor, Tensor]:
+    """out and right; `moved` is added to some rows of W, which itself has none that train then."""
     if not native.serves(hidden):
-        return head_logprobs_plain(hidden, weight, row_Q, target_Q, moved)
+        return head_scores_plain(hidden, weight, row_Q, target_Q, moved)
     ids, rows = (None, None) if moved is None else (moved[0], moved[1].to(hidden.dtype))
-    out: Tensor = _HeadLogprobs.apply(hidden, weight, row_Q, target_Q, ids, rows)
-    return out
+    scores: tuple[Tensor, Tensor] = _HeadScores.apply(hidden, weight, row_Q, target_Q, ids, rows)
+    return scores
 
 
-class _HeadLogprobs(torch.autograd.Function):
+class _HeadScores(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -78,20 +80,22 @@ class _HeadLogprobs(torch.autograd.Function):
         target_Q: Tensor,
         ids: Tensor | None,
         moved: Tensor | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         cast = weight.to(hidden.dtype) if isinstance(weight, Tensor) else None
         logits_HV = _logits(hidden, weight if cast is None else cast, ids, moved)
-        lse_H = torch.empty(len(hidden))
-        native.call("log_sum_exp", logits_HV.dtype, logits_HV, lse_H, *logits_HV.shape)
+        lse_H, first_H = torch.empty(len(hidden)), torch.empty(len(hidden), dtype=torch.int64)
+        native.call("log_sum_exp", logits_HV.dtype, logits_HV, lse_H, first_H, *logits_HV.shape)
+        right_Q = first_H[row_Q] == target_Q
+        ctx.mark_non_differentiable(right_Q)
         chosen_Q = logits_HV[row_Q, target_Q].float() - lse_H[row_Q]
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(hidden, cast, row_Q, target_Q, lse_H, ids, moved)
             ctx.logits, ctx.panels = logits_HV, weight if cast is None else None
             ctx.weight_type = weight.dtype if isinstance(weight, Tensor) else None
-        return chosen_Q
+        return chosen_Q, right_Q
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden, cast, row_Q, target_Q, lse_H, ids, moved = ctx.saved_tensors
         weight: Weight = ctx.panels if cast is None else cast
         logits_HV, ctx.logits = ctx.logits, None

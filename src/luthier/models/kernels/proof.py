@@ -15,7 +15,7 @@ from torch import Tensor
 from luthier.models.forest import Forest
 from luthier.models.kernels import native
 from luthier.models.kernels.attention import decode, pack_prefix, rotary_attention, rotate_plain
-from luthier.models.kernels.head import head_logprobs, head_logprobs_plain
+from luthier.models.kernels.head import head_scores, head_scores_plain
 from luthier.models.kernels.norm import add_rms_norm, rms_norm_plain
 from luthier.models.kernels.swiglu import swiglu, swiglu_plain
 from luthier.models.quantize import gguf, int8, nf4
@@ -75,8 +75,8 @@ def _cases(dtype: torch.dtype) -> Iterator[Case]:
     rows, targets = torch.tensor([0, 1, 1, 4]), torch.tensor([3, 0, 99, 42])
     yield (
         "log-probabilities",
-        lambda h, w: head_logprobs(h, w, rows, targets),
-        lambda h, w: head_logprobs_plain(h, w, rows, targets),
+        lambda h, w: head_scores(h, w, rows, targets)[0],
+        lambda h, w: head_scores_plain(h, w, rows, targets)[0],
         [draw(5, 64), draw(100, 64)],
     )
     # a row of 70 tokens, one of 20 that goes on from it, and another tree
