@@ -19,6 +19,7 @@ from luthier.errors import ServeError, StorageError
 from luthier.jobs.audit import Audit
 from luthier.jobs.blobs import Blobs, TooLarge
 from luthier.jobs.database import Database, audit, now, projects, sqlite_url, webhooks
+from luthier.jobs.disk import Disk
 from luthier.jobs.file_store import FileStore, Quota
 from luthier.jobs.http.multipart import Form, read_form
 from luthier.jobs.job_folder import kept_place, kept_steps
@@ -199,7 +200,9 @@ def test_an_event_that_is_told_twice_is_one(database: Database, project: str) ->
 
 def test_queued_jobs_go_by_priority_and_then_in_order(database: Database, project: str) -> None:
     store = JobStore(database)
-    made = [store.create(project, asked(priority=p))["id"] for p in (0, 5, 0, 5)]
+    made = [store.create(project, asked())["id"] for _ in range(4)]
+    for number in (1, 3):
+        store.prioritize(made[number], 5)
     assert [row["id"] for row in store.in_status("validating_files")] == [made[n] for n in (1, 3, 0, 2)]
 
 
@@ -226,7 +229,7 @@ def test_tables_have_both_dialects_of_headers() -> None:
 
 def test_a_file_of_two_projects_is_one_and_stays_while_one_has_it(database: Database, tmp_path: Path) -> None:
     tenants, blobs = Tenants(database), Blobs(tmp_path / "files")
-    store = FileStore(database, blobs, Quota(project_bytes=10))
+    store = FileStore(database, blobs, Quota(project_bytes=10), Disk(tmp_path, 0))
     one, other = tenants.project("one"), tenants.project("other")
 
     def add(project: str) -> str:

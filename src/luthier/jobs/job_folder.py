@@ -3,6 +3,8 @@
 recipe.toml     made from the request
 train.jsonl     the training file; validation.jsonl, if the job has one
 run/            as of `luthier train`, with kept/step-000123 for the latest steps that validated
+beside.json     what other jobs held and claimed when the process was started
+claim.json      the memory that this one claims (`luthier.jobs.room`)
 ended.json      how the process ended: `kind` and `message` of the error, or nothing
 log.txt         what the process printed
 """
@@ -11,8 +13,10 @@ from pathlib import Path
 
 RECIPE, TRAIN, VALIDATION = "recipe.toml", "train.jsonl", "validation.jsonl"
 RUN, ENDED, LOG = "run", "ended.json", "log.txt"
-DONE, REFUSED, STOPPED = 0, 2, 130
-"""Exit codes: trained; the job cannot be done as it is; it saved and stopped because it was told to."""
+BESIDE, CLAIM = "beside.json", "claim.json"
+DONE, REFUSED, NO_ROOM, STOPPED = 0, 2, 75, 130
+"""Exit codes: trained; the job cannot be done as it is; it claims more memory than is left now; it saved and stopped
+because it was told to."""
 _KEPT, _STEP = "kept", "step-"
 
 

@@ -28,13 +28,26 @@ from sqlalchemy.exc import SQLAlchemyError
 from luthier.errors import LuthierError
 from luthier.jobs.blobs import Blobs
 from luthier.jobs.database import Row, now
+from luthier.jobs.disk import Disk
 from luthier.jobs.environment import child_environment
 from luthier.jobs.file_store import RESULTS, FileStore
 from luthier.jobs.ids import FILE, JOB
-from luthier.jobs.job_folder import DONE, ENDED, LOG, REFUSED, RUN, STOPPED, TRAIN, VALIDATION, kept_steps
+from luthier.jobs.job_folder import (
+    DONE,
+    ENDED,
+    LOG,
+    NO_ROOM,
+    REFUSED,
+    RUN,
+    STOPPED,
+    TRAIN,
+    VALIDATION,
+    kept_steps,
+)
 from luthier.jobs.job_store import JobStore, Told
 from luthier.jobs.private import private_file, private_folder
 from luthier.jobs.results import as_csv, checkpoint_metrics, metrics_data, step_message
+from luthier.jobs.room import Beside, Claim, gib
 from luthier.jobs.translate import write_recipe
 from luthier.serve.api_error import ApiError
 from luthier.serve.failures import place_of
@@ -44,11 +57,19 @@ TICK_SECONDS = 0.5
 PROGRAM = "luthier.cli.job_process"
 PATIENCE_SECONDS = 120.0
 """How long a process that was told to stop may finish its step and save."""
+AGAIN_SECONDS = 30.0
+"""Wait of a job whose process found no room, though its claim said that there is some."""
 OWNER = "luthier"
 """The middle part of the names of models, as `ft:BASE:OWNER:SUFFIX:ID`."""
 DEATHS, MOST_DEATHS = "deaths.json", 5
 """A process that dies so often without a further checkpoint is not started again."""
 SWEEP_SECONDS = 60.0
+CODES = {
+    "DataError": "invalid_training_file",
+    "TemplateError": "invalid_training_file",
+    "TooLarge": "insufficient_memory",
+}
+"""Of a failed job, by the error with which its process ended."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +77,11 @@ class Limits:
     """What jobs may take."""
 
     at_once: int = 1
-    """Jobs that train at the same time."""
+    """Jobs that train at the same time, if memory lets them."""
     seconds: float = 7 * 86_400.0
-    """Longest time of one job."""
-    free_bytes: int = 2 * 2**30
-    """Left free on the disk, or no job is started."""
+    """Longest time of one job: that of its process, and of all steps that earlier ones did."""
+    memory_bytes: int = sys.maxsize
+    """Of the machine's memory, for all jobs together."""
 
 
 @dataclass
@@ -82,6 +103,9 @@ class _Child:
 
     process: "subprocess.Popen[bytes]"
     started: float
+    """By the clock, less the seconds of steps that earlier processes did."""
+    claim: Claim | None
+    """The memory that it takes; None: it is not told yet."""
     told_at: float | None = None
     """When it was told to stop."""
     log: _Log = field(default_factory=_Log)
@@ -94,12 +118,15 @@ class Supervisor:
         store: of jobs.
         files: of files.
         blobs: where their bytes lie.
+        disk: on which all of it lies.
         folder: in which every job has a folder of its own.
         limits: of jobs.
     """
 
-    def __init__(self, store: JobStore, files: FileStore, blobs: Blobs, folder: Path, limits: Limits) -> None:
-        self._store, self._files, self._blobs = store, files, blobs
+    def __init__(
+        self, store: JobStore, files: FileStore, blobs: Blobs, disk: Disk, folder: Path, limits: Limits
+    ) -> None:
+        self._store, self._files, self._blobs, self._disk = store, files, blobs, disk
         self._folder, self._limits = folder, limits
         self._children: dict[str, _Child] = {}
         self._preparing: dict[str, Future[None]] = {}
@@ -108,6 +135,10 @@ class Supervisor:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._swept = 0.0
+        self._not_before: dict[str, float] = {}
+        """When a job may be begun that just found no room."""
+        self._waits_for: dict[str, str] = {}
+        """What a job was told that it waits for."""
         self.alive_at = time.monotonic()
         """When it last went round."""
         private_folder(folder)
@@ -142,10 +173,8 @@ class Supervisor:
             running = {row["id"]: row for row in self._store.in_status("running")}
             for job_id, child in list(self._children.items()):
                 self._look_after(job_id, child, running.get(job_id))
-            free = self._limits.at_once - len(self._children)
-            queued = self._store.in_status("queued") if free > 0 else []
-            for row in [row for row in queued if row["id"] not in self._children][: max(free, 0)]:
-                self._begin(row)
+            if len(self._children) < self._limits.at_once:
+                self._begin_next()
 
     def folder_of(self, row: Row) -> Path:
         """A job's folder; its name is an id that the service made."""
@@ -162,14 +191,17 @@ class Supervisor:
 
     def _end_all(self) -> None:
         """In the thread that started the processes: the kernel ends them when that thread ends."""
+        if self._children:
+            _logger.warning("stopping: %d job(s) finish their step and save", len(self._children))
+        for child in self._children.values():
+            child.process.send_signal(signal.SIGTERM)
         self._preparer.shutdown(cancel_futures=True)
         with self._lock:
-            for child in self._children.values():
-                child.process.send_signal(signal.SIGTERM)
+            until = time.monotonic() + PATIENCE_SECONDS
             running = {row["id"]: row for row in self._store.in_status("running")}
             for job_id, child in self._children.items():
                 with suppress(subprocess.TimeoutExpired):
-                    child.process.wait(PATIENCE_SECONDS)
+                    child.process.wait(max(until - time.monotonic(), 0.0))
                 child.process.kill()
                 child.process.wait()
                 if job_id in running:
@@ -204,12 +236,49 @@ class Supervisor:
         with suppress(ApiError):  # it was cancelled meanwhile
             self._store.move(row["id"], "queued", told, ("validating_files",), picked=picked.dump())
 
+    def _begin_next(self) -> None:
+        queued = [row for row in self._store.in_status("queued") if row["id"] not in self._children]
+        for row in queued:
+            if len(self._children) >= self._limits.at_once or not self._has_room(row):
+                return  # nobody overtakes, or a large job would wait for ever
+            self._begin(row)
+
+    def _has_room(self, row: Row) -> bool:
+        """Whether a job may be begun now; a job that waits is told why, once an attempt."""
+        if self._disk.is_full():
+            self._wait(row, "disk", "The disk is nearly full; the job waits.")
+            return False
+        if time.monotonic() < self._not_before.get(row["id"], 0.0):
+            return False
+        claim = Claim.read(self.folder_of(row))
+        for folder, child in ((self._folder / job_id, child) for job_id, child in self._children.items()):
+            if child.claim is None or child.claim.is_least:
+                child.claim = Claim.read(folder)
+            if child.claim is None or child.claim.is_least:
+                return False  # in some seconds it is known what this one takes
+        beside = self._beside()
+        if not beside.takes(claim):
+            needed, free = "" if claim is None else f" {gib(claim.needed)} of", gib(max(beside.left(claim), 0))
+            self._wait(row, "memory", f"The job needs{needed} memory, and {free} are free beside others; it waits.")
+            return False
+        return True
+
+    def _beside(self) -> Beside:
+        children = self._children.values()
+        claims = [child.claim for child in children if child.claim is not None]
+        return Beside.of((child.process.pid for child in children), claims, self._limits.memory_bytes)
+
+    def _wait(self, row: Row, what: str, why: str) -> None:
+        if self._waits_for.get(row["id"]) != what:
+            self._store.note(row["id"], [Told(f"waits for {what} {row['attempts']}", why, "warn")])
+            self._waits_for[row["id"]] = what
+
     def _begin(self, row: Row) -> None:
-        if shutil.disk_usage(self._folder).free < self._limits.free_bytes:
-            self._store.note(row["id"], [Told("no room", "The disk is nearly full; the job waits.", "warn")])
-            return
         folder = self.folder_of(row)
+        self._not_before.pop(row["id"], None)
+        self._waits_for.pop(row["id"], None)
         (folder / ENDED).unlink(missing_ok=True)
+        self._beside().write(folder)
         attempt = row["attempts"] + 1
         told = Told(f"started {attempt}", "Fine-tuning job started" if attempt == 1 else "The job goes on")
         try:
@@ -218,6 +287,8 @@ class Supervisor:
             )
         except ApiError:  # it was cancelled meanwhile
             return
+        log = _Log()
+        self._read_log(row, log)
         with private_file(folder / LOG, "ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", PROGRAM, str(folder)],
@@ -227,19 +298,23 @@ class Supervisor:
                 env=child_environment({}),
                 start_new_session=True,
             )
-        self._children[row["id"]] = _Child(process, time.monotonic())
+        spent = sum(float(one["seconds"]) for one in log.steps)
+        self._children[row["id"]] = _Child(process, time.monotonic() - spent, Claim.read(folder), log=log)
 
     def _look_after(self, job_id: str, child: _Child, row: Row | None) -> None:
         ended = child.process.poll() is not None
         if row is not None:
             self._read_log(row, child.log)
             if not ended and time.monotonic() - child.started > self._limits.seconds:
-                self._fail(row, "time_limit", f"The job ran longer than {self._limits.seconds:,.0f} seconds.", None)
+                hours = self._limits.seconds / 3600
+                self._fail(row, "time_limit", f"The job ran longer than {hours:,.4g} hours.", None)
                 row = None
         if ended:
-            del self._children[job_id]
             if row is not None:
-                self._settle(row, child)
+                self._settle(row, child)  # if the database or the disk refuses, the next round does it
+            del self._children[job_id]
+            if child.process.returncode != NO_ROOM:
+                self._not_before.clear()  # it left its room to others
         elif row is None:  # cancelled or paused
             self._tell_to_stop(child)
 
@@ -260,9 +335,13 @@ class Supervisor:
             self._store.move(
                 row["id"], "queued", [Told(f"stopped {row['attempts']}", "The job was stopped and saved.")]
             )
+        elif code == NO_ROOM:
+            self._not_before[row["id"]] = time.monotonic() + AGAIN_SECONDS
+            told = Told(f"no room {row['attempts']}", "There is too little memory beside other jobs; the job waits.")
+            self._store.move(row["id"], "queued", [told])
         elif code == REFUSED:
             error = _read(folder / ENDED) or {}
-            kind = "invalid_training_file" if error.get("kind") in ("DataError", "TemplateError") else "training_failed"
+            kind = CODES.get(error.get("kind", ""), "training_failed")
             self._fail(row, kind, _without(error.get("message", "the training failed"), row, folder), None)
         else:
             self._bury(row, code)

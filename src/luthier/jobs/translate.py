@@ -82,6 +82,7 @@ def write_recipe(folder: Path, base: str, body: Mapping[str, Any], seed: int) ->
     # whole epochs, as the API counts them; a client who wants fewer steps gives fewer rows
     training["epochs"] = float(given.get("n_epochs", max(1, round(training["epochs"]))))
     training["rows_per_step"] = given.get("batch_size", training["rows_per_step"])
+    training["micro_batch_tokens"] = "auto"  # smaller where memory is short, before the job is refused
     multiplier = float(given.get("learning_rate_multiplier", 1.0))
     optimizer["learning_rate"] *= multiplier
     if "beta" in given:

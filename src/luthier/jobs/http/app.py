@@ -27,6 +27,7 @@ from luthier.jobs.http.health import Counted, HealthRoutes, route_of
 from luthier.jobs.http.inference import InferenceRoutes
 from luthier.jobs.http.models import ModelRoutes
 from luthier.jobs.http.reading import require_no_nul
+from luthier.jobs.http.storage_errors import tell_storage_errors
 from luthier.jobs.http.uploads import UploadRoutes
 from luthier.jobs.job_store import JobStore
 from luthier.jobs.metrics import Metrics
@@ -103,4 +104,5 @@ def build_routes(service: Service) -> FastAPI:
     InferenceRoutes(service.jobs, service.names, service.gateway).add_to(app)
     HealthRoutes(service.database, service.supervisor, service.metrics).add_to(app)
     tell_errors(app)
+    tell_storage_errors(app)
     return app
