@@ -1,4 +1,4 @@
-"""Limits of the service at work: memory decides who trains beside whom, time ends a job, a full disk is told as such."""
+"""Limits of the service at work: memory decides who trains beside whom, time ends a job, a full disk is told."""
 
 import sys
 import time
@@ -50,7 +50,7 @@ def test_a_job_that_never_fits_and_one_that_takes_too_long_fail_with_the_reason(
     with running(tmp_path / "small", tiny_model_folder, memory_bytes=2**28) as service:
         failed = wait_for(service.client(), begun(service.client()).id)
         assert failed.status == "failed" and failed.error.code == "insufficient_memory"
-        assert "and jobs can have 0.2 GiB here" in failed.error.message
+        assert "and jobs can have 0.2 GiB: take" in failed.error.message
     with running(tmp_path / "short", tiny_model_folder, hours=1e-5) as service:
         failed = wait_for(service.client(), begun(service.client()).id)
         assert failed.status == "failed" and failed.error.code == "time_limit"

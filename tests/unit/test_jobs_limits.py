@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from tests.jobs_service import rows
+from tests.postgres import database_url
 
 from luthier import system_memory
 from luthier.cli.job_process import NoRoom, TooLarge, require_room, train
@@ -29,7 +30,7 @@ GIB = 2**30
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    found = Database(sqlite_url(tmp_path / "service.sqlite"))
+    found = Database(database_url(tmp_path) or sqlite_url(tmp_path / "service.sqlite"))
     yield found
     found.close()
 

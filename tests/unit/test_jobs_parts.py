@@ -13,6 +13,7 @@ from typing import Any
 import openai
 import pytest
 import sqlalchemy as sa
+from tests.postgres import database_url
 
 from luthier.cli.main import main
 from luthier.errors import ServeError, StorageError
@@ -37,7 +38,7 @@ SECRET = "whsec_" + "c2VjcmV0IG9mIG1vcmUgdGhhbiAxNiBieXRlcw=="
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    found = Database(sqlite_url(tmp_path / "service.sqlite"))
+    found = Database(database_url(tmp_path) or sqlite_url(tmp_path / "service.sqlite"))
     yield found
     found.close()
 
@@ -255,10 +256,11 @@ CALLER = Caller("key_1", "proj_1", "member")
 
 
 def test_a_changed_a_missing_and_an_added_entry_break_the_chain_at_their_place(database: Database) -> None:
-    for change, place in (
-        (audit.update().where(audit.c.seq == 2).values(object_id="other"), 2),
-        (audit.delete().where(audit.c.seq == 3), 3),
-        (audit.insert().values(at=1, key_id="k", project_id="p", action="a", object_id="o", chain="0" * 64), 6),
+    added = audit.insert().values(at=1, key_id="k", project_id="p", action="a", object_id="o", chain="0" * 64)
+    for change, entry, place in (
+        (audit.update().values(object_id="other"), 2, 2),
+        (audit.delete(), 3, 3),
+        (added, None, 6),
     ):
         log = Audit(database)
         with database.writing() as connection:
@@ -267,8 +269,9 @@ def test_a_changed_a_missing_and_an_added_entry_break_the_chain_at_their_place(d
             log.note(CALLER, "POST /v1/files", f"file-{number}")
         whole = log.verify()
         assert (whole.entries, whole.broken_at) == (5, None)
+        at = None if entry is None else log.listed()[entry - 1]["seq"]
         with database.writing() as connection:
-            connection.execute(change)
+            connection.execute(change if isinstance(change, sa.Insert) else change.where(audit.c.seq == at))
         assert log.verify().broken_at == place
 
 

@@ -130,7 +130,7 @@ def require_room(folder: Path, beside: Beside, claim: Claim, device: "torch.devi
     """
     if claim.needed > claim.total:
         raise TooLarge(
-            f"training needs {gib(claim.needed)} of memory ({claim.device}), and jobs can have {gib(claim.total)} here: "
+            f"training needs {gib(claim.needed)} of memory ({claim.device}), and jobs can have {gib(claim.total)}: "
             "take a smaller model or shorter rows"
         )
     claim.write(folder)

@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from luthier.jobs.webhooks import Target
 
+DRAIN_SECONDS = 30.0
+"""How long answers on their way have at the end; jobs have their own time after that (docs/deploy.md)."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
@@ -84,7 +87,6 @@ def run(args: argparse.Namespace) -> int:
     """
     from luthier.jobs.http.app import Hosts, build_app
     from luthier.jobs.service import Options, alone, gib_bytes, open_service, parse_aliases
-    from luthier.jobs.supervisor import PATIENCE_SECONDS
     from luthier.serve import server
 
     options = Options(
@@ -103,9 +105,9 @@ def run(args: argparse.Namespace) -> int:
     hosts = Hosts(*server.hosts_of(address))
     bound = server.listen(address)
     server.set_up_log()
-    with alone(args.data), open_service(options) as service:
+    with alone(args.data), open_service(options) as service, service.database.alone():
         print(f"fine-tuning at {server.url_of(bound)} (ctrl-C ends it)", file=sys.stderr, flush=True)
-        server.run(server.server_of(build_app(service, hosts), PATIENCE_SECONDS), bound)
+        server.run(server.server_of(build_app(service, hosts), DRAIN_SECONDS), bound)
         print("stopped; jobs that were training are saved and go on at the next start", file=sys.stderr)
     return 0
 
