@@ -57,7 +57,9 @@ def server(folder: Path) -> Iterator[str]:
     asked = {"user": user, "check": True, "stdout": sys.stderr, "cwd": "/"}
     control = [programs / "pg_ctl", "-D", cluster, "-w", "-l", cluster / "log.txt"]
     options = f"-c listen_addresses= -c unix_socket_directories={cluster} -c max_connections=200 -c fsync=off"
-    subprocess.run([programs / "initdb", "-D", cluster, "-U", "luthier", "-A", "trust", "-E", "UTF8", "--no-sync"], **asked)
+    subprocess.run(
+        [programs / "initdb", "-D", cluster, "-U", "luthier", "-A", "trust", "-E", "UTF8", "--no-sync"], **asked
+    )
     subprocess.run([*control, "-o", options, "start"], **asked)
     try:
         yield f"postgresql+psycopg://luthier@/postgres?host={cluster}"

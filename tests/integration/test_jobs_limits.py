@@ -20,6 +20,7 @@ def begun(client: openai.OpenAI, **more: Any) -> Any:
     return client.fine_tuning.jobs.create(model=MODEL, training_file=file.id, method=METHOD, **more)
 
 
+@pytest.mark.chaos
 def test_memory_and_not_the_number_decides_who_trains_beside_whom(tmp_path: Path, tiny_model_folder: Path) -> None:
     with running(tmp_path / "s", tiny_model_folder, at_once=2, memory_bytes=int(1.3 * 2**30)) as service:
         client = service.client()
@@ -42,15 +43,35 @@ def test_memory_and_not_the_number_decides_who_trains_beside_whom(tmp_path: Path
         finished = {job.id: job.finished_at for job in client.fine_tuning.jobs.list()}
         steps = [event for event in events_of(client, second.id) if event.type == "metrics"]
         assert steps[0].created_at >= finished[first.id], "it took its first step when the other had ended"
+        require_no_trace_of_deleted_models(client, tmp_path / "s/jobs" / first.id)
+        assert (tmp_path / "s/jobs" / second.id / "run/adapter").is_dir()
 
 
-def test_a_job_that_never_fits_and_one_that_takes_too_long_fail_with_the_reason(
-    tmp_path: Path, tiny_model_folder: Path
-) -> None:
+def require_no_trace_of_deleted_models(client: openai.OpenAI, folder: Path) -> None:
+    names = sorted(model.id for model in client.models.list() if f":{folder.name[-8:]}" in model.id)
+    assert len(names) > 2 and (folder / "run/adapter").is_dir()
+    kept = len(list(folder.glob("run/kept/*")))
+    client.models.delete(names[0])
+    assert not (folder / "run/adapter").exists() and len(list(folder.glob("run/kept/*"))) == kept
+    client.models.delete(names[1])
+    assert len(list(folder.glob("run/kept/*"))) == kept - 1
+    assert len(list(client.fine_tuning.jobs.checkpoints.list(folder.name))) == kept - 1
+    for name in names[2:]:
+        client.models.delete(name)
+    assert not list(folder.parent.glob(f"{folder.name}*"))
+    with pytest.raises(openai.NotFoundError):
+        client.models.delete(names[0])
+
+
+@pytest.mark.chaos
+def test_a_job_that_never_fits_fails_with_both_numbers(tmp_path: Path, tiny_model_folder: Path) -> None:
     with running(tmp_path / "small", tiny_model_folder, memory_bytes=2**28) as service:
         failed = wait_for(service.client(), begun(service.client()).id)
         assert failed.status == "failed" and failed.error.code == "insufficient_memory"
         assert "and jobs can have 0.2 GiB: take" in failed.error.message
+
+
+def test_a_job_that_takes_too_long_fails_with_the_limit(tmp_path: Path, tiny_model_folder: Path) -> None:
     with running(tmp_path / "short", tiny_model_folder, hours=1e-5) as service:
         failed = wait_for(service.client(), begun(service.client()).id)
         assert failed.status == "failed" and failed.error.code == "time_limit"

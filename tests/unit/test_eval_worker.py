@@ -30,7 +30,7 @@ class Place:
     def __init__(self, folder: Path, resolve: Callable[[str, str], Served]) -> None:
         database = Database(database_url(folder) or sqlite_url(folder / "a.sqlite"))
         self.store = EvalStore(database)
-        self._gateway = Gateway(folder / "served")
+        self._gateway = Gateway(folder / "served", folder)
         self._resolve = resolve
         self._project = Tenants(database).project("one")
         config = {"item_schema": {}, "include_sample_schema": False}

@@ -269,16 +269,26 @@ class JobStore:
         with self._database.reading() as connection:
             return connection.execute(_usable(project).where(models.c.id == name)).mappings().first()
 
-    def delete_model(self, project: str, name: str) -> None:
-        """Remove a model that the project itself trained; its run's folder stays.
+    def delete_model(self, project: str, name: str) -> tuple[Row, bool]:
+        """Remove a model that the project itself trained, with the checkpoint that it may be and all grants of it.
+
+        Returns:
+            Its row, and whether its job has ended and has no other.
 
         Raises:
             ApiError: 404.
         """
+        own = models.c.project_id == project, models.c.id == name
         with self._database.writing() as connection:
-            gone = connection.execute(models.delete().where(models.c.project_id == project, models.c.id == name))
-            if not gone.rowcount:
+            row = connection.execute(sa.select(models).where(*own)).mappings().first()
+            if row is None:
                 raise missing("model", name)
+            connection.execute(models.delete().where(*own))
+            connection.execute(checkpoints.delete().where(checkpoints.c.name == name))
+            connection.execute(permissions.delete().where(permissions.c.checkpoint == name))
+            others = sa.exists().where(models.c.job_id == row["job_id"])
+            ended = sa.exists().where(jobs.c.id == row["job_id"], jobs.c.status.in_(ENDED))
+            return row, bool(connection.scalar(sa.select(~others & ended)))
 
     def grant(self, project: str, checkpoint: str, projects: Sequence[str]) -> list[Row]:
         """Let other projects use a model or checkpoint of this one.

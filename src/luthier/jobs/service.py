@@ -109,8 +109,9 @@ def open_service(options: Options) -> Iterator[Service]:
         disk = Disk(options.folder, options.free_bytes)
         files, jobs = FileStore(database, blobs, options.quota, disk), JobStore(database, options.most_waiting)
         limits = Limits(options.at_once, options.hours * 3600, options.memory_bytes)
-        supervisor = Supervisor(jobs, files, blobs, disk, options.folder / "jobs", limits)
-        gateway = Gateway(options.folder / "served")
+        place = options.folder / "jobs"
+        supervisor = Supervisor(jobs, files, blobs, disk, place, limits)
+        gateway = Gateway(options.folder / "served", place)
         names, evals = Names(bases, options.aliases), EvalStore(database)
         yield Service(
             database=database,

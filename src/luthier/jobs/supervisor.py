@@ -127,7 +127,7 @@ class Supervisor:
         self, store: JobStore, files: FileStore, blobs: Blobs, disk: Disk, folder: Path, limits: Limits
     ) -> None:
         self._store, self._files, self._blobs, self._disk = store, files, blobs, disk
-        self._folder, self._limits = folder, limits
+        self.folder, self._limits = folder, limits
         self._children: dict[str, _Child] = {}
         self._preparing: dict[str, Future[None]] = {}
         self._preparer = ThreadPoolExecutor(1, "prepare")
@@ -178,7 +178,11 @@ class Supervisor:
 
     def folder_of(self, row: Row) -> Path:
         """A job's folder; its name is an id that the service made."""
-        return self._folder / str(row["id"])
+        return self.folder / str(row["id"])
+
+    def _within(self, place: Path) -> str:
+        """A place below the folder of all jobs, which may be moved."""
+        return str(place.relative_to(self.folder))
 
     def _run(self) -> None:
         while not self._stop.wait(TICK_SECONDS):
@@ -251,7 +255,7 @@ class Supervisor:
         if time.monotonic() < self._not_before.get(row["id"], 0.0):
             return False
         claim = Claim.read(self.folder_of(row))
-        for folder, child in ((self._folder / job_id, child) for job_id, child in self._children.items()):
+        for folder, child in ((self.folder / job_id, child) for job_id, child in self._children.items()):
             if child.claim is None or child.claim.is_least:
                 child.claim = Claim.read(folder)
             if child.claim is None or child.claim.is_least:
@@ -366,7 +370,7 @@ class Supervisor:
         # an id that is the same when all of this is done once more
         file_id = FILE + row["id"].removeprefix(JOB)
         self._files.keep(row["project_id"], f"step_metrics_{row['id']}.csv", RESULTS, digest, size, file_id=file_id)
-        self._store.add_model(row, name, str(folder / RUN))
+        self._store.add_model(row, name, self._within(folder / RUN))
         told = [
             Told("model", f"New fine-tuned model created: {name}"),
             Told("succeeded", "The job has successfully completed"),
@@ -420,7 +424,7 @@ class Supervisor:
             if one["step"] in kept:
                 name = f"{model_name(row)}:ckpt-step-{one['step']}"
                 self._store.add_checkpoint(row, one["step"], name, checkpoint_metrics(one))
-                self._store.add_model(row, name, str(kept[one["step"]]))
+                self._store.add_model(row, name, self._within(kept[one["step"]]))
         self._store.drop_checkpoints(row["id"], list(kept))
         logged = {one["step"] for one in log.steps}
         log.kept = tuple(kept) if logged.issuperset(kept) else None  # a step is kept before its line is whole

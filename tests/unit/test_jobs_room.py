@@ -18,6 +18,7 @@ from luthier.jobs.blobs import Blobs
 from luthier.jobs.database import Database, sqlite_url
 from luthier.jobs.disk import Disk
 from luthier.jobs.file_store import FileStore, Quota
+from luthier.jobs.gateway import _link as link_to
 from luthier.jobs.job_store import Asked, JobStore
 from luthier.jobs.room import CPU, STARTING_BYTES, Beside, Claim
 from luthier.jobs.service import Options, open_service
@@ -224,3 +225,10 @@ def test_sqlite_tells_that_it_is_full_by_the_number_that_is_looked_for(tmp_path:
         Tenants(database).project("x" * 10**6)
     assert isinstance(error.value.orig, sqlite3.Error) and error.value.orig.sqlite_errorcode == sqlite3.SQLITE_FULL
     database.close()
+
+
+def test_a_folder_that_was_moved_is_served_from_its_new_place(tmp_path: Path) -> None:
+    for place in ("old", "new"):
+        (tmp_path / place / "run").mkdir(parents=True)
+        (link_to(tmp_path, "ftjob.run", tmp_path / place / "run") / "x").touch()
+        assert (tmp_path / place / "run/x").exists()
