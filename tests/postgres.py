@@ -17,10 +17,13 @@ from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 import sqlalchemy as sa
 
 SERVER = "LUTHIER_TEST_POSTGRES"
 """Names a running server: `postgresql+psycopg://USER@/postgres?host=FOLDER`."""
+
+sqlite_only = pytest.mark.skipif(SERVER in os.environ, reason="looks at what SQLite has alone")
 
 
 def database_url(folder: Path) -> str | None:
@@ -54,17 +57,19 @@ def server(folder: Path) -> Iterator[str]:
     cluster.mkdir(mode=0o700)
     if user is not None:
         shutil.chown(cluster, user)
-    asked = {"user": user, "check": True, "stdout": sys.stderr, "cwd": "/"}
-    control = [programs / "pg_ctl", "-D", cluster, "-w", "-l", cluster / "log.txt"]
+
+    def run(program: str, *arguments: str | Path) -> None:
+        subprocess.run(
+            [programs / program, "-D", cluster, *arguments], user=user, check=True, stdout=sys.stderr, cwd="/"
+        )
+
     options = f"-c listen_addresses= -c unix_socket_directories={cluster} -c max_connections=200 -c fsync=off"
-    subprocess.run(
-        [programs / "initdb", "-D", cluster, "-U", "luthier", "-A", "trust", "-E", "UTF8", "--no-sync"], **asked
-    )
-    subprocess.run([*control, "-o", options, "start"], **asked)
+    run("initdb", "-U", "luthier", "-A", "trust", "-E", "UTF8", "--no-sync")
+    run("pg_ctl", "-w", "-l", cluster / "log.txt", "-o", options, "start")
     try:
         yield f"postgresql+psycopg://luthier@/postgres?host={cluster}"
     finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], **asked)
+        run("pg_ctl", "-w", "-m", "immediate", "stop")
 
 
 def main(arguments: list[str]) -> int:

@@ -94,6 +94,13 @@ def test_a_job_that_is_stopped_while_its_model_loads_did_not_die(tmp_path: Path,
     assert not (tmp_path / "s/jobs" / job.id / "deaths.json").exists()
 
 
+FULL = {
+    "sqlite": "PRAGMA max_page_count = 10",
+    "postgresql": "DO $$ BEGIN RAISE EXCEPTION 'no space' USING ERRCODE = 'disk_full'; END $$",
+}
+"""How a database comes to say that its disk is full."""
+
+
 def test_a_full_disk_is_told_as_such_and_no_mistake_of_the_server(tmp_path: Path, tiny_model_folder: Path) -> None:
     with running(tmp_path / "s", tiny_model_folder, at_once=0) as service:
         client = service.client()
@@ -102,7 +109,8 @@ def test_a_full_disk_is_told_as_such_and_no_mistake_of_the_server(tmp_path: Path
 
         @sa.event.listens_for(database.engine, "begin")
         def begin(connection: sa.Connection) -> None:
-            connection.exec_driver_sql("PRAGMA max_page_count = 10")
+            if connection.get_execution_options().get("writes"):
+                connection.exec_driver_sql(FULL[connection.dialect.name])
 
         with pytest.raises(openai.InternalServerError, match="nearly full") as refused:
             begun(client, metadata={str(n): "b" * 512 for n in range(16)})

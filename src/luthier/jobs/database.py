@@ -32,7 +32,7 @@ def _id() -> list[sa.Column[Any]]:
     # ids that clients see are random; `seq` is what orders, and never leaves
     return [
         sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
-        sa.Column("id", sa.String(255), nullable=False, unique=True),
+        sa.Column("id", sa.Text, nullable=False, unique=True),  # of models: their names, as long as an alias makes them
         sa.Column("created_at", sa.BigInteger, nullable=False),
     ]
 
@@ -204,7 +204,7 @@ audit = sa.Table(
     sa.Column("at", sa.BigInteger, nullable=False),
     sa.Column("key_id", sa.String(255), nullable=False),
     sa.Column("project_id", sa.String(64), nullable=False),
-    sa.Column("action", sa.String(64), nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
     sa.Column("object_id", sa.Text, nullable=False),
     sa.Column("chain", sa.String(64), nullable=False),
 )

@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         hours=args.max_hours,
         most_waiting=args.max_waiting,
         free_bytes=gib_bytes("--free-disk", args.free_disk),
-        **({} if args.memory is None else {"memory_bytes": gib_bytes("--memory", args.memory)}),
+        memory_bytes=sys.maxsize if args.memory is None else gib_bytes("--memory", args.memory),
         webhook=_target(args),
     )
     address = server.Address(args.host, args.port, allow_hosts=tuple(args.allow_host))

@@ -13,8 +13,8 @@ from luthier.serve.api_error import ApiError
 from luthier.serve.failures import place_of
 
 _logger = logging.getLogger("luthier.jobs")
-POSTGRES_FULL = "53100"
-"""PostgreSQL's `disk_full`."""
+POSTGRES_FULL = "DiskFull"
+"""What psycopg calls it; it is not imported where the database is SQLite."""
 
 
 def tell_storage_errors(app: FastAPI) -> None:
@@ -33,7 +33,7 @@ async def _operational(_: Request, error: Exception) -> Response:
 def _is_full(error: BaseException | None) -> bool:
     if isinstance(error, sqlite3.Error):
         return error.sqlite_errorcode == sqlite3.SQLITE_FULL
-    return bool(vars(error).get("sqlstate") == POSTGRES_FULL) if error is not None else False
+    return type(error).__name__ == POSTGRES_FULL
 
 
 def _unavailable() -> ApiError:
