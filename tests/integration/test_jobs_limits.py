@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from tests.jobs_service import MODEL, events_of, rows, running, wait_for
 
-from luthier.jobs.room import Claim
+from luthier.jobs.room import CPU, Claim
 
 METHOD: Any = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 4, "batch_size": 4}}}
 
@@ -69,6 +69,19 @@ def test_a_job_that_never_fits_fails_with_both_numbers(tmp_path: Path, tiny_mode
         failed = wait_for(service.client(), begun(service.client()).id)
         assert failed.status == "failed" and failed.error.code == "insufficient_memory"
         assert "and jobs can have 0.2 GiB: take" in failed.error.message
+
+
+def test_a_job_that_waits_where_it_no_longer_fits_fails_without_a_process(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    with running(tmp_path / "s", tiny_model_folder, at_once=0) as service:
+        job = wait_for(service.client(), begun(service.client()).id, ("queued",))
+    Claim(CPU, 2**30, 2**31).write(tmp_path / "s/jobs" / job.id)
+    with running(tmp_path / "s", tiny_model_folder, memory_bytes=2**29) as service:
+        failed = wait_for(service.client(), job.id)
+        assert failed.error.code == "insufficient_memory"
+        assert "needs 1.0 GiB of memory (cpu), and jobs can have 0.5 GiB" in failed.error.message
+    assert not (tmp_path / "s/jobs" / job.id / "log.txt").exists()
 
 
 def test_a_job_that_takes_too_long_fails_with_the_limit(tmp_path: Path, tiny_model_folder: Path) -> None:

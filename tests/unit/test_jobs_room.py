@@ -1,12 +1,10 @@
 """What jobs may take: memory, disk, places in the queue; and the order of the queue."""
 
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 from tests.jobs_service import rows
 from tests.postgres import database_url
 
@@ -212,19 +210,6 @@ def test_a_disk_that_is_full_is_no_mistake_of_the_program(tmp_path: Path) -> Non
         with pytest.raises(ApiError) as refused:
             writer.write(b"x")
     assert refused.value.status == 507
-
-
-def test_sqlite_tells_that_it_is_full_by_the_number_that_is_looked_for(tmp_path: Path) -> None:
-    database = Database(sqlite_url(tmp_path / "a.sqlite"))
-
-    @sa.event.listens_for(database.engine, "begin")
-    def begun(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("PRAGMA max_page_count = 10")
-
-    with pytest.raises(sa.exc.OperationalError) as error:
-        Tenants(database).project("x" * 10**6)
-    assert isinstance(error.value.orig, sqlite3.Error) and error.value.orig.sqlite_errorcode == sqlite3.SQLITE_FULL
-    database.close()
 
 
 def test_a_folder_that_was_moved_is_served_from_its_new_place(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from luthier.data.write import atomic_text
 from luthier.errors import LuthierError
 from luthier.jobs.environment import PARENT
 from luthier.jobs.job_folder import DONE, ENDED, NO_ROOM, RECIPE, REFUSED, RUN, STOPPED, kept_place, kept_steps
-from luthier.jobs.room import CPU, Beside, Claim, gib
+from luthier.jobs.room import CPU, Beside, Claim, too_large
 
 if TYPE_CHECKING:
     import torch
@@ -129,10 +129,7 @@ def require_room(folder: Path, beside: Beside, claim: Claim, device: "torch.devi
         TooLarge: it is more than the device has.
     """
     if claim.needed > claim.total:
-        raise TooLarge(
-            f"training needs {gib(claim.needed)} of memory ({claim.device}), and jobs can have {gib(claim.total)}: "
-            "take a smaller model or shorter rows"
-        )
+        raise TooLarge(too_large(claim, claim.total))
     claim.write(folder)
     if claim.needed > _capacity(beside, device) - beside.claimed.get(claim.device, 0):
         raise NoRoom

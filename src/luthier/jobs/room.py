@@ -78,6 +78,10 @@ class Beside:
         path = folder / BESIDE
         return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else cls()
 
+    def total(self, claim: Claim) -> int:
+        """Bytes of a claim's device, if nobody else held any."""
+        return min(system_memory.total_bytes(), self.most) if claim.device == CPU else claim.total
+
     def left(self, claim: Claim | None) -> int:
         """Bytes that nobody claims, on the device of a claim; None: of the machine's memory."""
         if claim is None or claim.device == CPU:
@@ -89,6 +93,14 @@ class Beside:
         if claim is None:
             return not self.claimed or self.left(None) >= STARTING_BYTES
         return self.left(claim) >= claim.needed
+
+
+def too_large(claim: Claim, total: int) -> str:
+    """Why a job never fits."""
+    return (
+        f"training needs {gib(claim.needed)} of memory ({claim.device}), and jobs can have {gib(total)}: take a "
+        "smaller model or shorter rows"
+    )
 
 
 def gib(size: float) -> str:

@@ -47,7 +47,7 @@ from luthier.jobs.job_folder import (
 from luthier.jobs.job_store import JobStore, Told
 from luthier.jobs.private import private_file, private_folder
 from luthier.jobs.results import as_csv, checkpoint_metrics, metrics_data, step_message
-from luthier.jobs.room import Beside, Claim, gib
+from luthier.jobs.room import Beside, Claim, gib, too_large
 from luthier.jobs.translate import write_recipe
 from luthier.serve.api_error import ApiError
 from luthier.serve.failures import place_of
@@ -261,6 +261,9 @@ class Supervisor:
             if child.claim is None or child.claim.is_least:
                 return False  # in some seconds it is known what this one takes
         beside = self._beside()
+        if claim is not None and claim.needed > beside.total(claim):  # there was more when it was last tried
+            self._fail(row, "insufficient_memory", too_large(claim, beside.total(claim)), None)
+            return False
         if not beside.takes(claim):
             needed, free = "" if claim is None else f" {gib(claim.needed)} of", gib(max(beside.left(claim), 0))
             self._wait(row, "memory", f"The job needs{needed} memory, and {free} are free beside others; it waits.")
