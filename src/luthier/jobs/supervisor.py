@@ -198,7 +198,8 @@ class Supervisor:
         if self._children:
             _logger.warning("stopping: %d job(s) finish their step and save", len(self._children))
         for child in self._children.values():
-            child.process.send_signal(signal.SIGTERM)
+            if child.told_at is None:  # a second signal means "at once"
+                child.process.send_signal(signal.SIGTERM)
         self._preparer.shutdown(cancel_futures=True)
         with self._lock:
             until = time.monotonic() + PATIENCE_SECONDS
@@ -338,7 +339,7 @@ class Supervisor:
         self._read_log(row, child.log)
         if code == DONE:
             self._succeed(row, child)
-        elif code == STOPPED:
+        elif code in (STOPPED, -signal.SIGTERM):  # or before its process could take the signal
             self._store.move(
                 row["id"], "queued", [Told(f"stopped {row['attempts']}", "The job was stopped and saved.")]
             )
