@@ -326,6 +326,12 @@ def _prepare_postgres(engine: sa.Engine) -> None:
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(WAIT_SECONDS * 1000)}")
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITER})")
 
+    @sa.event.listens_for(engine, "handle_error")
+    def failed(context: sa.ExceptionContext) -> None:
+        for error in (context.original_exception, context.sqlalchemy_exception):
+            if error is not None:  # its detail quotes the row, and an error may end in a log
+                error.args = tuple(str(text).partition("\nDETAIL:")[0] for text in error.args)
+
 
 def _prepare_sqlite(engine: sa.Engine) -> None:
     """WAL, a patient lock, and transactions that begin where SQLAlchemy says so."""

@@ -266,6 +266,8 @@ class JobStore:
 
     def model(self, project: str, name: str) -> Row | None:
         """One of `models` by its name."""
+        if "\x00" in name:  # PostgreSQL does not compare with what it cannot keep
+            return None
         with self._database.reading() as connection:
             return connection.execute(_usable(project).where(models.c.id == name)).mappings().first()
 
