@@ -4,7 +4,7 @@ import logging
 import sqlite3
 
 from fastapi import FastAPI
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError, TimeoutError as NoConnection
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -19,14 +19,14 @@ POSTGRES_FULL = "DiskFull"
 
 def tell_storage_errors(app: FastAPI) -> None:
     """Let an application answer with them."""
-    app.add_exception_handler(OperationalError, _operational)
+    app.add_exception_handler(OperationalError, _refused)
+    app.add_exception_handler(NoConnection, _refused)
 
 
-async def _operational(_: Request, error: Exception) -> Response:
-    if not isinstance(error, OperationalError):
-        raise error
-    _logger.error("the database refuses: %s in %s", type(error.orig).__name__, place_of(error))
-    told = disk_full() if _is_full(error.orig) else _unavailable()
+async def _refused(_: Request, error: Exception) -> Response:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    _logger.error("the database refuses: %s in %s", type(cause).__name__, place_of(error))
+    told = disk_full() if _is_full(cause) else _unavailable()
     return JSONResponse(told.body(), told.status, headers=told.headers)
 
 
