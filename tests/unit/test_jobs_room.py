@@ -11,7 +11,7 @@ from tests.postgres import database_url
 from luthier import system_memory
 from luthier.cli.job_process import NoRoom, TooLarge, require_room, train
 from luthier.cli.main import main
-from luthier.errors import ServeError
+from luthier.errors import ServeError, StorageError
 from luthier.jobs.blobs import Blobs
 from luthier.jobs.database import Database, sqlite_url
 from luthier.jobs.disk import Disk
@@ -178,6 +178,20 @@ def test_a_size_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
         assert main(["up", "--data", str(tmp_path / "s"), option, "-1"]) == 2
         assert f"{option} -1: expected GiB, 0 to" in capsys.readouterr().err
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nonsense", "expected a URL"),
+        ("mysql://user:hidden@host/name", "is of another kind; expected one of sqlite, postgresql"),
+        ("postgresql+pg8000://user:hidden@host/name", r"install luthier\[postgres\]"),
+    ],
+)
+def test_a_database_that_is_none_is_refused_without_its_password(url: str, message: str) -> None:
+    with pytest.raises(StorageError, match=message) as refused:
+        Database(url)
+    assert "hidden" not in str(refused.value)
 
 
 # the disk

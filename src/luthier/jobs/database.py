@@ -241,15 +241,22 @@ class Database:
 
     def __init__(self, url: str) -> None:
         try:
-            self.engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"), hide_parameters=True)
-            if self.engine.dialect.name not in PREPARED:
-                raise StorageError(f"a database of {self.engine.dialect.name}: expected one of {', '.join(PREPARED)}")
-            PREPARED[self.engine.dialect.name](self.engine)
-            self._migrate()
+            parsed = sa.make_url(url)
         except ArgumentError:
             raise StorageError("--database: expected a URL, such as postgresql+psycopg://USER@HOST/NAME") from None
-        except (SQLAlchemyError, ImportError) as error:
-            shown = sa.make_url(url).render_as_string(hide_password=True)
+        kind, shown = parsed.get_backend_name(), parsed.render_as_string(hide_password=True)
+        if kind not in PREPARED:
+            raise StorageError(f"the database {shown} is of another kind; expected one of {', '.join(PREPARED)}")
+        try:
+            self.engine = sa.create_engine(parsed, pool_pre_ping=kind != "sqlite", hide_parameters=True)
+            PREPARED[kind](self.engine)
+            self._migrate()
+        except ImportError as error:
+            raise StorageError(
+                f"the database {shown} cannot be opened: {error}; install luthier[postgres], and write "
+                "postgresql+psycopg://"
+            ) from None
+        except SQLAlchemyError as error:
             raise StorageError(f"the database {shown} cannot be opened: {error}") from None
 
     @contextmanager
