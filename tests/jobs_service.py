@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+from tests.postgres import database_url
 
 from luthier.jobs.http.app import Hosts, Service, build_app
 from luthier.jobs.service import Options, open_service
@@ -43,11 +44,22 @@ class Running:
         return openai.OpenAI(base_url=self.url, api_key=key, max_retries=0)
 
 
+def options_of(folder: Path, model: Path, **more: Any) -> Options:
+    """A service of one base, over SQLite or, by `make postgres`, over a database of its own there."""
+    own = {"database": database_url(folder), **more}
+    return Options(folder, bases=(str(model),), aliases={MODEL: str(model)}, **own)
+
+
+def new_key(folder: Path, model: Path) -> str:
+    """A key of a service that does not run."""
+    with open_service(options_of(folder, model)) as service:
+        return service.tenants.add_key("default", "test")
+
+
 @contextmanager
 def running(folder: Path, model: Path, at_once: int = 1, **more: Any) -> Iterator[Running]:
     """A service in this process, with more of `Options`."""
-    options = Options(folder, bases=(str(model),), aliases={MODEL: str(model)}, at_once=at_once, **more)
-    with open_service(options) as service:
+    with open_service(options_of(folder, model, at_once=at_once, **more)) as service:
         bound = server.listen(server.Address(port=0))
         serving = server.server_of(build_app(service, Hosts()), 5.0)
         thread = threading.Thread(target=serving.run, kwargs={"sockets": [bound]}, daemon=True)
@@ -67,6 +79,8 @@ def start(
     """A service in a process of its own, with more in its environment, and its address."""
     command = [sys.executable, "-m", "luthier.cli.main", "up", "--data", str(folder), "--port", "0"]
     command += ["--model", str(model), "--alias", f"{MODEL}={model}", *options]
+    url = database_url(folder)
+    command += [] if url is None else ["--database", url]
     before = log.stat().st_size if log.exists() else 0
     with log.open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env={**environment(), **(more or {})})

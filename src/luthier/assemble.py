@@ -232,8 +232,10 @@ def build_run(
     units: Mapping[str, Sequence[Unit]],
     fingerprint: str,
     folder: Path,
+    available: int | None = None,
 ) -> Run:
-    """All parts of a training, at step 0."""
+    """All parts of a training, at step 0; `available`: bytes that `micro_batch_tokens = "auto"` may count on, None:
+    what is free on the device now."""
     torch.manual_seed(recipe.seed)
     if recipe.training.gradient_checkpointing:
         loaded.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
@@ -262,7 +264,7 @@ def build_run(
         optimizer_numbers=optimizer.state_numbers,
     )
     if given == "auto":
-        run.fit = fit(run, most)
+        run.fit = fit(run, most, available)
         run.micro_batch_tokens = run.fit.tokens
     return run
 

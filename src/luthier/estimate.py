@@ -24,7 +24,7 @@ from luthier.evaluation.task import SCORED_TASKS
 from luthier.examples import Conversation
 from luthier.models.forest import build_batch
 from luthier.models.generate import MAX_ROWS, PREFILL_TOKENS
-from luthier.models.load import wait_for
+from luthier.models.load import LoadedModel, wait_for
 from luthier.models.memory import (
     Load,
     Memory,
@@ -105,14 +105,13 @@ class Estimate:
 
 def predict_training(opened: Opened, run: Run, needs: Needs | None = None) -> Mapping[str, Memory]:
     """Peak bytes of loading the model and of training it: what `luthier train` takes."""
-    shape, training = shape_of(opened.loaded.model), predict(run, needs)
-    stored = sum(path.stat().st_size for path in opened.loaded.files.folder.glob("*.safetensors"))
-    return {
-        "loading": Memory(
-            min(training.process, LOADER_BYTES), loading_bytes(shape, opened.loaded.dtype, stored), 0, 0, 0
-        ),
-        "training": training,
-    }
+    training, loading = predict(run, needs), predict_loading(opened.loaded)
+    return {"loading": replace(loading, process=min(training.process, loading.process)), "training": training}
+
+
+def predict_loading(loaded: LoadedModel) -> Memory:
+    """Peak bytes of loading a model, in the memory of the machine."""
+    return Memory(LOADER_BYTES, loading_bytes(shape_of(loaded.model), loaded.dtype, loaded.files.stored_bytes), 0, 0, 0)
 
 
 def predict_stages(opened: Opened, run: Run, question: Question, needs: Needs | None = None) -> Mapping[str, Memory]:

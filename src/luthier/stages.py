@@ -372,10 +372,11 @@ class Prepared:
         return nullcontext() if overwrites else self.run.injected.disabled()
 
 
-def prepare_training(opened: Opened, progress: Progress, prove: bool = True) -> Prepared:
+def prepare_training(opened: Opened, progress: Progress, prove: bool = True, available: int | None = None) -> Prepared:
     """Put the adapter in and, if training is to begin, let the gates on the model prove it.
 
     Without `prove` no gate looks: for a trial of settings whose like was proven, and whose winner will be.
+    `available`: as of `assemble.build_run`.
 
     Raises:
         ModelError: the adapter does not fit the model.
@@ -388,7 +389,8 @@ def prepare_training(opened: Opened, progress: Progress, prove: bool = True) -> 
         raise PreflightError("this run was opened for evaluation; open_run proves its rows before it trains")
     fingerprint = assemble.fingerprint_of(recipe, loaded, opened.template, opened.units, files)
     trainable = assemble.make_trainable(recipe, loaded, start)
-    run = assemble.build_run(_settled(recipe, folder), loaded, trainable, opened.units, fingerprint, folder.path)
+    settled = _settled(recipe, folder)
+    run = assemble.build_run(settled, loaded, trainable, opened.units, fingerprint, folder.path, available)
     _tell_fit(run, folder, progress)
     found = _newest(run, progress)
     if found is None and subject is not None:

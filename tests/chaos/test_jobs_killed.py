@@ -11,10 +11,9 @@ from typing import Any
 import openai
 import psutil
 import pytest
-from tests.jobs_service import MODEL, events_of, rows, running, start, wait_for
+from tests.jobs_service import MODEL, events_of, new_key, rows, running, start, wait_for
 
 from luthier.files import sha256_of
-from luthier.jobs.service import Options, open_service
 
 pytestmark = pytest.mark.chaos
 
@@ -46,9 +45,7 @@ def test_thirty_kills_during_ten_jobs_lose_nothing(tmp_path: Path, tiny_model_fo
         steps = [events_of(client, job_id)[-3].data["total_steps"] for job_id in undisturbed]
 
     folder, log, chance = tmp_path / "killed", tmp_path / "log.txt", random.Random(0)
-    options = Options(folder, bases=(str(tiny_model_folder),), aliases={MODEL: str(tiny_model_folder)})
-    with open_service(options) as service:
-        key = service.tenants.add_key("default", "test")
+    key = new_key(folder, tiny_model_folder)
     process, url = start(folder, tiny_model_folder, log, ("--jobs", "2"))
     client = openai.OpenAI(base_url=url, api_key=key, max_retries=0)
     jobs, killed = ask_for_jobs(client), {"server": 0, "worker": 0}
@@ -91,9 +88,7 @@ def is_done(client: openai.OpenAI, job_id: str) -> bool:
 
 def test_a_server_that_is_told_to_stop_saves_and_goes_on(tmp_path: Path, tiny_model_folder: Path) -> None:
     folder, log = tmp_path / "service", tmp_path / "log.txt"
-    options = Options(folder, bases=(str(tiny_model_folder),), aliases={MODEL: str(tiny_model_folder)})
-    with open_service(options) as service:
-        key = service.tenants.add_key("default", "test")
+    key = new_key(folder, tiny_model_folder)
     process, url = start(folder, tiny_model_folder, log)
     client = openai.OpenAI(base_url=url, api_key=key, max_retries=0)
     file = client.files.create(file=("rows.jsonl", rows(200)), purpose="fine-tune")

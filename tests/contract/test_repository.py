@@ -399,6 +399,7 @@ PUBLIC_HOSTS = {
     "www.apache.org",
     "www.w3.org",
     "docs.python.org",
+    "download.pytorch.org",
     "docs.host",  # made up, in a test of what is no secret
     "platform.openai.com",
     "keepachangelog.com",
@@ -517,6 +518,7 @@ def test_every_dependency_has_a_reason() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
     groups += [path.read_text(encoding="utf-8").split() for path in (ROOT / "benchmarks" / "peers").glob("*.txt")]
+    groups.append((ROOT / "tests" / "postgres.txt").read_text(encoding="utf-8").split())
     listed = {re.split(r"[\[=<>~! ]", requirement)[0] for group in groups for requirement in group}
     page = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"^\| `([^`]+)`", page, re.MULTILINE))

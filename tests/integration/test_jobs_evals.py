@@ -9,9 +9,7 @@ from typing import Any
 
 import openai
 import pytest
-from tests.jobs_service import MODEL, Running, rows, running, start
-
-from luthier.jobs.service import Options, open_service
+from tests.jobs_service import MODEL, Running, new_key, rows, running, start
 
 SCHEMA = {
     "type": "object",
@@ -172,9 +170,7 @@ def test_a_run_goes_on_after_kill_9_and_a_stop_and_no_item_is_lost_or_doubled(
     tmp_path: Path, tiny_model_folder: Path
 ) -> None:
     folder = tmp_path / "service"
-    options = Options(folder, bases=(str(tiny_model_folder),), aliases={MODEL: str(tiny_model_folder)})
-    with open_service(options) as service:
-        key = service.tenants.add_key("default", "test")
+    key = new_key(folder, tiny_model_folder)
     process, url = start(folder, tiny_model_folder, tmp_path / "log.txt")
     client = openai.OpenAI(base_url=url, api_key=key, max_retries=0)
     made = client.evals.create(data_source_config=CUSTOM, testing_criteria=[SLOW])

@@ -52,7 +52,7 @@ def member(service: Running) -> Peer:
 
 
 def _folder(service: Running) -> Path:
-    return Path(str(service.service.database.engine.url.database)).parent
+    return service.service.supervisor.folder.parent
 
 
 def _contents(service: Running) -> dict[str, list[Any]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.postgres import database_url
 
 from luthier.errors import EvaluationError
 from luthier.evaluation.graders.base import Host, ModelReply, Sample
@@ -31,7 +32,7 @@ HOST = Host(ask_model=lambda *_: ModelReply("{}"))
 
 @pytest.fixture
 def database(tmp_path: Path) -> Database:
-    return Database(sqlite_url(tmp_path / "a.sqlite"))
+    return Database(database_url(tmp_path) or sqlite_url(tmp_path / "a.sqlite"))
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.postgres import database_url
 
 from luthier.jobs.database import Database, Row, sqlite_url
 from luthier.jobs.eval_store import EvalStore, Item, NewRun
@@ -27,9 +28,9 @@ class Place:
     """A store, and a worker over it."""
 
     def __init__(self, folder: Path, resolve: Callable[[str, str], Served]) -> None:
-        database = Database(sqlite_url(folder / "a.sqlite"))
+        database = Database(database_url(folder) or sqlite_url(folder / "a.sqlite"))
         self.store = EvalStore(database)
-        self._gateway = Gateway(folder / "served")
+        self._gateway = Gateway(folder / "served", folder)
         self._resolve = resolve
         self._project = Tenants(database).project("one")
         config = {"item_schema": {}, "include_sample_schema": False}

@@ -13,12 +13,14 @@ from typing import Any
 import openai
 import pytest
 import sqlalchemy as sa
+from tests.postgres import database_url
 
 from luthier.cli.main import main
 from luthier.errors import ServeError, StorageError
 from luthier.jobs.audit import Audit
 from luthier.jobs.blobs import Blobs, TooLarge
 from luthier.jobs.database import Database, audit, now, projects, sqlite_url, webhooks
+from luthier.jobs.disk import Disk
 from luthier.jobs.file_store import FileStore, Quota
 from luthier.jobs.http.multipart import Form, read_form
 from luthier.jobs.job_folder import kept_place, kept_steps
@@ -36,7 +38,7 @@ SECRET = "whsec_" + "c2VjcmV0IG9mIG1vcmUgdGhhbiAxNiBieXRlcw=="
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    found = Database(sqlite_url(tmp_path / "service.sqlite"))
+    found = Database(database_url(tmp_path) or sqlite_url(tmp_path / "service.sqlite"))
     yield found
     found.close()
 
@@ -199,7 +201,9 @@ def test_an_event_that_is_told_twice_is_one(database: Database, project: str) ->
 
 def test_queued_jobs_go_by_priority_and_then_in_order(database: Database, project: str) -> None:
     store = JobStore(database)
-    made = [store.create(project, asked(priority=p))["id"] for p in (0, 5, 0, 5)]
+    made = [store.create(project, asked())["id"] for _ in range(4)]
+    for number in (1, 3):
+        store.prioritize(made[number], 5)
     assert [row["id"] for row in store.in_status("validating_files")] == [made[n] for n in (1, 3, 0, 2)]
 
 
@@ -232,7 +236,7 @@ def test_tables_have_both_dialects_of_headers() -> None:
 
 def test_a_file_of_two_projects_is_one_and_stays_while_one_has_it(database: Database, tmp_path: Path) -> None:
     tenants, blobs = Tenants(database), Blobs(tmp_path / "files")
-    store = FileStore(database, blobs, Quota(project_bytes=10))
+    store = FileStore(database, blobs, Quota(project_bytes=10), Disk(tmp_path, 0))
     one, other = tenants.project("one"), tenants.project("other")
 
     def add(project: str) -> str:
@@ -258,10 +262,11 @@ CALLER = Caller("key_1", "proj_1", "member")
 
 
 def test_a_changed_a_missing_and_an_added_entry_break_the_chain_at_their_place(database: Database) -> None:
-    for change, place in (
-        (audit.update().where(audit.c.seq == 2).values(object_id="other"), 2),
-        (audit.delete().where(audit.c.seq == 3), 3),
-        (audit.insert().values(at=1, key_id="k", project_id="p", action="a", object_id="o", chain="0" * 64), 6),
+    added = audit.insert().values(at=1, key_id="k", project_id="p", action="a", object_id="o", chain="0" * 64)
+    for change, entry, place in (
+        (audit.update().values(object_id="other"), 2, 2),
+        (audit.delete(), 3, 3),
+        (added, None, 6),
     ):
         log = Audit(database)
         with database.writing() as connection:
@@ -270,8 +275,9 @@ def test_a_changed_a_missing_and_an_added_entry_break_the_chain_at_their_place(d
             log.note(CALLER, "POST /v1/files", f"file-{number}")
         whole = log.verify()
         assert (whole.entries, whole.broken_at) == (5, None)
+        at = None if entry is None else log.listed()[entry - 1]["seq"]
         with database.writing() as connection:
-            connection.execute(change)
+            connection.execute(change if isinstance(change, sa.Insert) else change.where(audit.c.seq == at))
         assert log.verify().broken_at == place
 
 

@@ -12,12 +12,12 @@ from luthier.models.memory import (
     Memory,
     Shape,
     available_bytes,
-    left_in_groups,
     peak_memory_bytes,
     predict_forward,
     shape_of,
 )
 from luthier.models.sizes import SIZES
+from luthier.system_memory import left_in_groups
 
 SHAPE = Shape(layers=30, hidden=576, feed_forward=1536, vocabulary=49152, parameters=134_515_008)
 TRAINING = Memory(process=0, weights=288_568_320, optimizer=58_613_760, activations=10**9, logits=10**8)

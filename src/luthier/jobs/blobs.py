@@ -4,6 +4,7 @@ Bytes come in by chunks into a file of our own naming and are moved to their pla
 so a server that is killed leaves nothing half written where anybody looks. The same bytes twice are one file.
 """
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -11,8 +12,9 @@ from hashlib import md5, sha256
 from pathlib import Path
 from typing import IO
 
-from luthier.errors import StorageError
+from luthier.errors import LuthierError, StorageError
 from luthier.files import sync
+from luthier.jobs.disk import disk_full
 from luthier.jobs.private import private_file, private_folder
 
 CHUNK = 1024 * 1024
@@ -43,7 +45,12 @@ class Blobs:
             left.unlink()
 
     def writer(self, limit: int) -> "Writer":
-        """Somewhere to put at most `limit` bytes."""
+        """Somewhere to put at most `limit` bytes.
+
+        Raises:
+            ApiError: 507: the disk is full.
+            StorageError: it cannot be written.
+        """
         return Writer(self, self._incoming / secrets.token_hex(16), limit)
 
     def path(self, digest: str) -> Path:
@@ -74,7 +81,10 @@ class Writer:
 
     def __init__(self, blobs: Blobs, path: Path, limit: int) -> None:
         self._blobs, self._path, self._limit = blobs, path, limit
-        self._file: IO[bytes] = private_file(path, "xb")
+        try:
+            self._file: IO[bytes] = private_file(path, "xb")
+        except OSError as error:
+            raise _not_stored(error) from None
         self._sha256, self._md5 = sha256(), md5(usedforsecurity=False)
         self.bytes = 0
         """Received so far."""
@@ -96,7 +106,8 @@ class Writer:
 
         Raises:
             TooLarge: they are more than allowed.
-            StorageError: the disk is full.
+            ApiError: 507: the disk is full.
+            StorageError: it cannot be written.
         """
         self.bytes += len(chunk)
         if self.bytes > self._limit:
@@ -106,13 +117,14 @@ class Writer:
         try:
             self._file.write(chunk)
         except OSError as error:
-            raise StorageError(f"the file cannot be stored: {error.strerror}") from None
+            raise _not_stored(error) from None
 
     def finish(self) -> str:
         """Put the bytes in their place; returns their sha256.
 
         Raises:
-            StorageError: the disk is full.
+            ApiError: 507: the disk is full.
+            StorageError: it cannot be written.
         """
         digest = self._sha256.hexdigest()
         target = self._blobs.path(digest)
@@ -124,8 +136,14 @@ class Writer:
             self._path.replace(target)
             sync(target.parent)
         except OSError as error:
-            raise StorageError(f"the file cannot be stored: {error.strerror}") from None
+            raise _not_stored(error) from None
         return digest
+
+
+def _not_stored(error: OSError) -> LuthierError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return disk_full()
+    return StorageError(f"the file cannot be stored: {error.strerror}")
 
 
 def _chunks(file: IO[bytes]) -> Iterator[bytes]:

@@ -1,8 +1,9 @@
 """The one database of the service: SQLite (WAL) by default, PostgreSQL by URL, one code path.
 
 Tables hold what was asked for and what became of it; the bytes of files and the folders of runs lie beside it. A
-transaction that writes takes SQLite's lock at its begin, so two of them wait for each other instead of failing half
-way; `synchronous = FULL` makes what was answered with 200 survive a power cut.
+transaction that writes takes a lock at its begin (SQLite's own, or an advisory one of PostgreSQL), so two of them wait
+for each other instead of failing half way, and no code has to think of what another one writes meanwhile. SQLite's
+`synchronous = FULL` and PostgreSQL's usual commit make what was answered with 200 survive a power cut.
 
 `seq` of a row counts up in the order of creation. Lists go by it, as times repeat.
 """
@@ -15,22 +16,24 @@ from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from luthier.errors import StorageError
+from luthier.errors import ServeError, StorageError
 
 metadata = sa.MetaData()
 Row: TypeAlias = sa.RowMapping
 WAIT_SECONDS = 30.0
 """How long a writer waits for another one."""
+WRITER, SERVER = 0x4C757468, 0x4C757469
+"""Numbers of PostgreSQL's advisory locks: of the transaction that writes, and of the one server."""
 
 
 def _id() -> list[sa.Column[Any]]:
     # ids that clients see are random; `seq` is what orders, and never leaves
     return [
         sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
-        sa.Column("id", sa.String(255), nullable=False, unique=True),
-        sa.Column("created_at", sa.Integer, nullable=False),
+        sa.Column("id", sa.Text, nullable=False, unique=True),  # of models: their names, as long as an alias makes them
+        sa.Column("created_at", sa.BigInteger, nullable=False),
     ]
 
 
@@ -47,7 +50,7 @@ keys = sa.Table(
     sa.Column("name", sa.String(64), nullable=False),
     sa.Column("role", sa.String(16), nullable=False),
     sa.Column("sha256", sa.LargeBinary(32), nullable=False, unique=True),
-    sa.Column("revoked_at", sa.Integer),
+    sa.Column("revoked_at", sa.BigInteger),
 )
 files = sa.Table(
     "files",
@@ -60,7 +63,7 @@ files = sa.Table(
     sa.Column("sha256", sa.String(64), nullable=False, index=True),
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("status_details", sa.Text),
-    sa.Column("expires_at", sa.Integer),
+    sa.Column("expires_at", sa.BigInteger),
 )
 uploads = sa.Table(
     "uploads",
@@ -72,7 +75,7 @@ uploads = sa.Table(
     sa.Column("mime_type", sa.Text, nullable=False),
     sa.Column("bytes", sa.BigInteger, nullable=False),
     sa.Column("status", sa.String(16), nullable=False),
-    sa.Column("expires_at", sa.Integer, nullable=False),
+    sa.Column("expires_at", sa.BigInteger, nullable=False),
     sa.Column("file_seconds", sa.Integer),
     sa.Column("file_id", sa.String(255)),
 )
@@ -99,9 +102,9 @@ jobs = sa.Table(
     sa.Column("priority", sa.Integer, nullable=False, default=0),
     sa.Column("error", sa.JSON),
     sa.Column("fine_tuned_model", sa.Text, unique=True),
-    sa.Column("started_at", sa.Integer),
-    sa.Column("finished_at", sa.Integer),
-    sa.Column("estimated_finish", sa.Integer),
+    sa.Column("started_at", sa.BigInteger),
+    sa.Column("finished_at", sa.BigInteger),
+    sa.Column("estimated_finish", sa.BigInteger),
     sa.Column("trained_tokens", sa.BigInteger),
     sa.Column("result_files", sa.JSON, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False, default=0),
@@ -113,7 +116,7 @@ requests = sa.Table(
     sa.Column("idempotency_key", sa.String(255), primary_key=True),
     sa.Column("sha256", sa.String(64), nullable=False),
     sa.Column("object_id", sa.String(255), nullable=False),
-    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
 )
 events = sa.Table(
     "events",
@@ -159,7 +162,7 @@ evals = sa.Table(
     metadata,
     *_id(),
     _project(),
-    sa.Column("updated_at", sa.Integer, nullable=False),
+    sa.Column("updated_at", sa.BigInteger, nullable=False),
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("data_source_config", sa.JSON, nullable=False),
     sa.Column("testing_criteria", sa.JSON, nullable=False),
@@ -198,10 +201,10 @@ audit = sa.Table(
     "audit",
     metadata,
     sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("at", sa.Integer, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
     sa.Column("key_id", sa.String(255), nullable=False),
     sa.Column("project_id", sa.String(64), nullable=False),
-    sa.Column("action", sa.String(64), nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
     sa.Column("object_id", sa.Text, nullable=False),
     sa.Column("chain", sa.String(64), nullable=False),
 )
@@ -212,14 +215,14 @@ webhooks = sa.Table(
     sa.Column("type", sa.String(64), nullable=False),
     sa.Column("object_id", sa.String(255), nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False, default=0),
-    sa.Column("next_at", sa.Integer, nullable=False),
-    sa.Column("delivered_at", sa.Integer),
+    sa.Column("next_at", sa.BigInteger, nullable=False),
+    sa.Column("delivered_at", sa.BigInteger),
 )
 _migrations = sa.Table(
     "migrations",
     metadata,
     sa.Column("name", sa.String(64), primary_key=True),
-    sa.Column("applied_at", sa.Integer, nullable=False),
+    sa.Column("applied_at", sa.BigInteger, nullable=False),
 )
 
 MIGRATIONS: tuple[tuple[str, Callable[[sa.Connection], None]], ...] = ()
@@ -238,12 +241,22 @@ class Database:
 
     def __init__(self, url: str) -> None:
         try:
-            self.engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"), hide_parameters=True)
-            if self.engine.dialect.name == "sqlite":
-                _prepare_sqlite(self.engine)
+            parsed = sa.make_url(url)
+        except ArgumentError:
+            raise StorageError("--database: expected a URL, such as postgresql+psycopg://USER@HOST/NAME") from None
+        kind, shown = parsed.get_backend_name(), parsed.render_as_string(hide_password=True)
+        if kind not in PREPARED:
+            raise StorageError(f"the database {shown} is of another kind; expected one of {', '.join(PREPARED)}")
+        try:
+            self.engine = sa.create_engine(parsed, pool_pre_ping=kind != "sqlite", hide_parameters=True)
+            PREPARED[kind](self.engine)
             self._migrate()
-        except (SQLAlchemyError, ImportError) as error:
-            shown = sa.make_url(url).render_as_string(hide_password=True)
+        except ImportError as error:
+            raise StorageError(
+                f"the database {shown} cannot be opened: {error}; install luthier[postgres], and write "
+                "postgresql+psycopg://"
+            ) from None
+        except SQLAlchemyError as error:
             raise StorageError(f"the database {shown} cannot be opened: {error}") from None
 
     @contextmanager
@@ -257,6 +270,21 @@ class Database:
         """A transaction; what is in it is done at the end, or none of it."""
         with self.engine.connect().execution_options(writes=True) as connection, connection.begin():
             yield connection
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep a second server from a PostgreSQL database; from SQLite's file, the lock of its folder keeps it.
+
+        Raises:
+            ServeError: there is one.
+        """
+        if self.engine.dialect.name != "postgresql":
+            yield
+            return
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            if not connection.scalar(sa.select(sa.func.pg_try_advisory_lock(SERVER))):
+                raise ServeError("another server works with this database")
+            yield
 
     def close(self) -> None:
         """Let all connections go."""
@@ -296,6 +324,22 @@ def now() -> int:
     return int(time.time())
 
 
+def _prepare_postgres(engine: sa.Engine) -> None:
+    """A patient lock, and one transaction at a time that writes."""
+
+    @sa.event.listens_for(engine, "begin")
+    def begun(connection: sa.Connection) -> None:
+        if connection.get_execution_options().get("writes", False):
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(WAIT_SECONDS * 1000)}")
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITER})")
+
+    @sa.event.listens_for(engine, "handle_error")
+    def failed(context: sa.ExceptionContext) -> None:
+        for error in (context.original_exception, context.sqlalchemy_exception):
+            if error is not None:  # its detail quotes the row, and an error may end in a log
+                error.args = tuple(str(text).partition("\nDETAIL:")[0] for text in error.args)
+
+
 def _prepare_sqlite(engine: sa.Engine) -> None:
     """WAL, a patient lock, and transactions that begin where SQLAlchemy says so."""
 
@@ -313,3 +357,6 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
     def begun(connection: sa.Connection) -> None:
         writes = connection.get_execution_options().get("writes", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+PREPARED: Mapping[str, Callable[[sa.Engine], None]] = {"sqlite": _prepare_sqlite, "postgresql": _prepare_postgres}

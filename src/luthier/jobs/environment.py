@@ -12,6 +12,8 @@ PASSED = (
     "VIRTUAL_ENV",
     "PYTHONPATH",
     "LUTHIER_HOME",
+    "LUTHIER_CACHE",
+    "LUTHIER_OFFLINE",
     "XDG_CACHE_HOME",
     "XDG_DATA_HOME",
     "HF_HOME",

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from luthier.errors import StorageError
 from luthier.jobs.blobs import Blobs, TooLarge, Writer
 from luthier.jobs.database import Database, Row, files, insert_new, now, upload_parts, uploads
+from luthier.jobs.disk import Disk
 from luthier.jobs.ids import FILE, PART, UPLOAD, new_id
 from luthier.jobs.pages import Page, page_of
 from luthier.jobs.rows import Rows
@@ -47,8 +48,8 @@ class Quota:
 class FileStore:
     """The files of all projects."""
 
-    def __init__(self, database: Database, blobs: Blobs, quota: Quota) -> None:
-        self._database, self._blobs, self.quota = database, blobs, quota
+    def __init__(self, database: Database, blobs: Blobs, quota: Quota, disk: Disk) -> None:
+        self._database, self._blobs, self.quota, self._disk = database, blobs, quota, disk
         # bytes are put in their place before a row names them: nobody may find them nameless in between
         # whoever adds bytes holds this from the look for room on, too, so several at once do not take the same room
         self._naming = threading.RLock()
@@ -62,7 +63,11 @@ class FileStore:
             project: whose room it takes.
             limit: bytes; None: of one file.
             upload: whose announced bytes these are.
+
+        Raises:
+            ApiError: 507: the disk is nearly full.
         """
+        self._disk.require_room()
         limit = self.quota.file_bytes if limit is None else limit
         kept = self._kept(project, upload)
         return Receiver(self._blobs.writer(limit), limit, lambda size: self._arrive(project, kept, size))
@@ -161,7 +166,7 @@ class FileStore:
         """Begin an upload; `asked` has the columns that a client decides.
 
         Raises:
-            ApiError: 400 or 413.
+            ApiError: 400, 413 or 507.
         """
         _require_purpose(asked["purpose"])
         if asked["bytes"] > self.quota.upload_bytes:
@@ -176,6 +181,7 @@ class FileStore:
             "file_id": None,
             **asked,
         }
+        self._disk.require_room(asked["bytes"])
         with self._naming:
             self._require_room(project, asked["bytes"])
             with self._database.writing() as connection:
@@ -333,7 +339,13 @@ class FileStore:
             return int(connection.scalar(of_files) or 0) + int(connection.scalar(of_uploads) or 0)
 
     def _arrive(self, project: str, kept: int, size: int) -> None:
-        """Count bytes that come in, or, below 0, that came and are kept or dropped now; raises ApiError 413."""
+        """Count bytes that come in, or, below 0, that came and are kept or dropped now.
+
+        Raises:
+            ApiError: 413 or 507.
+        """
+        if size > 0:
+            self._disk.require_room(size)
         with self._counting:
             self._arriving[project] += size
             arriving = self._arriving[project]
@@ -377,7 +389,7 @@ class Receiver:
         """Take more.
 
         Raises:
-            ApiError: 413: it is too long, or the project has no room.
+            ApiError: 413: it is too long, or the project has no room; 507: the disk has none.
         """
         self._counted += len(chunk)
         self._arrive(len(chunk))

@@ -42,7 +42,7 @@ class Served:
     name: str = BASE
     """What engines call it; of a base: `base`."""
     folder: Path | None = None
-    """Of the run, or of the checkpoint; None: the base itself."""
+    """Of the run, or of the checkpoint, within the folder of all jobs; None: the base itself."""
 
     @classmethod
     def of(cls, row: Row) -> "Served":
@@ -68,10 +68,11 @@ class Gateway:
 
     Args:
         folder: for logs and for what may be served, a folder for each base.
+        jobs: in which every job has its folder.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, jobs: Path) -> None:
+        self._folder, self._jobs = folder, jobs
         self._engines: dict[str, list[Engine]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._client = httpx2.AsyncClient(timeout=httpx2.Timeout(ANSWER_SECONDS, connect=10.0), trust_env=False)
@@ -149,7 +150,7 @@ class Gateway:
         log = place / f"serve-{secrets.token_hex(4)}.log"
         first = ["--base", model.base]
         if model.folder is not None:
-            first = ["--adapter", f"{model.name}={_link(place, model.name, model.folder)}"]
+            first = ["--adapter", f"{model.name}={_link(place, model.name, self._jobs / model.folder)}"]
         command = [sys.executable, "-m", PROGRAM, *first, "--register", str(place), "--port", "0"]
         command += ["--api-key-env", KEY, "--admin-key-env", ADMIN]
         with private_file(log, "wb") as output:
@@ -190,7 +191,7 @@ class Gateway:
         """Add a model to an engine; False if it cannot be beside what is there."""
         if model.folder is None:
             return False
-        _link(self._place(model), model.name, model.folder)
+        _link(self._place(model), model.name, self._jobs / model.folder)
         headers = {"authorization": f"Bearer {engine.admin_key}"}
         try:
             answer = await self._client.post(engine.url + "/adapters", json={"name": model.name}, headers=headers)
@@ -207,10 +208,12 @@ class Gateway:
 
 
 def _link(place: Path, name: str, folder: Path) -> Path:
-    """Let an engine find a run under a name of ours."""
-    link = place / name
+    """Let an engine find a run under a name of ours; an old link may lead to where all of it lay before."""
+    link, target = place / name, folder.resolve()
+    if link.is_symlink() and link.readlink() != target:
+        link.unlink()
     if not link.is_symlink():
-        link.symlink_to(folder.resolve(), target_is_directory=True)
+        link.symlink_to(target, target_is_directory=True)
     return link
 
 

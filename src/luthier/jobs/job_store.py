@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import sqlalchemy as sa
 
+from luthier.errors import ServeError
 from luthier.jobs.database import (
     Database,
     Row,
@@ -28,7 +29,7 @@ from luthier.jobs.database import (
 from luthier.jobs.file_store import missing
 from luthier.jobs.ids import CHECKPOINT, EVENT, JOB, PERMISSION, WEBHOOK, new_id
 from luthier.jobs.pages import Page, page_of
-from luthier.serve.api_error import ApiError
+from luthier.serve.api_error import NO_RETRY, ApiError
 
 Status: TypeAlias = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 ENDED: frozenset[Status] = frozenset({"succeeded", "failed", "cancelled"})
@@ -42,6 +43,10 @@ MOVES: Mapping[Status, frozenset[Status]] = {
     "cancelled": frozenset(),
 }
 """From each status, those that may follow. Running to queued: its process ended without an end of the job."""
+WAITING: tuple[Status, ...] = ("queued", "validating_files", "paused")
+MOST_WAITING = 100
+"""Jobs of one project."""
+MOST_PRIORITY = 1000
 
 
 @dataclass(frozen=True)
@@ -69,26 +74,26 @@ class Asked:
     seed: int
     body: Mapping[str, Any]
     """The whole request."""
-    priority: int = 0
 
 
 class JobStore:
-    """The jobs of all projects."""
+    """The jobs of all projects; of one, at most `most_waiting` that have not begun or are paused."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, most_waiting: int = MOST_WAITING) -> None:
+        self._database, self._most_waiting = database, most_waiting
 
     def create(self, project: str, asked: Asked, idempotency: tuple[str, str] | None = None) -> Row:
         """A new job; with an idempotency key and the request's digest, the job that the same request made before.
 
         Raises:
-            ApiError: 409: the key was used for another request.
+            ApiError: 409: the key was used for another request; 429: too many jobs of the project wait.
         """
         with self._database.writing() as connection:
             if idempotency is not None:
                 before = _before(connection, project, *idempotency)
                 if before is not None:
                     return _job(connection, project, before)
+            self._require_place(connection, project)
             job_id, at = new_id(JOB), now()
             values = {
                 "id": job_id,
@@ -101,7 +106,6 @@ class JobStore:
                 "training_file": asked.training_file,
                 "validation_file": asked.validation_file,
                 "seed": asked.seed,
-                "priority": asked.priority,
                 "result_files": [],
                 "attempts": 0,
             }
@@ -117,6 +121,18 @@ class JobStore:
             told.append(Told("validating", f"Validating training file: {asked.training_file}"))
             self._tell(connection, job_id, told)
             return _job(connection, project, job_id)
+
+    def _require_place(self, connection: sa.Connection, project: str) -> None:
+        count = sa.select(sa.func.count()).where(jobs.c.project_id == project, jobs.c.status.in_(WAITING))
+        waiting = connection.scalar(count) or 0
+        if waiting >= self._most_waiting:
+            raise ApiError(
+                f"This project has {waiting:,} jobs that wait or are paused, and may have {self._most_waiting:,}; "
+                "try again when one has begun, or cancel some.",
+                status=429,
+                code="rate_limit_exceeded",
+                headers=NO_RETRY,
+            )
 
     def get(self, project: str, job_id: str) -> Row:
         """A job's row.
@@ -199,6 +215,22 @@ class JobStore:
                 connection.execute(webhooks.insert().values(id=new_id(WEBHOOK), created_at=now(), **to_send))
             return connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).mappings().one()
 
+    def prioritize(self, job_id: str, priority: int) -> None:
+        """Let a job of any project go before those of a lower priority; one that trains is not touched.
+
+        Raises:
+            ServeError: there is no such job, it waits for nothing, or the number is out of range.
+        """
+        if not -MOST_PRIORITY <= priority <= MOST_PRIORITY:
+            raise ServeError(f"priority {priority}: expected -{MOST_PRIORITY} to {MOST_PRIORITY}; new jobs have 0")
+        with self._database.writing() as connection:
+            status = connection.scalar(sa.select(jobs.c.status).where(jobs.c.id == job_id))
+            if status is None:
+                raise ServeError(f"{job_id}: there is no such job; `luthier service jobs` lists them")
+            if status in ENDED:
+                raise ServeError(f"{job_id} is {status}, and waits for nothing")
+            connection.execute(jobs.update().where(jobs.c.id == job_id).values(priority=priority))
+
     def note(self, job_id: str, told: Sequence[Told] = (), **changes: Any) -> None:
         """Record events, and change columns other than the status."""
         with self._database.writing() as connection:
@@ -234,19 +266,31 @@ class JobStore:
 
     def model(self, project: str, name: str) -> Row | None:
         """One of `models` by its name."""
+        if "\x00" in name:  # PostgreSQL does not compare with what it cannot keep
+            return None
         with self._database.reading() as connection:
             return connection.execute(_usable(project).where(models.c.id == name)).mappings().first()
 
-    def delete_model(self, project: str, name: str) -> None:
-        """Remove a model that the project itself trained; its run's folder stays.
+    def delete_model(self, project: str, name: str) -> tuple[Row, bool]:
+        """Remove a model that the project itself trained, with the checkpoint that it may be and all grants of it.
+
+        Returns:
+            Its row, and whether its job has ended and has no other.
 
         Raises:
             ApiError: 404.
         """
+        own = models.c.project_id == project, models.c.id == name
         with self._database.writing() as connection:
-            gone = connection.execute(models.delete().where(models.c.project_id == project, models.c.id == name))
-            if not gone.rowcount:
+            row = connection.execute(sa.select(models).where(*own)).mappings().first()
+            if row is None:
                 raise missing("model", name)
+            connection.execute(models.delete().where(*own))
+            connection.execute(checkpoints.delete().where(checkpoints.c.name == name))
+            connection.execute(permissions.delete().where(permissions.c.checkpoint == name))
+            others = sa.exists().where(models.c.job_id == row["job_id"])
+            ended = sa.exists().where(jobs.c.id == row["job_id"], jobs.c.status.in_(ENDED))
+            return row, bool(connection.scalar(sa.select(~others & ended)))
 
     def grant(self, project: str, checkpoint: str, projects: Sequence[str]) -> list[Row]:
         """Let other projects use a model or checkpoint of this one.

@@ -11,6 +11,7 @@ from luthier.errors import ServeError, StorageError
 from luthier.jobs.audit import Audit
 from luthier.jobs.blobs import Blobs
 from luthier.jobs.database import Database, sqlite_url
+from luthier.jobs.disk import FREE_BYTES, Disk
 from luthier.jobs.eval_store import EvalStore
 from luthier.jobs.eval_worker import EvalWorker
 from luthier.jobs.file_store import FileStore, Quota
@@ -18,7 +19,7 @@ from luthier.jobs.gateway import Gateway
 from luthier.jobs.http.app import Service
 from luthier.jobs.http.fine_tuning import Names
 from luthier.jobs.http.inference import served_as
-from luthier.jobs.job_store import JobStore
+from luthier.jobs.job_store import MOST_WAITING, JobStore
 from luthier.jobs.metrics import Metrics
 from luthier.jobs.private import private_file, private_folder
 from luthier.jobs.supervisor import Limits, Supervisor
@@ -29,6 +30,7 @@ from luthier.recipe import ModelSettings
 FILES = "files"
 """Folder of uploaded bytes; a service has one."""
 LOCK = ".lock"
+MOST_HOURS, MOST_GIB = 24 * 365, 2**20
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,15 @@ class Options:
     """That jobs may train from; none: the default model."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     at_once: int = 1
+    """Jobs that train at a time, if memory lets them."""
+    hours: float = Limits.seconds / 3600
+    """Longest time of a job."""
+    most_waiting: int = MOST_WAITING
+    """Jobs of a project that have not begun or are paused."""
+    free_bytes: int = FREE_BYTES
+    """Of the disk, that stay free."""
+    memory_bytes: int = Limits.memory_bytes
+    """Of the machine, for all jobs together."""
     webhook: Target | None = None
     quota: Quota = field(default_factory=Quota)
 
@@ -61,6 +72,17 @@ def parse_aliases(given: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
+def gib_bytes(option: str, gib: float) -> int:
+    """The bytes of an option.
+
+    Raises:
+        ServeError: it is below 0, or no number.
+    """
+    if not 0 <= gib <= MOST_GIB:
+        raise ServeError(f"{option} {gib:g}: expected GiB, 0 to {MOST_GIB:,}")
+    return int(gib * 2**30)
+
+
 @contextmanager
 def open_service(options: Options) -> Iterator[Service]:
     """Open the folder, which one process at a time may do to serve.
@@ -76,13 +98,20 @@ def open_service(options: Options) -> Iterator[Service]:
             raise ServeError(f"--alias {name}={model}: {model} is none of the bases ({', '.join(bases)})")
     if not 0 <= options.at_once <= 64:
         raise ServeError(f"--jobs {options.at_once}: expected 0 (jobs only wait) to 64")
+    if not 0 < options.hours <= MOST_HOURS:
+        raise ServeError(f"--max-hours {options.hours:g}: expected more than 0, and at most {MOST_HOURS:,}")
+    if options.most_waiting < 1:
+        raise ServeError(f"--max-waiting {options.most_waiting}: expected 1 or more")
     own_folder(options.folder)
     database = Database(options.database or _own_database(options.folder / "service.sqlite"))
     try:
         blobs = Blobs(options.folder / FILES)
-        files, jobs = FileStore(database, blobs, options.quota), JobStore(database)
-        supervisor = Supervisor(jobs, files, blobs, options.folder / "jobs", Limits(at_once=options.at_once))
-        gateway = Gateway(options.folder / "served")
+        disk = Disk(options.folder, options.free_bytes)
+        files, jobs = FileStore(database, blobs, options.quota, disk), JobStore(database, options.most_waiting)
+        limits = Limits(options.at_once, options.hours * 3600, options.memory_bytes)
+        place = options.folder / "jobs"
+        supervisor = Supervisor(jobs, files, blobs, disk, place, limits)
+        gateway = Gateway(options.folder / "served", place)
         names, evals = Names(bases, options.aliases), EvalStore(database)
         yield Service(
             database=database,

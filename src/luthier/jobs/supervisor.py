@@ -28,14 +28,16 @@ from sqlalchemy.exc import SQLAlchemyError
 from luthier.errors import LuthierError
 from luthier.jobs.blobs import Blobs
 from luthier.jobs.database import Row, now
+from luthier.jobs.disk import Disk
 from luthier.jobs.environment import child_environment
 from luthier.jobs.file_store import RESULTS, FileStore
 from luthier.jobs.ids import FILE, JOB
 from luthier.jobs.job_folder import (
-    ARTIFACT,
+    ADAPTER,
     DONE,
     ENDED,
     LOG,
+    NO_ROOM,
     REFUSED,
     RUN,
     START,
@@ -48,6 +50,7 @@ from luthier.jobs.job_store import JobStore, Told
 from luthier.jobs.model_names import checkpoint_name, is_tuned, model_name
 from luthier.jobs.private import private_file, private_folder
 from luthier.jobs.results import as_csv, checkpoint_metrics, metrics_data, step_message
+from luthier.jobs.room import Beside, Claim, gib, too_large
 from luthier.jobs.translate import write_recipe
 from luthier.serve.api_error import ApiError
 from luthier.serve.failures import place_of
@@ -57,9 +60,17 @@ TICK_SECONDS = 0.5
 PROGRAM = "luthier.cli.job_process"
 PATIENCE_SECONDS = 120.0
 """How long a process that was told to stop may finish its step and save."""
+AGAIN_SECONDS = 30.0
+"""Wait of a job whose process found no room, though its claim said that there is some."""
 DEATHS, MOST_DEATHS = "deaths.json", 5
 """A process that dies so often without a further checkpoint is not started again."""
 SWEEP_SECONDS = 60.0
+CODES = {
+    "DataError": "invalid_training_file",
+    "TemplateError": "invalid_training_file",
+    "TooLarge": "insufficient_memory",
+}
+"""Of a failed job, by the error with which its process ended."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +78,11 @@ class Limits:
     """What jobs may take."""
 
     at_once: int = 1
-    """Jobs that train at the same time."""
+    """Jobs that train at the same time, if memory lets them."""
     seconds: float = 7 * 86_400.0
-    """Longest time of one job."""
-    free_bytes: int = 2 * 2**30
-    """Left free on the disk, or no job is started."""
+    """Longest time of one job: that of its process, and of all steps that earlier ones did."""
+    memory_bytes: int = sys.maxsize
+    """Of the machine's memory, for all jobs together."""
 
 
 @dataclass
@@ -93,6 +104,9 @@ class _Child:
 
     process: "subprocess.Popen[bytes]"
     started: float
+    """By the clock, less the seconds of steps that earlier processes did."""
+    claim: Claim | None
+    """The memory that it takes; None: it is not told yet."""
     told_at: float | None = None
     """When it was told to stop."""
     log: _Log = field(default_factory=_Log)
@@ -105,13 +119,16 @@ class Supervisor:
         store: of jobs.
         files: of files.
         blobs: where their bytes lie.
+        disk: on which all of it lies.
         folder: in which every job has a folder of its own.
         limits: of jobs.
     """
 
-    def __init__(self, store: JobStore, files: FileStore, blobs: Blobs, folder: Path, limits: Limits) -> None:
-        self._store, self._files, self._blobs = store, files, blobs
-        self._folder, self._limits = folder, limits
+    def __init__(
+        self, store: JobStore, files: FileStore, blobs: Blobs, disk: Disk, folder: Path, limits: Limits
+    ) -> None:
+        self._store, self._files, self._blobs, self._disk = store, files, blobs, disk
+        self.folder, self._limits = folder, limits
         self._children: dict[str, _Child] = {}
         self._preparing: dict[str, Future[None]] = {}
         self._preparer = ThreadPoolExecutor(1, "prepare")
@@ -119,6 +136,10 @@ class Supervisor:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._swept = 0.0
+        self._not_before: dict[str, float] = {}
+        """When a job may be begun that just found no room."""
+        self._waits_for: dict[str, str] = {}
+        """What a job was told that it waits for."""
         self.alive_at = time.monotonic()
         """When it last went round."""
         private_folder(folder)
@@ -153,14 +174,16 @@ class Supervisor:
             running = {row["id"]: row for row in self._store.in_status("running")}
             for job_id, child in list(self._children.items()):
                 self._look_after(job_id, child, running.get(job_id))
-            free = self._limits.at_once - len(self._children)
-            queued = self._store.in_status("queued") if free > 0 else []
-            for row in [row for row in queued if row["id"] not in self._children][: max(free, 0)]:
-                self._begin(row)
+            if len(self._children) < self._limits.at_once:
+                self._begin_next()
 
     def folder_of(self, row: Row) -> Path:
         """A job's folder; its name is an id that the service made."""
-        return self._folder / str(row["id"])
+        return self.folder / str(row["id"])
+
+    def _within(self, place: Path) -> str:
+        """A place below the folder of all jobs, which may be moved."""
+        return str(place.relative_to(self.folder))
 
     def _run(self) -> None:
         while not self._stop.wait(TICK_SECONDS):
@@ -173,14 +196,18 @@ class Supervisor:
 
     def _end_all(self) -> None:
         """In the thread that started the processes: the kernel ends them when that thread ends."""
+        if self._children:
+            _logger.warning("stopping: %d job(s) finish their step and save", len(self._children))
+        for child in self._children.values():
+            if child.told_at is None:  # a second signal means "at once"
+                child.process.send_signal(signal.SIGTERM)
         self._preparer.shutdown(cancel_futures=True)
         with self._lock:
-            for child in self._children.values():
-                child.process.send_signal(signal.SIGTERM)
+            until = time.monotonic() + PATIENCE_SECONDS
             running = {row["id"]: row for row in self._store.in_status("running")}
             for job_id, child in self._children.items():
                 with suppress(subprocess.TimeoutExpired):
-                    child.process.wait(PATIENCE_SECONDS)
+                    child.process.wait(max(until - time.monotonic(), 0.0))
                 child.process.kill()
                 child.process.wait()
                 if job_id in running:
@@ -224,19 +251,61 @@ class Supervisor:
         try:
             if model is not None:
                 # links, so that whatever becomes of the other job's files, this one's stay
-                shutil.copytree(Path(model["folder"]) / ARTIFACT, folder / START / ARTIFACT, copy_function=os.link)
+                shutil.copytree(
+                    self.folder / model["folder"] / ADAPTER, folder / START / ADAPTER, copy_function=os.link
+                )
                 return True
         except (shutil.Error, FileNotFoundError):  # a checkpoint that was thinned out
             pass
         self._fail(row, "model_not_available", f"The model {name!r} was deleted before the job began.", "model")
         return False
 
+    def _begin_next(self) -> None:
+        queued = [row for row in self._store.in_status("queued") if row["id"] not in self._children]
+        for row in queued:
+            if len(self._children) >= self._limits.at_once or not self._has_room(row):
+                return  # nobody overtakes, or a large job would wait for ever
+            self._begin(row)
+
+    def _has_room(self, row: Row) -> bool:
+        """Whether a job may be begun now; a job that waits is told why, once an attempt."""
+        if self._disk.is_full():
+            self._wait(row, "disk", "The disk is nearly full; the job waits.")
+            return False
+        if time.monotonic() < self._not_before.get(row["id"], 0.0):
+            return False
+        claim = Claim.read(self.folder_of(row))
+        for folder, child in ((self.folder / job_id, child) for job_id, child in self._children.items()):
+            if child.claim is None or child.claim.is_least:
+                child.claim = Claim.read(folder)
+            if child.claim is None or child.claim.is_least:
+                return False  # in some seconds it is known what this one takes
+        beside = self._beside()
+        if claim is not None and claim.needed > beside.total(claim):  # there was more when it was last tried
+            self._fail(row, "insufficient_memory", too_large(claim, beside.total(claim)), None)
+            return False
+        if not beside.takes(claim):
+            needed, free = "" if claim is None else f" {gib(claim.needed)} of", gib(max(beside.left(claim), 0))
+            self._wait(row, "memory", f"The job needs{needed} memory, and {free} are free beside others; it waits.")
+            return False
+        return True
+
+    def _beside(self) -> Beside:
+        children = self._children.values()
+        claims = [child.claim for child in children if child.claim is not None]
+        return Beside.of((child.process.pid for child in children), claims, self._limits.memory_bytes)
+
+    def _wait(self, row: Row, what: str, why: str) -> None:
+        if self._waits_for.get(row["id"]) != what:
+            self._store.note(row["id"], [Told(f"waits for {what} {row['attempts']}", why, "warn")])
+            self._waits_for[row["id"]] = what
+
     def _begin(self, row: Row) -> None:
-        if shutil.disk_usage(self._folder).free < self._limits.free_bytes:
-            self._store.note(row["id"], [Told("no room", "The disk is nearly full; the job waits.", "warn")])
-            return
         folder = self.folder_of(row)
+        self._not_before.pop(row["id"], None)
+        self._waits_for.pop(row["id"], None)
         (folder / ENDED).unlink(missing_ok=True)
+        self._beside().write(folder)
         attempt = row["attempts"] + 1
         told = Told(f"started {attempt}", "Fine-tuning job started" if attempt == 1 else "The job goes on")
         try:
@@ -245,6 +314,8 @@ class Supervisor:
             )
         except ApiError:  # it was cancelled meanwhile
             return
+        log = _Log()
+        self._read_log(row, log)
         with private_file(folder / LOG, "ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", PROGRAM, str(folder)],
@@ -254,19 +325,23 @@ class Supervisor:
                 env=child_environment({}),
                 start_new_session=True,
             )
-        self._children[row["id"]] = _Child(process, time.monotonic())
+        spent = sum(float(one["seconds"]) for one in log.steps)
+        self._children[row["id"]] = _Child(process, time.monotonic() - spent, Claim.read(folder), log=log)
 
     def _look_after(self, job_id: str, child: _Child, row: Row | None) -> None:
         ended = child.process.poll() is not None
         if row is not None:
             self._read_log(row, child.log)
             if not ended and time.monotonic() - child.started > self._limits.seconds:
-                self._fail(row, "time_limit", f"The job ran longer than {self._limits.seconds:,.0f} seconds.", None)
+                hours = self._limits.seconds / 3600
+                self._fail(row, "time_limit", f"The job ran longer than {hours:,.4g} hours.", None)
                 row = None
         if ended:
-            del self._children[job_id]
             if row is not None:
-                self._settle(row, child)
+                self._settle(row, child)  # if the database or the disk refuses, the next round does it
+            del self._children[job_id]
+            if child.process.returncode != NO_ROOM:
+                self._not_before.clear()  # it left its room to others
         elif row is None:  # cancelled or paused
             self._tell_to_stop(child)
 
@@ -283,13 +358,17 @@ class Supervisor:
         self._read_log(row, child.log)
         if code == DONE:
             self._succeed(row, child)
-        elif code == STOPPED:
+        elif code in (STOPPED, -signal.SIGTERM):  # or before its process could take the signal
             self._store.move(
                 row["id"], "queued", [Told(f"stopped {row['attempts']}", "The job was stopped and saved.")]
             )
+        elif code == NO_ROOM:
+            self._not_before[row["id"]] = time.monotonic() + AGAIN_SECONDS
+            told = Told(f"no room {row['attempts']}", "There is too little memory beside other jobs; the job waits.")
+            self._store.move(row["id"], "queued", [told])
         elif code == REFUSED:
             error = _read(folder / ENDED) or {}
-            kind = "invalid_training_file" if error.get("kind") in ("DataError", "TemplateError") else "training_failed"
+            kind = CODES.get(error.get("kind", ""), "training_failed")
             self._fail(row, kind, _without(error.get("message", "the training failed"), row, folder), None)
         else:
             self._bury(row, code)
@@ -314,7 +393,7 @@ class Supervisor:
         # an id that is the same when all of this is done once more
         file_id = FILE + row["id"].removeprefix(JOB)
         self._files.keep(row["project_id"], f"step_metrics_{row['id']}.csv", RESULTS, digest, size, file_id=file_id)
-        self._store.add_model(row, name, str(folder / RUN))
+        self._store.add_model(row, name, self._within(folder / RUN))
         told = [
             Told("model", f"New fine-tuned model created: {name}"),
             Told("succeeded", "The job has successfully completed"),
@@ -368,7 +447,7 @@ class Supervisor:
             if one["step"] in kept:
                 name = checkpoint_name(row, one["step"])
                 self._store.add_checkpoint(row, one["step"], name, checkpoint_metrics(one))
-                self._store.add_model(row, name, str(kept[one["step"]]))
+                self._store.add_model(row, name, self._within(kept[one["step"]]))
         self._store.drop_checkpoints(row["id"], list(kept))
         logged = {one["step"] for one in log.steps}
         log.kept = tuple(kept) if logged.issuperset(kept) else None  # a step is kept before its line is whole

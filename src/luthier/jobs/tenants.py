@@ -19,6 +19,7 @@ from luthier.jobs.ids import KEY, PROJECT, new_id
 Role: TypeAlias = Literal["member", "admin"]
 ROLES: tuple[Role, ...] = ("member", "admin")
 SECRET = "sk-luthier-"
+LONGEST_NAME = 64
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,12 @@ class Tenants:
         self._database = database
 
     def project(self, name: str) -> str:
-        """The id of a project, which is made if there is none of the name."""
+        """The id of a project, which is made if there is none of the name.
+
+        Raises:
+            ServeError: the name is empty or longer than 64 characters.
+        """
+        _require_name("project", name)
         with self._database.writing() as connection:
             found = connection.scalar(sa.select(projects.c.id).where(projects.c.name == name))
             if found is not None:
@@ -55,8 +61,9 @@ class Tenants:
         """A new key of a project, by the project's name; returned once, and kept nowhere.
 
         Raises:
-            ServeError: the role is none, or a given secret is shorter than 8 characters.
+            ServeError: the role is none, a name is empty or too long, or a given secret is shorter than 8 characters.
         """
+        _require_name("key", name)
         if role not in ROLES:
             raise ServeError(f"role {role!r}: expected member or admin")
         secret = secret or SECRET + secrets.token_urlsafe(32)
@@ -111,6 +118,11 @@ class Tenants:
                 .order_by(keys.c.seq)
             )
             return list(found.mappings())
+
+
+def _require_name(what: str, name: str) -> None:
+    if not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+        raise ServeError(f"the name of a {what} has 1 to {LONGEST_NAME} printable characters; this is {name[:80]!r}")
 
 
 def _digest(secret: str) -> bytes:

@@ -21,7 +21,7 @@ from luthier.data.profile import profile
 from luthier.data.write import atomic_text
 from luthier.draft import Facts, require_same_kind, sections
 from luthier.errors import DataError, ModelError
-from luthier.jobs.job_folder import ARTIFACT, RECIPE, RECORD, START, TRAIN, VALIDATION
+from luthier.jobs.job_folder import ADAPTER, RECIPE, RECORD, START, TRAIN, VALIDATION
 from luthier.recipe import Recipe
 
 
@@ -87,6 +87,7 @@ def write_recipe(folder: Path, base: str, body: Mapping[str, Any], seed: int) ->
     # whole epochs, as the API counts them; a client who wants fewer steps gives fewer rows
     training["epochs"] = float(given.get("n_epochs", max(1, round(training["epochs"]))))
     training["rows_per_step"] = given.get("batch_size", training["rows_per_step"])
+    training["micro_batch_tokens"] = "auto"  # smaller where memory is short, before the job is refused
     multiplier = float(given.get("learning_rate_multiplier", 1.0))
     optimizer["learning_rate"] *= multiplier
     if "beta" in given:
@@ -107,7 +108,7 @@ def _continued(folder: Path, base: str) -> dict[str, Any]:
         ModelError: what was kept of the model is damaged.
     """
     try:
-        record = json.loads((folder / START / ARTIFACT / RECORD).read_text(encoding="utf-8"))
+        record = json.loads((folder / START / ADAPTER / RECORD).read_text(encoding="utf-8"))
         model, adapter = dict(record["recipe"]["model"]), dict(record["recipe"]["adapter"])
         precision = record["model"]["precision"]
     except (ValueError, KeyError, TypeError) as error:

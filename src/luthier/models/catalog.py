@@ -69,6 +69,11 @@ class ModelFiles:
         """One digest of all digests: equal for equal files, wherever they lie."""
         return canonical_hash(dict(self.sha256))
 
+    @property
+    def stored_bytes(self) -> int:
+        """Of its weights, as they lie on the disk."""
+        return sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+
     def verify(self) -> None:
         """Read every file and compare it with its digest.
 

@@ -8,15 +8,14 @@ rows in flight instead, and the activations of one layer at a time, whose coeffi
 
 import resource
 import sys
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from torch import nn
 
+from luthier import system_memory
 from luthier.models.packed import quantized_layers
 from luthier.models.quantize.base import QuantizedLinear
 
@@ -180,29 +179,4 @@ def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device))
-    own = _own_group()
-    left = [] if own is None else left_in_groups(own)
-    return int(psutil.Process().memory_info().rss + min(psutil.virtual_memory().available, *left, sys.maxsize))
-
-
-def _own_group() -> Path | None:
-    """The folder of this process's control group (version 2); None: there is none."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
-    except OSError:  # no Linux
-        return None
-    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), None)
-    return None if own is None else Path("/sys/fs/cgroup") / own
-
-
-def left_in_groups(own: Path) -> list[int]:
-    """Bytes that are left of each memory limit on a control group and on those around it."""
-    found = []
-    for place in (own, *own.parents):
-        with suppress(OSError, ValueError):  # the outermost has no limit, and "max" is none
-            limit = int((place / "memory.max").read_text(encoding="ascii"))
-            used = int((place / "memory.current").read_text(encoding="ascii"))
-            # pages of files are given back when others are needed
-            stats = dict(line.split() for line in (place / "memory.stat").read_text(encoding="ascii").splitlines())
-            found.append(limit - used + int(stats.get("inactive_file", 0)))
-    return found
+    return int(psutil.Process().memory_info().rss + system_memory.free_bytes())

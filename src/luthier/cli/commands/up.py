@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from luthier.jobs.webhooks import Target
 
+DRAIN_SECONDS = 30.0
+"""How long answers on their way have at the end; jobs have their own time after that (docs/deploy.md)."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
@@ -39,7 +42,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--alias", action="append", default=[], metavar="NAME=MODEL", help="a further name of a base, such as OpenAI's"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="jobs that train at a time (default: 1; 0: they wait)")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="at most so many jobs train at a time, as far as memory lets them (default: 1; 0: they wait)",
+    )
+    parser.add_argument(
+        "--memory",
+        type=float,
+        metavar="GIB",
+        help="of this machine, for all jobs together (default: what is free when a job is to begin)",
+    )
+    parser.add_argument(
+        "--max-hours", type=float, default=168.0, metavar="H", help="longest time of a job (default: 168)"
+    )
+    parser.add_argument(
+        "--max-waiting",
+        type=int,
+        default=100,
+        metavar="N",
+        help="jobs of a project that may wait or be paused (default: 100)",
+    )
+    parser.add_argument(
+        "--free-disk",
+        type=float,
+        default=2.0,
+        metavar="GIB",
+        help="left free on the disk: below it no job begins and no file is taken (default: 2)",
+    )
     parser.add_argument("--webhook", metavar="URL", help="told, signed, when a job ends; needs --webhook-secret-env")
     parser.add_argument(
         "--webhook-secret-env", metavar="NAME", help="environment variable that holds the secret: whsec_ and base64"
@@ -54,8 +86,7 @@ def run(args: argparse.Namespace) -> int:
         StorageError: the database or the folder cannot be opened.
     """
     from luthier.jobs.http.app import Hosts, build_app
-    from luthier.jobs.service import Options, alone, open_service, parse_aliases
-    from luthier.jobs.supervisor import PATIENCE_SECONDS
+    from luthier.jobs.service import Options, alone, gib_bytes, open_service, parse_aliases
     from luthier.serve import server
 
     options = Options(
@@ -64,15 +95,19 @@ def run(args: argparse.Namespace) -> int:
         bases=tuple(args.model),
         aliases=parse_aliases(args.alias),
         at_once=args.jobs,
+        hours=args.max_hours,
+        most_waiting=args.max_waiting,
+        free_bytes=gib_bytes("--free-disk", args.free_disk),
+        memory_bytes=sys.maxsize if args.memory is None else gib_bytes("--memory", args.memory),
         webhook=_target(args),
     )
     address = server.Address(args.host, args.port, allow_hosts=tuple(args.allow_host))
     hosts = Hosts(*server.hosts_of(address))
     bound = server.listen(address)
     server.set_up_log()
-    with alone(args.data), open_service(options) as service:
+    with alone(args.data), open_service(options) as service, service.database.alone():
         print(f"fine-tuning at {server.url_of(bound)} (ctrl-C ends it)", file=sys.stderr, flush=True)
-        server.run(server.server_of(build_app(service, hosts), PATIENCE_SECONDS), bound)
+        server.run(server.server_of(build_app(service, hosts), DRAIN_SECONDS), bound)
         print("stopped; jobs that were training are saved and go on at the next start", file=sys.stderr)
     return 0
 

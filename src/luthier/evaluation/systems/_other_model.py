@@ -168,7 +168,7 @@ def predict(files: ModelFiles, choice: ModelChoice, context: Context) -> Needed:
     bare = open_without_weights(files)
     dtype = choose_dtype(choice.precision, context.loaded.device)
     shape = shape_of(bare.model)
-    stored = sum(path.stat().st_size for path in files.folder.glob("*.safetensors"))
+    stored = files.stored_bytes
     if choice.quantize != "none":
         shape = _quantized(shape, bare.model, files, choice.quantize)
     weights = loading_bytes(shape, dtype, stored)

@@ -27,6 +27,7 @@ from luthier.jobs.http.health import Counted, HealthRoutes, route_of
 from luthier.jobs.http.inference import InferenceRoutes
 from luthier.jobs.http.models import ModelRoutes
 from luthier.jobs.http.reading import require_no_nul
+from luthier.jobs.http.storage_errors import tell_storage_errors
 from luthier.jobs.http.uploads import UploadRoutes
 from luthier.jobs.job_store import JobStore
 from luthier.jobs.metrics import Metrics
@@ -97,10 +98,11 @@ def build_routes(service: Service) -> FastAPI:
     FileRoutes(service.files).add_to(app)
     UploadRoutes(service.files).add_to(app)
     FineTuningRoutes(service.jobs, service.files, service.names).add_to(app)
-    ModelRoutes(service.jobs, service.names).add_to(app)
+    ModelRoutes(service.jobs, service.names, service.supervisor.folder).add_to(app)
     GraderRoutes(service.jobs, service.names, service.gateway).add_to(app)
     EvalRoutes(service.evals, service.jobs, service.files, service.names).add_to(app)
     InferenceRoutes(service.jobs, service.names, service.gateway).add_to(app)
     HealthRoutes(service.database, service.supervisor, service.metrics).add_to(app)
     tell_errors(app)
+    tell_storage_errors(app)
     return app

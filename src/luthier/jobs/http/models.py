@@ -1,5 +1,6 @@
 """/v1/models: the bases that can be trained, and what the project's jobs made."""
 
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -8,15 +9,16 @@ from starlette.responses import JSONResponse, Response
 
 from luthier.jobs.http.caller import caller_of
 from luthier.jobs.http.fine_tuning import Names
+from luthier.jobs.job_folder import remove_model
 from luthier.jobs.job_store import JobStore
 from luthier.serve.api_error import model_not_found
 
 
 class ModelRoutes:
-    """The handlers."""
+    """The handlers; `folder` is that of all jobs."""
 
-    def __init__(self, jobs: JobStore, names: Names) -> None:
-        self._jobs, self._names = jobs, names
+    def __init__(self, jobs: JobStore, names: Names, folder: Path) -> None:
+        self._jobs, self._names, self._folder = jobs, names, folder
 
     def add_to(self, app: FastAPI) -> None:
         """Add the routes."""
@@ -37,8 +39,9 @@ class ModelRoutes:
         return JSONResponse(card)
 
     def delete(self, request: Request, name: str) -> Response:
-        """DELETE /v1/models/{model}: one that a job of the project made"""
-        self._jobs.delete_model(caller_of(request).project_id, name)
+        """DELETE /v1/models/{model}: one that a job of the project made, and its weights"""
+        row, is_last = self._jobs.delete_model(caller_of(request).project_id, name)
+        remove_model(self._folder, row["job_id"], row["folder"], is_last)
         return JSONResponse({"id": name, "object": "model", "deleted": True})
 
     def _cards(self, request: Request) -> list[dict[str, Any]]:
