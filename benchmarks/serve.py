@@ -28,7 +28,7 @@ from luthier.models.catalog import resolve
 from luthier.models.load import load
 from luthier.recipe import ADAPTERS, ModelSettings
 from luthier.serve.backend import Backend
-from luthier.serve.lane import Limits
+from luthier.serve.limits import Limits
 from luthier.serve.models import ServedModel, SharedBase
 from luthier.serve.work import Sampling, Work
 

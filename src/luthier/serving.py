@@ -14,7 +14,11 @@ from pathlib import Path
 from luthier.assemble import RECORD, Artifact, open_base, precision_of, read_artifact, require_same_base
 from luthier.data.templates import build_template
 from luthier.errors import ModelError, ServeError
+from luthier.models.catalog import resolve
+from luthier.models.load import choose_device
+from luthier.rag.embedder import Embedder
 from luthier.serve.backend import Registry
+from luthier.serve.embedding import EmbeddingModel
 from luthier.serve.models import BASE, ServedModel, SharedBase, whole_model
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -33,7 +37,7 @@ def parse_adapters(run: Path | None, given: Sequence[str]) -> dict[str, Path]:
             raise ServeError(f"--adapter {text}: expected NAME=PATH, such as dates=runs/dates")
         pairs.append((name, Path(folder)))
     if not pairs:
-        raise ServeError("nothing to serve: name a run's folder, or --adapter NAME=PATH")
+        raise ServeError("nothing to serve: name a run's folder, --adapter NAME=PATH, --base NAME or --embedder NAME")
     for name, path in pairs:
         if name == BASE:
             raise ServeError(f"{path}: a model called {BASE!r} would hide the base model's name; give it another one")
@@ -45,6 +49,20 @@ def parse_adapters(run: Path | None, given: Sequence[str]) -> dict[str, Path]:
         if sum(name == other for other, _ in pairs) > 1:
             raise ServeError(f"two models have the same name: {name}; give one another with --adapter NAME=PATH")
     return dict(pairs)
+
+
+def open_embedders(given: Sequence[str], device: str | None = None) -> list[EmbeddingModel]:
+    """Encoders, under the names that they were given by; a folder's is its last part.
+
+    Raises:
+        ModelError: one cannot be had, or is no encoder of the kind that is computed here.
+    """
+    place = choose_device(device or "auto")
+    found = []
+    for text in given:
+        files = resolve(text)
+        found.append(EmbeddingModel(files.folder.name if files.kind == "folder" else text, Embedder(files, place)))
+    return found
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ from tests.serving import running
 from luthier.data.templates import build_template
 from luthier.errors import ServeError
 from luthier.models.load import LoadedModel
-from luthier.serve.app import Access, HttpLimits, build_routes
+from luthier.serve.app import build_routes
 from luthier.serve.backend import Backend
 from luthier.serve.guard import host_name
+from luthier.serve.limits import Access, HttpLimits
 from luthier.serve.models import ServedModel
 from luthier.serve.server import Address, access_for, listen
 

@@ -24,7 +24,8 @@ from luthier.models.generate import generate
 from luthier.models.load import LoadedModel
 from luthier.serve.api_error import ApiError
 from luthier.serve.backend import Backend
-from luthier.serve.lane import Lane, Limits
+from luthier.serve.lane import Lane
+from luthier.serve.limits import Limits
 from luthier.serve.models import ServedModel, SharedBase
 from luthier.serve.prefill import Prefill, PrefixStore
 from luthier.serve.replies import reply_of

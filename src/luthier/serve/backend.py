@@ -5,20 +5,23 @@ import logging
 from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
+from functools import partial
 from typing import Any
 
 from luthier.errors import LuthierError, ServeError, TemplateError
 from luthier.examples import Message
 from luthier.serve.api_error import ApiError, model_not_found, too_many
-from luthier.serve.lane import Limits
+from luthier.serve.choices import Choices, grouped, read_choices, score
+from luthier.serve.completion import MAX_PROMPTS
+from luthier.serve.decision import DecisionRequest
+from luthier.serve.embedding import EmbeddingModel
+from luthier.serve.limits import Limits
 from luthier.serve.models import ServedModel
 from luthier.serve.work import Completion, Delta, Done, Event, Failed, Whole, Work
 from luthier.serve.worker import Worker
 
 log = logging.getLogger("luthier.serve")
 MAX_MODELS = 512
-MAX_PROMPTS = 16
-"""Prompts that one request to /v1/completions may carry."""
 
 
 class Registry:
@@ -46,10 +49,12 @@ class Backend:
         limits: Limits | None = None,
         queue: int = 64,
         registry: "Registry | None" = None,
+        embedders: Sequence[EmbeddingModel] = (),
     ) -> None:
-        names = [served.name for served in models]
+        names = [*(served.name for served in models), *(embedder.name for embedder in embedders)]
         if len(set(names)) != len(names):
             raise ServeError(f"two models have the same name: {', '.join(names)}; rename the run's folder")
+        self.embedders = {embedder.name: embedder for embedder in embedders}
         self._capacity = queue
         self._registry = registry or Registry()
         # every HTTP request holds one seat, but a list of prompts is one piece of work each
@@ -67,6 +72,8 @@ class Backend:
         self._worker.stop()
         self._renderer.shutdown(cancel_futures=True)
         self._opener.shutdown(cancel_futures=True)
+        for embedder in self.embedders.values():
+            embedder.stop()
 
     @property
     def models(self) -> Mapping[str, ServedModel]:
@@ -85,7 +92,7 @@ class Backend:
                 opened.
         """
         self._require_registered(name)
-        if name in self.models:
+        if name in self.models or name in self.embedders:
             raise ApiError(f"{name!r} is served already.", status=409, code="model_exists")
         if len(self.models) >= MAX_MODELS:
             raise ApiError(f"{MAX_MODELS} models are served already; remove one first.", status=409, code="too_many")
@@ -166,6 +173,34 @@ class Backend:
             return await loop.run_in_executor(self._renderer, self._served(model).template.text_ids, text)
         except TemplateError as error:
             raise ApiError(f"The prompt cannot be encoded: {error}", param="prompt", code="template_error") from None
+
+    async def choices(self, model: str, asked: DecisionRequest) -> list[Choices]:
+        """The replies of each question as tokens, made off the event loop.
+
+        Raises:
+            ApiError: 400 if the template cannot render these messages, or renders two replies alike.
+        """
+        template = self._served(model).template
+        loop = asyncio.get_running_loop()
+        found = []
+        try:
+            for question in asked.questions:
+                read = partial(read_choices, template, asked.asked(question), question.replies)
+                found.append(await loop.run_in_executor(self._renderer, read))
+        except TemplateError as error:
+            raise ApiError(f"The input cannot be rendered: {error}", param="input", code="template_error") from None
+        return found
+
+    async def score(self, served: ServedModel, asked: Sequence[Choices]) -> list[list[float]]:
+        """Log-probability of each reply of each question; between two groups others are computed.
+
+        Raises:
+            ApiError: 503 if the worker is closing.
+        """
+        found = []
+        for group in grouped(asked):
+            found += await asyncio.wrap_future(self._worker.compute(partial(score, served, group)))
+        return found
 
     def _served(self, name: str) -> ServedModel:
         served = self.models.get(name)

@@ -22,9 +22,9 @@ def usage(prompt_tokens: int, completion_tokens: int) -> Json:
     }
 
 
-def model_card(served: ServedModel) -> Json:
+def model_card(name: str, created: int = 0) -> Json:
     """An entry of the list of models."""
-    return {"id": served.name, "object": "model", "created": served.created, "owned_by": "luthier"}
+    return {"id": name, "object": "model", "created": created, "owned_by": "luthier"}
 
 
 def head(kind: str, identity: str, created: int, served: ServedModel) -> Json:

@@ -12,11 +12,9 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from luthier.errors import ServeError
-from luthier.serve.app import Access, HttpLimits, build_app
-from luthier.serve.backend import Backend
 from luthier.serve.chat import MAX_N
 from luthier.serve.guard import host_name, is_address, is_loopback
-from luthier.serve.lane import Limits
+from luthier.serve.limits import Access, HttpLimits, Limits
 
 MAX_CONNECTIONS = 512
 HEADER_SECONDS = 10.0
@@ -166,12 +164,6 @@ class Connection(H11Protocol):
         self._waiting = None
         if not self._is_answering():
             self.transport.close()
-
-
-def build_server(backend: Backend, access: Access, limits: HttpLimits | None = None) -> uvicorn.Server:
-    """A server that is ready to run."""
-    limits = limits or HttpLimits()
-    return server_of(build_app(backend, access, limits), limits.deadline_seconds)
 
 
 def server_of(app: ASGIApp, patience_seconds: float) -> uvicorn.Server:

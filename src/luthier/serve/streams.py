@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from luthier.serve.access_log import note_tokens
 from luthier.serve.api_error import ApiError
 from luthier.serve.backend import Backend
+from luthier.serve.body import hang_up
 from luthier.serve.chat import ChatRequest
 from luthier.serve.completion import CompletionRequest
 from luthier.serve.ids import new_id
@@ -82,12 +83,6 @@ class EventStream(Response):
 
 def _frame(event: Json) -> bytes:
     return b"data: " + json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-
-
-async def hang_up(receive: Receive) -> None:
-    """Return when the client has closed the connection."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def chat_events(

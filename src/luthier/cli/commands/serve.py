@@ -8,6 +8,7 @@ example:
   luthier serve runs/demo
   luthier serve --adapter dates=runs/dates --adapter names=runs/names
   luthier serve --base smollm2-135m-instruct
+  luthier serve --embedder all-minilm-l6-v2
 """
 
 import argparse
@@ -28,6 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--base", metavar="NAME", help="a base model by itself, as model.name; adapters may be added with --register"
+    )
+    parser.add_argument(
+        "--embedder",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="an encoder for /v1/embeddings, as retrieval.embedder; alone or beside others",
     )
     parser.add_argument(
         "--register",
@@ -61,26 +69,29 @@ def run(args: argparse.Namespace) -> int:
     """Serve until ctrl-C."""
     from luthier.errors import ServeError
     from luthier.serve import server
-    from luthier.serve.app import HttpLimits
+    from luthier.serve.app import build_server
     from luthier.serve.backend import Backend
-    from luthier.serve.lane import Limits
-    from luthier.serving import Runs, parse_adapters
+    from luthier.serve.limits import HttpLimits, Limits
+    from luthier.serving import Runs, open_embedders, parse_adapters
 
     limits = HttpLimits(deadline_seconds=args.deadline, default_tokens=args.max_tokens)
     rows = Limits(rows=args.rows)
     server.require_sensible(limits, rows, args.queue)
     if args.register is not None and args.admin_key_env is None:
         raise ServeError("--register: only the admin can add adapters; name the admin's key with --admin-key-env")
-    alone = args.base is not None and args.run is None and not args.adapter
-    folders = {} if alone else parse_adapters(args.run, args.adapter)
+    without_run = args.run is None and not args.adapter and (args.base is not None or args.embedder)
+    folders = {} if without_run else parse_adapters(args.run, args.adapter)
+    if args.register is not None and not (folders or args.base):
+        raise ServeError("--register: adapters are added to a base; name a run, or --base NAME")
     address = server.Address(args.host, args.port, args.api_key_env, tuple(args.allow_host), args.admin_key_env)
     access = server.access_for(address, os.environ)
     bound = server.listen(address)
-    runs = Runs(folders, args.register, args.device, args.base)
-    models = runs.models()
-    backend = Backend(models, rows, args.queue, runs)
+    runs = Runs(folders, args.register, args.device, args.base) if folders or args.base else None
+    models = [] if runs is None else runs.models()
+    embedders = open_embedders(args.embedder, args.device)
+    backend = Backend(models, rows, args.queue, runs, embedders)
     server.set_up_log()
-    names = ", ".join(repr(served.name) for served in models)
+    names = ", ".join(repr(served.name) for served in (*models, *embedders))
     print(f"serving {names} at {server.url_of(bound)} (ctrl-C ends it)", file=sys.stderr, flush=True)
-    server.run(server.build_server(backend, access, limits), bound)
+    server.run(build_server(backend, access, limits), bound)
     return 0
