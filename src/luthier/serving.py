@@ -51,18 +51,14 @@ def parse_adapters(run: Path | None, given: Sequence[str]) -> dict[str, Path]:
     return dict(pairs)
 
 
-def open_embedders(given: Sequence[str], device: str | None = None) -> list[EmbeddingModel]:
-    """Encoders, under the names that they were given by; a folder's is its last part.
+def open_embedders(given: Mapping[str, str], device: str | None = None) -> list[EmbeddingModel]:
+    """Encoders by the names that requests have for them.
 
     Raises:
         ModelError: one cannot be had, or is no encoder of the kind that is computed here.
     """
     place = choose_device(device or "auto")
-    found = []
-    for text in given:
-        files = resolve(text)
-        found.append(EmbeddingModel(files.folder.name if files.kind == "folder" else text, Embedder(files, place)))
-    return found
+    return [EmbeddingModel(name, Embedder(resolve(model), place)) for name, model in given.items()]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from luthier.rag.embedder import Embedder
 from luthier.serve.api_error import ApiError
 from luthier.serve.backend import Backend
 from luthier.serve.embedding import MAX_INPUTS, NO_EFFECT, parse_embedding
+from luthier.serve.server import parse_embedders
 from luthier.serving import open_embedders
 
 TEXTS = ["the bridge", "a river and a city, a long way off", "?", "bridge bridge bridge", "city 12"]
@@ -38,7 +39,7 @@ def embedder(folder: Path) -> Embedder:
 
 @pytest.fixture(scope="module")
 def client(folder: Path) -> Iterator[OpenAI]:
-    backend = Backend([], embedders=open_embedders([str(folder)], "cpu"))
+    backend = Backend([], embedders=open_embedders(parse_embedders([str(folder)]), "cpu"))
     with running([], backend=backend) as url, OpenAI(base_url=url, api_key="none", max_retries=0) as client:
         yield client
 
@@ -128,4 +129,7 @@ def test_an_encoder_is_listed_and_does_not_chat(client: OpenAI) -> None:
 
 def test_two_encoders_of_one_name_are_refused(folder: Path) -> None:
     with pytest.raises(ServeError, match="same name"):
-        Backend([], embedders=open_embedders([str(folder), str(folder)], "cpu"))
+        parse_embedders([str(folder), f"tiny-bert={folder}"])
+    assert parse_embedders([f"text-embedding-3-small={folder}"]) == {"text-embedding-3-small": str(folder)}
+    with pytest.raises(ServeError, match="NAME=MODEL"):
+        parse_embedders(["=x"])

@@ -1,4 +1,4 @@
-"""Chat and completions with bases and with what jobs made: an inference process for each base, started when asked.
+"""Answers of bases, of what jobs made, of encoders and GGUF files: an inference process for each, started when asked.
 
 The engine lives in a process of its own (`luthier serve`), so a request that ends it ends nothing else, and this one
 needs no torch. Its key is made here and known to nobody else; adapters are registered by the ids of jobs, never by what
@@ -14,7 +14,7 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import httpx2
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from luthier.jobs.database import Row
 from luthier.jobs.environment import child_environment
 from luthier.jobs.private import private_file, private_folder
-from luthier.serve.api_error import ApiError
+from luthier.serve.api_error import ApiError, unsupported
 
 START_SECONDS = 300.0
 """Longest wait for a base to be loaded."""
@@ -33,16 +33,26 @@ KEY, ADMIN = "LUTHIER_SERVE_KEY", "LUTHIER_SERVE_ADMIN_KEY"
 _ADDRESS = re.compile(rb" at (http://\S+) ")
 
 
+Kind: TypeAlias = Literal["model", "embedder", "gguf"]
+PATHS: dict[Kind, tuple[str, ...]] = {
+    "model": ("/chat/completions", "/completions", "/decisions"),
+    "embedder": ("/embeddings",),
+    "gguf": ("/chat/completions", "/completions"),
+}
+"""What each kind answers."""
+
+
 @dataclass(frozen=True)
 class Served:
     """What a client's name of a model means."""
 
     base: str
-    """As `model.name`."""
+    """As `model.name`; an encoder as `retrieval.embedder`; the path of a GGUF file."""
     name: str = BASE
     """What engines call it; of a base: `base`."""
     folder: Path | None = None
     """Of the run, or of the checkpoint; None: the base itself."""
+    kind: Kind = "model"
 
     @classmethod
     def of(cls, row: Row) -> "Served":
@@ -92,13 +102,16 @@ class Gateway:
         """Ask the engine of a model's base, and give back what it says.
 
         Args:
-            path: `/chat/completions` or `/completions`.
+            path: one of PATHS, behind `/v1`.
             body: the request, with the client's name of the model.
             model: what this name means.
 
         Raises:
-            ApiError: 503: the base cannot be loaded.
+            ApiError: 400: models of this kind do not answer this; 503: the base cannot be loaded.
         """
+        if path not in PATHS[model.kind]:
+            what = "makes vectors of texts" if model.kind == "embedder" else "answers in words"
+            raise unsupported("model", f"it {what}, which is not what /v1{path} gives")
         served, name = model.name, body["model"]
         answer = await self._send(path, body, model)
         if answer.headers.get("content-type", "").startswith("text/event-stream"):
@@ -133,13 +146,14 @@ class Gateway:
     async def _engine_of(self, model: Served) -> Engine:
         """An engine of the base that has the model, or takes it; a new one where none does: adapters that were trained
         over the base in another number format cannot share it."""
-        async with self._locks.setdefault(model.base, asyncio.Lock()):
-            alive = [one for one in self._engines.get(model.base, []) if one.process.poll() is None]
+        place = str(self._place(model))
+        async with self._locks.setdefault(place, asyncio.Lock()):
+            alive = [one for one in self._engines.get(place, []) if one.process.poll() is None]
             for engine in alive:
                 if model.name in engine.loaded or await self._load(engine, model):
                     return engine
             engine = await self._start(model)
-            self._engines[model.base] = [*alive, engine]
+            self._engines[place] = [*alive, engine]
         return engine
 
     async def _start(self, model: Served) -> Engine:
@@ -147,11 +161,7 @@ class Gateway:
         place = self._place(model)
         key, admin_key = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
         log = place / f"serve-{secrets.token_hex(4)}.log"
-        first = ["--base", model.base]
-        if model.folder is not None:
-            first = ["--adapter", f"{model.name}={_link(place, model.name, model.folder)}"]
-        command = [sys.executable, "-m", PROGRAM, *first, "--register", str(place), "--port", "0"]
-        command += ["--api-key-env", KEY, "--admin-key-env", ADMIN]
+        command = [sys.executable, "-m", PROGRAM, *_opening(place, model), "--port", "0", "--api-key-env", KEY]
         with private_file(log, "wb") as output:
             process = subprocess.Popen(
                 command,
@@ -201,9 +211,23 @@ class Gateway:
         return model.name in engine.loaded
 
     def _place(self, model: Served) -> Path:
-        """The folder of a base's engine."""
+        """The folder of a base's engines."""
         name = re.sub(r"[^A-Za-z0-9._-]", "-", model.base)[-60:]
+        if model.kind != "model":  # a file may be a base that jobs train from, too
+            name = f"{model.kind}-{name}"
         return private_folder(private_folder(self._folder) / name)
+
+
+def _opening(place: Path, model: Served) -> list[str]:
+    """The options by which `luthier serve` opens a model."""
+    if model.kind == "embedder":
+        return ["--embedder", f"{model.name}={model.base}"]
+    if model.kind == "gguf":
+        return [model.base]
+    more = ["--register", str(place), "--admin-key-env", ADMIN]
+    if model.folder is None:
+        return ["--base", model.base, *more]
+    return ["--adapter", f"{model.name}={_link(place, model.name, model.folder)}", *more]
 
 
 def _link(place: Path, name: str, folder: Path) -> Path:

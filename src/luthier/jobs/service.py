@@ -41,6 +41,8 @@ class Options:
     bases: tuple[str, ...] = ()
     """That jobs may train from; none: the default model."""
     aliases: Mapping[str, str] = field(default_factory=dict)
+    embedders: Mapping[str, str] = field(default_factory=dict)
+    """Encoders for /v1/embeddings, by the names that clients use."""
     at_once: int = 1
     webhook: Target | None = None
     quota: Quota = field(default_factory=Quota)
@@ -74,6 +76,9 @@ def open_service(options: Options) -> Iterator[Service]:
     for name, model in options.aliases.items():
         if model not in bases:
             raise ServeError(f"--alias {name}={model}: {model} is none of the bases ({', '.join(bases)})")
+    names = Names(bases, options.aliases, options.embedders)
+    if twice := [name for name in names.listed if names.listed.count(name) > 1]:
+        raise ServeError(f"two models have the same name: {twice[0]}")
     if not 0 <= options.at_once <= 64:
         raise ServeError(f"--jobs {options.at_once}: expected 0 (jobs only wait) to 64")
     own_folder(options.folder)
@@ -83,7 +88,7 @@ def open_service(options: Options) -> Iterator[Service]:
         files, jobs = FileStore(database, blobs, options.quota), JobStore(database)
         supervisor = Supervisor(jobs, files, blobs, options.folder / "jobs", Limits(at_once=options.at_once))
         gateway = Gateway(options.folder / "served")
-        names, evals = Names(bases, options.aliases), EvalStore(database)
+        evals = EvalStore(database)
         yield Service(
             database=database,
             tenants=Tenants(database),

@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import uvicorn
@@ -49,6 +50,26 @@ def require_sensible(http: HttpLimits, rows: Limits, queue: int) -> None:
     ):
         if not low <= value <= high:
             raise ServeError(f"{name} {value}: expected {low} to {high}")
+
+
+def parse_embedders(given: Sequence[str]) -> dict[str, str]:
+    """Each `NAME=MODEL` of the command line by its name; a model alone is called as it is named, a folder by its name.
+
+    Raises:
+        ServeError: a name or a model is empty, or a name is given twice.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, model = text.partition("=") if not os.path.exists(text) else ("", "", text)
+        if not equals:
+            model = text
+            name = os.path.basename(os.path.abspath(text)) if os.path.exists(text) else text
+        if not name or not model:
+            raise ServeError(f"--embedder {text}: expected a model such as all-minilm-l6-v2, or NAME=MODEL")
+        if name in found:
+            raise ServeError(f"two models have the same name: {name}; give one another with --embedder NAME=MODEL")
+        found[name] = model
+    return found
 
 
 def access_for(address: Address, environment: Mapping[str, str]) -> Access:

@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--embedder",
         action="append",
         default=[],
-        metavar="NAME",
-        help="an encoder for /v1/embeddings, as retrieval.embedder; alone or beside others",
+        metavar="[NAME=]MODEL",
+        help="an encoder for /v1/embeddings, such as all-minilm-l6-v2, alone or beside others",
     )
     parser.add_argument(
         "--register",
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     bound = server.listen(address)
     runs = Runs(folders, args.register, args.device, args.base) if folders or args.base else None
     models = [] if runs is None else runs.models()
-    embedders = open_embedders(args.embedder, args.device)
+    embedders = open_embedders(server.parse_embedders(args.embedder), args.device)
     backend = Backend(models, rows, args.queue, runs, embedders)
     server.set_up_log()
     names = ", ".join(repr(served.name) for served in (*models, *embedders))

@@ -39,6 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--alias", action="append", default=[], metavar="NAME=MODEL", help="a further name of a base, such as OpenAI's"
     )
+    parser.add_argument(
+        "--embedder",
+        action="append",
+        default=[],
+        metavar="[NAME=]MODEL",
+        help="an encoder for /v1/embeddings, such as all-minilm-l6-v2, and the name to serve it under",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="jobs that train at a time (default: 1; 0: they wait)")
     parser.add_argument("--webhook", metavar="URL", help="told, signed, when a job ends; needs --webhook-secret-env")
     parser.add_argument(
@@ -63,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
         database=args.database,
         bases=tuple(args.model),
         aliases=parse_aliases(args.alias),
+        embedders=server.parse_embedders(args.embedder),
         at_once=args.jobs,
         webhook=_target(args),
     )

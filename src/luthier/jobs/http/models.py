@@ -1,4 +1,4 @@
-"""/v1/models: the bases that can be trained, and what the project's jobs made."""
+"""/v1/models: the bases that can be trained, what else the operator serves, and what the project's jobs made."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ class ModelRoutes:
         return JSONResponse({"id": name, "object": "model", "deleted": True})
 
     def _cards(self, request: Request) -> list[dict[str, Any]]:
-        bases = [_card(name, 0, "luthier") for name in self._names.shown]
+        bases = [_card(name, 0, "luthier") for name in self._names.listed]
         trained = self._jobs.models(caller_of(request).project_id)
         return [*bases, *(_card(row["id"], row["created_at"], row["project_id"]) for row in trained)]
 

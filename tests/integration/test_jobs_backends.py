@@ -1,0 +1,73 @@
+"""What the job service answers with beside its own engine's chats: encoders and decisions, by the real client."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+import torch
+from tests.jobs_service import MODEL, Running, running
+from tests.small_encoders import write_encoder
+
+from luthier.errors import ServeError
+from luthier.jobs.service import Options, open_service
+from luthier.models.catalog import resolve
+from luthier.rag.embedder import Embedder
+
+VECTORS = "text-embedding-3-small"
+QUESTIONS: list[Any] = [{"type": "predicate", "instructions": "It is short.", "name": "short"}]
+TEXTS = ["the bridge", "a river", "city 12"]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_encoder(tmp_path_factory.mktemp("encoder") / "tiny-bert")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, encoder: Path) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("service")
+    with running(folder, tiny_model_folder, at_once=0, embedders={VECTORS: str(encoder)}) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(service: Running) -> openai.OpenAI:
+    return service.client()
+
+
+def test_an_encoder_answers_under_the_name_that_clients_have_for_it(client: openai.OpenAI, encoder: Path) -> None:
+    answer = client.embeddings.create(model=VECTORS, input=TEXTS)
+    expected = Embedder(resolve(str(encoder)), torch.device("cpu")).embed(TEXTS).vectors_ND
+    np.testing.assert_allclose([one.embedding for one in answer.data], expected, atol=1e-6)
+    assert answer.model == VECTORS and VECTORS in [model.id for model in client.models.list()]
+    assert client.models.retrieve(VECTORS).id == VECTORS
+    with pytest.raises(openai.BadRequestError, match="not trained to give shorter vectors"):
+        client.embeddings.create(model=VECTORS, input="a", dimensions=8)
+
+
+def test_decisions_are_answered_by_the_engine_of_the_base(client: openai.OpenAI) -> None:
+    answer = client.decisions.create(model=MODEL, input="Hello", questions=QUESTIONS)
+    (one,) = answer.answers
+    assert answer.model == MODEL and one.type == "predicate" and 0 < one.probability < 1
+
+
+def test_each_kind_of_model_answers_its_own_routes(client: openai.OpenAI) -> None:
+    for call in (
+        lambda: client.chat.completions.create(model=VECTORS, messages=[{"role": "user", "content": "a"}]),
+        lambda: client.decisions.create(model=VECTORS, input="a", questions=QUESTIONS),
+        lambda: client.embeddings.create(model=MODEL, input="a"),
+    ):
+        with pytest.raises(openai.BadRequestError, match="which is not what /v1/") as caught:
+            call()
+        assert caught.value.param == "model"
+    with pytest.raises(openai.BadRequestError, match="cannot be fine-tuned"):
+        client.fine_tuning.jobs.create(model=VECTORS, training_file="file-none")
+
+
+def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
+    options = Options(tmp_path / "s", bases=("a",), aliases={"x": "a"}, embedders={"x": "b"})
+    with pytest.raises(ServeError, match="same name"), open_service(options):
+        pass
