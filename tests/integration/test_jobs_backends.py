@@ -10,9 +10,10 @@ import pytest
 import torch
 from tests.jobs_service import MODEL, Running, running
 from tests.small_encoders import write_encoder
+from tests.small_gguf import CHATML, write_gguf
 
 from luthier.errors import ServeError
-from luthier.jobs.service import Options, open_service
+from luthier.jobs.service import Options, open_service, parse_ggufs
 from luthier.models.catalog import resolve
 from luthier.rag.embedder import Embedder
 
@@ -29,7 +30,9 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, encoder: Path) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("service")
-    with running(folder, tiny_model_folder, at_once=0, embedders={VECTORS: str(encoder)}) as found:
+    file = write_gguf(tmp_path_factory.mktemp("gguf") / "tiny one.gguf", template=CHATML)
+    more: Any = {"embedders": {VECTORS: str(encoder)}, "ggufs": {"small": file}}
+    with running(folder, tiny_model_folder, at_once=0, **more) as found:
         yield found
 
 
@@ -54,11 +57,25 @@ def test_decisions_are_answered_by_the_engine_of_the_base(client: openai.OpenAI)
     assert answer.model == MODEL and one.type == "predicate" and 0 < one.probability < 1
 
 
+def test_a_gguf_file_chats_through_llama_cpp(client: openai.OpenAI) -> None:
+    asked: Any = {"model": "small", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 9, "seed": 4}
+    whole = client.chat.completions.create(**asked, logprobs=True)
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+    assert whole.model == "small" and {chunk.model for chunk in chunks} == {"small"}
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content and whole.choices[0].logprobs is not None
+    assert client.completions.create(model="small", prompt="hi", max_tokens=3, n=2).choices[1].index == 1
+    with pytest.raises(openai.BadRequestError, match="llama"):
+        client.chat.completions.create(**asked, presence_penalty=1)
+    assert "small" in [model.id for model in client.models.list()]
+
+
 def test_each_kind_of_model_answers_its_own_routes(client: openai.OpenAI) -> None:
     for call in (
         lambda: client.chat.completions.create(model=VECTORS, messages=[{"role": "user", "content": "a"}]),
         lambda: client.decisions.create(model=VECTORS, input="a", questions=QUESTIONS),
         lambda: client.embeddings.create(model=MODEL, input="a"),
+        lambda: client.decisions.create(model="small", input="a", questions=QUESTIONS),
     ):
         with pytest.raises(openai.BadRequestError, match="which is not what /v1/") as caught:
             call()
@@ -71,3 +88,12 @@ def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
     options = Options(tmp_path / "s", bases=("a",), aliases={"x": "a"}, embedders={"x": "b"})
     with pytest.raises(ServeError, match="same name"), open_service(options):
         pass
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [(["a=b"], "expected NAME=FILE"), (["x.gguf"], "expected NAME=FILE"), (["a=no.gguf"], "there is no file")],
+)
+def test_a_gguf_option_that_means_nothing_is_told(given: list[str], told: str) -> None:
+    with pytest.raises(ServeError, match=told):
+        parse_ggufs(given)

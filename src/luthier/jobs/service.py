@@ -43,6 +43,8 @@ class Options:
     aliases: Mapping[str, str] = field(default_factory=dict)
     embedders: Mapping[str, str] = field(default_factory=dict)
     """Encoders for /v1/embeddings, by the names that clients use."""
+    ggufs: Mapping[str, Path] = field(default_factory=dict)
+    """GGUF files for chats and completions, by the names that clients use."""
     at_once: int = 1
     webhook: Target | None = None
     quota: Quota = field(default_factory=Quota)
@@ -63,6 +65,26 @@ def parse_aliases(given: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
+def parse_ggufs(given: Sequence[str]) -> dict[str, Path]:
+    """`NAME=FILE` of the command line.
+
+    Raises:
+        ServeError: one is something else, a name is given twice, or there is no such file.
+    """
+    found: dict[str, Path] = {}
+    for text in given:
+        name, equals, place = text.partition("=")
+        path = Path(place)
+        if not name or not equals or path.suffix != ".gguf":
+            raise ServeError(f"--gguf {text}: expected NAME=FILE, such as small=exports/small/model.gguf")
+        if name in found:
+            raise ServeError(f"--gguf {text}: there is another {name}")
+        if not path.is_file():
+            raise ServeError(f"--gguf {text}: there is no file {path}")
+        found[name] = path.resolve()
+    return found
+
+
 @contextmanager
 def open_service(options: Options) -> Iterator[Service]:
     """Open the folder, which one process at a time may do to serve.
@@ -76,7 +98,7 @@ def open_service(options: Options) -> Iterator[Service]:
     for name, model in options.aliases.items():
         if model not in bases:
             raise ServeError(f"--alias {name}={model}: {model} is none of the bases ({', '.join(bases)})")
-    names = Names(bases, options.aliases, options.embedders)
+    names = Names(bases, options.aliases, options.embedders, options.ggufs)
     if twice := [name for name in names.listed if names.listed.count(name) > 1]:
         raise ServeError(f"two models have the same name: {twice[0]}")
     if not 0 <= options.at_once <= 64:

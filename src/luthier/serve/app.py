@@ -16,13 +16,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from luthier.data.template_probes import kinds_of
 from luthier.serve.access_log import AccessLog, note_tokens
 from luthier.serve.api_error import ApiError, deadline_passed, model_not_found, unsupported
 from luthier.serve.backend import Backend
 from luthier.serve.body import read_body, unless_gone
 from luthier.serve.chat import ChatRequest, parse_chat
-from luthier.serve.choices import require_room
 from luthier.serve.completion import CompletionRequest, parse_completion
 from luthier.serve.constraint import GRAMMARS
 from luthier.serve.decision import DecisionRequest, parse_decision
@@ -34,6 +32,7 @@ from luthier.serve.ids import new_id
 from luthier.serve.limits import Access, HttpLimits
 from luthier.serve.models import ServedModel
 from luthier.serve.replies import chat_choice, completion_choice, head, model_card, usage
+from luthier.serve.served import Served
 from luthier.serve.server import server_of
 from luthier.serve.streams import EventStream, chat_events, completion_events
 from luthier.serve.work import Completion, Work
@@ -136,9 +135,9 @@ class Api:
         served = self._served(asked.common.model)
         with ExitStack() as held:
             held.enter_context(self._backend.seat())
-            _require_rendered(served, asked)
+            served.require(asked)
             ids = await self._backend.prompt_ids(served.name, asked.messages, asked.tools)
-            if asked.schema is not None:  # to compile a large one takes a moment
+            if asked.schema is not None and isinstance(served, ServedModel):  # to compile a large one takes a moment
                 await asyncio.to_thread(GRAMMARS.constraint, served, asked.schema)
             work = self._work(served, asked, tuple(ids))
             if asked.common.stream:
@@ -152,6 +151,7 @@ class Api:
         served = self._served(asked.common.model)
         with ExitStack() as held:
             held.enter_context(self._backend.seat())
+            served.require(asked)
             works = [self._work(served, asked, await self._prompt(served, p)) for p in asked.prompts]
             if asked.common.stream:
                 events = completion_events(self._backend, served, asked, works)
@@ -163,16 +163,15 @@ class Api:
         asked = parse_decision(await read_body(request, self._limits))
         served = self._served(asked.model)
         with self._backend.seat():
-            _require_rendered(served, asked)
+            served.require(asked)
             return await unless_gone(request, self._decide(request, asked, served))
 
-    async def _decide(self, request: Request, asked: DecisionRequest, served: ServedModel) -> Response:
+    async def _decide(self, request: Request, asked: DecisionRequest, served: Served) -> Response:
         seconds = self._limits.deadline_seconds
         try:
             async with asyncio.timeout(seconds):
                 choices = await self._backend.choices(served.name, asked)
-                require_room(served, choices)
-                scores = await self._backend.score(served, choices)
+                scores = await self._backend.score(served.name, choices)
         except TimeoutError:
             raise deadline_passed(seconds, "Ask fewer questions at a time.") from None
         body = asked.body(scores, sum(one.tokens for one in choices))
@@ -192,7 +191,7 @@ class Api:
         note_tokens(request.scope, usage(found.tokens, 0))
         return JSONResponse(found.body(asked))
 
-    async def _answer_chat(self, request: Request, asked: ChatRequest, served: ServedModel, work: Work) -> Response:
+    async def _answer_chat(self, request: Request, asked: ChatRequest, served: Served, work: Work) -> Response:
         created = int(time.time())
         done = await unless_gone(request, self._backend.complete(work))
         scored = work.sampling.top_logprobs is not None
@@ -201,7 +200,7 @@ class Api:
         return _finished(request, body, len(work.ids), done)
 
     async def _answer_completions(
-        self, request: Request, asked: CompletionRequest, served: ServedModel, works: list[Work]
+        self, request: Request, asked: CompletionRequest, served: Served, works: list[Work]
     ) -> Response:
         created = int(time.time())
         groups = await unless_gone(request, _all(self._backend, works))
@@ -211,18 +210,18 @@ class Api:
         body["choices"] = [completion_choice(i, c, scored) for i, c in enumerate(done)]
         return _finished(request, body, sum(len(work.ids) for work in works), done)
 
-    def _served(self, name: str) -> ServedModel:
+    def _served(self, name: str) -> Served:
         served = self._backend.models.get(name)
         if served is None:
             raise model_not_found(name, list(self._backend.models))
         return served
 
-    async def _prompt(self, served: ServedModel, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
+    async def _prompt(self, served: Served, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
         if isinstance(prompt, str):
             return tuple(await self._backend.text_ids(served.name, prompt))
         return prompt
 
-    def _work(self, served: ServedModel, asked: ChatRequest | CompletionRequest, ids: tuple[int, ...]) -> Work:
+    def _work(self, served: Served, asked: ChatRequest | CompletionRequest, ids: tuple[int, ...]) -> Work:
         common, room = asked.common, served.max_tokens - len(ids)
         if not ids:
             raise ApiError("'prompt' is empty: there is nothing to continue.", param="prompt")
@@ -248,20 +247,6 @@ class Api:
             deadline_seconds=self._limits.deadline_seconds,
             schema=asked.schema if isinstance(asked, ChatRequest) else None,
         )
-
-
-def _require_rendered(served: ServedModel, asked: ChatRequest | DecisionRequest) -> None:
-    """Refuse what the template would leave out without a word, so that no model answers from nothing.
-
-    Raises:
-        ApiError: 400 that names it.
-    """
-    is_chat = isinstance(asked, ChatRequest)
-    for kind, place in kinds_of(asked.messages, asked.tools if is_chat else ()).items():
-        if kind not in served.template.capabilities:
-            what = "system messages" if kind == "system" else kind.replace("_", " ")
-            at = place if is_chat else "input"
-            raise unsupported(at, f"the chat template of {served.name!r} has no place for {what}")
 
 
 def _finished(request: Request, body: dict[str, Any], prompt_tokens: int, done: list[Completion]) -> Response:

@@ -11,12 +11,13 @@ from typing import Any
 from luthier.errors import LuthierError, ServeError, TemplateError
 from luthier.examples import Message
 from luthier.serve.api_error import ApiError, model_not_found, too_many
-from luthier.serve.choices import Choices, grouped, read_choices, score
+from luthier.serve.choices import Choices, grouped, read_choices, require_room, score
 from luthier.serve.completion import MAX_PROMPTS
 from luthier.serve.decision import DecisionRequest
 from luthier.serve.embedding import EmbeddingModel
 from luthier.serve.limits import Limits
 from luthier.serve.models import ServedModel
+from luthier.serve.served import Computes, Served
 from luthier.serve.work import Completion, Delta, Done, Event, Failed, Whole, Work
 from luthier.serve.worker import Worker
 
@@ -50,15 +51,21 @@ class Backend:
         queue: int = 64,
         registry: "Registry | None" = None,
         embedders: Sequence[EmbeddingModel] = (),
+        worker: Computes | None = None,
     ) -> None:
-        names = [*(served.name for served in models), *(embedder.name for embedder in embedders)]
+        """`worker`: what computes instead of our own engine, and has the models."""
+        names = [
+            *(served.name for served in models),
+            *(worker.models if worker else ()),
+            *(embedder.name for embedder in embedders),
+        ]
         if len(set(names)) != len(names):
             raise ServeError(f"two models have the same name: {', '.join(names)}; rename the run's folder")
         self.embedders = {embedder.name: embedder for embedder in embedders}
         self._capacity = queue
         self._registry = registry or Registry()
         # every HTTP request holds one seat, but a list of prompts is one piece of work each
-        self._worker = Worker(models, limits or Limits(), capacity=queue * MAX_PROMPTS)
+        self._worker: Computes = worker or Worker(models, limits or Limits(), capacity=queue * MAX_PROMPTS)
         self._renderer = ThreadPoolExecutor(1, thread_name_prefix="luthier-render")
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="luthier-open")
         self.seats_taken = 0
@@ -76,7 +83,7 @@ class Backend:
             embedder.stop()
 
     @property
-    def models(self) -> Mapping[str, ServedModel]:
+    def models(self) -> Mapping[str, Served]:
         """What can be asked for, by name."""
         return self._worker.models
 
@@ -178,31 +185,38 @@ class Backend:
         """The replies of each question as tokens, made off the event loop.
 
         Raises:
-            ApiError: 400 if the template cannot render these messages, or renders two replies alike.
+            ApiError: 400 if the template cannot render these messages, or renders two replies alike, or all of it
+                does not fit in the context.
         """
-        template = self._served(model).template
+        served = self._scored(model)
         loop = asyncio.get_running_loop()
         found = []
         try:
             for question in asked.questions:
-                read = partial(read_choices, template, asked.asked(question), question.replies)
+                read = partial(read_choices, served.template, asked.asked(question), question.replies)
                 found.append(await loop.run_in_executor(self._renderer, read))
         except TemplateError as error:
             raise ApiError(f"The input cannot be rendered: {error}", param="input", code="template_error") from None
+        require_room(served, found)
         return found
 
-    async def score(self, served: ServedModel, asked: Sequence[Choices]) -> list[list[float]]:
+    async def score(self, model: str, asked: Sequence[Choices]) -> list[list[float]]:
         """Log-probability of each reply of each question; between two groups others are computed.
 
         Raises:
             ApiError: 503 if the worker is closing.
         """
-        found = []
+        served, found = self._scored(model), []
         for group in grouped(asked):
             found += await asyncio.wrap_future(self._worker.compute(partial(score, served, group)))
         return found
 
-    def _served(self, name: str) -> ServedModel:
+    def _scored(self, name: str) -> ServedModel:
+        served = self._served(name)
+        assert isinstance(served, ServedModel)  # `require` has refused others
+        return served
+
+    def _served(self, name: str) -> Served:
         served = self.models.get(name)
         if served is None:  # it was removed since the request was read
             raise model_not_found(name, list(self.models))

@@ -46,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]MODEL",
         help="an encoder for /v1/embeddings, such as all-minilm-l6-v2, and the name to serve it under",
     )
+    parser.add_argument(
+        "--gguf", action="append", default=[], metavar="NAME=FILE", help="a GGUF file that llama.cpp answers for"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="jobs that train at a time (default: 1; 0: they wait)")
     parser.add_argument("--webhook", metavar="URL", help="told, signed, when a job ends; needs --webhook-secret-env")
     parser.add_argument(
@@ -61,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         StorageError: the database or the folder cannot be opened.
     """
     from luthier.jobs.http.app import Hosts, build_app
-    from luthier.jobs.service import Options, alone, open_service, parse_aliases
+    from luthier.jobs.service import Options, alone, open_service, parse_aliases, parse_ggufs
     from luthier.jobs.supervisor import PATIENCE_SECONDS
     from luthier.serve import server
 
@@ -70,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         database=args.database,
         bases=tuple(args.model),
         aliases=parse_aliases(args.alias),
+        ggufs=parse_ggufs(args.gguf),
         embedders=server.parse_embedders(args.embedder),
         at_once=args.jobs,
         webhook=_target(args),

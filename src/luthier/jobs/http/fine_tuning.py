@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -37,11 +38,13 @@ class Names:
     """Further names, such as OpenAI's, and what they mean here."""
     embedders: Mapping[str, str] = field(default_factory=dict)
     """Encoders by name, as `retrieval.embedder` names them."""
+    ggufs: Mapping[str, Path] = field(default_factory=dict)
+    """GGUF files by name, which llama.cpp answers for."""
 
     @property
     def listed(self) -> tuple[str, ...]:
         """All that clients may ask for but what jobs made."""
-        return (*self.shown, *self.embedders)
+        return (*self.shown, *self.embedders, *self.ggufs)
 
     @property
     def shown(self) -> tuple[str, ...]:

@@ -63,6 +63,9 @@ def served_as(jobs: JobStore, names: Names, project: str, name: str) -> Served:
         return Served(names.aliases.get(name, name))
     if name in names.embedders:
         return Served(names.embedders[name], name, kind="embedder")
+    if name in names.ggufs:
+        path = names.ggufs[name]
+        return Served(str(path), path.stem, kind="gguf")
     row = jobs.model(project, name)
     if row is None:
         raise model_not_found(name, [*names.listed, *(row["id"] for row in jobs.models(project))])
