@@ -14,6 +14,7 @@ from tests.small_gguf import CHATML, write_gguf
 
 from luthier.errors import ServeError
 from luthier.jobs.service import Options, open_service, parse_ggufs
+from luthier.jobs.vllm import Address
 from luthier.models.catalog import resolve
 from luthier.rag.embedder import Embedder
 
@@ -32,6 +33,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, e
     folder = tmp_path_factory.mktemp("service")
     file = write_gguf(tmp_path_factory.mktemp("gguf") / "tiny one.gguf", template=CHATML)
     more: Any = {"embedders": {VECTORS: str(encoder)}, "ggufs": {"small": file}}
+    more["vllm"] = {str(tiny_model_folder): Address("http://127.0.0.1:9/v1")}  # nobody listens there
     with running(folder, tiny_model_folder, at_once=0, **more) as found:
         yield found
 
@@ -51,10 +53,13 @@ def test_an_encoder_answers_under_the_name_that_clients_have_for_it(client: open
         client.embeddings.create(model=VECTORS, input="a", dimensions=8)
 
 
-def test_decisions_are_answered_by_the_engine_of_the_base(client: openai.OpenAI) -> None:
+def test_decisions_are_answered_by_our_own_engine_wherever_chats_go(client: openai.OpenAI) -> None:
     answer = client.decisions.create(model=MODEL, input="Hello", questions=QUESTIONS)
     (one,) = answer.answers
     assert answer.model == MODEL and one.type == "predicate" and 0 < one.probability < 1
+    with pytest.raises(openai.InternalServerError, match="vLLM does not answer") as caught:
+        client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "a"}])
+    assert caught.value.status_code == 503
 
 
 def test_a_gguf_file_chats_through_llama_cpp(client: openai.OpenAI) -> None:

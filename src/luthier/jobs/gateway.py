@@ -3,6 +3,7 @@
 The engine lives in a process of its own (`luthier serve`), so a request that ends it ends nothing else, and this one
 needs no torch. Its key is made here and known to nobody else; adapters are registered by the ids of jobs, never by what
 a client wrote. What it answers is passed on as it comes, under the name that the client asked for.
+Chats of a base that the operator gave a vLLM server for go there instead.
 """
 
 import asyncio
@@ -11,7 +12,8 @@ import re
 import secrets
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -22,6 +24,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from luthier.jobs.database import Row
 from luthier.jobs.environment import child_environment
 from luthier.jobs.private import private_file, private_folder
+from luthier.jobs.vllm import PATHS as VLLM_PATHS, Address, Vllm
 from luthier.serve.api_error import ApiError, unsupported
 
 START_SECONDS = 300.0
@@ -78,13 +81,45 @@ class Gateway:
 
     Args:
         folder: for logs and for what may be served, a folder for each base.
+        remotes: vLLM servers by the base that they answer for.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, remotes: Mapping[str, Address] | None = None) -> None:
         self._folder = folder
         self._engines: dict[str, list[Engine]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._client = httpx2.AsyncClient(timeout=httpx2.Timeout(ANSWER_SECONDS, connect=10.0), trust_env=False)
+        self._remotes = {base: Vllm(base, address, self._client) for base, address in (remotes or {}).items()}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def open(self) -> None:
+        """Begin, within the loop that requests are answered in."""
+        self._loop = asyncio.get_running_loop()
+
+    def prepare(self, model: Served) -> None:
+        """Let what a job made be loaded where that is known beforehand; for any thread, which does not wait for it."""
+        if self._loop is not None and model.base in self._remotes:
+            asyncio.run_coroutine_threadsafe(self._prepare(model), self._loop)
+
+    async def _prepare(self, model: Served) -> None:
+        if model.folder is not None:
+            with suppress(ApiError):  # it is in the log, and told again to the first who asks
+                await self._remotes[model.base].load(model.name, model.folder)
+
+    async def forget(self, model: Served) -> None:
+        """Let go of what a job made, wherever it is loaded."""
+        if model.base in self._remotes:
+            with suppress(ApiError):  # a vLLM that is down has nothing loaded
+                await self._remotes[model.base].unload(model.name)
+        place = self._place(model)
+        async with self._locks.setdefault(str(place), asyncio.Lock()):
+            for engine in self._engines.get(str(place), []):
+                if model.name in engine.loaded:
+                    engine.loaded.discard(model.name)
+                    headers = {"authorization": f"Bearer {engine.admin_key}"}
+                    with suppress(httpx2.HTTPError):  # then it ended, and nothing is loaded
+                        await self._client.delete(f"{engine.url}/adapters/{model.name}", headers=headers)
+            (place / model.name).unlink(missing_ok=True)
 
     async def close(self) -> None:
         """End all inference processes."""
@@ -112,8 +147,8 @@ class Gateway:
         if path not in PATHS[model.kind]:
             what = "makes vectors of texts" if model.kind == "embedder" else "answers in words"
             raise unsupported("model", f"it {what}, which is not what /v1{path} gives")
-        served, name = model.name, body["model"]
-        answer = await self._send(path, body, model)
+        name = body["model"]
+        answer, served = await self._send(path, body, model)
         if answer.headers.get("content-type", "").startswith("text/event-stream"):
             return StreamingResponse(_renamed(answer, served, name), media_type="text/event-stream")
         values = await _whole(answer)
@@ -128,18 +163,22 @@ class Gateway:
         Raises:
             ApiError: 503: the base cannot be loaded; or what the engine refuses the request with.
         """
-        answer = await self._send(path, body, model)
+        answer, _ = await self._send(path, body, model)
         values = await _whole(answer)
         if answer.status_code != 200:
             raise ApiError(values["error"]["message"], status=answer.status_code, code=values["error"]["code"])
         return values
 
-    async def _send(self, path: str, body: dict[str, Any], model: Served) -> httpx2.Response:
+    async def _send(self, path: str, body: dict[str, Any], model: Served) -> tuple[httpx2.Response, str]:
+        """What comes back, and the model's name in it."""
+        if model.kind == "model" and model.base in self._remotes and path in VLLM_PATHS:
+            found = await self._remotes[model.base].send(path, body, model.name, model.folder)
+            return found.response, found.name
         engine = await self._engine_of(model)
         asked, headers = {**body, "model": model.name}, {"authorization": f"Bearer {engine.key}"}
         request = self._client.build_request("POST", engine.url + path, json=asked, headers=headers)
         try:
-            return await self._client.send(request, stream=True)
+            return await self._client.send(request, stream=True), model.name
         except httpx2.HTTPError as error:
             raise _down(type(error).__name__) from None
 

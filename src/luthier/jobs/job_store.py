@@ -237,16 +237,19 @@ class JobStore:
         with self._database.reading() as connection:
             return connection.execute(_usable(project).where(models.c.id == name)).mappings().first()
 
-    def delete_model(self, project: str, name: str) -> None:
-        """Remove a model that the project itself trained; its run's folder stays.
+    def delete_model(self, project: str, name: str) -> Row:
+        """Remove a model that the project itself trained, and tell what it was; its run's folder stays.
 
         Raises:
             ApiError: 404.
         """
         with self._database.writing() as connection:
-            gone = connection.execute(models.delete().where(models.c.project_id == project, models.c.id == name))
-            if not gone.rowcount:
+            own = (models.c.project_id == project) & (models.c.id == name)
+            row = connection.execute(sa.select(models).where(own)).mappings().first()
+            if row is None:
                 raise missing("model", name)
+            connection.execute(models.delete().where(own))
+            return row
 
     def grant(self, project: str, checkpoint: str, projects: Sequence[str]) -> list[Row]:
         """Let other projects use a model or checkpoint of this one.

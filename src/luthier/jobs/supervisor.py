@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -96,9 +97,19 @@ class Supervisor:
         blobs: where their bytes lie.
         folder: in which every job has a folder of its own.
         limits: of jobs.
+        made: told of each model that a job made, as `JobStore.model` has it.
     """
 
-    def __init__(self, store: JobStore, files: FileStore, blobs: Blobs, folder: Path, limits: Limits) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        files: FileStore,
+        blobs: Blobs,
+        folder: Path,
+        limits: Limits,
+        made: Callable[[Row], None] = lambda _: None,
+    ) -> None:
+        self._made = made
         self._store, self._files, self._blobs = store, files, blobs
         self._folder, self._limits = folder, limits
         self._children: dict[str, _Child] = {}
@@ -301,6 +312,9 @@ class Supervisor:
             trained_tokens=training.get("trained_tokens"),
             result_files=[file_id],
         )
+        model = self._store.model(row["project_id"], name)
+        if model is not None:
+            self._made(model)
 
     def _fail(self, row: Row, code: str, message: str, param: str | None) -> None:
         error = {"code": code, "message": message, "param": param}

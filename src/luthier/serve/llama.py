@@ -131,7 +131,7 @@ class GgufModel:
                 raise unsupported(at, "tools cannot be part of a chat with a GGUF file")
             if message.role in ("system", "developer") and message.content.strip() and not self.template.has_system:
                 raise unsupported(at, f"the chat template of {self.name!r} has no place for system messages")
-            control = self.template.control_in(message.content)
+            control = self.template.control_in(f"{message.content}\0{message.name or ''}")
             if control is not None:
                 raise unsupported(at, f"it holds {control!r}, which llama.cpp would read as the control token itself")
 

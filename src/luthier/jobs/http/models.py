@@ -3,9 +3,11 @@
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from luthier.jobs.gateway import Gateway, Served
 from luthier.jobs.http.caller import caller_of
 from luthier.jobs.http.fine_tuning import Names
 from luthier.jobs.job_store import JobStore
@@ -15,8 +17,8 @@ from luthier.serve.api_error import model_not_found
 class ModelRoutes:
     """The handlers."""
 
-    def __init__(self, jobs: JobStore, names: Names) -> None:
-        self._jobs, self._names = jobs, names
+    def __init__(self, jobs: JobStore, names: Names, gateway: Gateway) -> None:
+        self._jobs, self._names, self._gateway = jobs, names, gateway
 
     def add_to(self, app: FastAPI) -> None:
         """Add the routes."""
@@ -36,9 +38,10 @@ class ModelRoutes:
             raise model_not_found(name, [card["id"] for card in cards])
         return JSONResponse(card)
 
-    def delete(self, request: Request, name: str) -> Response:
+    async def delete(self, request: Request, name: str) -> Response:
         """DELETE /v1/models/{model}: one that a job of the project made"""
-        self._jobs.delete_model(caller_of(request).project_id, name)
+        row = await run_in_threadpool(self._jobs.delete_model, caller_of(request).project_id, name)
+        await self._gateway.forget(Served.of(row))
         return JSONResponse({"id": name, "object": "model", "deleted": True})
 
     def _cards(self, request: Request) -> list[dict[str, Any]]:
