@@ -53,7 +53,9 @@ def random_adapter(family: str, seed: int) -> Callable[[nn.Module], Injected]:
 
 async def round_of(backend: Backend, models: Sequence[str], prompts: Sequence[list[int]], tokens: int) -> float:
     """New tokens a second when all requests are there at once."""
-    stops = dict.fromkeys(backend.models["base"].stop_ids, -1000.0)
+    base = backend.models["base"]
+    assert isinstance(base, ServedModel)
+    stops = dict.fromkeys(base.stop_ids, -1000.0)
     works = [
         Work(models[i % len(models)], tuple(ids), tokens, Sampling(temperature=0, logit_bias=stops))
         for i, ids in enumerate(prompts)

@@ -102,6 +102,8 @@ def test_every_route_but_healthz_asks_for_the_key(served: ServedModel, locked_se
         "/v1/models/{name:path}",
         "/v1/chat/completions",
         "/v1/completions",
+        "/v1/decisions",
+        "/v1/embeddings",
         "/v1/adapters",
         "/v1/adapters/{name:path}",
     }

@@ -429,6 +429,7 @@ def test_closing_a_stream_cancels_the_work(served: ServedModel) -> None:
         await stream.aclose()
         # with the long work cancelled, the lane is empty and its memory is given back
         started = time.monotonic()
+        assert isinstance(backend._worker, Worker)
         (lane,) = backend._worker._lanes.values()
         while lane.busy and time.monotonic() - started < 5:
             await asyncio.sleep(0.005)

@@ -34,7 +34,7 @@ from luthier.serve.decision import DecisionRequest
 from luthier.serve.limits import Limits
 from luthier.serve.served import Asked
 from luthier.serve.text import StopText
-from luthier.serve.work import Delta, Done, Event, Failed, Sampling, TokenScore, Work
+from luthier.serve.work import Delta, Done, Event, Failed, Sampling, StopReason, TokenScore, Work
 
 T = TypeVar("T")
 CONTROL = (2, 3)
@@ -309,7 +309,7 @@ class LlamaWorker:
                 if text or tokens:
                     request.send(Delta(index, text, tokens))
                 if over or stop.found:
-                    reason = "length" if event.get("stop_type") == "limit" and not stop.found else "stop"
+                    reason: StopReason = "length" if event.get("stop_type") == "limit" and not stop.found else "stop"
                     request.send(Done(index, reason, tuple(ids), int(event["tokens_predicted"]), stop.found))
                     return
         raise ValueError("llama.cpp ended without an end")

@@ -72,11 +72,11 @@ class ServedModel:
         """
         if isinstance(asked, CompletionRequest):
             return
-        is_chat = isinstance(asked, ChatRequest)
-        for kind, place in kinds_of(asked.messages, asked.tools if is_chat else ()).items():
+        tools = asked.tools if isinstance(asked, ChatRequest) else ()
+        for kind, place in kinds_of(asked.messages, tools).items():
             if kind not in self.template.capabilities:
                 what = "system messages" if kind == "system" else kind.replace("_", " ")
-                at = place if is_chat else "input"
+                at = place if isinstance(asked, ChatRequest) else "input"
                 raise unsupported(at, f"the chat template of {self.name!r} has no place for {what}")
 
     def place(self) -> int:
