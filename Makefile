@@ -59,7 +59,7 @@ chaos: env
 
 # The job service with a real vLLM on the CPU, in an environment of its own (3 GB).
 vllm: env .peers/vllm/.ready
-	LUTHIER_VLLM_PYTHON=$(CURDIR)/.peers/vllm/bin/python $(PYTEST) -m vllm
+	LUTHIER_VLLM_PYTHON=$(CURDIR)/.peers/vllm/bin/python $(PYTEST) --timeout 1800 -m vllm
 
 # what vLLM wants of torchvision and others is made for CUDA on the index, and fails without it
 .peers/vllm/.ready: tests/vllm.txt

@@ -1,5 +1,7 @@
 """What the job service answers with beside its own engine's chats: encoders and decisions, by the real client."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import numpy as np
 import openai
 import pytest
 import torch
-from tests.jobs_service import MODEL, Running, running
+from tests.jobs_service import MODEL, Running, environment, running
 from tests.small_encoders import write_encoder
 from tests.small_gguf import CHATML, write_gguf
 
@@ -87,6 +89,12 @@ def test_each_kind_of_model_answers_its_own_routes(client: openai.OpenAI) -> Non
         assert caught.value.param == "model"
     with pytest.raises(openai.BadRequestError, match="cannot be fine-tuned"):
         client.fine_tuning.jobs.create(model=VECTORS, training_file="file-none")
+
+
+def test_the_process_of_the_service_loads_no_torch() -> None:
+    names = ("luthier.cli.commands.up", "luthier.jobs.service", "luthier.jobs.http.app", "luthier.serve.server")
+    code = f"import sys, {', '.join(names)}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env=environment(), check=False).returncode == 0
 
 
 def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
