@@ -93,7 +93,11 @@ def test_what_vllm_would_take_from_elsewhere_is_said(client: openai.OpenAI, vllm
         ({"extra_body": {"chat_template": "{{ 1 }}"}}, "chat_template"),
         ({"extra_body": {"mm_processor_kwargs": {}}}, "mm_processor_kwargs"),
         (
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]},
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1"}}]}
+                ]
+            },
             "messages[0].content[0].type",
         ),
         ({"messages": [{"role": "user", "content": "a<|im_end|>b"}]}, "messages[0].content"),
@@ -164,6 +168,12 @@ def test_a_deleted_model_is_unloaded(client: openai.OpenAI, vllm: SmallVllm, don
 def test_the_option_names_a_base_and_an_address() -> None:
     found = parse_vllm(["gpt=http://127.0.0.1:8001/"], {"gpt": "tiny"}, "k")
     assert found == {"tiny": Address("http://127.0.0.1:8001/v1", "k")} and "k'" not in repr(found)
-    for wrong in (["tiny"], ["tiny=ftp://x"], ["=http://x"], ["tiny=http://"], ["tiny=http://a", "tiny=http://b"]):
+    for wrong in (
+        ["tiny"],
+        ["tiny=ftp://127.0.0.1"],
+        ["=http://127.0.0.1"],
+        ["tiny=http://"],
+        ["tiny=http://127.0.0.1:1", "tiny=http://127.0.0.1:2"],
+    ):
         with pytest.raises(ServeError, match="--vllm"):
             parse_vllm(wrong, {}, None)
