@@ -95,8 +95,9 @@ def test_a_job_is_served_by_vllm_as_by_us_and_again_after_a_restart(tmp_path: Pa
     trained = open_trained(served.folder)
     ids = trained.template.prompt_ids([Message("user", ASKED)])
     with torch.no_grad():
-        expected = torch.log_softmax(trained.loaded.model(torch.tensor([ids])).logits[0, -1].float(), -1)
+        # vLLM computes in float32 here
+        expected = torch.log_softmax(trained.loaded.model.float()(torch.tensor([ids])).logits[0, -1], -1)
     for token, logprob in tuned.items():
         (place,) = trained.loaded.tokenizer.encode(token, add_special_tokens=False)
-        assert logprob == pytest.approx(float(expected[place]), abs=0.15)
+        assert logprob == pytest.approx(float(expected[place]), abs=0.05)
     assert max(abs(tuned.get(token, -20.0) - logprob) for token, logprob in base.items()) > 0.3

@@ -54,6 +54,7 @@ class Embedder:
             ModelError: the model is of a kind that cannot be used so.
         """
         require_supported(files, None)
+        _require_encoder(files.folder, files.name)
         _require_mean(files.folder, files.name)
         self.files, self.device = files, device
         self.tokenizer = load_tokenizer(files)
@@ -166,6 +167,18 @@ def _max_tokens(folder: Path, tokenizer: Any) -> int:
     positions = _json(folder / "config.json").get("max_position_embeddings")
     limits = [named, positions, tokenizer.model_max_length]
     return min(int(limit) for limit in limits if isinstance(limit, int) and 0 < limit < UNBOUNDED)
+
+
+def _require_encoder(folder: Path, name: str) -> None:
+    """Check that the model is not one that writes text: its tokens see only those before them, and a mean over them
+    is no vector that it was trained to give.
+
+    Raises:
+        ModelError: it is.
+    """
+    kinds = _json(folder / "config.json").get("architectures") or []
+    if any(str(kind).endswith("ForCausalLM") for kind in kinds):
+        raise ModelError(f"{name}: this model writes text and is no encoder; use one such as all-minilm-l6-v2")
 
 
 def _require_mean(folder: Path, name: str) -> None:
