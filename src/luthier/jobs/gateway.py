@@ -8,6 +8,7 @@ Chats of a base that the operator gave a vLLM server for go there instead.
 
 import asyncio
 import json
+import logging
 import re
 import secrets
 import subprocess
@@ -15,6 +16,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -27,10 +29,12 @@ from luthier.jobs.private import private_file, private_folder
 from luthier.jobs.vllm import PATHS as VLLM_PATHS, Address, Vllm
 from luthier.serve.api_error import ApiError, unsupported
 
+log = logging.getLogger("luthier.jobs")
 START_SECONDS = 300.0
 """Longest wait for a base to be loaded."""
 ANSWER_SECONDS = 600.0
 PROGRAM = "luthier.cli.engine_process"
+LONGEST_NAME = 60
 BASE = "base"
 KEY, ADMIN = "LUTHIER_SERVE_KEY", "LUTHIER_SERVE_ADMIN_KEY"
 _ADDRESS = re.compile(rb" at (http://\S+) ")
@@ -56,6 +60,11 @@ class Served:
     folder: Path | None = None
     """Of the run, or of the checkpoint; None: the base itself."""
     kind: Kind = "model"
+
+    @property
+    def opened(self) -> tuple[Kind, str]:
+        """What its engines have opened."""
+        return self.kind, self.base
 
     @classmethod
     def of(cls, row: Row) -> "Served":
@@ -86,8 +95,8 @@ class Gateway:
 
     def __init__(self, folder: Path, remotes: Mapping[str, Address] | None = None) -> None:
         self._folder = folder
-        self._engines: dict[str, list[Engine]] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._engines: dict[tuple[Kind, str], list[Engine]] = {}
+        self._locks: dict[tuple[Kind, str], asyncio.Lock] = {}
         self._client = httpx2.AsyncClient(timeout=httpx2.Timeout(ANSWER_SECONDS, connect=10.0), trust_env=False)
         self._remotes = {base: Vllm(base, address, self._client) for base, address in (remotes or {}).items()}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -103,23 +112,24 @@ class Gateway:
 
     async def _prepare(self, model: Served) -> None:
         if model.folder is not None:
-            with suppress(ApiError):  # it is in the log, and told again to the first who asks
+            try:
                 await self._remotes[model.base].load(model.name, model.folder)
+            except ApiError as error:  # told again to the first who asks
+                log.warning("%s is not loaded into vLLM: %s", model.name, error.message)
 
     async def forget(self, model: Served) -> None:
         """Let go of what a job made, wherever it is loaded."""
         if model.base in self._remotes:
             with suppress(ApiError):  # a vLLM that is down has nothing loaded
                 await self._remotes[model.base].unload(model.name)
-        place = self._place(model)
-        async with self._locks.setdefault(str(place), asyncio.Lock()):
-            for engine in self._engines.get(str(place), []):
+        async with self._locks.setdefault(model.opened, asyncio.Lock()):
+            for engine in self._engines.get(model.opened, []):
                 if model.name in engine.loaded:
                     engine.loaded.discard(model.name)
                     headers = {"authorization": f"Bearer {engine.admin_key}"}
                     with suppress(httpx2.HTTPError):  # then it ended, and nothing is loaded
                         await self._client.delete(f"{engine.url}/adapters/{model.name}", headers=headers)
-            (place / model.name).unlink(missing_ok=True)
+            (self._place(model) / model.name).unlink(missing_ok=True)
 
     async def close(self) -> None:
         """End all inference processes."""
@@ -185,14 +195,13 @@ class Gateway:
     async def _engine_of(self, model: Served) -> Engine:
         """An engine of the base that has the model, or takes it; a new one where none does: adapters that were trained
         over the base in another number format cannot share it."""
-        place = str(self._place(model))
-        async with self._locks.setdefault(place, asyncio.Lock()):
-            alive = [one for one in self._engines.get(place, []) if one.process.poll() is None]
+        async with self._locks.setdefault(model.opened, asyncio.Lock()):
+            alive = [one for one in self._engines.get(model.opened, []) if one.process.poll() is None]
             for engine in alive:
                 if model.name in engine.loaded or await self._load(engine, model):
                     return engine
             engine = await self._start(model)
-            self._engines[place] = [*alive, engine]
+            self._engines[model.opened] = [*alive, engine]
         return engine
 
     async def _start(self, model: Served) -> Engine:
@@ -251,7 +260,9 @@ class Gateway:
 
     def _place(self, model: Served) -> Path:
         """The folder of a base's engines."""
-        name = re.sub(r"[^A-Za-z0-9._-]", "-", model.base)[-60:]
+        name = re.sub(r"[^A-Za-z0-9._-]", "-", model.base)
+        if len(name) > LONGEST_NAME:
+            name = f"{sha256(model.base.encode()).hexdigest()[:8]}-{name[-LONGEST_NAME:]}"
         if model.kind != "model":  # a file may be a base that jobs train from, too
             name = f"{model.kind}-{name}"
         return private_folder(private_folder(self._folder) / name)

@@ -8,9 +8,10 @@ vLLM takes much that a client must not say (templates, addresses of pictures, id
 defaults of its own, so a request is read as strictly as for our own engine, and only what was understood is sent on.
 """
 
+import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ class Vllm:
         Raises:
             ApiError: 400: the request, or what vLLM refuses it with; 503: vLLM does not answer, or has no such model.
         """
-        asked = self._understood(path, body)
+        asked = await self._understood(path, body)
         known = await self._name_of_base() if folder is None else name
         response = await self._post(path, {**asked, "model": known})
         if response.status_code == 404:  # it was restarted since, under another name perhaps
@@ -120,28 +121,21 @@ class Vllm:
         if response.status_code not in (200, 404):
             log.error("vLLM cannot unload %s: %s", name, text[:500])
 
-    def _understood(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def _understood(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of a request that vLLM is told."""
         text = json.dumps(body).encode()
         if path == "/chat/completions":
             parse_chat(text)
         else:
             parse_completion(text)
+        if self._controls is None:  # the digests of a base's files take a while
+            self._controls = await asyncio.to_thread(_controls_of, self._base)
         for name in ("messages", "tools", "prompt"):
-            self._require_plain(name, body.get(name))
+            _require_plain(name, body.get(name), self._controls)
         asked = {name: value for name, value in body.items() if value is not None and name not in DROPPED}
         if "stream_options" in asked:
             asked["stream_options"] = {"include_usage": bool(asked["stream_options"].get("include_usage"))}
         return {**NEUTRAL, **asked}
-
-    def _require_plain(self, param: str, value: Any) -> None:
-        """Refuse the text of a control token: vLLM would read it as the token itself."""
-        if self._controls is None:
-            self._controls = _controls_of(self._base)
-        for at, text in _strings(param, value):
-            found = next((control for control in self._controls if control in text), None)
-            if found is not None:
-                raise unsupported(at, f"it holds {found!r}, which vLLM would read as the control token itself")
 
     async def _name_of_base(self) -> str:
         if self._base_name is None:
@@ -188,6 +182,14 @@ def _require_servable(adapter: Path) -> None:
         why = f"it was trained over its base held in {quantize}, and vLLM has the dense one"
     if why is not None:
         raise ApiError(f"vLLM cannot serve this model as it was trained: {why}.", param="model", code="unusable")
+
+
+def _require_plain(param: str, value: Any, controls: Sequence[str]) -> None:
+    """Refuse the text of a control token: vLLM would read it as the token itself."""
+    for at, text in _strings(param, value):
+        found = next((control for control in controls if control in text), None)
+        if found is not None:
+            raise unsupported(at, f"it holds {found!r}, which vLLM would read as the control token itself")
 
 
 def _controls_of(base: str) -> tuple[str, ...]:
