@@ -114,8 +114,9 @@ class GgufModel:
         if isinstance(asked, DecisionRequest):
             raise unsupported("model", "decisions are scored by our own engine, which this GGUF file is not loaded in")
         sampling = asked.common.sampling
-        for name in ("presence_penalty", "frequency_penalty"):
-            if sampling.presence_penalty if name == "presence_penalty" else sampling.frequency_penalty:
+        penalties = {"presence_penalty": sampling.presence_penalty, "frequency_penalty": sampling.frequency_penalty}
+        for name, value in penalties.items():
+            if value:
                 raise unsupported(name, "llama.cpp counts the tokens of the prompt, too")
         if isinstance(asked, ChatRequest):
             self._require_chat(asked)
@@ -162,7 +163,9 @@ class Llama:
         try:
             self._server = xllamacpp.Server(settings)  # it lives as long as this object
         except RuntimeError:
-            raise ModelError(f"{path}: llama.cpp cannot load this file; its own message stands above") from None
+            raise ModelError(
+                f"{path}: llama.cpp cannot load it: damaged, too large, or not known to this version"
+            ) from None
         self.client = httpx2.Client(
             base_url=self._server.listening_address,
             headers={"authorization": f"Bearer {key}"},
