@@ -180,7 +180,7 @@ def test_what_is_no_gguf_file_is_told(tmp_path: Path) -> None:
         _backend(tmp_path / "y.gguf")
 
 
-@pytest.mark.slow
+@pytest.mark.exports
 def test_the_default_model_answers_from_its_own_file(real_model_folder: Path) -> None:
     """Its log-probabilities lie near those of the same weights in torch; llama.cpp rounds activations to 8 bits."""
     files = resolve(ModelSettings().name)
