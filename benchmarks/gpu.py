@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,79 +26,36 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from benchmarks._gpu import (
+    Report,
+    forget_peak,
+    large_model,
+    learn,
+    peak_of,
+    random_rows,
+    rows,
+    scored,
+    seconds_of,
+    tiny,
+)
+from benchmarks._gpu_quantized import quantized
 from benchmarks._workloads import PAIRS, SUPERVISED, Workload, rows_of, write_lines
 from benchmarks.peers.luthier_train import run_of
 from luthier.adapters.lora import LoRA
 from luthier.engine import checkpoint
 from luthier.engine.loop import train
 from luthier.engine.run import Run
-from luthier.examples import Row
 from luthier.models import attention as attention_module
 from luthier.models.catalog import resolve
-from luthier.models.forest import Batch, build_batch
+from luthier.models.forest import build_batch
 from luthier.models.generate import generate
 from luthier.models.kernels import levels as levels_module
 from luthier.models.kernels.compiled import compile_layers
 from luthier.models.load import LoadedModel, load, wait_for
-from luthier.models.scorer import Scorer, forest_mode
 from luthier.recipe import ModelSettings
 
 SHORT = replace(SUPERVISED[0], steps=6)
 FEW = (replace(SHORT, steps=3), replace(SUPERVISED[3], steps=3), replace(PAIRS, steps=3))
-
-
-@dataclass
-class Report:
-    """Lines of checks; `failed` counts those that did not hold."""
-
-    model: str
-    failed: int = 0
-    lines: list[str] = field(default_factory=list)
-
-    def check(self, what: str, found: float, limit: float) -> None:
-        """`found` must be at most `limit`; NaN is not."""
-        good = found <= limit
-        self.failed += not good
-        self.say(f"{'ok   ' if good else 'WRONG'}  {what}: {found:.3g} (limit {limit:.3g})")
-
-    def say(self, line: str) -> None:
-        """Print a line."""
-        print(line, flush=True)
-
-
-def tiny(window: int | None) -> Any:
-    """A random Mistral of two layers in float32, whose attention may have a window."""
-    from transformers import MistralConfig, MistralForCausalLM
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "vocab_size": 200}
-    config = MistralConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, sliding_window=window)
-    return MistralForCausalLM(config).eval()
-
-
-def rows(count: int = 6, shared: int = 150) -> list[Row]:
-    """Rows that begin alike, each with 20 to 120 tokens of its own, half of them trained on."""
-    generator = torch.Generator().manual_seed(1)
-
-    def draw(n: int) -> tuple[int, ...]:
-        return tuple(torch.randint(1, 200, (n,), generator=generator).tolist())
-
-    prefix = draw(shared)
-    made = []
-    for i in range(count):
-        own = draw(20 * (i + 1))
-        half = len(own) // 2
-        made.append(Row(prefix + own, (0.0,) * (shared + len(own) - half) + (1.0,) * half, str(i)))
-    return made
-
-
-def scored(model: Any, given: list[Row], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of all trained-on tokens and the gradient of their sum, on the CPU in float64."""
-    batch = build_batch(given).to(device)
-    with forest_mode(model):
-        logprobs = Scorer(model).token_logprobs(batch)
-        gradients = torch.autograd.grad(logprobs.sum(), list(model.parameters()))
-    return logprobs.detach().cpu().double(), torch.cat([g.flatten() for g in gradients]).cpu().double()
 
 
 def attention(report: Report, device: torch.device) -> None:
@@ -235,13 +192,12 @@ def speeds(report: Report, device: torch.device) -> None:
     """Tokens a second of training and of answering."""
     for work in (*SUPERVISED, PAIRS):
         with tempfile.TemporaryDirectory() as place:
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
+            forget_peak(device)
             steps = list(train(training(report, work, device, Path(place))))
         tokens, seconds = (sum(f(s) for s in steps[1:]) for f in (lambda s: s.metrics["tokens"], lambda s: s.seconds))
-        peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else float("nan")
         report.say(
-            f"speed  {work.what}: {tokens / seconds:,.0f} tokens/s, first step {steps[0].seconds:.1f} s, {peak:.2f} GiB"
+            f"speed  {work.what}: {tokens / seconds:,.0f} tokens/s, first step {steps[0].seconds:.1f} s, "
+            f"{peak_of(device):.2f} GiB"
         )
     loaded = load(resolve(report.model), device=str(device))
     prompts = [loaded.tokenizer(f"Tell me about {place}. " * 20)["input_ids"] for place in PLACES * 8]
@@ -253,19 +209,9 @@ def speeds(report: Report, device: torch.device) -> None:
     report.say(f"speed  {len(prompts)} answers of 64 tokens: {written / (time.perf_counter() - start):,.0f} tokens/s")
 
 
-LARGE = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "vocab_size": 151936}
-SMALL = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "vocab_size": 1000}
-HEADS = {"num_attention_heads": 12, "num_key_value_heads": 2, "head_dim": 128, "tie_word_embeddings": True}
-
-
 def large(report: Report, device: torch.device) -> None:
     """Speed of LoRA on a model of Qwen2.5-1.5B's shape, by each way to compute its layers."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(0)
-    config = Qwen2Config(**(LARGE if device.type == "cuda" else SMALL), **HEADS)
-    with device:
-        model = Qwen2ForCausalLM(config).bfloat16().train()
+    model = large_model(device)
     trained = list(LoRA(rank=16).inject(model, 0).trainable.values())
     weights = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     shapes = {
@@ -275,7 +221,7 @@ def large(report: Report, device: torch.device) -> None:
     }
     generator = random.Random(0)
     batches = {
-        name: [build_batch(random_rows(generator, config.vocab_size, *shape)).to(device) for _ in range(6)]
+        name: [build_batch(random_rows(generator, model.config.vocab_size, *shape)).to(device) for _ in range(6)]
         for name, shape in shapes.items()
     }
     square = (
@@ -285,17 +231,16 @@ def large(report: Report, device: torch.device) -> None:
 
     def measure(what: str) -> None:
         for name, given in batches.items():
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
+            forget_peak(device)
             times = [seconds_of(partial(learn, model, batch, trained), device, 1) for batch in given]
             tokens, logical = (
                 sum(f(b) for b in given[3:]) for f in (lambda b: len(b.forest.ids_N), lambda b: b.logical_tokens)
             )
             taken = sum(times[3:])
-            peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else float("nan")
             report.say(
                 f"speed  1.5 B, {what}, {name}: {logical / taken:,.0f} tokens/s ({tokens / taken:,.0f} computed), "
-                f"{4 * weights * tokens / taken / rate:.0%} of the matrix rate, first {times[0]:.1f} s, {peak:.1f} GiB"
+                f"{4 * weights * tokens / taken / rate:.0%} of the matrix rate, first {times[0]:.1f} s, "
+                f"{peak_of(device):.1f} GiB"
             )
 
     with mock.patch.object(attention_module, "serves", lambda *_: False):
@@ -307,42 +252,6 @@ def large(report: Report, device: torch.device) -> None:
     measure("flash by levels, compiled layers")
 
 
-def random_rows(
-    generator: random.Random, vocabulary: int, count: int, shortest: int, longest: int, shared: int
-) -> list[Row]:
-    """Rows of random tokens behind `shared` common ones; the last 29 % of each row's own are trained on."""
-
-    def draw(n: int) -> tuple[int, ...]:
-        return tuple(generator.randrange(vocabulary) for _ in range(n))
-
-    prefix, made = draw(shared), []
-    for i in range(count):
-        own = draw(generator.randint(shortest, longest))
-        trained = round(0.29 * len(own))
-        made.append(Row(prefix + own, (0.0,) * (shared + len(own) - trained) + (1.0,) * trained, str(i)))
-    return made
-
-
-def learn(model: Any, batch: Batch, trained: list[torch.nn.Parameter]) -> None:
-    """One forward and backward pass."""
-    with forest_mode(model):
-        Scorer(model).token_logprobs(batch).sum().backward()
-    for parameter in trained:
-        parameter.grad = None
-
-
-def seconds_of(work: Callable[[], object], device: torch.device, times: int = 10) -> float:
-    """Seconds of one call, over `times` of them; with more than one, a first is not counted."""
-    if times > 1:
-        work()
-    wait_for(device)
-    start = time.perf_counter()
-    for _ in range(times):
-        work()
-    wait_for(device)
-    return (time.perf_counter() - start) / times
-
-
 CHECKS: tuple[Callable[[Report, torch.device], None], ...] = (
     attention,
     compiled,
@@ -352,6 +261,7 @@ CHECKS: tuple[Callable[[Report, torch.device], None], ...] = (
     answers,
     speeds,
     large,
+    quantized,
 )
 
 

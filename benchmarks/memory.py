@@ -1,10 +1,11 @@
 """Predicted and measured peak memory of training, in a fresh process for each setting.
 
-    python -m benchmarks.memory [PATTERN ...] [--list]
+    python -m benchmarks.memory [PATTERN ...] [--list] [--model NAME]
 
 A setting is `METHOD, HELD, LENGTH[, checkpointing]`: a method of `benchmarks.adapters`, how the base is held
 (`bfloat16`, `float32`, `nf4`, `int8`, `gguf`, or `qwen2`, another shape in bfloat16), and short or long rows. Patterns
-choose among them as file names are chosen: `"dora*"`, `"*, long"`. All together take hours on two cores.
+choose among them as file names are chosen: `"dora*"`, `"*, long"`. All together take hours on two cores. On a GPU what
+counts is what torch's allocator held.
 
 Each process predicts before it trains two steps, and the operating system says how much it held at most. Rows are of
 random words, so that lengths can be chosen. What an adapter refuses is said and left out. Exits with 1 if a prediction
@@ -101,6 +102,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("patterns", nargs="*", default=["*"], help="of settings; all if none")
     parser.add_argument("--list", action="store_true", help="say the settings and measure nothing")
+    parser.add_argument("--model", help="a name of the catalogue or a folder, in the place of the default model")
     parser.add_argument("--parts", action="store_true", help="say what the predicted bytes are for, too")
     asked = parser.parse_args()
     chosen = [setting for setting in SETTINGS if any(fnmatchcase(setting, pattern) for pattern in asked.patterns)]
@@ -116,7 +118,8 @@ def main() -> int:
         for setting in chosen:
             length = next(length for length in LENGTHS if f", {length}" in setting)
             recipe = write_recipe(Path(place), LENGTHS[length], rows=32)
-            command = [sys.executable, "-m", "benchmarks.memory", "_child", str(recipe), *assignments(setting, other)]
+            given = [*([f"model.name={asked.model}"] if asked.model else []), *assignments(setting, other)]
+            command = [sys.executable, "-m", "benchmarks.memory", "_child", str(recipe), *given]
             done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(f"{setting}:\n{done.stderr}")

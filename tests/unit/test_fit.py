@@ -26,9 +26,11 @@ from luthier.engine.run import Run
 from luthier.estimate import Room
 from luthier.examples import Row
 from luthier.models.allocated import Growth, Size, allocations, lasting
-from luthier.models.forest import build_batch
+from luthier.models.forest import Batch, build_batch
 from luthier.models.memory import MALLOC, shape_of
 from luthier.models.scorer import forest_mode
+from luthier.objectives.base import Loss, Models
+from luthier.objectives.sft import SFT
 
 CPU = torch.device("cpu")
 METHODS: dict[str, dict[str, Any]] = {
@@ -138,6 +140,25 @@ def test_counting_leaves_the_run_as_it_was(tmp_path: Path) -> None:
         list(train(each))
     pairs = zip(run.injected.trainable.values(), other.injected.trainable.values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+class Narrow(SFT):
+    """Finds no memory for many tokens."""
+
+    def loss(self, models: Models, batch: Batch) -> Loss:
+        if len(batch.forest.ids_N) > 700:
+            raise torch.OutOfMemoryError("no room")
+        return super().loss(models, batch)
+
+
+def test_passes_are_smaller_where_they_find_no_memory(tmp_path: Path) -> None:
+    run = long_run(tmp_path, {"type": "lora"})
+    wanted = needs_of(run)
+    run.objective = Narrow()
+    found = needs_of(run, most=1200)
+    assert found.learning.planes_J4.shape == wanted.learning.planes_J4.shape
+    assert found.memory(found.micro_batches).total == pytest.approx(wanted.memory(wanted.micro_batches).total, rel=1e-3)
+    assert all(p.grad is None for p in run.injected.trainable.values())
 
 
 # What a training needs

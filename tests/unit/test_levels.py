@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from luthier.adapters.lora import LoRA
@@ -63,6 +64,20 @@ def test_levels_compute_what_nodes_one_by_one_do(batch: Batch, depths: int, kv_h
         torch.autograd.grad(found, given, into), torch.autograd.grad(wanted, given, into), strict=True
     ):
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-12)
+
+
+def test_levels_can_be_computed_again_in_the_backward_pass() -> None:
+    """As gradient checkpointing does, which lets each saved tensor be read once."""
+    *_, (_, batch, _) = forests()
+    levels = levels_of(batch.forest.starts, batch.forest.ends, batch.forest.parents, CPU)
+    given = [torch.randn(len(batch.forest.ids_N), 2, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return level_attention(q, k, v, levels, 0.3)
+
+    wanted = torch.autograd.grad(attend(*given).square().sum(), given)
+    again = torch.autograd.grad(checkpoint(attend, *given, use_reentrant=False).square().sum(), given)
+    assert all(torch.equal(a, b) for a, b in zip(again, wanted, strict=True))
 
 
 def model() -> tuple[LlamaForCausalLM, list[torch.nn.Parameter]]:

@@ -8,8 +8,10 @@ import pytest
 import torch
 from scipy import stats
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from luthier.errors import ModelError
+from luthier.models.kernels.fused import compiled
 from luthier.models.kernels.native import FOLDER
 from luthier.models.quantize import gguf as blocks, int8, nf4
 
@@ -84,12 +86,26 @@ def test_blocks_are_read_as_the_gguf_package_reads_them(kind: int) -> None:
     wanted = torch.from_numpy(gguf.dequantize(data.reshape(32, -1), of_gguf))
     assert bool(torch.isfinite(wanted).all()) and wanted.shape == (32, 5 * numbers)
     packed = torch.from_numpy(data.reshape(32, -1))
-    for expand in (blocks.expand_blocks, blocks.expand_plain):
-        found, short = torch.empty_like(wanted), torch.empty_like(wanted, dtype=torch.bfloat16)
-        expand(packed, kind, found)
-        expand(packed, kind, short)
+    compiled, brief = torch.empty_like(wanted), torch.empty_like(wanted, dtype=torch.bfloat16)
+    blocks.expand_blocks(packed, kind, compiled)
+    blocks.expand_blocks(packed, kind, brief)
+    plain = [blocks.expand_plain(packed, kind=kind, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+    for found, short in ((compiled, brief), plain):
         assert torch.equal(found.view(torch.int32), wanted.view(torch.int32))
         assert torch.equal(short, wanted.bfloat16())
+
+
+def test_compiled_for_each_shape_the_numbers_are_the_same() -> None:
+    """As on a GPU, by torch's compiler without its code; more versions than torch keeps of one function."""
+    counters.clear()
+    for width in range(32, 32 * 12, 32):
+        weight = NORMAL[:9, :width]
+        parts = blocks.GGUFLinear.pack(weight)["blocks"]
+        numbers = (("kind", 8), ("dtype", torch.bfloat16))
+        call = compiled(blocks.expand_plain, numbers, (parts.shape,), backend="aot_eager")
+        for given in (parts, parts.flip(0)):
+            assert torch.equal(call(given), blocks.expand_plain(given, kind=8, dtype=torch.bfloat16))
+    assert counters["stats"]["unique_graphs"] == 11 and not counters["graph_break"]
 
 
 def test_an_embedding_expands_the_rows_that_are_asked_for() -> None:

@@ -24,7 +24,9 @@ from luthier.models.scorer import forest_mode
 
 SCANNED_STEPS = 500
 PROCESS_BYTES = 600 * 2**20  # Python, torch and transformers at work, without a model
-COUNTED = 288  # tokens of the largest pass that is counted
+COUNTED = {"cpu": 288, "cuda": 2048}
+"""Tokens of the largest pass that is counted. A GPU tells peaks alone, and the tensors that make the peak of a pass
+over few tokens are not those of a pass over many."""
 MARGIN = 1.15  # a prediction may be so far below the truth (benchmarks/memory.py)
 MOST_TOKENS = {"cpu": 4096, "cuda": 16384}  # larger micro-batches are no faster (docs/training.md)
 LEAST_TOKENS = 64
@@ -71,18 +73,35 @@ class Needs:
         return Memory(self.process, self.weights, 4 * self.kept * self.trained + gradients, activations, logits)
 
 
-def needs_of(run: Run, several: bool | None = None) -> Needs:
+def needs_of(run: Run, several: bool | None = None, most: int | None = None) -> Needs:
     """Count the passes of a run; takes about as long as a step over a thousand tokens.
 
     Args:
         run: at any step; it stays as it is.
         several: as in `Needs`; None: what is so with the micro-batches that the run has.
+        most: tokens of the largest pass; None: `COUNTED` of the device. Halved where they find no memory.
+
+    Raises:
+        torch.OutOfMemoryError: the device has no room for the smallest pass.
     """
+    most = COUNTED.get(run.device.type, COUNTED["cpu"]) if most is None else most
+    while most > COUNTED["cpu"]:
+        try:
+            return _counted(run, several, most)
+        except torch.OutOfMemoryError:
+            most //= 2
+    return _counted(run, several, most)
+
+
+def _counted(run: Run, several: bool | None, most: int) -> Needs:
+    """From passes over at most about so many tokens."""
     steps = _steps(run, run.micro_batch_tokens)
     several = any(len(step) > 1 for step in steps) if several is None else several
     micro = [one for step in steps for one in step]
     rows, _ = max(micro, key=lambda one: one[1].tokens)
-    sizes, made = _samples(rows)
+    sizes, made = _samples(rows, most)
+    if run.device.type == "cuda":  # no attention there makes a number for each pair
+        sizes = [replace(size, pairs=0) for size in sizes]
     batches = [batch.to(run.device) for batch in made]
     process, weights = _process_bytes(run), _weights(run)
     training = {module: module.training for module in run.model.modules()}
@@ -97,6 +116,7 @@ def needs_of(run: Run, several: bool | None = None) -> Needs:
                 validating.append(allocations(partial(_look, run, batch), run.device))
                 learning.append(allocations(partial(_learn, run, batch, held), run.device))
     finally:
+        run.optimizer.zero_grad(set_to_none=True)
         for module, was in training.items():
             module.training = was
     trained = [p.numel() for p in run.injected.trainable.values()]
@@ -199,11 +219,11 @@ def _validation(run: Run, limit: int) -> list[Size]:
     return [_size(build_batch(rows)) for rows in micro_batches(run.validation, limit)]
 
 
-def _samples(rows: Sequence[Row]) -> tuple[list[Size], list[Batch]]:
-    """Batches like one of these rows, but of fewer of their tokens: few, few with half of the positions, some, more."""
+def _samples(rows: Sequence[Row], most: int) -> tuple[list[Size], list[Batch]]:
+    """Batches like one of these rows, of fewer of their tokens: few, few with half of the positions, some, `most`."""
     tokens = len(build_batch(rows).forest.ids_N)
-    more = max(1, tokens // COUNTED)
-    some, few = (max(times * more, tokens * times // COUNTED) for times in (2, 4))
+    more = max(1, tokens // most)
+    some, few = (max(times * more, tokens * times // most) for times in (2, 4))
     small, middle, large = ([_every(row, stride) for row in rows] for stride in (few, some, more))
     batches = [build_batch(made) for made in (small, [_half(row) for row in small], middle, large)]
     return [_size(batch) for batch in batches], batches

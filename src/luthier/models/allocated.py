@@ -53,9 +53,9 @@ def allocations(compute: Callable[[], object], device: torch.device) -> list[int
     """Bytes that live of what `compute` allocates, after each allocation; on CUDA their peak alone."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        before = _asked_for(device, "current")
         compute()
-        return [int(torch.cuda.max_memory_allocated(device)) - int(before)]
+        return [_asked_for(device, "peak") - before]
     seen = _Allocations()
     with seen:
         compute()
@@ -65,13 +65,18 @@ def allocations(compute: Callable[[], object], device: torch.device) -> list[int
 def lasting(compute: Callable[[], object], device: torch.device) -> int:
     """Bytes of what `compute` allocates and leaves: what is made once and kept for the next time."""
     if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
+        before = _asked_for(device, "current")
         compute()
-        return int(torch.cuda.memory_allocated(device)) - int(before)
+        return _asked_for(device, "current") - before
     seen = _Allocations()
     with seen:
         compute()
     return seen.live
+
+
+def _asked_for(device: torch.device, when: str) -> int:
+    """Bytes that were asked for; the blocks given for them are up to a MiB larger, which few tokens would blur."""
+    return int(torch.cuda.memory_stats(device)[f"requested_bytes.all.{when}"])
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from luthier.errors import ModelError
 from luthier.models.catalog import ModelFiles, require_safetensors
 from luthier.models.kernels.decoder import install
 from luthier.models.packed import METHOD, load_packed
+from luthier.models.processor import BFLOAT16, features
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _UNBOUNDED = 1 << 30
@@ -131,6 +132,9 @@ def wait_for(device: torch.device) -> None:
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The number format that a setting names; `auto` takes bfloat16 where it is faster than float32 on `device`.
 
+    An x86 processor says so itself, so that two runs on one machine compute in the same format however busy it is;
+    others are timed.
+
     Raises:
         ModelError: the setting is unknown.
     """
@@ -140,9 +144,12 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
         raise ModelError(f"model.precision = {precision!r}: expected auto, float32 or bfloat16")
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if device.type == "cpu" and bfloat16_speedup() >= 1.5:
+    if device.type == "cpu" and (features() & BFLOAT16 if _X86 & features() else bfloat16_speedup() >= 1.5):
         return torch.bfloat16
     return torch.float32
+
+
+_X86 = frozenset({"sse2"})
 
 
 @cache

@@ -141,9 +141,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _backward(ctx: Any, dout: Tensor, _dlse: Tensor | None) -> tuple[Any, ...]:
-    *kept, sizes = ctx.saved_tensors[:6]
-    tensors = ctx.saved_tensors[6:]
-    back = _attention_back(dout.contiguous(), kept, list(tensors), sizes, ctx.scale)
+    q, k, v, out, lse, sizes, *tensors = ctx.saved_tensors  # read once: under checkpointing a second time is refused
+    back = _attention_back(dout.contiguous(), [q, k, v, out, lse], tensors, sizes, ctx.scale)
     return (*back, [None] * len(tensors), None, None)
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from luthier.models.catalog import cache_folder
+from luthier.models.processor import features
 
 FOLDER = Path(__file__).parent
 SOURCES = ("elementwise.c", "attention.c", "dequantize.c", "low_rank.c")
@@ -104,10 +105,7 @@ def _key(compiler: str) -> str:
         digest.update((FOLDER / name).read_bytes())
     done = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
     digest.update(done.stdout.encode() + platform.machine().encode())
-    information = Path("/proc/cpuinfo")
-    if information.exists():  # a cache may be shared by machines with other processors
-        lines = information.read_text(encoding="utf-8").splitlines()
-        digest.update(next((line for line in lines if line.startswith(("flags", "Features"))), "").encode())
+    digest.update(" ".join(sorted(features())).encode())  # a cache may be shared by machines with other processors
     return digest.hexdigest()[:24]
 
 

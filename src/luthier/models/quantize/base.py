@@ -98,8 +98,19 @@ class QuantizedLinear(nn.Module, ABC):
         """
 
     @abstractmethod
+    def expand_native(self, start: int, end: int, out: Tensor) -> None:
+        """Write rows start:end of the matrix to `out` (end - start, in) by a kernel in C, in float32, rounded once."""
+
+    @abstractmethod
+    def expand_plain(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
+        """(end - start, in) rows start:end: the reference, in float32, rounded once; on a GPU one fused pass."""
+
     def expand(self, start: int, end: int, out: Tensor) -> None:
-        """Write rows start:end of the matrix to `out` (end - start, in): made in float32, rounded once."""
+        """Write rows start:end of the matrix to `out` (end - start, in)."""
+        if native.serves(out):
+            self.expand_native(start, end, out)
+        else:
+            out.copy_(self.expand_plain(start, end, out.dtype))
 
     @property
     def parts(self) -> dict[str, Tensor]:
@@ -118,7 +129,9 @@ class QuantizedLinear(nn.Module, ABC):
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """(out, in), made anew at each call."""
-        made = torch.empty(self.out_features, self.in_features, dtype=dtype, device=self.device)
+        if self.device.type != "cpu":
+            return self.expand_plain(0, self.out_features, dtype)
+        made = torch.empty(self.out_features, self.in_features, dtype=dtype)
         self.expand(0, self.out_features, made)
         return made
 
@@ -134,7 +147,9 @@ class QuantizedLinear(nn.Module, ABC):
     def lent(self, dtype: torch.dtype, start: int = 0, end: int | None = None) -> Tensor:
         """Rows start:end for one product: the next loan to this thread, by any layer, may overwrite them."""
         end = self.out_features if end is None else end
-        made = _scratch((end - start, self.in_features), dtype, self.device)
+        if self.device.type != "cpu":  # a GPU's allocator keeps what it frees
+            return self.expand_plain(start, end, dtype)
+        made = _scratch((end - start, self.in_features), dtype)
         self.expand(start, end, made)
         return made
 
@@ -181,10 +196,8 @@ class _Product(torch.autograd.Function):
 _lent = threading.local()
 
 
-def _scratch(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory of this thread for a matrix; on a GPU, whose allocator keeps what it frees, new memory."""
-    if device.type != "cpu":
-        return torch.empty(shape, dtype=dtype, device=device)
+def _scratch(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """Memory of this thread for a matrix."""
     size = shape[0] * shape[1]
     held: Tensor | None = vars(_lent).get(str(dtype))
     if held is None or held.numel() < size:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from luthier.errors import ModelError
 from luthier.models.kernels import native
+from luthier.models.kernels.fused import fused
 from luthier.models.quantize.base import QuantizedEmbedding, QuantizedLinear, in_chunks, require_finite, require_parts
 
 
@@ -28,6 +29,11 @@ class GGUFLinear(QuantizedLinear):
     """A linear layer whose matrix is held in blocks of a GGUF file."""
 
     from_file: ClassVar[bool] = True
+
+    def __init__(self, shape: tuple[int, int], parts: Mapping[str, Tensor], bias: Tensor | None, dtype: torch.dtype):
+        """As every quantized layer."""
+        super().__init__(shape, parts, bias, dtype)
+        self.kind_number = int(parts["kind"])  # read once: on a GPU each reading would wait for all that it does
 
     @classmethod
     def pack(cls, weight: Tensor) -> dict[str, Tensor]:
@@ -55,9 +61,14 @@ class GGUFLinear(QuantizedLinear):
         expected = {"blocks": ((shape[0], shape[1] // numbers * size), torch.uint8), "kind": ((1,), torch.uint8)}
         require_parts(f"a matrix of shape {shape} in GGUF blocks", parts, expected)
 
-    def expand(self, start: int, end: int, out: Tensor) -> None:
-        """Rows of the matrix; compiled where the kernels serve `out`."""
-        expand_blocks(self.get_buffer("blocks")[start:end], int(self.get_buffer("kind")), out)
+    def expand_native(self, start: int, end: int, out: Tensor) -> None:
+        """Rows of the matrix, by the kernel in C."""
+        expand_blocks(self.get_buffer("blocks")[start:end], self.kind_number, out)
+
+    def expand_plain(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
+        """The reference."""
+        run = fused(expand_plain, self.device, kind=self.kind_number, dtype=dtype)
+        return run(self.get_buffer("blocks")[start:end])
 
 
 class GGUFEmbedding(QuantizedEmbedding):
@@ -73,7 +84,7 @@ class GGUFEmbedding(QuantizedEmbedding):
         """(...) -> (..., width)"""
         asked, places = ids.unique(return_inverse=True)
         rows = torch.empty(len(asked), self.embedding_dim, dtype=self.linear.dtype, device=ids.device)
-        expand_blocks(self.linear.get_buffer("blocks")[asked], int(self.linear.get_buffer("kind")), rows)
+        expand_blocks(self.linear.get_buffer("blocks")[asked], self.linear.kind_number, rows)
         return F.embedding(places, rows)
 
     def to_dense(self) -> nn.Embedding:
@@ -91,17 +102,17 @@ def parts_of(blocks: Tensor, kind: int) -> dict[str, Tensor]:
 def expand_blocks(blocks: Tensor, kind: int, out: Tensor) -> None:
     """Write the numbers of (rows, bytes) to `out` (rows, width)."""
     if not native.serves(out):
-        expand_plain(blocks, kind, out)
+        out.copy_(expand_plain(blocks, kind=kind, dtype=out.dtype))
         return
     numbers, size = SIZES[kind]
     count = blocks.shape[1] // size
     native.call("expand_gguf", out.dtype, blocks.contiguous(), out, len(blocks), count, size, numbers, kind)
 
 
-def expand_plain(blocks: Tensor, kind: int, out: Tensor) -> None:
-    """The reference, on any device."""
-    _, size = SIZES[kind]
-    out.copy_(_EXPAND[kind](blocks.reshape(-1, size)).view(len(blocks), -1))
+def expand_plain(blocks: Tensor, *, kind: int, dtype: torch.dtype) -> Tensor:
+    """(rows, width) from (rows, bytes): the reference, on any device."""
+    made = _EXPAND[kind](blocks.reshape(-1, SIZES[kind][1]))
+    return made.view(len(blocks), -1).to(dtype)
 
 
 def _half(two_bytes: Tensor) -> Tensor:

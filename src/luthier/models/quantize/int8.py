@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from luthier.models.kernels import native
+from luthier.models.kernels.fused import fused
 from luthier.models.quantize.base import (
     QuantizedLinear,
     block_tops,
@@ -44,20 +45,21 @@ class Int8Linear(QuantizedLinear):
         expected = {"codes": (shape, torch.int8), "scales": ((shape[0], -(-shape[1] // BLOCK)), torch.float32)}
         require_parts(f"a matrix of shape {shape} in int8", parts, expected)
 
-    def expand(self, start: int, end: int, out: Tensor) -> None:
-        """Rows of the matrix; compiled where the kernels serve `out`."""
-        if not native.serves(out):
-            self.expand_plain(start, end, out)
-            return
+    def expand_native(self, start: int, end: int, out: Tensor) -> None:
+        """Rows of the matrix, by the kernel in C."""
         parts = self.parts
         given = parts["codes"][start:end], parts["scales"][start:end]
         native.call("expand_int8", out.dtype, *given, out, end - start, self.in_features)
 
-    def expand_plain(self, start: int, end: int, out: Tensor) -> None:
+    def expand_plain(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         """The reference."""
         parts = self.parts
-        scales = parts["scales"][start:end].repeat_interleave(BLOCK, dim=1)[:, : self.in_features]
-        out.copy_(scales * parts["codes"][start:end])
+        return fused(_expand, self.device, dtype=dtype)(parts["codes"][start:end], parts["scales"][start:end])
+
+
+def _expand(codes: Tensor, scales: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """(rows, width)"""
+    return (scales.repeat_interleave(BLOCK, dim=1)[:, : codes.shape[1]] * codes).to(dtype)
 
 
 def _codes_plain(weight: Tensor, scales: Tensor, codes: Tensor) -> None:

@@ -13,11 +13,13 @@ scales, one for 256 blocks, with eight significant bits so that `scale * level` 
 """
 
 from collections.abc import Mapping
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from luthier.models.kernels import native
+from luthier.models.kernels.fused import fused
 from luthier.models.quantize.base import (
     QuantizedLinear,
     block_tops,
@@ -64,30 +66,43 @@ class NF4Linear(QuantizedLinear):
         }
         require_parts(f"a matrix of shape {shape} in NF4", parts, expected)
 
-    def expand(self, start: int, end: int, out: Tensor) -> None:
-        """Rows of the matrix; compiled where the kernels serve `out`."""
-        if not native.serves(out):
-            self.expand_plain(start, end, out)
-            return
+    def expand_native(self, start: int, end: int, out: Tensor) -> None:
+        """Rows of the matrix, by the kernel in C."""
         parts = self.parts
         given = parts["codes"][start:end], parts["levels"], parts["scales"], parts["offset"]
         first = start * -(-self.in_features // BLOCK)
         native.call("expand_nf4", out.dtype, *given, out, end - start, self.in_features, first)
 
-    def expand_plain(self, start: int, end: int, out: Tensor) -> None:
+    def expand_plain(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         """The reference."""
         parts = self.parts
-        codes = parts["codes"][start:end].view(end - start, -1, BLOCK // 2)
-        tops = _tops(parts["levels"], parts["scales"], parts["offset"]).view(self.out_features, -1)[start:end]
-        book = torch.tensor(CODE, device=codes.device)
-        values = book[torch.cat([codes & 15, codes >> 4], -1).int()] * tops[..., None]
-        out.copy_(values.flatten(1)[:, : self.in_features])
+        run = fused(_expand, self.device, start=start, dtype=dtype)
+        given = parts["codes"][start:end], parts["levels"], parts["scales"], parts["offset"]
+        return run(*given, _book(self.device))[:, : self.in_features]
+
+
+@cache
+def _book(device: torch.device) -> Tensor:
+    """The code book on a device; kept, since a copy to a GPU waits for all that it does."""
+    with torch.inference_mode(False):
+        return torch.tensor(CODE, device=device)
+
+
+def _expand(
+    codes: Tensor, levels: Tensor, scales: Tensor, offset: Tensor, book: Tensor, *, start: int, dtype: torch.dtype
+) -> Tensor:
+    """(rows, 64 x blocks) from the codes of the rows from `start`, and the other parts of all."""
+    codes = codes.view(len(codes), -1, BLOCK // 2)
+    here = torch.arange(len(codes) * codes.shape[1], device=codes.device) + start * codes.shape[1]
+    tops = (offset + scales[here // GROUP] * levels[here]).view(len(codes), -1, 1)
+    values = book[torch.cat([codes & 15, codes >> 4], -1).int()] * tops
+    return values.flatten(1).to(dtype)
 
 
 def _codes_plain(weight: Tensor, tops: Tensor, codes: Tensor) -> None:
     """The reference."""
-    book = torch.tensor(CODE, device=weight.device)
-    between = (book[1:] + book[:-1]) / 2
+    values = _book(weight.device)
+    between = (values[1:] + values[:-1]) / 2
     for start, end in in_chunks(*weight.shape):
         top = tops[start:end, :, None]
         scaled = torch.where(top > 0, in_blocks(weight[start:end], BLOCK) / top, 0.0)
