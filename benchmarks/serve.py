@@ -28,7 +28,7 @@ from luthier.models.catalog import resolve
 from luthier.models.load import load
 from luthier.recipe import ADAPTERS, ModelSettings
 from luthier.serve.backend import Backend
-from luthier.serve.lane import Limits
+from luthier.serve.limits import Limits
 from luthier.serve.models import ServedModel, SharedBase
 from luthier.serve.work import Sampling, Work
 
@@ -53,7 +53,9 @@ def random_adapter(family: str, seed: int) -> Callable[[nn.Module], Injected]:
 
 async def round_of(backend: Backend, models: Sequence[str], prompts: Sequence[list[int]], tokens: int) -> float:
     """New tokens a second when all requests are there at once."""
-    stops = dict.fromkeys(backend.models["base"].stop_ids, -1000.0)
+    base = backend.models["base"]
+    assert isinstance(base, ServedModel)
+    stops = dict.fromkeys(base.stop_ids, -1000.0)
     works = [
         Work(models[i % len(models)], tuple(ids), tokens, Sampling(temperature=0, logit_bias=stops))
         for i, ids in enumerate(prompts)

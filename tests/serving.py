@@ -14,11 +14,11 @@ from luthier.adapters.lora import LoRA
 from luthier.data.templates import Template, build_template
 from luthier.examples import Conversation, Message, ToolCall
 from luthier.models.load import LoadedModel
-from luthier.serve.app import Access, HttpLimits
+from luthier.serve.app import build_server
 from luthier.serve.backend import Backend
-from luthier.serve.lane import Limits
+from luthier.serve.limits import Access, HttpLimits, Limits
 from luthier.serve.models import ServedModel, SharedBase
-from luthier.serve.server import Address, build_server, listen, url_of
+from luthier.serve.server import Address, listen, url_of
 
 WEATHER = {
     "type": "function",

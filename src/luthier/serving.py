@@ -8,15 +8,26 @@ the operator registered.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from luthier.assemble import RECORD, Artifact, open_base, precision_of, read_artifact, require_same_base
 from luthier.data.templates import build_template
 from luthier.errors import ModelError, ServeError
+from luthier.models.catalog import resolve
+from luthier.models.load import choose_device
+from luthier.rag.embedder import Embedder
 from luthier.serve.backend import Registry
+from luthier.serve.completion import MAX_PROMPTS
+from luthier.serve.embedding import EmbeddingModel
+from luthier.serve.limits import Limits
+from luthier.serve.llama import LlamaWorker
 from luthier.serve.models import BASE, ServedModel, SharedBase, whole_model
 
+GGUF_CACHE_TOKENS = 32_768
+"""llama.cpp takes the memory of all of them at once, when it loads the file."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -33,7 +44,7 @@ def parse_adapters(run: Path | None, given: Sequence[str]) -> dict[str, Path]:
             raise ServeError(f"--adapter {text}: expected NAME=PATH, such as dates=runs/dates")
         pairs.append((name, Path(folder)))
     if not pairs:
-        raise ServeError("nothing to serve: name a run's folder, or --adapter NAME=PATH")
+        raise ServeError("nothing to serve: name a run's folder, --adapter NAME=PATH, --base NAME or --embedder NAME")
     for name, path in pairs:
         if name == BASE:
             raise ServeError(f"{path}: a model called {BASE!r} would hide the base model's name; give it another one")
@@ -45,6 +56,26 @@ def parse_adapters(run: Path | None, given: Sequence[str]) -> dict[str, Path]:
         if sum(name == other for other, _ in pairs) > 1:
             raise ServeError(f"two models have the same name: {name}; give one another with --adapter NAME=PATH")
     return dict(pairs)
+
+
+def open_embedders(given: Mapping[str, str], device: str | None = None) -> list[EmbeddingModel]:
+    """Encoders by the names that requests have for them.
+
+    Raises:
+        ModelError: one cannot be had, or is no encoder of the kind that is computed here.
+    """
+    place = choose_device(device or "auto")
+    return [EmbeddingModel(name, Embedder(resolve(model), place)) for name, model in given.items()]
+
+
+def open_gguf(path: Path, limits: Limits, queue: int) -> LlamaWorker:
+    """llama.cpp with a GGUF file.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    cache = min(limits.cache_tokens, GGUF_CACHE_TOKENS)
+    return LlamaWorker(path, replace(limits, cache_tokens=cache), queue * MAX_PROMPTS, torch.get_num_threads())
 
 
 @dataclass(frozen=True)

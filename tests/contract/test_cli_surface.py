@@ -16,8 +16,8 @@ from luthier.cli.main import COMMANDS, main
 
 SURFACE = Path(__file__).with_name("cli_surface.txt")
 VERBS = registry.names(COMMANDS)
-MAX_OPTIONS = 14
-"""Settings belong in the recipe. `serve` has the most: where it listens and who may use it are no run's."""
+MAX_OPTIONS = 15
+"""Settings belong in the recipe. `serve` has the most: where it listens, who may use it and what it opens."""
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:

@@ -27,8 +27,8 @@ from luthier.models.generate import generate
 from luthier.models.load import LoadedModel
 from luthier.models.new_tokens import with_new_tokens
 from luthier.recipe import ADAPTERS, Recipe
-from luthier.serve.app import Access
 from luthier.serve.backend import Backend
+from luthier.serve.limits import Access
 from luthier.serving import Runs, parse_adapters
 
 KEY = "an-admin-key-of-the-tests"

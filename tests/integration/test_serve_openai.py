@@ -25,8 +25,7 @@ from luthier.models.catalog import resolve
 from luthier.models.generate import generate
 from luthier.models.load import LoadedModel, load
 from luthier.recipe import Recipe
-from luthier.serve.app import HttpLimits
-from luthier.serve.lane import Limits
+from luthier.serve.limits import HttpLimits, Limits
 from luthier.serve.models import ServedModel
 
 SCRIPTS: list[Any] = [{"role": "user", "content": "Say it in many scripts."}]

@@ -20,9 +20,10 @@ from tests.serving import running
 from luthier.data.templates import build_template
 from luthier.errors import ServeError
 from luthier.models.load import LoadedModel
-from luthier.serve.app import Access, HttpLimits, build_routes
+from luthier.serve.app import build_routes
 from luthier.serve.backend import Backend
 from luthier.serve.guard import host_name
+from luthier.serve.limits import Access, HttpLimits
 from luthier.serve.models import ServedModel
 from luthier.serve.server import Address, access_for, listen
 
@@ -101,6 +102,8 @@ def test_every_route_but_healthz_asks_for_the_key(served: ServedModel, locked_se
         "/v1/models/{name:path}",
         "/v1/chat/completions",
         "/v1/completions",
+        "/v1/decisions",
+        "/v1/embeddings",
         "/v1/adapters",
         "/v1/adapters/{name:path}",
     }

@@ -53,6 +53,11 @@ def test_a_vector_is_the_normalized_mean_of_the_hidden_states(embedder: Embedder
         np.testing.assert_allclose(vector, (mean / mean.norm()).numpy(), atol=1e-5)
 
 
+def test_a_model_that_writes_text_is_no_encoder(tiny_model_folder: Path) -> None:
+    with pytest.raises(ModelError, match="no encoder"):
+        Embedder(resolve(str(tiny_model_folder)), CPU)
+
+
 def test_neighbors_in_a_batch_change_nothing(embedder: Embedder) -> None:
     many = [f"{'city ' * (n % 50)}{n}" for n in range(BATCH_TOKENS // 20)]
     together = embedder.embed(many).vectors_ND

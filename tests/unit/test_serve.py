@@ -24,7 +24,8 @@ from luthier.models.generate import generate
 from luthier.models.load import LoadedModel
 from luthier.serve.api_error import ApiError
 from luthier.serve.backend import Backend
-from luthier.serve.lane import Lane, Limits
+from luthier.serve.lane import Lane
+from luthier.serve.limits import Limits
 from luthier.serve.models import ServedModel, SharedBase
 from luthier.serve.prefill import Prefill, PrefixStore
 from luthier.serve.replies import reply_of
@@ -428,6 +429,7 @@ def test_closing_a_stream_cancels_the_work(served: ServedModel) -> None:
         await stream.aclose()
         # with the long work cancelled, the lane is empty and its memory is given back
         started = time.monotonic()
+        assert isinstance(backend._worker, Worker)
         (lane,) = backend._worker._lanes.values()
         while lane.busy and time.monotonic() - started < 5:
             await asyncio.sleep(0.005)

@@ -1,20 +1,24 @@
-"""Chat and completions with bases and with what jobs made: an inference process for each base, started when asked.
+"""Answers of bases, of what jobs made, of encoders and GGUF files: an inference process for each, started when asked.
 
 The engine lives in a process of its own (`luthier serve`), so a request that ends it ends nothing else, and this one
 needs no torch. Its key is made here and known to nobody else; adapters are registered by the ids of jobs, never by what
 a client wrote. What it answers is passed on as it comes, under the name that the client asked for.
+Chats of a base that the operator gave a vLLM server for go there instead.
 """
 
 import asyncio
 import json
+import logging
 import re
 import secrets
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import httpx2
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -22,15 +26,27 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from luthier.jobs.database import Row
 from luthier.jobs.environment import child_environment
 from luthier.jobs.private import private_file, private_folder
-from luthier.serve.api_error import ApiError
+from luthier.jobs.vllm import PATHS as VLLM_PATHS, Address, Vllm
+from luthier.serve.api_error import ApiError, unsupported
 
+log = logging.getLogger("luthier.jobs")
 START_SECONDS = 300.0
 """Longest wait for a base to be loaded."""
 ANSWER_SECONDS = 600.0
 PROGRAM = "luthier.cli.engine_process"
+LONGEST_NAME = 60
 BASE = "base"
 KEY, ADMIN = "LUTHIER_SERVE_KEY", "LUTHIER_SERVE_ADMIN_KEY"
 _ADDRESS = re.compile(rb" at (http://\S+) ")
+
+
+Kind: TypeAlias = Literal["model", "embedder", "gguf"]
+PATHS: dict[Kind, tuple[str, ...]] = {
+    "model": ("/chat/completions", "/completions", "/decisions"),
+    "embedder": ("/embeddings",),
+    "gguf": ("/chat/completions", "/completions"),
+}
+"""What each kind answers."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +54,17 @@ class Served:
     """What a client's name of a model means."""
 
     base: str
-    """As `model.name`."""
+    """As `model.name`; an encoder as `retrieval.embedder`; the path of a GGUF file."""
     name: str = BASE
     """What engines call it; of a base: `base`."""
     folder: Path | None = None
     """Of the run, or of the checkpoint, within the folder of all jobs; None: the base itself."""
+    kind: Kind = "model"
+
+    @property
+    def opened(self) -> tuple[Kind, str]:
+        """What its engines have opened."""
+        return self.kind, self.base
 
     @classmethod
     def of(cls, row: Row) -> "Served":
@@ -69,13 +91,46 @@ class Gateway:
     Args:
         folder: for logs and for what may be served, a folder for each base.
         jobs: in which every job has its folder.
+        remotes: vLLM servers by the base that they answer for.
     """
 
-    def __init__(self, folder: Path, jobs: Path) -> None:
+    def __init__(self, folder: Path, jobs: Path, remotes: Mapping[str, Address] | None = None) -> None:
         self._folder, self._jobs = folder, jobs
-        self._engines: dict[str, list[Engine]] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._engines: dict[tuple[Kind, str], list[Engine]] = {}
+        self._locks: dict[tuple[Kind, str], asyncio.Lock] = {}
         self._client = httpx2.AsyncClient(timeout=httpx2.Timeout(ANSWER_SECONDS, connect=10.0), trust_env=False)
+        self._remotes = {base: Vllm(base, address, self._client) for base, address in (remotes or {}).items()}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def open(self) -> None:
+        """Begin, within the loop that requests are answered in."""
+        self._loop = asyncio.get_running_loop()
+
+    def prepare(self, model: Served) -> None:
+        """Let what a job made be loaded where that is known beforehand; for any thread, which does not wait for it."""
+        if self._loop is not None and model.base in self._remotes:
+            asyncio.run_coroutine_threadsafe(self._prepare(model), self._loop)
+
+    async def _prepare(self, model: Served) -> None:
+        if model.folder is not None:
+            try:
+                await self._remotes[model.base].load(model.name, self._jobs / model.folder)
+            except ApiError as error:  # told again to the first who asks
+                log.warning("%s is not loaded into vLLM: %s", model.name, error.message)
+
+    async def forget(self, model: Served) -> None:
+        """Let go of what a job made, wherever it is loaded."""
+        if model.base in self._remotes:
+            with suppress(ApiError):  # a vLLM that is down has nothing loaded
+                await self._remotes[model.base].unload(model.name)
+        async with self._locks.setdefault(model.opened, asyncio.Lock()):
+            for engine in self._engines.get(model.opened, []):
+                if model.name in engine.loaded:
+                    engine.loaded.discard(model.name)
+                    headers = {"authorization": f"Bearer {engine.admin_key}"}
+                    with suppress(httpx2.HTTPError):  # then it ended, and nothing is loaded
+                        await self._client.delete(f"{engine.url}/adapters/{model.name}", headers=headers)
+            (self._place(model) / model.name).unlink(missing_ok=True)
 
     async def close(self) -> None:
         """End all inference processes."""
@@ -93,15 +148,18 @@ class Gateway:
         """Ask the engine of a model's base, and give back what it says.
 
         Args:
-            path: `/chat/completions` or `/completions`.
+            path: one of PATHS, behind `/v1`.
             body: the request, with the client's name of the model.
             model: what this name means.
 
         Raises:
-            ApiError: 503: the base cannot be loaded.
+            ApiError: 400: models of this kind do not answer this; 503: the base cannot be loaded.
         """
-        served, name = model.name, body["model"]
-        answer = await self._send(path, body, model)
+        if path not in PATHS[model.kind]:
+            what = "makes vectors of texts" if model.kind == "embedder" else "answers in words"
+            raise unsupported("model", f"it {what}, which is not what /v1{path} gives")
+        name = body["model"]
+        answer, served = await self._send(path, body, model)
         if answer.headers.get("content-type", "").startswith("text/event-stream"):
             return StreamingResponse(_renamed(answer, served, name), media_type="text/event-stream")
         values = await _whole(answer)
@@ -116,31 +174,36 @@ class Gateway:
         Raises:
             ApiError: 503: the base cannot be loaded; or what the engine refuses the request with.
         """
-        answer = await self._send(path, body, model)
+        answer, _ = await self._send(path, body, model)
         values = await _whole(answer)
         if answer.status_code != 200:
             raise ApiError(values["error"]["message"], status=answer.status_code, code=values["error"]["code"])
         return values
 
-    async def _send(self, path: str, body: dict[str, Any], model: Served) -> httpx2.Response:
+    async def _send(self, path: str, body: dict[str, Any], model: Served) -> tuple[httpx2.Response, str]:
+        """What comes back, and the model's name in it."""
+        if model.kind == "model" and model.base in self._remotes and path in VLLM_PATHS:
+            folder = None if model.folder is None else self._jobs / model.folder
+            found = await self._remotes[model.base].send(path, body, model.name, folder)
+            return found.response, found.name
         engine = await self._engine_of(model)
         asked, headers = {**body, "model": model.name}, {"authorization": f"Bearer {engine.key}"}
         request = self._client.build_request("POST", engine.url + path, json=asked, headers=headers)
         try:
-            return await self._client.send(request, stream=True)
+            return await self._client.send(request, stream=True), model.name
         except httpx2.HTTPError as error:
             raise _down(type(error).__name__) from None
 
     async def _engine_of(self, model: Served) -> Engine:
         """An engine of the base that has the model, or takes it; a new one where none does: adapters that were trained
         over the base in another number format cannot share it."""
-        async with self._locks.setdefault(model.base, asyncio.Lock()):
-            alive = [one for one in self._engines.get(model.base, []) if one.process.poll() is None]
+        async with self._locks.setdefault(model.opened, asyncio.Lock()):
+            alive = [one for one in self._engines.get(model.opened, []) if one.process.poll() is None]
             for engine in alive:
                 if model.name in engine.loaded or await self._load(engine, model):
                     return engine
             engine = await self._start(model)
-            self._engines[model.base] = [*alive, engine]
+            self._engines[model.opened] = [*alive, engine]
         return engine
 
     async def _start(self, model: Served) -> Engine:
@@ -148,11 +211,7 @@ class Gateway:
         place = self._place(model)
         key, admin_key = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
         log = place / f"serve-{secrets.token_hex(4)}.log"
-        first = ["--base", model.base]
-        if model.folder is not None:
-            first = ["--adapter", f"{model.name}={_link(place, model.name, self._jobs / model.folder)}"]
-        command = [sys.executable, "-m", PROGRAM, *first, "--register", str(place), "--port", "0"]
-        command += ["--api-key-env", KEY, "--admin-key-env", ADMIN]
+        command = [sys.executable, "-m", PROGRAM, *self._opening(place, model), "--port", "0", "--api-key-env", KEY]
         with private_file(log, "wb") as output:
             process = subprocess.Popen(
                 command,
@@ -168,6 +227,17 @@ class Gateway:
             process.kill()
             raise
         return engine
+
+    def _opening(self, place: Path, model: Served) -> list[str]:
+        """The options by which `luthier serve` opens a model."""
+        if model.kind == "embedder":
+            return ["--embedder", f"{model.name}={model.base}"]
+        if model.kind == "gguf":
+            return [model.base]
+        more = ["--register", str(place), "--admin-key-env", ADMIN]
+        if model.folder is None:
+            return ["--base", model.base, *more]
+        return ["--adapter", f"{model.name}={_link(place, model.name, self._jobs / model.folder)}", *more]
 
     async def _address_of(self, engine: Engine) -> str:
         """Where an engine answers, once it does."""
@@ -202,8 +272,12 @@ class Gateway:
         return model.name in engine.loaded
 
     def _place(self, model: Served) -> Path:
-        """The folder of a base's engine."""
-        name = re.sub(r"[^A-Za-z0-9._-]", "-", model.base)[-60:]
+        """The folder of a base's engines."""
+        name = re.sub(r"[^A-Za-z0-9._-]", "-", model.base)
+        if len(name) > LONGEST_NAME:
+            name = f"{sha256(model.base.encode()).hexdigest()[:8]}-{name[-LONGEST_NAME:]}"
+        if model.kind != "model":  # a file may be a base that jobs train from, too
+            name = f"{model.kind}-{name}"
         return private_folder(private_folder(self._folder) / name)
 
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from luthier.errors import ServeError, StorageError
 from luthier.jobs.audit import Audit
@@ -15,7 +16,7 @@ from luthier.jobs.disk import FREE_BYTES, Disk
 from luthier.jobs.eval_store import EvalStore
 from luthier.jobs.eval_worker import EvalWorker
 from luthier.jobs.file_store import FileStore, Quota
-from luthier.jobs.gateway import Gateway
+from luthier.jobs.gateway import Gateway, Served
 from luthier.jobs.http.app import Service
 from luthier.jobs.http.fine_tuning import Names
 from luthier.jobs.http.inference import served_as
@@ -24,6 +25,7 @@ from luthier.jobs.metrics import Metrics
 from luthier.jobs.private import private_file, private_folder
 from luthier.jobs.supervisor import Limits, Supervisor
 from luthier.jobs.tenants import Tenants
+from luthier.jobs.vllm import Address
 from luthier.jobs.webhooks import Target, Webhooks
 from luthier.recipe import ModelSettings
 
@@ -43,6 +45,12 @@ class Options:
     bases: tuple[str, ...] = ()
     """That jobs may train from; none: the default model."""
     aliases: Mapping[str, str] = field(default_factory=dict)
+    embedders: Mapping[str, str] = field(default_factory=dict)
+    """Encoders for /v1/embeddings, by the names that clients use."""
+    ggufs: Mapping[str, Path] = field(default_factory=dict)
+    """GGUF files for chats and completions, by the names that clients use."""
+    vllm: Mapping[str, Address] = field(default_factory=dict)
+    """vLLM servers, by the base that they answer for."""
     at_once: int = 1
     """Jobs that train at a time, if memory lets them."""
     hours: float = Limits.seconds / 3600
@@ -83,6 +91,44 @@ def gib_bytes(option: str, gib: float) -> int:
     return int(gib * 2**30)
 
 
+def parse_ggufs(given: Sequence[str]) -> dict[str, Path]:
+    """`NAME=FILE` of the command line.
+
+    Raises:
+        ServeError: one is something else, a name is given twice, or there is no such file.
+    """
+    found: dict[str, Path] = {}
+    for text in given:
+        name, equals, place = text.partition("=")
+        path = Path(place)
+        if not name or not equals or path.suffix != ".gguf":
+            raise ServeError(f"--gguf {text}: expected NAME=FILE, such as small=exports/small/model.gguf")
+        if name in found:
+            raise ServeError(f"--gguf {text}: there is another {name}")
+        if not path.is_file():
+            raise ServeError(f"--gguf {text}: there is no file {path}")
+        found[name] = path.resolve()
+    return found
+
+
+def parse_vllm(given: Sequence[str], aliases: Mapping[str, str], key: str | None) -> dict[str, Address]:
+    """`BASE=URL` of the command line; a base by its own name or an alias.
+
+    Raises:
+        ServeError: one is something else, or a base is given twice.
+    """
+    found: dict[str, Address] = {}
+    for text in given:
+        name, _, url = text.partition("=")
+        base, url = aliases.get(name, name), url.rstrip("/")
+        if not name or urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+            raise ServeError(f"--vllm {text}: expected BASE=URL, such as {name or 'my-base'}=http://127.0.0.1:8001/v1")
+        if base in found:
+            raise ServeError(f"--vllm {text}: {base} has a server already")
+        found[base] = Address(url if url.endswith("/v1") else f"{url}/v1", key)
+    return found
+
+
 @contextmanager
 def open_service(options: Options) -> Iterator[Service]:
     """Open the folder, which one process at a time may do to serve.
@@ -96,6 +142,11 @@ def open_service(options: Options) -> Iterator[Service]:
     for name, model in options.aliases.items():
         if model not in bases:
             raise ServeError(f"--alias {name}={model}: {model} is none of the bases ({', '.join(bases)})")
+    names = Names(bases, options.aliases, options.embedders, options.ggufs)
+    if strange := [base for base in options.vllm if base not in bases]:
+        raise ServeError(f"--vllm {strange[0]}=...: it is none of the bases ({', '.join(bases)})")
+    if twice := [name for name in names.listed if names.listed.count(name) > 1]:
+        raise ServeError(f"two models have the same name: {twice[0]}")
     if not 0 <= options.at_once <= 64:
         raise ServeError(f"--jobs {options.at_once}: expected 0 (jobs only wait) to 64")
     if not 0 < options.hours <= MOST_HOURS:
@@ -110,9 +161,9 @@ def open_service(options: Options) -> Iterator[Service]:
         files, jobs = FileStore(database, blobs, options.quota, disk), JobStore(database, options.most_waiting)
         limits = Limits(options.at_once, options.hours * 3600, options.memory_bytes)
         place = options.folder / "jobs"
-        supervisor = Supervisor(jobs, files, blobs, disk, place, limits)
-        gateway = Gateway(options.folder / "served", place)
-        names, evals = Names(bases, options.aliases), EvalStore(database)
+        gateway = Gateway(options.folder / "served", place, options.vllm)
+        supervisor = Supervisor(jobs, files, blobs, disk, place, limits, lambda row: gateway.prepare(Served.of(row)))
+        evals = EvalStore(database)
         yield Service(
             database=database,
             tenants=Tenants(database),

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -122,11 +123,20 @@ class Supervisor:
         disk: on which all of it lies.
         folder: in which every job has a folder of its own.
         limits: of jobs.
+        made: told of each model that a job made, as `JobStore.model` has it.
     """
 
     def __init__(
-        self, store: JobStore, files: FileStore, blobs: Blobs, disk: Disk, folder: Path, limits: Limits
+        self,
+        store: JobStore,
+        files: FileStore,
+        blobs: Blobs,
+        disk: Disk,
+        folder: Path,
+        limits: Limits,
+        made: Callable[[Row], None] = lambda _: None,
     ) -> None:
+        self._made = made
         self._store, self._files, self._blobs, self._disk = store, files, blobs, disk
         self.folder, self._limits = folder, limits
         self._children: dict[str, _Child] = {}
@@ -407,6 +417,9 @@ class Supervisor:
             trained_tokens=training.get("trained_tokens"),
             result_files=[file_id],
         )
+        model = self._store.model(row["project_id"], name)
+        if model is not None:
+            self._made(model)
 
     def _fail(self, row: Row, code: str, message: str, param: str | None) -> None:
         error = {"code": code, "message": message, "param": param}

@@ -54,6 +54,7 @@ class Embedder:
             ModelError: the model is of a kind that cannot be used so.
         """
         require_supported(files, None)
+        _require_encoder(files.folder, files.name)
         _require_mean(files.folder, files.name)
         self.files, self.device = files, device
         self.tokenizer = load_tokenizer(files)
@@ -92,14 +93,41 @@ class Embedder:
             texts: any, an empty one too.
             on_progress: told how many of them are done, and how many there are.
         """
-        ids = self.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"] if texts else []
-        vectors_ND = np.zeros((len(texts), self.dimension), dtype=np.float32)
-        done = 0
-        for places in _batches([min(len(one), self.max_tokens) for one in ids]):
-            vectors_ND[places] = self._encode([self._cut(ids[at]) for at in places])
-            done += len(places)
-            on_progress(done, len(texts))
+        ids = self.ids_of(texts)
+        vectors_ND = self.embed_ids([self._cut(one) for one in ids], on_progress)
         return Embedded(vectors_ND, sum(len(one) > self.max_tokens for one in ids))
+
+    def ids_of(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text, with those that begin and end one; not cut."""
+        return self.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"] if texts else []
+
+    def marked(self, ids: Sequence[int]) -> list[int]:
+        """Tokens of a text with those that begin and end one ([CLS] and [SEP])."""
+        return [*self._marks[0], *ids, *self._marks[1]]
+
+    @cached_property
+    def _marks(self) -> tuple[list[int], list[int]]:
+        bare = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole = self.tokenizer("a")["input_ids"]
+        at = next(at for at in range(len(whole)) if whole[at : at + len(bare)] == bare)
+        return whole[:at], whole[at + len(bare) :]
+
+    def embed_ids(
+        self, ids: Sequence[list[int]], on_progress: Callable[[int, int], None] = lambda _done, _all: None
+    ) -> Vectors:
+        """The vectors of texts whose tokens are known, in their order.
+
+        Args:
+            ids: as `ids_of` gives them, at most `max_tokens` each.
+            on_progress: as for `embed`.
+        """
+        vectors_ND = np.zeros((len(ids), self.dimension), dtype=np.float32)
+        done = 0
+        for places in _batches([len(one) for one in ids]):
+            vectors_ND[places] = self._encode([ids[at] for at in places])
+            done += len(places)
+            on_progress(done, len(ids))
+        return vectors_ND
 
     def _cut(self, ids: list[int]) -> list[int]:
         """At most `max_tokens`, the last of which is the one that ends a text ([SEP])."""
@@ -139,6 +167,18 @@ def _max_tokens(folder: Path, tokenizer: Any) -> int:
     positions = _json(folder / "config.json").get("max_position_embeddings")
     limits = [named, positions, tokenizer.model_max_length]
     return min(int(limit) for limit in limits if isinstance(limit, int) and 0 < limit < UNBOUNDED)
+
+
+def _require_encoder(folder: Path, name: str) -> None:
+    """Check that the model is not one that writes text: its tokens see only those before them, and a mean over them
+    is no vector that it was trained to give.
+
+    Raises:
+        ModelError: it is.
+    """
+    kinds = _json(folder / "config.json").get("architectures") or []
+    if any(str(kind).endswith("ForCausalLM") for kind in kinds):
+        raise ModelError(f"{name}: this model writes text and is no encoder; use one such as all-minilm-l6-v2")
 
 
 def _require_mean(folder: Path, name: str) -> None:

@@ -20,7 +20,15 @@ from luthier.serve.ids import new_id
 log = logging.getLogger("luthier.serve")
 
 KEY = "luthier.request"
-ROUTES = ("/healthz", "/v1/models", "/v1/chat/completions", "/v1/completions", "/v1/adapters")
+ROUTES = (
+    "/healthz",
+    "/v1/models",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/decisions",
+    "/v1/embeddings",
+    "/v1/adapters",
+)
 NAMED = ("/v1/models/", "/v1/adapters/")
 """Routes that end in a name, which a client chose and the log leaves out."""
 

@@ -77,10 +77,10 @@ def gone() -> ApiError:
     return ApiError("The client closed the connection.", status=499)
 
 
-def deadline_passed(seconds: float) -> ApiError:
+def deadline_passed(seconds: float, advice: str = "Ask for fewer tokens (`max_completion_tokens`).") -> ApiError:
     """504: the request ran longer than the server allows."""
     return ApiError(
-        f"The request was given up after {seconds:g} seconds. Ask for fewer tokens (`max_completion_tokens`).",
+        f"The request was given up after {seconds:g} seconds. {advice}",
         status=504,
         code="timeout",
         headers=NO_RETRY,

@@ -6,62 +6,42 @@ Only what has passed them all reaches the model.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
+import uvicorn
 from fastapi import Depends, FastAPI, Request
-from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from luthier.data.template_probes import kinds_of
 from luthier.serve.access_log import AccessLog, note_tokens
-from luthier.serve.api_error import ApiError, gone, model_not_found, unsupported
+from luthier.serve.api_error import ApiError, deadline_passed, model_not_found, unsupported
 from luthier.serve.backend import Backend
+from luthier.serve.body import read_body, unless_gone
 from luthier.serve.chat import ChatRequest, parse_chat
 from luthier.serve.completion import CompletionRequest, parse_completion
 from luthier.serve.constraint import GRAMMARS
+from luthier.serve.decision import DecisionRequest, parse_decision
+from luthier.serve.embedding import parse_embedding
 from luthier.serve.error_answers import tell_errors
 from luthier.serve.fields import Fields, parse_body
 from luthier.serve.guard import ADMIN, HostGuard, KeyCheck
 from luthier.serve.ids import new_id
+from luthier.serve.limits import Access, HttpLimits
 from luthier.serve.models import ServedModel
 from luthier.serve.replies import chat_choice, completion_choice, head, model_card, usage
-from luthier.serve.streams import EventStream, chat_events, completion_events, hang_up
+from luthier.serve.served import Served
+from luthier.serve.server import server_of
+from luthier.serve.streams import EventStream, chat_events, completion_events
 from luthier.serve.work import Completion, Work
 
-T = TypeVar("T")
 
-
-@dataclass(frozen=True)
-class HttpLimits:
-    """What one request may cost before it is refused."""
-
-    body_bytes: int = 4 * 1024 * 1024
-    """Largest body."""
-    body_seconds: float = 30.0
-    """Longest time for a body to arrive."""
-    deadline_seconds: float = 600.0
-    """Longest time for an answer, waiting included."""
-    default_tokens: int = 1024
-    """Longest chat answer when the client sets no limit."""
-
-
-@dataclass(frozen=True)
-class Access:
-    """Who may use the server."""
-
-    key: str | None = field(default=None, repr=False)
-    """Bearer key that every request must carry; None asks for none."""
-    hosts: tuple[str, ...] = ()
-    """Names besides loopback that a Host header may have."""
-    admin_key: str | None = field(default=None, repr=False)
-    """Bearer key of the routes that add and remove adapters; None: there are no such routes."""
-    any_address: bool = False
-    """Whether any IP address may stand in a Host header (a server bound to all interfaces)."""
+def build_server(backend: Backend, access: Access, limits: HttpLimits | None = None) -> uvicorn.Server:
+    """A server that is ready to run."""
+    limits = limits or HttpLimits()
+    return server_of(build_app(backend, access, limits), limits.deadline_seconds)
 
 
 def build_app(backend: Backend, access: Access, limits: HttpLimits) -> ASGIApp:
@@ -96,6 +76,8 @@ def build_routes(backend: Backend, access: Access, limits: HttpLimits) -> FastAP
     app.add_api_route("/v1/models/{name:path}", api.get_model, methods=["GET"], response_model=None)
     app.add_api_route("/v1/chat/completions", api.chat, methods=["POST"], response_model=None)
     app.add_api_route("/v1/completions", api.completions, methods=["POST"], response_model=None)
+    app.add_api_route("/v1/decisions", api.decide, methods=["POST"], response_model=None)
+    app.add_api_route("/v1/embeddings", api.embed, methods=["POST"], response_model=None)
     app.add_api_route(ADMIN, api.list_adapters, methods=["GET"], response_model=None)
     app.add_api_route(ADMIN, api.add_adapter, methods=["POST"], response_model=None)
     app.add_api_route(ADMIN + "/{name:path}", api.remove_adapter, methods=["DELETE"], response_model=None)
@@ -117,12 +99,16 @@ class Api:
 
     async def list_models(self) -> Response:
         """GET /v1/models"""
-        cards = [model_card(served) for served in self._backend.models.values()]
+        cards = [model_card(served.name, served.created) for served in self._backend.models.values()]
+        cards += [model_card(name) for name in self._backend.embedders]
         return JSONResponse({"object": "list", "data": cards})
 
     async def get_model(self, name: str) -> Response:
         """GET /v1/models/{id}"""
-        return JSONResponse(model_card(self._served(name)))
+        if name in self._backend.embedders:
+            return JSONResponse(model_card(name))
+        served = self._served(name)
+        return JSONResponse(model_card(served.name, served.created))
 
     async def list_adapters(self) -> Response:
         """GET /v1/adapters: what is registered, and whether it is served."""
@@ -132,10 +118,11 @@ class Api:
 
     async def add_adapter(self, request: Request) -> Response:
         """POST /v1/adapters with `{"name": ...}`"""
-        fields = Fields(parse_body(await self._body(request)))
+        fields = Fields(parse_body(await read_body(request, self._limits)))
         name = fields.required_text("name", 64)
         fields.finish()
-        return JSONResponse(model_card(await self._backend.add(name)))
+        served = await self._backend.add(name)
+        return JSONResponse(model_card(served.name, served.created))
 
     async def remove_adapter(self, name: str) -> Response:
         """DELETE /v1/adapters/{name}"""
@@ -144,13 +131,13 @@ class Api:
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions"""
-        asked = parse_chat(await self._body(request))
+        asked = parse_chat(await read_body(request, self._limits))
         served = self._served(asked.common.model)
         with ExitStack() as held:
             held.enter_context(self._backend.seat())
-            _require_rendered(served, asked)
+            served.require(asked)
             ids = await self._backend.prompt_ids(served.name, asked.messages, asked.tools)
-            if asked.schema is not None:  # to compile a large one takes a moment
+            if asked.schema is not None and isinstance(served, ServedModel):  # to compile a large one takes a moment
                 await asyncio.to_thread(GRAMMARS.constraint, served, asked.schema)
             work = self._work(served, asked, tuple(ids))
             if asked.common.stream:
@@ -160,47 +147,81 @@ class Api:
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions"""
-        asked = parse_completion(await self._body(request))
+        asked = parse_completion(await read_body(request, self._limits))
         served = self._served(asked.common.model)
         with ExitStack() as held:
             held.enter_context(self._backend.seat())
+            served.require(asked)
             works = [self._work(served, asked, await self._prompt(served, p)) for p in asked.prompts]
             if asked.common.stream:
                 events = completion_events(self._backend, served, asked, works)
                 return EventStream(events, held.pop_all(), asked.common.include_usage)
             return await self._answer_completions(request, asked, served, works)
 
-    async def _answer_chat(self, request: Request, asked: ChatRequest, served: ServedModel, work: Work) -> Response:
+    async def decide(self, request: Request) -> Response:
+        """POST /v1/decisions"""
+        asked = parse_decision(await read_body(request, self._limits))
+        served = self._served(asked.model)
+        with self._backend.seat():
+            served.require(asked)
+            return await unless_gone(request, self._decide(request, asked, served))
+
+    async def _decide(self, request: Request, asked: DecisionRequest, served: Served) -> Response:
+        seconds = self._limits.deadline_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                choices = await self._backend.choices(served.name, asked)
+                scores = await self._backend.score(served.name, choices)
+        except TimeoutError:
+            raise deadline_passed(seconds, "Ask fewer questions at a time.") from None
+        body = asked.body(scores, sum(one.tokens for one in choices))
+        note_tokens(request.scope, usage(body["usage"]["input_tokens"], 0))
+        return JSONResponse(body)
+
+    async def embed(self, request: Request) -> Response:
+        """POST /v1/embeddings"""
+        asked = parse_embedding(await read_body(request, self._limits))
+        model = self._backend.embedders.get(asked.model)
+        if model is None:
+            if asked.model in self._backend.models:
+                raise unsupported("model", "it answers in words; vectors come from an encoder (--embedder)")
+            raise model_not_found(asked.model, list(self._backend.embedders))
+        with self._backend.seat():
+            found = await unless_gone(request, model.embed(asked, self._limits.deadline_seconds))
+        note_tokens(request.scope, usage(found.tokens, 0))
+        return JSONResponse(found.body(asked))
+
+    async def _answer_chat(self, request: Request, asked: ChatRequest, served: Served, work: Work) -> Response:
         created = int(time.time())
-        done = await _unless_gone(request, self._backend.complete(work))
+        done = await unless_gone(request, self._backend.complete(work))
         scored = work.sampling.top_logprobs is not None
         body = head("chat.completion", new_id("chatcmpl"), created, served)
         body["choices"] = [chat_choice(i, c, served, bool(asked.tools), scored) for i, c in enumerate(done)]
         return _finished(request, body, len(work.ids), done)
 
     async def _answer_completions(
-        self, request: Request, asked: CompletionRequest, served: ServedModel, works: list[Work]
+        self, request: Request, asked: CompletionRequest, served: Served, works: list[Work]
     ) -> Response:
         created = int(time.time())
-        groups = await _unless_gone(request, _all(self._backend, works))
+        groups = await unless_gone(request, _all(self._backend, works))
         done = [completion for group in groups for completion in group]
         scored = asked.common.sampling.top_logprobs is not None
         body = head("text_completion", new_id("cmpl"), created, served)
         body["choices"] = [completion_choice(i, c, scored) for i, c in enumerate(done)]
         return _finished(request, body, sum(len(work.ids) for work in works), done)
 
-    def _served(self, name: str) -> ServedModel:
+    def _served(self, name: str) -> Served:
         served = self._backend.models.get(name)
         if served is None:
             raise model_not_found(name, list(self._backend.models))
         return served
 
-    async def _prompt(self, served: ServedModel, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
+    async def _prompt(self, served: Served, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
         if isinstance(prompt, str):
             return tuple(await self._backend.text_ids(served.name, prompt))
         return prompt
 
-    def _work(self, served: ServedModel, asked: ChatRequest | CompletionRequest, ids: tuple[int, ...]) -> Work:
+    def _work(self, served: Served, asked: ChatRequest | CompletionRequest, ids: tuple[int, ...]) -> Work:
         common, room = asked.common, served.max_tokens - len(ids)
         if not ids:
             raise ApiError("'prompt' is empty: there is nothing to continue.", param="prompt")
@@ -227,40 +248,6 @@ class Api:
             schema=asked.schema if isinstance(asked, ChatRequest) else None,
         )
 
-    async def _body(self, request: Request) -> bytes:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # a form can be posted by any web page, JSON cannot
-            raise ApiError("The content type must be application/json.", status=415)
-        limit = self._limits.body_bytes
-        too_large = ApiError(f"The body may have at most {limit} bytes.", status=413, code="body_too_large")
-        length = request.headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > limit:
-            raise too_large
-        body = bytearray()
-        try:
-            async with asyncio.timeout(self._limits.body_seconds):
-                async for chunk in request.stream():
-                    body += chunk
-                    if len(body) > limit:
-                        raise too_large
-        except TimeoutError:
-            raise ApiError("The body took too long to arrive.", status=408) from None
-        except ClientDisconnect:
-            raise gone() from None
-        return bytes(body)
-
-
-def _require_rendered(served: ServedModel, asked: ChatRequest) -> None:
-    """Refuse what the template would leave out without a word, so that no model answers from nothing.
-
-    Raises:
-        ApiError: 400 that names it.
-    """
-    for kind, place in kinds_of(asked.messages, asked.tools).items():
-        if kind not in served.template.capabilities:
-            what = "system messages" if kind == "system" else kind.replace("_", " ")
-            raise unsupported(place, f"the chat template of {served.name!r} has no place for {what}")
-
 
 def _finished(request: Request, body: dict[str, Any], prompt_tokens: int, done: list[Completion]) -> Response:
     body["usage"] = usage(prompt_tokens, sum(c.done.generated_tokens for c in done))
@@ -275,17 +262,3 @@ async def _all(backend: Backend, works: list[Work]) -> list[list[Completion]]:
     finally:
         for task in tasks:
             task.cancel()
-
-
-async def _unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
-    """Await `answer`, and cancel it as soon as the client hangs up."""
-    task = asyncio.ensure_future(answer)
-    watch = asyncio.ensure_future(hang_up(request.receive))
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise gone()
-        return task.result()
-    finally:
-        task.cancel()
-        watch.cancel()

@@ -5,20 +5,24 @@ import logging
 from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
+from functools import partial
 from typing import Any
 
 from luthier.errors import LuthierError, ServeError, TemplateError
 from luthier.examples import Message
 from luthier.serve.api_error import ApiError, model_not_found, too_many
-from luthier.serve.lane import Limits
+from luthier.serve.choices import Choices, grouped, read_choices, require_room, score
+from luthier.serve.completion import MAX_PROMPTS
+from luthier.serve.decision import DecisionRequest
+from luthier.serve.embedding import EmbeddingModel
+from luthier.serve.limits import Limits
 from luthier.serve.models import ServedModel
+from luthier.serve.served import Computes, Served
 from luthier.serve.work import Completion, Delta, Done, Event, Failed, Whole, Work
 from luthier.serve.worker import Worker
 
 log = logging.getLogger("luthier.serve")
 MAX_MODELS = 512
-MAX_PROMPTS = 16
-"""Prompts that one request to /v1/completions may carry."""
 
 
 class Registry:
@@ -46,14 +50,22 @@ class Backend:
         limits: Limits | None = None,
         queue: int = 64,
         registry: "Registry | None" = None,
+        embedders: Sequence[EmbeddingModel] = (),
+        worker: Computes | None = None,
     ) -> None:
-        names = [served.name for served in models]
+        """`worker`: what computes instead of our own engine, and has the models."""
+        names = [
+            *(served.name for served in models),
+            *(worker.models if worker else ()),
+            *(embedder.name for embedder in embedders),
+        ]
         if len(set(names)) != len(names):
             raise ServeError(f"two models have the same name: {', '.join(names)}; rename the run's folder")
+        self.embedders = {embedder.name: embedder for embedder in embedders}
         self._capacity = queue
         self._registry = registry or Registry()
         # every HTTP request holds one seat, but a list of prompts is one piece of work each
-        self._worker = Worker(models, limits or Limits(), capacity=queue * MAX_PROMPTS)
+        self._worker: Computes = worker or Worker(models, limits or Limits(), capacity=queue * MAX_PROMPTS)
         self._renderer = ThreadPoolExecutor(1, thread_name_prefix="luthier-render")
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="luthier-open")
         self.seats_taken = 0
@@ -67,9 +79,11 @@ class Backend:
         self._worker.stop()
         self._renderer.shutdown(cancel_futures=True)
         self._opener.shutdown(cancel_futures=True)
+        for embedder in self.embedders.values():
+            embedder.stop()
 
     @property
-    def models(self) -> Mapping[str, ServedModel]:
+    def models(self) -> Mapping[str, Served]:
         """What can be asked for, by name."""
         return self._worker.models
 
@@ -85,7 +99,7 @@ class Backend:
                 opened.
         """
         self._require_registered(name)
-        if name in self.models:
+        if name in self.models or name in self.embedders:
             raise ApiError(f"{name!r} is served already.", status=409, code="model_exists")
         if len(self.models) >= MAX_MODELS:
             raise ApiError(f"{MAX_MODELS} models are served already; remove one first.", status=409, code="too_many")
@@ -167,7 +181,42 @@ class Backend:
         except TemplateError as error:
             raise ApiError(f"The prompt cannot be encoded: {error}", param="prompt", code="template_error") from None
 
-    def _served(self, name: str) -> ServedModel:
+    async def choices(self, model: str, asked: DecisionRequest) -> list[Choices]:
+        """The replies of each question as tokens, made off the event loop.
+
+        Raises:
+            ApiError: 400 if the template cannot render these messages, or renders two replies alike, or all of it
+                does not fit in the context.
+        """
+        served = self._scored(model)
+        loop = asyncio.get_running_loop()
+        found = []
+        try:
+            for question in asked.questions:
+                read = partial(read_choices, served.template, asked.asked(question), question.replies)
+                found.append(await loop.run_in_executor(self._renderer, read))
+        except TemplateError as error:
+            raise ApiError(f"The input cannot be rendered: {error}", param="input", code="template_error") from None
+        require_room(served, found)
+        return found
+
+    async def score(self, model: str, asked: Sequence[Choices]) -> list[list[float]]:
+        """Log-probability of each reply of each question; between two groups others are computed.
+
+        Raises:
+            ApiError: 503 if the worker is closing.
+        """
+        served, found = self._scored(model), []
+        for group in grouped(asked):
+            found += await asyncio.wrap_future(self._worker.compute(partial(score, served, group)))
+        return found
+
+    def _scored(self, name: str) -> ServedModel:
+        served = self._served(name)
+        assert isinstance(served, ServedModel)  # `require` has refused others
+        return served
+
+    def _served(self, name: str) -> Served:
         served = self.models.get(name)
         if served is None:  # it was removed since the request was read
             raise model_not_found(name, list(self.models))

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.serve.api_error import ApiError
-from luthier.serve.backend import MAX_PROMPTS
 from luthier.serve.chat import Common, parse_common
 from luthier.serve.fields import Fields, parse_body
 
 MAX_LOGPROBS = 5
+MAX_PROMPTS = 16
+"""Prompts that one request may carry."""
 DEFAULT_TOKENS = 16
 """OpenAI's own default for this endpoint."""
 NO_EFFECT = ("user",)
@@ -53,16 +54,17 @@ def _prompts(fields: Fields) -> tuple[str | tuple[int, ...], ...]:
         return (value,)
     if not isinstance(value, list) or not value:
         raise fields.wrong("prompt", "a string, an array of strings, an array of token ids, or an array of those")
-    if _are_ids(value):
+    if are_ids(value):
         return (tuple(value),)
     if len(value) > MAX_PROMPTS:
         raise ApiError(f"'prompt' may hold at most {MAX_PROMPTS} prompts.", param="prompt")
     if all(isinstance(p, str) for p in value):
         return tuple(value)
-    if all(isinstance(p, list) and p and _are_ids(p) for p in value):
+    if all(isinstance(p, list) and p and are_ids(p) for p in value):
         return tuple(tuple(p) for p in value)
     raise fields.wrong("prompt", "a string, an array of strings, an array of token ids, or an array of those")
 
 
-def _are_ids(values: list[Any]) -> bool:
+def are_ids(values: list[Any]) -> bool:
+    """Whether a list of a request is one of token ids."""
     return len(values) <= MAX_PROMPT_IDS and all(type(v) is int for v in values)

@@ -18,25 +18,12 @@ from luthier.models.decode import Slots
 from luthier.models.mixed import NO_ADAPTER
 from luthier.serve.api_error import deadline_passed
 from luthier.serve.constraint import GRAMMARS
+from luthier.serve.limits import Limits
 from luthier.serve.models import ServedModel
 from luthier.serve.prefill import Prefill, PrefixStore, Row
 from luthier.serve.sampling import Sampler
 from luthier.serve.text import Detokenizer, ReplyText, StopText, TokenText
 from luthier.serve.work import Delta, Done, Event, Failed, StopReason, TokenScore, Work
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much a lane holds at once."""
-
-    rows: int = 16
-    """Completions that are computed together."""
-    cache_tokens: int = 65_536
-    """Rows times their greatest length; bounds the memory of keys and values."""
-    prefix_tokens: int = 8_192
-    """Tokens of recent prompts whose keys and values are kept for reuse."""
-    block: int = 64
-    """Prompt tokens computed between two tokens of the running rows."""
 
 
 class NonFiniteLogits(RuntimeError):

@@ -12,10 +12,15 @@ from torch import nn
 
 from luthier.adapters.base import Injected
 from luthier.config import canonical_hash
+from luthier.data.template_probes import kinds_of
 from luthier.data.templates import Template
 from luthier.models.load import LoadedModel
 from luthier.models.mixed import NO_ADAPTER, Mixture, Part, twin
 from luthier.models.virtual import virtual_ids
+from luthier.serve.api_error import unsupported
+from luthier.serve.chat import ChatRequest
+from luthier.serve.completion import CompletionRequest
+from luthier.serve.served import Asked
 
 BASE = "base"
 """The name of the model before training."""
@@ -58,6 +63,21 @@ class ServedModel:
     def max_tokens(self) -> int:
         """Most tokens of a prompt and its answer."""
         return self.loaded.max_tokens - len(self.before)
+
+    def require(self, asked: Asked) -> None:
+        """Refuse what the template would leave out without a word, so that no model answers from nothing.
+
+        Raises:
+            ApiError: 400 that names it.
+        """
+        if isinstance(asked, CompletionRequest):
+            return
+        tools = asked.tools if isinstance(asked, ChatRequest) else ()
+        for kind, place in kinds_of(asked.messages, tools).items():
+            if kind not in self.template.capabilities:
+                what = "system messages" if kind == "system" else kind.replace("_", " ")
+                at = place if isinstance(asked, ChatRequest) else "input"
+                raise unsupported(at, f"the chat template of {self.name!r} has no place for {what}")
 
     def place(self) -> int:
         """Move its parts into the mixture, once; returns the place of its rows there. For the thread that computes."""

@@ -7,7 +7,7 @@ from typing import Any
 from luthier.data.chat_jinja import plain
 from luthier.examples import Message, ToolCall
 from luthier.serve.ids import new_id
-from luthier.serve.models import ServedModel
+from luthier.serve.served import Served
 from luthier.serve.work import Completion, TokenScore
 
 Json = dict[str, Any]
@@ -22,12 +22,12 @@ def usage(prompt_tokens: int, completion_tokens: int) -> Json:
     }
 
 
-def model_card(served: ServedModel) -> Json:
+def model_card(name: str, created: int = 0) -> Json:
     """An entry of the list of models."""
-    return {"id": served.name, "object": "model", "created": served.created, "owned_by": "luthier"}
+    return {"id": name, "object": "model", "created": created, "owned_by": "luthier"}
 
 
-def head(kind: str, identity: str, created: int, served: ServedModel) -> Json:
+def head(kind: str, identity: str, created: int, served: Served) -> Json:
     """What all chunks and answers of one request begin with."""
     fingerprint = served.fingerprint or None
     return {"id": identity, "object": kind, "created": created, "model": served.name, "system_fingerprint": fingerprint}
@@ -73,7 +73,7 @@ def tool_calls_json(calls: Sequence[ToolCall]) -> list[Json]:
     ]
 
 
-def reply_of(completion: Completion, served: ServedModel, with_tools: bool) -> tuple[Message, str]:
+def reply_of(completion: Completion, served: Served, with_tools: bool) -> tuple[Message, str]:
     """The assistant message that a completion means, and its finish reason.
 
     Tool calls are looked for only if tools were offered. A completion that a stop text cut short is text: what stands
@@ -87,7 +87,7 @@ def reply_of(completion: Completion, served: ServedModel, with_tools: bool) -> t
     return Message("assistant", completion.text), done.reason
 
 
-def chat_choice(index: int, completion: Completion, served: ServedModel, with_tools: bool, scored: bool) -> Json:
+def chat_choice(index: int, completion: Completion, served: Served, with_tools: bool, scored: bool) -> Json:
     """One entry of `choices`."""
     reply, reason = reply_of(completion, served, with_tools)
     message: Json = {"role": "assistant", "content": reply.content, "refusal": None}

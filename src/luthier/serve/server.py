@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import uvicorn
@@ -12,11 +13,9 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from luthier.errors import ServeError
-from luthier.serve.app import Access, HttpLimits, build_app
-from luthier.serve.backend import Backend
 from luthier.serve.chat import MAX_N
 from luthier.serve.guard import host_name, is_address, is_loopback
-from luthier.serve.lane import Limits
+from luthier.serve.limits import Access, HttpLimits, Limits
 
 MAX_CONNECTIONS = 512
 HEADER_SECONDS = 10.0
@@ -51,6 +50,26 @@ def require_sensible(http: HttpLimits, rows: Limits, queue: int) -> None:
     ):
         if not low <= value <= high:
             raise ServeError(f"{name} {value}: expected {low} to {high}")
+
+
+def parse_embedders(given: Sequence[str]) -> dict[str, str]:
+    """Each `NAME=MODEL` of the command line by its name; a model alone is called as it is named, a folder by its name.
+
+    Raises:
+        ServeError: a name or a model is empty, or a name is given twice.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, model = text.partition("=") if not os.path.exists(text) else ("", "", text)
+        if not equals:
+            model = text
+            name = os.path.basename(os.path.abspath(text)) if os.path.exists(text) else text
+        if not name or not model:
+            raise ServeError(f"--embedder {text}: expected a model such as all-minilm-l6-v2, or NAME=MODEL")
+        if name in found:
+            raise ServeError(f"two models have the same name: {name}; give one another with --embedder NAME=MODEL")
+        found[name] = model
+    return found
 
 
 def access_for(address: Address, environment: Mapping[str, str]) -> Access:
@@ -166,12 +185,6 @@ class Connection(H11Protocol):
         self._waiting = None
         if not self._is_answering():
             self.transport.close()
-
-
-def build_server(backend: Backend, access: Access, limits: HttpLimits | None = None) -> uvicorn.Server:
-    """A server that is ready to run."""
-    limits = limits or HttpLimits()
-    return server_of(build_app(backend, access, limits), limits.deadline_seconds)
 
 
 def server_of(app: ASGIApp, patience_seconds: float) -> uvicorn.Server:

@@ -17,10 +17,10 @@ from starlette.types import Receive, Scope, Send
 from luthier.serve.access_log import note_tokens
 from luthier.serve.api_error import ApiError
 from luthier.serve.backend import Backend
+from luthier.serve.body import hang_up
 from luthier.serve.chat import ChatRequest
 from luthier.serve.completion import CompletionRequest
 from luthier.serve.ids import new_id
-from luthier.serve.models import ServedModel
 from luthier.serve.replies import (
     Json,
     chat_logprobs,
@@ -30,6 +30,7 @@ from luthier.serve.replies import (
     tool_calls_json,
     usage,
 )
+from luthier.serve.served import Served
 from luthier.serve.work import Delta, Done, Event, TokenScore, Whole, Work
 
 
@@ -84,15 +85,7 @@ def _frame(event: Json) -> bytes:
     return b"data: " + json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-async def hang_up(receive: Receive) -> None:
-    """Return when the client has closed the connection."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def chat_events(
-    backend: Backend, served: ServedModel, asked: ChatRequest, work: Work
-) -> AsyncGenerator[Json, None]:
+async def chat_events(backend: Backend, served: Served, asked: ChatRequest, work: Work) -> AsyncGenerator[Json, None]:
     """The chunks of a chat completion."""
     chunks = _ChatChunks(served, asked, work)
     async with aclosing(backend.stream(work)) as events:
@@ -108,7 +101,7 @@ class _ChatChunks:
     If tools were offered, a completion is sent when it is whole: until then nobody can tell text from a tool call.
     """
 
-    def __init__(self, served: ServedModel, asked: ChatRequest, work: Work) -> None:
+    def __init__(self, served: Served, asked: ChatRequest, work: Work) -> None:
         self.base = head("chat.completion.chunk", new_id("chatcmpl"), int(time.time()), served)
         self.generated = 0
         self._served, self._usage, self._n = served, asked.common.include_usage, work.n
@@ -147,7 +140,7 @@ class _ChatChunks:
 
 
 async def completion_events(
-    backend: Backend, served: ServedModel, asked: CompletionRequest, works: Sequence[Work]
+    backend: Backend, served: Served, asked: CompletionRequest, works: Sequence[Work]
 ) -> AsyncGenerator[Json, None]:
     """The chunks of a plain completion; the choices of the k-th prompt follow those of the one before."""
     base = head("text_completion", new_id("cmpl"), int(time.time()), served)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from typing import TypeVar
 
 import torch
 
@@ -19,11 +20,13 @@ from luthier.models.mixed import Mixture
 from luthier.models.scorer import require_forest
 from luthier.serve.api_error import ApiError, internal, model_not_found, too_many
 from luthier.serve.failures import FAILURES, place_of
-from luthier.serve.lane import Lane, Limits, Request
+from luthier.serve.lane import Lane, Request
+from luthier.serve.limits import Limits
 from luthier.serve.models import ServedModel
 from luthier.serve.work import Event, Failed, Work
 
 log = logging.getLogger("luthier.serve")
+T = TypeVar("T")
 
 
 class Worker:
@@ -92,7 +95,7 @@ class Worker:
             ApiError: 503 if the worker is closing. The future raises 409 if there is a model of this name.
         """
         _require_batches(served)
-        return self._inside(lambda: self._admit(served))
+        return self.compute(lambda: self._admit(served))
 
     def remove(self, name: str) -> "Future[None]":
         """Take no request for a model any more, and let it go when those that it has are answered.
@@ -106,19 +109,25 @@ class Worker:
                 raise model_not_found(name, list(self._models))
             self._models = {other: model for other, model in self._models.items() if other != name}
         lane = self._lanes[served.mixture]
-        return self._inside(lambda: lane.dismiss(served))
+        return self.compute(lambda: lane.dismiss(served))
 
-    def _inside(self, change: Callable[[], None]) -> "Future[None]":
-        """Do something in the worker's thread, between two tokens."""
-        future: Future[None] = Future()
+    def compute(self, call: Callable[[], T]) -> "Future[T]":
+        """Call something in the worker's thread, between two tokens; nobody else computes while it does.
+
+        Raises:
+            ApiError: 503 if the worker is closing.
+        """
+        future: Future[T] = Future()
 
         def do() -> None:
+            if not future.set_running_or_notify_cancel():  # nobody waits for it any more
+                return
             try:
-                change()
+                result = call()
             except FAILURES as error:
                 future.set_exception(error)
             else:
-                future.set_result(None)
+                future.set_result(result)
 
         with self._lock:
             if not self.healthy:

@@ -4,21 +4,29 @@ The prompt is made by the template that the run was trained with, so that a requ
 did. Listed are the run, under the name of its folder, each --adapter under its own, and `base`, the model before
 training. Requests for different adapters are computed in one batch.
 
+A GGUF file in place of the run is answered by llama.cpp, under the file's name (extra `export`).
+
 example:
   luthier serve runs/demo
   luthier serve --adapter dates=runs/dates --adapter names=runs/names
   luthier serve --base smollm2-135m-instruct
+  luthier serve --embedder all-minilm-l6-v2
 """
 
 import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from luthier.serve.backend import Backend
+    from luthier.serve.limits import Limits
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("run", type=Path, nargs="?", metavar="RUN", help="a run's folder, such as runs/demo")
+    parser.add_argument("run", type=Path, nargs="?", metavar="RUN", help="a run's folder, or a GGUF file")
     parser.add_argument(
         "--adapter",
         action="append",
@@ -28,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--base", metavar="NAME", help="a base model by itself, as model.name; adapters may be added with --register"
+    )
+    parser.add_argument(
+        "--embedder",
+        action="append",
+        default=[],
+        metavar="[NAME=]MODEL",
+        help="an encoder for /v1/embeddings, such as all-minilm-l6-v2, alone or beside others",
     )
     parser.add_argument(
         "--register",
@@ -58,29 +73,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until ctrl-C."""
+    """Serve until ctrl-C.
+
+    Raises:
+        ServeError: an option is wrong, or the port is taken.
+        ModelError: a model cannot be opened.
+    """
     from luthier.errors import ServeError
     from luthier.serve import server
-    from luthier.serve.app import HttpLimits
-    from luthier.serve.backend import Backend
-    from luthier.serve.lane import Limits
-    from luthier.serving import Runs, parse_adapters
+    from luthier.serve.app import build_server
+    from luthier.serve.limits import HttpLimits, Limits
 
     limits = HttpLimits(deadline_seconds=args.deadline, default_tokens=args.max_tokens)
     rows = Limits(rows=args.rows)
     server.require_sensible(limits, rows, args.queue)
     if args.register is not None and args.admin_key_env is None:
         raise ServeError("--register: only the admin can add adapters; name the admin's key with --admin-key-env")
-    alone = args.base is not None and args.run is None and not args.adapter
-    folders = {} if alone else parse_adapters(args.run, args.adapter)
     address = server.Address(args.host, args.port, args.api_key_env, tuple(args.allow_host), args.admin_key_env)
     access = server.access_for(address, os.environ)
     bound = server.listen(address)
-    runs = Runs(folders, args.register, args.device, args.base)
-    models = runs.models()
-    backend = Backend(models, rows, args.queue, runs)
+    backend = _open(args, rows)
     server.set_up_log()
-    names = ", ".join(repr(served.name) for served in models)
+    names = ", ".join(repr(name) for name in (*backend.models, *backend.embedders))
     print(f"serving {names} at {server.url_of(bound)} (ctrl-C ends it)", file=sys.stderr, flush=True)
-    server.run(server.build_server(backend, access, limits), bound)
+    server.run(build_server(backend, access, limits), bound)
     return 0
+
+
+def _open(args: argparse.Namespace, rows: "Limits") -> "Backend":
+    """The models that the options name."""
+    from luthier.errors import ServeError
+    from luthier.serve.backend import Backend
+    from luthier.serve.server import parse_embedders
+    from luthier.serving import Runs, open_embedders, open_gguf, parse_adapters
+
+    embedders, has_run = parse_embedders(args.embedder), args.run is not None or bool(args.adapter)
+    if args.run is not None and args.run.suffix == ".gguf":
+        for option in ("adapter", "base", "register", "device"):
+            if vars(args)[option]:
+                raise ServeError(f"--{option}: a GGUF file ({args.run}) is served by llama.cpp, and alone")
+        worker = open_gguf(args.run, rows, args.queue)
+        return Backend([], queue=args.queue, embedders=open_embedders(embedders), worker=worker)
+    if not has_run and args.base is None and embedders:
+        if args.register is not None:
+            raise ServeError("--register: adapters are added to a base; name a run, or --base NAME")
+        return Backend([], rows, args.queue, embedders=open_embedders(embedders, args.device))
+    folders = {} if not has_run and args.base is not None else parse_adapters(args.run, args.adapter)
+    runs = Runs(folders, args.register, args.device, args.base)
+    return Backend(runs.models(), rows, args.queue, runs, open_embedders(embedders, args.device))

@@ -43,6 +43,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--alias", action="append", default=[], metavar="NAME=MODEL", help="a further name of a base, such as OpenAI's"
     )
     parser.add_argument(
+        "--embedder",
+        action="append",
+        default=[],
+        metavar="[NAME=]MODEL",
+        help="an encoder for /v1/embeddings, such as all-minilm-l6-v2, and the name to serve it under",
+    )
+    parser.add_argument(
+        "--gguf", action="append", default=[], metavar="NAME=FILE", help="a GGUF file that llama.cpp answers for"
+    )
+    parser.add_argument(
+        "--vllm",
+        action="append",
+        default=[],
+        metavar="BASE=URL",
+        help="a vLLM server that answers chats of a base and of what jobs made of it",
+    )
+    parser.add_argument("--vllm-key-env", metavar="NAME", help="environment variable that holds vLLM's key")
+    parser.add_argument(
         "--jobs",
         type=int,
         default=1,
@@ -86,14 +104,18 @@ def run(args: argparse.Namespace) -> int:
         StorageError: the database or the folder cannot be opened.
     """
     from luthier.jobs.http.app import Hosts, build_app
-    from luthier.jobs.service import Options, alone, gib_bytes, open_service, parse_aliases
+    from luthier.jobs.service import Options, alone, gib_bytes, open_service, parse_aliases, parse_ggufs, parse_vllm
     from luthier.serve import server
 
+    aliases = parse_aliases(args.alias)
     options = Options(
         folder=args.data,
         database=args.database,
         bases=tuple(args.model),
-        aliases=parse_aliases(args.alias),
+        aliases=aliases,
+        vllm=parse_vllm(args.vllm, aliases, _vllm_key(args)),
+        ggufs=parse_ggufs(args.gguf),
+        embedders=server.parse_embedders(args.embedder),
         at_once=args.jobs,
         hours=args.max_hours,
         most_waiting=args.max_waiting,
@@ -110,6 +132,22 @@ def run(args: argparse.Namespace) -> int:
         server.run(server.server_of(build_app(service, hosts), DRAIN_SECONDS), bound)
         print("stopped; jobs that were training are saved and go on at the next start", file=sys.stderr)
     return 0
+
+
+def _vllm_key(args: argparse.Namespace) -> str | None:
+    """vLLM's key, if it has one.
+
+    Raises:
+        ServeError: the variable is not set, or nothing needs it.
+    """
+    from luthier.errors import ServeError
+
+    if args.vllm_key_env is None:
+        return None
+    key = os.environ.get(args.vllm_key_env, "")
+    if not args.vllm or not key:
+        raise ServeError("--vllm-key-env NAME, a variable that is set, goes with --vllm")
+    return key
 
 
 def _target(args: argparse.Namespace) -> "Target | None":

@@ -76,6 +76,7 @@ def build_routes(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.gateway.open()
         service.supervisor.start()
         service.webhooks.start()
         service.eval_worker.start()
@@ -98,7 +99,7 @@ def build_routes(service: Service) -> FastAPI:
     FileRoutes(service.files).add_to(app)
     UploadRoutes(service.files).add_to(app)
     FineTuningRoutes(service.jobs, service.files, service.names).add_to(app)
-    ModelRoutes(service.jobs, service.names, service.supervisor.folder).add_to(app)
+    ModelRoutes(service.jobs, service.names, service.gateway, service.supervisor.folder).add_to(app)
     GraderRoutes(service.jobs, service.names, service.gateway).add_to(app)
     EvalRoutes(service.evals, service.jobs, service.files, service.names).add_to(app)
     InferenceRoutes(service.jobs, service.names, service.gateway).add_to(app)

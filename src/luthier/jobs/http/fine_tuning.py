@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -30,16 +31,25 @@ MOST_KEY = 255
 
 @dataclass(frozen=True)
 class Names:
-    """Which models a job may be trained from."""
+    """Which models a job may be trained from, and which others are served."""
 
     bases: tuple[str, ...]
     """As a recipe names them."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Further names, such as OpenAI's, and what they mean here."""
+    embedders: Mapping[str, str] = field(default_factory=dict)
+    """Encoders by name, as `retrieval.embedder` names them."""
+    ggufs: Mapping[str, Path] = field(default_factory=dict)
+    """GGUF files by name, which llama.cpp answers for."""
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """All that clients may ask for but what jobs made."""
+        return (*self.shown, *self.embedders, *self.ggufs)
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """What clients may ask for; a base that is a folder of this machine has a name only as an alias."""
+        """The bases that clients may ask for; one that is a folder of this machine has a name only as an alias."""
         return (*(name for name in self.bases if "/" not in name and "\\" not in name), *self.aliases)
 
     def base_of(self, model: str) -> str:

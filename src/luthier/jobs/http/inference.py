@@ -1,4 +1,4 @@
-"""/v1/chat/completions and /v1/completions, by the gateway."""
+"""/v1/chat/completions, /v1/completions, /v1/decisions and /v1/embeddings, by the gateway."""
 
 from typing import Any
 
@@ -25,6 +25,8 @@ class InferenceRoutes:
         """Add the routes."""
         app.add_api_route("/v1/chat/completions", self.chat, methods=["POST"], response_model=None)
         app.add_api_route("/v1/completions", self.complete, methods=["POST"], response_model=None)
+        app.add_api_route("/v1/decisions", self.decide, methods=["POST"], response_model=None)
+        app.add_api_route("/v1/embeddings", self.embed, methods=["POST"], response_model=None)
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions"""
@@ -33,6 +35,14 @@ class InferenceRoutes:
     async def complete(self, request: Request) -> Response:
         """POST /v1/completions"""
         return await self._answer(request, "/completions")
+
+    async def decide(self, request: Request) -> Response:
+        """POST /v1/decisions"""
+        return await self._answer(request, "/decisions")
+
+    async def embed(self, request: Request) -> Response:
+        """POST /v1/embeddings"""
+        return await self._answer(request, "/embeddings")
 
     async def _answer(self, request: Request, path: str) -> Response:
         body: dict[str, Any] = await object_of(request)
@@ -51,7 +61,12 @@ def served_as(jobs: JobStore, names: Names, project: str, name: str) -> Served:
     """
     if name in names.shown:
         return Served(names.aliases.get(name, name))
+    if name in names.embedders:
+        return Served(names.embedders[name], name, kind="embedder")
+    if name in names.ggufs:
+        path = names.ggufs[name]
+        return Served(str(path), path.stem, kind="gguf")
     row = jobs.model(project, name)
     if row is None:
-        raise model_not_found(name, [*names.shown, *(row["id"] for row in jobs.models(project))])
+        raise model_not_found(name, [*names.listed, *(row["id"] for row in jobs.models(project))])
     return Served.of(row)

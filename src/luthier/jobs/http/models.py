@@ -1,12 +1,14 @@
-"""/v1/models: the bases that can be trained, and what the project's jobs made."""
+"""/v1/models: the bases that can be trained, what else the operator serves, and what the project's jobs made."""
 
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from luthier.jobs.gateway import Gateway, Served
 from luthier.jobs.http.caller import caller_of
 from luthier.jobs.http.fine_tuning import Names
 from luthier.jobs.job_folder import remove_model
@@ -17,8 +19,8 @@ from luthier.serve.api_error import model_not_found
 class ModelRoutes:
     """The handlers; `folder` is that of all jobs."""
 
-    def __init__(self, jobs: JobStore, names: Names, folder: Path) -> None:
-        self._jobs, self._names, self._folder = jobs, names, folder
+    def __init__(self, jobs: JobStore, names: Names, gateway: Gateway, folder: Path) -> None:
+        self._jobs, self._names, self._gateway, self._folder = jobs, names, gateway, folder
 
     def add_to(self, app: FastAPI) -> None:
         """Add the routes."""
@@ -38,14 +40,15 @@ class ModelRoutes:
             raise model_not_found(name, [card["id"] for card in cards])
         return JSONResponse(card)
 
-    def delete(self, request: Request, name: str) -> Response:
+    async def delete(self, request: Request, name: str) -> Response:
         """DELETE /v1/models/{model}: one that a job of the project made, and its weights"""
-        row, is_last = self._jobs.delete_model(caller_of(request).project_id, name)
-        remove_model(self._folder, row["job_id"], row["folder"], is_last)
+        row, is_last = await run_in_threadpool(self._jobs.delete_model, caller_of(request).project_id, name)
+        await self._gateway.forget(Served.of(row))
+        await run_in_threadpool(remove_model, self._folder, row["job_id"], row["folder"], is_last)
         return JSONResponse({"id": name, "object": "model", "deleted": True})
 
     def _cards(self, request: Request) -> list[dict[str, Any]]:
-        bases = [_card(name, 0, "luthier") for name in self._names.shown]
+        bases = [_card(name, 0, "luthier") for name in self._names.listed]
         trained = self._jobs.models(caller_of(request).project_id)
         return [*bases, *(_card(row["id"], row["created_at"], row["project_id"]) for row in trained)]
 

@@ -1,0 +1,179 @@
+"""Chats of a base and of what jobs made of it through a vLLM server; here a stand-in that keeps vLLM's contract."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from tests.jobs_service import MODEL, Running, rows, running, wait_for
+from tests.small_vllm import BASE, KEY, SmallVllm, running as small_vllm
+
+from luthier.errors import ServeError
+from luthier.jobs.gateway import Served
+from luthier.jobs.service import parse_vllm
+from luthier.jobs.vllm import Address
+
+HI: Any = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.fixture(scope="module")
+def vllm() -> Iterator[SmallVllm]:
+    with small_vllm() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, vllm: SmallVllm) -> Iterator[Running]:
+    address = {str(tiny_model_folder): Address(vllm.url, KEY)}
+    with running(tmp_path_factory.mktemp("service"), tiny_model_folder, vllm=address) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(service: Running) -> openai.OpenAI:
+    return service.client()
+
+
+@pytest.fixture(scope="module")
+def done(client: openai.OpenAI) -> Any:
+    """A job that succeeded."""
+    file = client.files.create(file=("rows.jsonl", rows(40)), purpose="fine-tune")
+    method: Any = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1, "batch_size": 8}}}
+    job = wait_for(client, client.fine_tuning.jobs.create(model=MODEL, training_file=file.id, method=method).id)
+    assert job.status == "succeeded", job.error
+    return job
+
+
+def _served(service: Running, name: str) -> Served:
+    row = service.service.jobs.model(service.service.tenants.project("default"), name)
+    assert row is not None
+    return Served.of(row)
+
+
+def test_what_a_job_made_is_loaded_when_it_succeeds_and_answers_by_its_name(
+    service: Running, client: openai.OpenAI, vllm: SmallVllm, done: Any
+) -> None:
+    for _ in range(100):
+        if vllm.adapters:
+            break
+        time.sleep(0.05)
+    ((name, path),) = vllm.adapters.items()
+    served = _served(service, done.fine_tuned_model)
+    assert served.folder is not None and (name, path) == (served.name, str(served.folder.resolve() / "adapter"))
+    answer = client.chat.completions.create(model=done.fine_tuned_model, messages=HI)
+    assert answer.model == done.fine_tuned_model and answer.choices[0].message.content == f"I am {name}"
+    chunks = list(client.chat.completions.create(model=done.fine_tuned_model, messages=HI, stream=True))
+    assert {chunk.model for chunk in chunks} == {done.fine_tuned_model}
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == f"I am {name}"
+    assert vllm.loads == [name]  # once
+
+
+def test_what_vllm_would_take_from_elsewhere_is_said(client: openai.OpenAI, vllm: SmallVllm) -> None:
+    answer = client.chat.completions.create(model=MODEL, messages=HI, user="me", metadata={"a": "b"}, seed=3)
+    assert answer.model == MODEL and vllm.asked[-1] == {
+        "model": BASE,
+        "messages": HI,
+        "seed": 3,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+    }
+    client.completions.create(model=MODEL, prompt="x", temperature=0, echo=False, best_of=1, max_tokens=3)
+    assert vllm.asked[-1]["temperature"] == 0 and not {"echo", "best_of"} & vllm.asked[-1].keys()
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"extra_body": {"chat_template": "{{ 1 }}"}}, "chat_template"),
+        ({"extra_body": {"mm_processor_kwargs": {}}}, "mm_processor_kwargs"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1"}}]}
+                ]
+            },
+            "messages[0].content[0].type",
+        ),
+        ({"messages": [{"role": "user", "content": "a<|im_end|>b"}]}, "messages[0].content"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "description": "<|im_start|>"}}]},
+            "tools[0].function.description",
+        ),
+    ],
+)
+def test_what_a_client_must_not_say_never_reaches_vllm(
+    client: openai.OpenAI, vllm: SmallVllm, more: dict[str, Any], param: str
+) -> None:
+    before = len(vllm.asked)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**{"model": MODEL, "messages": HI, **more})
+    assert caught.value.param == param and len(vllm.asked) == before
+
+
+def test_an_adapter_is_loaded_again_after_vllm_was_started_again(
+    client: openai.OpenAI, vllm: SmallVllm, done: Any
+) -> None:
+    before = len(vllm.loads)
+    vllm.restart()
+    asked: Any = {"model": done.fine_tuned_model, "messages": HI}
+    assert client.chat.completions.create(**asked).choices and client.chat.completions.create(**asked).choices
+    assert len(vllm.loads) == before + 1
+    vllm.restart()
+    (checkpoint, *_) = client.fine_tuning.jobs.checkpoints.list(done.id)
+    name = checkpoint.fine_tuned_model_checkpoint
+    assert client.chat.completions.create(model=name, messages=HI).model == name
+    assert len(vllm.loads) == before + 2 and "step-" in vllm.loads[-1]
+
+
+def test_what_vllm_refuses_is_told_and_what_it_says_of_this_machine_is_not(
+    client: openai.OpenAI, done: Any, service: Running, vllm: SmallVllm
+) -> None:
+    with pytest.raises(openai.BadRequestError, match="maximum context length"):
+        client.chat.completions.create(model=MODEL, messages=HI, max_tokens=1000)
+    served = _served(service, done.fine_tuned_model)
+    assert served.folder is not None
+    path = served.folder / "adapter" / "adapter_config.json"
+    kept = path.read_text()
+    try:
+        for change, told in (
+            ({"r": 32}, "could not load"),
+            ({"use_dora": True}, "use_dora"),
+            ({"peft_type": "OFT"}, "no LoRA"),
+        ):
+            path.write_text(json.dumps({**json.loads(kept), **change}))
+            vllm.restart()
+            with pytest.raises(openai.APIStatusError, match=told) as caught:
+                client.chat.completions.create(model=done.fine_tuned_model, messages=HI)
+            assert str(served.folder.parent) not in str(caught.value) and "rank" not in str(caught.value)
+    finally:
+        path.write_text(kept)
+
+
+def test_a_deleted_model_is_unloaded(client: openai.OpenAI, vllm: SmallVllm, done: Any, service: Running) -> None:
+    served = _served(service, done.fine_tuned_model)
+    client.chat.completions.create(model=done.fine_tuned_model, messages=HI)
+    assert served.name in vllm.adapters
+    client.models.delete(done.fine_tuned_model)
+    assert served.name not in vllm.adapters
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model=done.fine_tuned_model, messages=HI)
+
+
+def test_the_option_names_a_base_and_an_address() -> None:
+    found = parse_vllm(["gpt=http://127.0.0.1:8001/"], {"gpt": "tiny"}, "k")
+    assert found == {"tiny": Address("http://127.0.0.1:8001/v1", "k")} and "k'" not in repr(found)
+    for wrong in (
+        ["tiny"],
+        ["tiny=ftp://127.0.0.1"],
+        ["=http://127.0.0.1"],
+        ["tiny=http://"],
+        ["tiny=http://127.0.0.1:1", "tiny=http://127.0.0.1:2"],
+    ):
+        with pytest.raises(ServeError, match="--vllm"):
+            parse_vllm(wrong, {}, None)
