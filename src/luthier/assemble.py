@@ -255,7 +255,8 @@ def _compiling_pays(recipe: Recipe, loaded: LoadedModel, units: Sequence[Unit]) 
 
 def fingerprint_of(recipe: Recipe, loaded: LoadedModel, template: Template, units: Mapping[str, Sequence[Unit]]) -> str:
     """Hash of everything that decides the trained weights: settings, model, template, token ids and masks, versions."""
-    apart = ("evaluation", "retrieval", "cost", "decision", "data")  # rows with passages differ in their tokens
+    # rows with passages differ in their tokens
+    apart = ("evaluation", "retrieval", "cost", "decision", "tracking", "data")
     settings = {k: v for k, v in recipe.dump().items() if k not in apart}
     data = {name: _hash_units(group) for name, group in units.items()}
     versions = [__version__, torch.__version__, str(loaded.dtype), loaded.device.type, native.identity()]

@@ -45,6 +45,7 @@ from luthier.progress import Progress, duration
 from luthier.rag.corpus import read_corpus
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder
+from luthier.tracking import LOG, require_answers, tracked
 
 SPLITS = ("train", "validation", "test")  # keys of `data` in a recipe, too
 PROVEN_AT = 3  # the step after which the gates of stage `steps` look
@@ -371,12 +372,14 @@ def prepare_training(opened: Opened, progress: Progress, prove: bool = True) -> 
 
     Raises:
         ModelError: the adapter does not fit the model.
+        TrackingError: a tracker that is told of the training from its beginning does not answer.
         PreflightError: a gate refused the model.
         CheckpointError: there are checkpoints and every one is damaged.
     """
     recipe, folder, loaded, subject = opened.recipe, opened.folder, opened.loaded, opened.subject
     if subject is None and prove:
         raise PreflightError("this run was opened for evaluation; open_run proves its rows before it trains")
+    require_answers(recipe, folder)
     fingerprint = assemble.fingerprint_of(recipe, loaded, opened.template, opened.units)
     trainable = assemble.make_trainable(recipe, loaded)
     run = assemble.build_run(_settled(recipe, folder), loaded, trainable, opened.units, fingerprint, folder.path)
@@ -398,6 +401,7 @@ def train_stage(prepared: Prepared, progress: Progress, on_step: Callable[[Step]
 
     Raises:
         PreflightError: a gate refused the first three steps; the same command begins again and is refused again.
+        TrackingError: a tracker that has not this run yet does not answer.
         NonFiniteStep, StorageError, CheckpointError: see there; what was saved is intact.
         KeyboardInterrupt: ctrl-C; the step was finished and everything saved.
     """
@@ -407,9 +411,13 @@ def train_stage(prepared: Prepared, progress: Progress, on_step: Callable[[Step]
         checkpoint.restore(run, found.folder)
         progress.say(f"  going on after step {found.step} ({found.folder})")
     subject = opened.subject if found is None else None
-    with progress.stage("train", "training"), opened.folder.timed("train"), interruptible() as interrupted:
-        _steps(run, opened, subject, progress, on_step, interrupted)
-    _finish(run, opened, progress)
+    mend_log(opened.folder / LOG, run.state)
+    with tracked(opened.recipe, opened.folder, progress) as tracking:
+        with progress.stage("train", "training"), opened.folder.timed("train"), interruptible() as interrupted:
+            _steps(run, opened, subject, progress, on_step, interrupted)
+        _finish(run, opened, progress)
+        found_best = {"best_step": run.state.best_step, "best_validation_loss": run.state.best_loss}
+        tracking.conclude(found_best, {"folder": opened.folder.place})
     return run
 
 
@@ -474,11 +482,9 @@ def _steps(
 ) -> None:
     if run.steps < PROVEN_AT:  # LoRA's A has no gradient at step 1: nothing to show yet
         progress.say(f"  {run.steps} steps are too few to show that every trained tensor moves")
-    path = opened.folder / "metrics.jsonl"
     opened.folder.record(planned_steps=run.steps)  # for whoever watches
-    mend_log(path, run.state)
     progress.resume(run.state.step, run.steps)
-    with path.open("a", encoding="utf-8") as log:
+    with (opened.folder / LOG).open("a", encoding="utf-8") as log:
         for step in train(run):
             log.write(metrics_line(run.state))
             log.flush()

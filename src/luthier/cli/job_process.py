@@ -55,7 +55,9 @@ def train(folder: Path) -> None:
     from luthier.run_folder import RunFolder
     from luthier.stages import keep_artifact, open_run, prepare_data, prepare_training, train_stage
 
-    recipe, run_folder, progress = load(folder / RECIPE), RunFolder(folder / RUN, listed=False), Terminal()
+    recipe, progress = load(folder / RECIPE), Terminal()
+    # whoever looks at a tracker is told of the job, and not of this machine
+    run_folder = RunFolder(folder / RUN, listed=False, alias=folder.name)
     with run_folder.locked():
         run_folder.open(recipe, folder / RECIPE)
         opened = open_run(recipe, run_folder, prepare_data(recipe, run_folder, progress), progress)

@@ -26,9 +26,10 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from luthier.errors import LuthierError
+from luthier.jobs import tracking
 from luthier.jobs.blobs import Blobs
 from luthier.jobs.database import Row, now
-from luthier.jobs.environment import child_environment
+from luthier.jobs.environment import WANDB, child_environment
 from luthier.jobs.file_store import RESULTS, FileStore
 from luthier.jobs.ids import FILE, JOB
 from luthier.jobs.job_folder import DONE, ENDED, LOG, REFUSED, RUN, STOPPED, TRAIN, VALIDATION, kept_steps
@@ -72,6 +73,8 @@ class _Log:
     offset: int = 0
     """Bytes."""
     steps: list[dict[str, Any]] = field(default_factory=list)
+    tracked: bool = False
+    """Whether the trackers' runs have been told of."""
     kept: tuple[int, ...] | None = None
     """The steps that the database has as checkpoints; None: it was not looked."""
 
@@ -224,7 +227,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=child_environment({}),
+                env=child_environment({}, WANDB if row["asked"].get("integrations") else ()),
                 start_new_session=True,
             )
         self._children[row["id"]] = _Child(process, time.monotonic())
@@ -289,6 +292,7 @@ class Supervisor:
         self._files.keep(row["project_id"], f"step_metrics_{row['id']}.csv", RESULTS, digest, size, file_id=file_id)
         self._store.add_model(row, name, str(folder / RUN))
         told = [
+            *tracking.lost(folder / RUN),
             Told("model", f"New fine-tuned model created: {name}"),
             Told("succeeded", "The job has successfully completed"),
         ]
@@ -311,6 +315,10 @@ class Supervisor:
     def _read_log(self, row: Row, log: _Log) -> None:
         """Turn new whole lines of the run's log into events, and kept steps into checkpoints."""
         run = self.folder_of(row) / RUN
+        if row["asked"].get("integrations") and not log.tracked:
+            told = tracking.begun(run)
+            log.tracked = len(told) == len(row["asked"]["integrations"])
+            self._store.note(row["id"], told)
         path = run / "metrics.jsonl"
         if not path.is_file():
             return
