@@ -133,3 +133,30 @@ def wandb_summary(home: Path) -> dict[str, Any]:
         for summary in wandb_records(home, "summary")
         for item in summary.update
     }
+
+
+RECIPE = """
+[model]
+name = "{model}"
+[data]
+train = "rows.jsonl"
+[training]
+steps = 6
+rows_per_step = 4
+[evaluation.systems.zero_shot]
+tune_rows = 0
+[evaluation.systems.fine_tuned]
+"""
+
+
+def write_recipe(folder: Path, model: Path) -> Path:
+    """A recipe of six steps over 40 rows that differ."""
+    words = ("river", "tower", "garden", "window")
+    with (folder / "rows.jsonl").open("w", encoding="utf-8") as rows:
+        for n in range(40):
+            asked = f"What is {n * 37 % 101} and {words[n % 4]} {n * 7 % 83}?"
+            turns = {"user": asked, "assistant": f"{words[n % 4]} {n}"}
+            rows.write(json.dumps({"messages": [{"role": r, "content": c} for r, c in turns.items()]}) + "\n")
+    path = folder / "recipe.toml"
+    path.write_text(RECIPE.format(model=model), encoding="utf-8")
+    return path

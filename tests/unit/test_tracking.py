@@ -31,8 +31,8 @@ from luthier.errors import RecipeError, TrackingError
 from luthier.progress import Silent
 from luthier.recipe import TRACKERS, Recipe, load
 from luthier.run_folder import TRACKING
-from luthier.tracking import HIDDEN, described, require_answers, require_trackers, tracked
 from luthier.trackers.base import require_package
+from luthier.tracking import HIDDEN, described, require_answers, require_trackers, tracked
 
 CANARY = "canary0123456789canary0123456789canary01"
 
@@ -142,6 +142,7 @@ def test_wandb_offline_has_every_step_once_though_it_was_killed(
     assert killed.stdout is not None and killed.stdout.readline() == "told\n"
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
+    assert [step["_step"] for step in wandb_history(folder.path)] == list(range(1, 6)), "nothing was lost by the kill"
     with tracked(recipe, folder, Silent()) as tracking:
         log_steps(folder, range(9, 13))
         tracking.conclude({"test/gain": 0.25}, {"verdict": "Fine-tune."})
@@ -289,7 +290,7 @@ def test_what_is_missing_is_said_before_anything_is_asked(monkeypatch: pytest.Mo
 def test_a_wrong_name_is_told_with_the_right_one() -> None:
     with pytest.raises(RecipeError, match="did you mean 'wandb'"):
         recipe_with({"wandbb": {}})
-    with pytest.raises(RecipeError, match="tracking.wandb.projekt"):
+    with pytest.raises(RecipeError, match=r"tracking\.wandb\.projekt"):
         recipe_with({"wandb": {"projekt": "p"}})
     with pytest.raises(RecipeError, match=r"tracking\.wandb\.project"):
         recipe_with({"wandb": {"project": "a/b"}})
