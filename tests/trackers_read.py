@@ -140,9 +140,13 @@ RECIPE = """
 name = "{model}"
 [data]
 train = "rows.jsonl"
+test_share = 0.3
 [training]
 steps = 6
 rows_per_step = 4
+[evaluation.forgetting]
+multiple_choice = "none"
+text = "none"
 [evaluation.systems.zero_shot]
 tune_rows = 0
 [evaluation.systems.fine_tuned]

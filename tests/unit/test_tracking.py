@@ -1,7 +1,6 @@
 """Trackers are told of every step once, whatever is killed or away meanwhile, and the training never waits for them."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -126,64 +125,67 @@ def test_mlflow_has_every_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert folder.read(TRACKING)["mlflow"]["untold"] == 0
 
 
-def test_wandb_offline_has_every_step_once_though_it_was_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+WANDB = {"project": "p", "entity": "team", "name": "first", "tags": ["a", "b"]}
+
+
+def test_wandb_s_files_have_every_step_once_and_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", CANARY)
-    table = {"project": "p", "entity": "team", "name": "first", "tags": ["a", "b"]}
-    recipe, folder = recipe_with({"wandb": table}, seed=7), run_folder(tmp_path / "run")
-    environment = {**os.environ}  # before the client tells its children by a variable to share its process
+    recipe, folder = recipe_with({"wandb": WANDB}, seed=7), run_folder(tmp_path / "run")
     with tracked(recipe, folder, Silent()):
         log_steps(folder, range(1, 6))
-    killed = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(folder.path)], stdout=subprocess.PIPE, env=environment, text=True
-    )
-    assert killed.stdout is not None and killed.stdout.readline() == "told\n"
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert [step["_step"] for step in wandb_history(folder.path)] == list(range(1, 6)), "nothing was lost by the kill"
+    (folder / "metrics.jsonl").unlink()  # it goes on from the checkpoint of step 3
+    log_steps(folder, range(1, 4))
     with tracked(recipe, folder, Silent()) as tracking:
-        log_steps(folder, range(9, 13))
+        log_steps(folder, range(4, 13))
         tracking.conclude({"test/gain": 0.25}, {"verdict": "Fine-tune."})
     steps = wandb_history(folder.path)
     assert [step["_step"] for step in steps] == list(range(1, 13))
     assert [step["loss"] for step in steps] == pytest.approx([1 / n for n in range(1, 13)])
+    assert [step["validation_loss"] for step in steps if "validation_loss" in step] == [0.4, 0.2]
     summary = wandb_summary(folder.path)
     assert summary["test/gain"] == 0.25 and summary["verdict"] == "Fine-tune."
     runs = wandb_records(folder.path, "run")
     assert {run.run_id for run in runs} == {folder.read(TRACKING)["wandb"]["id"]}
-    assert (runs[0].project, runs[0].entity, runs[0].display_name, list(runs[0].tags)) == (
-        "p",
-        "team",
-        "first",
-        ["a", "b"],
-    )
-    config = {
-        (u.key or u.nested_key[0]): json.loads(u.value_json)
-        for c in wandb_records(folder.path, "config")
-        for u in c.update
-    }
+    (run, _) = runs
+    assert (run.project, run.entity, run.display_name, list(run.tags)) == ("p", "team", "first", ["a", "b"])
+    updates = [update for config in wandb_records(folder.path, "config") for update in config.update]
+    config = {(update.key or update.nested_key[0]): json.loads(update.value_json) for update in updates}
     assert config["seed"] == 7 and config["adapter.type"] == "lora"
     files = [path for path in folder.path.rglob("*") if path.is_file()]
     assert files and not [path for path in files if CANARY.encode() in path.read_bytes()]
 
 
 KILLED = """
-import sys, time
+import json, sys, time
 from pathlib import Path
 from tests.trackers_read import log_steps, recipe_with, run_folder
 from luthier.progress import Silent
 from luthier.tracking import tracked
 
 folder = run_folder(Path(sys.argv[1]))
-table = {"project": "p", "entity": "team", "name": "first", "tags": ["a", "b"]}
-with tracked(recipe_with({"wandb": table}, seed=7), folder, Silent()):
-    log_steps(folder, range(6, 9))
-    time.sleep(2.5)  # the client was told, and wrote nothing yet
+with tracked(recipe_with({"wandb": json.loads(sys.argv[2])}), folder, Silent()):
+    log_steps(folder, range(1, 9))
+    time.sleep(2.5)  # the client was told, and has written nothing yet
     print("told", flush=True)
     time.sleep(60)
 """
+
+
+@pytest.mark.chaos
+def test_what_wandb_lost_when_it_was_killed_is_told_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder, command = run_folder(tmp_path / "run"), [sys.executable, "-c", KILLED, str(tmp_path / "run")]
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)  # by which a child would share the client's process of this one
+    killed = subprocess.Popen([*command, json.dumps(WANDB)], stdout=subprocess.PIPE, text=True)
+    assert killed.stdout is not None and killed.stdout.readline() == "told\n"
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert folder.read(TRACKING)["wandb"]["told"] == 8
+    assert not wandb_history(folder.path), "nothing was lost: the test has no point any more"
+    with tracked(recipe_with({"wandb": WANDB}), folder, Silent()):
+        log_steps(folder, range(9, 13))
+    assert [step["_step"] for step in wandb_history(folder.path)] == list(range(1, 13))
 
 
 # A tracker that is away

@@ -154,11 +154,12 @@ class WandBRun(Session):
 def _told() -> Iterator[None]:
     import wandb
     from wandb.sdk.mailbox import MailboxClosedError
+    from wandb.sdk.mailbox.mailbox_handle import HandleAbandonedError, ServerResponseError
 
     try:
         yield
-    except MailboxClosedError as error:
+    except (MailboxClosedError, HandleAbandonedError) as error:
         raise TrackingError("Weights & Biases: the process of its client has ended") from error
-    except (wandb.Error, OSError) as error:
+    except (wandb.Error, ServerResponseError, OSError) as error:
         told = str(error).strip() or type(error).__name__
         raise TrackingError(f"Weights & Biases: {told.splitlines()[0][:300]}") from error
