@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tests.trackers_read import (
     MLFLOW,
@@ -46,7 +47,7 @@ class Said(Silent):
         self.lines.append(text)
 
 
-def until(wanted: Callable[[], Any], seconds: float = 20.0) -> None:
+def until(wanted: Callable[[], Any], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not wanted():
         assert time.monotonic() < end
@@ -186,6 +187,22 @@ def test_what_wandb_lost_when_it_was_killed_is_told_again(tmp_path: Path, monkey
     with tracked(recipe_with({"wandb": WANDB}), folder, Silent()):
         log_steps(folder, range(9, 13))
     assert [step["_step"] for step in wandb_history(folder.path)] == list(range(1, 13))
+
+
+@pytest.mark.chaos
+def test_a_client_of_wandb_that_dies_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder, said = run_folder(tmp_path / "run"), Said()
+    with tracked(recipe_with({"wandb": WANDB}), folder, said):
+        log_steps(folder, range(1, 6))
+        until(lambda: folder.read(TRACKING)["wandb"].get("told") == 5)
+        for process in psutil.Process().children(recursive=True):
+            if "wandb-core" in " ".join(process.cmdline()):
+                process.kill()
+        log_steps(folder, range(6, 9))
+        until(lambda: any("answers again, and was told 8 steps" in line for line in said.lines), 60)
+        log_steps(folder, [9])
+    assert [step["_step"] for step in wandb_history(folder.path)] == list(range(1, 10))
 
 
 # A tracker that is away

@@ -145,9 +145,15 @@ class WandBRun(Session):
             time.sleep(0.05)
 
     def drop(self) -> None:
-        """Let the client write what it has."""
-        with _told():
-            self._run.finish(exit_code=1)
+        """Let the client write what it has; if its process has ended, the next run gets a new one."""
+        import wandb
+
+        try:
+            with _told():
+                self._run.finish(exit_code=1)
+        except TrackingError:
+            with _told():
+                wandb.teardown()
 
 
 @contextmanager
