@@ -8,7 +8,7 @@ from typing import Any
 from luthier.config import build
 from luthier.errors import TrackingError
 from luthier.recipe import Recipe
-from luthier.run_folder import RunFolder
+from luthier.run_folder import TRACKING, RunFolder
 from luthier.trackers._wandb_files import records
 from luthier.trackers.base import Line, Plain, Session, Status, Subject, Tracker
 
@@ -99,6 +99,11 @@ def log_steps(folder: RunFolder, numbers: Sequence[int]) -> None:
             line = {"step": n, "seconds": 0.01, "loss": 1 / n, **({"validation_loss": 2 / n} if n % 5 == 0 else {})}
             log.write(json.dumps(line) + "\n")
             log.flush()
+
+
+def told_to(folder: RunFolder, name: str) -> int:
+    """The last step that a tracker was told."""
+    return int((folder.read(TRACKING) or {}).get(name, {}).get("told", 0))
 
 
 def tensorboard(folder: Path) -> Any:

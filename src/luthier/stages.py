@@ -45,7 +45,7 @@ from luthier.progress import Progress, duration
 from luthier.rag.corpus import read_corpus
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder
-from luthier.tracking import LOG, require_answers, tracked
+from luthier.tracking import LOG, tracked
 
 SPLITS = ("train", "validation", "test")  # keys of `data` in a recipe, too
 PROVEN_AT = 3  # the step after which the gates of stage `steps` look
@@ -372,14 +372,12 @@ def prepare_training(opened: Opened, progress: Progress, prove: bool = True) -> 
 
     Raises:
         ModelError: the adapter does not fit the model.
-        TrackingError: a tracker that is told of the training from its beginning does not answer.
         PreflightError: a gate refused the model.
         CheckpointError: there are checkpoints and every one is damaged.
     """
     recipe, folder, loaded, subject = opened.recipe, opened.folder, opened.loaded, opened.subject
     if subject is None and prove:
         raise PreflightError("this run was opened for evaluation; open_run proves its rows before it trains")
-    require_answers(recipe, folder)
     fingerprint = assemble.fingerprint_of(recipe, loaded, opened.template, opened.units)
     trainable = assemble.make_trainable(recipe, loaded)
     run = assemble.build_run(_settled(recipe, folder), loaded, trainable, opened.units, fingerprint, folder.path)
@@ -401,7 +399,6 @@ def train_stage(prepared: Prepared, progress: Progress, on_step: Callable[[Step]
 
     Raises:
         PreflightError: a gate refused the first three steps; the same command begins again and is refused again.
-        TrackingError: a tracker that has not this run yet does not answer.
         NonFiniteStep, StorageError, CheckpointError: see there; what was saved is intact.
         KeyboardInterrupt: ctrl-C; the step was finished and everything saved.
     """

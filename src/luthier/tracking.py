@@ -55,6 +55,8 @@ def require_trackers(recipe: Recipe) -> None:
 def require_answers(recipe: Recipe, folder: RunFolder) -> None:
     """Make sure that every tracker would take this run, unless it already has it: a run that goes on waits for nobody.
 
+    They are asked when a command begins; what it then trains, for hours perhaps, no tracker stops.
+
     Raises:
         TrackingError: one is missing something, does not answer, or refuses.
     """
@@ -80,11 +82,7 @@ class Tracking:
 
 @contextmanager
 def tracked(recipe: Recipe, folder: RunFolder, progress: Progress) -> Iterator[Tracking]:
-    """Let the recipe's trackers follow what is written to the run's log while this is open.
-
-    Raises:
-        TrackingError: a tracker that does not have this run yet does not answer, or refuses it.
-    """
+    """Let the recipe's trackers follow what is written to the run's log while this is open."""
     kept = _Kept(folder)
     with ExitStack() as stack:
         followers = [
@@ -96,7 +94,7 @@ def tracked(recipe: Recipe, folder: RunFolder, progress: Progress) -> Iterator[T
 
 @contextmanager
 def _following(follower: "_Follower") -> "Iterator[_Follower]":
-    follower.begin()
+    follower.thread.start()
     status: Status = "failed"
     try:
         yield follower
@@ -176,49 +174,38 @@ class _Follower:
         self._trouble: str | None = None
         self._status: Status | None = None
         self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"tracking {self.name}", daemon=True)
-
-    def begin(self) -> None:
-        """Open the run, and follow; one that the tracker already has is opened while the training goes on.
-
-        Raises:
-            TrackingError: it does not answer, or refuses.
-        """
-        if not self.kept.entry(self.name).get("described"):
-            with _named(self.name):
-                self._open()
-        self._thread.start()
+        self.thread = threading.Thread(target=self._run, name=f"tracking {self.name}", daemon=True)
 
     def end(self, status: Status) -> None:
         """Tell the rest, and say what could not be told."""
         self._status = status
         self._ending.set()
-        self._thread.join(END_SECONDS)
+        self.thread.join(END_SECONDS)
         untold = self._untold()
         self.kept.note(self.name, untold=untold)
-        if self._thread.is_alive() or self._trouble is not None or untold:
+        if self.thread.is_alive() or self._trouble is not None or untold:
             what = f"{untold:,} steps were lost to it" if untold else "it may not have the end of the run"
-            why = self._trouble or ("it takes too long" if self._thread.is_alive() else "its thread has ended")
+            why = self._trouble or ("it takes too long" if self.thread.is_alive() else "its thread has ended")
             self.progress.say(
                 f"  tracking.{self.name}: {what}: {why}. {self._log.path} has all of them, and the same command tells "
                 "what is missing"
             )
 
     def _run(self) -> None:
-        pause = LOOK_SECONDS
+        pause = 0.0
         while not self._ending.wait(pause):
-            pause = LOOK_SECONDS if self._try() else min(2 * pause, LONGEST_PAUSE)
-        self._try()
+            pause = LOOK_SECONDS if self._try() else min(max(2 * pause, LOOK_SECONDS), LONGEST_PAUSE)
+        self._try(self._status)
 
-    def _try(self) -> bool:
-        """Tell what is new, and at the end all else; False where the tracker did not take it."""
+    def _try(self, status: Status | None = None) -> bool:
+        """Tell what is new, and with a status all else; False where the tracker did not take it."""
         try:
             session = self._session or self._open()
             told = self._tell(session)
-            if self._status is not None:
+            if status is not None:
                 if self.figures or self.words:
                     session.conclude(self._log.told, self.figures, self.words)
-                session.close(self._status)
+                session.close(status)
         except (TrackingError, StorageError) as error:
             self._give_up(error)
             return False
@@ -229,15 +216,14 @@ class _Follower:
 
     def _open(self) -> Session:
         entry = self.kept.entry(self.name)
-        session = self.tracker.open(self._subject, entry.get("id"))
+        self._session = session = self.tracker.open(self._subject, entry.get("id"))
         self.kept.note(self.name, id=session.id, place=session.place)
         if not entry.get("described"):
             session.describe(described(self.recipe, self.kept.folder))
             self.kept.note(self.name, described=True)
         self._log.told, self._log.offset = session.last_step(), 0
-        if self._session is None and not self._ending.is_set():
+        if self._trouble is None and not self._ending.is_set():
             self.progress.say(f"  tracking.{self.name}: {session.place}")
-        self._session = session
         return session
 
     def _tell(self, session: Session) -> int:

@@ -7,12 +7,11 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.trackers_read import log_steps, recipe_with, run_folder, write_recipe
+from tests.trackers_read import log_steps, recipe_with, run_folder, told_to, write_recipe
 from tests.unit.test_tracking import Said, until
 
 from luthier.cli.main import main
@@ -75,7 +74,7 @@ def test_a_server_that_dies_meanwhile_has_every_step_once(server: Server, tmp_pa
     require_answers(recipe, folder)
     with tracked(recipe, folder, said) as tracking:
         log_steps(folder, range(1, 101))
-        time.sleep(1.5)
+        until(lambda: told_to(folder, "mlflow") == 100)
         server.kill()
         log_steps(folder, range(101, 131))
         until(lambda: any("does not answer" in line for line in said.lines), 60)
@@ -97,7 +96,7 @@ def test_a_server_that_stays_away_costs_a_count(server: Server, tmp_path: Path) 
     recipe, folder, said = recipe_with({"mlflow": {"uri": server.uri}}), run_folder(tmp_path / "run"), Said()
     with tracked(recipe, folder, said):
         log_steps(folder, [1, 2])
-        time.sleep(2.0)
+        until(lambda: told_to(folder, "mlflow") == 2)
         server.kill()
         log_steps(folder, [3, 4, 5])
     assert "3 steps were lost to it" in said.lines[-1]

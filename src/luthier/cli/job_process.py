@@ -54,12 +54,14 @@ def train(folder: Path) -> None:
     from luthier.recipe import load
     from luthier.run_folder import RunFolder
     from luthier.stages import keep_artifact, open_run, prepare_data, prepare_training, train_stage
+    from luthier.tracking import require_answers
 
     recipe, progress = load(folder / RECIPE), Terminal()
     # whoever looks at a tracker is told of the job, and not of this machine
     run_folder = RunFolder(folder / RUN, listed=False, alias=folder.name)
     with run_folder.locked():
         run_folder.open(recipe, folder / RECIPE)
+        require_answers(recipe, run_folder)
         opened = open_run(recipe, run_folder, prepare_data(recipe, run_folder, progress), progress)
         prepared = prepare_training(opened, progress)
         run = prepared.run

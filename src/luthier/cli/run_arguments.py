@@ -33,7 +33,7 @@ def begin(args: argparse.Namespace) -> "Iterator[tuple[Recipe, RunFolder, Termin
     Raises:
         RecipeError: a setting is wrong, or the folder belongs to another recipe.
         ModelError: there can be no such model or device.
-        TrackingError: a tracker lacks a package, an address or a key.
+        TrackingError: a tracker lacks something, or does not answer.
         StorageError: the folder cannot be made.
     """
     from luthier.models.catalog import source_of
@@ -41,13 +41,13 @@ def begin(args: argparse.Namespace) -> "Iterator[tuple[Recipe, RunFolder, Termin
     from luthier.progress import Terminal
     from luthier.recipe import load
     from luthier.run_folder import RunFolder
-    from luthier.tracking import require_trackers
+    from luthier.tracking import require_answers
 
     recipe = load(args.recipe, args.set)
-    require_trackers(recipe)
     source_of(recipe.model.name)
     choose_device(recipe.model.device)
     folder = RunFolder(args.out or Path("runs") / args.recipe.stem)
     with folder.locked():
         folder.open(recipe, args.recipe)
+        require_answers(recipe, folder)
         yield recipe, folder, Terminal()

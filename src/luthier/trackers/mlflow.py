@@ -56,9 +56,9 @@ class MLflow(Tracker):
         self._uri()
 
     def reach(self) -> None:
-        """One question to the server."""
+        """Make the experiment, or find it."""
         with _told():
-            self._client().search_experiments(max_results=1)
+            self._experiment(self._client())
 
     def open(self, subject: Subject, run_id: str | None) -> "ServerRun":
         """A new run, or the one that was begun, running again."""

@@ -15,8 +15,8 @@ from luthier.trackers._wandb_files import files_of, last_step
 from luthier.trackers.base import Line, Plain, Session, Status, Subject, Tracker, require_package
 
 KEY, MODE = "WANDB_API_KEY", "WANDB_MODE"
-ANSWER_SECONDS, FINISH_SECONDS = 20.0, 30.0
-"""How long the server may take to begin a run, and to take the rest of one at its end."""
+ANSWER_SECONDS, FINISH_SECONDS = 10, 30
+"""How long the server may take to answer, and to take the rest of a run at its end."""
 NAME = r"^[^/\\#?%:\x00-\x1f\x7f]*$"
 """What W&B takes as the name of a project."""
 SHOWN = r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]*$"
@@ -48,23 +48,22 @@ class WandB(Tracker):
             )
 
     def reach(self) -> None:
-        """Ask the server whether it knows the key."""
+        """Make the project, or find it: so the key and the entity are right."""
         self.require()
         if self._mode() == "offline":
             return
-        import wandb
-
-        with _told():
-            if not wandb.login(verify=True, timeout=round(ANSWER_SECONDS)):
-                raise TrackingError("Weights & Biases: the server does not know the key")
+        wandb = _client()
+        try:
+            with _told():
+                api = wandb.Api(timeout=ANSWER_SECONDS)
+                api.create_project(self.project, self.entity or api.default_entity or "")
+        except TrackingError as error:  # the client tells of one and the same trouble in many words
+            raise TrackingError(f"{error} (no answer, or a wrong key, entity or project)") from error
 
     def open(self, subject: Subject, run_id: str | None) -> "WandBRun":
         """A new run, or the one that was begun."""
         self.require()
-        # its makers are told of errors of their client otherwise
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        import wandb
-
+        wandb = _client()
         home, run_id = subject.folder, run_id or secrets.token_hex(4)
         held = last_step(home, run_id)
         settings = wandb.Settings(
@@ -154,6 +153,15 @@ class WandBRun(Session):
         except TrackingError:
             with _told():
                 wandb.teardown()
+
+
+def _client() -> Any:
+    """The client's module."""
+    # its makers are told of its errors otherwise; it reads this when it is imported
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    return wandb
 
 
 @contextmanager
