@@ -9,6 +9,10 @@ import pytest
 from tests.jobs_service import MODEL, Running, events_of, rows, running, wait_for
 from tests.trackers_read import wandb_history, wandb_records
 
+from luthier.jobs.environment import WANDB as NAMES, child_environment
+from luthier.jobs.tracking import begun, lost
+from luthier.run_folder import TRACKING, RunFolder
+
 CANARY = "canary0123456789canary0123456789canary01"
 WANDB = {"project": "addresses", "entity": "team", "name": "first", "tags": ["a"]}
 
@@ -68,9 +72,18 @@ def test_what_cannot_be_tracked_is_refused_at_once(service: Running, monkeypatch
 
 
 def test_a_job_without_integrations_never_sees_the_key(service: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    from luthier.jobs.environment import WANDB as NAMES, child_environment
-
     for name in NAMES:
         monkeypatch.setenv(name, CANARY)
     assert CANARY not in child_environment({}).values()
     assert list(child_environment({}, NAMES).values()).count(CANARY) == len(NAMES)
+
+
+def test_steps_that_were_lost_are_told(tmp_path: Path) -> None:
+    assert begun(tmp_path) == lost(tmp_path) == []
+    entry = {"id": "a1", "place": "https://wandb.test/a1", "described": True, "told": 4}
+    RunFolder(tmp_path).write(TRACKING, {"wandb": {**entry, "untold": 3}, "wandb_2": {"id": "a2", "place": "/here"}})
+    assert [told.message for told in begun(tmp_path)] == [
+        "Tracking began: wandb has the job as run a1: https://wandb.test/a1"
+    ]
+    (told,) = lost(tmp_path)
+    assert (told.level, told.message) == ("warn", "Tracking: wandb was not told of 3 steps")

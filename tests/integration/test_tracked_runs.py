@@ -1,9 +1,12 @@
 """Trackers in whole runs, by the command line."""
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-from tests.trackers_read import tensorboard, wandb_history, wandb_summary, write_recipe
+from tests.trackers_read import run_folder, tensorboard, told_to, wandb_history, wandb_summary, write_recipe
 
 from luthier.cli.main import main
 from luthier.recipe import load
@@ -50,3 +53,30 @@ def test_a_server_that_is_away_is_told_before_anything_is_made(
     assert main(["run", str(recipe), "--out", str(out), "--set", address]) == 2
     assert "error: tracking.mlflow: MLflow: " in capsys.readouterr().err
     assert not (out / "checkpoints").exists() and not (out / "records").exists()
+
+
+@pytest.mark.chaos
+def test_a_training_that_is_killed_has_every_step_once(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)
+    recipe, out = write_recipe(tmp_path, tiny_model_folder), tmp_path / "out"
+    settings = ["steps=300", "validate_every=25", "patience=false"]
+    command = [sys.executable, "-m", "luthier.cli.main", "train", str(recipe), "--out", str(out)]
+    command += [word for setting in settings for word in ("--set", f"training.{setting}")]
+    command += ["--set", "tracking.tensorboard={}", "--set", "tracking.wandb={}"]
+    before = 0
+    for _ in range(3):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        while (
+            process.poll() is None and min(told_to(run_folder(out), n) for n in ("tensorboard", "wandb")) < before + 30
+        ):
+            time.sleep(0.02)
+        process.kill()
+        assert process.wait() < 0, "it ended before it could be killed: more steps are needed"
+        before = told_to(run_folder(out), "tensorboard")
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    losses = tensorboard(out / "tensorboard").Scalars("loss")
+    assert [event.step for event in losses] == list(range(1, 301))
+    assert [step["_step"] for step in wandb_history(out)] == list(range(1, 301))

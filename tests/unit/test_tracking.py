@@ -308,6 +308,9 @@ def test_what_is_missing_is_said_before_anything_is_asked(monkeypatch: pytest.Mo
     with pytest.raises(TrackingError, match=r"tracking\.mine: .*WANDB_API_KEY"):
         require_trackers(recipe_with({"mine": {"type": "wandb"}}))
     require_trackers(recipe_with({"mine": {"type": "wandb", "mode": "offline"}, "tensorboard": {}}))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with pytest.raises(TrackingError, match="WANDB_MODE is 'disabled'"):
+        require_trackers(recipe_with({"wandb": {}}))
     with pytest.raises(TrackingError, match=r"pip install 'luthier\[wandb\]'"):
         require_package("no_such_package", "wandb")
 

@@ -110,7 +110,7 @@ def write_recipe(folder: Path, base: str, body: Mapping[str, Any], seed: int) ->
         objective["beta"] = float(given["beta"])
     if "n_epochs" in given:
         training["patience"] = False  # so many were asked for
-    tree["tracking"] = tracking_of(body)
+    tree |= {"tracking": tables} if (tables := tracking_of(body)) else {}
     recipe = build(Recipe, tree)
     with atomic_text(folder / RECIPE) as file:
         file.write(write_toml(tree))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,13 @@ from luthier.trackers._wandb_files import files_of, last_step
 from luthier.trackers.base import Line, Plain, Session, Status, Subject, Tracker, require_package
 
 KEY, MODE = "WANDB_API_KEY", "WANDB_MODE"
+MODES: Mapping[str, Literal["online", "offline"]] = {
+    "online": "online",
+    "run": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+}
+"""What the client takes in WANDB_MODE, but for `disabled` and what needs another process."""
 ANSWER_SECONDS, FINISH_SECONDS = 10, 30
 """How long the server may take to answer, and to take the rest of a run at its end."""
 NAME = r"^[^/\\#?%:\x00-\x1f\x7f]*$"
@@ -32,8 +39,8 @@ class WandB(Tracker):
     """The user or team that it belongs to; empty: the key's own."""
     name: str = Field("", max_length=128, pattern=SHOWN)
     """The run's name there; empty: its folder."""
-    tags: tuple[str, ...] = Field((), max_length=50)
-    """Words by which runs are found, of at most 64 characters."""
+    tags: tuple[Annotated[str, Field(min_length=1, max_length=64, pattern=SHOWN)], ...] = Field((), max_length=50)
+    """Words by which runs are found."""
     mode: Literal["online", "offline"] | None = None
     """`offline` writes into the run's folder alone, for `wandb sync`; absent: as the environment variable WANDB_MODE
     says, else online."""
@@ -41,6 +48,11 @@ class WandB(Tracker):
     def require(self) -> None:
         """The package `wandb`, and a key unless nothing is sent."""
         require_package("wandb", "wandb")
+        if self.mode is None and os.environ.get(MODE, "online") not in MODES:
+            raise TrackingError(
+                f"the environment variable {MODE} is {os.environ[MODE]!r}: expected online or offline; to track "
+                "nothing, take the table out of [tracking]"
+            )
         if self._mode() == "online" and not os.environ.get(KEY):
             raise TrackingError(
                 f"Weights & Biases wants a key: set the environment variable {KEY}, or {MODE}=offline to keep the run "
@@ -101,7 +113,7 @@ class WandB(Tracker):
         return WandBRun(run, held, home if self._mode() == "offline" else None)
 
     def _mode(self) -> Literal["online", "offline"]:
-        return self.mode or ("offline" if os.environ.get(MODE) in ("offline", "dryrun") else "online")
+        return self.mode or MODES.get(os.environ.get(MODE, "online"), "offline")
 
 
 class WandBRun(Session):
