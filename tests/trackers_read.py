@@ -149,6 +149,8 @@ test_share = 0.3
 [training]
 steps = 6
 rows_per_step = 4
+[evaluation]
+max_new_tokens = 8
 [evaluation.forgetting]
 multiple_choice = "none"
 text = "none"
