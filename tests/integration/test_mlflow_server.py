@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,6 +89,21 @@ def test_a_server_that_dies_meanwhile_has_every_step_once(server: Server, tmp_pa
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED" and run.data.params["seed"] == "7"
     assert run.data.metrics["test/fine_tuned/f1"] == 0.75 and run.data.tags["verdict"] == "Fine-tune."
+
+
+def test_the_client_does_not_tell_its_makers(server: Server) -> None:
+    program = (
+        "from luthier.trackers.mlflow import MLflow\n"
+        f"MLflow(uri={server.uri!r}).reach()\n"
+        "from mlflow.telemetry import get_telemetry_client\n"
+        "print(get_telemetry_client())"
+    )
+    # without the variables by which the client knows a test from a user
+    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "PYTEST_CURRENT_TEST")}
+    environment.pop("MLFLOW_DISABLE_TELEMETRY", None)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "None"
 
 
 def test_a_server_that_stays_away_costs_a_count(server: Server, tmp_path: Path) -> None:

@@ -84,9 +84,8 @@ class MLflow(Tracker):
             raise TrackingError(str(error)) from None
 
     def _client(self) -> "MlflowClient":
-        for name, value in ENVIRONMENT.items():  # read by the client at each request, and by no other argument
-            os.environ.setdefault(name, value)
         self.require()
+        _settle()
         from mlflow.tracking import MlflowClient
 
         return MlflowClient(tracking_uri=self._uri())
@@ -192,8 +191,15 @@ def _cut(text: str, longest: int) -> str:
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
+def _settle() -> None:
+    """Tell the client how to behave, before it is imported: it takes some of this by its environment alone."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
 @contextmanager
 def _told() -> Iterator[None]:
+    _settle()
     from mlflow.exceptions import MlflowException
 
     try:
