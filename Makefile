@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: env demo test check times numerics exports conformance postgres vllm chaos bench peers gpu reference format clean
+.PHONY: env demo test check times numerics exports conformance postgres vllm trackers chaos bench peers gpu reference format clean
 
 env: $(STAMP)
 
@@ -24,9 +24,9 @@ demo: env
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q --timeout 600
 WORKERS ?= 2
 
-# Everything but four suites that take longer: `numerics`, `exports`, `chaos`, `vllm`. Fetches the default model once.
+# Everything but what takes longer or needs more: `numerics`, `exports`, `chaos`, `vllm`, `trackers`. Fetches the default model once.
 test: env
-	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not numerics and not chaos and not exports and not vllm"
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not numerics and not chaos and not exports and not vllm and not trackers"
 
 # What to run before every commit: style, types, import directions, and the tests that take no whole run and little time.
 check: env
@@ -34,11 +34,11 @@ check: env
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not slow and not numerics and not chaos and not exports and not vllm"
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not slow and not numerics and not chaos and not exports and not vllm and not trackers"
 
 # How long each test takes, and by that which of them `make check` leaves out: tests/slow.txt.
 times: env
-	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not numerics and not chaos and not exports and not vllm" --junitxml .pytest_cache/times.xml
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not numerics and not chaos and not exports and not vllm and not trackers" --junitxml .pytest_cache/times.xml
 	$(BIN)/python -m tests.slow_tests .pytest_cache/times.xml > tests/slow.txt
 
 # Luthier against transformers, peft and trl, at tiny size.
@@ -80,6 +80,15 @@ vllm: env .peers/vllm/.ready
 	.peers/vllm/bin/python -m pip install -q -c constraints.txt torch
 	.peers/vllm/bin/python -m pip install -q -r $<
 	.peers/vllm/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	touch $@
+
+# Trackers against MLflow's own server, which is killed meanwhile; it has an environment of its own (850 MB).
+trackers: env .peers/mlflow/.ready
+	LUTHIER_TEST_MLFLOW=.peers/mlflow/bin/mlflow $(PYTEST) -m trackers
+
+.peers/mlflow/.ready: tests/mlflow_server.txt
+	$(PYTHON) -m venv --clear .peers/mlflow
+	.peers/mlflow/bin/python -m pip install -q -r $<
 	touch $@
 
 # Measure; every result names the machine, the versions and the commit it was taken with.

@@ -290,7 +290,8 @@ def fingerprint_of(
 
     `start` is the sha256 of each file of the artifact that the adapter starts at, if it is not fresh.
     """
-    apart = ("evaluation", "retrieval", "cost", "decision", "data")  # rows with passages differ in their tokens
+    # rows with passages differ in their tokens
+    apart = ("evaluation", "retrieval", "cost", "decision", "tracking", "data")
     settings = {k: v for k, v in recipe.dump().items() if k not in apart}
     settings["adapter"] = {k: v for k, v in settings["adapter"].items() if k != "start_from"}  # its files say more
     data = {name: _hash_units(group) for name, group in units.items()}

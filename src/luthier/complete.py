@@ -6,9 +6,10 @@ from luthier.evaluation.harness import Evaluation
 from luthier.passages import is_wanted, measure_with_passages, planned, train_with_passages
 from luthier.progress import Terminal
 from luthier.recipe import Recipe
-from luthier.report import Report, build_report, write_report
+from luthier.report import Report, build_report, figures, write_report
 from luthier.run_folder import RunFolder
 from luthier.stages import Data, open_run, prepare_training, train_stage, training_line
+from luthier.tracking import tracked
 
 
 def complete(recipe: Recipe, folder: RunFolder, data: Data, progress: Terminal) -> Report:
@@ -23,7 +24,9 @@ def complete(recipe: Recipe, folder: RunFolder, data: Data, progress: Terminal) 
         second = train_with_passages(recipe, folder, data, progress)
         measure_with_passages(second, question, measured, folder, progress)
     report = build_report(folder.path)
-    write_report(report, folder.path)
+    page = write_report(report, folder.path)[1]
+    with tracked(recipe, folder, progress) as tracking:
+        tracking.conclude(figures(report), {"verdict": report.verdict.sentence, "report": str(page.resolve())})
     return report
 
 

@@ -11,6 +11,7 @@
     ├── EvaluationError        a system or metric cannot be measured
     ├── RetrievalError         passages cannot be searched: a server does not answer, or a library is missing
     ├── ServeError             the server cannot start
+    ├── TrackingError          a tracker lacks a package or a key, does not answer, or refuses a run
     ├── ExportError            a run cannot be exported so, or the artifact is not the trained model
     └── NonFiniteStep          a gradient was NaN or infinite; the weights were not updated
 
@@ -74,6 +75,10 @@ class RetrievalError(LuthierError):
 
 class ServeError(LuthierError):
     """The server cannot start."""
+
+
+class TrackingError(LuthierError):
+    """A tracker lacks a package, an address or a key, does not answer, or refuses what it is told."""
 
 
 class ExportError(LuthierError):

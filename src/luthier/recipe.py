@@ -32,6 +32,7 @@ SCHEDULES = "luthier.engine.schedules"
 SYSTEMS = "luthier.evaluation.systems"
 METRICS = "luthier.evaluation.metrics"
 QUANTIZERS = "luthier.models.quantize"
+TRACKERS = "luthier.trackers"
 
 PARTS: Mapping[str, tuple[str, str]] = {
     "adapter": (ADAPTERS, "lora"),
@@ -104,6 +105,14 @@ def _systems(tables: Any) -> dict[str, Settings]:
         return {
             name: build_part(SYSTEMS, table, name, ["evaluation", "systems", name]) for name, table in tables.items()
         }
+
+
+def _trackers(tables: Any) -> dict[str, Settings]:
+    """The settings of every tracker, by name."""
+    with nested():
+        if not isinstance(tables, Mapping):
+            raise RecipeError(f"tracking = {tables!r}: expected tables such as [tracking.tensorboard]")
+        return {name: build_part(TRACKERS, table, name, ["tracking", name]) for name, table in tables.items()}
 
 
 class ModelSettings(Settings):
@@ -488,6 +497,9 @@ class Recipe(Settings):
     """Prices."""
     decision: DecisionSettings = DecisionSettings()
     """What the verdict assumes."""
+    tracking: Annotated[dict[str, SerializeAsAny[Settings]], BeforeValidator(_trackers)] = Field(default_factory=dict)
+    """Trackers that follow the training (docs/tracking.md): tables by name, each with a `type`; absent: none. They
+    change nothing that is trained."""
 
     @classmethod
     def tables(cls, values: Mapping[str, Any]) -> dict[str, type[Settings]]:
@@ -513,6 +525,10 @@ class Recipe(Settings):
     @field_serializer("adapter", "objective", "optimizer", "schedule")
     def _dump_part(self, part: Settings) -> Tree:
         return dump_part(part)
+
+    @field_serializer("tracking")
+    def _dump_tracking(self, trackers: dict[str, Settings]) -> Tree:
+        return {name: dump_part(tracker) for name, tracker in trackers.items()}
 
     def dump(self) -> Tree:
         """Every setting as plain values, defaults included; `Recipe` reads it back to an equal recipe."""

@@ -25,20 +25,32 @@ from luthier.run_registry import Parent
 
 VERSIONS = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 # settings that decide no weight: records carry their own keys, and the report reads prices anew
-HARMLESS = ("cost", "decision", "evaluation", "retrieval")
+HARMLESS = ("cost", "decision", "evaluation", "retrieval", "tracking")
 PRICES = "prices.toml"
 """The copy of the user's price book."""
+TRACKING = "tracking.json"
+"""Which runs of its trackers this one is."""
 # what only its own recipe may go on with
 MADE = ("checkpoints/step-*", "adapter", "records", "evaluation.json")
 _said: set[str] = set()
 
 
 class RunFolder:
-    """Paths and small files of one run; unless it is not to be `listed`, the registry of runs is told how far it is."""
+    """Paths and small files of one run.
 
-    def __init__(self, path: Path, listed: bool = True) -> None:
+    Args:
+        path: where it lies.
+        listed: whether the registry of runs is told how far it is.
+        alias: what others are told instead of where it lies.
+    """
+
+    def __init__(self, path: Path, listed: bool = True, alias: str | None = None) -> None:
         self.path = path
         self._listed = listed
+        self.title = alias or os.path.relpath(path)
+        """What it is called."""
+        self.place = alias or str(path.resolve())
+        """Where it lies, as others are told."""
         self._begun = False
 
     def __truediv__(self, name: str) -> Path:
@@ -154,7 +166,7 @@ class RunFolder:
                 f"{self.path} holds a run of another recipe (changed: {', '.join(changed)}; made by it: "
                 f"{', '.join(made[:3])}). Choose another folder with --out, or remove this one."
             )
-        for name in ("manifest.json", "preflight.json"):
+        for name in ("manifest.json", "preflight.json", TRACKING):
             (self.path / name).unlink(missing_ok=True)
 
     def record(self, **entries: Any) -> None:

@@ -46,6 +46,7 @@ from luthier.rag.corpus import read_corpus
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder
 from luthier.starts import Start, keep_start
+from luthier.tracking import LOG, tracked
 
 SPLITS = ("train", "validation", "test")  # keys of `data` in a recipe, too
 PROVEN_AT = 3  # the step after which the gates of stage `steps` look
@@ -419,9 +420,13 @@ def train_stage(prepared: Prepared, progress: Progress, on_step: Callable[[Step]
         checkpoint.restore(run, found.folder)
         progress.say(f"  going on after step {found.step} ({found.folder})")
     subject = opened.subject if found is None else None
-    with progress.stage("train", "training"), opened.folder.timed("train"), interruptible() as interrupted:
-        _steps(run, opened, subject, progress, on_step, interrupted)
-    _finish(run, opened, progress)
+    mend_log(opened.folder / LOG, run.state)
+    with tracked(opened.recipe, opened.folder, progress) as tracking:
+        with progress.stage("train", "training"), opened.folder.timed("train"), interruptible() as interrupted:
+            _steps(run, opened, subject, progress, on_step, interrupted)
+        _finish(run, opened, progress)
+        found_best = {"best_step": run.state.best_step, "best_validation_loss": run.state.best_loss}
+        tracking.conclude(found_best, {"folder": opened.folder.place})
     return run
 
 
@@ -486,11 +491,9 @@ def _steps(
 ) -> None:
     if run.steps < PROVEN_AT:  # LoRA's A has no gradient at step 1: nothing to show yet
         progress.say(f"  {run.steps} steps are too few to show that every trained tensor moves")
-    path = opened.folder / "metrics.jsonl"
     opened.folder.record(planned_steps=run.steps)  # for whoever watches
-    mend_log(path, run.state)
     progress.resume(run.state.step, run.steps)
-    with path.open("a", encoding="utf-8") as log:
+    with (opened.folder / LOG).open("a", encoding="utf-8") as log:
         for step in train(run):
             log.write(metrics_line(run.state))
             log.flush()

@@ -62,6 +62,7 @@ ROWS = json.dumps({"messages": [{"role": "user", "content": "Hi"}, {"role": "ass
 def main(options: list[str]) -> int:
     """Fetch, seed, serve and test; pytest's exit code."""
     client = _client()
+    os.environ["WANDB_MODE"] = "offline"  # a job of theirs asks for Weights & Biases
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         settings = Options(place, aliases={"gpt-4o-mini": "smollm2-135m-instruct"}, at_once=0)

@@ -37,6 +37,7 @@ REGISTRIES = (
     "luthier.merging",
     "luthier.objectives",
     "luthier.preflight",
+    "luthier.trackers",
 )
 
 # "file::function": reason

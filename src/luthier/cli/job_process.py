@@ -81,11 +81,15 @@ def train(folder: Path) -> None:
     from luthier.recipe import load
     from luthier.run_folder import RunFolder
     from luthier.stages import keep_artifact, open_run, prepare_data, prepare_training, train_stage
+    from luthier.tracking import require_answers
 
     beside = Beside.read(folder)
-    recipe, run_folder, progress = load(folder / RECIPE), RunFolder(folder / RUN, listed=False), Terminal()
+    recipe, progress = load(folder / RECIPE), Terminal()
+    # whoever looks at a tracker is told of the job, and not of this machine
+    run_folder = RunFolder(folder / RUN, listed=False, alias=folder.name)
     with run_folder.locked():
         run_folder.open(recipe, folder / RECIPE)
+        require_answers(recipe, run_folder)
         device = choose_device(recipe.model.device)
         if device.type == CPU and Claim.read(folder) is None:
             least = resolve(recipe.model.name).stored_bytes

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from luthier import registry
 from luthier.config import Settings, group_of, write_toml
-from luthier.recipe import DEFAULT_SYSTEMS, PARTS, SYSTEMS, Recipe
+from luthier.recipe import DEFAULT_SYSTEMS, PARTS, SYSTEMS, TRACKERS, Recipe
 
 Schema = dict[str, Any]
 
@@ -37,11 +37,15 @@ def part_class(package: str, name: str) -> type[Settings]:
 def reference() -> str:
     """Markdown: every key of a recipe with its type, default and meaning, parts included."""
     sections = [HEADER]
-    top = {name: field for name, field in Recipe.model_fields.items() if _group(field) is None and name not in PARTS}
+    groups = {name: _group(field) for name, field in Recipe.model_fields.items()}
+    apart = {*PARTS, "tracking"}
+    top = {name: field for name, field in Recipe.model_fields.items() if groups[name] is None and name not in apart}
     sections.append("## At the top\n\n" + _table(Recipe, top))
     for name, field in Recipe.model_fields.items():
-        group = _group(field)
-        if name in PARTS:
+        group = groups[name]
+        if name == "tracking":
+            sections.append(_part_section("[tracking.NAME]", TRACKERS, field.description or "", "the table's own name"))
+        elif name in PARTS:
             package, default = PARTS[name]
             sections.append(_part_section(f"[{name}]", package, field.description or "", f'`type = "{default}"`'))
         elif group is not None:
@@ -57,13 +61,17 @@ def schema() -> Schema:
         kinds = {kind: _define(definitions, package, kind) for kind in registry.names(package)}
         description = Recipe.model_fields[name].description
         whole["properties"][name] = {"description": description, **_union(kinds, default)}
-    kinds = {kind: _define(definitions, SYSTEMS, kind) for kind in registry.names(SYSTEMS)}
-    systems = definitions["EvaluationSettings"]["properties"]["systems"]
-    # a system's table may leave its type out when it is called like one
-    named = {kind: _union(kinds, kind) for kind in kinds}
-    systems.update({"type": "object", "properties": named, "additionalProperties": _union(kinds, None)})
+    definitions["EvaluationSettings"]["properties"]["systems"].update(_tables(definitions, SYSTEMS))
+    whole["properties"]["tracking"].update(_tables(definitions, TRACKERS))
     definitions.pop("Settings", None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **whole}
+
+
+def _tables(definitions: Schema, package: str) -> Schema:
+    """Tables of parts by name; one that is called like a part may leave its type out."""
+    kinds = {kind: _define(definitions, package, kind) for kind in registry.names(package)}
+    named = {kind: _union(kinds, kind) for kind in kinds}
+    return {"type": "object", "properties": named, "additionalProperties": _union(kinds, None)}
 
 
 def _define(definitions: Schema, package: str, kind: str) -> Schema:

@@ -33,6 +33,7 @@ def begin(args: argparse.Namespace) -> "Iterator[tuple[Recipe, RunFolder, Termin
     Raises:
         RecipeError: a setting is wrong, or the folder belongs to another recipe.
         ModelError: there can be no such model or device.
+        TrackingError: a tracker lacks something, or does not answer.
         StorageError: the folder cannot be made.
     """
     from luthier.models.catalog import source_of
@@ -40,6 +41,7 @@ def begin(args: argparse.Namespace) -> "Iterator[tuple[Recipe, RunFolder, Termin
     from luthier.progress import Terminal
     from luthier.recipe import load
     from luthier.run_folder import RunFolder
+    from luthier.tracking import require_answers
 
     recipe = load(args.recipe, args.set)
     source_of(recipe.model.name)
@@ -47,4 +49,5 @@ def begin(args: argparse.Namespace) -> "Iterator[tuple[Recipe, RunFolder, Termin
     folder = RunFolder(args.out or Path("runs") / args.recipe.stem)
     with folder.locked():
         folder.open(recipe, args.recipe)
+        require_answers(recipe, folder)
         yield recipe, folder, Terminal()

@@ -1,7 +1,7 @@
 """What the processes of the service get of its environment: where things lie, and no secrets."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 PASSED = (
     "PATH",
@@ -24,11 +24,13 @@ PASSED = (
     "TOKENIZERS_PARALLELISM",
 )
 """Addresses of package indexes and proxies are none of these: they may hold a password."""
+WANDB = ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE")
+"""What only a job gets that asks for Weights & Biases: the key to the operator's account there."""
 PARENT = "LUTHIER_SUPERVISOR"
 """The process with which a child ends."""
 
 
-def child_environment(more: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a child of this process, with what it is told."""
-    found = {name: os.environ[name] for name in PASSED if name in os.environ}
+def child_environment(more: Mapping[str, str], also: Sequence[str] = ()) -> dict[str, str]:
+    """The environment of a child of this process, with what it is told; `also` are further names that it gets."""
+    found = {name: os.environ[name] for name in (*PASSED, *also) if name in os.environ}
     return {**found, **more, PARENT: str(os.getpid())}

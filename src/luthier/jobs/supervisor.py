@@ -27,10 +27,11 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from luthier.errors import LuthierError
+from luthier.jobs import tracking
 from luthier.jobs.blobs import Blobs
 from luthier.jobs.database import Row, now
 from luthier.jobs.disk import Disk
-from luthier.jobs.environment import child_environment
+from luthier.jobs.environment import WANDB, child_environment
 from luthier.jobs.file_store import RESULTS, FileStore
 from luthier.jobs.ids import FILE, JOB
 from luthier.jobs.job_folder import (
@@ -95,6 +96,8 @@ class _Log:
     offset: int = 0
     """Bytes."""
     steps: list[dict[str, Any]] = field(default_factory=list)
+    tracked: bool = False
+    """Whether the trackers' runs have been told of."""
     kept: tuple[int, ...] | None = None
     """The steps that the database has as checkpoints; None: it was not looked."""
 
@@ -332,7 +335,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=child_environment({}),
+                env=child_environment({}, WANDB if row["asked"].get("integrations") else ()),
                 start_new_session=True,
             )
         spent = sum(float(one["seconds"]) for one in log.steps)
@@ -405,6 +408,7 @@ class Supervisor:
         self._files.keep(row["project_id"], f"step_metrics_{row['id']}.csv", RESULTS, digest, size, file_id=file_id)
         self._store.add_model(row, name, self._within(folder / RUN))
         told = [
+            *tracking.lost(folder / RUN),
             Told("model", f"New fine-tuned model created: {name}"),
             Told("succeeded", "The job has successfully completed"),
         ]
@@ -430,6 +434,10 @@ class Supervisor:
     def _read_log(self, row: Row, log: _Log) -> None:
         """Turn new whole lines of the run's log into events, and kept steps into checkpoints."""
         run = self.folder_of(row) / RUN
+        if row["asked"].get("integrations") and not log.tracked:
+            told = tracking.begun(run)
+            log.tracked = len(told) == len(row["asked"]["integrations"])
+            self._store.note(row["id"], told)
         path = run / "metrics.jsonl"
         if not path.is_file():
             return

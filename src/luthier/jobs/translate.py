@@ -5,6 +5,7 @@
     learning_rate_multiplier    times the learning rate of our own rules (`luthier.draft`)
     beta                        objective.beta, of dpo
     model, one that a job made  adapter.start_from, with the adapter and the model's settings of that job
+    integrations                a table of `tracking` each
 
 `"auto"`, and what is left out, is picked by these rules from the rows and the model's size. A base is named as a recipe
 names it, or by a name that the operator gave another meaning (`gpt-4o-mini = "smollm2-135m-instruct"`).
@@ -22,7 +23,8 @@ from luthier.data.write import atomic_text
 from luthier.draft import Facts, require_same_kind, sections
 from luthier.errors import DataError, ModelError
 from luthier.jobs.job_folder import ADAPTER, RECIPE, RECORD, START, TRAIN, VALIDATION
-from luthier.recipe import Recipe
+from luthier.recipe import TRACKERS, Recipe, build_part
+from luthier.trackers.base import Tracker
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,26 @@ def hyperparameters_of(body: Mapping[str, Any]) -> dict[str, Any]:
     own = ((body.get("method") or {}).get(kind) or {}).get("hyperparameters") or {}
     old = (body.get("hyperparameters") or {}) if kind == "supervised" else {}
     return {name: value for name, value in {**old, **own}.items() if value not in (None, "auto")}
+
+
+def tracking_of(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of `tracking` that the integrations of a request ask for."""
+    asked = body.get("integrations") or []
+    names = [one["type"] if number == 1 else f"{one['type']}_{number}" for number, one in enumerate(asked, start=1)]
+    return {name: {"type": one["type"], **one[one["type"]]} for name, one in zip(names, asked, strict=True)}
+
+
+def require_tracking(body: Mapping[str, Any]) -> None:
+    """Make sure that this server can do what the integrations of a request ask for.
+
+    Raises:
+        RecipeError: the tracker knows no such name.
+        TrackingError: its package or its key is missing here.
+    """
+    for name, table in tracking_of(body).items():
+        settings = build_part(TRACKERS, table, name, ["integrations", name])
+        if isinstance(settings, Tracker):
+            settings.require()
 
 
 def write_recipe(folder: Path, base: str, body: Mapping[str, Any], seed: int) -> Picked:
@@ -94,6 +116,7 @@ def write_recipe(folder: Path, base: str, body: Mapping[str, Any], seed: int) ->
         objective["beta"] = float(given["beta"])
     if "n_epochs" in given:
         training["patience"] = False  # so many were asked for
+    tree |= {"tracking": tables} if (tables := tracking_of(body)) else {}
     recipe = build(Recipe, tree)
     with atomic_text(folder / RECIPE) as file:
         file.write(write_toml(tree))

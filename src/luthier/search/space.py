@@ -28,6 +28,7 @@ REFUSED: Mapping[str, str] = {
     "evaluation": "it decides what is measured, not what is learned",
     "cost": "it decides no weight",
     "decision": "it decides the verdict, not what is learned",
+    "tracking": "it tells what is learned, and changes nothing of it",
     "retrieval": "trials are trained and asked without passages",
     "seed": "luck is counted with --seeds",
     "objective.type": "another objective trains on other rows",

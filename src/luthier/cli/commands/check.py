@@ -115,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
         RecipeError: options do not go together, or the recipe is wrong.
         DataError: a file cannot be read; carries file and line.
         ModelError: the model is missing.
+        TrackingError: a tracker lacks a package, an address or a key.
     """
     try:
         outcome = _check_recipe(args) if _is_recipe(args) else _check_files(args)
@@ -205,8 +206,10 @@ def _check_recipe(args: argparse.Namespace) -> Outcome:
     from luthier import recipe as recipes
     from luthier.data.formats.base import sniff
     from luthier.stages import divide
+    from luthier.tracking import require_trackers
 
     recipe = recipes.load(args.paths[0], args.set)
+    require_trackers(recipe)
     outcome = Outcome()
     settings = recipe.data
     named = {"train": settings.train, "validation": settings.validation, "test": settings.test}

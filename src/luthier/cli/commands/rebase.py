@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from luthier.rebase import decide, plan_rebase
     from luthier.run_folder import RunFolder
     from luthier.stages import prepare_data
+    from luthier.tracking import require_answers
 
     plan = plan_rebase(args.run, args.model, args.set)
     source_of(plan.recipe.model.name)
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     folder, progress = RunFolder(args.out or default_out(args.run, args.model)), Terminal()
     with folder.locked():
         folder.begin(plan.recipe, plan.source, plan.home, [plan.parent])
+        require_answers(plan.recipe, folder)
         folder.record(held={**plan.held, **(folder.read("manifest.json").get("held") or {})})
         progress.say("  " + plan.learning_rate)
         data = prepare_data(plan.recipe, folder, progress)

@@ -96,9 +96,11 @@ def _search(tree: "Tree", home: Path, out: Path, plan: "Plan", by_loss: bool) ->
     from luthier.search.study import best_folder, open_search, outcome_lines, require_rows, search, winner_tree
     from luthier.search.trial import prepare_ground
     from luthier.stages import prepare_data
+    from luthier.tracking import require_answers
 
     folder, progress = RunFolder(out, listed=False), Terminal()
     with folder.locked():
+        require_answers(build(Recipe, tree), folder)
         search_id = open_search(folder, plan.dump(build(Recipe, tree), by_loss), progress.say)
         ground = prepare_ground(tree, home, folder, search_id, by_loss, progress)
         require_rows(folder)

@@ -4,6 +4,9 @@ Everything lies in one folder: the database, the files, and a folder for each jo
 or killed goes on where it was when the same command is given again. The unmodified `openai` client talks to it with
 `base_url` and a key, which `luthier service new-key` makes.
 
+A job that asks for Weights & Biases (`integrations`) is tracked with the key in the environment variable WANDB_API_KEY
+(on the server that WANDB_BASE_URL names, if it is set), or into files of its folder where WANDB_MODE=offline.
+
 example:
   luthier service --data service new-key laptop
   luthier up --data service

@@ -14,6 +14,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from luthier.errors import RecipeError, TrackingError
 from luthier.jobs.database import Row
 from luthier.jobs.file_store import FileStore
 from luthier.jobs.http.audited import note_object
@@ -23,6 +24,7 @@ from luthier.jobs.http.schema import CreateJob, Grant, MetadataQuery
 from luthier.jobs.job_store import Asked, JobStore, Status, Told
 from luthier.jobs.model_names import is_tuned
 from luthier.jobs.pages import list_body
+from luthier.jobs.translate import require_tracking
 from luthier.serve.api_error import ApiError, unsupported
 
 PAGED = ("after", "limit")
@@ -102,6 +104,10 @@ class FineTuningRoutes:
             if file_id is not None:
                 self._require_rows(project, param, file_id)
         values = body.model_dump(exclude_none=True)
+        try:
+            require_tracking(values)
+        except (RecipeError, TrackingError) as error:
+            raise ApiError(f"This server cannot track the job: {error}", param="integrations") from None
         asked = Asked(
             model=body.model,
             base=base,

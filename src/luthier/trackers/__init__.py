@@ -1,0 +1,1 @@
+"""Where a training is followed beside its own folder: one file for each tracker (see `base.py`)."""
