@@ -12,13 +12,11 @@ from luthier.examples import Message
 from luthier.serve.api_error import ApiError, model_not_found, too_many
 from luthier.serve.lane import Limits
 from luthier.serve.models import ServedModel
-from luthier.serve.work import Completion, Delta, Done, Event, Failed, Whole, Work
+from luthier.serve.work import MAX_PROMPTS, Completion, Delta, Done, Event, Failed, Whole, Work
 from luthier.serve.worker import Worker
 
 log = logging.getLogger("luthier.serve")
 MAX_MODELS = 512
-MAX_PROMPTS = 16
-"""Prompts that one request to /v1/completions may carry."""
 
 
 class Registry:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.serve.api_error import ApiError
-from luthier.serve.backend import MAX_PROMPTS
 from luthier.serve.chat import Common, parse_common
 from luthier.serve.fields import Fields, parse_body
+from luthier.serve.work import MAX_PROMPTS
 
 MAX_LOGPROBS = 5
 DEFAULT_TOKENS = 16

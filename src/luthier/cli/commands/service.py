@@ -1,4 +1,4 @@
-"""Keys and the audit log of a job service (`luthier up`), which may run or not.
+"""Keys, the audit log and the OpenAPI document of a job service (`luthier up`), which may run or not.
 
 examples:
   luthier service --data service new-key laptop                     printed once, and kept nowhere
@@ -6,6 +6,7 @@ examples:
   luthier service --data service keys
   luthier service --data service revoke key_abc
   luthier service --data service audit                              every change, and whether the list is whole
+  luthier service openapi > openapi.json                            every route, what it takes and answers
 """
 
 import argparse
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     revoke = actions.add_parser("revoke", help="end a key")
     revoke.add_argument("id", help="as `keys` lists it")
     actions.add_parser("audit", help="print every change and check the chain")
+    actions.add_parser("openapi", help="print the OpenAPI document, which needs no service")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,8 +39,11 @@ def run(args: argparse.Namespace) -> int:
     from datetime import UTC, datetime
 
     from luthier.errors import ServeError
-    from luthier.jobs.service import Options, is_service, open_service
+    from luthier.jobs.service import Options, is_service, open_service, openapi_text
 
+    if args.action == "openapi":
+        print(openapi_text(), end="")
+        return 0
     if args.action != "new-key" and not is_service(args.data):
         raise ServeError(f"{args.data}: no service; name its folder with --data, or begin one with `luthier up`")
     with open_service(Options(args.data, args.database)) as service:

@@ -19,6 +19,7 @@ from luthier.jobs.file_store import FileStore
 from luthier.jobs.gateway import Gateway
 from luthier.jobs.http.audited import Audited
 from luthier.jobs.http.caller import Keys
+from luthier.jobs.http.document import DocumentRoutes
 from luthier.jobs.http.evals import EvalRoutes
 from luthier.jobs.http.files import FileRoutes
 from luthier.jobs.http.fine_tuning import FineTuningRoutes, Names
@@ -89,7 +90,7 @@ def build_routes(service: Service) -> FastAPI:
     app = FastAPI(
         lifespan=lifespan,
         dependencies=[Depends(Keys(service.tenants)), Depends(require_no_nul)],
-        openapi_url=None,
+        openapi_url=None,  # FastAPI's own route would be free and know too little; ours is DocumentRoutes
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -102,5 +103,6 @@ def build_routes(service: Service) -> FastAPI:
     EvalRoutes(service.evals, service.jobs, service.files, service.names).add_to(app)
     InferenceRoutes(service.jobs, service.names, service.gateway).add_to(app)
     HealthRoutes(service.database, service.supervisor, service.metrics).add_to(app)
+    DocumentRoutes(app).add_to(app)
     tell_errors(app)
     return app
