@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+from tests.conforming import Conforming
 
 from luthier.jobs.http.app import Hosts, Service, build_app
 from luthier.jobs.service import Options, open_service
@@ -49,7 +50,8 @@ def running(folder: Path, model: Path, at_once: int = 1, **more: Any) -> Iterato
     options = Options(folder, bases=(str(model),), aliases={MODEL: str(model)}, at_once=at_once, **more)
     with open_service(options) as service:
         bound = server.listen(server.Address(port=0))
-        serving = server.server_of(build_app(service, Hosts()), 5.0)
+        app = Conforming(build_app(service, Hosts()))
+        serving = server.server_of(app, 5.0)
         thread = threading.Thread(target=serving.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()
         while not serving.started:
@@ -59,6 +61,7 @@ def running(folder: Path, model: Path, at_once: int = 1, **more: Any) -> Iterato
         finally:
             serving.should_exit = True
             thread.join()
+        assert not app.wrong, f"{len(app.wrong)} of {app.seen} answers are not as openapi.json says: {app.wrong[:5]}"
 
 
 def start(

@@ -436,9 +436,9 @@ def test_no_request_is_a_failure_of_the_server(service: Running, mine: Belonging
     right += [EVAL, RUN]
     right.append({**right[-3], "model_sample": "x", "item": {"a": 1}})
     found: Counter[int] = Counter()
-    until = time.monotonic() + 40
+    until = time.monotonic() + 20
 
-    @settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(
         route=st.sampled_from(routes),
         body=st.tuples(st.sampled_from(right), _keys, _json).map(lambda f: json.dumps({**f[0], f[1]: f[2]}).encode())
@@ -466,7 +466,7 @@ def test_no_request_is_a_failure_of_the_server(service: Running, mine: Belonging
         found[answer.status] += 1
 
     attack()
-    assert found.total() > 1000 and found[200] > 100 and found[400] > 100, found
+    assert found.total() > 400 and found[200] > 30 and found[400] > 30, found
     assert Peer(owner.port).get("/readyz").status == 200
     after = peer(service, "fuzz afterwards")
     file = after.upload(rows(12)).values["id"]

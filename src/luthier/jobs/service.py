@@ -105,7 +105,7 @@ def open_service(options: Options) -> Iterator[Service]:
 
 
 def openapi_text() -> str:
-    """The service's OpenAPI document as the text of `docs/openapi.json`; it is made from routes, so a service is begun."""
+    """The service's OpenAPI document as the text of `docs/openapi.json`; made from routes, so one is begun."""
     with TemporaryDirectory() as folder, open_service(Options(Path(folder))) as service:
         return document_text(build_routes(service))
 

@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from importlib.metadata import version
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from fastapi import FastAPI
@@ -20,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from luthier import __version__
 from luthier.jobs.http.declared import Answer, Content, Created, Json, Multipart, Passed, Queried
 from luthier.serve.api_error import ErrorBody
 
@@ -35,7 +35,8 @@ REFUSED = {
 IN_PATH = {404: "There is none, or it is another project's"}
 WITH_BODY = {408: "The body came too slowly", 413: "The body is too large", 415: "The body is of another type"}
 ABOUT = (
-    "OpenAI's fine-tuning and evals API on your own machine. Errors have OpenAI's shape, unknown fields are refused."
+    "OpenAI's fine-tuning and evals API on your own machine. Errors have OpenAI's shape, unknown fields are refused, and "
+    "a whole number is written without a fraction: 1, not 1.0."
 )
 
 Json_: TypeAlias = dict[str, Any]
@@ -85,7 +86,7 @@ def document(app: FastAPI) -> Json_:
         TypeError: a handler does not declare what it answers.
     """
     routes = [route for route in app.routes if isinstance(route, Route)]
-    made: Json_ = get_openapi(title="Luthier", version=version("luthier"), description=ABOUT, routes=app.routes)
+    made: Json_ = get_openapi(title="Luthier", version=__version__, description=ABOUT, routes=app.routes)
     schemas = _Schemas()
     by_route = [(route, _told_by(route)) for route in routes]
     for _, one in by_route:
@@ -250,7 +251,8 @@ def _given(schema: Json_) -> Json_:
     kinds = [one for one in schema.get("anyOf", ()) if one.get("type") != "null"]
     if len(kinds) != 1:
         return dict(schema)
-    return {key: value for key, value in schema.items() if key not in ("anyOf", "default")} | kinds[0]
+    given: Json_ = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
+    return given | kinds[0]
 
 
 def _form_schema(form: Multipart[Any], schemas: _Schemas) -> Json_:

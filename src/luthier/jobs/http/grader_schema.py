@@ -1,4 +1,4 @@
-"""Graders and testing criteria in bodies: plain values here, which `evaluation.graders` builds; their schemas are its own."""
+"""Graders and testing criteria in bodies: plain values here, which `evaluation.graders` builds by its own schemas."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, TypeAlias

@@ -28,8 +28,10 @@ DIGITS = re.compile(r"[0-9]{1,18}")
 """A whole number in a query or form. `str.isdigit` also takes what `int` does not, or takes forever with."""
 
 
-def _whole(text: str) -> int | str:
-    return int(text) if DIGITS.fullmatch(text) else text
+def _whole(text: str) -> int:
+    if not DIGITS.fullmatch(text):
+        raise ValueError("expected a whole number")
+    return int(text)
 
 
 Limit = Annotated[int, Field(ge=0, le=100), BeforeValidator(_whole)]
@@ -170,7 +172,7 @@ class Form(Body):
                 parts = found.setdefault(field, {})
                 if not isinstance(parts, dict):
                     raise ApiError(f"{field!r} is given twice.", param=field)
-                parts[part[:-1]] = _whole(text)
+                parts[part[:-1]] = int(text) if DIGITS.fullmatch(text) else text
             else:
                 found[name] = text
         return found
