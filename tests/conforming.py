@@ -51,7 +51,8 @@ class Conforming:
         self.wrong: list[str] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        status, headers, body = [0], {}, bytearray()
+        status, body = [0], bytearray()
+        headers: dict[str, list[str]] = {}
 
         async def noted(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -89,7 +89,9 @@ def test_what_the_document_allows_is_not_refused_for_its_shape(path: str) -> Non
     assert len(taken) > 30
 
 
-_values = st.sampled_from([None, True, False, 0, 1, -1, 1.5, 9, 10**12, "", "x", "auto", "none", "x" * 300, [], {}])
+_values: st.SearchStrategy[Any] = st.sampled_from(
+    [None, True, False, 0, 1, -1, 1.5, 9, 10**12, "", "x", "auto", "none", "x" * 300, [], {}]
+)
 _values |= st.sampled_from([["x"], [""], [1], [[1]], [[]], {"1": 2}, {"1": None}, {"x": 1}, {"type": "text"}, ["text"]])
 _values |= st.sampled_from([{"type": "json_object"}, {"include_usage": True}, [{"role": "user", "content": "x"}]])
 

@@ -35,8 +35,8 @@ REFUSED = {
 IN_PATH = {404: "There is none, or it is another project's"}
 WITH_BODY = {408: "The body came too slowly", 413: "The body is too large", 415: "The body is of another type"}
 ABOUT = (
-    "OpenAI's fine-tuning and evals API on your own machine. Errors have OpenAI's shape, unknown fields are refused, and "
-    "a whole number is written without a fraction: 1, not 1.0."
+    "OpenAI's fine-tuning and evals API on your own machine. Errors have OpenAI's shape, unknown fields are refused, "
+    "and a whole number is written without a fraction: 1, not 1.0."
 )
 
 Json_: TypeAlias = dict[str, Any]
@@ -248,11 +248,11 @@ def _parameters(kind: Any, schemas: _Schemas) -> Iterator[Json_]:
 
 def _given(schema: Json_) -> Json_:
     """A schema without null."""
-    kinds = [one for one in schema.get("anyOf", ()) if one.get("type") != "null"]
+    kinds: list[Json_] = [one for one in schema.get("anyOf", ()) if one.get("type") != "null"]
     if len(kinds) != 1:
         return dict(schema)
     given: Json_ = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
-    return given | kinds[0]
+    return {**given, **kinds[0]}
 
 
 def _form_schema(form: Multipart[Any], schemas: _Schemas) -> Json_:
