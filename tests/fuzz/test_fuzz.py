@@ -44,7 +44,7 @@ ROUNDS = 8
 @pytest.mark.timeout(7200)
 def test_ten_thousand_requests_of_any_kind(tmp_path: Path, tiny_model_folder: Path) -> None:
     folder, log = tmp_path / "s", tmp_path / "log"
-    process, url = start(folder, tiny_model_folder, log, more={"AWS_SECRET_ACCESS_KEY": SECRET})
+    process, url = start(folder, tiny_model_folder, log, ["--log-format", "json"], {"AWS_SECRET_ACCESS_KEY": SECRET})
     try:
         with open_service(Options(folder, bases=(str(tiny_model_folder),))) as service:
             key = service.tenants.add_key("fuzz", "fuzz", "admin")
@@ -73,7 +73,9 @@ def test_ten_thousand_requests_of_any_kind(tmp_path: Path, tiny_model_folder: Pa
     for path in logs:
         for canary in (SECRET, ROW, PROMPT, key):
             assert canary not in path.read_text(), path
-    assert "Traceback" not in log.read_text() and " failed: " not in log.read_text()
+    requests = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    assert "Traceback" not in log.read_text() and not [one for one in requests if "failed" in one]
+    assert len(requests) >= REQUESTS
 
 
 def _settle(caller: Peer, friend: str) -> dict[str, list[str]]:

@@ -1,6 +1,7 @@
 """What the job service keeps to itself: secrets, places, room; and that nothing at all makes it fail."""
 
 import base64
+import io
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings, strategies as st
 from sqlalchemy.exc import SQLAlchemyError
+from tests.conforming import generated
 from tests.jobs_attack import (
     BOUNDARY,
     EVAL,
@@ -46,6 +48,7 @@ from luthier.jobs.database import projects, webhooks
 from luthier.jobs.file_store import Quota
 from luthier.jobs.service import Options, alone, open_service
 from luthier.jobs.webhooks import Target, Webhooks
+from luthier.serve.access_log import JsonLines
 from luthier.serve.api_error import ApiError
 
 SECRET = "canary-secret-5f1d77"
@@ -313,6 +316,33 @@ def test_what_a_client_writes_never_reaches_the_log(
     assert not [record for record in caplog.records if "multipart" in record.name], "a line for every bad body"
     for canary in (PROMPT, "\x1b", "forged", str(caller.key)):
         assert canary not in text
+
+
+def test_a_line_of_json_tells_who_asked_what_and_nothing_else(service: Running, mine: Belongings) -> None:
+    lines, caller = io.StringIO(), peer(service, "victim")
+    handler = logging.StreamHandler(lines)
+    handler.setFormatter(JsonLines())
+    logger = logging.getLogger("luthier.serve")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        caller.get(f"/v1/files/{mine.file}?{PROMPT}={PROMPT}")
+        Peer(port_of(service), PROMPT).post("/v1/files", {PROMPT: PROMPT})
+        time.sleep(0.2)
+    finally:
+        logger.removeHandler(handler)
+    known, unknown = (json.loads(line) for line in lines.getvalue().splitlines())
+    shared = {"time", "level", "logger", "id", "method", "route", "status", "ms", "prompt_tokens", "completion_tokens"}
+    assert known.keys() == shared | {"key_id", "project_id"} and unknown.keys() == shared
+    assert (known["route"], known["status"], known["method"]) == ("/v1/files/{file_id}", 200, "GET")
+    keys = {row["id"]: row["project"] for row in service.service.tenants.listed()}
+    assert keys[known["key_id"]] == "victim" and unknown["status"] == 401
+    assert PROMPT not in lines.getvalue() and str(caller.key) not in lines.getvalue()
+
+
+def test_the_openapi_document_is_for_those_who_have_a_key(service: Running) -> None:
+    assert Peer(port_of(service)).get("/openapi.json").status == 401
+    assert peer(service).get("/openapi.json").values == generated()
 
 
 def test_trouble_with_the_database_ends_no_thread_and_quotes_nothing(

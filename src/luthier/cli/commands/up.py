@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--alias", action="append", default=[], metavar="NAME=MODEL", help="a further name of a base, such as OpenAI's"
     )
     parser.add_argument("--jobs", type=int, default=1, help="jobs that train at a time (default: 1; 0: they wait)")
+    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="of its lines, one a request")
     parser.add_argument("--webhook", metavar="URL", help="told, signed, when a job ends; needs --webhook-secret-env")
     parser.add_argument(
         "--webhook-secret-env", metavar="NAME", help="environment variable that holds the secret: whsec_ and base64"
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     address = server.Address(args.host, args.port, allow_hosts=tuple(args.allow_host))
     hosts = Hosts(*server.hosts_of(address))
     bound = server.listen(address)
-    server.set_up_log()
+    server.set_up_log(args.log_format)
     with alone(args.data), open_service(options) as service:
         print(f"fine-tuning at {server.url_of(bound)} (ctrl-C ends it)", file=sys.stderr, flush=True)
         server.run(server.server_of(build_app(service, hosts), PATIENCE_SECONDS), bound)

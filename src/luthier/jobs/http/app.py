@@ -18,7 +18,7 @@ from luthier.jobs.eval_worker import EvalWorker
 from luthier.jobs.file_store import FileStore
 from luthier.jobs.gateway import Gateway
 from luthier.jobs.http.audited import Audited
-from luthier.jobs.http.caller import Keys
+from luthier.jobs.http.caller import Keys, fields_of
 from luthier.jobs.http.document import DocumentRoutes
 from luthier.jobs.http.evals import EvalRoutes
 from luthier.jobs.http.files import FileRoutes
@@ -68,7 +68,7 @@ class Hosts:
 def build_app(service: Service, hosts: Hosts) -> ASGIApp:
     """The application behind its guards; its lifespan starts and stops the supervisor."""
     counted = Counted(Audited(build_routes(service), service.audit), service.metrics)
-    return AccessLog(HostGuard(counted, hosts.names, hosts.any_address), route_of)
+    return AccessLog(HostGuard(counted, hosts.names, hosts.any_address), route_of, fields_of)
 
 
 def build_routes(service: Service) -> FastAPI:

@@ -3,6 +3,7 @@
 from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
+from starlette.types import Scope
 
 from luthier.jobs.tenants import Caller, Tenants
 from luthier.serve.api_error import ApiError
@@ -41,6 +42,12 @@ def caller_of(request: Request) -> Caller:
     found = request.scope[KEY]
     assert isinstance(found, Caller)
     return found
+
+
+def fields_of(scope: Scope) -> dict[str, str]:
+    """Who calls, as fields of the log: ids, which open nothing."""
+    found = scope.get(KEY)
+    return {"key_id": found.key_id, "project_id": found.project_id} if isinstance(found, Caller) else {}
 
 
 def admin_of(request: Request) -> Caller:
