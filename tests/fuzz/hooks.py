@@ -14,8 +14,8 @@ from schemathesis.generation.case import Case
 
 SHAPE = ("missing_required_parameter", "unknown_parameter", "invalid_type", "invalid_value", "out_of_range")
 """Codes that say that a request is not of the documented shape, and not that its meaning is wrong."""
-IN_WORDS = ("integer", ".content' is required")
-"""What descriptions say, as schemas cannot: whole numbers have no fraction, and a reply has content or calls."""
+IN_WORDS = ("integer", ".content' is required", "need each other", "Token ids must be between")
+"""What schemas cannot say: whole numbers have no fraction, a reply has content or calls, a vocabulary has an end."""
 _counts: Counter[str] = Counter()
 _lock = threading.Lock()
 

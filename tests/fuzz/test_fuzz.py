@@ -22,7 +22,7 @@ from tests.jobs_service import MODEL, rows, start
 from luthier.jobs.service import Options, open_service
 
 REQUESTS = 10_000
-EXAMPLES = 60
+EXAMPLES = 120
 """Of a round, for each route, beside those of the coverage phase and of sequences."""
 CHECKS = (
     "not_a_server_error",
@@ -37,7 +37,7 @@ CHECKS = (
     "documented_is_taken",
 )
 SECRET, ROW, PROMPT = "canary-secret-7d20aa", "canary-row-61f3be", "canary-prompt-c90412"
-ROUNDS = 8
+ROUNDS = 3
 
 
 @pytest.mark.fuzz
