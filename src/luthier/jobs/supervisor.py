@@ -35,6 +35,7 @@ from luthier.jobs.job_folder import DONE, ENDED, LOG, REFUSED, RUN, STOPPED, TRA
 from luthier.jobs.job_store import JobStore, Told
 from luthier.jobs.private import private_file, private_folder
 from luthier.jobs.results import as_csv, checkpoint_metrics, metrics_data, step_message
+from luthier.jobs.traces import tell_attempt
 from luthier.jobs.translate import write_recipe
 from luthier.serve.api_error import ApiError
 from luthier.serve.failures import place_of
@@ -82,6 +83,8 @@ class _Child:
 
     process: "subprocess.Popen[bytes]"
     started: float
+    attempt: int
+    began: int = field(default_factory=time.time_ns)
     told_at: float | None = None
     """When it was told to stop."""
     log: _Log = field(default_factory=_Log)
@@ -172,6 +175,7 @@ class Supervisor:
                     child.process.wait(PATIENCE_SECONDS)
                 child.process.kill()
                 child.process.wait()
+                _trace(job_id, child)
                 if job_id in running:
                     self._settle(running[job_id], child)
             self._children.clear()
@@ -227,7 +231,7 @@ class Supervisor:
                 env=child_environment({}),
                 start_new_session=True,
             )
-        self._children[row["id"]] = _Child(process, time.monotonic())
+        self._children[row["id"]] = _Child(process, time.monotonic(), attempt)
 
     def _look_after(self, job_id: str, child: _Child, row: Row | None) -> None:
         ended = child.process.poll() is not None
@@ -238,6 +242,7 @@ class Supervisor:
                 row = None
         if ended:
             del self._children[job_id]
+            _trace(job_id, child)
             if row is not None:
                 self._settle(row, child)
         elif row is None:  # cancelled or paused
@@ -351,6 +356,11 @@ def model_name(row: Row) -> str:
     """`ft:BASE:OWNER:SUFFIX:ID`, as OpenAI's clients expect it."""
     suffix = row["asked"].get("suffix") or ""
     return f"ft:{row['asked']['model']}:{OWNER}:{suffix}:{row['id'][-8:]}"
+
+
+def _trace(job_id: str, child: _Child) -> None:
+    code = child.process.returncode
+    tell_attempt(job_id, child.attempt, child.began, code, fine=code in (DONE, STOPPED))
 
 
 def _estimate(steps: list[dict[str, Any]], total: int | None) -> int | None:

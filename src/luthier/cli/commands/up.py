@@ -41,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--jobs", type=int, default=1, help="jobs that train at a time (default: 1; 0: they wait)")
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="of its lines, one a request")
+    parser.add_argument(
+        "--traces",
+        action="store_true",
+        help="send spans of requests and jobs to OTEL_EXPORTER_OTLP_ENDPOINT (OpenTelemetry; extra otel)",
+    )
     parser.add_argument("--webhook", metavar="URL", help="told, signed, when a job ends; needs --webhook-secret-env")
     parser.add_argument(
         "--webhook-secret-env", metavar="NAME", help="environment variable that holds the secret: whsec_ and base64"
@@ -57,8 +62,11 @@ def run(args: argparse.Namespace) -> int:
     from luthier.jobs.http.app import Hosts, build_app
     from luthier.jobs.service import Options, alone, open_service, parse_aliases
     from luthier.jobs.supervisor import PATIENCE_SECONDS
+    from luthier.jobs.traces import require_collector
     from luthier.serve import server
 
+    if args.traces:
+        require_collector(os.environ)
     options = Options(
         folder=args.data,
         database=args.database,
@@ -73,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     server.set_up_log(args.log_format)
     with alone(args.data), open_service(options) as service:
         print(f"fine-tuning at {server.url_of(bound)} (ctrl-C ends it)", file=sys.stderr, flush=True)
-        server.run(server.server_of(build_app(service, hosts), PATIENCE_SECONDS), bound)
+        server.run(server.server_of(build_app(service, hosts, args.traces), PATIENCE_SECONDS), bound)
         print("stopped; jobs that were training are saved and go on at the next start", file=sys.stderr)
     return 0
 

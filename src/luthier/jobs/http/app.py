@@ -33,6 +33,7 @@ from luthier.jobs.job_store import JobStore
 from luthier.jobs.metrics import Metrics
 from luthier.jobs.supervisor import Supervisor
 from luthier.jobs.tenants import Tenants
+from luthier.jobs.traces import telemetry
 from luthier.jobs.webhooks import Webhooks
 from luthier.serve.access_log import AccessLog
 from luthier.serve.error_answers import tell_errors
@@ -65,13 +66,13 @@ class Hosts:
     any_address: bool = False
 
 
-def build_app(service: Service, hosts: Hosts) -> ASGIApp:
-    """The application behind its guards; its lifespan starts and stops the supervisor."""
-    counted = Counted(Audited(build_routes(service), service.audit), service.metrics)
+def build_app(service: Service, hosts: Hosts, traces: bool = False) -> ASGIApp:
+    """The application behind its guards; its lifespan starts and stops the supervisor. `traces`: send spans."""
+    counted = Counted(Audited(build_routes(service, traces), service.audit), service.metrics)
     return AccessLog(HostGuard(counted, hosts.names, hosts.any_address), route_of, fields_of)
 
 
-def build_routes(service: Service) -> FastAPI:
+def build_routes(service: Service, traces: bool = False) -> FastAPI:
     """All routes; the application itself asks for the key, for any route that it will ever have."""
 
     @asynccontextmanager
@@ -94,6 +95,7 @@ def build_routes(service: Service) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        telemetry=telemetry(traces),
     )
     FileRoutes(service.files).add_to(app)
     UploadRoutes(service.files).add_to(app)
