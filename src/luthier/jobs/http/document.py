@@ -39,7 +39,7 @@ ABOUT = (
     "and a whole number is written without a fraction: 1, not 1.0."
 )
 
-Json_: TypeAlias = dict[str, Any]
+Tree: TypeAlias = dict[str, Any]
 Mode: TypeAlias = Literal["validation", "serialization"]
 
 
@@ -68,7 +68,7 @@ class DocumentRoutes:
         """Add the route."""
         app.add_api_route(PATH, self.get, methods=["GET"], response_model=None)
 
-    def get(self, _: Request) -> Annotated[Response, Content({JSON: Json_})]:
+    def get(self, _: Request) -> Annotated[Response, Content({JSON: Tree})]:
         """GET /openapi.json: this document"""
         self._text = self._text or document_text(self._app)
         return Response(self._text, media_type=JSON)
@@ -79,14 +79,14 @@ def document_text(app: FastAPI) -> str:
     return json.dumps(document(app), indent=1, ensure_ascii=False) + "\n"
 
 
-def document(app: FastAPI) -> Json_:
+def document(app: FastAPI) -> Tree:
     """The OpenAPI document of all routes.
 
     Raises:
         TypeError: a handler does not declare what it answers.
     """
     routes = [route for route in app.routes if isinstance(route, Route)]
-    made: Json_ = get_openapi(title="Luthier", version=__version__, description=ABOUT, routes=app.routes)
+    made: Tree = get_openapi(title="Luthier", version=__version__, description=ABOUT, routes=app.routes)
     schemas = _Schemas()
     by_route = [(route, _told_by(route)) for route in routes]
     for _, one in by_route:
@@ -136,40 +136,37 @@ class _Schemas:
     """All types of the document as schemas that may name one another."""
 
     def __init__(self) -> None:
-        self.definitions: Json_ = {}
-        self._wanted: dict[tuple[str, Mode], Any] = {}
-        self._found: Mapping[tuple[str, Mode], Json_] = {}
+        self.definitions: Tree = {}
+        self._wanted: dict[tuple[Any, Mode], TypeAdapter[Any]] = {}
+        self._found: Mapping[tuple[Any, Mode], Tree] = {}
 
     def add(self, told: _Told) -> None:
         """Take note of the types of a handler."""
         for kind in (ErrorBody, *told.answers.values()):
-            self._wanted[repr(kind), "serialization"] = kind
-        if told.body is not None:
-            self._wanted[repr(told.body), "validation"] = told.body
-        if told.query is not None:
-            self._wanted[repr(told.query), "validation"] = told.query
-        if told.form is not None:
-            self._wanted[repr(told.form.kind), "validation"] = told.form.kind
+            self._wanted[kind, "serialization"] = TypeAdapter(kind)
+        for kind in (told.body, told.query, told.form and told.form.kind):
+            if kind is not None:
+                self._wanted[kind, "validation"] = TypeAdapter(kind)
 
     def make(self) -> None:
         """Make them all."""
-        inputs = [(name, mode, TypeAdapter(kind)) for (name, mode), kind in sorted(self._wanted.items(), key=_name)]
+        inputs = [(kind, mode, adapter) for (kind, mode), adapter in self._wanted.items()]
         self._found, rest = TypeAdapter.json_schemas(inputs, ref_template=REF)
         self.definitions = rest["$defs"]
         _close(self.definitions)
 
-    def of(self, kind: Any, mode: Mode) -> Json_:
+    def of(self, kind: Any, mode: Mode) -> Tree:
         """The schema of a type."""
-        return self._found[repr(kind), mode]
+        return self._found[kind, mode]
 
-    def whole(self, kind: Any, mode: Mode) -> Json_:
+    def whole(self, kind: Any, mode: Mode) -> Tree:
         """The same in full, not by its name."""
-        found: Json_ = self.definitions[_named(self.of(kind, mode))]
+        found: Tree = self.definitions[_named(self.of(kind, mode))]
         return found
 
-    def named_by(self, part: Json_) -> Json_:
+    def named_by(self, part: Tree) -> Tree:
         """Those that a part of the document names, and those that these name; queries are told part by part."""
-        found: Json_ = {}
+        found: Tree = {}
         names = _names(part)
         while names:
             name = names.pop()
@@ -178,11 +175,11 @@ class _Schemas:
         return {name: found[name] for name in sorted(found)}
 
 
-def _names(part: Json_) -> set[str]:
+def _names(part: Tree) -> set[str]:
     return set(_REFERENCE.findall(json.dumps(part)))
 
 
-def _named(schema: Json_) -> str:
+def _named(schema: Tree) -> str:
     """The name that a reference gives."""
     return str(schema["$ref"]).rpartition("/")[2]
 
@@ -195,16 +192,12 @@ def _close(node: Any) -> None:
         node["additionalProperties"] = False
 
 
-def _name(wanted: tuple[tuple[str, Mode], Any]) -> tuple[str, Mode]:
-    return wanted[0]
-
-
-def _free(route: Route) -> Json_:
+def _free(route: Route) -> Tree:
     """The operation of a route that is not the application's own, and asks for no key."""
     return {"summary": route.name.title(), "description": route.endpoint.__doc__, "operationId": route.name}
 
 
-def _fill(operation: Json_, route: Route, told: _Told, schemas: _Schemas) -> None:
+def _fill(operation: Tree, route: Route, told: _Told, schemas: _Schemas) -> None:
     """Write what is read and answered into an operation."""
     has_body = told.body is not None or told.form is not None
     usual = [*REFUSED] if isinstance(route, APIRoute) else [403]
@@ -227,17 +220,17 @@ def _fill(operation: Json_, route: Route, told: _Told, schemas: _Schemas) -> Non
         operation.setdefault("parameters", []).extend(_parameters(told.query, schemas))
 
 
-def _refusal(text: str, schemas: _Schemas) -> Json_:
+def _refusal(text: str, schemas: _Schemas) -> Tree:
     return {"description": text, "content": {JSON: {"schema": schemas.of(ErrorBody, "serialization")}}}
 
 
-def _content(media: str, schema: Json_) -> Json_:
+def _content(media: str, schema: Tree) -> Tree:
     if media == "application/octet-stream":
         return {}  # OpenAPI 3.1: bytes as they are need no schema
     return {"schema": schema}
 
 
-def _parameters(kind: Any, schemas: _Schemas) -> Iterator[Json_]:
+def _parameters(kind: Any, schemas: _Schemas) -> Iterator[Tree]:
     """The parameters of a query: an object's parts stand in brackets, and null is what is not given."""
     for name, schema in schemas.whole(kind, "validation")["properties"].items():
         schema = _given(schema)
@@ -246,25 +239,25 @@ def _parameters(kind: Any, schemas: _Schemas) -> Iterator[Json_]:
         yield {"name": name, "in": "query", "required": False, **about, **style, "schema": schema}
 
 
-def _given(schema: Json_) -> Json_:
+def _given(schema: Tree) -> Tree:
     """A schema without null."""
-    kinds: list[Json_] = [one for one in schema.get("anyOf", ()) if one.get("type") != "null"]
+    kinds: list[Tree] = [one for one in schema.get("anyOf", ()) if one.get("type") != "null"]
     if len(kinds) != 1:
         return dict(schema)
-    given: Json_ = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
+    given: Tree = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
     return {**given, **kinds[0]}
 
 
-def _form_schema(form: Multipart[Any], schemas: _Schemas) -> Json_:
+def _form_schema(form: Multipart[Any], schemas: _Schemas) -> Tree:
     """A form: its file, and its fields; those of an object stand in brackets and come together."""
     whole = schemas.whole(form.kind, "validation")
-    made: Json_ = {"type": "object", "properties": {form.file: {"type": "string", "format": "binary"}}}
+    made: Tree = {"type": "object", "properties": {form.file: {"type": "string", "format": "binary"}}}
     for name, schema in whole.get("properties", {}).items():
         given = _given(schema)
         if "$ref" not in given:
             made["properties"][name] = given
             continue
-        parts: Json_ = schemas.definitions[_named(given)]["properties"]
+        parts: Tree = schemas.definitions[_named(given)]["properties"]
         made["properties"] |= {f"{name}[{part}]": inner for part, inner in parts.items()}
         names = {f"{name}[{part}]" for part in parts}
         made["dependentRequired"] = {one: sorted(names - {one}) for one in sorted(names)}
