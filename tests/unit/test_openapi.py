@@ -108,7 +108,7 @@ def test_what_is_not_refused_stands_in_the_document(path: str) -> None:
     names = sorted({*typing.get_type_hints(client), *kind.model_fields, "role", "content", "name", "index", "strict"})
     taken = 0
 
-    @settings(max_examples=700, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(name=st.sampled_from(names), value=_values, place=st.integers(0, 9))
     def ask(name: str, value: Any, place: int) -> None:
         nonlocal taken
@@ -126,4 +126,4 @@ def test_what_is_not_refused_stands_in_the_document(path: str) -> None:
             pytest.fail(f"it is taken, and the document does not allow it: {body}: {error}")
 
     ask()
-    assert taken > 50
+    assert taken > 40

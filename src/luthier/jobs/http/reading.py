@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 
 from luthier.config import did_you_mean
@@ -78,17 +79,22 @@ def read_as(values: Mapping[str, object], kind: type[B]) -> B:
 
 
 def _told(error: ValidationError, kind: type[BaseModel]) -> ApiError:
-    first = error.errors(include_url=False, include_context=False)[0]
-    param = ".".join(
-        str(part) for part in first["loc"] if not str(part).startswith(("function-", "literal[", "constrained-"))
-    )
-    message = str(first["msg"])
+    errors = error.errors(include_url=False, include_context=False)
+    first, param = errors[0], _place(errors[0])
+    # of a field that may be one of several things, each says what it would take
+    message = " or ".join(dict.fromkeys(str(one["msg"]) for one in errors if _place(one) == param))
     if first["type"] == "extra_forbidden":
         name = str(first["loc"][-1])[:100]
         message = f"Unknown field{did_you_mean(name, list(kind.model_fields)) if len(first['loc']) == 1 else ''}"
     elif first["type"] == "missing":
         message = "This field is required"
     return ApiError(f"{param[:200]!r}: {message}.", param=param[:200], code=CODES.get(first["type"], "invalid_value"))
+
+
+def _place(error: ErrorDetails) -> str:
+    """Where it is wrong, in the client's words."""
+    own = ("function-", "literal[", "constrained-")
+    return ".".join(str(part) for part in error["loc"] if not str(part).startswith(own))
 
 
 def require_no_nul(request: Request) -> None:

@@ -15,7 +15,10 @@ Auto = Literal["auto"]
 KEPT = r"^[^\x00]*$"
 """PostgreSQL keeps no text with a NUL."""
 Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64, pattern=KEPT)], Annotated[str, Field(max_length=512, pattern=KEPT)]],
+    dict[
+        Annotated[str, Field(min_length=1, max_length=64, pattern=KEPT)],
+        Annotated[str, Field(max_length=512, pattern=KEPT)],
+    ],
     Field(max_length=16),
 ]
 SHOWN = r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]*$"
