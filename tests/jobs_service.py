@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+from tests.conforming import Conforming
 from tests.postgres import database_url
 
 from luthier.jobs.http.app import Hosts, Service, build_app
@@ -61,7 +62,8 @@ def running(folder: Path, model: Path, at_once: int = 1, **more: Any) -> Iterato
     """A service in this process, with more of `Options`."""
     with open_service(options_of(folder, model, at_once=at_once, **more)) as service:
         bound = server.listen(server.Address(port=0))
-        serving = server.server_of(build_app(service, Hosts()), 5.0)
+        app = Conforming(build_app(service, Hosts()))
+        serving = server.server_of(app, 5.0)
         thread = threading.Thread(target=serving.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()
         while not serving.started:
@@ -71,6 +73,7 @@ def running(folder: Path, model: Path, at_once: int = 1, **more: Any) -> Iterato
         finally:
             serving.should_exit = True
             thread.join()
+        assert not app.wrong, f"{len(app.wrong)} of {app.seen} answers are not as openapi.json says: {app.wrong[:5]}"
 
 
 def start(

@@ -20,11 +20,11 @@ from luthier.models.catalog import resolve
 from luthier.models.load import choose_device
 from luthier.rag.embedder import Embedder
 from luthier.serve.backend import Registry
-from luthier.serve.completion import MAX_PROMPTS
 from luthier.serve.embedding import EmbeddingModel
 from luthier.serve.limits import Limits
 from luthier.serve.llama import LlamaWorker
 from luthier.serve.models import BASE, ServedModel, SharedBase, whole_model
+from luthier.serve.work import MAX_PROMPTS
 
 GGUF_CACHE_TOKENS = 32_768
 """llama.cpp takes the memory of all of them at once, when it loads the file."""

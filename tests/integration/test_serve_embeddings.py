@@ -20,7 +20,7 @@ from luthier.models.catalog import resolve
 from luthier.rag.embedder import Embedder
 from luthier.serve.api_error import ApiError
 from luthier.serve.backend import Backend
-from luthier.serve.embedding import MAX_INPUTS, NO_EFFECT, parse_embedding
+from luthier.serve.embedding_request import MAX_INPUTS, NO_EFFECT, parse_embedding
 from luthier.serve.server import parse_embedders
 from luthier.serving import open_embedders
 

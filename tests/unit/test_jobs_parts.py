@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import openai
 import pytest
@@ -23,6 +24,8 @@ from luthier.jobs.database import Database, audit, now, projects, sqlite_url, we
 from luthier.jobs.disk import Disk
 from luthier.jobs.file_store import FileStore, Quota
 from luthier.jobs.http.multipart import Form, read_form
+from luthier.jobs.http.reading import read_as
+from luthier.jobs.http.schema import CreateJob, JobsQuery
 from luthier.jobs.job_folder import kept_place, kept_steps
 from luthier.jobs.job_store import MOVES, Asked, JobStore, Told
 from luthier.jobs.pages import Page
@@ -392,3 +395,35 @@ def test_only_steps_whose_adapter_is_whole_are_kept_ones(tmp_path: Path) -> None
         (kept_place(tmp_path, step) / "adapter").mkdir(parents=True)
     (kept_place(tmp_path, 200) / ".adapter.tmp").mkdir(parents=True)  # the process was killed while it wrote
     assert list(kept_steps(tmp_path).items()) == [(step, kept_place(tmp_path, step)) for step in (3, 20, 100)]
+
+
+# what is wrong with a request
+
+
+@pytest.mark.parametrize(
+    ("given", "param", "said"),
+    [
+        ({"hyperparameters": {"batch_size": 5000}}, "hyperparameters.batch_size", "'auto' or .* equal to 4096"),
+        ({"hyperparameters": {"n_epochs": 3.0}}, "hyperparameters.n_epochs", "'auto' or .* valid integer"),
+        ({"metadata": {"": "x"}}, "metadata", "at least 1 character"),
+        ({"sed": 1}, "sed", "did you mean 'seed'"),
+    ],
+)
+def test_of_a_field_that_may_be_several_things_all_are_told(given: dict[str, Any], param: str, said: str) -> None:
+    with pytest.raises(ApiError, match=said) as found:
+        read_as({"model": "m", "training_file": "f", **given}, CreateJob)
+    assert str(found.value.param).startswith(param)
+
+
+@pytest.mark.parametrize(
+    "text", ["metadata[]=x", "metadata[a]=x&metadata=null", "metadata=x", "limit=+1", "limit=1&x=2"]
+)
+def test_a_query_that_means_nothing_is_refused(text: str) -> None:
+    with pytest.raises(ApiError):
+        read_as(JobsQuery.values(parse_qsl(text)), JobsQuery)
+
+
+def test_a_query_of_metadata_is_by_key_or_for_none() -> None:
+    assert read_as(JobsQuery.values([("metadata[a]", "x"), ("limit", "3")]), JobsQuery).metadata == {"a": "x"}
+    assert read_as(JobsQuery.values([("metadata", "null")]), JobsQuery).metadata is None
+    assert read_as(JobsQuery.values([]), JobsQuery).metadata == {}

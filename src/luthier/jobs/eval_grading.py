@@ -11,7 +11,7 @@ from luthier.evaluation.graders._template import render
 from luthier.evaluation.graders.base import Graded, Grader, Host, Limits, NoScore, Sample, build_grader, validate
 from luthier.examples import ROLES
 from luthier.jobs.eval_items import text_of, tools_of
-from luthier.jobs.eval_store import Outcome
+from luthier.jobs.objects import EvalError, ItemResult, Outcome, SampleMessage, SampleObject
 
 KINDS = ("label_model", "string_check", "text_similarity", "python", "score_model")
 """OpenAI's testing criteria: all graders but `multi`."""
@@ -80,7 +80,7 @@ def reads_sample(values: Mapping[str, Any]) -> bool:
 
 def grade(
     criteria: Sequence[Criterion], sample: Sample, item: Mapping[str, Any], host: Host
-) -> tuple[Outcome, list[dict[str, Any]]]:
+) -> tuple[Outcome, list[ItemResult]]:
     """An item's status, and the result of each criterion."""
     results, is_error = [], False
     for criterion in criteria:
@@ -138,16 +138,16 @@ def sample_body(
     messages: Sequence[Mapping[str, Any]] = (),
     source: Mapping[str, Any] | None = None,
     answer: Mapping[str, Any] | None = None,
-    error: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
+    error: EvalError | None = None,
+) -> SampleObject:
     """An output item's `sample`. What there is none of is empty or 0, as OpenAI's types know no null there."""
     params = (source or {}).get("sampling_params") or {}
     usage = usage_of((answer or {}).get("usage") or {})
-    output = {"role": "assistant", "content": sample.output_text}
+    output: SampleMessage = {"role": "assistant", "content": sample.output_text}
     if sample.output_tools:
-        output["tool_calls"] = list(sample.output_tools)  # type: ignore[assignment]
+        output["tool_calls"] = [dict(call) for call in sample.output_tools]
     return {
-        "error": dict(error or {"code": "", "message": ""}),
+        "error": error or {"code": "", "message": ""},
         "finish_reason": answer["choices"][0].get("finish_reason") or "" if answer else "",
         "input": [{"role": one["role"], "content": one.get("content") or ""} for one in messages],
         "max_completion_tokens": params.get("max_completion_tokens") or 0,
@@ -156,7 +156,12 @@ def sample_body(
         "seed": params.get("seed", SEED) if source else 0,
         "temperature": float(params.get("temperature", 1.0)),
         "top_p": float(params.get("top_p", 1.0)),
-        "usage": {name: usage[name] for name in usage if name != "invocation_count"},
+        "usage": {
+            "prompt_tokens": usage["prompt_tokens"],
+            "completion_tokens": usage["completion_tokens"],
+            "cached_tokens": usage["cached_tokens"],
+            "total_tokens": usage["total_tokens"],
+        },
     }
 
 
@@ -186,8 +191,8 @@ def _usual(values: Mapping[str, Any]) -> float:
     return float((low + high) / 2)
 
 
-def _result_body(criterion: Criterion, graded: Graded) -> dict[str, Any]:
-    body: dict[str, Any] = {
+def _result_body(criterion: Criterion, graded: Graded) -> ItemResult:
+    body: ItemResult = {
         "name": graded.name,
         "type": criterion.kind,
         "passed": criterion.passed(graded),

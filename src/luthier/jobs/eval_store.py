@@ -9,19 +9,18 @@ someone asks, and with its end they are written down.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, cast
 
 import sqlalchemy as sa
 
 from luthier.jobs.database import Database, Row, eval_items, eval_runs, evals, now
 from luthier.jobs.file_store import missing
 from luthier.jobs.ids import EVAL, EVAL_ITEM, EVAL_RUN, new_id
+from luthier.jobs.objects import Outcome, RunStatus, RunSummary
 from luthier.jobs.pages import Page, page_of
 from luthier.serve.api_error import ApiError
 
-Outcome: TypeAlias = Literal["pass", "fail", "error"]
-Status: TypeAlias = Literal["queued", "in_progress", "completed", "failed", "canceled"]
-MOVES: Mapping[Status, frozenset[Status]] = {
+MOVES: Mapping[RunStatus, frozenset[RunStatus]] = {
     "queued": frozenset({"in_progress", "failed", "canceled"}),
     "in_progress": frozenset({"completed", "failed", "canceled"}),
     "completed": frozenset(),
@@ -29,7 +28,6 @@ MOVES: Mapping[Status, frozenset[Status]] = {
     "canceled": frozenset(),
 }
 """From each status, those that may follow."""
-STATUSES = tuple(MOVES)
 PAGE_BYTES = 16 * 1024 * 1024
 """A page of large runs or items ends early."""
 PROJECT_BYTES = 4 * 1024 * 1024 * 1024
@@ -224,10 +222,10 @@ class EvalStore:
             raise missing("output_item", item_id)
         return found
 
-    def summary(self, row: Row) -> dict[str, Any]:
+    def summary(self, row: Row) -> RunSummary:
         """A run's counts, as its object has them."""
         if row["summary"] is not None:
-            return dict(row["summary"])
+            return cast(RunSummary, row["summary"])
         with self._database.reading() as connection:
             return _summary(connection, row)
 
@@ -240,7 +238,7 @@ class EvalStore:
         with self._database.reading() as connection:
             return list(connection.execute(query.order_by(eval_runs.c.seq)).mappings())
 
-    def move(self, run_id: str, to: Status, error: Mapping[str, str] | None = None) -> Row:
+    def move(self, run_id: str, to: RunStatus, error: Mapping[str, str] | None = None) -> Row:
         """Bring a run into another status; with an end its counts are written down.
 
         Raises:
@@ -291,7 +289,7 @@ class EvalStore:
             return changed.rowcount == 1
 
 
-def summary_of(criteria: Sequence[Mapping[str, Any]], rows: Iterable[Row]) -> dict[str, Any]:
+def summary_of(criteria: Sequence[Mapping[str, Any]], rows: Iterable[Row]) -> RunSummary:
     """The counts of items with `status`, `results` and `usage`.
 
     An item passes if all criteria passed, and is errored if one of them could not be applied. Such a grade counts
@@ -311,11 +309,12 @@ def summary_of(criteria: Sequence[Mapping[str, Any]], rows: Iterable[Row]) -> di
             used = by_model.setdefault(one["model_name"], empty)
             for name in USAGE:
                 used[name] += one[name]
-    return {
+    found = {
         "result_counts": counts,
         "per_testing_criteria_results": by_criterion,
         "per_model_usage": [by_model[name] for name in sorted(by_model)],
     }
+    return cast(RunSummary, found)
 
 
 USAGE = ("invocation_count", "prompt_tokens", "completion_tokens", "cached_tokens", "total_tokens")
@@ -341,7 +340,7 @@ def _with_result(run: Row) -> sa.Select[Any]:
     return sa.select(eval_items).where(eval_items.c.run_id == run["id"], eval_items.c.status.is_not(None))
 
 
-def _summary(connection: sa.Connection, run: Row) -> dict[str, Any]:
+def _summary(connection: sa.Connection, run: Row) -> RunSummary:
     criteria = connection.scalar(sa.select(evals.c.testing_criteria).where(evals.c.id == run["eval_id"]))
     query = _with_result(run).with_only_columns(eval_items.c.status, eval_items.c.results, eval_items.c.usage)
     return summary_of(criteria or (), connection.execute(query).mappings())

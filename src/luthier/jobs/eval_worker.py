@@ -36,6 +36,7 @@ from luthier.jobs.eval_grading import (
 from luthier.jobs.eval_store import EvalStore, Result
 from luthier.jobs.gateway import Gateway, Served
 from luthier.jobs.grader_asking import grader_body, grader_reply
+from luthier.jobs.objects import EvalError
 from luthier.serve.api_error import ApiError
 from luthier.serve.failures import place_of
 
@@ -190,7 +191,7 @@ class EvalWorker:
             try:
                 messages = messages_for(source["input_messages"], row["item"])
             except NoMessages as problem:
-                told = {"code": "invalid_item", "message": str(problem)}
+                told: EvalError = {"code": "invalid_item", "message": str(problem)}
                 return Result("error", [], sample_body(Sample(""), (), source, error=told))
             try:
                 answer = await self._ask(plan.row["project_id"], chat_body(source, messages))

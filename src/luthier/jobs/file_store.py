@@ -17,12 +17,11 @@ from luthier.jobs.blobs import Blobs, TooLarge, Writer
 from luthier.jobs.database import Database, Row, files, insert_new, now, upload_parts, uploads
 from luthier.jobs.disk import Disk
 from luthier.jobs.ids import FILE, PART, UPLOAD, new_id
+from luthier.jobs.objects import FileObject, UploadObject, UploadPart
 from luthier.jobs.pages import Page, page_of
 from luthier.jobs.rows import Rows
 from luthier.serve.api_error import ApiError
 
-PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
-"""What a client may upload; results are the service's own."""
 RESULTS = "fine-tune-results"
 UPLOAD_SECONDS = 3600
 """Life of an upload that nobody completes."""
@@ -80,13 +79,12 @@ class FileStore:
         received: "Receiver",
         seconds: int | None = None,
         upload: str | None = None,
-    ) -> dict[str, Any]:
+    ) -> FileObject:
         """Keep what was received as a file; `seconds` until it expires, None: never; `upload`: which it completes.
 
         Raises:
-            ApiError: 400: no such purpose, or rows that cannot be trained on; 413: the project has no room.
+            ApiError: 400: rows that cannot be trained on; 413: the project has no room.
         """
-        _require_purpose(purpose)
         if purpose == "fine-tune":
             received.require_rows()
         with self._naming:
@@ -102,7 +100,7 @@ class FileStore:
         size: int,
         seconds: int | None = None,
         file_id: str | None = None,
-    ) -> dict[str, Any]:
+    ) -> FileObject:
         """A file over bytes that are among the blobs; one of a given id is there at most once."""
         created = now()
         values = {
@@ -162,13 +160,12 @@ class FileStore:
             connection.execute(files.delete().where(files.c.project_id == project, files.c.id == file_id))
             self._forget(connection, [digest])
 
-    def create_upload(self, project: str, asked: dict[str, Any]) -> dict[str, Any]:
+    def create_upload(self, project: str, asked: dict[str, Any]) -> UploadObject:
         """Begin an upload; `asked` has the columns that a client decides.
 
         Raises:
-            ApiError: 400, 413 or 507.
+            ApiError: 413 or 507.
         """
-        _require_purpose(asked["purpose"])
         if asked["bytes"] > self.quota.upload_bytes:
             raise too_large(self.quota.upload_bytes)
         created = now()
@@ -197,7 +194,7 @@ class FileStore:
         row = self._pending(project, upload_id)
         return self.receiver(project, None, row["id"])
 
-    def add_part(self, project: str, upload_id: str, received: "Receiver") -> dict[str, Any]:
+    def add_part(self, project: str, upload_id: str, received: "Receiver") -> UploadPart:
         """Keep a part.
 
         Raises:
@@ -205,14 +202,15 @@ class FileStore:
         """
         with self._naming:
             row = self._pending(project, upload_id)
-            values = {"id": new_id(PART), "created_at": now(), "upload_id": row["id"], "bytes": received.size}
+            part_id, created = new_id(PART), now()
+            values = {"id": part_id, "created_at": created, "upload_id": row["id"], "bytes": received.size}
             self._require_room_of_parts(row, received.size)
             digest = received.finish()
             with self._database.writing() as connection:
                 connection.execute(upload_parts.insert().values(**values, sha256=digest))
-        return {"id": values["id"], "created_at": values["created_at"], "object": "upload.part", "upload_id": row["id"]}
+        return {"id": part_id, "created_at": created, "object": "upload.part", "upload_id": upload_id}
 
-    def complete(self, project: str, upload_id: str, part_ids: Sequence[str], md5: str | None) -> dict[str, Any]:
+    def complete(self, project: str, upload_id: str, part_ids: Sequence[str], md5: str | None) -> UploadObject:
         """Put the parts together, in the order that is given, as a file.
 
         Raises:
@@ -243,7 +241,7 @@ class FileStore:
                 self._close(row, "completed", file["id"])
         return upload_body({**row, "status": "completed"}, file)
 
-    def cancel(self, project: str, upload_id: str) -> dict[str, Any]:
+    def cancel(self, project: str, upload_id: str) -> UploadObject:
         """Take no more parts, and forget those that came.
 
         Raises:
@@ -415,11 +413,6 @@ class Receiver:
         return self._writer.finish()
 
 
-def _require_purpose(purpose: str) -> None:
-    if purpose not in PURPOSES:
-        raise ApiError(f"{purpose[:50]!r} is no purpose; expected one of {', '.join(PURPOSES)}.", param="purpose")
-
-
 def _live() -> sa.Select[Any]:
     return sa.select(files).where(files.c.expires_at.is_(None) | (files.c.expires_at > now()))
 
@@ -434,7 +427,7 @@ def too_large(limit: int) -> ApiError:
     return ApiError(f"At most {limit:,} bytes are taken.", status=413, code="file_too_large")
 
 
-def file_body(row: "Row | dict[str, Any]") -> dict[str, Any]:
+def file_body(row: "Row | dict[str, Any]") -> FileObject:
     """OpenAI's file object."""
     return {
         "id": row["id"],
@@ -449,7 +442,7 @@ def file_body(row: "Row | dict[str, Any]") -> dict[str, Any]:
     }
 
 
-def upload_body(row: "Row | dict[str, Any]", file: dict[str, Any] | None) -> dict[str, Any]:
+def upload_body(row: "Row | dict[str, Any]", file: FileObject | None) -> UploadObject:
     """OpenAI's upload object."""
     return {
         "id": row["id"],

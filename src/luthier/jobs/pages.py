@@ -7,6 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from luthier.jobs.database import Row
+from luthier.jobs.objects import ListObject, T
 from luthier.serve.api_error import ApiError
 
 
@@ -52,7 +53,7 @@ def page_of(
     return rows[: page.limit], len(rows) > page.limit
 
 
-def list_body(rows: Sequence[Row], shape: Callable[[Row], dict[str, Any]], has_more: bool) -> dict[str, Any]:
+def list_body(rows: Sequence[Row], shape: Callable[[Row], T], has_more: bool) -> ListObject[T]:
     """OpenAI's list object; with the ids at its ends, which some of its pages read."""
     data = [shape(row) for row in rows]
     return {

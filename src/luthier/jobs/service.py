@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
 from luthier.errors import ServeError, StorageError
@@ -17,7 +18,8 @@ from luthier.jobs.eval_store import EvalStore
 from luthier.jobs.eval_worker import EvalWorker
 from luthier.jobs.file_store import FileStore, Quota
 from luthier.jobs.gateway import Gateway, Served
-from luthier.jobs.http.app import Service
+from luthier.jobs.http.app import Service, build_routes
+from luthier.jobs.http.document import document_text
 from luthier.jobs.http.fine_tuning import Names
 from luthier.jobs.http.inference import served_as
 from luthier.jobs.job_store import MOST_WAITING, JobStore
@@ -180,6 +182,12 @@ def open_service(options: Options) -> Iterator[Service]:
         )
     finally:
         database.close()
+
+
+def openapi_text() -> str:
+    """The service's OpenAPI document as the text of `docs/openapi.json`; made from routes, so one is begun."""
+    with TemporaryDirectory() as folder, open_service(Options(Path(folder))) as service:
+        return document_text(build_routes(service))
 
 
 def is_service(folder: Path) -> bool:

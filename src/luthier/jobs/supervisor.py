@@ -53,6 +53,7 @@ from luthier.jobs.model_names import checkpoint_name, is_tuned, model_name
 from luthier.jobs.private import private_file, private_folder
 from luthier.jobs.results import as_csv, checkpoint_metrics, metrics_data, step_message
 from luthier.jobs.room import Beside, Claim, gib, too_large
+from luthier.jobs.traces import tell_attempt
 from luthier.jobs.translate import write_recipe
 from luthier.serve.api_error import ApiError
 from luthier.serve.failures import place_of
@@ -111,6 +112,8 @@ class _Child:
     """By the clock, less the seconds of steps that earlier processes did."""
     claim: Claim | None
     """The memory that it takes; None: it is not told yet."""
+    attempt: int
+    began: int = field(default_factory=time.time_ns)
     told_at: float | None = None
     """When it was told to stop."""
     log: _Log = field(default_factory=_Log)
@@ -223,6 +226,7 @@ class Supervisor:
                     child.process.wait(max(until - time.monotonic(), 0.0))
                 child.process.kill()
                 child.process.wait()
+                _trace(job_id, child)
                 if job_id in running:
                     self._settle(running[job_id], child)
             self._children.clear()
@@ -339,7 +343,7 @@ class Supervisor:
                 start_new_session=True,
             )
         spent = sum(float(one["seconds"]) for one in log.steps)
-        self._children[row["id"]] = _Child(process, time.monotonic() - spent, Claim.read(folder), log=log)
+        self._children[row["id"]] = _Child(process, time.monotonic() - spent, Claim.read(folder), attempt, log=log)
 
     def _look_after(self, job_id: str, child: _Child, row: Row | None) -> None:
         ended = child.process.poll() is not None
@@ -350,6 +354,7 @@ class Supervisor:
                 self._fail(row, "time_limit", f"The job ran longer than {hours:,.4g} hours.", None)
                 row = None
         if ended:
+            _trace(job_id, child)
             if row is not None:
                 self._settle(row, child)  # if the database or the disk refuses, the next round does it
             del self._children[job_id]
@@ -472,6 +477,11 @@ class Supervisor:
         self._store.drop_checkpoints(row["id"], list(kept))
         logged = {one["step"] for one in log.steps}
         log.kept = tuple(kept) if logged.issuperset(kept) else None  # a step is kept before its line is whole
+
+
+def _trace(job_id: str, child: _Child) -> None:
+    code = child.process.returncode
+    tell_attempt(job_id, child.attempt, child.began, code, fine=code in (DONE, STOPPED))
 
 
 def _estimate(steps: list[dict[str, Any]], total: int | None) -> int | None:

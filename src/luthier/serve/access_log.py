@@ -4,10 +4,12 @@ A failure that nobody foresaw becomes a 500 with the request's id, and its kind 
 does not: it may quote a prompt.
 """
 
+import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -20,6 +22,8 @@ from luthier.serve.ids import new_id
 log = logging.getLogger("luthier.serve")
 
 KEY = "luthier.request"
+FIELDS = "luthier_fields"
+"""Attribute of a log record: the fields of a line for whoever wants them apart."""
 ROUTES = (
     "/healthz",
     "/v1/models",
@@ -57,10 +61,21 @@ def request_id(scope: Scope) -> str:
 
 
 class AccessLog:
-    """ASGI middleware around the application; `route_of` says what the log calls a request's path."""
+    """ASGI middleware around the application.
 
-    def __init__(self, app: ASGIApp, route_of: Callable[[Scope], str] | None = None) -> None:
-        self._app, self._route_of = app, route_of or _route_of
+    Args:
+        app: what answers.
+        route_of: what the log calls a request's path.
+        caller_of: who sent it, as further fields.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        route_of: Callable[[Scope], str] | None = None,
+        caller_of: Callable[[Scope], Mapping[str, str]] | None = None,
+    ) -> None:
+        self._app, self._route_of, self._caller_of = app, route_of or _route_of, caller_of or (lambda _: {})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on and write its line."""
@@ -79,11 +94,12 @@ class AccessLog:
         try:
             await self._app(scope, receive, noted)
         except FAILURES as error:
-            log.error("id=%s failed: %s in %s", notes.id, type(error).__name__, place_of(error))
+            told = {"id": notes.id, "failed": type(error).__name__, "at": place_of(error)}
+            log.error("id=%s failed: %s in %s", *told.values(), extra={FIELDS: told})
             if not notes.status:
                 await JSONResponse(internal(notes.id).body(), 500)(scope, receive, noted)
         finally:
-            _write(scope, notes, self._route_of(scope), time.perf_counter() - started)
+            _write(scope, notes, self._route_of(scope), time.perf_counter() - started, self._caller_of(scope))
 
 
 def _route_of(scope: Scope) -> str:
@@ -92,16 +108,27 @@ def _route_of(scope: Scope) -> str:
     return path if path in ROUTES else named
 
 
-def _write(scope: Scope, notes: _Notes, route: str, seconds: float) -> None:
-    level = logging.DEBUG if route == "/healthz" else logging.INFO
-    log.log(
-        level,
-        "id=%s method=%s route=%s status=%s ms=%.0f prompt_tokens=%d completion_tokens=%d",
-        notes.id,
-        scope["method"] if scope["method"] in ("GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS") else "-",
-        route,
-        notes.status or "gone",
-        seconds * 1000,
-        notes.prompt_tokens,
-        notes.completion_tokens,
-    )
+def _write(scope: Scope, notes: _Notes, route: str, seconds: float, caller: Mapping[str, str]) -> None:
+    level = logging.DEBUG if route in ("/healthz", "/readyz") else logging.INFO
+    known = scope["method"] in ("GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS")
+    told = {
+        "id": notes.id,
+        "method": scope["method"] if known else "-",
+        "route": route,
+        "status": notes.status or "gone",
+        "ms": round(seconds * 1000),
+        "prompt_tokens": notes.prompt_tokens,
+        "completion_tokens": notes.completion_tokens,
+        **caller,
+    }
+    log.log(level, " ".join(f"{name}={value}" for name, value in told.items()), extra={FIELDS: told})
+
+
+class JsonLines(logging.Formatter):
+    """A JSON object for each line of the log: of a request its fields, of everything else its message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Without a traceback: its last line quotes what failed, which may be a client's."""
+        told = vars(record).get(FIELDS) or {"message": record.getMessage()}
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        return json.dumps({"time": at, "level": record.levelname, "logger": record.name, **told})

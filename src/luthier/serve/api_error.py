@@ -5,13 +5,31 @@ the field and what was expected; it never repeats prompts, paths of this machine
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Literal, TypeAlias
+
+from typing_extensions import TypedDict
 
 from luthier.errors import LuthierError
 
-INVALID = "invalid_request_error"
+ErrorType: TypeAlias = Literal["invalid_request_error", "rate_limit_error", "server_error"]
+INVALID: ErrorType = "invalid_request_error"
 NO_RETRY: Mapping[str, str] = {"x-should-retry": "false"}
 """The `openai` client repeats every 5xx; a request that ran into its deadline would only run into it again."""
+
+
+class ErrorObject(TypedDict):
+    """What is wrong."""
+
+    message: str
+    type: ErrorType
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(TypedDict):
+    """OpenAI's error shape."""
+
+    error: ErrorObject
 
 
 class ApiError(LuthierError):
@@ -31,7 +49,7 @@ class ApiError(LuthierError):
         self.headers = dict(headers or {})
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> ErrorType:
         """OpenAI's `type`: who has to change something."""
         return (
             INVALID
@@ -41,7 +59,7 @@ class ApiError(LuthierError):
             else "server_error"
         )
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> ErrorBody:
         """The JSON that is sent."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 

@@ -24,7 +24,7 @@ from luthier.serve.chat import ChatRequest, parse_chat
 from luthier.serve.completion import CompletionRequest, parse_completion
 from luthier.serve.constraint import GRAMMARS
 from luthier.serve.decision import DecisionRequest, parse_decision
-from luthier.serve.embedding import parse_embedding
+from luthier.serve.embedding_request import parse_embedding
 from luthier.serve.error_answers import tell_errors
 from luthier.serve.fields import Fields, parse_body
 from luthier.serve.guard import ADMIN, HostGuard, KeyCheck

@@ -12,13 +12,12 @@ from luthier.errors import LuthierError, ServeError, TemplateError
 from luthier.examples import Message
 from luthier.serve.api_error import ApiError, model_not_found, too_many
 from luthier.serve.choices import Choices, grouped, read_choices, require_room, score
-from luthier.serve.completion import MAX_PROMPTS
 from luthier.serve.decision import DecisionRequest
 from luthier.serve.embedding import EmbeddingModel
 from luthier.serve.limits import Limits
 from luthier.serve.models import ServedModel
 from luthier.serve.served import Computes, Served
-from luthier.serve.work import Completion, Delta, Done, Event, Failed, Whole, Work
+from luthier.serve.work import MAX_PROMPTS, Completion, Delta, Done, Event, Failed, Whole, Work
 from luthier.serve.worker import Worker
 
 log = logging.getLogger("luthier.serve")

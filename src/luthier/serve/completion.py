@@ -6,10 +6,9 @@ from typing import Any
 from luthier.serve.api_error import ApiError
 from luthier.serve.chat import Common, parse_common
 from luthier.serve.fields import Fields, parse_body
+from luthier.serve.work import MAX_PROMPTS
 
 MAX_LOGPROBS = 5
-MAX_PROMPTS = 16
-"""Prompts that one request may carry."""
 DEFAULT_TOKENS = 16
 """OpenAI's own default for this endpoint."""
 NO_EFFECT = ("user",)

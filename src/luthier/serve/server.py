@@ -7,16 +7,19 @@ import signal
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from luthier.errors import ServeError
+from luthier.serve.access_log import JsonLines
 from luthier.serve.chat import MAX_N
 from luthier.serve.guard import host_name, is_address, is_loopback
 from luthier.serve.limits import Access, HttpLimits, Limits
 
+LogFormat: TypeAlias = Literal["text", "json"]
 MAX_CONNECTIONS = 512
 HEADER_SECONDS = 10.0
 """Longest time between the first moment of a connection, or of a request on it, and the end of its headers."""
@@ -219,11 +222,13 @@ def run(server: uvicorn.Server, bound: socket.socket) -> None:
         bound.close()
 
 
-def set_up_log() -> None:
+def set_up_log(form: LogFormat = "text") -> None:
     """Write the server's own lines to standard error, one a request."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("luthier.serve")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    logger.propagate = False
+    text = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handler.setFormatter(JsonLines() if form == "json" else text)
+    for name in ("luthier.serve", "luthier.jobs"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+        logger.propagate = False

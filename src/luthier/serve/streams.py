@@ -7,8 +7,9 @@ failure after that is an error event, which the `openai` client raises. When the
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing
+from typing import Any
 
 from starlette.background import BackgroundTask
 from starlette.responses import JSONResponse, Response
@@ -81,7 +82,7 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
 
 
-def _frame(event: Json) -> bytes:
+def _frame(event: Mapping[str, Any]) -> bytes:
     return b"data: " + json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 

@@ -7,6 +7,8 @@ from typing import Literal, TypeAlias
 from luthier.serve.api_error import ApiError
 
 StopReason: TypeAlias = Literal["stop", "length"]
+MAX_PROMPTS = 16
+"""Prompts that one request to /v1/completions may carry."""
 
 
 @dataclass(frozen=True, slots=True)

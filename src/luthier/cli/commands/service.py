@@ -1,4 +1,4 @@
-"""Keys, the queue and the audit log of a job service (`luthier up`), which may run or not.
+"""Keys, the queue, the audit log and the OpenAPI document of a job service (`luthier up`), which may run or not.
 
 examples:
   luthier service --data service new-key laptop                     printed once, and kept nowhere
@@ -8,6 +8,7 @@ examples:
   luthier service --data service jobs                               what trains and what waits, in its order
   luthier service --data service priority ftjob-abc 10              it goes before those of a lower one; new jobs have 0
   luthier service --data service audit                              every change, and whether the list is whole
+  luthier service openapi > openapi.json                            every route, what it takes and answers
 """
 
 import argparse
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     priority.add_argument("id", metavar="JOB", help="as `jobs` lists it")
     priority.add_argument("number", type=int, metavar="N", help="the higher the sooner; -1000 to 1000, new jobs have 0")
     actions.add_parser("audit", help="print every change and check the chain")
+    actions.add_parser("openapi", help="print the OpenAPI document, which needs no service")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,8 +47,11 @@ def run(args: argparse.Namespace) -> int:
         StorageError: the database cannot be opened.
     """
     from luthier.errors import ServeError
-    from luthier.jobs.service import Options, is_service, open_service
+    from luthier.jobs.service import Options, is_service, open_service, openapi_text
 
+    if args.action == "openapi":
+        print(openapi_text(), end="")
+        return 0
     if args.action != "new-key" and not is_service(args.data):
         raise ServeError(f"{args.data}: no service; name its folder with --data, or begin one with `luthier up`")
     actions = {

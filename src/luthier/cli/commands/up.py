@@ -93,6 +93,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="GIB",
         help="left free on the disk: below it no job begins and no file is taken (default: 2)",
     )
+    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="of its lines, one a request")
+    parser.add_argument(
+        "--traces",
+        action="store_true",
+        help="send spans of requests and jobs to OTEL_EXPORTER_OTLP_ENDPOINT (OpenTelemetry; extra otel)",
+    )
     parser.add_argument("--webhook", metavar="URL", help="told, signed, when a job ends; needs --webhook-secret-env")
     parser.add_argument(
         "--webhook-secret-env", metavar="NAME", help="environment variable that holds the secret: whsec_ and base64"
@@ -108,8 +114,11 @@ def run(args: argparse.Namespace) -> int:
     """
     from luthier.jobs.http.app import Hosts, build_app
     from luthier.jobs.service import Options, alone, gib_bytes, open_service, parse_aliases, parse_ggufs, parse_vllm
+    from luthier.jobs.traces import require_collector
     from luthier.serve import server
 
+    if args.traces:
+        require_collector(os.environ)
     aliases = parse_aliases(args.alias)
     options = Options(
         folder=args.data,
@@ -129,10 +138,10 @@ def run(args: argparse.Namespace) -> int:
     address = server.Address(args.host, args.port, allow_hosts=tuple(args.allow_host))
     hosts = Hosts(*server.hosts_of(address))
     bound = server.listen(address)
-    server.set_up_log()
+    server.set_up_log(args.log_format)
     with alone(args.data), open_service(options) as service, service.database.alone():
         print(f"fine-tuning at {server.url_of(bound)} (ctrl-C ends it)", file=sys.stderr, flush=True)
-        server.run(server.server_of(build_app(service, hosts), DRAIN_SECONDS), bound)
+        server.run(server.server_of(build_app(service, hosts, args.traces), DRAIN_SECONDS), bound)
         print("stopped; jobs that were training are saved and go on at the next start", file=sys.stderr)
     return 0
 

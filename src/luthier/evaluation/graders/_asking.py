@@ -15,7 +15,7 @@ from luthier.examples import Message
 MAX_REPLY_CHARS = 200_000
 
 
-class TextBlock(Settings):
+class GraderText(Settings):
     """A piece of a message. Blocks of images and sound are refused: models here read text."""
 
     type: Literal["input_text", "output_text"]
@@ -24,15 +24,15 @@ class TextBlock(Settings):
     """May hold variables."""
 
 
-Block: TypeAlias = Template | TextBlock
+Block: TypeAlias = Template | GraderText
 
 
-class InputMessage(Settings):
+class GraderMessage(Settings):
     """A message to the grading model."""
 
     role: Literal["user", "assistant", "system", "developer"]
     """Who says it."""
-    content: Template | TextBlock | tuple[Block, ...]
+    content: Template | GraderText | tuple[Block, ...]
     """What is said: a text, or text blocks, which are joined by line ends."""
     type: Literal["message"] | None = None
     """Always `message`."""
@@ -43,7 +43,7 @@ class ModelGrader(Grader):
 
     model: str = Field(min_length=1, max_length=256)
     """The host knows what it means."""
-    input: tuple[InputMessage, ...] = Field(min_length=1, max_length=64)
+    input: tuple[GraderMessage, ...] = Field(min_length=1, max_length=64)
     """The messages; what form the answer must have is said after the last one."""
 
     def require(self, host: Host) -> None:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeAlias
 
 from pydantic import Field
+from typing_extensions import TypedDict
 
 from luthier import registry
 from luthier.config import Settings, build
@@ -243,7 +244,29 @@ def validate(values: Mapping[str, Any], host: Host) -> Grader:
     return grader
 
 
-def response_body(graded: Graded) -> dict[str, Any]:
+class GradeMetadata(TypedDict):
+    """How a grade came to be."""
+
+    name: str
+    type: str
+    errors: dict[str, bool | str | None]
+    """The fields of `Errors`."""
+    execution_time: float
+    scores: dict[str, float]
+    sampled_model_name: str | None
+    token_usage: int | None
+
+
+class GradeObject(TypedDict):
+    """One grade."""
+
+    reward: float
+    sub_rewards: dict[str, float]
+    model_grader_token_usage_per_model: dict[str, int]
+    metadata: GradeMetadata
+
+
+def response_body(graded: Graded) -> GradeObject:
     """The answer of `POST /fine_tuning/alpha/graders/run`, as JSON values."""
     return {
         "reward": graded.reward,

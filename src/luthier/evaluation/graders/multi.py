@@ -4,9 +4,9 @@ import keyword
 import re
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, WithJsonSchema, field_validator, model_validator
 
 from luthier.config import nested
 from luthier.errors import RecipeError
@@ -25,7 +25,9 @@ class Multi(Grader):
     `1 - x` must not reward that `x` could not be found.
     """
 
-    graders: dict[str, SerializeAsAny[Grader]] = Field(min_length=1, max_length=MAX_GRADERS)
+    graders: Annotated[dict[str, SerializeAsAny[Grader]], WithJsonSchema({"type": "object", "minProperties": 1})] = (
+        Field(min_length=1, max_length=MAX_GRADERS)
+    )
     """By the names that the formula uses."""
     calculate_output: str = Field(min_length=1, max_length=2000)
     """The formula."""

@@ -18,7 +18,8 @@ from luthier.jobs.eval_worker import EvalWorker
 from luthier.jobs.file_store import FileStore
 from luthier.jobs.gateway import Gateway
 from luthier.jobs.http.audited import Audited
-from luthier.jobs.http.caller import Keys
+from luthier.jobs.http.caller import Keys, fields_of
+from luthier.jobs.http.document import DocumentRoutes
 from luthier.jobs.http.evals import EvalRoutes
 from luthier.jobs.http.files import FileRoutes
 from luthier.jobs.http.fine_tuning import FineTuningRoutes, Names
@@ -33,6 +34,7 @@ from luthier.jobs.job_store import JobStore
 from luthier.jobs.metrics import Metrics
 from luthier.jobs.supervisor import Supervisor
 from luthier.jobs.tenants import Tenants
+from luthier.jobs.traces import telemetry
 from luthier.jobs.webhooks import Webhooks
 from luthier.serve.access_log import AccessLog
 from luthier.serve.error_answers import tell_errors
@@ -65,13 +67,13 @@ class Hosts:
     any_address: bool = False
 
 
-def build_app(service: Service, hosts: Hosts) -> ASGIApp:
-    """The application behind its guards; its lifespan starts and stops the supervisor."""
-    counted = Counted(Audited(build_routes(service), service.audit), service.metrics)
-    return AccessLog(HostGuard(counted, hosts.names, hosts.any_address), route_of)
+def build_app(service: Service, hosts: Hosts, traces: bool = False) -> ASGIApp:
+    """The application behind its guards; its lifespan starts and stops the supervisor. `traces`: send spans."""
+    counted = Counted(Audited(build_routes(service, traces), service.audit), service.metrics)
+    return AccessLog(HostGuard(counted, hosts.names, hosts.any_address), route_of, fields_of)
 
 
-def build_routes(service: Service) -> FastAPI:
+def build_routes(service: Service, traces: bool = False) -> FastAPI:
     """All routes; the application itself asks for the key, for any route that it will ever have."""
 
     @asynccontextmanager
@@ -91,10 +93,11 @@ def build_routes(service: Service) -> FastAPI:
     app = FastAPI(
         lifespan=lifespan,
         dependencies=[Depends(Keys(service.tenants)), Depends(require_no_nul)],
-        openapi_url=None,
+        openapi_url=None,  # FastAPI's own route would be free and know too little; ours is DocumentRoutes
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        telemetry=telemetry(traces),
     )
     FileRoutes(service.files).add_to(app)
     UploadRoutes(service.files).add_to(app)
@@ -104,6 +107,7 @@ def build_routes(service: Service) -> FastAPI:
     EvalRoutes(service.evals, service.jobs, service.files, service.names).add_to(app)
     InferenceRoutes(service.jobs, service.names, service.gateway).add_to(app)
     HealthRoutes(service.database, service.supervisor, service.metrics).add_to(app)
+    DocumentRoutes(app).add_to(app)
     tell_errors(app)
     tell_storage_errors(app)
     return app

@@ -1,7 +1,9 @@
 """Who sends a request: the bearer key, looked up once, and what it may do."""
 
+from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
+from starlette.types import Scope
 
 from luthier.jobs.tenants import Caller, Tenants
 from luthier.serve.api_error import ApiError
@@ -10,13 +12,14 @@ KEY = "luthier.caller"
 LONGEST_KEY = 512
 
 
-class Keys:
+class Keys(HTTPBearer):
     """A dependency of every route: 401 without a key that works. Only digests of keys are compared."""
 
     def __init__(self, tenants: Tenants) -> None:
+        super().__init__(scheme_name="key", description="As `luthier service new-key` prints it.")
         self._tenants = tenants
 
-    async def __call__(self, request: Request) -> None:
+    async def __call__(self, request: Request) -> None:  # type: ignore[override]
         """Note who calls, or raise the 401."""
         headers = request.headers.getlist("authorization")
         scheme, _, secret = (headers[0] if len(headers) == 1 else "").partition(" ")
@@ -41,6 +44,12 @@ def caller_of(request: Request) -> Caller:
     return found
 
 
+def fields_of(scope: Scope) -> dict[str, str]:
+    """Who calls, as fields of the log: ids, which open nothing."""
+    found = scope.get(KEY)
+    return {"key_id": found.key_id, "project_id": found.project_id} if isinstance(found, Caller) else {}
+
+
 def admin_of(request: Request) -> Caller:
     """Who calls, if he is an admin.
 
@@ -51,3 +60,12 @@ def admin_of(request: Request) -> Caller:
     if not found.is_admin:
         raise ApiError("This needs an admin key.", status=403, code="admin_key_required")
     return found
+
+
+async def admins_project(request: Request) -> str:
+    """A dependency: the project of an admin; asked before a body is read.
+
+    Raises:
+        ApiError: 403.
+    """
+    return admin_of(request).project_id

@@ -1,10 +1,12 @@
-"""Bodies of requests to /v1/evals, as OpenAI's clients send them: closed and bounded."""
+"""Bodies and queries of requests to /v1/evals, as OpenAI's clients send them: closed and bounded."""
 
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field, JsonValue
 
-from luthier.jobs.http.schema import Body, Id, Metadata
+from luthier.jobs.http.grader_schema import CriterionValues
+from luthier.jobs.http.schema import Body, Id, Metadata, OrderedQuery
+from luthier.jobs.objects import RunStatus
 
 Name = Annotated[str, Field(max_length=256)]
 Object: TypeAlias = dict[str, JsonValue]
@@ -31,7 +33,7 @@ class CreateEval(Body):
     """POST /v1/evals"""
 
     data_source_config: Annotated[Custom | Stored, Field(discriminator="type")]
-    testing_criteria: Annotated[list[Object], Field(min_length=1, max_length=32)]
+    testing_criteria: Annotated[list[CriterionValues], Field(min_length=1, max_length=32)]
     metadata: Metadata | None = None
     name: Name | None = None
 
@@ -173,3 +175,21 @@ class CreateRun(Body):
     data_source: DataSource
     metadata: Metadata | None = None
     name: Name | None = None
+
+
+class EvalsQuery(OrderedQuery):
+    """GET /v1/evals"""
+
+    order_by: Literal["created_at", "updated_at"] | None = None
+
+
+class RunsQuery(OrderedQuery):
+    """GET /v1/evals/{eval_id}/runs"""
+
+    status: RunStatus | None = None
+
+
+class ItemsQuery(OrderedQuery):
+    """GET /v1/evals/{eval_id}/runs/{run_id}/output_items"""
+
+    status: Literal["fail", "pass"] | None = None

@@ -1,13 +1,11 @@
 """/v1/evals: what is to be graded and how, runs over data, and what came of every item."""
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeAlias
 
-from fastapi import FastAPI
-from starlette.concurrency import run_in_threadpool
+from fastapi import Depends, FastAPI
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 
 from luthier.errors import EvaluationError
 from luthier.evaluation.graders._template import parse_template
@@ -15,31 +13,43 @@ from luthier.evaluation.graders.base import Host, ModelReply
 from luthier.jobs.database import Row
 from luthier.jobs.eval_grading import LIMITS, chat_body, read_criterion, reads_sample
 from luthier.jobs.eval_items import items_of, looking, require_fit, require_samples
-from luthier.jobs.eval_store import STATUSES, EvalStore, NewRun
+from luthier.jobs.eval_store import EvalStore, NewRun
 from luthier.jobs.file_store import FileStore
 from luthier.jobs.http.audited import note_object
 from luthier.jobs.http.caller import caller_of
+from luthier.jobs.http.declared import Answer, Created, Json, Queried
 from luthier.jobs.http.eval_schema import (
     Completions,
     CreateEval,
     CreateRun,
     Custom,
+    EvalsQuery,
+    ItemsQuery,
     Jsonl,
     Responses,
+    RunsQuery,
     StoredSource,
     Template,
     UpdateEval,
 )
 from luthier.jobs.http.fine_tuning import Names
 from luthier.jobs.http.inference import served_as
-from luthier.jobs.http.reading import body_of, page_from, require_known
 from luthier.jobs.item_check import check_schema
 from luthier.jobs.job_store import JobStore
+from luthier.jobs.objects import (
+    DeletedEval,
+    DeletedRun,
+    EvalError,
+    EvalObject,
+    ItemObject,
+    ListObject,
+    RunObject,
+    RunSummary,
+)
 from luthier.jobs.pages import list_body
 from luthier.serve.api_error import ApiError, unsupported
 from luthier.serve.chat import parse_chat
 
-PAGED = ("after", "limit", "order")
 HOST = Host(ask_model=lambda *_: ModelReply(""), limits=LIMITS)
 """What criteria may need: a model to ask. Which one it is, is looked at when a run is made."""
 NOT_KEPT = "this server keeps no {}; bring the items as 'file_content' or 'file_id'"
@@ -73,12 +83,8 @@ class EvalRoutes:
         app.add_api_route(items, self.items, methods=["GET"], response_model=None)
         app.add_api_route(items + "/{item_id}", self.item, methods=["GET"], response_model=None)
 
-    async def create(self, request: Request) -> Response:
+    def create(self, request: Request, asked: Annotated[CreateEval, Depends(Json(CreateEval))]) -> Created[EvalObject]:
         """POST /v1/evals"""
-        asked = await body_of(request, CreateEval)
-        return JSONResponse(await run_in_threadpool(self._create, request, asked), status_code=201)
-
-    def _create(self, request: Request, asked: CreateEval) -> dict[str, Any]:
         config = asked.data_source_config
         if not isinstance(config, Custom):
             kept = "logs" if config.type == "logs" else "stored completions"
@@ -102,40 +108,38 @@ class EvalRoutes:
             asked.metadata,
         )
         note_object(request, row["id"])
-        return eval_body(row)
+        return Created(eval_body(row))
 
-    def listed(self, request: Request) -> Response:
+    def listed(
+        self, request: Request, query: Annotated[EvalsQuery, Depends(Queried(EvalsQuery))]
+    ) -> Answer[ListObject[EvalObject]]:
         """GET /v1/evals: the oldest first"""
-        require_known(request, (*PAGED, "order_by"))
-        by = _one_of(request, "order_by", ("created_at", "updated_at"))
-        page = page_from(request, newest_first=False)
-        rows, more = self._evals.listed(caller_of(request).project_id, page, by == "updated_at")
-        return JSONResponse(list_body(rows, eval_body, more))
+        project, page = caller_of(request).project_id, query.page(newest_first=False)
+        rows, more = self._evals.listed(project, page, query.order_by == "updated_at")
+        return Answer(list_body(rows, eval_body, more))
 
-    def get(self, request: Request, eval_id: str) -> Response:
+    def get(self, request: Request, eval_id: str) -> Answer[EvalObject]:
         """GET /v1/evals/{eval_id}"""
-        return JSONResponse(eval_body(self._evals.get(caller_of(request).project_id, eval_id)))
+        return Answer(eval_body(self._evals.get(caller_of(request).project_id, eval_id)))
 
-    async def update(self, request: Request, eval_id: str) -> Response:
+    def update(
+        self, request: Request, eval_id: str, asked: Annotated[UpdateEval, Depends(Json(UpdateEval))]
+    ) -> Answer[EvalObject]:
         """POST /v1/evals/{eval_id}: what is not given stays; metadata of null is none"""
-        asked = await body_of(request, UpdateEval)
         changes = {name: value for name, value in asked.model_dump(exclude_unset=True).items()}
         if changes.get("name", "") is None:
             del changes["name"]
-        row = await run_in_threadpool(self._evals.update, caller_of(request).project_id, eval_id, changes)
-        return JSONResponse(eval_body(row))
+        return Answer(eval_body(self._evals.update(caller_of(request).project_id, eval_id, changes)))
 
-    def delete(self, request: Request, eval_id: str) -> Response:
+    def delete(self, request: Request, eval_id: str) -> Answer[DeletedEval]:
         """DELETE /v1/evals/{eval_id}: with all its runs"""
         self._evals.delete(caller_of(request).project_id, eval_id)
-        return JSONResponse({"object": "eval.deleted", "deleted": True, "eval_id": eval_id})
+        return Answer({"object": "eval.deleted", "deleted": True, "eval_id": eval_id})
 
-    async def create_run(self, request: Request, eval_id: str) -> Response:
+    def create_run(
+        self, request: Request, eval_id: str, asked: Annotated[CreateRun, Depends(Json(CreateRun))]
+    ) -> Created[RunObject]:
         """POST /v1/evals/{eval_id}/runs"""
-        asked = await body_of(request, CreateRun)
-        return JSONResponse(await run_in_threadpool(self._create_run, request, eval_id, asked), status_code=201)
-
-    def _create_run(self, request: Request, eval_id: str, asked: CreateRun) -> dict[str, Any]:
         project = caller_of(request).project_id
         row, source = self._evals.get(project, eval_id), asked.data_source
         values = source.model_dump(exclude_none=True)
@@ -157,45 +161,47 @@ class EvalRoutes:
                 require_samples(items, "the eval was made with include_sample_schema")
             new = self._evals.add_run(project, eval_id, NewRun(asked.name or "", values, asked.metadata, items))
         note_object(request, new["id"])
-        return self._run_body(new)
+        return Created(self._run_body(new))
 
-    def runs(self, request: Request, eval_id: str) -> Response:
+    def runs(
+        self, request: Request, eval_id: str, query: Annotated[RunsQuery, Depends(Queried(RunsQuery))]
+    ) -> Answer[ListObject[RunObject]]:
         """GET /v1/evals/{eval_id}/runs: the oldest first"""
-        require_known(request, (*PAGED, "status"))
-        status, page = _one_of(request, "status", STATUSES), page_from(request, newest_first=False)
-        rows, more = self._evals.runs(caller_of(request).project_id, eval_id, page, status)
-        return JSONResponse(list_body(rows, self._run_body, more))
+        project, page = caller_of(request).project_id, query.page(newest_first=False)
+        rows, more = self._evals.runs(project, eval_id, page, query.status)
+        return Answer(list_body(rows, self._run_body, more))
 
-    def run(self, request: Request, eval_id: str, run_id: str) -> Response:
+    def run(self, request: Request, eval_id: str, run_id: str) -> Answer[RunObject]:
         """GET /v1/evals/{eval_id}/runs/{run_id}"""
-        return JSONResponse(self._run_body(self._evals.run(caller_of(request).project_id, eval_id, run_id)))
+        return Answer(self._run_body(self._evals.run(caller_of(request).project_id, eval_id, run_id)))
 
-    def cancel(self, request: Request, eval_id: str, run_id: str) -> Response:
+    def cancel(self, request: Request, eval_id: str, run_id: str) -> Answer[RunObject]:
         """POST /v1/evals/{eval_id}/runs/{run_id}/cancel: what was graded stays; once more changes nothing"""
-        return JSONResponse(self._run_body(self._evals.cancel(caller_of(request).project_id, eval_id, run_id)))
+        return Answer(self._run_body(self._evals.cancel(caller_of(request).project_id, eval_id, run_id)))
 
-    def delete_run(self, request: Request, eval_id: str, run_id: str) -> Response:
+    def delete_run(self, request: Request, eval_id: str, run_id: str) -> Answer[DeletedRun]:
         """DELETE /v1/evals/{eval_id}/runs/{run_id}"""
         self._evals.delete_run(caller_of(request).project_id, eval_id, run_id)
-        return JSONResponse({"object": "eval.run.deleted", "deleted": True, "run_id": run_id})
+        return Answer({"object": "eval.run.deleted", "deleted": True, "run_id": run_id})
 
-    def items(self, request: Request, eval_id: str, run_id: str) -> Response:
+    def items(
+        self, request: Request, eval_id: str, run_id: str, query: Annotated[ItemsQuery, Depends(Queried(ItemsQuery))]
+    ) -> Answer[ListObject[ItemObject]]:
         """GET /v1/evals/{eval_id}/runs/{run_id}/output_items: in the order of the data"""
-        require_known(request, (*PAGED, "status"))
-        status, page = _one_of(request, "status", ("fail", "pass")), page_from(request, newest_first=False)
-        rows, more = self._evals.items(caller_of(request).project_id, eval_id, run_id, page, status)
-        return JSONResponse(list_body(rows, lambda row: item_body(row, eval_id), more))
+        project, page = caller_of(request).project_id, query.page(newest_first=False)
+        rows, more = self._evals.items(project, eval_id, run_id, page, query.status)
+        return Answer(list_body(rows, lambda row: item_body(row, eval_id), more))
 
-    def item(self, request: Request, eval_id: str, run_id: str, item_id: str) -> Response:
+    def item(self, request: Request, eval_id: str, run_id: str, item_id: str) -> Answer[ItemObject]:
         """GET /v1/evals/{eval_id}/runs/{run_id}/output_items/{output_item_id}"""
         row = self._evals.item(caller_of(request).project_id, eval_id, run_id, item_id)
-        return JSONResponse(item_body(row, eval_id))
+        return Answer(item_body(row, eval_id))
 
-    def _run_body(self, row: Row) -> dict[str, Any]:
+    def _run_body(self, row: Row) -> RunObject:
         return run_body(row, self._evals.summary(row))
 
 
-def eval_body(row: Row) -> dict[str, Any]:
+def eval_body(row: Row) -> EvalObject:
     """OpenAI's eval object; the schema is that of what templates see."""
     config = row["data_source_config"]
     properties = {"item": config["item_schema"]} | (
@@ -216,14 +222,15 @@ def eval_body(row: Row) -> dict[str, Any]:
     }
 
 
-def run_body(row: Row, summary: Mapping[str, Any]) -> dict[str, Any]:
+def run_body(row: Row, summary: RunSummary) -> RunObject:
     """OpenAI's run object. An error of empty texts is none: its type knows no null there. There is no report's page."""
+    nothing: EvalError = {"code": "", "message": ""}
     return {
         "id": row["id"],
         "object": "eval.run",
         "created_at": row["created_at"],
         "data_source": row["data_source"],
-        "error": row["error"] or {"code": "", "message": ""},
+        "error": row["error"] or nothing,
         "eval_id": row["eval_id"],
         "metadata": row["metadata"],
         "model": row["data_source"].get("model") or "",
@@ -234,7 +241,7 @@ def run_body(row: Row, summary: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def item_body(row: Row, eval_id: str) -> dict[str, Any]:
+def item_body(row: Row, eval_id: str) -> ItemObject:
     """OpenAI's output item object."""
     return {
         "id": row["id"],
@@ -297,10 +304,3 @@ def _require_item_variables(texts: Sequence[str], at: str) -> None:
         if named:
             why = f"'{{{{{named[0]}}}}}' has no value before the model answers; use {{{{item.…}}}}"
             raise ApiError(f"{at}: {why}.", param=at, code="invalid_template")
-
-
-def _one_of(request: Request, name: str, known: tuple[str, ...]) -> str | None:
-    value = request.query_params.get(name)
-    if value is not None and value not in known:
-        raise ApiError(f"{name!r} must be one of {', '.join(known)}.", param=name, code="invalid_value")
-    return value

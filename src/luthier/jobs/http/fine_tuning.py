@@ -6,28 +6,40 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI
-from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import QueryParams
+from fastapi import Depends, FastAPI
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 
 from luthier.errors import RecipeError, TrackingError
 from luthier.jobs.database import Row
 from luthier.jobs.file_store import FileStore
 from luthier.jobs.http.audited import note_object
-from luthier.jobs.http.caller import admin_of, caller_of
-from luthier.jobs.http.reading import body_of, page_from, read_as, require_known
-from luthier.jobs.http.schema import CreateJob, Grant, MetadataQuery
+from luthier.jobs.http.caller import admins_project, caller_of
+from luthier.jobs.http.declared import Answer, Json, Queried
+from luthier.jobs.http.schema import (
+    CheckpointsQuery,
+    CreateJob,
+    Grant,
+    GrantsQuery,
+    JobObject,
+    JobsQuery,
+    PageQuery,
+    ShownHyperparameters,
+)
 from luthier.jobs.job_store import Asked, JobStore, Status, Told
 from luthier.jobs.model_names import is_tuned
+from luthier.jobs.objects import (
+    CheckpointObject,
+    DeletedPermission,
+    EventObject,
+    ListObject,
+    PermissionObject,
+)
 from luthier.jobs.pages import list_body
 from luthier.jobs.translate import require_tracking
 from luthier.serve.api_error import ApiError, unsupported
 
-PAGED = ("after", "limit")
 MOST_KEY = 255
 
 
@@ -78,7 +90,16 @@ class FineTuningRoutes:
     def add_to(self, app: FastAPI) -> None:
         """Add the routes."""
         job, grants = "/v1/fine_tuning/jobs", "/v1/fine_tuning/checkpoints/{name:path}/permissions"
-        app.add_api_route(job, self.create, methods=["POST"], response_model=None)
+        key = {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "schema": {"type": "string", "minLength": 1, "maxLength": MOST_KEY},
+        }
+        told: dict[str, Any] = {
+            "responses": {409: {"description": "The key was used for another request"}},
+            "openapi_extra": {"parameters": [key]},
+        }
+        app.add_api_route(job, self.create, methods=["POST"], response_model=None, **told)
         app.add_api_route(job, self.listed, methods=["GET"], response_model=None)
         app.add_api_route(job + "/{job_id}", self.get, methods=["GET"], response_model=None)
         app.add_api_route(job + "/{job_id}/cancel", self.cancel, methods=["POST"], response_model=None)
@@ -90,12 +111,8 @@ class FineTuningRoutes:
         app.add_api_route(grants, self.grants, methods=["GET"], response_model=None)
         app.add_api_route(grants + "/{permission_id}", self.revoke, methods=["DELETE"], response_model=None)
 
-    async def create(self, request: Request) -> Response:
+    def create(self, request: Request, body: Annotated[CreateJob, Depends(Json(CreateJob))]) -> Answer[JobObject]:
         """POST /v1/fine_tuning/jobs; with an `Idempotency-Key` the same request makes one job."""
-        body = await body_of(request, CreateJob)
-        return JSONResponse(await run_in_threadpool(self._create, request, body))
-
-    def _create(self, request: Request, body: CreateJob) -> dict[str, Any]:
         project = caller_of(request).project_id
         base = self._base_of(project, body.model)
         if body.method is not None and body.method.type == "reinforcement":
@@ -122,7 +139,7 @@ class FineTuningRoutes:
         digest = sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
         row = self._jobs.create(project, asked, None if key is None else (key, digest))
         note_object(request, row["id"])
-        return job_body(row)
+        return Answer(job_body(row))
 
     def _base_of(self, project: str, model: str) -> str:
         """The base of a model that the project may train from: one that is served, or what a job made of one.
@@ -152,31 +169,27 @@ class FineTuningRoutes:
                 code="invalid_training_file",
             )
 
-    def listed(self, request: Request) -> Response:
+    def listed(
+        self, request: Request, query: Annotated[JobsQuery, Depends(Queried(JobsQuery))]
+    ) -> Answer[ListObject[JobObject]]:
         """GET /v1/fine_tuning/jobs, by `metadata[key]=value` or `metadata=null`"""
-        require_known(request, (*PAGED, "metadata", "metadata[]"))
-        query = request.query_params
-        wanted = read_as(_metadata(query), MetadataQuery).metadata
-        if query.get("metadata", "null") != "null":
-            raise ApiError("'metadata' is null, or is given by keys: metadata[key]=value.", param="metadata")
-        rows, more = self._jobs.listed(
-            caller_of(request).project_id, page_from(request), wanted, without="metadata" in query
-        )
-        return JSONResponse(list_body(rows, job_body, more))
+        project, wanted = caller_of(request).project_id, query.metadata
+        rows, more = self._jobs.listed(project, query.page(), wanted or {}, without=wanted is None)
+        return Answer(list_body(rows, job_body, more))
 
-    def get(self, request: Request, job_id: str) -> Response:
+    def get(self, request: Request, job_id: str) -> Answer[JobObject]:
         """GET /v1/fine_tuning/jobs/{job_id}"""
-        return JSONResponse(job_body(self._jobs.get(caller_of(request).project_id, job_id)))
+        return Answer(job_body(self._jobs.get(caller_of(request).project_id, job_id)))
 
-    def cancel(self, request: Request, job_id: str) -> Response:
+    def cancel(self, request: Request, job_id: str) -> Answer[JobObject]:
         """POST /v1/fine_tuning/jobs/{job_id}/cancel: what was trained is dropped; once more changes nothing"""
         return self._move(request, job_id, "cancelled", "The job was cancelled")
 
-    def pause(self, request: Request, job_id: str) -> Response:
+    def pause(self, request: Request, job_id: str) -> Answer[JobObject]:
         """POST /v1/fine_tuning/jobs/{job_id}/pause: the step is finished and saved"""
         return self._move(request, job_id, "paused", "The job was paused")
 
-    def resume(self, request: Request, job_id: str) -> Response:
+    def resume(self, request: Request, job_id: str) -> Answer[JobObject]:
         """POST /v1/fine_tuning/jobs/{job_id}/resume: back into the queue, to go on from its checkpoint"""
         row = self._jobs.get(caller_of(request).project_id, job_id)
         to: Status = "queued" if row["picked"] else "validating_files"
@@ -184,72 +197,73 @@ class FineTuningRoutes:
 
     def _move(
         self, request: Request, job_id: str, to: Status, message: str, allowed: tuple[Status, ...] = ()
-    ) -> Response:
+    ) -> Answer[JobObject]:
         row = self._jobs.get(caller_of(request).project_id, job_id)
         if row["status"] != to:
             told = [Told(f"{to} {row['attempts']} {secrets.token_hex(4)}", message)]
             row = self._jobs.move(row["id"], to, told, allowed)
-        return JSONResponse(job_body(row))
+        return Answer(job_body(row))
 
-    def events(self, request: Request, job_id: str) -> Response:
+    def events(
+        self, request: Request, job_id: str, query: Annotated[PageQuery, Depends(Queried(PageQuery))]
+    ) -> Answer[ListObject[EventObject]]:
         """GET /v1/fine_tuning/jobs/{job_id}/events: the newest first"""
-        require_known(request, PAGED)
-        rows, more = self._jobs.events(caller_of(request).project_id, job_id, page_from(request))
-        return JSONResponse(list_body(rows, event_body, more))
+        rows, more = self._jobs.events(caller_of(request).project_id, job_id, query.page())
+        return Answer(list_body(rows, event_body, more))
 
-    def checkpoints(self, request: Request, job_id: str) -> Response:
+    def checkpoints(
+        self, request: Request, job_id: str, query: Annotated[CheckpointsQuery, Depends(Queried(CheckpointsQuery))]
+    ) -> Answer[ListObject[CheckpointObject]]:
         """GET /v1/fine_tuning/jobs/{job_id}/checkpoints: the newest first"""
-        require_known(request, PAGED)
-        rows, more = self._jobs.checkpoints(caller_of(request).project_id, job_id, page_from(request, usual=10))
-        return JSONResponse(list_body(rows, checkpoint_body, more))
+        rows, more = self._jobs.checkpoints(caller_of(request).project_id, job_id, query.page())
+        return Answer(list_body(rows, checkpoint_body, more))
 
-    async def grant(self, request: Request, name: str) -> Response:
+    def grant(
+        self,
+        name: str,
+        project: Annotated[str, Depends(admins_project)],
+        asked: Annotated[Grant, Depends(Json(Grant))],
+    ) -> Answer[ListObject[PermissionObject]]:
         """POST /v1/fine_tuning/checkpoints/{name}/permissions"""
-        project = admin_of(request).project_id
-        asked = await body_of(request, Grant)
-        rows = await run_in_threadpool(self._jobs.grant, project, name, asked.project_ids)
-        return JSONResponse(list_body(rows, permission_body, False))
+        rows = self._jobs.grant(project, name, asked.project_ids)
+        return Answer(list_body(rows, permission_body, False))
 
-    def grants(self, request: Request, name: str) -> Response:
+    def grants(
+        self,
+        name: str,
+        project: Annotated[str, Depends(admins_project)],
+        query: Annotated[GrantsQuery, Depends(Queried(GrantsQuery))],
+    ) -> Answer[ListObject[PermissionObject]]:
         """GET /v1/fine_tuning/checkpoints/{name}/permissions"""
-        require_known(request, (*PAGED, "order", "project_id"))
-        project, page = admin_of(request).project_id, page_from(request, usual=10)
-        rows, more = self._jobs.grants(project, name, page, request.query_params.get("project_id"))
-        return JSONResponse(list_body(rows, permission_body, more))
+        rows, more = self._jobs.grants(project, name, query.page(), query.project_id)
+        return Answer(list_body(rows, permission_body, more))
 
-    def revoke(self, request: Request, name: str, permission_id: str) -> Response:
+    def revoke(
+        self, name: str, permission_id: str, project: Annotated[str, Depends(admins_project)]
+    ) -> Answer[DeletedPermission]:
         """DELETE /v1/fine_tuning/checkpoints/{name}/permissions/{permission_id}"""
-        self._jobs.revoke(admin_of(request).project_id, name, permission_id)
-        return JSONResponse({"id": permission_id, "object": "checkpoint.permission", "deleted": True})
+        self._jobs.revoke(project, name, permission_id)
+        return Answer({"id": permission_id, "object": "checkpoint.permission", "deleted": True})
 
 
-def _metadata(query: QueryParams) -> dict[str, object]:
-    """The entries of `metadata[key]=value`.
-
-    Raises:
-        ApiError: 400: a bracket is missing.
-    """
-    found = {}
-    for name, value in query.multi_items():
-        if name.startswith("metadata["):
-            if len(name) < 11 or not name.endswith("]"):
-                raise ApiError("metadata is given by keys: metadata[key]=value.", param="metadata")
-            found[name[9:-1]] = value
-    return {"metadata": found}
-
-
-def job_body(row: Row) -> dict[str, Any]:
+def job_body(row: Row) -> JobObject:
     """OpenAI's job object; hyperparameters tell what was picked, once that is known.
 
     A paused job is `queued` with `paused` true: OpenAI's typed clients know no status of that name.
     """
     asked, picked = row["asked"], row["picked"]
-    method = dict(asked.get("method") or {"type": "supervised"})
+    method: Any = dict(asked.get("method") or {"type": "supervised"})
     own = dict(method.get(method["type"]) or {})
     auto = {"batch_size": "auto", "learning_rate_multiplier": "auto", "n_epochs": "auto"}
     hyperparameters = picked or {**auto, **(own.get("hyperparameters") or asked.get("hyperparameters") or {})}
     method[method["type"]] = {**own, "hyperparameters": hyperparameters}
-    shown = {name: hyperparameters.get(name) for name in auto}
+    shown: ShownHyperparameters = {}
+    if method["type"] == "supervised":
+        shown = {
+            "batch_size": hyperparameters["batch_size"],
+            "learning_rate_multiplier": hyperparameters["learning_rate_multiplier"],
+            "n_epochs": hyperparameters["n_epochs"],
+        }
     return {
         "id": row["id"],
         "object": "fine_tuning.job",
@@ -258,7 +272,7 @@ def job_body(row: Row) -> dict[str, Any]:
         "estimated_finish": row["estimated_finish"],
         "fine_tuned_model": row["fine_tuned_model"],
         "finished_at": row["finished_at"],
-        "hyperparameters": shown if method["type"] == "supervised" else {},
+        "hyperparameters": shown,
         "integrations": asked.get("integrations"),
         "metadata": asked.get("metadata"),
         "method": method,
@@ -275,7 +289,7 @@ def job_body(row: Row) -> dict[str, Any]:
     }
 
 
-def event_body(row: Row) -> dict[str, Any]:
+def event_body(row: Row) -> EventObject:
     """OpenAI's event object."""
     return {
         "id": row["id"],
@@ -288,7 +302,7 @@ def event_body(row: Row) -> dict[str, Any]:
     }
 
 
-def checkpoint_body(row: Row) -> dict[str, Any]:
+def checkpoint_body(row: Row) -> CheckpointObject:
     """OpenAI's checkpoint object."""
     return {
         "id": row["id"],
@@ -301,7 +315,7 @@ def checkpoint_body(row: Row) -> dict[str, Any]:
     }
 
 
-def permission_body(row: Row) -> dict[str, Any]:
+def permission_body(row: Row) -> PermissionObject:
     """OpenAI's permission object."""
     return {
         "id": row["id"],

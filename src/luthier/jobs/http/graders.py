@@ -4,23 +4,24 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from anyio import CapacityLimiter, from_thread, to_thread
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from pydantic import Field, JsonValue
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 
 from luthier.errors import EvaluationError
-from luthier.evaluation.graders.base import Grader, Host, ModelReply, Sample, response_body, validate
+from luthier.evaluation.graders.base import GradeObject, Grader, Host, ModelReply, Sample, response_body, validate
 from luthier.examples import Message
 from luthier.jobs.gateway import Gateway
 from luthier.jobs.grader_asking import grader_body, grader_reply
 from luthier.jobs.http.caller import caller_of
+from luthier.jobs.http.declared import Answer, Json
 from luthier.jobs.http.fine_tuning import Names
+from luthier.jobs.http.grader_schema import GraderValues
 from luthier.jobs.http.inference import served_as
-from luthier.jobs.http.reading import body_of
 from luthier.jobs.http.schema import Body
 from luthier.jobs.job_store import JobStore
+from luthier.jobs.objects import ValidGrader
 from luthier.serve.api_error import ApiError
 
 AT_ONCE = 4
@@ -30,7 +31,7 @@ AT_ONCE = 4
 class ValidateGrader(Body):
     """POST /v1/fine_tuning/alpha/graders/validate"""
 
-    grader: dict[str, JsonValue]
+    grader: GraderValues
 
 
 class RunGrader(ValidateGrader):
@@ -55,20 +56,20 @@ class GraderRoutes:
         app.add_api_route(base + "/validate", self.validate, methods=["POST"], response_model=None)
         app.add_api_route(base + "/run", self.run, methods=["POST"], response_model=None)
 
-    async def validate(self, request: Request) -> Response:
+    def validate(
+        self, request: Request, asked: Annotated[ValidateGrader, Depends(Json(ValidateGrader))]
+    ) -> Answer[ValidGrader]:
         """POST /v1/fine_tuning/alpha/graders/validate"""
-        asked = await body_of(request, ValidateGrader)
-        await run_in_threadpool(self._built, asked, caller_of(request).project_id)
-        return JSONResponse({"grader": asked.grader})
+        self._built(asked, caller_of(request).project_id)
+        return Answer({"grader": asked.grader})
 
-    async def run(self, request: Request) -> Response:
+    async def run(self, request: Request, asked: Annotated[RunGrader, Depends(Json(RunGrader))]) -> Answer[GradeObject]:
         """POST /v1/fine_tuning/alpha/graders/run"""
-        asked = await body_of(request, RunGrader)
         # in threads of their own: graders that take long, or ask a model, keep none from those who serve others
         found = await to_thread.run_sync(self._run, asked, caller_of(request).project_id, limiter=self._at_once)
-        return JSONResponse(found)
+        return Answer(found)
 
-    def _run(self, asked: RunGrader, project: str) -> dict[str, Any]:
+    def _run(self, asked: RunGrader, project: str) -> GradeObject:
         grader, host = self._built(asked, project)
         return response_body(grader.grade(Sample.of(asked.model_sample), asked.item or {}, host))
 

@@ -1,16 +1,19 @@
 """/healthz and /readyz for whoever keeps the process alive, /metrics for Prometheus."""
 
 import time
+from typing import Annotated
 
 from fastapi import FastAPI
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from luthier.jobs.database import Database
 from luthier.jobs.http.caller import admin_of
+from luthier.jobs.http.declared import Answer, Content
 from luthier.jobs.metrics import CONTENT_TYPE, Metrics
+from luthier.jobs.objects import Health
 from luthier.jobs.supervisor import Supervisor
 
 STALE_SECONDS = 120.0
@@ -30,18 +33,18 @@ class HealthRoutes:
         app.router.routes.append(Route("/readyz", self.ready, methods=["GET"]))
         app.add_api_route("/metrics", self.metrics, methods=["GET"], response_model=None)
 
-    async def alive(self, _: Request) -> Response:
+    async def alive(self, _: Request) -> Answer[Health]:
         """The process answers."""
-        return JSONResponse({"status": "ok"})
+        return Answer({"status": "ok"})
 
-    def ready(self, _: Request) -> Response:
+    def ready(self, _: Request) -> Annotated[Answer[Health], Content({"application/json": Health}, also=(503,))]:
         """200 while jobs can be taken and are worked on."""
         with self._database.reading():
             idle = time.monotonic() - self._supervisor.alive_at
         ready = idle < STALE_SECONDS
-        return JSONResponse({"status": "ready" if ready else "stale"}, 200 if ready else 503)
+        return Answer({"status": "ready" if ready else "stale"}, 200 if ready else 503)
 
-    def metrics(self, request: Request) -> Response:
+    def metrics(self, request: Request) -> Annotated[Response, Content({CONTENT_TYPE: str})]:
         """GET /metrics: of all projects, so for an admin key."""
         admin_of(request)
         return Response(self._metrics.text(), media_type=CONTENT_TYPE)

@@ -1,18 +1,22 @@
 """/v1/chat/completions, /v1/completions, /v1/decisions and /v1/embeddings, by the gateway."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
 from luthier.jobs.gateway import Gateway, Served
 from luthier.jobs.http.caller import caller_of
+from luthier.jobs.http.declared import Content, Passed
 from luthier.jobs.http.fine_tuning import Names
-from luthier.jobs.http.reading import object_of
 from luthier.jobs.job_store import JobStore
 from luthier.serve.api_error import ApiError, model_not_found
+from luthier.serve.bodies import ChatBody, CompletionBody, DecisionBody, EmbeddingBody
+from luthier.serve.objects import ChatCompletion, Decision, EmbeddingList, TextCompletion
+
+EVENTS = "text/event-stream"
 
 
 class InferenceRoutes:
@@ -23,29 +27,46 @@ class InferenceRoutes:
 
     def add_to(self, app: FastAPI) -> None:
         """Add the routes."""
-        app.add_api_route("/v1/chat/completions", self.chat, methods=["POST"], response_model=None)
-        app.add_api_route("/v1/completions", self.complete, methods=["POST"], response_model=None)
-        app.add_api_route("/v1/decisions", self.decide, methods=["POST"], response_model=None)
-        app.add_api_route("/v1/embeddings", self.embed, methods=["POST"], response_model=None)
+        told: dict[int | str, dict[str, Any]] = {
+            404: {"description": "No such model"},
+            429: {"description": "The queue of the model is full"},
+            503: {"description": "The model cannot be loaded, or its process ended"},
+            504: {"description": "The answer took too long"},
+        }
+        routes = {
+            "/v1/chat/completions": self.chat,
+            "/v1/completions": self.complete,
+            "/v1/decisions": self.decide,
+            "/v1/embeddings": self.embed,
+        }
+        for path, handler in routes.items():
+            app.add_api_route(path, handler, methods=["POST"], response_model=None, responses=told)
 
-    async def chat(self, request: Request) -> Response:
-        """POST /v1/chat/completions"""
-        return await self._answer(request, "/chat/completions")
+    async def chat(
+        self, request: Request, body: Annotated[dict[str, Any], Depends(Passed(ChatBody))]
+    ) -> Annotated[Response, Content({"application/json": ChatCompletion, EVENTS: str})]:
+        """POST /v1/chat/completions; events if `stream` is true"""
+        return await self._answer(request, "/chat/completions", body)
 
-    async def complete(self, request: Request) -> Response:
-        """POST /v1/completions"""
-        return await self._answer(request, "/completions")
+    async def complete(
+        self, request: Request, body: Annotated[dict[str, Any], Depends(Passed(CompletionBody))]
+    ) -> Annotated[Response, Content({"application/json": TextCompletion, EVENTS: str})]:
+        """POST /v1/completions; events if `stream` is true"""
+        return await self._answer(request, "/completions", body)
 
-    async def decide(self, request: Request) -> Response:
+    async def decide(
+        self, request: Request, body: Annotated[dict[str, Any], Depends(Passed(DecisionBody))]
+    ) -> Annotated[Response, Content({"application/json": Decision})]:
         """POST /v1/decisions"""
-        return await self._answer(request, "/decisions")
+        return await self._answer(request, "/decisions", body)
 
-    async def embed(self, request: Request) -> Response:
+    async def embed(
+        self, request: Request, body: Annotated[dict[str, Any], Depends(Passed(EmbeddingBody))]
+    ) -> Annotated[Response, Content({"application/json": EmbeddingList})]:
         """POST /v1/embeddings"""
-        return await self._answer(request, "/embeddings")
+        return await self._answer(request, "/embeddings", body)
 
-    async def _answer(self, request: Request, path: str) -> Response:
-        body: dict[str, Any] = await object_of(request)
+    async def _answer(self, request: Request, path: str, body: dict[str, Any]) -> Response:
         name = body.get("model")
         if not isinstance(name, str):
             raise ApiError("'model' must be a string.", param="model", code="invalid_type")

@@ -1,16 +1,15 @@
 """Bodies and queries of requests, typed and bounded, with what is wrong told as OpenAI's clients expect it."""
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 
 from luthier.config import did_you_mean
-from luthier.jobs.pages import Page
 from luthier.serve.api_error import ApiError, gone
 from luthier.serve.fields import parse_body
 
@@ -20,8 +19,6 @@ CHUNK_SECONDS = 60.0
 """Longest wait for more of a body."""
 SLOWEST_BYTES = 4096
 """A second; a body that comes slower on the whole holds a place for nothing."""
-DIGITS = re.compile(r"[0-9]{1,18}")
-"""A whole number in a query or form. `str.isdigit` also takes what `int` does not, or takes forever with."""
 CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
 
 
@@ -82,17 +79,22 @@ def read_as(values: Mapping[str, object], kind: type[B]) -> B:
 
 
 def _told(error: ValidationError, kind: type[BaseModel]) -> ApiError:
-    first = error.errors(include_url=False, include_context=False)[0]
-    param = ".".join(
-        str(part) for part in first["loc"] if not str(part).startswith(("function-", "literal[", "constrained-"))
-    )
-    message = str(first["msg"])
+    errors = error.errors(include_url=False, include_context=False)
+    first, param = errors[0], _place(errors[0])
+    # of a field that may be one of several things, each says what it would take
+    message = " or ".join(dict.fromkeys(str(one["msg"]) for one in errors if _place(one) == param))
     if first["type"] == "extra_forbidden":
         name = str(first["loc"][-1])[:100]
         message = f"Unknown field{did_you_mean(name, list(kind.model_fields)) if len(first['loc']) == 1 else ''}"
     elif first["type"] == "missing":
         message = "This field is required"
     return ApiError(f"{param[:200]!r}: {message}.", param=param[:200], code=CODES.get(first["type"], "invalid_value"))
+
+
+def _place(error: ErrorDetails) -> str:
+    """Where it is wrong, in the client's words."""
+    own = ("function-", "literal[", "constrained-")
+    return ".".join(str(part) for part in error["loc"] if not str(part).startswith(own))
 
 
 def require_no_nul(request: Request) -> None:
@@ -103,32 +105,3 @@ def require_no_nul(request: Request) -> None:
     """
     if "\x00" in request.scope["path"] or "%00" in request.scope["query_string"].decode("latin-1"):
         raise ApiError("The path or the query holds a NUL character.")
-
-
-def page_from(request: Request, most: int = 100, usual: int = 20, newest_first: bool = True) -> Page:
-    """Which part of a list the query asks for.
-
-    Raises:
-        ApiError: 400: `limit` or `order` is out of range.
-    """
-    query = request.query_params
-    text = query.get("limit", str(usual))
-    if not DIGITS.fullmatch(text) or int(text) > most:  # 0 is a page of nothing, which OpenAI's own tests ask for
-        raise ApiError(f"'limit' must be a whole number up to {most}.", param="limit", code="out_of_range")
-    order = query.get("order")
-    directions = {"asc": False, "ascending": False, "desc": True, "descending": True}
-    if order is not None and order not in directions:
-        raise ApiError("'order' must be asc or desc.", param="order", code="invalid_value")
-    after = query.get("after")
-    return Page(int(text), after or None, newest_first if order is None else directions[order])
-
-
-def require_known(request: Request, names: tuple[str, ...]) -> None:
-    """Refuse a query that nobody reads.
-
-    Raises:
-        ApiError: 400.
-    """
-    for name in request.query_params:
-        if name not in names and not any(known.endswith("[]") and name.startswith(known[:-1]) for known in names):
-            raise ApiError(f"Unknown query parameter {name[:100]!r}.", param=name[:100], code="unknown_parameter")

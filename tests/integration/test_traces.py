@@ -1,0 +1,84 @@
+"""`luthier up --traces`: a collector gets a span for each request and for each process of a job, and no secret."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from tests.jobs_attack import Peer
+from tests.jobs_service import MODEL, rows, start
+
+from luthier.errors import ServeError
+from luthier.jobs.service import Options, open_service
+from luthier.jobs.traces import require_collector
+
+ROW = "canary-row-2be771"
+
+
+@contextmanager
+def _collector(bodies: list[bytes]) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            bodies.append(self.rfile.read(int(self.headers["content-length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_a_collector_gets_requests_and_jobs(tmp_path: Path, tiny_model_folder: Path) -> None:
+    bodies: list[bytes] = []
+    with _collector(bodies) as endpoint:
+        more = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_COMPRESSION": "none"}
+        process, url = start(tmp_path / "s", tiny_model_folder, tmp_path / "log", ["--traces"], more)
+        try:
+            with open_service(Options(tmp_path / "s", bases=(str(tiny_model_folder),))) as service:
+                key = service.tenants.add_key("p", "k")
+            caller = Peer(int(url.rsplit(":", 1)[1].split("/")[0]), key)
+            file = caller.upload(rows(30).replace(b"It is", ROW.encode())).values["id"]
+            asked = {"model": MODEL, "training_file": file, "hyperparameters": {"n_epochs": 1, "batch_size": 8}}
+            job = caller.post("/v1/fine_tuning/jobs", asked).values
+            until = time.monotonic() + 120
+            while (job := caller.get(f"/v1/fine_tuning/jobs/{job['id']}").values)["status"] != "succeeded":
+                assert time.monotonic() < until and job["status"] != "failed", job
+                time.sleep(0.2)
+        finally:
+            process.terminate()
+            assert process.wait(60) == 0
+    spans = [
+        span
+        for body in bodies
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
+    names = {span.name for span in spans}
+    assert {"POST /v1/files", "POST /v1/fine_tuning/jobs", "GET /v1/fine_tuning/jobs/{job_id}"} <= names, names
+    (trained,) = [span for span in spans if span.name == "fine_tuning.job"]
+    told = {one.key: one.value.string_value or one.value.int_value for one in trained.attributes}
+    assert told == {"luthier.job.id": job["id"], "luthier.job.attempt": 1, "process.exit.code": 0}
+    assert trained.end_time_unix_nano - trained.start_time_unix_nano > 0.2e9
+    for canary in (ROW, str(key)):
+        assert canary.encode() not in b"".join(bodies)
+
+
+def test_traces_without_a_collector_are_refused() -> None:
+    for endpoint in ({}, {"OTEL_EXPORTER_OTLP_ENDPOINT": "127.0.0.1:4318"}):
+        with pytest.raises(ServeError, match="OTEL_EXPORTER_OTLP_ENDPOINT"):
+            require_collector(endpoint)
+    require_collector({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"})
