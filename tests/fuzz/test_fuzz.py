@@ -22,7 +22,7 @@ from tests.jobs_service import MODEL, rows, start
 from luthier.jobs.service import Options, open_service
 
 REQUESTS = 10_000
-EXAMPLES = 150
+EXAMPLES = 180
 """Of a round, for each route, beside those of the coverage phase and of sequences."""
 CHECKS = (
     "not_a_server_error",
