@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tests.jobs_service import MODEL, rows, start
 from luthier.jobs.service import Options, open_service
 
 REQUESTS = 10_000
-EXAMPLES = 150
+EXAMPLES = 180
 """Of a round, for each route, beside those of the coverage phase and of sequences."""
 CHECKS = (
     "not_a_server_error",
@@ -130,8 +131,12 @@ def _require_answer(caller: Peer, model: str) -> None:
 
 
 def _engines(parent: int) -> set[int]:
-    found = psutil.Process(parent).children(recursive=True)
-    return {one.pid for one in found if "engine_process" in " ".join(one.cmdline())}
+    found = set()
+    for one in psutil.Process(parent).children(recursive=True):
+        with suppress(psutil.Error):  # the process of a job that has just ended
+            if "engine_process" in " ".join(one.cmdline()):
+                found.add(one.pid)
+    return found
 
 
 def _round(place: Path, url: str, key: str, known: Mapping[str, list[str]], seed: int) -> Counter[str]:

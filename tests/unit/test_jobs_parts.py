@@ -416,7 +416,7 @@ def test_of_a_field_that_may_be_several_things_all_are_told(given: dict[str, Any
 
 
 @pytest.mark.parametrize(
-    "text", ["metadata[]=x", "metadata[a]=x&metadata=null", "metadata=x", "limit=+1", "limit=1&x=2"]
+    "text", ["metadata[]=x", "metadata[a][b]=x", "metadata[a]=x&metadata=null", "metadata=x", "limit=+1", "limit=1&x=2"]
 )
 def test_a_query_that_means_nothing_is_refused(text: str) -> None:
     with pytest.raises(ApiError):

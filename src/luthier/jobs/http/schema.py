@@ -245,8 +245,9 @@ class JobsQuery(PageQuery):
         found: dict[str, Any] = {}
         wanted: dict[str, str] = {}
         for name, value in items:
-            if name.startswith("metadata[") and len(name) > len("metadata[]") and name.endswith("]"):
-                wanted[name[len("metadata[") : -1]] = value
+            key = name.removeprefix("metadata[").removesuffix("]")
+            if key and name == f"metadata[{key}]" and "][" not in key:  # metadata[a][b] would be an object within
+                wanted[key] = value
             else:
                 found[name] = None if (name, value) == ("metadata", "null") else value
         if wanted and "metadata" in found:
