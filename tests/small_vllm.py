@@ -82,18 +82,19 @@ class SmallVllm:
             frames = [{**head, "object": "chat.completion.chunk", "choices": [chunk]} for chunk in chunks]
             lines = [f"data: {json.dumps(frame, separators=(',', ':'))}\n\n" for frame in frames]
             return StreamingResponse(iter([*lines, "data: [DONE]\n\n"]), media_type="text/event-stream")
-        message = {"role": "assistant", "content": "".join(words)}
+        message = {"role": "assistant", "content": "".join(words), "refusal": None}
         choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
         usage = {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
-        return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": usage})
+        whole = {**head, "object": "chat.completion", "choices": [choice], "usage": usage, "system_fingerprint": None}
+        return JSONResponse(whole)
 
     async def complete(self, request: Request) -> Response:
         asked = await request.json()
         self.asked.append(asked)
         choice = {"index": 0, "text": " x", "finish_reason": "length", "logprobs": None}
-        return JSONResponse(
-            {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": asked["model"], "choices": [choice]}
-        )
+        head = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": asked["model"]}
+        usage = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
+        return JSONResponse({**head, "choices": [choice], "usage": usage, "system_fingerprint": None})
 
 
 def _without_key(request: Request) -> Response | None:

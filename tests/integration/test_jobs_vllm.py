@@ -53,6 +53,11 @@ def _served(service: Running, name: str) -> Served:
     return Served.of(row)
 
 
+def _place(service: Running, served: Served) -> Path:
+    assert served.folder is not None
+    return (service.service.supervisor.folder / served.folder).resolve()
+
+
 def test_what_a_job_made_is_loaded_when_it_succeeds_and_answers_by_its_name(
     service: Running, client: openai.OpenAI, vllm: SmallVllm, done: Any
 ) -> None:
@@ -62,7 +67,7 @@ def test_what_a_job_made_is_loaded_when_it_succeeds_and_answers_by_its_name(
         time.sleep(0.05)
     ((name, path),) = vllm.adapters.items()
     served = _served(service, done.fine_tuned_model)
-    assert served.folder is not None and (name, path) == (served.name, str(served.folder.resolve() / "adapter"))
+    assert served.folder is not None and (name, path) == (served.name, str(_place(service, served) / "adapter"))
     answer = client.chat.completions.create(model=done.fine_tuned_model, messages=HI)
     assert answer.model == done.fine_tuned_model and answer.choices[0].message.content == f"I am {name}"
     chunks = list(client.chat.completions.create(model=done.fine_tuned_model, messages=HI, stream=True))
@@ -138,7 +143,7 @@ def test_what_vllm_refuses_is_told_and_what_it_says_of_this_machine_is_not(
         client.chat.completions.create(model=MODEL, messages=HI, max_tokens=1000)
     served = _served(service, done.fine_tuned_model)
     assert served.folder is not None
-    path = served.folder / "adapter" / "adapter_config.json"
+    path = _place(service, served) / "adapter" / "adapter_config.json"
     kept = path.read_text()
     try:
         for change, told in (
@@ -150,7 +155,7 @@ def test_what_vllm_refuses_is_told_and_what_it_says_of_this_machine_is_not(
             vllm.restart()
             with pytest.raises(openai.APIStatusError, match=told) as caught:
                 client.chat.completions.create(model=done.fine_tuned_model, messages=HI)
-            assert str(served.folder.parent) not in str(caught.value) and "rank" not in str(caught.value)
+            assert str(path.parents[2]) not in str(caught.value) and "rank" not in str(caught.value)
     finally:
         path.write_text(kept)
 
