@@ -1,10 +1,11 @@
 """The job service under 200 clients while a job trains: errors, latencies, and how much slower the training is.
 
-    python -m benchmarks.jobs [--clients 200] [--model MODEL] [--chat-every 20]
+    python -m benchmarks.jobs [--clients 200] [--model MODEL] [--chat-every 200]
 
 Two jobs of the same rows and seed train one after the other, the first undisturbed. During the second one, clients that
 think a second between requests list jobs, read events and checkpoints, list models, and now and then chat with what the
-first job made. Clients, server, engine and training share this machine.
+first job made. They are OpenAI's as it comes: it asks twice more where the queue is full. Clients, server, engine and
+training share this machine.
 """
 
 import argparse
@@ -41,7 +42,7 @@ class Load:
     """Clients that ask, and what they saw."""
 
     def __init__(self, url: str, key: str, clients: int, chat_every: int) -> None:
-        self._client = openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0, timeout=120)
+        self._client = openai.AsyncOpenAI(base_url=url, api_key=key, timeout=120)
         self._clients, self._chat_every = clients, chat_every
         self.seconds: dict[str, list[float]] = defaultdict(list)
         self.errors: dict[str, int] = defaultdict(int)
@@ -98,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--chat-every", type=int, default=20, help="of a client's requests, every n-th is a chat")
+    parser.add_argument("--chat-every", type=int, default=200, help="of a client's requests, every n-th is a chat")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         data, log = Path(folder) / "service", Path(folder) / "log.txt"
@@ -138,7 +139,7 @@ def _address(log: Path) -> str:
 
 def _measure(url: str, key: str, args: argparse.Namespace) -> None:
     client = openai.OpenAI(base_url=url, api_key=key)
-    file = client.files.create(file=("rows.jsonl", rows(400)), purpose="fine-tune")
+    file = client.files.create(file=("rows.jsonl", rows(240)), purpose="fine-tune")
     method: Any = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1, "batch_size": 8}}}
 
     def train(load: Load | None, model: str) -> tuple[str, list[float]]:

@@ -3,6 +3,7 @@
 import asyncio
 import http.server
 import json
+import os
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from luthier.jobs.audit import Audit
 from luthier.jobs.blobs import Blobs, TooLarge
 from luthier.jobs.database import Database, audit, now, projects, sqlite_url, webhooks
 from luthier.jobs.disk import Disk
+from luthier.jobs.environment import answering_threads, child_environment, training_threads
 from luthier.jobs.file_store import FileStore, Quota
 from luthier.jobs.http.multipart import Form, read_form
 from luthier.jobs.http.reading import read_as
@@ -427,3 +429,15 @@ def test_a_query_of_metadata_is_by_key_or_for_none() -> None:
     assert read_as(JobsQuery.values([("metadata[a]", "x"), ("limit", "3")]), JobsQuery).metadata == {"a": "x"}
     assert read_as(JobsQuery.values([("metadata", "null")]), JobsQuery).metadata is None
     assert read_as(JobsQuery.values([]), JobsQuery).metadata == {}
+
+
+def test_jobs_and_answers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = len(os.sched_getaffinity(0))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    training, answering = (int(given(1)["OMP_NUM_THREADS"]) for given in (training_threads, answering_threads))
+    assert training >= answering >= 1 and training + answering == max(cores, 2)
+    assert training_threads(cores + 1) == training_threads(10**6) == {"OMP_NUM_THREADS": "1"}
+    assert answering_threads(0) == {"OMP_NUM_THREADS": str(cores)}, "nothing trains here"
+    assert child_environment(training_threads(1))["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert child_environment(training_threads(1))["OMP_NUM_THREADS"] == "7", "the operator's"

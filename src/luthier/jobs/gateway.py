@@ -24,7 +24,7 @@ import httpx2
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from luthier.jobs.database import Row
-from luthier.jobs.environment import child_environment
+from luthier.jobs.environment import answering_threads, child_environment
 from luthier.jobs.private import private_file, private_folder
 from luthier.jobs.vllm import PATHS as VLLM_PATHS, Address, Vllm
 from luthier.serve.api_error import ApiError, unsupported
@@ -92,10 +92,11 @@ class Gateway:
         folder: for logs and for what may be served, a folder for each base.
         jobs: in which every job has its folder.
         remotes: vLLM servers by the base that they answer for.
+        beside: jobs that train at a time on this machine.
     """
 
-    def __init__(self, folder: Path, jobs: Path, remotes: Mapping[str, Address] | None = None) -> None:
-        self._folder, self._jobs = folder, jobs
+    def __init__(self, folder: Path, jobs: Path, remotes: Mapping[str, Address] | None = None, beside: int = 0) -> None:
+        self._folder, self._jobs, self._beside = folder, jobs, beside
         self._engines: dict[tuple[Kind, str], list[Engine]] = {}
         self._locks: dict[tuple[Kind, str], asyncio.Lock] = {}
         self._client = httpx2.AsyncClient(timeout=httpx2.Timeout(ANSWER_SECONDS, connect=10.0), trust_env=False)
@@ -218,7 +219,7 @@ class Gateway:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=child_environment({KEY: key, ADMIN: admin_key}),
+                env=child_environment({KEY: key, ADMIN: admin_key, **answering_threads(self._beside)}),
             )
         engine = Engine(process, log, key, admin_key, loaded={model.name, BASE})
         try:

@@ -163,7 +163,7 @@ def open_service(options: Options) -> Iterator[Service]:
         files, jobs = FileStore(database, blobs, options.quota, disk), JobStore(database, options.most_waiting)
         limits = Limits(options.at_once, options.hours * 3600, options.memory_bytes)
         place = options.folder / "jobs"
-        gateway = Gateway(options.folder / "served", place, options.vllm)
+        gateway = Gateway(options.folder / "served", place, options.vllm, options.at_once)
         supervisor = Supervisor(jobs, files, blobs, disk, place, limits, lambda row: gateway.prepare(Served.of(row)))
         evals = EvalStore(database)
         yield Service(

@@ -31,7 +31,7 @@ from luthier.jobs import tracking
 from luthier.jobs.blobs import Blobs
 from luthier.jobs.database import Row, now
 from luthier.jobs.disk import Disk
-from luthier.jobs.environment import WANDB, child_environment
+from luthier.jobs.environment import WANDB, child_environment, training_threads
 from luthier.jobs.file_store import RESULTS, FileStore
 from luthier.jobs.ids import FILE, JOB
 from luthier.jobs.job_folder import (
@@ -339,7 +339,9 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=child_environment({}, WANDB if row["asked"].get("integrations") else ()),
+                env=child_environment(
+                    training_threads(self._limits.at_once), WANDB if row["asked"].get("integrations") else ()
+                ),
                 start_new_session=True,
             )
         spent = sum(float(one["seconds"]) for one in log.steps)
