@@ -122,6 +122,7 @@ def ways(weight: Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
         return nf4._expand(codes, levels, scales, offset, nf4._book(weight.device), start=0, dtype=weight.dtype)
 
     yield "nf4, plain", plain
+    yield "nf4, compiled for any shape", torch.compile(plain, dynamic=True)
     try:
         from bitsandbytes.functional import dequantize_4bit, quantize_4bit  # type: ignore[import-not-found]
     except ImportError:

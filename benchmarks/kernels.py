@@ -120,6 +120,25 @@ def products() -> None:
     )
 
 
+def first_choices() -> None:
+    """What sums and first choices of 512 places take beside their product; without first choices: the sums by torch."""
+    hidden, words, logits = draw(512, WIDTH), draw(WORDS, WIDTH), draw(512, WORDS).detach()
+    sums, first = torch.empty(512), torch.empty(512, dtype=torch.int64)
+
+    def kernel(given: Tensor) -> Tensor:
+        native.call("log_sum_exp", given.dtype, given, sums, first, *given.shape)
+        return sums
+
+    ways: dict[str, Function] = {
+        "product": lambda _: hidden @ words.t(),
+        "kernel, sums and choices": kernel,
+        "torch's logsumexp": lambda given: given.logsumexp(1),
+        "torch's argmax": lambda given: given.argmax(1),
+    }
+    for name, function in ways.items():
+        print(f"{'first choices of 512':<28} {name:<28} {best(function, [logits], False):7.2f} ms", flush=True)
+
+
 def main() -> int:
     if native.library() is None:
         print(f"there are no kernels here: {native.trouble()}")
@@ -129,6 +148,7 @@ def main() -> int:
     attentions()
     passes()
     products()
+    first_choices()
     return 0
 
 

@@ -40,11 +40,6 @@ def service(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, e
         yield found
 
 
-@pytest.fixture(scope="module")
-def client(service: Running) -> openai.OpenAI:
-    return service.client()
-
-
 def test_an_encoder_answers_under_the_name_that_clients_have_for_it(client: openai.OpenAI, encoder: Path) -> None:
     answer = client.embeddings.create(model=VECTORS, input=TEXTS)
     expected = Embedder(resolve(str(encoder)), torch.device("cpu")).embed(TEXTS).vectors_ND

@@ -2,13 +2,12 @@
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from tests.jobs_service import MODEL, Running, events_of, rows, running, wait_for
+from tests.jobs_service import MODEL, Running, events_of, rows, wait_for
 
 from luthier.jobs.job_folder import kept_place
 from luthier.jobs.job_store import Asked
@@ -32,17 +31,6 @@ def preferences(count: int = 24) -> bytes:
         for n in range(count)
     ]
     return "".join(json.dumps(row) + "\n" for row in made).encode()
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("service"), tiny_model_folder) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def client(service: Running) -> openai.OpenAI:
-    return service.client()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +43,6 @@ SLOW: Any = {
     "source": "def grade(sample, item):\n    for _ in range(6_000_000):\n        pass\n    return 1.0\n",
 }
 ENDED = ("completed", "failed", "canceled")
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("service"), tiny_model_folder) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def client(service: Running) -> openai.OpenAI:
-    return service.client()
 
 
 def content(count: int = 20) -> list[Any]:

@@ -2,25 +2,12 @@
 
 import csv
 import io
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import openai
 import pytest
-from tests.jobs_service import MODEL, Running, events_of, rows, running, wait_for
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("service"), tiny_model_folder) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def client(service: Running) -> openai.OpenAI:
-    return service.client()
+from tests.jobs_service import MODEL, Running, events_of, rows, wait_for
 
 
 @pytest.fixture(scope="module")

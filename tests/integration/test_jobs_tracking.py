@@ -1,12 +1,11 @@
 """Jobs that ask for Weights & Biases, as OpenAI's client does; kept in files, so that they can be read back."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from tests.jobs_service import MODEL, Running, events_of, rows, running, wait_for
+from tests.jobs_service import MODEL, Running, events_of, rows, wait_for
 from tests.trackers_read import wandb_history, wandb_records
 
 from luthier.jobs.environment import WANDB as NAMES, child_environment
@@ -15,12 +14,6 @@ from luthier.run_folder import TRACKING, RunFolder
 
 CANARY = "canary0123456789canary0123456789canary01"
 WANDB = {"project": "addresses", "entity": "team", "name": "first", "tags": ["a"]}
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("service"), tiny_model_folder) as found:
-        yield found
 
 
 def create(client: openai.OpenAI, *wandb: dict[str, Any]) -> Any:

@@ -33,11 +33,6 @@ def service(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, v
 
 
 @pytest.fixture(scope="module")
-def client(service: Running) -> openai.OpenAI:
-    return service.client()
-
-
-@pytest.fixture(scope="module")
 def done(client: openai.OpenAI) -> Any:
     """A job that succeeded."""
     file = client.files.create(file=("rows.jsonl", rows(40)), purpose="fine-tune")

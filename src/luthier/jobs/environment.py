@@ -1,6 +1,7 @@
 """What the processes of the service get of its environment: where things lie, their share of the cores, no secrets."""
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 
 PASSED = (
@@ -53,7 +54,9 @@ def _answering(at_once: int) -> int:
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _threads(number: int) -> dict[str, str]:

@@ -68,12 +68,9 @@ AGAIN_SECONDS = 30.0
 DEATHS, MOST_DEATHS = "deaths.json", 5
 """A process that dies so often without a further checkpoint is not started again."""
 SWEEP_SECONDS = 60.0
-CODES = {
-    "DataError": "invalid_training_file",
-    "TemplateError": "invalid_training_file",
-    "TooLarge": "insufficient_memory",
-}
-"""Of a failed job, by the error with which its process ended."""
+FILE_CODE = "invalid_training_file"
+CODES = {"DataError": FILE_CODE, "TemplateError": FILE_CODE, "TooLarge": "insufficient_memory"}
+"""Of a failed job, by the error that ended it."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +248,9 @@ class Supervisor:
                     os.link(self._blobs.path(digest), folder / name)
             picked = write_recipe(folder, row["base"], row["asked"], row["seed"])
         except (LuthierError, ApiError, OSError) as error:
-            self._fail(row, "invalid_training_file", _shown(error, row, folder), "training_file")
+            code = FILE_CODE if isinstance(error, ApiError) else CODES.get(type(error).__name__, "training_failed")
+            param = "training_file" if code == FILE_CODE else None
+            self._fail(row, code, _shown(error, row, folder), param)
             return
         told = [Told("validated", "Files validated, moving job to queued state")]
         if row["validation_file"] is None:
@@ -356,9 +355,9 @@ class Supervisor:
                 self._fail(row, "time_limit", f"The job ran longer than {hours:,.4g} hours.", None)
                 row = None
         if ended:
-            _trace(job_id, child)
             if row is not None:
                 self._settle(row, child)  # if the database or the disk refuses, the next round does it
+            _trace(job_id, child)
             del self._children[job_id]
             if child.process.returncode != NO_ROOM:
                 self._not_before.clear()  # it left its room to others
