@@ -28,7 +28,7 @@ from luthier.jobs.file_store import FileStore, Quota
 from luthier.jobs.http.multipart import Form, read_form
 from luthier.jobs.http.reading import read_as
 from luthier.jobs.http.schema import CreateJob, JobsQuery
-from luthier.jobs.job_folder import kept_place, kept_steps
+from luthier.jobs.job_folder import kept_place, kept_steps, remove_model, sweep
 from luthier.jobs.job_store import MOVES, Asked, JobStore, Told
 from luthier.jobs.pages import Page
 from luthier.jobs.results import COLUMNS, as_csv, checkpoint_metrics, metrics_data, step_message
@@ -441,3 +441,40 @@ def test_jobs_and_answers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> No
     assert child_environment(training_threads(1))["OMP_WAIT_POLICY"] == "PASSIVE"
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert child_environment(training_threads(1))["OMP_NUM_THREADS"] == "7", "the operator's"
+
+
+def test_what_a_killed_deletion_left_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    for job in ("whole", "steps", "gone", "elsewhere"):
+        for place in (tmp_path / job / "run", *(kept_place(tmp_path / job / "run", step) for step in (1, 2))):
+            (place / "adapter").mkdir(parents=True)
+    half = tmp_path / "whole" / "run" / "adapter.0a.gone"
+    half.mkdir()
+    sweep(
+        tmp_path,
+        {
+            "whole": {"whole/run", "whole/run/kept/step-000001", "whole/run/kept/step-000002"},
+            "steps": {"steps/run/kept/step-000002"},
+            "gone": set(),
+            "elsewhere": {"/another/place/elsewhere/run"},
+        },
+    )
+    left = {str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("adapter")}
+    assert left == {
+        *("whole/run", "whole/run/kept/step-000001", "whole/run/kept/step-000002", "steps/run/kept/step-000002"),
+        *("elsewhere/run", "elsewhere/run/kept/step-000001", "elsewhere/run/kept/step-000002"),
+    }
+    assert not half.exists() and not (tmp_path / "gone").exists()
+    remove_model(tmp_path, "whole", "whole/run", is_last=False)
+    assert not (tmp_path / "whole/run/adapter").exists() and len(kept_steps(tmp_path / "whole/run")) == 2
+
+
+def test_a_job_has_the_places_of_its_models_until_they_are_deleted(database: Database) -> None:
+    store, project = JobStore(database), Tenants(database).project("one")
+    made = store.create(project, asked())
+    assert store.places() == {}, "it has not succeeded"
+    store.move(made["id"], "queued", [])
+    store.move(made["id"], "running", [])
+    store.add_model(made, "ft:a", f"{made['id']}/run")
+    store.move(made["id"], "succeeded", [])
+    assert store.places() == {made["id"]: {f"{made['id']}/run"}}
+    assert store.delete_model(project, "ft:a")[1] and store.places() == {made["id"]: set()}

@@ -271,6 +271,15 @@ class JobStore:
         with self._database.reading() as connection:
             return connection.execute(_usable(project).where(models.c.id == name)).mappings().first()
 
+    def places(self) -> dict[str, set[str]]:
+        """Where the models lie that each job which succeeded made and still has, by the job's id."""
+        query = sa.select(jobs.c.id, models.c.folder).select_from(jobs.outerjoin(models, models.c.job_id == jobs.c.id))
+        found: dict[str, set[str]] = {}
+        with self._database.reading() as connection:
+            for job_id, folder in connection.execute(query.where(jobs.c.status == "succeeded")):
+                found.setdefault(job_id, set()).update([folder] if folder is not None else [])
+        return found
+
     def delete_model(self, project: str, name: str) -> tuple[Row, bool]:
         """Remove a model that the project itself trained, with the checkpoint that it may be and all grants of it.
 

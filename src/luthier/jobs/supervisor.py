@@ -47,6 +47,7 @@ from luthier.jobs.job_folder import (
     TRAIN,
     VALIDATION,
     kept_steps,
+    sweep,
 )
 from luthier.jobs.job_store import JobStore, Told
 from luthier.jobs.model_names import checkpoint_name, is_tuned, model_name
@@ -160,6 +161,7 @@ class Supervisor:
     def start(self) -> None:
         """Take up what was left, and go round in a thread."""
         self._blobs.forget_unfinished()
+        sweep(self.folder, self._store.places())
         self._recover()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self._thread.start()

@@ -8,12 +8,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from luthier.jobs.audit import Audit
+from luthier.jobs.gateway import PATHS
 from luthier.jobs.http.caller import KEY
 from luthier.jobs.tenants import Caller
 
 OBJECT = "luthier.object"
 CHANGING = ("POST", "DELETE", "PUT", "PATCH")
-ASKING = ("/v1/chat/completions", "/v1/completions", "/v1/fine_tuning/alpha/graders/run")
+ASKING = (*(f"/v1{path}" for paths in PATHS.values() for path in paths), "/v1/fine_tuning/alpha/graders/run")
 """Routes that are POSTed to and change nothing; so does what validates."""
 
 
