@@ -1,5 +1,6 @@
 """/v1/decisions of a real server, asked by the real `openai` client: probabilities are the model's own."""
 
+import asyncio
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -13,12 +14,13 @@ from openai.types import decision_create_params
 from tests.serving import Tiny, learn, running
 
 from luthier.data.templates import Template, build_template
-from luthier.examples import Message
+from luthier.examples import Conversation, Message, Row
 from luthier.models.load import LoadedModel
 from luthier.serve.api_error import ApiError
-from luthier.serve.choices import GROUP_TOKENS, Choices, grouped
+from luthier.serve.backend import Backend
+from luthier.serve.choices import GROUP_TOKENS, Choices, Reading, grouped
 from luthier.serve.decision import NO_EFFECT, parse_decision
-from luthier.serve.models import SharedBase
+from luthier.serve.models import ServedModel, SharedBase
 
 PREDICATE: Any = {"type": "predicate", "instructions": "The text is about numbers.", "name": "numbers"}
 CHOICE: Any = {
@@ -180,6 +182,71 @@ def test_groups_hold_what_fits_and_lose_nothing() -> None:
     asked = [Choices((*shared, n, *(7,) * 99), ((1,), (2,))) for n in range(12)]
     groups = list(grouped(asked))
     assert [one for group in groups for one in group] == asked
-    assert [len(group) for group in groups] == [5, 5, 2]
+    # 2 of the first one's replies, and 102 of each other: what they share is read once for eleven
+    assert [len(group) for group in groups] == [11, 1]
     long = [Choices((n,) * (2 * GROUP_TOKENS), ((1,), (2,))) for n in range(2)]
     assert [len(group) for group in grouped(long)] == [1, 1]
+    input = tuple(range(2 * GROUP_TOKENS))
+    tiny = [Choices((*input, n, 7, 7), ((1,), (2,))) for n in range(400)]
+    assert [len(group) for group in grouped(tiny)] == [205, 195], "a long input is read again for each question"
+
+
+class _Counting(Template):
+    """Counts the rows that it is asked for."""
+
+    asked = 0
+
+    def reply_row(self, conversation: Conversation, reply: tuple[Message, ...]) -> Row:
+        self.asked += 1
+        return super().reply_row(conversation, reply)
+
+
+@pytest.fixture
+def counting(tiny: Tiny, plain: Template) -> _Counting:
+    return _Counting(tiny.base.tokenizer, plain.source, stop_ids=tiny.base.stop_ids)
+
+
+def _many(given: str) -> Any:
+    return _asked([{**SCORE, "levels": [{"label": f"level {n}"} for n in range(255)]}] * 2, given)
+
+
+def test_options_are_refused_at_the_first_that_does_not_fit(tiny: Tiny, counting: _Counting) -> None:
+    backend = Backend([ServedModel("base", tiny.base, counting)])
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(backend.choices("base", _many("x" * 4000)))
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "input")
+    assert counting.asked == 1
+
+
+@pytest.mark.parametrize(("replies", "alike"), [(("b", "a", "b"), True), (("c", "cd", "a"), False)])
+def test_options_that_read_alike_are_refused(
+    tiny: Tiny, plain: Template, replies: tuple[str, ...], alike: bool
+) -> None:
+    reading = Reading(ServedModel("base", tiny.base, plain), [Message("user", "x")])
+    for text in replies:
+        reading.add(text)
+    if alike:
+        with pytest.raises(ApiError, match="cannot be told apart"):
+            reading.choices()
+    else:  # a token ends each
+        assert len(reading.choices().replies) == len(replies)
+
+
+def test_chats_are_rendered_between_options_and_who_leaves_ends_the_reading(tiny: Tiny, counting: _Counting) -> None:
+    backend = Backend([ServedModel("base", tiny.base, counting)])
+
+    async def scenario() -> tuple[int, int]:
+        reading = asyncio.ensure_future(backend.choices("base", _many("one two")))
+        while not counting.asked:
+            await asyncio.sleep(0)
+        await backend.prompt_ids("base", [Message("user", "hello")], ())
+        beside = counting.asked
+        reading.cancel()
+        await backend.prompt_ids("base", [Message("user", "hello")], ())
+        left = counting.asked
+        await asyncio.sleep(0.05)
+        assert counting.asked == left
+        return beside, left
+
+    beside, left = asyncio.run(scenario())
+    assert beside < 50 and left < 100, "a chat waited for all options of a question"

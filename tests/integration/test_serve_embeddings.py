@@ -1,7 +1,9 @@
 """/v1/embeddings of a real server, asked by the real `openai` client: what retrieval's embedder makes, and refusals."""
 
+import asyncio
 import base64
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from luthier.models.catalog import resolve
 from luthier.rag.embedder import Embedder
 from luthier.serve.api_error import ApiError
 from luthier.serve.backend import Backend
+from luthier.serve.embedding import body_of
 from luthier.serve.embedding_request import MAX_INPUTS, NO_EFFECT, parse_embedding
 from luthier.serve.server import parse_embedders
 from luthier.serving import open_embedders
@@ -62,6 +65,27 @@ def test_base64_and_numbers_are_the_same_vectors(client: OpenAI) -> None:
     for one, other, text in zip(unsaid.data, numbers.data, coded.data, strict=True):
         assert one.embedding == other.embedding
         assert np.frombuffer(base64.b64decode(text.embedding), dtype="<f4").tolist() == one.embedding
+
+
+def test_a_large_answer_is_written_while_others_run() -> None:
+    asked = parse_embedding(json.dumps({"model": "m", "input": "a"}).encode())
+    vectors_ND = np.random.default_rng(0).standard_normal((1024, 384), dtype=np.float32)
+
+    async def scenario() -> tuple[str, float, float]:
+        writing = asyncio.ensure_future(asyncio.to_thread(body_of, vectors_ND, asked, 7))
+        started = last = time.monotonic()
+        longest = 0.0
+        while not writing.done():
+            await asyncio.sleep(0)
+            now = time.monotonic()
+            longest, last = max(longest, now - last), now
+        return await writing, longest, last - started
+
+    text, longest, whole = asyncio.run(scenario())
+    assert longest < whole / 4, "the event loop stood still while the answer was written"
+    body = json.loads(text)
+    assert [one["embedding"] for one in body["data"]] == vectors_ND.tolist()
+    assert body["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
 
 
 def test_token_ids_mean_the_text_that_they_were(client: OpenAI, embedder: Embedder) -> None:
@@ -121,8 +145,11 @@ def test_every_field_of_the_api_is_known_and_no_other() -> None:
 def test_an_encoder_is_listed_and_does_not_chat(client: OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["tiny-bert"]
     assert client.models.retrieve("tiny-bert").owned_by == "luthier"
-    with pytest.raises(openai.NotFoundError):
+    with pytest.raises(openai.BadRequestError, match="makes vectors of texts") as caught:
         client.chat.completions.create(model="tiny-bert", messages=[{"role": "user", "content": "a"}])
+    assert caught.value.param == "model"
+    with pytest.raises(openai.NotFoundError, match="This server has: tiny-bert"):
+        client.models.retrieve("tiny-bart")
     with pytest.raises(openai.NotFoundError):
         client.embeddings.create(model="text-embedding-3-small", input="a")
 

@@ -24,6 +24,7 @@ from luthier.models.generate import generate
 from luthier.models.load import LoadedModel
 from luthier.serve.api_error import ApiError
 from luthier.serve.backend import Backend
+from luthier.serve.choices import GROUP_TOKENS, Choices
 from luthier.serve.lane import Lane
 from luthier.serve.limits import Limits
 from luthier.serve.models import ServedModel, SharedBase
@@ -441,6 +442,26 @@ def test_closing_a_stream_cancels_the_work(served: ServedModel) -> None:
     finally:
         backend.stop()
     assert not backend.healthy
+
+
+def test_decisions_leave_a_stream_a_token_for_each_of_their_groups(served: ServedModel) -> None:
+    backend = Backend([served])
+    work = Work("tiny", (5, 6, 7), 9, Sampling(temperature=0, logit_bias=dict.fromkeys(served.stop_ids, -100)))
+    prompt = (5,) * (GROUP_TOKENS + 1)
+    asked = [Choices((n, *prompt), ((1,), (2,))) for n in range(7)]  # a group each
+
+    async def scenario() -> int:
+        scoring = [asyncio.ensure_future(backend.score("tiny", asked)) for _ in range(3)]
+        (done,) = await backend.complete(work)
+        over = sum(one.done() for one in scoring)
+        await asyncio.gather(*scoring)
+        return over if done.done.generated_tokens == 9 else -1
+
+    backend.start()
+    try:
+        assert asyncio.run(scenario()) == 0, "9 tokens came after 7 groups or more"
+    finally:
+        backend.stop()
 
 
 def test_stopping_fails_what_is_still_running(served: ServedModel) -> None:

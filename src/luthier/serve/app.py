@@ -107,7 +107,9 @@ class Api:
         """GET /v1/models/{id}"""
         if name in self._backend.embedders:
             return JSONResponse(model_card(name))
-        served = self._served(name)
+        served = self._backend.models.get(name)
+        if served is None:
+            raise self._unknown(name)
         return JSONResponse(model_card(served.name, served.created))
 
     async def list_adapters(self) -> Response:
@@ -185,11 +187,11 @@ class Api:
         if model is None:
             if asked.model in self._backend.models:
                 raise unsupported("model", "it answers in words; vectors come from an encoder (--embedder)")
-            raise model_not_found(asked.model, list(self._backend.embedders))
+            raise self._unknown(asked.model)
         with self._backend.seat():
             found = await unless_gone(request, model.embed(asked, self._limits.deadline_seconds))
         note_tokens(request.scope, usage(found.tokens, 0))
-        return JSONResponse(found.body(asked))
+        return Response(found.body, media_type="application/json")
 
     async def _answer_chat(self, request: Request, asked: ChatRequest, served: Served, work: Work) -> Response:
         created = int(time.time())
@@ -213,8 +215,13 @@ class Api:
     def _served(self, name: str) -> Served:
         served = self._backend.models.get(name)
         if served is None:
-            raise model_not_found(name, list(self._backend.models))
+            if name in self._backend.embedders:
+                raise unsupported("model", "it makes vectors of texts (/v1/embeddings)")
+            raise self._unknown(name)
         return served
+
+    def _unknown(self, name: str) -> ApiError:
+        return model_not_found(name, [*self._backend.models, *self._backend.embedders])
 
     async def _prompt(self, served: Served, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
         if isinstance(prompt, str):

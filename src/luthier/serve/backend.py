@@ -11,7 +11,7 @@ from typing import Any
 from luthier.errors import LuthierError, ServeError, TemplateError
 from luthier.examples import Message
 from luthier.serve.api_error import ApiError, model_not_found, too_many
-from luthier.serve.choices import Choices, grouped, read_choices, require_room, score
+from luthier.serve.choices import Choices, Reading, grouped, score
 from luthier.serve.decision import DecisionRequest
 from luthier.serve.embedding import EmbeddingModel
 from luthier.serve.limits import Limits
@@ -184,19 +184,20 @@ class Backend:
         """The replies of each question as tokens, made off the event loop.
 
         Raises:
-            ApiError: 400 if the template cannot render these messages, or renders two replies alike, or all of it
-                does not fit in the context.
+            ApiError: 400 if the template cannot render these messages, or renders two replies alike, or one
+                with its prompt does not fit in the context.
         """
         served = self._scored(model)
         loop = asyncio.get_running_loop()
         found = []
         try:
             for question in asked.questions:
-                read = partial(read_choices, served.template, asked.asked(question), question.replies)
-                found.append(await loop.run_in_executor(self._renderer, read))
+                reading = Reading(served, asked.asked(question))
+                for text in question.replies:  # chats are rendered between two, and who gives up ends it there
+                    await loop.run_in_executor(self._renderer, reading.add, text)
+                found.append(reading.choices())
         except TemplateError as error:
             raise ApiError(f"The input cannot be rendered: {error}", param="input", code="template_error") from None
-        require_room(served, found)
         return found
 
     async def score(self, model: str, asked: Sequence[Choices]) -> list[list[float]]:

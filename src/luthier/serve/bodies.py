@@ -1,4 +1,4 @@
-"""The bodies that `chat.py`, `completion.py`, `decision.py` and `embedding.py` read, as models: for documents alone.
+"""The bodies that `chat`, `completion`, `decision` and `embedding_request` read, as models: for documents alone.
 
 The readers say what is wrong in OpenAI's words, down to a part of a message; these say the same as JSON Schema. A
 test holds one against the other. What a schema cannot say stands in a description.
@@ -16,11 +16,11 @@ from luthier.serve.chat import (
     MAX_STOPS,
     MAX_TOOLS,
     MAX_TOP_LOGPROBS,
-    NAME_LIMIT,
 )
 from luthier.serve.completion import MAX_LOGPROBS, MAX_PROMPT_IDS
-from luthier.serve.decision import MAX_CHOICES, MAX_ITEMS, MAX_QUESTIONS
-from luthier.serve.embedding_request import MAX_INPUTS
+from luthier.serve.decision import MAX_CHOICES, MAX_ITEMS, MAX_OPTIONS, MAX_QUESTIONS
+from luthier.serve.embedding_request import MAX_INPUTS, MAX_TOKENS
+from luthier.serve.fields import NAME_LIMIT
 from luthier.serve.work import MAX_PROMPTS
 
 Name: TypeAlias = Annotated[str, Field(max_length=NAME_LIMIT)]
@@ -224,8 +224,10 @@ class EmbeddingBody(_Closed):
     """POST /v1/embeddings"""
 
     model: Name
-    input: Filled | Ids | Annotated[list[Filled | Ids], Field(min_length=1, max_length=MAX_INPUTS)]
-    """Texts or token ids, one or several; of at most 300,000 tokens in all."""
+    input: Annotated[
+        Filled | Ids | Annotated[list[Filled | Ids], Field(min_length=1, max_length=MAX_INPUTS)],
+        Field(description=f"Texts or token ids, one or several; of at most {MAX_TOKENS:,} tokens in all."),
+    ]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Tokens | None = None
     """Only if it is what the model has."""
@@ -356,8 +358,10 @@ class DecisionBody(_Closed):
 
     model: Name
     input: str | Annotated[list[JudgedItem], Field(min_length=1, max_length=MAX_ITEMS)]
-    questions: Annotated[list[Question], Field(min_length=1, max_length=MAX_QUESTIONS)]
-    """With at most 4,096 options in all."""
+    questions: Annotated[
+        list[Question],
+        Field(min_length=1, max_length=MAX_QUESTIONS, description=f"With at most {MAX_OPTIONS:,} options in all."),
+    ]
     prompt_cache_key: Any = None
     """No effect."""
     prompt_cache_options: Any = None

@@ -6,7 +6,7 @@ from typing import Any
 
 from luthier.examples import ROLES, Message, ToolCall
 from luthier.serve.api_error import ApiError, unsupported
-from luthier.serve.fields import Fields, parse_body, parse_object, schema_text
+from luthier.serve.fields import NAME_LIMIT, Fields, parse_body, parse_object, schema_text
 from luthier.serve.work import Sampling
 
 NO_EFFECT = (
@@ -28,7 +28,6 @@ MAX_MESSAGES = 2048
 MAX_TOOLS = 128
 MAX_BIASES = 1024
 MAX_TOP_LOGPROBS = 20
-NAME_LIMIT = 256
 
 
 @dataclass(frozen=True, slots=True)

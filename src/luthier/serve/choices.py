@@ -3,15 +3,15 @@
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-from luthier.data.templates import Template
 from luthier.examples import Conversation, Message
 from luthier.models.generate import Question, score_choices_batch
 from luthier.serve.api_error import ApiError
 from luthier.serve.models import ServedModel
 
 GROUP_TOKENS = 1024
-"""Scored between two tokens of running completions, where one question does not take more by itself."""
+"""Most that is scored with a first prompt between two tokens of running completions; its own replies may be more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,56 +27,73 @@ class Choices:
         return len(self.prompt) + sum(map(len, self.replies))
 
 
-def read_choices(template: Template, messages: Sequence[Message], replies: Sequence[str]) -> Choices:
-    """The tokens of each reply, cut as in a training row of this chat.
+class Reading:
+    """Reads the options of one question, one at a time: each needs the whole chat rendered anew."""
 
-    Raises:
-        TemplateError: the template cannot render these messages.
-        ApiError: 400: a reply reads like another one, or begins another one that no token ends.
-    """
-    rows = []
-    for text in replies:
+    def __init__(self, served: ServedModel, messages: Sequence[Message]) -> None:
+        self._served, self._messages = served, messages
+        self._prompt: tuple[int, ...] | None = None
+        self._replies: list[tuple[int, ...]] = []
+
+    def add(self, text: str) -> None:
+        """The tokens of one more reply, cut as in a training row of this chat.
+
+        Raises:
+            TemplateError: the template cannot render these messages.
+            ApiError: 400: the prompt with this reply does not fit in the context, or the prompt is another than before.
+        """
         reply = Message("assistant", text)
-        rows.append(template.reply_row(Conversation((*messages, reply)), (reply,)))
-    starts = [next(i for i, weight in enumerate(row.loss_mask) if weight) for row in rows]
-    ends = [max(i for i, weight in enumerate(row.loss_mask) if weight) + 1 for row in rows]
-    cut = [row.ids[start:end] for row, start, end in zip(rows, starts, ends, strict=True)]
-    prompts = {tuple(row.ids[:start]) for row, start in zip(rows, starts, strict=True)}
-    if len(prompts) != 1 or any(a == b[: len(a)] for i, a in enumerate(cut) for j, b in enumerate(cut) if i != j):
-        raise ApiError(
-            "This model's chat template makes the same tokens of two options, so they cannot be told apart.",
-            param="questions",
-            code="invalid_value",
-        )
-    return Choices(prompts.pop(), tuple(tuple(one) for one in cut))
+        row = self._served.template.reply_row(Conversation((*self._messages, reply)), (reply,))
+        trained = [i for i, weight in enumerate(row.loss_mask) if weight]
+        start, end = trained[0], trained[-1] + 1
+        if end > self._served.max_tokens:
+            raise ApiError(
+                f"This model's context is {self._served.max_tokens} tokens: a question with its input has {end}.",
+                param="input",
+                code="context_length_exceeded",
+            )
+        prompt = row.ids[:start]
+        if self._prompt is None:
+            self._prompt = prompt
+        elif prompt != self._prompt:
+            raise _alike()
+        self._replies.append(row.ids[start:end])
+
+    def choices(self) -> Choices:
+        """What was read.
+
+        Raises:
+            ApiError: 400: a reply reads like another one, or begins another one that no token ends.
+        """
+        assert self._prompt is not None
+        # in order, what begins with a reply follows it at once
+        if any(b[: len(a)] == a for a, b in pairwise(sorted(self._replies))):
+            raise _alike()
+        return Choices(self._prompt, tuple(self._replies))
 
 
-def require_room(served: ServedModel, asked: Sequence[Choices]) -> None:
-    """Check that each prompt with its longest reply fits in the context.
-
-    Raises:
-        ApiError: 400.
-    """
-    longest = max(len(one.prompt) + max(map(len, one.replies)) for one in asked)
-    if longest > served.max_tokens:
-        raise ApiError(
-            f"This model's context is {served.max_tokens} tokens: the longest question with its input has {longest}.",
-            param="input",
-            code="context_length_exceeded",
-        )
+def _alike() -> ApiError:
+    return ApiError(
+        "This model's chat template makes the same tokens of two options, so they cannot be told apart.",
+        param="questions",
+        code="invalid_value",
+    )
 
 
 def grouped(asked: Sequence[Choices]) -> Iterator[list[Choices]]:
-    """Questions that are scored together: what their prompts share is computed once for all of them."""
+    """Questions that are scored together: what their prompts share is computed once for all of them.
+
+    The first prompt of a group is not counted: a long input would leave no room, and be read again for each question.
+    """
     group: list[Choices] = []
     size = 0
     for one in asked:
-        shared = _shared(group[0].prompt, one.prompt) if group else 0
-        if group and size + one.tokens - shared > GROUP_TOKENS:
+        more = one.tokens - (_shared(group[0].prompt, one.prompt) if group else 0)
+        if group and size + more > GROUP_TOKENS:
             yield group
-            group, size, shared = [], 0, 0
+            group = []
+        size = size + more if group else sum(map(len, one.replies))
         group.append(one)
-        size += one.tokens - shared
     yield group
 
 

@@ -17,12 +17,11 @@ from typing import Any, Literal, TypeAlias
 
 from luthier.examples import Message, ToolCall
 from luthier.serve.api_error import ApiError, unsupported
-from luthier.serve.fields import Fields, parse_body, parse_object
+from luthier.serve.fields import NAME_LIMIT, Fields, parse_body, parse_object
 
 MAX_QUESTIONS, MAX_CHOICES, MAX_OPTIONS = 400, 255, 4096
 """The first two are OpenAI's own; the third is of a request, since each option is rendered and scored."""
 MAX_ITEMS = 2048
-NAME_LIMIT = 256
 NO_EFFECT = ("prompt_cache_key", "prompt_cache_options", "safety_identifier")
 """Fields that describe a request to a hosted service."""
 Kind: TypeAlias = Literal["predicate", "choice", "score"]
@@ -129,7 +128,7 @@ def _question(fields: Fields) -> Question:
 
 
 def _choice(fields: Fields, name: str | None, instructions: str) -> Question:
-    options = [Fields(value, f"{fields.path('choices')}[{i}]") for i, value in _each(fields, "choices", 2)]
+    options = [Fields(value, f"{fields.path('choices')}[{i}]") for i, value in _each(fields, "choices")]
     values = tuple(_value(option) for option in options)
     texts = [_shown(value, values) for value in values]
     words = _listed(instructions, "choices", texts, [_description(option) for option in options])
@@ -159,7 +158,7 @@ def _plain(value: str | bool) -> str:
 
 
 def _score(fields: Fields, name: str | None, instructions: str) -> Question:
-    options = [Fields(value, f"{fields.path('levels')}[{i}]") for i, value in _each(fields, "levels", 2)]
+    options = [Fields(value, f"{fields.path('levels')}[{i}]") for i, value in _each(fields, "levels")]
     labels = [option.required_text("label") for option in options]
     if not all(label.strip() for label in labels):
         raise ApiError("A level's label is empty: a model cannot say it.", param=fields.path("levels"))
@@ -168,8 +167,8 @@ def _score(fields: Fields, name: str | None, instructions: str) -> Question:
     return Question("score", name, words, tuple(labels), tuple(labels))
 
 
-def _each(fields: Fields, name: str, least: int) -> list[tuple[int, Any]]:
-    return list(enumerate(_some(fields, name, least, MAX_CHOICES)))
+def _each(fields: Fields, name: str) -> list[tuple[int, Any]]:
+    return list(enumerate(_some(fields, name, 2, MAX_CHOICES)))
 
 
 def _description(option: Fields) -> str | None:

@@ -6,41 +6,46 @@ reads is not cut, and a vector of which it was never trained to give a part is n
 
 import asyncio
 import base64
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
-from typing import Any
 
 import numpy as np
 
 from luthier.rag.embedder import Embedder, Vectors
 from luthier.serve.api_error import ApiError, deadline_passed, internal, unsupported
-from luthier.serve.embedding_request import EmbeddingRequest
-
-MAX_TOKENS = 300_000
-"""Of all inputs of a request: OpenAI's own limit."""
+from luthier.serve.embedding_request import MAX_TOKENS, EmbeddingRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
     """What is answered."""
 
-    vectors_ND: Vectors
+    body: str
     tokens: int
     """Computed, those that begin and end a text included."""
 
-    def body(self, asked: EmbeddingRequest) -> dict[str, Any]:
-        """OpenAI's list; base64 is of little-endian float32."""
-        rows: list[Any] = self.vectors_ND.tolist()
-        if asked.as_base64:
-            rows = [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in self.vectors_ND]
-        return {
-            "object": "list",
-            "data": [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)],
-            "model": asked.model,
-            "usage": {"prompt_tokens": self.tokens, "total_tokens": self.tokens},
-        }
+
+def body_of(vectors_ND: Vectors, asked: EmbeddingRequest, tokens: int) -> str:
+    """OpenAI's list as JSON; base64 is of little-endian float32.
+
+    It is written a vector at a time: no other thread runs while Python's encoder writes one value, however large.
+    """
+    data = ",".join(
+        json.dumps(
+            {"object": "embedding", "index": i, "embedding": _coded(row_D) if asked.as_base64 else row_D.tolist()}
+        )
+        for i, row_D in enumerate(vectors_ND)
+    )
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    rest = json.dumps({"object": "list", "model": asked.model, "usage": usage})
+    return f'{rest[:-1]}, "data": [{data}]}}'
+
+
+def _coded(row_D: Vectors) -> str:
+    return base64.b64encode(row_D.astype("<f4").tobytes()).decode()
 
 
 class _GivenUp(Exception):
@@ -86,7 +91,8 @@ class EmbeddingModel:
         vectors_ND = self._embedder.embed_ids(ids, _unless(given_up))
         if not np.isfinite(vectors_ND).all():  # base64 would carry a NaN without a word
             raise internal()
-        return Embeddings(vectors_ND, sum(map(len, ids)))
+        tokens = sum(map(len, ids))
+        return Embeddings(body_of(vectors_ND, asked, tokens), tokens)
 
     def _ids(self, asked: EmbeddingRequest) -> list[list[int]]:
         texts = iter(self._embedder.ids_of([one for one in asked.inputs if isinstance(one, str)]))

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from luthier.serve.api_error import ApiError
 from luthier.serve.completion import are_ids
-from luthier.serve.fields import Fields, parse_body
+from luthier.serve.fields import NAME_LIMIT, Fields, parse_body
 
-MAX_INPUTS = 2048
-"""OpenAI's own limit."""
+MAX_INPUTS, MAX_TOKENS = 2048, 300_000
+"""OpenAI's own limits; the second is of all inputs of a request."""
 NO_EFFECT = ("user",)
 """Fields that change no vector."""
 SHAPES = "a string, an array of strings, an array of token ids, or an array of those"
@@ -31,7 +31,7 @@ def parse_embedding(body: bytes) -> EmbeddingRequest:
     """
     fields = Fields(parse_body(body))
     asked = EmbeddingRequest(
-        model=fields.required_text("model", 256),
+        model=fields.required_text("model", NAME_LIMIT),
         inputs=_inputs(fields),
         as_base64=_as_base64(fields),
         dimensions=fields.integer("dimensions", 1, 2**31),

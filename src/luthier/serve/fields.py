@@ -15,6 +15,8 @@ from luthier.serve.api_error import ApiError, unsupported
 
 SCHEMA_BYTES = 64 * 1024
 """Largest JSON schema of a request."""
+NAME_LIMIT = 256
+"""Characters of a model's, a function's, a speaker's or a call's name."""
 MAX_DEPTH = 64
 """Deepest nesting of a request; tools and arguments need a dozen."""
 

@@ -1,9 +1,10 @@
 """One thread owns the model. Requests reach it through a queue, and their tokens leave it through callbacks.
 
-Between any two tokens it takes in new requests, lets go of cancelled and late ones, computes one block of one waiting
-prompt of each batch, and then one token for every running row. So nothing is computed in two threads at once, a long
-prompt holds nobody up for longer than a block, and a request that fails takes at most its own batch with it. Models
-come and go between two tokens, too; one that is removed first finishes what it was asked.
+Between any two tokens it takes in new requests, makes at most one other call (a group of options to score, a model to
+add), lets go of cancelled and late ones, computes one block of one waiting prompt of each batch, and then one token for
+every running row. So nothing is computed in two threads at once, a long prompt holds nobody up for longer than a block,
+and a request that fails takes at most its own batch with it. Models come and go between two tokens, too; one that is
+removed first finishes what it was asked.
 """
 
 import logging
@@ -162,7 +163,7 @@ class Worker:
                     request.send(Failed(_closing()))
 
     def _take_in(self) -> None:
-        """Move new requests to their lanes; wait for one if there is nothing else to do."""
+        """Move new requests to their lanes, up to the first call, which is made; wait if nothing else is to do."""
         wait = not any(lane.busy for lane in self._lanes.values())
         while True:
             try:
@@ -174,6 +175,8 @@ class Worker:
                 self._lanes[request.served.mixture].waiting.append(request)
             elif request is not None:
                 request()
+                if not self._closing:  # one a turn: who waits for it may have the next one here already
+                    return
 
     def _turn(self, lane: Lane) -> None:
         """One block of a prompt and one token for all rows of one lane."""
