@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.config import LOGGING_CONFIG
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from luthier.errors import ServeError
@@ -190,7 +191,7 @@ class Connection(H11Protocol):
             self.transport.close()
 
 
-def server_of(app: ASGIApp, patience_seconds: float) -> uvicorn.Server:
+def server_of(app: ASGIApp, patience_seconds: float, form: LogFormat = "text") -> uvicorn.Server:
     """A server of an application; at its end what is in flight has `patience_seconds` to finish."""
     config = uvicorn.Config(
         app,
@@ -199,6 +200,7 @@ def server_of(app: ASGIApp, patience_seconds: float) -> uvicorn.Server:
         lifespan="on",
         access_log=False,  # it would write paths that clients chose
         log_level="warning",
+        log_config=LOGGING_CONFIG if form == "text" else None,  # its own handler, or ours
         proxy_headers=False,
         server_header=False,
         date_header=False,
@@ -223,12 +225,16 @@ def run(server: uvicorn.Server, bound: socket.socket) -> None:
 
 
 def set_up_log(form: LogFormat = "text") -> None:
-    """Write the server's own lines to standard error, one a request."""
+    """Write the server's own lines to standard error, one a request; as JSON, the lines of libraries too."""
     handler = logging.StreamHandler()
     text = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     handler.setFormatter(JsonLines() if form == "json" else text)
+    if form == "json":
+        logging.getLogger().addHandler(handler)
+        logging.captureWarnings(True)
     for name in ("luthier.serve", "luthier.jobs"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
-        logger.addHandler(handler)
-        logger.propagate = False
+        if form == "text":
+            logger.addHandler(handler)
+            logger.propagate = False

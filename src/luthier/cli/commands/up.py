@@ -14,8 +14,10 @@ example:
 """
 
 import argparse
+import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -139,10 +141,12 @@ def run(args: argparse.Namespace) -> int:
     hosts = Hosts(*server.hosts_of(address))
     bound = server.listen(address)
     server.set_up_log(args.log_format)
+    as_json = args.log_format == "json"
+    say = logging.getLogger("luthier.jobs").info if as_json else partial(print, file=sys.stderr, flush=True)
     with alone(args.data), open_service(options) as service, service.database.alone():
-        print(f"fine-tuning at {server.url_of(bound)} (ctrl-C ends it)", file=sys.stderr, flush=True)
-        server.run(server.server_of(build_app(service, hosts, args.traces), DRAIN_SECONDS), bound)
-        print("stopped; jobs that were training are saved and go on at the next start", file=sys.stderr)
+        say(f"fine-tuning at {server.url_of(bound)} (ctrl-C ends it)")
+        server.run(server.server_of(build_app(service, hosts, args.traces), DRAIN_SECONDS, args.log_format), bound)
+        say("stopped; jobs that were training are saved and go on at the next start")
     return 0
 
 
