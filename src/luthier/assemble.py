@@ -35,10 +35,10 @@ from luthier.models.kernels.compiled import compile_layers, pays, works
 from luthier.models.load import LoadedModel, load
 from luthier.models.new_tokens import with_new_tokens
 from luthier.models.packed import quantized_layers
-from luthier.models.scorer import Scorer, require_forest
+from luthier.models.scorer import Scorer, in_mode, require_forest
 from luthier.objectives.base import Models, Objective
 from luthier.recipe import ModelSettings, Recipe
-from luthier.run_folder import RunFolder
+from luthier.run_folder import HARMLESS, RunFolder
 
 T = TypeVar("T", bound=Settings)
 TEMPLATE_FILE = "template.jinja"
@@ -158,21 +158,26 @@ class Trainable:
 
 
 class _Reference:
-    """The policy as it was before training, while `before` is open."""
+    """The policy as it was before training, while `before` is open, and without dropout, also amid a step."""
 
     def __init__(self, scorer: Scorer, before: Callable[[], AbstractContextManager[None]]) -> None:
         self._scorer, self._before = scorer, before
 
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        with in_mode(self._scorer.model, training=False), self._before():
+            yield
+
     def token_logprobs(self, batch: Any) -> torch.Tensor:
-        with self._before():
+        with self._held():
             return self._scorer.token_logprobs(batch)
 
     def token_scores(self, batch: Any) -> TokenScores:
-        with self._before():
+        with self._held():
             return self._scorer.token_scores(batch)
 
     def logits(self, batch: Any) -> torch.Tensor:
-        with self._before():
+        with self._held():
             return self._scorer.logits(batch)
 
 
@@ -290,8 +295,7 @@ def fingerprint_of(
 
     `start` is the sha256 of each file of the artifact that the adapter starts at, if it is not fresh.
     """
-    # rows with passages differ in their tokens
-    apart = ("evaluation", "retrieval", "cost", "decision", "tracking", "data")
+    apart = (*HARMLESS, "data")  # rows with passages differ in their tokens
     settings = {k: v for k, v in recipe.dump().items() if k not in apart}
     settings["adapter"] = {k: v for k, v in settings["adapter"].items() if k != "start_from"}  # its files say more
     data = {name: _hash_units(group) for name, group in units.items()}

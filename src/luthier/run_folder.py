@@ -89,7 +89,7 @@ class RunFolder:
             recipe: the effective settings.
             source: the text that they were read from.
             home: the folder of that text, in which external programs run.
-            parents: the runs that this one comes from.
+            parents: the runs that this one comes from; noted ones of another relation stay.
 
         Raises:
             RecipeError: something was made in the folder by another recipe, or a price that it names is not there.
@@ -110,7 +110,10 @@ class RunFolder:
         self.write("recipe.json", recipe.dump())
         manifest = self.read("manifest.json") or {"id": run_registry.new_id(), "created": now(), "stages": {}}
         manifest.pop("failure", None)
-        manifest |= {"parents": [parent.model_dump() for parent in parents]} if parents else {}
+        relations = {parent.relation for parent in parents}
+        kept = [parent for parent in manifest.get("parents", []) if parent["relation"] not in relations]
+        if parents:
+            manifest["parents"] = [*(parent.model_dump() for parent in parents), *kept]
         manifest |= {
             "openings": manifest.get("openings", 0) + 1,
             "luthier": __version__,

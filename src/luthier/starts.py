@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.adapters.base import Adapter
-from luthier.assemble import Artifact, adapter_of, artifact_record, precision_of, read_artifact
+from luthier.assemble import Artifact, adapter_of, precision_of, read_artifact
 from luthier.config import Tree, write_toml
 from luthier.data.templates import Template
 from luthier.errors import ModelError, RecipeError
@@ -88,15 +88,17 @@ def keep_start(recipe: Recipe, folder: RunFolder) -> Start | None:
     if source is None:
         return None
     noted, place = folder.read("manifest.json").get(KEY), folder / FOLDER
-    if noted is None:
+    begins = noted is None
+    if begins:
         before = _continued(Path(source), recipe)
         _copy(before.folder, place / "adapter")
         noted = {"run": source, "training": before.record["training"], "files": before.record["files"]}
-        folder.record(**{KEY: noted}, parents=_parents(folder, Path(source)))
-    record = artifact_record(place / "adapter")
-    if record["files"] != noted["files"]:
+    artifact = read_artifact(place)
+    if artifact.record["files"] != noted["files"]:
         raise ModelError(f"{place} is not what this run started from; restore it, or begin again in another folder")
-    return Start(source, read_artifact(place), noted)
+    if begins:  # noted last: a copy that is not whole is made anew
+        folder.record(**{KEY: noted}, parents=_parents(folder, Path(source)))
+    return Start(source, artifact, noted)
 
 
 def _continued(source: Path, recipe: Recipe) -> Artifact:
@@ -139,13 +141,9 @@ def _refuse(source: str, problems: list[str]) -> None:
 
 
 def _copy(source: Path, place: Path) -> None:
-    """Copy an artifact whole, and check that it still is one."""
-    temporary = place.with_name(f".{place.name}.tmp")
-    for old in (temporary, place):
-        shutil.rmtree(old, ignore_errors=True)
-    shutil.copytree(source, temporary)
-    artifact_record(temporary)
-    temporary.rename(place)
+    """Copy an artifact, in place of what an attempt before this left."""
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(source, place)
 
 
 def _parents(folder: RunFolder, source: Path) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from luthier.progress import Silent
 from luthier.rebase import plan_rebase
 from luthier.recipe import load
 from luthier.run_folder import RunFolder
-from luthier.stages import Prepared, open_run, prepare_data, prepare_training, train_stage
+from luthier.stages import Opened, Prepared, open_run, prepare_data, prepare_training, train_stage
 
 pytestmark = pytest.mark.slow  # each opens a run
 
@@ -62,9 +62,13 @@ def pairs(recipe: Path, first: Path) -> Path:
 
 
 def prepared(path: Path, out: Path, *settings: str) -> Prepared:
+    return prepare_training(opened_run(path, out, *settings), Silent())
+
+
+def opened_run(path: Path, out: Path, *settings: str) -> Opened:
     recipe, folder = load(path, settings), RunFolder(out)
     folder.open(recipe, path)
-    return prepare_training(open_run(recipe, folder, prepare_data(recipe, folder, Silent()), Silent()), Silent())
+    return open_run(recipe, folder, prepare_data(recipe, folder, Silent()), Silent())
 
 
 def logprobs(scorer: Any) -> torch.Tensor:
@@ -109,6 +113,22 @@ def test_the_reference_of_preferences_is_the_start_and_stays_there(pairs: Path, 
     assert run.models.reference is not None
     assert torch.equal(logprobs(run.models.reference), start)
     assert not torch.equal(logprobs(run.models.policy), start)
+
+
+def test_the_reference_has_no_dropout_amid_a_step(pairs: Path, first: Path, tmp_path: Path) -> None:
+    start = logprobs(Scorer(assemble.open_trained(first).loaded.model))
+    opened = opened_run(pairs, tmp_path / "run", "adapter.dropout=0.5")
+    assert opened.start is not None
+    models = assemble.make_trainable(opened.recipe, opened.loaded, opened.start.folder).models
+    model: Any = opened.loaded.model.train()
+    model.model.layers[0].eval()
+    modes = [module.training for module in model.modules()]
+    assert torch.equal(logprobs(models.reference), start) and torch.equal(logprobs(models.reference), start)
+    assert not torch.equal(logprobs(models.policy), logprobs(models.policy)), "no dropout, so this shows nothing"
+    assert [module.training for module in model.modules()] == modes
+    model.eval()
+    objective, batch = assemble.objective_of(opened.recipe), build_batch(opened.units["train"][0])
+    assert float(objective.loss(models, batch).total.detach()) == pytest.approx(math.log(2), abs=1e-6)
 
 
 def test_record_manifest_and_report_say_what_it_started_from(recipe: Path, first: Path, tmp_path: Path) -> None:

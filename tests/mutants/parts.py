@@ -142,7 +142,14 @@ def wrong_weights(batch: Batch, rows: Sequence[Row]) -> Batch:
     return replace(batch, loss_mask_K=torch.ones_like(batch.loss_mask_K))
 
 
-class LeakyScorer(Scorer):
+class OneWayScorer(Scorer):
+    """Both kinds of score come out of `token_scores`, so that a fault there is in both."""
+
+    def token_logprobs(self, batch: Batch) -> Tensor:
+        return self.token_scores(batch).logprobs_K
+
+
+class LeakyScorer(OneWayScorer):
     """Packs the rows behind one another and lets plain causal attention run over all of them."""
 
     def token_scores(self, batch: Batch) -> TokenScores:
@@ -170,14 +177,14 @@ class ChangedScorer:
         return self.change(self.inner.logits(batch))
 
 
-class WarmScorer(Scorer):
+class WarmScorer(OneWayScorer):
     """Divides the logits by a temperature of 0.7, as a sampler does."""
 
     def token_scores(self, batch: Batch) -> TokenScores:
         return chosen_scores(self.logits(batch) / 0.7, batch)
 
 
-class LastLayerScorer(Scorer):
+class LastLayerScorer(OneWayScorer):
     """Runs the first layer without a graph, as reentrant checkpointing over frozen embeddings did."""
 
     def token_scores(self, batch: Batch) -> TokenScores:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from luthier.adapters._low_rank import LoRALinear
 from luthier.examples import Row
@@ -133,6 +134,24 @@ def test_the_first_of_the_largest_logits_is_the_choice(dtype: torch.dtype, vocab
         [row, column.index(max(column))] for row, column in enumerate(weight[:, :6].t().tolist())
     ]
     assert not head.head_scores(hidden * torch.nan, weight, rows, targets)[1].view(6, -1)[:, 1:].any()
+
+
+def test_log_probabilities_alone_look_for_no_choice_where_that_is_a_pass_of_its_own() -> None:
+    class Asked(TorchDispatchMode):
+        choices = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.choices += func.overloadpacket is torch.ops.aten.argmax
+            return func(*args, **(kwargs or {}))
+
+    hidden, weight = (draw(*size, seed=1, dtype=torch.float64) for size in ((3, 16), (20, 16)))
+    parts = hidden, weight, torch.tensor([0, 0, 2]), torch.tensor([1, 5, 19])
+    assert not native.serves(hidden)
+    with Asked() as alone:
+        logprobs = head.head_logprobs(*parts)
+    with Asked() as both:
+        scores = head.head_scores(*parts)
+    assert torch.equal(logprobs, scores[0]) and (alone.choices, both.choices) == (0, 1)
 
 
 @needs_native

@@ -119,7 +119,7 @@ def test_a_correct_run_in_bfloat16_keeps_the_limits_of_float32(make: Callable[[]
 def test_a_fault_that_bfloat16_would_hide_is_refused() -> None:
     subject = narrow(Bench())
 
-    class Warm(Scorer):
+    class Warm(parts.OneWayScorer):
         def token_scores(self, batch: Any) -> TokenScores:
             return chosen_scores(self.logits(batch) * 0.999, batch)
 

@@ -102,6 +102,15 @@ def test_descent_is_found_both_ways(tmp_path: Path) -> None:
     assert listed()["b"].parents[0].id == parent.id, "going on forgets nothing"
 
 
+def test_what_a_run_continues_is_known_at_its_next_opening_too(tmp_path: Path) -> None:
+    trial = Parent(id="search", folder="sweep", relation="trial of")
+    earlier = Parent(id="run", folder="first", relation="continuation of")
+    begin(tmp_path / "a", [trial]).record(parents=[trial.model_dump(), earlier.model_dump()])
+    moved = trial.model_copy(update={"folder": "moved"})
+    begin(tmp_path / "a", [moved])
+    assert listed()["a"].parents == (moved, earlier)
+
+
 def test_what_was_moved_deleted_or_copied_is_told_and_never_an_error(tmp_path: Path) -> None:
     for name in ("kept", "moved", "deleted", "copied"):
         begin(tmp_path / "runs" / name)

@@ -20,7 +20,7 @@ from luthier.examples import Row
 from luthier.models.allocated import Growth, Size, allocations, lasting
 from luthier.models.forest import Batch, build_batch
 from luthier.models.memory import MALLOC, Memory, Shape, available_bytes, held_bytes, units_of_layers
-from luthier.models.scorer import forest_mode
+from luthier.models.scorer import forest_mode, in_mode
 
 SCANNED_STEPS = 500
 PROCESS_BYTES = 600 * 2**20  # Python, torch and transformers at work, without a model
@@ -104,11 +104,9 @@ def _counted(run: Run, several: bool | None, most: int) -> Needs:
         sizes = [replace(size, pairs=0) for size in sizes]
     batches = [batch.to(run.device) for batch in made]
     process, weights = _process_bytes(run), _weights(run)
-    training = {module: module.training for module in run.model.modules()}
     devices = [run.device] if run.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=devices):
-            run.model.train()
+        with torch.random.fork_rng(devices=devices), in_mode(run.model, training=True):
             once = lasting(partial(_look, run, batches[0]), run.device)
             held = {p: torch.zeros_like(p) if several else None for p in run.injected.trainable.values()}
             learning, validating = [], []
@@ -117,8 +115,6 @@ def _counted(run: Run, several: bool | None, most: int) -> Needs:
                 learning.append(allocations(partial(_learn, run, batch, held), run.device))
     finally:
         run.optimizer.zero_grad(set_to_none=True)
-        for module, was in training.items():
-            module.training = was
     trained = [p.numel() for p in run.injected.trainable.values()]
     return Needs(
         process=process,

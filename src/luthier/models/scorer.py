@@ -4,20 +4,20 @@ Prompts cost no vocabulary projection: the model is asked for logits at the posi
 (`logits_to_keep` takes an index tensor), and a position shared by several rows is projected once.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from luthier.errors import ModelError
 from luthier.models import attention
 from luthier.models.decode import computed_in
 from luthier.models.forest import Batch, TokenScores
 from luthier.models.kernels.decoder import has_plain_head
-from luthier.models.kernels.head import head_scores
+from luthier.models.kernels.head import Moved, Weight, head_logprobs, head_scores
 from luthier.models.quantize.base import QuantizedLinear
 from luthier.models.token_rows import HeadWithRows
 from luthier.models.virtual import virtual_ids
@@ -36,27 +36,39 @@ class Scorer:
 
     def token_logprobs(self, batch: Batch) -> Tensor:
         """(K,) log-probability of each trained-on token, in the order of `batch.row_K`; float32 at least."""
-        return self.token_scores(batch).logprobs_K
+        if not len(batch.hidden_H):
+            return torch.zeros(0, device=batch.row_K.device)
+        batch = self._behind(batch)
+        if has_plain_head(self.model):
+            return head_logprobs(*self._head(batch))[batch.prediction_K]
+        return chosen_logprobs(self._logits(batch), batch)
 
     def token_scores(self, batch: Batch) -> TokenScores:
         """The log-probability of each trained-on token, and whether it is the likeliest."""
         if not len(batch.hidden_H):
             none = torch.zeros(0, device=batch.row_K.device)
             return TokenScores(none, none.bool())
-        batch = batch.behind(ids) if (ids := virtual_ids(self.model)) else batch
+        batch = self._behind(batch)
         if has_plain_head(self.model):
-            hidden_HE = self._run(self.model.base_model, batch).last_hidden_state[0, batch.hidden_H]
-            hidden_HE = hidden_HE.to(self.autocast or hidden_HE.dtype)
-            head = self.model.get_output_embeddings()
-            weight = head if isinstance(head, QuantizedLinear) else head.weight
-            moved = head.moved() if isinstance(head, HeadWithRows) else None
-            scores = head_scores(hidden_HE, weight, batch.hidden_Q, batch.target_Q, moved)
-            return TokenScores(*(values_Q[batch.prediction_K] for values_Q in scores))
+            return TokenScores(*(values_Q[batch.prediction_K] for values_Q in head_scores(*self._head(batch))))
         return chosen_scores(self._logits(batch), batch)
 
     def logits(self, batch: Batch) -> Tensor:
         """(H, vocabulary) logits at the positions `batch.hidden_H`."""
-        return self._logits(batch.behind(ids) if (ids := virtual_ids(self.model)) else batch)
+        return self._logits(self._behind(batch))
+
+    def _behind(self, batch: Batch) -> Batch:
+        """The batch behind the model's virtual tokens, if it has some."""
+        return batch.behind(ids) if (ids := virtual_ids(self.model)) else batch
+
+    def _head(self, batch: Batch) -> tuple[Tensor, Weight, Tensor, Tensor, Moved | None]:
+        """What the scores of a plain head are made of."""
+        hidden_HE = self._run(self.model.base_model, batch).last_hidden_state[0, batch.hidden_H]
+        hidden_HE = hidden_HE.to(self.autocast or hidden_HE.dtype)
+        head = self.model.get_output_embeddings()
+        weight = head if isinstance(head, QuantizedLinear) else head.weight
+        moved = head.moved() if isinstance(head, HeadWithRows) else None
+        return hidden_HE, weight, batch.hidden_Q, batch.target_Q, moved
 
     def _logits(self, batch: Batch) -> Tensor:
         logits: Tensor = self._run(self.model, batch, logits_to_keep=batch.hidden_H).logits[0]
@@ -81,12 +93,17 @@ class Scorer:
 def chosen_scores(logits_HV: Tensor, batch: Batch) -> TokenScores:
     """The scores of each trained-on token from the logits at `batch.hidden_H`."""
     right_Q = logits_HV.detach().argmax(-1)[batch.hidden_Q] == batch.target_Q
+    return TokenScores(chosen_logprobs(logits_HV, batch), right_Q[batch.prediction_K])
+
+
+def chosen_logprobs(logits_HV: Tensor, batch: Batch) -> Tensor:
+    """Those of `chosen_scores` alone, without a pass over all logits for the likeliest."""
     # bfloat16 is widened: a softmax over a large vocabulary needs the precision
     logits_HV = logits_HV.to(torch.promote_types(logits_HV.dtype, torch.float32))
     if len(batch.hidden_H) != len(batch.target_Q):  # one position predicts several next tokens
         logits_HV = logits_HV[batch.hidden_Q]
     logprobs_Q = -F.cross_entropy(logits_HV, batch.target_Q, reduction="none")
-    return TokenScores(logprobs_Q[batch.prediction_K], right_Q[batch.prediction_K])
+    return logprobs_Q[batch.prediction_K]
 
 
 def forest_mode(model: Any) -> AbstractContextManager[None]:
@@ -95,6 +112,18 @@ def forest_mode(model: Any) -> AbstractContextManager[None]:
     The training loop holds it open over the backward pass too, where activation checkpointing calls layers again.
     """
     return attention.attending(model, attention.NAME)
+
+
+@contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """A step's mode while open, or evaluation's (no dropout); afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _rope_types(config: Mapping[str, Any]) -> set[Any]:

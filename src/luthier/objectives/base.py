@@ -26,11 +26,6 @@ class Mean:
     count: float
 
     @classmethod
-    def weighted(cls, values: Tensor, weights: Tensor) -> "Mean":
-        """The mean of `values`, each with its weight."""
-        return cls(float(in_float64(values * weights).sum()), float(in_float64(weights).sum()))
-
-    @classmethod
     def of(cls, values: Tensor) -> "Mean":
         """The mean of all entries of `values`."""
         return cls(float(in_float64(values).sum()), float(values.numel()))
@@ -75,7 +70,8 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class Models:
-    """The cast. With an adapter, `reference` is the policy with the adapter off and costs no memory."""
+    """The cast. With an adapter, `reference` is the policy with the adapter off and costs no memory; one that goes on
+    from an earlier run keeps a copy of its tensors, as they began, to put in."""
 
     policy: Scorer
     reference: Scorer | None = None

@@ -31,10 +31,7 @@ class SFT(Objective):
         """Summed negative log-likelihood of the trained-on tokens."""
         logprobs_K, right_K = models.policy.token_scores(batch)
         losses_K = -logprobs_K * batch.loss_mask_K
+        parts, weight = {"loss": losses_K, "token_accuracy": right_K * batch.loss_mask_K}, self.weight(batch)
         return Loss(
-            losses_K.sum(),
-            {
-                "loss": Mean(float(in_float64(losses_K).sum()), self.weight(batch)),
-                "token_accuracy": Mean.weighted(right_K, batch.loss_mask_K),
-            },
+            losses_K.sum(), {name: Mean(float(in_float64(values_K).sum()), weight) for name, values_K in parts.items()}
         )

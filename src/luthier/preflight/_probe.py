@@ -5,7 +5,7 @@ computes is compared with it, both in float32: in bfloat16 rounding hides what i
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from luthier.adapters.base import Injected
 from luthier.examples import Row
 from luthier.models.forest import Batch
 from luthier.models.load import LoadedModel
+from luthier.models.scorer import in_mode
 from luthier.models.virtual import virtual_ids
 from luthier.objectives.base import Scorer
 from luthier.preflight._cases import spread
@@ -110,16 +111,9 @@ def probe_rows(subject: Subject) -> list[Row]:
     return chosen
 
 
-@contextmanager
-def evaluating(model: nn.Module, training: bool = False) -> Iterator[None]:
+def evaluating(model: nn.Module, training: bool = False) -> AbstractContextManager[None]:
     """No dropout while open (with `training`, as in a step); every module's mode is put back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    return in_mode(model, training)
 
 
 def plain_logprobs(model: Any, row: Row, device: torch.device) -> Tensor:

@@ -29,7 +29,7 @@ HEADS = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM",
 
 
 def has_plain_head(model: Any) -> bool:
-    """Whether `head_logprobs` computes what the model's head does."""
+    """Whether `head_scores` computes what the model's head does."""
     if type(model).__name__ not in HEADS:
         return False
     head = model.get_output_embeddings()

@@ -52,11 +52,27 @@ def head_scores_plain(
     hidden: Tensor, weight: Weight, row_Q: Tensor, target_Q: Tensor, moved: Moved | None = None
 ) -> tuple[Tensor, Tensor]:
     """The reference."""
+    logits = _plain_logits(hidden, weight, moved)
+    return _plain_logprobs(logits, row_Q, target_Q), logits.detach().argmax(-1)[row_Q] == target_Q
+
+
+def _plain_logits(hidden: Tensor, weight: Weight, moved: Moved | None) -> Tensor:
     dense = weight.to(hidden.dtype) if isinstance(weight, Tensor) else weight.dense(hidden.dtype)
-    logits = add_moved(hidden @ dense.t(), hidden, moved)
-    right_Q = logits.detach().argmax(-1)[row_Q] == target_Q
+    return add_moved(hidden @ dense.t(), hidden, moved)
+
+
+def _plain_logprobs(logits: Tensor, row_Q: Tensor, target_Q: Tensor) -> Tensor:
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))[row_Q]
-    return logits.log_softmax(-1).gather(1, target_Q[:, None])[:, 0], right_Q
+    return logits.log_softmax(-1).gather(1, target_Q[:, None])[:, 0]
+
+
+def head_logprobs(
+    hidden: Tensor, weight: Weight, row_Q: Tensor, target_Q: Tensor, moved: Moved | None = None
+) -> Tensor:
+    """out alone: only the kernel has right for nothing, the plain path passes over all logits once more for it."""
+    if not native.serves(hidden):
+        return _plain_logprobs(_plain_logits(hidden, weight, moved), row_Q, target_Q)
+    return head_scores(hidden, weight, row_Q, target_Q, moved)[0]
 
 
 def head_scores(
