@@ -38,6 +38,8 @@ class Running:
 
     service: Service
     url: str
+    wrong: list[str]
+    """Answers that are not as openapi.json says; what a test brings about on purpose it takes out."""
 
     def client(self, project: str = "default", role: Any = "member") -> openai.OpenAI:
         """A client with a key of its own."""
@@ -69,7 +71,7 @@ def running(folder: Path, model: Path, at_once: int = 1, **more: Any) -> Iterato
         while not serving.started:
             time.sleep(0.01)
         try:
-            yield Running(service, server.url_of(bound))
+            yield Running(service, server.url_of(bound), app.wrong)
         finally:
             serving.should_exit = True
             thread.join()

@@ -72,6 +72,8 @@ class SmallVllm:
         asked = await request.json()
         if asked["model"] not in (BASE, *self.adapters):
             return _error(404, f"The model `{asked['model']}` does not exist.")
+        if asked.get("max_tokens", 0) > 2**20:
+            return _error(422, "This cannot be processed.")
         if asked.get("max_tokens", 0) > 256:
             return _error(400, "This model's maximum context length is 256 tokens.")
         self.asked.append(asked)

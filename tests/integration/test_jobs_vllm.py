@@ -136,6 +136,8 @@ def test_what_vllm_refuses_is_told_and_what_it_says_of_this_machine_is_not(
 ) -> None:
     with pytest.raises(openai.BadRequestError, match="maximum context length"):
         client.chat.completions.create(model=MODEL, messages=HI, max_tokens=1000)
+    with pytest.raises(openai.BadRequestError, match="cannot be processed"):
+        client.chat.completions.create(model=MODEL, messages=HI, max_tokens=2**21)
     served = _served(service, done.fine_tuned_model)
     assert served.folder is not None
     path = _place(service, served) / "adapter" / "adapter_config.json"

@@ -198,6 +198,7 @@ def test_a_planted_link_is_not_followed_by_an_upload(tmp_path: Path, tiny_model_
         assert peer(service).upload(b"x", purpose="batch").status == 500
         assert not list((tmp_path / "outside").iterdir())
         assert peer(service).get("/v1/files").values["data"] == []
+        assert service.wrong.pop().startswith("POST /v1/files 500")  # no route's answer: the folder was tampered with
 
 
 # secrets

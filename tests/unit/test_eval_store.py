@@ -200,6 +200,7 @@ def test_a_schema_that_breaks_over_an_item_is_told(schema: dict[str, Any], messa
     ("values", "message"),
     [
         ({"type": "multi", "name": "m"}, "expected one of label_model"),
+        ({"type": ["python"], "name": "m"}, "expected one of label_model"),
         ({**CHECK, "pass_threshold": 0.5}, "pass_threshold"),
         ({**CHECK, "type": "text_similarity", "evaluation_metric": "bleu"}, "'pass_threshold' is required"),
         ({"type": "python", "name": "p", "source": "x = 1", "pass_threshold": 0.5}, "grade"),

@@ -431,6 +431,35 @@ def test_a_query_of_metadata_is_by_key_or_for_none() -> None:
     assert read_as(JobsQuery.values([]), JobsQuery).metadata == {}
 
 
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ("x", "'limit': expected a whole number."),
+        ("-1", "'limit': expected a whole number."),
+        ("101", "'limit': Input should be less than or equal to 100."),
+    ],
+)
+def test_a_limit_that_is_none_is_out_of_range(limit: str, said: str) -> None:
+    with pytest.raises(ApiError) as found:
+        read_as(JobsQuery.values([("limit", limit)]), JobsQuery)
+    assert (found.value.message, found.value.code) == (said, "out_of_range")
+
+
+@pytest.mark.parametrize(
+    ("values", "code"),
+    [
+        ({"seed": -1}, "out_of_range"),
+        ({"seed": 2**31}, "out_of_range"),
+        ({"seed": "1"}, "invalid_value"),
+        ({"sed": 1}, "unknown_parameter"),
+    ],
+)
+def test_the_code_of_a_wrong_value(values: dict[str, Any], code: str) -> None:
+    with pytest.raises(ApiError) as found:
+        read_as({"model": "m", "training_file": "f", **values}, CreateJob)
+    assert found.value.code == code
+
+
 def test_jobs_and_answers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     cores = len(os.sched_getaffinity(0))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

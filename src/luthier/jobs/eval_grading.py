@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from luthier.errors import EvaluationError
 from luthier.evaluation.graders._template import render
@@ -13,9 +13,14 @@ from luthier.examples import ROLES
 from luthier.jobs.eval_items import text_of, tools_of
 from luthier.jobs.objects import EvalError, ItemResult, Outcome, SampleMessage, SampleObject
 
-KINDS = ("label_model", "string_check", "text_similarity", "python", "score_model")
-"""OpenAI's testing criteria: all graders but `multi`."""
-WITH_THRESHOLD = ("text_similarity", "python", "score_model")
+KINDS: Mapping[str, Literal["none", "optional", "required"]] = {
+    "label_model": "none",
+    "string_check": "none",
+    "text_similarity": "required",
+    "python": "optional",
+    "score_model": "optional",
+}
+"""OpenAI's testing criteria, which are all graders but `multi`, and whether they have a `pass_threshold`."""
 GRADER_ROLES = ("user", "assistant", "system", "developer")
 LONGEST_INPUT = 500_000
 """Characters of all messages of an item."""
@@ -52,13 +57,13 @@ def read_criterion(values: Mapping[str, Any], host: Host) -> dict[str, Any]:
         EvaluationError: it is wrong in itself, or needs what the host does not have.
     """
     kind = values.get("type")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise EvaluationError(f"'type' is {kind!r:.80}; expected one of {', '.join(KINDS)}")
     kept = dict(values)
     if kind in ("label_model", "score_model") and isinstance(kept.get("input"), list):
         kept["input"] = [_known_role(message) for message in kept["input"]]
-    threshold = kept.pop("pass_threshold", None) if kind in WITH_THRESHOLD else None
-    if kind == "text_similarity" and threshold is None:
+    threshold = None if KINDS[kind] == "none" else kept.pop("pass_threshold", None)
+    if KINDS[kind] == "required" and threshold is None:
         raise EvaluationError("'pass_threshold' is required: from which likeness on an item passes")
     if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, int | float)):
         raise EvaluationError(f"'pass_threshold' is {threshold!r:.80}; expected a number")

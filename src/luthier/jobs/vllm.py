@@ -27,6 +27,8 @@ from luthier.serve.completion import parse_completion
 log = logging.getLogger("luthier.jobs")
 PATHS = ("/chat/completions", "/completions")
 """What is sent to vLLM; decisions are scored by our own engine, on the same base."""
+PASSED_ON = (408, 413, 415, 429)
+"""Refusals of vLLM's that keep their status; any other is a 400, as our OpenAPI document tells of no more."""
 NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 """What vLLM would otherwise take from the base's generation_config.json."""
 DROPPED = frozenset({*NO_EFFECT, "modalities", "best_of", "echo", "suffix", "functions", "function_call"})
@@ -230,7 +232,7 @@ async def _refused(response: httpx2.Response) -> ApiError:
         message = ""
     status = response.status_code
     if 400 <= status < 500 and status not in (401, 403, 404):
-        return ApiError(f"vLLM refuses the request: {message}", status=status)
+        return ApiError(f"vLLM refuses the request: {message}", status=status if status in PASSED_ON else 400)
     log.error("vLLM answered with %d: %s", status, message)
     return _down(f"vLLM answered with {status}")
 

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import Field, SerializeAsAny, WithJsonSchema, field_validator, model_validator
+from pydantic.json_schema import JsonSchemaValue
 
 from luthier.config import nested
 from luthier.errors import RecipeError
@@ -14,6 +15,18 @@ from luthier.evaluation.graders._formula import FUNCTIONS, Formula, parse_formul
 from luthier.evaluation.graders.base import Errors, Grader, Host, NoScore, Sample, Score, build_grader
 
 MAX_GRADERS = 32
+GRADERS_SCHEMA: JsonSchemaValue = {
+    "anyOf": [
+        {
+            "type": "object",
+            "minProperties": 1,
+            "maxProperties": MAX_GRADERS,
+            "additionalProperties": {"type": "object"},
+        },
+        {"type": "object", "required": ["type"], "properties": {"type": {"type": "string"}}},
+    ]
+}
+"""A table, or one grader; each is then built by its own type."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
 
 
@@ -25,8 +38,8 @@ class Multi(Grader):
     `1 - x` must not reward that `x` could not be found.
     """
 
-    graders: Annotated[dict[str, SerializeAsAny[Grader]], WithJsonSchema({"type": "object", "minProperties": 1})] = (
-        Field(min_length=1, max_length=MAX_GRADERS)
+    graders: Annotated[dict[str, SerializeAsAny[Grader]], WithJsonSchema(GRADERS_SCHEMA)] = Field(
+        min_length=1, max_length=MAX_GRADERS
     )
     """By the names that the formula uses."""
     calculate_output: str = Field(min_length=1, max_length=2000)

@@ -27,17 +27,6 @@ class SamplingParams(Settings):
     top_p: float | None = Field(None, gt=0, le=1)
     """Of the probability that is sampled from."""
 
-    def given(self) -> dict[str, Any]:
-        """Those that are set, for the host."""
-        known = {
-            "max_completions_tokens": self.max_completions_tokens,
-            "reasoning_effort": self.reasoning_effort,
-            "seed": self.seed,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-        }
-        return {name: value for name, value in known.items() if value is not None}
-
 
 class ScoreModel(ModelGrader):
     """The number that the model gives, as it is.
@@ -62,7 +51,7 @@ class ScoreModel(ModelGrader):
         """The model's number."""
         low, high = self.range
         form = f'Answer with a JSON object {{"result": NUMBER}}, where NUMBER is from {low:g} to {high:g}.'
-        sampling = self.sampling_params.given() if self.sampling_params else {}
+        sampling = self.sampling_params.model_dump(exclude_none=True) if self.sampling_params else {}
         reply, asked = self.ask(sample, item, host, form, sampling)
         number = _number(reply)
         if number is None or not low <= number <= high:

@@ -107,7 +107,7 @@ def build_routes(service: Service, traces: bool = False) -> FastAPI:
     EvalRoutes(service.evals, service.jobs, service.files, service.names).add_to(app)
     InferenceRoutes(service.jobs, service.names, service.gateway).add_to(app)
     HealthRoutes(service.database, service.supervisor, service.metrics).add_to(app)
-    DocumentRoutes(app).add_to(app)
+    DocumentRoutes().add_to(app)
     tell_errors(app)
     tell_storage_errors(app)
     return app

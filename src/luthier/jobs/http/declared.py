@@ -4,7 +4,7 @@ Keys are looked at first, as dependencies of the whole application; only then do
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
@@ -40,8 +40,8 @@ class Content:
     """An answer that is more than JSON: `-> Annotated[Response, Content({"text/plain": str})]`, by media type."""
 
     types: Mapping[str, Any]
-    also: tuple[int, ...] = ()
-    """Statuses beside 200 that come with the same."""
+    also: Mapping[int, Any] = field(default_factory=dict)
+    """Types of JSON by further statuses."""
 
 
 class Json(Generic[B]):

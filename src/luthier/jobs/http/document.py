@@ -33,6 +33,7 @@ REFUSED = {
     403: "Not with this key, Host or Origin",
 }
 IN_PATH = {404: "There is none, or it is another project's"}
+STORED = {503: "The database cannot be used right now", 507: "The disk is full"}
 WITH_BODY = {408: "The body came too slowly", 413: "The body is too large", 415: "The body is of another type"}
 ABOUT = (
     "OpenAI's fine-tuning and evals API on your own machine. Errors have OpenAI's shape, unknown fields are refused, "
@@ -50,8 +51,8 @@ class _Told:
     status: int = 200
     answers: Mapping[str, Any] = field(default_factory=dict)
     """Types by media type."""
-    also: tuple[int, ...] = ()
-    """Further statuses that come with the same."""
+    also: Mapping[int, Any] = field(default_factory=dict)
+    """What comes with further statuses, as JSON."""
     body: Any = None
     form: Multipart[Any] | None = None
     query: Any = None
@@ -60,17 +61,16 @@ class _Told:
 class DocumentRoutes:
     """The handler."""
 
-    def __init__(self, app: FastAPI) -> None:
-        self._app = app
+    def __init__(self) -> None:
         self._text = ""
 
     def add_to(self, app: FastAPI) -> None:
         """Add the route."""
         app.add_api_route(PATH, self.get, methods=["GET"], response_model=None)
 
-    def get(self, _: Request) -> Annotated[Response, Content({JSON: Tree})]:
+    def get(self, request: Request) -> Annotated[Response, Content({JSON: Tree})]:
         """GET /openapi.json: this document"""
-        self._text = self._text or document_text(self._app)
+        self._text = self._text or document_text(request.app)
         return Response(self._text, media_type=JSON)
 
 
@@ -97,7 +97,8 @@ def document(app: FastAPI) -> Tree:
         for method in sorted((route.methods or set()) - {"HEAD"}):
             operation = operations.setdefault(method.lower(), _free(route))
             _fill(operation, route, one, schemas)
-    refused = {str(status): _refusal(text, schemas) for status, text in (REFUSED | IN_PATH | WITH_BODY).items()}
+    texts = REFUSED | IN_PATH | WITH_BODY | STORED
+    refused = {str(status): _refusal(text, schemas) for status, text in texts.items()}
     made["components"] |= {"schemas": schemas.named_by(made["paths"] | refused), "responses": refused}
     return made
 
@@ -142,7 +143,7 @@ class _Schemas:
 
     def add(self, told: _Told) -> None:
         """Take note of the types of a handler."""
-        for kind in (ErrorBody, *told.answers.values()):
+        for kind in (ErrorBody, *told.answers.values(), *told.also.values()):
             self._wanted[kind, "serialization"] = TypeAdapter(kind)
         for kind in (told.body, told.query, told.form and told.form.kind):
             if kind is not None:
@@ -200,13 +201,18 @@ def _free(route: Route) -> Tree:
 def _fill(operation: Tree, route: Route, told: _Told, schemas: _Schemas) -> None:
     """Write what is read and answered into an operation."""
     has_body = told.body is not None or told.form is not None
-    usual = [*REFUSED] if isinstance(route, APIRoute) else [403]
+    usual = [*REFUSED, *STORED] if isinstance(route, APIRoute) else [403]
     usual += [*IN_PATH] if "{" in route.path or told.query is not None else []
     usual += [*WITH_BODY] if has_body else []
     answers = {media: _content(media, schemas.of(kind, "serialization")) for media, kind in told.answers.items()}
-    statuses = (told.status, *told.also)
-    responses = {status: {"description": HTTPStatus(status).phrase, "content": answers} for status in statuses}
-    responses |= {status: {"$ref": f"#/components/responses/{status}"} for status in usual}
+    contents = {told.status: answers}
+    contents |= {
+        status: {JSON: _content(JSON, schemas.of(kind, "serialization"))} for status, kind in told.also.items()
+    }
+    responses: dict[int, Tree] = {status: {"$ref": f"#/components/responses/{status}"} for status in usual}
+    responses |= {
+        status: {"description": HTTPStatus(status).phrase, "content": content} for status, content in contents.items()
+    }
     if isinstance(route, APIRoute):
         responses |= {int(status): _refusal(one["description"], schemas) for status, one in route.responses.items()}
     operation["responses"] = {str(status): responses[status] for status in sorted(responses)}

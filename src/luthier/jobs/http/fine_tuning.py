@@ -96,7 +96,10 @@ class FineTuningRoutes:
             "schema": {"type": "string", "minLength": 1, "maxLength": MOST_KEY},
         }
         told: dict[str, Any] = {
-            "responses": {409: {"description": "The key was used for another request"}},
+            "responses": {
+                409: {"description": "The key was used for another request"},
+                429: {"description": "Too many jobs wait"},
+            },
             "openapi_extra": {"parameters": [key]},
         }
         app.add_api_route(job, self.create, methods=["POST"], response_model=None, **told)

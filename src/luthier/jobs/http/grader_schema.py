@@ -8,7 +8,7 @@ from pydantic_core import CoreSchema
 
 from luthier import registry
 from luthier.evaluation.graders.base import GRADERS, Grader
-from luthier.jobs.eval_grading import KINDS, WITH_THRESHOLD
+from luthier.jobs.eval_grading import KINDS
 
 
 class _AnyGrader:
@@ -24,9 +24,9 @@ class _AnyCriterion:
     def __get_pydantic_json_schema__(self, _: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         kinds = [(name, schema) for name, schema in _schemas(handler) if name in KINDS]
         for name, schema in kinds:
-            if name in WITH_THRESHOLD:
+            if KINDS[name] == "optional":
                 schema["properties"]["pass_threshold"] = {"type": ["number", "null"]}
-            if name == "text_similarity":
+            if KINDS[name] == "required":
                 schema["properties"]["pass_threshold"] = {"type": "number"}
                 schema["required"].append("pass_threshold")
             if schema["properties"].get("input", {}).get("type") == "array":

@@ -15,6 +15,7 @@ from luthier.jobs.http.declared import Answer, Content
 from luthier.jobs.metrics import CONTENT_TYPE, Metrics
 from luthier.jobs.objects import Health
 from luthier.jobs.supervisor import Supervisor
+from luthier.serve.api_error import ErrorBody
 
 STALE_SECONDS = 120.0
 """A supervisor that did not go round for so long hangs; to prepare a large file takes less."""
@@ -37,7 +38,11 @@ class HealthRoutes:
         """The process answers."""
         return Answer({"status": "ok"})
 
-    def ready(self, _: Request) -> Annotated[Answer[Health], Content({"application/json": Health}, also=(503,))]:
+    def ready(
+        self, _: Request
+    ) -> Annotated[
+        Answer[Health], Content({"application/json": Health}, also={503: Health | ErrorBody, 507: ErrorBody})
+    ]:
         """200 while jobs can be taken and are worked on."""
         with self._database.reading():
             idle = time.monotonic() - self._supervisor.alive_at

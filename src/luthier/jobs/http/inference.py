@@ -30,7 +30,9 @@ class InferenceRoutes:
         told: dict[int | str, dict[str, Any]] = {
             404: {"description": "No such model"},
             429: {"description": "The queue of the model is full"},
-            503: {"description": "The model cannot be loaded, or its process ended"},
+            503: {
+                "description": "The model cannot be loaded, its process ended, or the database cannot be used right now"
+            },
             504: {"description": "The answer took too long"},
         }
         routes = {

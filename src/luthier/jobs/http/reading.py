@@ -19,7 +19,15 @@ CHUNK_SECONDS = 60.0
 """Longest wait for more of a body."""
 SLOWEST_BYTES = 4096
 """A second; a body that comes slower on the whole holds a place for nothing."""
-CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
+CODES = {
+    "missing": "missing_required_parameter",
+    "extra_forbidden": "unknown_parameter",
+    "greater_than": "out_of_range",
+    "greater_than_equal": "out_of_range",
+    "less_than_equal": "out_of_range",
+    "whole_number": "out_of_range",
+}
+"""By pydantic's types of errors."""
 
 
 async def chunks_of(request: Request, patience: float = CHUNK_SECONDS) -> AsyncIterator[bytes]:

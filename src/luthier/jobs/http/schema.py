@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from luthier.jobs.objects import Purpose
@@ -33,7 +34,7 @@ DIGITS = re.compile(r"[0-9]{1,18}")
 
 def _whole(text: str) -> int:
     if not DIGITS.fullmatch(text):
-        raise ValueError("expected a whole number")
+        raise PydanticCustomError("whole_number", "expected a whole number")
     return int(text)
 
 
@@ -222,8 +223,7 @@ class OrderedQuery(PageQuery):
 
     def page(self, newest_first: bool = True) -> Page:
         """The same for the stores; `newest_first`: unless the client says otherwise."""
-        chosen = newest_first if self.order is None else self.order.startswith("desc")
-        return Page(self.limit, self.after or None, chosen)
+        return super().page(newest_first if self.order is None else self.order.startswith("desc"))
 
 
 class FilesQuery(OrderedQuery):
