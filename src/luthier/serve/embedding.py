@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from luthier.rag.embedder import Embedder, Vectors
-from luthier.serve.api_error import ApiError, deadline_passed, internal, unsupported
+from luthier.serve.api_error import ApiError, deadline_passed, unsupported
 from luthier.serve.embedding_request import EmbeddingRequest
 
 MAX_TOKENS = 300_000
@@ -43,6 +43,10 @@ class Embeddings:
         }
 
 
+class NonFiniteVectors(RuntimeError):
+    """The encoder answered with NaN or infinity."""
+
+
 class _GivenUp(Exception):
     """Nobody waits for the vectors any more."""
 
@@ -65,6 +69,7 @@ class EmbeddingModel:
 
         Raises:
             ApiError: 400: an input is too long, or all of them, or the model has no such dimensions; 504: out of time.
+            NonFiniteVectors: of some input.
         """
         if asked.dimensions not in (None, self._dimension):
             raise unsupported(
@@ -85,7 +90,7 @@ class EmbeddingModel:
         ids = self._ids(asked)
         vectors_ND = self._embedder.embed_ids(ids, _unless(given_up))
         if not np.isfinite(vectors_ND).all():  # base64 would carry a NaN without a word
-            raise internal()
+            raise NonFiniteVectors
         return Embeddings(vectors_ND, sum(map(len, ids)))
 
     def _ids(self, asked: EmbeddingRequest) -> list[list[int]]:
