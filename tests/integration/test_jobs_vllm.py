@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import openai
 import httpx2
+import openai
 import pytest
 from tests.jobs_service import MODEL, Running, options_of, rows, running, wait_for
 from tests.small_vllm import BASE, CONTEXT, KEY, SmallVllm, running as small_vllm
