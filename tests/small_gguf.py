@@ -1,9 +1,10 @@
 """A small GGUF file: two layers, a byte-level vocabulary, matrices in blocks."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter, quants
+from gguf import GGMLQuantizationType, GGUFWriter, TokenType, quants
 
 HIDDEN, LAYERS, WIDE, HEADS, KV_HEADS = 64, 2, 128, 4, 2
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>"]
@@ -35,9 +36,10 @@ def write_gguf(
     template: str | None = None,
     output: np.ndarray | None = None,
     embedding: np.ndarray | None = None,
+    user_defined: Sequence[str] = (),
 ) -> Path:
     """A two-layer model; `output` is a second matrix of the vocabulary, beside an embedding stored in four bits, or
-    as `embedding`: blocks of IQ4_NL."""
+    as `embedding`: blocks of IQ4_NL. `user_defined`: tokens that are told to be added ones, not special."""
     tokens, merges = vocabulary()
     writer = GGUFWriter(path, arch)
     writer.add_context_length(256)
@@ -52,7 +54,8 @@ def write_gguf(
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm" if arch == "llama" else "qwen2")
     writer.add_token_list(tokens)
-    writer.add_token_types([3] * len(CONTROL) + [1] * (len(tokens) - len(CONTROL)))
+    kinds = {**dict.fromkeys(CONTROL, TokenType.CONTROL), **dict.fromkeys(user_defined, TokenType.USER_DEFINED)}
+    writer.add_token_types([kinds.get(token, TokenType.NORMAL) for token in tokens])
     writer.add_token_merges(merges)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)

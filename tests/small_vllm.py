@@ -18,6 +18,8 @@ from luthier.serve.server import Address, listen, url_of
 BASE = "/models/the-base"
 """vLLM calls a base by its folder unless it is told otherwise."""
 KEY = "the-key-of-vllm"
+CONTEXT = 1200
+"""Characters of the messages count as tokens."""
 
 
 @dataclass
@@ -74,8 +76,9 @@ class SmallVllm:
             return _error(404, f"The model `{asked['model']}` does not exist.")
         if asked.get("max_tokens", 0) > 2**20:
             return _error(422, "This cannot be processed.")
-        if asked.get("max_tokens", 0) > 256:
-            return _error(400, "This model's maximum context length is 256 tokens.")
+        prompt = sum(len(message["content"]) for message in asked["messages"])
+        if prompt + asked.get("max_tokens", 1) > CONTEXT:
+            return _error(400, f"This model's maximum context length is {CONTEXT} tokens.")
         self.asked.append(asked)
         head = {"id": "chatcmpl-1", "created": 1, "model": asked["model"]}
         words = ["I ", "am ", asked["model"]]

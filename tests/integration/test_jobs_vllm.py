@@ -1,20 +1,34 @@
 """Chats of a base and of what jobs made of it through a vLLM server; here a stand-in that keeps vLLM's contract."""
 
+import argparse
+import asyncio
 import json
+import logging
+import shutil
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import pytest
-from tests.jobs_service import MODEL, Running, rows, running, wait_for
-from tests.small_vllm import BASE, KEY, SmallVllm, running as small_vllm
+from tests.jobs_service import MODEL, Running, options_of, rows, running, wait_for
+from tests.small_vllm import BASE, CONTEXT, KEY, SmallVllm, running as small_vllm
 
+from luthier.cli.commands.up import _vllm_key
 from luthier.errors import ServeError
-from luthier.jobs.gateway import Served
-from luthier.jobs.service import parse_vllm
-from luthier.jobs.vllm import Address
+from luthier.jobs.blobs import Blobs
+from luthier.jobs.disk import Disk
+from luthier.jobs.gateway import Gateway, Served
+from luthier.jobs.http.app import Hosts, build_app
+from luthier.jobs.service import open_service, parse_vllm
+from luthier.jobs.supervisor import Limits, Supervisor
+from luthier.jobs.vllm import Address, Vllm
+from luthier.serve import server
+from luthier.serve.api_error import ApiError
 
 HI: Any = [{"role": "user", "content": "Hi"}]
 
@@ -77,12 +91,19 @@ def test_what_vllm_would_take_from_elsewhere_is_said(client: openai.OpenAI, vllm
         "model": BASE,
         "messages": HI,
         "seed": 3,
+        "max_tokens": 1024,
         "temperature": 1.0,
         "top_p": 1.0,
         "top_k": 0,
         "min_p": 0.0,
         "repetition_penalty": 1.0,
     }
+    client.chat.completions.create(model=MODEL, messages=HI, max_completion_tokens=7)
+    assert vllm.asked[-1]["max_completion_tokens"] == 7 and "max_tokens" not in vllm.asked[-1]
+    long: Any = [{"role": "user", "content": "a" * (CONTEXT - 100)}]  # no 1,024 tokens fit behind it
+    assert client.chat.completions.create(model=MODEL, messages=long).choices and "max_tokens" not in vllm.asked[-1]
+    with pytest.raises(openai.BadRequestError, match="maximum context length"):
+        client.chat.completions.create(model=MODEL, messages=[*long, *long])
     client.completions.create(model=MODEL, prompt="x", temperature=0, echo=False, best_of=1, max_tokens=3)
     assert vllm.asked[-1]["temperature"] == 0 and not {"echo", "best_of"} & vllm.asked[-1].keys()
 
@@ -116,6 +137,25 @@ def test_what_a_client_must_not_say_never_reaches_vllm(
     assert caught.value.param == param and len(vllm.asked) == before
 
 
+def test_an_added_token_that_is_not_special_never_reaches_vllm_either(tiny_model_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model_folder, tmp_path / "base"))
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    for text in ("<tool_call>", "  "):  # Gemma has runs of white space among them, which steer nothing
+        spec["added_tokens"].append({"id": len(spec["model"]["vocab"]) + len(text), "content": text, **flags})
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+
+    async def ask(text: str) -> None:
+        async with httpx2.AsyncClient() as client:
+            body = {"model": "m", "messages": [{"role": "user", "content": text}]}
+            await Vllm(str(folder), Address("http://127.0.0.1:9/v1"), client).send("/chat/completions", body, "m", None)
+
+    with pytest.raises(ApiError, match="'<tool_call>', which vLLM would read"):
+        asyncio.run(ask("a <tool_call> b"))
+    with pytest.raises(ApiError, match="does not answer"):  # it was understood, and nobody listens there
+        asyncio.run(ask("a  b"))
+
+
 def test_an_adapter_is_loaded_again_after_vllm_was_started_again(
     client: openai.OpenAI, vllm: SmallVllm, done: Any
 ) -> None:
@@ -135,7 +175,7 @@ def test_what_vllm_refuses_is_told_and_what_it_says_of_this_machine_is_not(
     client: openai.OpenAI, done: Any, service: Running, vllm: SmallVllm
 ) -> None:
     with pytest.raises(openai.BadRequestError, match="maximum context length"):
-        client.chat.completions.create(model=MODEL, messages=HI, max_tokens=1000)
+        client.chat.completions.create(model=MODEL, messages=HI, max_tokens=2 * CONTEXT)
     with pytest.raises(openai.BadRequestError, match="cannot be processed"):
         client.chat.completions.create(model=MODEL, messages=HI, max_tokens=2**21)
     served = _served(service, done.fine_tuned_model)
@@ -179,3 +219,67 @@ def test_the_option_names_a_base_and_an_address() -> None:
     ):
         with pytest.raises(ServeError, match="--vllm"):
             parse_vllm(wrong, {}, None)
+
+
+def test_the_key_is_read_without_the_white_space_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = argparse.Namespace(vllm_key_env="VLLM_KEY", vllm=["tiny=http://127.0.0.1:1"])
+    monkeypatch.setenv("VLLM_KEY", f" {KEY}\n")
+    assert _vllm_key(asked) == KEY
+    monkeypatch.setenv("VLLM_KEY", " \n")
+    with pytest.raises(ServeError, match="--vllm-key-env"):
+        _vllm_key(asked)
+
+
+def _adapter(jobs: Path, settings: Any) -> Path:
+    """A run's adapter, as far as vLLM and what asks it look into it; where it is among the jobs."""
+    folder = jobs / "job" / "run" / "adapter"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"template": {"name": "model"}, "recipe": {"model": {}}}))
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    (folder / "adapter_model.safetensors").touch()
+    return folder.parent.relative_to(jobs)
+
+
+def test_what_fails_while_a_model_is_prepared_is_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("luthier.jobs").propagate = True
+    folder = _adapter(tmp_path, [])  # no settings of an adapter
+
+    async def prepare() -> None:
+        gateway = Gateway(tmp_path / "served", tmp_path, {"base": Address("http://127.0.0.1:9/v1")})
+        gateway.open()
+        await asyncio.to_thread(gateway.prepare, Served("base", "job.run", folder))
+        await gateway.close()
+
+    asyncio.run(prepare())
+    assert "a model is not prepared: AttributeError in vllm.py" in caplog.text
+
+
+def test_a_job_that_succeeds_while_the_service_ends_is_still_loaded(
+    tiny_model_folder: Path, tmp_path: Path, vllm: SmallVllm
+) -> None:
+    base = str(tiny_model_folder)
+    with open_service(
+        options_of(tmp_path / "service", tiny_model_folder, vllm={base: Address(vllm.url, KEY)})
+    ) as found:
+        folder = _adapter(found.supervisor.folder, {"peft_type": "LORA", "r": 8})
+
+        class Late(Supervisor):
+            """Its last job succeeds while it ends."""
+
+            def start(self) -> None: ...
+
+            def stop(self) -> None:
+                found.gateway.prepare(Served(base, "late.run", folder))
+
+        blobs, disk = Blobs(tmp_path / "blobs"), Disk(tmp_path, 0)
+        late = Late(found.jobs, found.files, blobs, disk, found.supervisor.folder, Limits())
+        serving = server.server_of(build_app(replace(found, supervisor=late), Hosts()), 5.0)
+        bound = server.listen(server.Address(port=0))
+        thread = threading.Thread(target=serving.run, kwargs={"sockets": [bound]})
+        thread.start()
+        while not serving.started:
+            time.sleep(0.01)
+        assert "late.run" not in vllm.adapters
+        serving.should_exit = True
+        thread.join(30)
+    assert not thread.is_alive() and "late.run" in vllm.adapters

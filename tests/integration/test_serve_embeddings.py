@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from openai import OpenAI
 from openai.types import embedding_create_params
+from safetensors.torch import load_file, save_file
 from tests.serving import running
 from tests.small_encoders import POSITIONS, write_encoder
 
@@ -126,6 +128,22 @@ def test_what_has_no_vector_is_refused(client: OpenAI, given: Any, code: str | N
         client.embeddings.create(model="tiny-bert", input=given)
     assert (caught.value.param, caught.value.code) == ("input", code)
     assert client.embeddings.create(model="tiny-bert", input="a").data
+
+
+def test_vectors_that_are_no_numbers_are_a_failure_with_its_line_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("luthier.serve").propagate = True
+    file = write_encoder(tmp_path / "tiny-bert") / "model.safetensors"
+    weights = load_file(file)
+    weights["embeddings.LayerNorm.bias"] = torch.full_like(weights["embeddings.LayerNorm.bias"], torch.nan)
+    save_file(weights, file, {"format": "pt"})
+    backend = Backend([], embedders=open_embedders(parse_embedders([str(file.parent)]), "cpu"))
+    with running([], backend=backend) as url, pytest.raises(openai.InternalServerError) as caught:
+        OpenAI(base_url=url, api_key="none", max_retries=2).embeddings.create(model="tiny-bert", input="a secret")
+    told = [line for line in caplog.messages if "failed: NonFiniteVectors in embedding.py" in line]
+    assert len(told) == 1  # and not asked again
+    assert f"id={caught.value.response.headers['x-request-id']}" in told[0] and "secret" not in caplog.text
 
 
 def test_every_field_of_the_api_is_known_and_no_other() -> None:

@@ -1,9 +1,12 @@
 """A GGUF file behind our routes, computed by llama.cpp in the server's process, asked by the real `openai` client."""
 
+import asyncio
+import logging
 import math
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +23,11 @@ from luthier.examples import Message
 from luthier.models.catalog import resolve
 from luthier.models.load import load
 from luthier.recipe import ModelSettings
+from luthier.serve.api_error import ApiError
 from luthier.serve.backend import Backend
 from luthier.serve.limits import HttpLimits, Limits
-from luthier.serve.llama import LlamaWorker
-from luthier.serve.work import Sampling, Work
+from luthier.serve.llama import LlamaWorker, Room
+from luthier.serve.work import Delta, Event, Failed, Sampling, Work
 
 SAY: list[Any] = [{"role": "user", "content": "hi 12"}]
 
@@ -106,6 +110,18 @@ def test_the_text_of_a_control_token_is_never_read_as_one(client: OpenAI) -> Non
     assert plain.usage is not None and plain.usage.prompt_tokens > 5  # letters, and not one token
 
 
+def test_an_added_token_that_is_not_special_is_read_in_every_text_and_refused_in_each(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf", template=CHATML, user_defined=["hi"])
+    with running([], backend=_backend(file)) as url, OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        with pytest.raises(openai.BadRequestError, match="'hi', which llama") as caught:
+            client.completions.create(model="tiny", prompt=["ok", "a hi b"], max_tokens=1)
+        assert caught.value.param == "prompt"
+        with pytest.raises(openai.BadRequestError, match="'hi'") as caught:
+            client.chat.completions.create(model="tiny", messages=SAY)
+        assert caught.value.param == "messages[0]"
+        assert client.completions.create(model="tiny", prompt="<|im_end|>", max_tokens=1).choices  # plain text still
+
+
 @pytest.mark.parametrize(
     ("more", "param"),
     [
@@ -173,6 +189,121 @@ def test_a_request_is_given_up_when_its_time_is_over_or_nobody_waits(path: Path)
     count = len(seen)
     worker.stop()  # waits for the thread that wrote
     assert len(seen) <= count + 1 and not worker.healthy
+
+
+class _Stuck:
+    """Takes work, and computes a prompt for ever."""
+
+    models: Mapping[str, Any] = {}
+    healthy = True
+    cancelled = False
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def submit(self, work: Work, deliver: Callable[[Event], None]) -> "_Stuck":
+        return self
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def add(self, served: Any) -> "Future[None]":
+        raise NotImplementedError
+
+    def remove(self, name: str) -> "Future[None]":
+        raise NotImplementedError
+
+    def compute(self, call: Callable[[], Any]) -> "Future[Any]":
+        raise NotImplementedError
+
+
+def test_the_time_of_a_request_is_over_whatever_computes_it() -> None:
+    stuck = _Stuck()
+    work, started = Work("tiny", (5, 6), 20, deadline_seconds=0.2), time.monotonic()
+    with pytest.raises(ApiError, match=r"0\.2 seconds") as caught:
+        asyncio.run(asyncio.wait_for(Backend([], worker=stuck).complete(work), 10))
+    assert caught.value.status == 504 and stuck.cancelled and time.monotonic() - started < 5
+
+
+class _Unforeseen(Exception):
+    pass
+
+
+@pytest.mark.parametrize("fails", ["llama.cpp refuses", "nobody foresaw it"])
+def test_a_failure_ends_its_request_and_the_log_has_its_kind_and_place(
+    path: Path, fails: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("luthier.serve").propagate = True
+    worker, failed, over = LlamaWorker(path, Limits(rows=2, cache_tokens=512), 8, 1), [], threading.Event()
+
+    def deliver(event: Event) -> None:
+        if isinstance(event, Failed):
+            failed.append(event.error.status)
+            over.set()
+        else:
+            raise _Unforeseen("what the client wrote")
+
+    ids = (10**6,) if fails == "llama.cpp refuses" else (5, 6)
+    worker.submit(Work("tiny", ids, 20, Sampling(logit_bias={40: 100.0})), deliver)
+    assert over.wait(20) and failed == [500]
+    worker.stop()
+    kind = "ValueError in llama.py" if fails == "llama.cpp refuses" else "_Unforeseen in test_serve_gguf.py"
+    assert f"model=tiny failed: {kind}" in caplog.text and "what the client wrote" not in caplog.text
+
+
+def test_at_the_end_what_still_waits_fails_and_nothing_more_is_taken(path: Path) -> None:
+    worker, begun, go = LlamaWorker(path, Limits(rows=1, cache_tokens=512), 8, 1), threading.Event(), threading.Event()
+    ends: dict[str, list[Event]] = {"first": [], "second": [], "third": []}
+
+    def deliver_to(name: str) -> Callable[[Event], None]:
+        def deliver(event: Event) -> None:
+            ends[name].append(event)
+            begun.set()
+            assert go.wait(20)
+
+        return deliver
+
+    for name in ends:
+        worker.submit(Work("tiny", (5, 6), 100, Sampling(logit_bias={40: 100.0})), deliver_to(name))
+    assert begun.wait(20)
+    stopping = threading.Thread(target=worker.stop)
+    stopping.start()
+    while worker.healthy:
+        time.sleep(0.01)
+    with pytest.raises(ApiError, match="shutting down"):
+        worker.submit(Work("tiny", (5, 6), 1), deliver_to("first"))
+    go.set()
+    stopping.join(20)
+    assert not stopping.is_alive()
+    for events in ends.values():
+        assert isinstance(events[-1], Failed) and events[-1].error.status == 503
+    assert isinstance(ends["first"][0], Delta) and len(ends["second"]) == len(ends["third"]) == 1
+
+
+def test_room_is_given_in_the_order_of_asking_and_to_nobody_who_is_late() -> None:
+    room, order = Room(10), []
+
+    def late() -> None:
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError), room.taken(1, late):
+        order.append("late")
+
+    asked = {"long": threading.Event(), "short": threading.Event()}
+
+    def take(name: str, tokens: int) -> None:
+        with room.taken(tokens, asked[name].set):
+            order.append(name)
+
+    with ThreadPoolExecutor(2) as pool, room.taken(6, lambda: None):
+        pool.submit(take, "long", 10)
+        assert asked["long"].wait(10)
+        pool.submit(take, "short", 2)
+        assert asked["short"].wait(10)
+        time.sleep(0.3)
+        assert not order  # though the short one would fit
+    assert order == ["long", "short"]
 
 
 def test_what_is_no_gguf_file_is_told(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class ControlTokens:
 
     def __init__(self, backend: Tokenizer) -> None:
         added = backend.get_added_tokens_decoder()
-        self.control_ids = frozenset(i for i, t in added.items() if _is_control(t))
+        self.control_ids = frozenset(i for i, t in added.items() if is_control(t.content, t.special))
         self.special_ids = frozenset(i for i, t in added.items() if t.special)
         self.added_ids = frozenset(added)
         self._texts = {i: t.content for i, t in added.items()}
@@ -195,9 +195,12 @@ def _require_encodable(text: str) -> None:
         ) from None
 
 
-def _is_control(token: AddedToken) -> bool:
-    """Runs of white space are added tokens in some vocabularies (Gemma); they steer nothing and stay ordinary text."""
-    return bool(token.special or token.content.strip().strip("▁"))
+def is_control(content: str, special: bool) -> bool:
+    """Whether an added token is a control token.
+
+    Runs of white space are added tokens in some vocabularies (Gemma); they steer nothing and stay ordinary text.
+    """
+    return special or bool(content.strip().strip("▁"))
 
 
 def _matcher(tokens: list[AddedToken]) -> re.Pattern[str]:

@@ -14,6 +14,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -28,11 +29,14 @@ from luthier.jobs.environment import answering_threads, child_environment
 from luthier.jobs.private import private_file, private_folder
 from luthier.jobs.vllm import PATHS as VLLM_PATHS, Address, Vllm
 from luthier.serve.api_error import ApiError, unsupported
+from luthier.serve.failures import place_of
 
 log = logging.getLogger("luthier.jobs")
 START_SECONDS = 300.0
 """Longest wait for a base to be loaded."""
 ANSWER_SECONDS = 600.0
+END_SECONDS = 10.0
+"""Longest wait at the end for an engine, and for what vLLM is told."""
 PROGRAM = "luthier.cli.engine_process"
 LONGEST_NAME = 60
 BASE = "base"
@@ -102,6 +106,7 @@ class Gateway:
         self._client = httpx2.AsyncClient(timeout=httpx2.Timeout(ANSWER_SECONDS, connect=10.0), trust_env=False)
         self._remotes = {base: Vllm(base, address, self._client) for base, address in (remotes or {}).items()}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._preparing: set[Future[None]] = set()
 
     def open(self) -> None:
         """Begin, within the loop that requests are answered in."""
@@ -110,7 +115,15 @@ class Gateway:
     def prepare(self, model: Served) -> None:
         """Let what a job made be loaded where that is known beforehand; for any thread, which does not wait for it."""
         if self._loop is not None and model.base in self._remotes:
-            asyncio.run_coroutine_threadsafe(self._prepare(model), self._loop)
+            future = asyncio.run_coroutine_threadsafe(self._prepare(model), self._loop)
+            self._preparing.add(future)
+            future.add_done_callback(self._prepared)
+
+    def _prepared(self, future: Future[None]) -> None:
+        self._preparing.discard(future)
+        error = None if future.cancelled() else future.exception()
+        if error is not None:  # its message may name a client's files
+            log.error("a model is not prepared: %s in %s", type(error).__name__, place_of(error))
 
     async def _prepare(self, model: Served) -> None:
         if model.folder is not None:
@@ -134,13 +147,16 @@ class Gateway:
             (self._place(model) / model.name).unlink(missing_ok=True)
 
     async def close(self) -> None:
-        """End all inference processes."""
+        """End all inference processes, once vLLM knows what jobs made last."""
+        with suppress(TimeoutError):  # then it is given up, and loaded when somebody asks
+            async with asyncio.timeout(END_SECONDS):
+                await asyncio.gather(*map(asyncio.wrap_future, self._preparing), return_exceptions=True)
         engines = [engine for of_base in self._engines.values() for engine in of_base]
         for engine in engines:
             engine.process.terminate()
         for engine in engines:
             try:
-                await asyncio.to_thread(engine.process.wait, 10.0)
+                await asyncio.to_thread(engine.process.wait, END_SECONDS)
             except subprocess.TimeoutExpired:
                 engine.process.kill()
         await self._client.aclose()

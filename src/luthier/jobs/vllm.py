@@ -18,11 +18,13 @@ from typing import Any
 
 import httpx2
 
+from luthier.data.control_tokens import is_control
 from luthier.errors import LuthierError
 from luthier.models.catalog import resolve
 from luthier.serve.api_error import ApiError, unsupported
 from luthier.serve.chat import NO_EFFECT, parse_chat
 from luthier.serve.completion import parse_completion
+from luthier.serve.limits import HttpLimits
 
 log = logging.getLogger("luthier.jobs")
 PATHS = ("/chat/completions", "/completions")
@@ -31,6 +33,8 @@ PASSED_ON = (408, 413, 415, 429)
 """Refusals of vLLM's that keep their status; any other is a 400, as our OpenAPI document tells of no more."""
 NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 """What vLLM would otherwise take from the base's generation_config.json."""
+LONGEST = HttpLimits().default_tokens
+"""Longest chat answer when the client sets no limit, as of our own engine."""
 DROPPED = frozenset({*NO_EFFECT, "modalities", "best_of", "echo", "suffix", "functions", "function_call"})
 """Fields that were read and ask for nothing."""
 PLAIN_LORA = ("alora_invocation_tokens", "modules_to_save", "trainable_token_indices", "use_dora")
@@ -82,8 +86,9 @@ class Vllm:
             ApiError: 400: the request, or what vLLM refuses it with; 503: vLLM does not answer, or has no such model.
         """
         asked = await self._understood(path, body)
+        longest = {} if path != "/chat/completions" or _has_longest(asked) else {"max_tokens": LONGEST}
         known = await self._name_of_base() if folder is None else name
-        response = await self._post(path, {**asked, "model": known})
+        response = await self._post(path, {**asked, **longest, "model": known})
         if response.status_code == 404:  # it was restarted since, under another name perhaps
             await response.aclose()
             if folder is None:
@@ -91,6 +96,9 @@ class Vllm:
                 known = await self._name_of_base()
             else:
                 await self.load(name, folder)
+            response = await self._post(path, {**asked, **longest, "model": known})
+        if response.status_code == 400 and longest:  # less than that fits behind the prompt; vLLM then takes what does
+            await response.aclose()
             response = await self._post(path, {**asked, "model": known})
         if response.status_code != 200:
             raise await _refused(response)
@@ -160,6 +168,10 @@ class Vllm:
             raise _down(f"vLLM does not answer ({type(error).__name__})") from None
 
 
+def _has_longest(asked: Mapping[str, Any]) -> bool:
+    return not asked.keys().isdisjoint(("max_tokens", "max_completion_tokens"))
+
+
 def _require_servable(adapter: Path) -> None:
     """Check that vLLM computes what was trained: a plain LoRA over the dense base, asked by the base's own template.
 
@@ -199,7 +211,7 @@ def _controls_of(base: str) -> tuple[str, ...]:
     try:
         path = resolve(base).folder / "tokenizer.json"
         added = json.loads(path.read_text(encoding="utf-8"))["added_tokens"]
-        return tuple(str(token["content"]) for token in added if token["special"])
+        return tuple(str(one["content"]) for one in added if is_control(one["content"], one["special"]))
     except (LuthierError, OSError, ValueError, KeyError, TypeError) as error:
         raise _down(f"the base's tokenizer cannot be read ({type(error).__name__})") from None
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from luthier.errors import LuthierError, ServeError, TemplateError
 from luthier.examples import Message
-from luthier.serve.api_error import ApiError, model_not_found, too_many
+from luthier.serve.api_error import ApiError, deadline_passed, model_not_found, too_many
 from luthier.serve.choices import Choices, Reading, grouped, score
 from luthier.serve.decision import DecisionRequest
 from luthier.serve.embedding import EmbeddingModel
@@ -235,11 +235,16 @@ class Backend:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
+        until = loop.time() + work.deadline_seconds  # what computes sees its own only between two steps
         request = self._worker.submit(work, deliver)
         left = work.n
         try:
             while left:
-                event = await events.get()
+                try:
+                    async with asyncio.timeout_at(until):
+                        event = await events.get()
+                except TimeoutError:
+                    raise deadline_passed(work.deadline_seconds) from None
                 if isinstance(event, Failed):
                     raise event.error
                 left -= isinstance(event, Done)

@@ -15,7 +15,7 @@ from threading import Event
 import numpy as np
 
 from luthier.rag.embedder import Embedder, Vectors
-from luthier.serve.api_error import ApiError, deadline_passed, internal, unsupported
+from luthier.serve.api_error import ApiError, deadline_passed, unsupported
 from luthier.serve.embedding_request import MAX_TOKENS, EmbeddingRequest
 
 
@@ -48,6 +48,10 @@ def _coded(row_D: Vectors) -> str:
     return base64.b64encode(row_D.astype("<f4").tobytes()).decode()
 
 
+class NonFiniteVectors(RuntimeError):
+    """The encoder answered with NaN or infinity."""
+
+
 class _GivenUp(Exception):
     """Nobody waits for the vectors any more."""
 
@@ -70,6 +74,7 @@ class EmbeddingModel:
 
         Raises:
             ApiError: 400: an input is too long, or all of them, or the model has no such dimensions; 504: out of time.
+            NonFiniteVectors: of some input.
         """
         if asked.dimensions not in (None, self._dimension):
             raise unsupported(
@@ -90,7 +95,7 @@ class EmbeddingModel:
         ids = self._ids(asked)
         vectors_ND = self._embedder.embed_ids(ids, _unless(given_up))
         if not np.isfinite(vectors_ND).all():  # base64 would carry a NaN without a word
-            raise internal()
+            raise NonFiniteVectors
         tokens = sum(map(len, ids))
         return Embeddings(body_of(vectors_ND, asked, tokens), tokens)
 

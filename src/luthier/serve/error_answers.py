@@ -24,7 +24,8 @@ async def _api_error(_: Request, error: Exception) -> Response:
 
 async def _unforeseen(request: Request, _: Exception) -> Response:
     """What is sent; starlette then raises the error again, and the log takes note of its kind."""
-    return JSONResponse(internal(request_id(request.scope)).body(), 500)
+    error = internal(request_id(request.scope))
+    return JSONResponse(error.body(), error.status, headers=error.headers)
 
 
 async def _http_error(_: Request, error: Exception) -> Response:

@@ -3,20 +3,23 @@
 llama.cpp renders the chat by the template in the file, cuts it into tokens and samples; stop texts, `n`, the queue and
 the shapes of answers are ours. It listens on a loopback port of its own, with a key that is made here. Refused is what
 it would do otherwise than our engine: tools (the tokens of a call are lost), schemas (its grammars leave out a part of
-them without a word), penalties (it counts the prompt, too), and messages that hold the text of a control token (it
-reads that as the token itself).
+them without a word), penalties (it counts the prompt, too), and texts that it would read as control tokens: in
+messages all of them, in plain texts those that the file calls user-defined.
 """
 
 import json
+import logging
 import os
 import re
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,21 +27,27 @@ import httpx2
 import numpy as np
 
 from luthier.data.chat_jinja import message_dict
+from luthier.data.control_tokens import is_control
 from luthier.data.template_probes import find_capabilities
 from luthier.errors import ModelError, TemplateError
 from luthier.examples import Message
 from luthier.files import sha256_of
 from luthier.serve.api_error import ApiError, deadline_passed, internal, too_many, unsupported
 from luthier.serve.chat import ChatRequest
+from luthier.serve.completion import CompletionRequest
 from luthier.serve.decision import DecisionRequest
+from luthier.serve.failures import place_of
 from luthier.serve.limits import Limits
 from luthier.serve.served import Asked
 from luthier.serve.text import StopText
 from luthier.serve.work import Delta, Done, Event, Failed, Sampling, StopReason, TokenScore, Work
 
+log = logging.getLogger("luthier.serve")
 T = TypeVar("T")
-CONTROL = (2, 3)
-"""Types of tokens in a GGUF file that only a template may write: unknown, control."""
+USER_DEFINED = 4
+"""Type of an added token that is not special. llama.cpp reads its text as the token in every text."""
+CONTROL = (2, 3, USER_DEFINED)
+"""Types of tokens in a GGUF file that only a template may write: unknown, control, user-defined."""
 GUESSED = re.compile(r"<\|[^|<>]+\|>|<(end|start)_of_turn>|</?s>|<eos>|<bos>|<EOT>")
 """What llama.cpp takes for a control token by its spelling, whatever the file says."""
 RANDOM_SEED = 2**32 - 1
@@ -50,10 +59,13 @@ NEUTRAL = {"samplers": ["temperature", "top_p"], "top_k": 0, "min_p": 0.0, "typi
 class GgufTemplate:
     """The template and the tokenizer in the file, as llama.cpp reads them."""
 
-    def __init__(self, llama: "Llama", source: str | None, controls: frozenset[str]) -> None:
+    def __init__(
+        self, llama: "Llama", source: str | None, controls: frozenset[str], always: frozenset[str] = frozenset()
+    ) -> None:
+        """`controls`: texts that are read as tokens in a chat; `always`: those of them that are in plain text, too."""
         self._llama, self._has_source = llama, source is not None
         self._developer_as_system = "developer" not in (source or "")
-        self._controls = sorted(controls, key=len, reverse=True)
+        self._controls, self._always = (sorted(found, key=len, reverse=True) for found in (controls, always))
         self.has_system = source is not None and "system" in find_capabilities(self._render, True)
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
@@ -72,7 +84,7 @@ class GgufTemplate:
         return self._tokens(text, True)
 
     def text_ids(self, text: str) -> list[int]:
-        """Raw text, in which control tokens are ordinary text."""
+        """Raw text, in which control tokens are ordinary text; those of `always_in` were refused."""
         return self._tokens(text, False)
 
     def parse_reply(self, ids: Sequence[int]) -> Message:
@@ -82,6 +94,10 @@ class GgufTemplate:
     def control_in(self, text: str) -> str | None:
         """A control token whose text this holds."""
         return next((control for control in self._controls if control in text), None)
+
+    def always_in(self, text: str) -> str | None:
+        """One that would be read as the token outside of chats, too."""
+        return next((control for control in self._always if control in text), None)
 
     def _render(self, messages: Sequence[dict[str, Any]], tools: list[Any] | None, add_generation_prompt: bool) -> str:
         asked: dict[str, Any] = {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
@@ -120,6 +136,14 @@ class GgufModel:
                 raise unsupported(name, "llama.cpp counts the tokens of the prompt, too")
         if isinstance(asked, ChatRequest):
             self._require_chat(asked)
+        else:
+            self._require_completion(asked)
+
+    def _require_completion(self, asked: CompletionRequest) -> None:
+        for prompt in asked.prompts:
+            control = self.template.always_in(prompt) if isinstance(prompt, str) else None
+            if control is not None:
+                raise _read_as_token("prompt", control)
 
     def _require_chat(self, asked: ChatRequest) -> None:
         if asked.tools:
@@ -134,7 +158,11 @@ class GgufModel:
                 raise unsupported(at, f"the chat template of {self.name!r} has no place for system messages")
             control = self.template.control_in(f"{message.content}\0{message.name or ''}")
             if control is not None:
-                raise unsupported(at, f"it holds {control!r}, which llama.cpp would read as the control token itself")
+                raise _read_as_token(at, control)
+
+
+def _read_as_token(at: str, control: str) -> ApiError:
+    return unsupported(at, f"it holds {control!r}, which llama.cpp would read as the control token itself")
 
 
 class Llama:
@@ -209,12 +237,9 @@ class LlamaWorker:
         fields = GGUFReader(path).fields
         tokens = fields["tokenizer.ggml.tokens"].contents()
         types = fields["tokenizer.ggml.token_type"].contents() if "tokenizer.ggml.token_type" in fields else []
-        controls = {token for token, kind in zip(tokens, types, strict=False) if kind in CONTROL}
-        controls |= {token for token in tokens if GUESSED.fullmatch(token)}
+        controls, always = _controls(tokens, types)
         source = fields.get("tokenizer.chat_template")
-        template = GgufTemplate(
-            self._llama, None if source is None else str(source.contents()), frozenset(controls - {""})
-        )
+        template = GgufTemplate(self._llama, None if source is None else str(source.contents()), controls, always)
         told = self._llama.get("/v1/models")["data"][0]["meta"]
         room = int(told["n_ctx"])
         self._served = GgufModel(
@@ -225,7 +250,7 @@ class LlamaWorker:
             fingerprint=f"fp_{sha256_of(path)[:12]}",
             created=int(path.stat().st_mtime),
         )
-        self._room, self._capacity = _Room(room), capacity
+        self._room, self._capacity = Room(room), capacity
         self._pool = ThreadPoolExecutor(limits.rows, thread_name_prefix="luthier-llama")
         self._open, self._closed, self._lock = 0, False, threading.Lock()
 
@@ -233,9 +258,10 @@ class LlamaWorker:
         """llama.cpp works since it was loaded."""
 
     def stop(self) -> None:
-        """Take nothing more; what is written is given up between two tokens."""
-        self._closed = True
-        self._pool.shutdown(cancel_futures=True)
+        """Take nothing more; what waits fails, and what is written is given up between two tokens."""
+        with self._lock:
+            self._closed = True
+        self._pool.shutdown()  # those in its queue begin, and see that it is closed
         self._llama.client.close()
 
     @property
@@ -261,8 +287,8 @@ class LlamaWorker:
             if self._open + work.n > self._capacity:
                 raise too_many()
             self._open += work.n
-        for index in range(work.n):
-            self._pool.submit(self._write, request, index)
+            for index in range(work.n):
+                self._pool.submit(self._write, request, index)
         return request
 
     def add(self, served: Any) -> "Future[None]":
@@ -280,29 +306,40 @@ class LlamaWorker:
     def _write(self, request: "_Request", index: int) -> None:
         work = request.work
         try:
-            with self._room.taken(len(work.ids) + work.max_new_tokens, request):
-                if not request.cancelled:
-                    self._follow(request, index)
-        except _Over:
+            with self._room.taken(len(work.ids) + work.max_new_tokens, partial(self._check, request)):
+                self._follow(request, index)
+        except _GivenUp:
+            pass
+        except ApiError as error:
+            request.send(Failed(error))
+        except httpx2.TimeoutException:  # its longest wait is what was left of the request's time
             request.send(Failed(deadline_passed(work.deadline_seconds)))
-        except (httpx2.HTTPError, ValueError, KeyError, RuntimeError):  # its message may quote the prompt
+        except BaseException as error:  # whatever it is: nobody may wait for ever. Its message may quote the prompt
+            log.error("model=%s failed: %s in %s", work.model, type(error).__name__, place_of(error))
             request.send(Failed(internal()))
+            raise
         finally:
             with self._lock:
                 self._open -= 1
+
+    def _check(self, request: "_Request") -> None:
+        """Raise _GivenUp when nobody waits any more, and an ApiError when the time is up or the server closes."""
+        if request.cancelled:
+            raise _GivenUp
+        if self._closed:
+            raise _closing()
+        if request.seconds_left <= 0:
+            raise deadline_passed(request.work.deadline_seconds)
 
     def _follow(self, request: "_Request", index: int) -> None:
         """Send what llama.cpp writes, up to a stop text."""
         work, stop = request.work, StopText(request.work.stop)
         ids: list[int] = []
         scored = work.sampling.top_logprobs
-        with self._llama.client.stream("POST", "/completion", json=_asked(work, index)) as answer:
+        asked, most = _asked(work, index), max(request.seconds_left, 0.001)
+        with self._llama.client.stream("POST", "/completion", json=asked, timeout=most) as answer:
             for event in _events(_checked(answer)):
-                if self._closed:
-                    request.send(Failed(_closing()))
-                if request.cancelled:
-                    return
-                request.check()
+                self._check(request)
                 ids += event["tokens"]
                 tokens = () if scored is None else tuple(_scores(event, scored))
                 text = stop.add(event["content"])
@@ -316,6 +353,14 @@ class LlamaWorker:
                     request.send(Done(index, reason, tuple(ids), int(event["tokens_predicted"]), stop.found))
                     return
         raise ValueError("llama.cpp ended without an end")
+
+
+def _controls(tokens: Sequence[str], types: Sequence[int]) -> tuple[frozenset[str], frozenset[str]]:
+    """Texts that llama.cpp reads as tokens in a chat, and those of them that it reads so in plain text, too."""
+    kinds = {token: kind for token, kind in zip(tokens, types, strict=False) if kind in CONTROL}
+    marks = {token for token, kind in kinds.items() if is_control(token, kind != USER_DEFINED)} - {""}
+    guessed = {token for token in tokens if GUESSED.fullmatch(token)}
+    return frozenset(marks | guessed), frozenset(token for token in marks if kinds[token] == USER_DEFINED)
 
 
 def _asked(work: Work, index: int) -> dict[str, Any]:
@@ -359,8 +404,8 @@ def _scores(event: Mapping[str, Any], top: int) -> Iterator[TokenScore]:
         yield TokenScore(token["token"], bytes(token["bytes"]), float(token["logprob"]), tuple(rows))
 
 
-class _Over(Exception):
-    """The time of a request is up."""
+class _GivenUp(Exception):
+    """Nobody waits for the request any more."""
 
 
 @dataclass(eq=False)
@@ -383,27 +428,36 @@ class _Request:
         if isinstance(event, Failed):  # the request as a whole
             self.cancelled = True
 
-    def check(self) -> None:
-        """Raise _Over when the time is up."""
-        if time.monotonic() >= self.deadline:
-            raise _Over
+    @property
+    def seconds_left(self) -> float:
+        """Of its time."""
+        return self.deadline - time.monotonic()
 
 
-class _Room:
-    """Keys and values of all completions lie in one cache; one that does not fit at its longest waits."""
+class Room:
+    """Keys and values of all completions lie in one cache; one that does not fit at its longest waits, and those that
+    came after it wait behind it, or a long one would never have its turn."""
 
     def __init__(self, tokens: int) -> None:
         self._free = tokens
+        self._line: deque[object] = deque()
         self._changed = threading.Condition()
 
     @contextmanager
-    def taken(self, tokens: int, request: _Request) -> Iterator[None]:
-        """A part of the room, held while open; raises _Over when there is none in time."""
+    def taken(self, tokens: int, check: Callable[[], None]) -> Iterator[None]:
+        """A part of the room, held while open; `check` is called before, and again and again while there is none."""
+        ticket = object()
         with self._changed:
-            while tokens > self._free and not request.cancelled:
-                request.check()
-                self._changed.wait(0.1)
-            self._free -= tokens
+            self._line.append(ticket)
+            try:
+                check()
+                while self._line[0] is not ticket or tokens > self._free:
+                    self._changed.wait(0.1)
+                    check()
+                self._free -= tokens
+            finally:
+                self._line.remove(ticket)
+                self._changed.notify_all()
         try:
             yield
         finally:

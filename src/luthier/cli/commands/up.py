@@ -160,7 +160,7 @@ def _vllm_key(args: argparse.Namespace) -> str | None:
 
     if args.vllm_key_env is None:
         return None
-    key = os.environ.get(args.vllm_key_env, "")
+    key = os.environ.get(args.vllm_key_env, "").strip()
     if not args.vllm or not key:
         raise ServeError("--vllm-key-env NAME, a variable that is set, goes with --vllm")
     return key

@@ -86,8 +86,8 @@ def build_routes(service: Service, traces: bool = False) -> FastAPI:
             yield
         finally:
             await service.eval_worker.stop()  # before the models go: what they no longer answer is not to be recorded
+            await run_in_threadpool(service.supervisor.stop)  # a job that ends now has vLLM told of what it made
             await service.gateway.close()
-            await run_in_threadpool(service.supervisor.stop)
             await run_in_threadpool(service.webhooks.stop)
 
     app = FastAPI(
