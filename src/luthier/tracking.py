@@ -213,15 +213,16 @@ class _Follower:
     def _try(self, status: Status | None = None) -> bool:
         """Tell what is new, and with a status all else; False where the tracker did not take it."""
         try:
-            session = self._session or self._open()
-            told = self._tell(session)
-            if status is not None:
-                if self.figures or self.words:
+            with _foreign():
+                session = self._session or self._open()
+                told = self._tell(session)
+                if status is not None:
+                    if self.figures or self.words:
+                        self._go_on()
+                        session.conclude(self._log.told, self.figures, self.words)
                     self._go_on()
-                    session.conclude(self._log.told, self.figures, self.words)
-                self._go_on()
-                session.close(status)
-        except Exception as error:  # a tracker's library is foreign code, and may not end what follows a training
+                    session.close(status)
+        except LuthierError as error:
             self._give_up(error)
             return False
         if self._trouble is not None:
@@ -266,18 +267,17 @@ class _Follower:
                 return told
             self._log.offset = offset
 
-    def _give_up(self, error: Exception) -> None:
+    def _give_up(self, error: LuthierError) -> None:
         """Say once that it does not answer; the run is opened anew at the next try."""
-        why = str(error) if isinstance(error, LuthierError) else f"{type(error).__name__}: {first_line(error)}"
         if self._trouble is None and not self._ending.is_set():
-            self.progress.say(f"  tracking.{self.name} does not answer, and the training goes on: {why}")
-        self._trouble = why
+            self.progress.say(f"  tracking.{self.name} does not answer, and the training goes on: {error}")
+        self._trouble = str(error)
         session, self._session = self._session, None
         if session is None or self._left.is_set():
             return
-        with suppress(Exception):  # the same trouble once more, of the same foreign code
+        with suppress(TrackingError), _foreign():  # the same trouble once more
             self._log.told = session.confirmed(self._log.told)
-        with suppress(Exception):
+        with suppress(TrackingError), _foreign():
             session.drop()
 
     def _untold(self, told: int) -> int:
@@ -285,6 +285,17 @@ class _Follower:
             return 0
         whole = [line for line in self._log.path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
         return sum(json.loads(line)["step"] > told for line in whole)
+
+
+@contextmanager
+def _foreign() -> Iterator[None]:
+    """Whatever a tracker's library raises, as TrackingError: foreign code may not end what follows a training."""
+    try:
+        yield
+    except LuthierError:
+        raise
+    except Exception as error:
+        raise TrackingError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
 @contextmanager
