@@ -1,6 +1,7 @@
 """What trackers hold, read back by their own readers; and a tracker of the tests' own that can be made to fail."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from luthier.config import build
 from luthier.errors import TrackingError
 from luthier.recipe import Recipe
-from luthier.run_folder import TRACKING, RunFolder
+from luthier.run_folder import RunFolder
 from luthier.trackers._wandb_files import records
 from luthier.trackers.base import Line, Plain, Session, Status, Subject, Tracker
 
@@ -43,7 +44,12 @@ class LedgerSession(Session):
         return max(steps_of_ledger(self._home), default=0)
 
     def describe(self, settings: Mapping[str, Plain]) -> None:
-        """A line."""
+        """A line; the first that finds the file `slow` waits for `go`."""
+        slow = self._home / "slow"
+        if slow.exists():
+            slow.unlink()
+            while not (self._home / "go").exists():
+                time.sleep(0.01)
         self._write("settings", dict(settings))
 
     def tell(self, lines: Sequence[Line]) -> None:
@@ -99,11 +105,6 @@ def log_steps(folder: RunFolder, numbers: Sequence[int]) -> None:
             line = {"step": n, "seconds": 0.01, "loss": 1 / n, **({"validation_loss": 2 / n} if n % 5 == 0 else {})}
             log.write(json.dumps(line) + "\n")
             log.flush()
-
-
-def told_to(folder: RunFolder, name: str) -> int:
-    """The last step that a tracker was told."""
-    return int((folder.read(TRACKING) or {}).get(name, {}).get("told", 0))
 
 
 def tensorboard(folder: Path) -> Any:

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import nn
 
 from luthier import __version__, registry
 from luthier.adapters.base import Adapter, Injected, standing_in
-from luthier.config import Settings, build, canonical_hash
+from luthier.config import build, canonical_hash, part
 from luthier.data.source import Source, Unit
 from luthier.data.templates import Template, build_template
 from luthier.engine.fit import fit, most_that_pays
@@ -40,20 +40,8 @@ from luthier.objectives.base import Models, Objective
 from luthier.recipe import ModelSettings, Recipe
 from luthier.run_folder import HARMLESS, RunFolder
 
-T = TypeVar("T", bound=Settings)
 TEMPLATE_FILE = "template.jinja"
 RECORD = "run.json"
-
-
-def part(settings: Settings, kind: type[T], key: str) -> T:
-    """The part of a recipe as what it must be.
-
-    Raises:
-        RecipeError: a plug-in put something else under this key.
-    """
-    if not isinstance(settings, kind):
-        raise RecipeError(f"{key}.type: {type(settings).__name__} is not a {kind.__name__}")
-    return settings
 
 
 def open_model(recipe: Recipe, precision: str | None = None, device: str | None = None) -> LoadedModel:

@@ -122,6 +122,17 @@ def build(cls: type[S], values: Mapping[str, Any], at: Sequence[str] = ()) -> S:
         raise SettingsError(problems, tables) from None
 
 
+def part(settings: Settings, kind: type[S], key: str) -> S:
+    """The part of a recipe as what it must be.
+
+    Raises:
+        RecipeError: a plug-in put something else under this key.
+    """
+    if not isinstance(settings, kind):
+        raise RecipeError(f"{key}.type: {type(settings).__name__} is not a {kind.__name__}")
+    return settings
+
+
 def _problems(cls: type[Settings], error: Any, at: Sequence[str]) -> Sequence[Problem]:
     path = (*at, *(str(part) for part in error["loc"]))
     name = ".".join(path)

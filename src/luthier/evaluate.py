@@ -16,7 +16,7 @@ import torch
 
 from luthier import assemble, energy
 from luthier.adapters.base import Injected
-from luthier.config import canonical_hash
+from luthier.config import canonical_hash, part
 from luthier.data.split import group_keys
 from luthier.data.write import example_values
 from luthier.errors import EvaluationError, RecipeError
@@ -219,7 +219,7 @@ def _fine_tuned_of(recipe: Recipe) -> System:
     if own is not None and name_of(own) == FINE_TUNED:
         return own
     alone = build_part(SYSTEMS, {}, FINE_TUNED, ["evaluation", "systems", FINE_TUNED])
-    return assemble.part(alone, System, "evaluation.systems")  # type: ignore[type-abstract]
+    return part(alone, System, "evaluation.systems")  # type: ignore[type-abstract]
 
 
 def _weights(opened: Opened) -> str:
@@ -399,7 +399,7 @@ def _judge_of(
     against = settings.against or _best_untrained(opened.recipe, question, measured)
     if settings.judge is None or against is None or against not in measured:
         return None
-    system = assemble.part(settings.judge, System, "evaluation.style.judge")  # type: ignore[type-abstract]
+    system = part(settings.judge, System, "evaluation.style.judge")  # type: ignore[type-abstract]
     context = replace(
         context_of(opened, question, folder),
         train=(),  # nothing of the task is told to a judge but what it is asked

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from luthier.config import part
 from luthier.data.checks._patterns import secrets
-from luthier.errors import LuthierError, RecipeError, StorageError, TrackingError
+from luthier.errors import LuthierError, StorageError, TrackingError
 from luthier.progress import Progress
 from luthier.recipe import Recipe
 from luthier.run_folder import TRACKING, RunFolder
-from luthier.trackers.base import Line, Plain, Session, Status, Subject, Tracker
+from luthier.trackers.base import Ended, Line, Plain, Session, Status, Subject, Tracker, first_line
 
 LOG = "metrics.jsonl"
 LOOK_SECONDS, LONGEST_PAUSE = 1.0, 60.0
@@ -35,10 +36,10 @@ def trackers_of(recipe: Recipe) -> dict[str, Tracker]:
     Raises:
         RecipeError: a plug-in put something else there.
     """
-    for name, settings in recipe.tracking.items():
-        if not isinstance(settings, Tracker):
-            raise RecipeError(f"tracking.{name}.type: {type(settings).__name__} is not a Tracker")
-    return {name: settings for name, settings in recipe.tracking.items() if isinstance(settings, Tracker)}
+    return {
+        name: part(settings, Tracker, f"tracking.{name}")  # type: ignore[type-abstract]
+        for name, settings in recipe.tracking.items()
+    }
 
 
 def require_trackers(recipe: Recipe) -> None:
@@ -81,12 +82,12 @@ class Tracking:
 
 
 @contextmanager
-def tracked(recipe: Recipe, folder: RunFolder, progress: Progress) -> Iterator[Tracking]:
-    """Let the recipe's trackers follow what is written to the run's log while this is open."""
+def tracked(recipe: Recipe, folder: RunFolder, progress: Progress, patience: float = END_SECONDS) -> Iterator[Tracking]:
+    """Let the recipe's trackers follow what is written to the run's log while this is open; `patience` in seconds."""
     kept = _Kept(folder)
     with ExitStack() as stack:
         followers = [
-            stack.enter_context(_following(_Follower(name, tracker, recipe, kept, progress)))
+            stack.enter_context(_following(_Follower(name, tracker, recipe, kept, progress, patience)))
             for name, tracker in trackers_of(recipe).items()
         ]
         yield Tracking(followers)
@@ -99,6 +100,9 @@ def _following(follower: "_Follower") -> "Iterator[_Follower]":
     try:
         yield follower
         status = "finished"
+    except Ended:
+        status = "finished"
+        raise
     except KeyboardInterrupt:
         status = "stopped"
         raise
@@ -118,9 +122,11 @@ class _Kept:
         with self._lock:
             return dict(self._entries.get(name, {}))
 
-    def note(self, name: str, **values: Any) -> None:
-        """Add to an entry, and write all."""
+    def note(self, name: str, unless: threading.Event | None = None, **values: Any) -> None:
+        """Add to an entry, and write all; not by a thread that nobody waits for any more."""
         with self._lock:
+            if unless is not None and unless.is_set():
+                return
             entry = {**self._entries.get(name, {}), **values}
             if entry != self._entries.get(name):
                 self._entries[name] = entry
@@ -163,6 +169,7 @@ class _Follower:
     recipe: Recipe
     kept: _Kept
     progress: Progress
+    patience: float
     figures: dict[str, float] = field(default_factory=dict)
     words: dict[str, str] = field(default_factory=dict)
 
@@ -174,16 +181,22 @@ class _Follower:
         self._trouble: str | None = None
         self._status: Status | None = None
         self._ending = threading.Event()
+        self._left = threading.Event()
+        """Set when nobody waits for the thread any more, and another may follow the same run."""
+        self._complete = False
         self.thread = threading.Thread(target=self._run, name=f"tracking {self.name}", daemon=True)
 
     def end(self, status: Status) -> None:
         """Tell the rest, and say what could not be told."""
         self._status = status
         self._ending.set()
-        self.thread.join(END_SECONDS)
-        untold = self._untold()
-        self.kept.note(self.name, untold=untold)
-        if self.thread.is_alive() or self._trouble is not None or untold:
+        self.thread.join(self.patience)
+        self._left.set()
+        told = self._log.told
+        untold = self._untold(told)
+        with suppress(StorageError):  # it would take the place of the training's own error, or end one that is done
+            self.kept.note(self.name, told=told, untold=untold)
+        if untold or not self._complete:
             what = f"{untold:,} steps were lost to it" if untold else "it may not have the end of the run"
             why = self._trouble or ("it takes too long" if self.thread.is_alive() else "its thread has ended")
             self.progress.say(
@@ -195,18 +208,21 @@ class _Follower:
         pause = 0.0
         while not self._ending.wait(pause):
             pause = LOOK_SECONDS if self._try() else min(max(2 * pause, LOOK_SECONDS), LONGEST_PAUSE)
-        self._try(self._status)
+        self._complete = self._try(self._status)
 
     def _try(self, status: Status | None = None) -> bool:
         """Tell what is new, and with a status all else; False where the tracker did not take it."""
         try:
-            session = self._session or self._open()
-            told = self._tell(session)
-            if status is not None:
-                if self.figures or self.words:
-                    session.conclude(self._log.told, self.figures, self.words)
-                session.close(status)
-        except (TrackingError, StorageError) as error:
+            with _foreign():
+                session = self._session or self._open()
+                told = self._tell(session)
+                if status is not None:
+                    if self.figures or self.words:
+                        self._go_on()
+                        session.conclude(self._log.told, self.figures, self.words)
+                    self._go_on()
+                    session.close(status)
+        except LuthierError as error:
             self._give_up(error)
             return False
         if self._trouble is not None:
@@ -214,13 +230,25 @@ class _Follower:
             self._trouble = None
         return True
 
+    def _go_on(self) -> None:
+        """Asked before each call of a session: what comes late would be told twice.
+
+        Raises:
+            TrackingError: nobody waits any more.
+        """
+        if self._left.is_set():
+            raise TrackingError("it takes too long")
+
     def _open(self) -> Session:
+        self._go_on()
         entry = self.kept.entry(self.name)
         self._session = session = self.tracker.open(self._subject, entry.get("id"))
-        self.kept.note(self.name, id=session.id, place=session.place)
+        self.kept.note(self.name, self._left, id=session.id, place=session.place)
         if not entry.get("described"):
+            self._go_on()
             session.describe(described(self.recipe, self.kept.folder))
-            self.kept.note(self.name, described=True)
+            self.kept.note(self.name, self._left, described=True)
+        self._go_on()
         self._log.told, self._log.offset = session.last_step(), 0
         if self._trouble is None and not self._ending.is_set():
             self.progress.say(f"  tracking.{self.name}: {session.place}")
@@ -231,9 +259,9 @@ class _Follower:
         while True:
             lines, offset = self._log.next()
             if lines:
+                self._go_on()
                 session.tell(lines)
                 self._log.told = int(lines[-1]["step"])
-                self.kept.note(self.name, told=self._log.told)
                 told += len(lines)
             if offset == self._log.offset:
                 return told
@@ -245,15 +273,29 @@ class _Follower:
             self.progress.say(f"  tracking.{self.name} does not answer, and the training goes on: {error}")
         self._trouble = str(error)
         session, self._session = self._session, None
-        if session is not None:
-            with suppress(TrackingError):  # the same trouble once more
-                session.drop()
+        if session is None or self._left.is_set():
+            return
+        with suppress(TrackingError), _foreign():  # the same trouble once more
+            self._log.told = session.confirmed(self._log.told)
+        with suppress(TrackingError), _foreign():
+            session.drop()
 
-    def _untold(self) -> int:
+    def _untold(self, told: int) -> int:
         if not self._log.path.is_file():
             return 0
-        lines = self._log.path.read_text(encoding="utf-8").splitlines()
-        return sum(json.loads(line)["step"] > self._log.told for line in lines)
+        whole = [line for line in self._log.path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        return sum(json.loads(line)["step"] > told for line in whole)
+
+
+@contextmanager
+def _foreign() -> Iterator[None]:
+    """Whatever a tracker's library raises, as TrackingError: foreign code may not end what follows a training."""
+    try:
+        yield
+    except LuthierError:
+        raise
+    except Exception as error:
+        raise TrackingError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import pytest
 from tests.jobs_service import MODEL, Running, events_of, rows, wait_for
 from tests.trackers_read import wandb_history, wandb_records
 
+from luthier.errors import StorageError
 from luthier.jobs.environment import WANDB as NAMES, child_environment
 from luthier.jobs.tracking import begun, lost
 from luthier.run_folder import TRACKING, RunFolder
@@ -80,3 +81,6 @@ def test_steps_that_were_lost_are_told(tmp_path: Path) -> None:
     ]
     (told,) = lost(tmp_path)
     assert (told.level, told.message) == ("warn", "Tracking: wandb was not told of 3 steps")
+    (tmp_path / TRACKING).write_text("{")
+    with pytest.raises(StorageError, match=f"{TRACKING} is damaged"):
+        lost(tmp_path)

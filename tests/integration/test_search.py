@@ -228,6 +228,18 @@ def test_hopeless_trials_are_ended_early(pruner: str, recipe: Path, tmp_path: Pa
     assert not list(out.glob("trials/*/checkpoints")) and not list(out.glob("trials/*/adapter"))
 
 
+def test_a_search_that_goes_on_waits_for_no_tracker(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["search", str(recipe), "--out", str(out), *TRY, "--set", "tracking.mlflow.uri=http://127.0.0.1:1"]
+    assert main(arguments) == 2
+    assert "tracking.mlflow: MLflow: " in capsys.readouterr().err and not (out / "search.json").exists()
+    (out / "search.json").write_text('{"id": "a", "settings": {}}')
+    assert main(arguments) == 2
+    assert "holds another search" in capsys.readouterr().err
+
+
 def test_settings_that_cannot_be_trained_are_counted_and_passed_over(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["search", str(recipe), "--out", str(out), "--try", "adapter.targets=['q_proj'],['query']"]

@@ -4,8 +4,9 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ import pytest
 from tests.trackers_read import (
     MLFLOW,
     Ledger,
+    LedgerSession,
     ledger_lines,
     log_steps,
     recipe_with,
     run_folder,
     steps_of_ledger,
     tensorboard,
-    told_to,
     wandb_history,
     wandb_records,
     wandb_summary,
@@ -32,7 +33,8 @@ from luthier.errors import RecipeError, TrackingError
 from luthier.progress import Silent
 from luthier.recipe import TRACKERS, Recipe, load
 from luthier.run_folder import TRACKING
-from luthier.trackers.base import require_package
+from luthier.search.trial import Pruned
+from luthier.trackers.base import Line, Session, Status, Subject, first_line, require_package
 from luthier.tracking import HIDDEN, described, require_answers, require_trackers, tracked
 
 CANARY = "canary0123456789canary0123456789canary01"
@@ -161,16 +163,17 @@ def test_wandb_s_files_have_every_step_once_and_no_key(tmp_path: Path, monkeypat
 KILLED = """
 import json, sys, time
 from pathlib import Path
-from tests.trackers_read import log_steps, recipe_with, run_folder, told_to
+from tests.trackers_read import log_steps, recipe_with, run_folder
 from luthier.progress import Silent
 from luthier.tracking import tracked
 
 folder = run_folder(Path(sys.argv[1]))
-with tracked(recipe_with({"wandb": json.loads(sys.argv[2])}), folder, Silent()):
-    log_steps(folder, range(1, 9))
-    while told_to(folder, "wandb") != 8:  # the client was told then, and has written nothing yet
-        time.sleep(0.05)
-    print("told", flush=True)
+class Said(Silent):
+    def say(self, text):
+        print("open", flush=True)
+
+log_steps(folder, range(1, 9))
+with tracked(recipe_with({"wandb": json.loads(sys.argv[2])}), folder, Said()):
     time.sleep(60)
 """
 
@@ -181,7 +184,8 @@ def test_what_wandb_lost_when_it_was_killed_is_told_again(tmp_path: Path, monkey
     folder, command = run_folder(tmp_path / "run"), [sys.executable, "-c", KILLED, str(tmp_path / "run")]
     monkeypatch.delenv("WANDB_SERVICE", raising=False)  # by which a child would share the client's process of this one
     killed = subprocess.Popen([*command, json.dumps(WANDB)], stdout=subprocess.PIPE, text=True)
-    assert killed.stdout is not None and killed.stdout.readline() == "told\n"
+    assert killed.stdout is not None and killed.stdout.readline() == "open\n"
+    time.sleep(0.3)  # the client is told right after, and writes some seconds later
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert not wandb_history(folder.path), "nothing was lost: the test has no point any more"
@@ -196,7 +200,7 @@ def test_a_client_of_wandb_that_dies_is_replaced(tmp_path: Path, monkeypatch: py
     folder, said = run_folder(tmp_path / "run"), Said()
     with tracked(recipe_with({"wandb": WANDB}), folder, said):
         log_steps(folder, range(1, 6))
-        until(lambda: told_to(folder, "wandb") == 5)
+        until(lambda: said.lines)  # it is open
         for process in psutil.Process().children(recursive=True):
             if "wandb-core" in " ".join(process.cmdline()):
                 process.kill()
@@ -268,6 +272,112 @@ def test_a_training_that_stops_or_fails_says_so(tmp_path: Path) -> None:
         with pytest.raises(error), tracked(recipe, folder, Silent()):
             raise error
     assert [line["status"] for line in ledger_lines(tmp_path, "status")] == ["stopped", "failed"]
+
+
+def test_one_that_was_ended_as_planned_is_finished(tmp_path: Path) -> None:
+    recipe, folder = recipe_with({"mine": Ledger(home=str(tmp_path))}), run_folder(tmp_path / "run")
+    with pytest.raises(Pruned), tracked(recipe, folder, Silent()):
+        raise Pruned
+    assert [line["status"] for line in ledger_lines(tmp_path, "status")] == ["finished"]
+
+
+def test_the_error_of_a_training_stays_though_the_disk_is_full(tmp_path: Path) -> None:
+    recipe, folder, said = recipe_with({"mine": Ledger(home=str(tmp_path))}), run_folder(tmp_path / "run"), Said()
+    (folder / TRACKING / "in the way").mkdir(parents=True)  # it cannot be written
+    (tmp_path / "away").touch()
+    with pytest.raises(OSError, match="no space"), tracked(recipe, folder, said):
+        log_steps(folder, [1, 2])
+        with (folder / "metrics.jsonl").open("a") as log:
+            log.write('{"step": 3, "lo')
+        raise OSError("no space")
+    assert "2 steps were lost to it: nobody is there" in said.lines[-1]
+
+
+class Strange(Ledger):
+    """A library that raises what nobody expects."""
+
+    def open(self, subject: Subject, run_id: str | None) -> Session:
+        """The same, strange."""
+        return StrangeSession(Path(self.home), run_id or "first")
+
+
+class StrangeSession(LedgerSession):
+    def tell(self, lines: Sequence[Line]) -> None:
+        """Not even with a message."""
+        raise IndexError
+
+    def drop(self) -> None:
+        """Once more."""
+        raise IndexError
+
+
+def test_nothing_that_a_tracker_s_library_raises_ends_in_silence(tmp_path: Path) -> None:
+    recipe, folder, said = recipe_with({"mine": Strange(home=str(tmp_path))}), run_folder(tmp_path / "run"), Said()
+    with tracked(recipe, folder, said):
+        log_steps(folder, [1, 2])
+        until(lambda: any("does not answer, and the training goes on: IndexError" in line for line in said.lines))
+    assert "2 steps were lost to it: IndexError" in said.lines[-1]
+    assert folder.read(TRACKING)["mine"]["untold"] == 2
+    assert first_line(TimeoutError()) == "TimeoutError" and first_line(OSError(" one\ntwo")) == "one"
+
+
+class Queueing(Ledger):
+    """A client that takes all, and whose server is away when it shall arrive."""
+
+    def open(self, subject: Subject, run_id: str | None) -> Session:
+        """The same, queueing."""
+        return QueueingSession(Path(self.home), run_id or "first")
+
+
+class QueueingSession(LedgerSession):
+    def confirmed(self, told: int) -> int:
+        """Nothing."""
+        return 0
+
+    def close(self, status: Status) -> None:
+        """It does not arrive."""
+        raise TrackingError("it was queued")
+
+
+def test_what_was_only_queued_counts_as_lost_when_it_does_not_arrive(tmp_path: Path) -> None:
+    recipe, folder, said = recipe_with({"mine": Queueing(home=str(tmp_path))}), run_folder(tmp_path / "run"), Said()
+    with tracked(recipe, folder, said):
+        log_steps(folder, [1, 2])
+    assert "2 steps were lost to it: it was queued" in said.lines[-1]
+    assert folder.read(TRACKING)["mine"]["untold"] == 2
+
+
+def test_one_that_takes_too_long_tells_nothing_beside_its_successor(tmp_path: Path) -> None:
+    recipe, folder, said = recipe_with({"mine": Ledger(home=str(tmp_path))}), run_folder(tmp_path / "run"), Said()
+    (tmp_path / "slow").touch()
+    with tracked(recipe, folder, said, patience=0.2):
+        log_steps(folder, [1, 2])
+        until(lambda: not (tmp_path / "slow").exists())
+    assert "2 steps were lost to it: it takes too long" in said.lines[-1]
+    with tracked(recipe, folder, said):
+        pass
+    kept = folder.read(TRACKING)
+    assert kept["mine"]["untold"] == 0
+    (tmp_path / "go").touch()
+    until(lambda: "tracking mine" not in {thread.name for thread in threading.enumerate()})
+    assert steps_of_ledger(tmp_path) == [1, 2] and folder.read(TRACKING) == kept
+
+
+def test_each_run_of_tensorboard_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    recipe = recipe_with({"tensorboard": {}, "second": {"type": "tensorboard"}})
+    folder = run_folder(tmp_path / "run")
+    log_steps(folder, [1, 2])
+    with tracked(recipe, folder, Silent()):
+        pass
+    ids = {name: entry["id"] for name, entry in folder.read(TRACKING).items()}
+    assert sorted(ids.values()) == ["tensorboard", "tensorboard-2"]
+    kept = folder.read(TRACKING)
+    folder.write(TRACKING, {"second": kept["second"]})
+    with tracked(recipe, folder, Silent()):
+        pass
+    assert folder.read(TRACKING)["tensorboard"]["id"] == "tensorboard-3"
+    for name in ("tensorboard", "tensorboard-2", "tensorboard-3"):
+        assert [event.step for event in tensorboard(folder / name).Scalars("loss")] == [1, 2]
 
 
 # What is told, and what is refused

@@ -1,11 +1,10 @@
 """What the trackers of a job come to, as events: read from the `tracking.json` of its run."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from luthier.jobs.job_store import Told
-from luthier.run_folder import TRACKING
+from luthier.run_folder import TRACKING, RunFolder
 
 
 def begun(run: Path) -> list[Told]:
@@ -29,6 +28,5 @@ def lost(run: Path) -> list[Told]:
 
 
 def _entries(run: Path) -> dict[str, dict[str, Any]]:
-    path = run / TRACKING
-    entries: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    entries: dict[str, dict[str, Any]] = RunFolder(run, listed=False).read(TRACKING) or {}
     return entries

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier.config import build, write_toml
+from luthier.config import build, part, write_toml
 from luthier.data.profile import profile
 from luthier.data.write import atomic_text
 from luthier.draft import Facts, require_same_kind, sections
@@ -70,13 +70,12 @@ def require_tracking(body: Mapping[str, Any]) -> None:
     """Make sure that this server can do what the integrations of a request ask for.
 
     Raises:
-        RecipeError: the tracker knows no such name.
+        RecipeError: the tracker knows no such name, or is none.
         TrackingError: its package or its key is missing here.
     """
     for name, table in tracking_of(body).items():
         settings = build_part(TRACKERS, table, name, ["integrations", name])
-        if isinstance(settings, Tracker):
-            settings.require()
+        part(settings, Tracker, f"integrations.{name}").require()  # type: ignore[type-abstract]
 
 
 def write_recipe(folder: Path, base: str, body: Mapping[str, Any], seed: int) -> Picked:

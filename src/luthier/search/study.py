@@ -114,6 +114,11 @@ class Outcome:
         return self.best.values if self.winner == "trial" else {}
 
 
+def is_open(out: RunFolder) -> bool:
+    """Whether a search was begun in this folder."""
+    return (out / "search.json").is_file()
+
+
 def open_search(out: RunFolder, settings: Tree, say: Callable[[str], None]) -> str:
     """The id of the search in this folder; a new one is begun where there is none.
 

@@ -28,6 +28,7 @@ from luthier.run_folder import RunFolder
 from luthier.run_registry import Parent
 from luthier.stages import Data, Opened, open_run, prepare_data, prepare_training, row_subject, train_stage
 from luthier.starts import FOLDER, keep_start
+from luthier.trackers.base import Ended
 
 State = Literal["complete", "pruned", "failed"]
 JUDGED_AT = range(10, 101, 10)
@@ -77,7 +78,7 @@ class Result:
     note: str = ""
 
 
-class Pruned(Exception):
+class Pruned(Ended):
     """A training is no longer worth its time; raised where it asks, and caught where it was begun."""
 
 

@@ -5,7 +5,7 @@ the files.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,7 @@ def files_of(folder: Path, run_id: str) -> list[Path]:
     return sorted(folder.glob(f"wandb/offline-run-*/run-{run_id}.wandb"))
 
 
-def last_step(folder: Path, run_id: str) -> int:
-    """The last step that the files of a run hold, 0 if there is none."""
-    steps = [
-        int(record.history.step.num)
-        for path in files_of(folder, run_id)
-        for record in records(path)
-        if record.HasField("history")
-    ]
-    return max(steps, default=0)
+def last_step(files: Sequence[Path]) -> int:
+    """The last step that these files hold, 0 if there is none."""
+    found = (record for path in files for record in records(path))
+    return max((int(record.history.step.num) for record in found if record.HasField("history")), default=0)

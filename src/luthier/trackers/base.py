@@ -21,6 +21,10 @@ Status: TypeAlias = Literal["finished", "stopped", "failed"]
 """How a training left its tracker; a stopped one was told to stop, and goes on with the same command."""
 
 
+class Ended(Exception):
+    """A training was ended as planned before its last step: it is told as finished."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """The run that is tracked."""
@@ -51,6 +55,10 @@ class Session(ABC):
     @abstractmethod
     def tell(self, lines: Sequence[Line]) -> None:
         """Tell steps, each later than all before."""
+
+    def confirmed(self, told: int) -> int:
+        """Of the steps up to `told`, the last that the tracker surely has, should the session end in an error."""
+        return told
 
     @abstractmethod
     def conclude(self, step: int, figures: Mapping[str, float], words: Mapping[str, str]) -> None:
@@ -91,6 +99,11 @@ class Tracker(Settings, ABC):
         Raises:
             TrackingError: it does not answer, refuses, or knows no such run any more.
         """
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a tracker's library says, in one line; some say nothing but their name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def require_package(name: str, extra: str) -> None:

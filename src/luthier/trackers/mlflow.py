@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from luthier.config import nested
 from luthier.errors import RecipeError, TrackingError
-from luthier.trackers.base import Line, Plain, Session, Status, Subject, Tracker, require_package
+from luthier.trackers.base import Line, Plain, Session, Status, Subject, Tracker, first_line, require_package
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -205,4 +205,4 @@ def _told() -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:
-        raise TrackingError(f"MLflow: {str(error).splitlines()[0][:300]}") from error
+        raise TrackingError(f"MLflow: {first_line(error)}") from error

@@ -10,6 +10,7 @@ from luthier.errors import TrackingError
 from luthier.trackers.base import Line, Plain, Session, Status, Subject, Tracker, require_package
 
 FOLDER = "tensorboard"
+"""Of a run; another of the same folder, of a second table or begun anew, has a number after it."""
 
 
 class TensorBoard(Tracker):
@@ -23,9 +24,9 @@ class TensorBoard(Tracker):
         """Nobody has to answer."""
 
     def open(self, subject: Subject, run_id: str | None) -> "Events":
-        """A further event file beside those of earlier processes."""
+        """A further event file beside those of earlier processes; a new run has a folder of its own."""
         self.require()
-        return Events(subject.folder / FOLDER)
+        return Events(subject.folder / run_id if run_id else _new_folder(subject.folder))
 
 
 class Events(Session):
@@ -34,7 +35,7 @@ class Events(Session):
     def __init__(self, folder: Path) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self.id, self.place = FOLDER, str(folder)
+        self.id, self.place = folder.name, str(folder)
         self._folder = folder
         self._held = _last_step(folder)
         with _told():
@@ -83,6 +84,19 @@ class Events(Session):
 
         with _told():
             self._writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+
+def _new_folder(home: Path) -> Path:
+    """The first of `tensorboard`, `tensorboard-2` ... that nobody has made, not even another thread meanwhile."""
+    folder, number = home / FOLDER, 1
+    with _told():
+        while True:
+            try:
+                folder.mkdir()
+                return folder
+            except FileExistsError:
+                number += 1
+                folder = home / f"{FOLDER}-{number}"
 
 
 def _scalars(values: Mapping[str, float]) -> Any:

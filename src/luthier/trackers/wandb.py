@@ -12,7 +12,7 @@ from pydantic import Field
 
 from luthier.errors import TrackingError
 from luthier.trackers._wandb_files import files_of, last_step
-from luthier.trackers.base import Line, Plain, Session, Status, Subject, Tracker, require_package
+from luthier.trackers.base import Line, Plain, Session, Status, Subject, Tracker, first_line, require_package
 
 KEY, MODE = "WANDB_API_KEY", "WANDB_MODE"
 MODES: Mapping[str, Literal["online", "offline"]] = {
@@ -77,7 +77,9 @@ class WandB(Tracker):
         self.require()
         wandb = _client()
         home, run_id = subject.folder, run_id or secrets.token_hex(4)
-        held = last_step(home, run_id)
+        files = files_of(home, run_id)
+        with _told():  # online the server alone says what it has: of files that are there, nobody sent them
+            held = last_step(files) if self._mode() == "offline" else 0
         settings = wandb.Settings(
             console="off",
             disable_code=True,
@@ -94,7 +96,7 @@ class WandB(Tracker):
             x_disable_stats=True,
             x_save_requirements=False,
             # folders are named by the second, and what goes on within one would overwrite what was there
-            x_sync_dir_suffix=f"part-{len(files_of(home, run_id)) + 1:03d}",
+            x_sync_dir_suffix=f"part-{len(files) + 1:03d}",
         )
         with _told():
             run = wandb.init(
@@ -108,8 +110,8 @@ class WandB(Tracker):
                 mode=self._mode(),
                 settings=settings,
             )
-        # a server says where its run stands; files are read
-        held = max(held, run.step - 1) if run.resumed else held
+            if self._mode() == "online" and run.resumed:
+                held = max(run.step - 1, 0)
         return WandBRun(run, held, home if self._mode() == "offline" else None)
 
     def _mode(self) -> Literal["online", "offline"]:
@@ -121,6 +123,7 @@ class WandBRun(Session):
 
     def __init__(self, run: Any, held: int, home: Path | None) -> None:
         self._run, self._held, self._home = run, held, home
+        self._before = held
         self.id = str(run.id)
         self.place = f"{home / 'wandb'} (`wandb sync` sends it)" if home else str(run.url)
 
@@ -140,6 +143,10 @@ class WandBRun(Session):
                 self._run.log({k: v for k, v in line.items() if k != "step"}, step=int(line["step"]))
             self._held = int(line["step"])
 
+    def confirmed(self, told: int) -> int:
+        """What the files hold; a server confirms nothing before the end, so what it had at the beginning."""
+        return self._written() if self._home is not None else self._before
+
     def conclude(self, step: int, figures: Mapping[str, float], words: Mapping[str, str]) -> None:
         """As its summary."""
         with _told():
@@ -150,10 +157,10 @@ class WandBRun(Session):
         with _told():
             self._run.finish(exit_code=1 if status == "failed" else 0)
         until = time.monotonic() + FINISH_SECONDS
-        while self._home is not None and last_step(self._home, self.id) < self._held:  # written by another process
+        while self._home is not None and self._written() < self._held:  # written by another process
             if time.monotonic() > until:
                 raise TrackingError(f"Weights & Biases: the file of the run in {self._home} lacks its last steps")
-            time.sleep(0.05)
+            time.sleep(0.5)
 
     def drop(self) -> None:
         """Let the client write what it has; if its process has ended, the next run gets a new one."""
@@ -165,6 +172,12 @@ class WandBRun(Session):
         except TrackingError:
             with _told():
                 wandb.teardown()
+
+    def _written(self) -> int:
+        """The last step in the files: only the newest can have grown since the session began."""
+        assert self._home is not None
+        with _told():
+            return max(self._before, last_step(files_of(self._home, self.id)[-1:]))
 
 
 def _client() -> Any:
@@ -187,5 +200,4 @@ def _told() -> Iterator[None]:
     except (MailboxClosedError, HandleAbandonedError) as error:
         raise TrackingError("Weights & Biases: the process of its client has ended") from error
     except (wandb.Error, ServerResponseError, OSError) as error:
-        told = str(error).strip() or type(error).__name__
-        raise TrackingError(f"Weights & Biases: {told.splitlines()[0][:300]}") from error
+        raise TrackingError(f"Weights & Biases: {first_line(error)}") from error

@@ -93,15 +93,27 @@ def _search(tree: "Tree", home: Path, out: Path, plan: "Plan", by_loss: bool) ->
     from luthier.recipe import Recipe
     from luthier.report.text import visible
     from luthier.run_folder import RunFolder
-    from luthier.search.study import best_folder, open_search, outcome_lines, require_rows, search, winner_tree
+    from luthier.search.study import (
+        best_folder,
+        is_open,
+        open_search,
+        outcome_lines,
+        require_rows,
+        search,
+        winner_tree,
+    )
     from luthier.search.trial import prepare_ground
     from luthier.stages import prepare_data
-    from luthier.tracking import require_answers
+    from luthier.tracking import require_answers, require_trackers
 
     folder, progress = RunFolder(out, listed=False), Terminal()
     with folder.locked():
-        require_answers(build(Recipe, tree), folder)
-        search_id = open_search(folder, plan.dump(build(Recipe, tree), by_loss), progress.say)
+        given = build(Recipe, tree)
+        if is_open(folder):  # one that goes on waits for no server
+            require_trackers(given)
+        else:
+            require_answers(given, folder)
+        search_id = open_search(folder, plan.dump(given, by_loss), progress.say)
         ground = prepare_ground(tree, home, folder, search_id, by_loss, progress)
         require_rows(folder)
         outcome = search(ground, plan, progress)
