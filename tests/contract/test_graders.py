@@ -30,6 +30,7 @@ from luthier.evaluation.graders.base import (
     Limits,
     ModelReply,
     Sample,
+    SamplingParams,
     response_body,
     validate,
 )
@@ -406,7 +407,7 @@ def test_wrong_labels_are_refused(change: dict[str, Any], words: str) -> None:
 
 @pytest.mark.parametrize("name", ["score_model", "label_model"])
 def test_a_model_that_fails_or_refuses_or_is_not_there_is_a_flag(name: str) -> None:
-    def fails(model: str, messages: Sequence[Message], sampling: Mapping[str, Any]) -> ModelReply:
+    def fails(model: str, messages: Sequence[Message], sampling: SamplingParams) -> ModelReply:
         raise ModelError("the judge is not loaded")
 
     grader = validate(SAMPLES[name], replying(""))
@@ -423,8 +424,8 @@ def test_a_model_that_fails_or_refuses_or_is_not_there_is_a_flag(name: str) -> N
 def test_the_model_is_asked_with_the_texts_and_the_settings() -> None:
     seen: list[Any] = []
 
-    def ask(model: str, messages: Sequence[Message], sampling: Mapping[str, Any]) -> ModelReply:
-        seen.append((model, list(messages), dict(sampling)))
+    def ask(model: str, messages: Sequence[Message], sampling: SamplingParams) -> ModelReply:
+        seen.append((model, list(messages), sampling.model_dump(exclude_none=True)))
         return ModelReply("1")
 
     able = Host(ask_model=ask)

@@ -18,7 +18,7 @@ from anyio import CapacityLimiter, from_thread, to_thread
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
-from luthier.evaluation.graders.base import Host, ModelReply, Sample
+from luthier.evaluation.graders.base import Host, ModelReply, Sample, SamplingParams
 from luthier.examples import Message
 from luthier.jobs.database import Row
 from luthier.jobs.eval_grading import (
@@ -227,7 +227,7 @@ class EvalWorker:
         raise AssertionError("the last try raises")
 
     def _asked_by_grader(self, project: str, use: _Use) -> Callable[..., ModelReply]:
-        def ask(model: str, messages: Sequence[Message], sampling: Mapping[str, Any]) -> ModelReply:
+        def ask(model: str, messages: Sequence[Message], sampling: SamplingParams) -> ModelReply:
             answer = from_thread.run(self._ask, project, grader_body(model, messages, sampling))
             use.add(model, answer)
             return grader_reply(answer)

@@ -4,14 +4,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from luthier.data.write import message_values
-from luthier.evaluation.graders.base import ModelReply
+from luthier.evaluation.graders.base import ModelReply, SamplingParams
 from luthier.examples import Message
 
 
-def grader_body(model: str, messages: Sequence[Message], sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """The request; `max_completions_tokens` is how graders spell `max_completion_tokens`."""
-    values = {("max_completion_tokens" if key == "max_completions_tokens" else key): sampling[key] for key in sampling}
-    return {"model": model, "messages": [message_values(message) for message in messages], **values}
+def grader_body(model: str, messages: Sequence[Message], sampling: SamplingParams) -> dict[str, Any]:
+    """The request, without what the grader leaves to the host."""
+    values = {
+        "max_completion_tokens": sampling.max_completions_tokens,
+        "reasoning_effort": sampling.reasoning_effort,
+        "seed": sampling.seed,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+    }
+    given = {name: value for name, value in values.items() if value is not None}
+    return {"model": model, "messages": [message_values(message) for message in messages], **given}
 
 
 def grader_reply(answer: Mapping[str, Any]) -> ModelReply:

@@ -8,7 +8,17 @@ from pydantic import Field
 from luthier.config import Settings
 from luthier.errors import EvaluationError
 from luthier.evaluation.graders._template import Template, render
-from luthier.evaluation.graders.base import HOST_ERRORS, Errors, Grader, Host, ModelReply, NoScore, Sample, Score
+from luthier.evaluation.graders.base import (
+    HOST_ERRORS,
+    Errors,
+    Grader,
+    Host,
+    ModelReply,
+    NoScore,
+    Sample,
+    SamplingParams,
+    Score,
+)
 from luthier.evaluation.metrics._json import NotJson, find
 from luthier.examples import Message
 
@@ -55,7 +65,7 @@ class ModelGrader(Grader):
             )
 
     def ask(
-        self, sample: Sample, item: Mapping[str, Any], host: Host, form: str, sampling: Mapping[str, Any]
+        self, sample: Sample, item: Mapping[str, Any], host: Host, form: str, sampling: SamplingParams
     ) -> tuple[str, Score]:
         """The reply without the model's thinking, and a score of 0 that knows the model and its tokens.
 

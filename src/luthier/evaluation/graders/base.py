@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -66,6 +66,21 @@ class ModelReply:
     """The model refused to answer, as hosted models can say beside their text."""
 
 
+class SamplingParams(Settings):
+    """How the grading model writes; what is not set is the host's choice."""
+
+    max_completions_tokens: int | None = Field(None, ge=1, le=1_000_000)
+    """The longest reply."""
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    """Of models that reason."""
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    """Of the sampling."""
+    temperature: float | None = Field(None, ge=0, le=2)
+    """0 is the likeliest reply."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Of the probability that is sampled from."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one grade may take."""
@@ -78,7 +93,7 @@ class Limits:
     """The longest text that a template may become, and the longest input of a Python grader."""
 
 
-AskModel: TypeAlias = Callable[[str, Sequence[Message], Mapping[str, Any]], ModelReply]
+AskModel: TypeAlias = Callable[[str, Sequence[Message], SamplingParams], ModelReply]
 """Called with the grader's `model`, the messages, and the sampling parameters that the grader sets."""
 Embed: TypeAlias = Callable[[Sequence[str]], Sequence[Sequence[float]]]
 

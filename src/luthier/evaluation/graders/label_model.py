@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from luthier.evaluation.graders._asking import ModelGrader, unreadable, value_in
-from luthier.evaluation.graders.base import Host, Sample, Score
+from luthier.evaluation.graders.base import Host, Sample, SamplingParams, Score
 
 Label = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -36,7 +36,7 @@ class LabelModel(ModelGrader):
         """Whether the model's label passes."""
         listed = ", ".join(self.labels)
         form = f'Answer with a JSON object {{"label": LABEL}}, where LABEL is exactly one of: {listed}.'
-        reply, asked = self.ask(sample, item, host, form, {})
+        reply, asked = self.ask(sample, item, host, form, SamplingParams())
         label = reply if reply in self.labels else value_in(reply, ("label", "result"))
         if not isinstance(label, str) or label not in self.labels:
             raise unreadable(reply, "label of the list", asked)

@@ -2,30 +2,14 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
-from luthier.config import Settings
 from luthier.evaluation.graders._asking import ModelGrader, unreadable, value_in
-from luthier.evaluation.graders.base import Host, Sample, Score
+from luthier.evaluation.graders.base import Host, Sample, SamplingParams, Score
 
 _NUMBER = re.compile(r"[+-]?(\d{1,30}(\.\d{0,30})?|\.\d{1,30})")
-
-
-class SamplingParams(Settings):
-    """How the grading model writes; what is not set is the host's choice."""
-
-    max_completions_tokens: int | None = Field(None, ge=1, le=1_000_000)
-    """The longest reply."""
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    """Of models that reason."""
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    """Of the sampling."""
-    temperature: float | None = Field(None, ge=0, le=2)
-    """0 is the likeliest reply."""
-    top_p: float | None = Field(None, gt=0, le=1)
-    """Of the probability that is sampled from."""
 
 
 class ScoreModel(ModelGrader):
@@ -51,8 +35,7 @@ class ScoreModel(ModelGrader):
         """The model's number."""
         low, high = self.range
         form = f'Answer with a JSON object {{"result": NUMBER}}, where NUMBER is from {low:g} to {high:g}.'
-        sampling = self.sampling_params.model_dump(exclude_none=True) if self.sampling_params else {}
-        reply, asked = self.ask(sample, item, host, form, sampling)
+        reply, asked = self.ask(sample, item, host, form, self.sampling_params or SamplingParams())
         number = _number(reply)
         if number is None or not low <= number <= high:
             raise unreadable(reply, f"score from {low:g} to {high:g}", asked)

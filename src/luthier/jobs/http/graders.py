@@ -1,7 +1,7 @@
 """/v1/fine_tuning/alpha/graders: look at a grader, and let it grade one answer."""
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated
 
 from anyio import CapacityLimiter, from_thread, to_thread
 from fastapi import Depends, FastAPI
@@ -10,7 +10,16 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from luthier.errors import EvaluationError
-from luthier.evaluation.graders.base import GradeObject, Grader, Host, ModelReply, Sample, response_body, validate
+from luthier.evaluation.graders.base import (
+    GradeObject,
+    Grader,
+    Host,
+    ModelReply,
+    Sample,
+    SamplingParams,
+    response_body,
+    validate,
+)
 from luthier.examples import Message
 from luthier.jobs.gateway import Gateway
 from luthier.jobs.grader_asking import grader_body, grader_reply
@@ -74,7 +83,7 @@ class GraderRoutes:
         return response_body(grader.grade(Sample.of(asked.model_sample), asked.item or {}, host))
 
     def _built(self, asked: ValidateGrader, project: str) -> tuple[Grader, Host]:
-        def ask(model: str, messages: Sequence[Message], sampling: Mapping[str, Any]) -> ModelReply:
+        def ask(model: str, messages: Sequence[Message], sampling: SamplingParams) -> ModelReply:
             return from_thread.run(self._ask, project, model, messages, sampling)
 
         host = Host(ask_model=ask)
@@ -83,9 +92,7 @@ class GraderRoutes:
         except EvaluationError as error:
             raise ApiError(str(error), param="grader", code="invalid_grader") from None
 
-    async def _ask(
-        self, project: str, name: str, messages: Sequence[Message], sampling: Mapping[str, Any]
-    ) -> ModelReply:
+    async def _ask(self, project: str, name: str, messages: Sequence[Message], sampling: SamplingParams) -> ModelReply:
         """A model of the project's answer to a grader."""
         model = await run_in_threadpool(served_as, self._jobs, self._names, project, name)
         body = grader_body(name, messages, sampling)
