@@ -298,6 +298,8 @@ def _hash_units(units: Sequence[Unit]) -> str:
         for row in unit:
             digest.update(np.asarray(row.ids, dtype=np.int64).tobytes())
             digest.update(np.asarray(row.loss_mask, dtype=np.float32).tobytes())
+            if row.values or row.token_values:
+                digest.update(canonical_hash([dict(row.values), dict(row.token_values)]).encode())
         digest.update(b"|")
     return digest.hexdigest()
 

@@ -1,8 +1,8 @@
 """What a row of data means, once it is read: a conversation, a preference, or a document. No torch here."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool"]
@@ -123,15 +123,35 @@ Example: TypeAlias = Conversation | Preference | Document
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One training sequence. `loss_mask[i]` is the weight with which token i is predicted: 0 is not trained on."""
+    """One training sequence. `loss_mask[i]` is the weight with which token i is predicted: 0 is not trained on.
+
+    What else an objective needs of a row (whether it was liked, its advantage, what its tokens were sampled with) goes
+    with it under a name of the objective's, as one number, or as one for each token.
+    """
 
     ids: tuple[int, ...]
     loss_mask: tuple[float, ...]
     id: str = ""
+    values: Mapping[str, float] = field(default_factory=dict, hash=False)
+    token_values: Mapping[str, tuple[float, ...]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        if len(self.ids) != len(self.loss_mask):
-            raise ValueError(f"{len(self.ids)} ids but {len(self.loss_mask)} mask entries")
+        for name, numbers in (("mask entries", self.loss_mask), *self.token_values.items()):
+            if len(self.ids) != len(numbers):
+                raise ValueError(f"{len(self.ids)} ids but {len(numbers)} {name}")
+
+    def taken(self, positions: Sequence[int]) -> "Row":
+        """The row with the tokens at these positions alone."""
+
+        def at(numbers: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple(numbers[i] for i in positions)
+
+        token_values = {name: at(numbers) for name, numbers in self.token_values.items()}
+        return replace(self, ids=at(self.ids), loss_mask=at(self.loss_mask), token_values=token_values)
+
+    def first(self, length: int) -> "Row":
+        """The row up to a length."""
+        return self if length >= len(self.ids) else self.taken(range(length))
 
     @property
     def trained_tokens(self) -> int:

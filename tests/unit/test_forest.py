@@ -207,3 +207,21 @@ def test_kept_masks_are_bounded_in_bytes() -> None:
     assert attention._path_mask(side, side, 6, device) is masks[-1]
     attention._path_mask(3 * side, 3 * side, None, device)
     assert not kept, "a mask that is too large by itself is not kept"
+
+
+def test_the_values_of_rows_and_of_their_trained_tokens_come_along() -> None:
+    prompt = tuple(range(20))
+    rows = [
+        Row((*prompt, 30, 31), (0.0,) * 20 + (1.0, 1.0), "a", {"liked": 1.0}, {"old": (9.0,) * 20 + (0.25, 0.5)}),
+        Row((*prompt, 40), (0.0,) * 20 + (1.0,), "b", {"liked": 0.0}, {"old": (9.0,) * 20 + (0.75,)}),
+    ]
+    batch = build_batch(rows).behind((1, 2, 3)).to("cpu")
+    assert batch.values_R["liked"].tolist() == [1.0, 0.0]
+    assert batch.values_K["old"].tolist() == [0.25, 0.5, 0.75]
+    assert batch.forest.ids_N[batch.last_R].tolist() == [31, 40]
+    shorter = [row.first(21) for row in rows]
+    assert build_batch(shorter).values_K["old"].tolist() == [0.25, 0.75]
+    with pytest.raises(ValueError, match="values of different names"):
+        build_batch([rows[0], Row((1, 2), (0.0, 1.0))])
+    with pytest.raises(ValueError, match="2 ids but 1 old"):
+        Row((1, 2), (0.0, 1.0), "", {}, {"old": (0.0,)})

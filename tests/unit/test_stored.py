@@ -14,15 +14,16 @@ UNITS = [
     (Row((1, 2, 3), (0.0, 1.0, 0.3), "first"),),
     (Row((70_000,), (1.0,), "a"), Row((), (), "Zoë/β")),
     (Row(tuple(range(500)), (1 / 3,) * 500),),
+    (Row((5, 6), (0.0, 1.0), "valued", {"advantage": -1 / 3}, {"sampled": (0.0, -0.1)}),),
 ]
 
 
 def test_units_come_back_as_they_were(tmp_path: Path) -> None:
     stored = StoredUnits(iter(UNITS), tmp_path)
     assert list(stored) == UNITS and stored[-1] == UNITS[-1] and stored[0:3:2] == UNITS[0:3:2] and stored[1] == UNITS[1]
-    assert len(stored) == 3 and not list(tmp_path.iterdir()), "the file has no name, so it cannot be left behind"
+    assert len(stored) == 4 and not list(tmp_path.iterdir()), "the file has no name, so it cannot be left behind"
     with pytest.raises(IndexError):
-        stored[3]
+        stored[4]
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

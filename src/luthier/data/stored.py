@@ -1,5 +1,6 @@
 """Rendered rows in a file, read when a step needs them, so that memory does not grow with their number."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -16,8 +17,8 @@ from luthier.examples import Row
 class StoredUnits(Sequence[Unit]):
     """Units in the order in which they were given, in a file without a name that ends with this object.
 
-    A unit is: how many rows it has; of each row the number of its tokens and of the bytes of its id; then of each row
-    the tokens (int32), the weights of the loss (float64) and the id (UTF-8).
+    A unit is: how many rows it has; of each row the number of its tokens and of the bytes of what it is called; then of
+    each row the tokens (int32), the weights of the loss (float64) and, as JSON, its id and values.
     """
 
     def __init__(self, units: Iterable[Unit], folder: Path) -> None:
@@ -55,7 +56,7 @@ class StoredUnits(Sequence[Unit]):
 
 
 def _packed(unit: Unit) -> bytes:
-    names = [row.id.encode() for row in unit]
+    names = [json.dumps([row.id, dict(row.values), dict(row.token_values)]).encode() for row in unit]
     sizes = [len(unit), *(size for row, name in zip(unit, names, strict=True) for size in (len(row.ids), len(name)))]
     parts = [np.array(sizes, dtype=np.int32).tobytes()]
     for row, name in zip(unit, names, strict=True):
@@ -75,6 +76,8 @@ def _unpacked(data: bytes) -> Unit:
         ids = np.frombuffer(data, np.int32, tokens, at).tolist()
         mask = np.frombuffer(data, np.float64, tokens, at + 4 * tokens).tolist()
         at += 12 * tokens
-        rows.append(Row(tuple(ids), tuple(mask), data[at : at + name].decode()))
+        row_id, values, token_values = json.loads(data[at : at + name])
+        token_values = {key: tuple(numbers) for key, numbers in token_values.items()}
+        rows.append(Row(tuple(ids), tuple(mask), row_id, values, token_values))
         at += name
     return tuple(rows)

@@ -315,7 +315,7 @@ class Template:
         limit = self.max_tokens
         if limit is None or all(len(row.ids) <= limit for row in rows):
             return Rendered(tuple(rows))
-        kept = [Row(row.ids[:limit], row.loss_mask[:limit], row.id) for row in rows]
+        kept = [row.first(limit) for row in rows]
         tokens = sum(len(row.ids) for row in rows) - sum(len(row.ids) for row in kept)
         trained = sum(row.trained_tokens for row in rows) - sum(row.trained_tokens for row in kept)
         return Rendered(tuple(kept), tokens, trained)

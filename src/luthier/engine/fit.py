@@ -229,7 +229,7 @@ def _every(row: Row, stride: int) -> Row:
     """Every so-manieth token of a row, the first and the last trained one among them."""
     trained = [i for i, weight in enumerate(row.loss_mask) if weight and i]
     taken = sorted({*range(0, len(row.ids), stride), *trained[:1], *trained[-1:]})
-    return replace(row, ids=tuple(row.ids[i] for i in taken), loss_mask=tuple(row.loss_mask[i] for i in taken))
+    return row.taken(taken)
 
 
 def _half(row: Row) -> Row:

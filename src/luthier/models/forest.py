@@ -9,7 +9,7 @@ Shapes: N tokens of the forest; R rows; K trained-on tokens over all rows, row a
 (position, next token); H positions whose logits are needed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -63,6 +63,12 @@ class Batch:
     """(Q,) the token predicted."""
     logical_tokens: int
     """Sum of the lengths of the rows, shared tokens counted for each row."""
+    last_R: Tensor
+    """(R,) forest position of the last token of each row."""
+    values_R: Mapping[str, Tensor] = field(default_factory=dict)
+    """(R,) float32 each: `Row.values`, by name."""
+    values_K: Mapping[str, Tensor] = field(default_factory=dict)
+    """(K,) float32 each: `Row.token_values` of the trained-on tokens, by name."""
 
     def sum_rows(self, values_K: Tensor) -> Tensor:
         """(R,) sums of `values_K` over each row's trained-on tokens."""
@@ -81,15 +87,17 @@ class Batch:
             ends=(count, *(end + count for end in forest.ends)),
             parents=(-1, *(parent + 1 for parent in forest.parents)),
         )
-        return replace(self, forest=longer, hidden_H=self.hidden_H + count)
+        return replace(self, forest=longer, hidden_H=self.hidden_H + count, last_R=self.last_R + count)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its tensors on `device`."""
         moved = {name: getattr(self, name).to(device) for name in _TENSORS}
+        values_R = {name: values.to(device) for name, values in self.values_R.items()}
+        values_K = {name: values.to(device) for name, values in self.values_K.items()}
         forest = replace(
             self.forest, ids_N=self.forest.ids_N.to(device), positions_N=self.forest.positions_N.to(device)
         )
-        return replace(self, forest=forest, **moved)
+        return replace(self, forest=forest, values_R=values_R, values_K=values_K, **moved)
 
 
 class TokenScores(NamedTuple):
@@ -101,7 +109,7 @@ class TokenScores(NamedTuple):
     """(K,) whether each is the likeliest token at its place, the first of equally likely ones; no gradient."""
 
 
-_TENSORS = ("row_K", "loss_mask_K", "prediction_K", "hidden_H", "hidden_Q", "target_Q")
+_TENSORS = ("row_K", "loss_mask_K", "prediction_K", "hidden_H", "hidden_Q", "target_Q", "last_R")
 
 
 @dataclass(eq=False)
@@ -182,6 +190,9 @@ def build_batch(rows: Sequence[Row], min_shared: int = MIN_SHARED) -> Batch:
     Args:
         rows: at least one row, each with at least one token.
         min_shared: spans shorter than this are not shared.
+
+    Raises:
+        ValueError: a row is empty, or rows have values of different names.
     """
     arrays = [np.asarray(row.ids, dtype=np.int64) for row in rows]
     if not arrays or not all(len(a) for a in arrays):
@@ -191,6 +202,7 @@ def build_batch(rows: Sequence[Row], min_shared: int = MIN_SHARED) -> Batch:
     nodes, parents = _flatten(roots)
     positions_per_row = [end.positions() for end in ends]
     row_K, mask_K, source_K, target_K = _predictions(rows, positions_per_row)
+    values_R, values_K = _values(rows)
     pairs, prediction_K = np.unique(np.stack([source_K, target_K]), axis=1, return_inverse=True)
     hidden_H, hidden_Q = np.unique(pairs[0], return_inverse=True)
     forest = Forest(
@@ -211,6 +223,9 @@ def build_batch(rows: Sequence[Row], min_shared: int = MIN_SHARED) -> Batch:
         hidden_Q=torch.from_numpy(hidden_Q.reshape(-1)),
         target_Q=torch.from_numpy(np.ascontiguousarray(pairs[1])),
         logical_tokens=sum(len(a) for a in arrays),
+        last_R=torch.tensor([int(positions[-1]) for positions in positions_per_row]),
+        values_R=values_R,
+        values_K=values_K,
     )
 
 
@@ -225,3 +240,23 @@ def _predictions(rows: Sequence[Row], positions_per_row: list[np.ndarray]) -> tu
         source_parts.append(positions[trained - 1])
         target_parts.append(np.asarray(row.ids, dtype=np.int64)[trained])
     return tuple(np.concatenate(p) for p in (row_parts, mask_parts, source_parts, target_parts))
+
+
+def _values(rows: Sequence[Row]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The values of the rows, and those of their trained-on tokens, by name."""
+    if any(row.values.keys() != rows[0].values.keys() for row in rows) or any(
+        row.token_values.keys() != rows[0].token_values.keys() for row in rows
+    ):
+        raise ValueError("rows of one batch have values of different names")
+    of_rows = {name: torch.tensor([row.values[name] for row in rows], dtype=torch.float32) for name in rows[0].values}
+    of_tokens = {
+        name: torch.tensor([n for row in rows for n in _trained(row, name)], dtype=torch.float32)
+        for name in rows[0].token_values
+    }
+    return of_rows, of_tokens
+
+
+def _trained(row: Row, name: str) -> list[float]:
+    """The values of this name of the row's trained-on tokens."""
+    numbers = zip(row.token_values[name][1:], row.loss_mask[1:], strict=True)
+    return [number for number, weight in numbers if weight]

@@ -104,7 +104,7 @@ def probe_rows(subject: Subject) -> list[Row]:
         length = min(len(row.ids), max(room, first + 1))
         if length > left:
             continue
-        chosen.append(Row(row.ids[:length], row.loss_mask[:length], row.id))
+        chosen.append(row.first(length))
         left -= length
     if not chosen and subject.trained_rows:  # every row is longer than the budget: one row costs what it costs
         chosen = [min(subject.trained_rows, key=lambda row: len(row.ids))]

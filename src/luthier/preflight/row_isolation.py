@@ -5,6 +5,7 @@ own tokens are replaced; the log-probabilities of all other rows must stay equal
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -69,11 +70,12 @@ def _replace(row: Row, start: int, rows: Sequence[Row]) -> Row:
     """The row with other tokens from `start` on, taken from the rows so that they are in the vocabulary."""
     pool = sorted({token for other in rows for token in other.ids})
     following = dict(zip(pool, [*pool[1:], pool[0]], strict=True))
-    return Row((*row.ids[:start], *(following[token] for token in row.ids[start:])), row.loss_mask, row.id)
+    return replace(row, ids=(*row.ids[:start], *(following[token] for token in row.ids[start:])))
 
 
 def _tail_changed(row: Row, subject: Subject) -> Row:
     """A second row for a file that has one: the same beginning, another end."""
     vocabulary = len(subject.tokenizer)
     half = len(row.ids) // 2
-    return Row((*row.ids[:half], *((t + 1) % vocabulary for t in row.ids[half:])), row.loss_mask, f"{row.id}/changed")
+    changed = (*row.ids[:half], *((t + 1) % vocabulary for t in row.ids[half:]))
+    return replace(row, ids=changed, id=f"{row.id}/changed")
