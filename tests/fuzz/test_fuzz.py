@@ -45,7 +45,9 @@ ROUNDS = 3
 @pytest.mark.timeout(7200)
 def test_ten_thousand_requests_of_any_kind(tmp_path: Path, tiny_model_folder: Path) -> None:
     folder, log = tmp_path / "s", tmp_path / "log"
-    process, url = start(folder, tiny_model_folder, log, ["--log-format", "json"], {"AWS_SECRET_ACCESS_KEY": SECRET})
+    process, url = start(
+        folder, tiny_model_folder, log, ["--set", "log_format=json"], {"AWS_SECRET_ACCESS_KEY": SECRET}
+    )
     try:
         with open_service(Options(folder, bases=(str(tiny_model_folder),))) as service:
             key = service.tenants.add_key("fuzz", "fuzz", "admin")
