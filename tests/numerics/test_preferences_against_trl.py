@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from luthier.examples import Row
-from luthier.models.forest import Batch, build_batch
+from luthier.models.forest import Batch, TokenScores, build_batch
 from luthier.objectives.base import Models, Objective
+from luthier.objectives.cpo import CPO
 from luthier.objectives.dpo import DPO, PENALTIES
+from luthier.objectives.orpo import ORPO
+from luthier.objectives.simpo import SimPO
 
 pytestmark = pytest.mark.numerics
 
@@ -32,6 +35,12 @@ class Fixed:
 
     def token_logprobs(self, batch: Batch) -> Tensor:
         return torch.cat([self.given[name] for name in batch.row_ids])
+
+    def token_scores(self, batch: Batch) -> TokenScores:
+        raise NotImplementedError
+
+    def logits(self, batch: Batch) -> Tensor:
+        raise NotImplementedError
 
 
 def rows_of(lengths: list[int], values: list[dict[str, float]] | None = None) -> list[Row]:
@@ -169,3 +178,76 @@ def test_sft_term_where_replies_are_of_one_length() -> None:
     given, held = logprobs(lengths, 0), logprobs(lengths, 1)
     mine = ours(objective, Models(Fixed(given), Fixed(held)), rows_of(lengths), cut=2)
     compared(mine, dpo_of_trl(objective, lengths, given, held), given)
+
+
+class Forwarded(SimpleNamespace):
+    """What the trainers of CPO and ORPO read; their passes give what is told."""
+
+    def concatenated_forward(self, _model: Any, _batch: Any) -> tuple[Tensor, ...]:
+        return (*self.logps, *self.logps, self.nll)
+
+
+def of_pairs(trainer_class: Any, given: dict[str, Tensor], mean: bool, **settings: Any) -> Tensor:
+    """The loss of CPO's or ORPO's trainer; the supervised term is the mean over pairs of means over tokens."""
+    means = torch.stack([values.mean() for values in given.values()])
+    logps = means if mean else torch.stack([values.sum() for values in given.values()])
+    asked = Forwarded(
+        logps=(logps[0::2], logps[1::2]),
+        nll=-means[0::2].mean(),
+        aux_loss_enabled=False,
+        accelerator=SimpleNamespace(device=torch.device("cpu"), gather_for_metrics=lambda x: x),
+        **settings,
+    )
+    for name in ("cpo_loss", "odds_ratio_loss"):
+        if name in vars(trainer_class):
+            setattr(asked, name, getattr(trainer_class, name).__get__(asked))
+    loss: Tensor = trainer_class.get_batch_loss_metrics(asked, None, {})[0]
+    return loss
+
+
+LENGTHS = [4, 7, 5, 5, 9, 2]
+
+
+@pytest.mark.parametrize(
+    ("objective", "theirs"),
+    [
+        (CPO(beta=0.3), {"loss_type": "sigmoid", "beta": 0.3, "cpo_alpha": 1.0}),
+        (CPO(label_smoothing=0.2), {"loss_type": "sigmoid", "beta": 0.1, "cpo_alpha": 1.0, "label_smoothing": 0.2}),
+        (CPO(penalty="hinge", sft_weight=0.5), {"loss_type": "hinge", "beta": 0.1, "cpo_alpha": 0.5}),
+        (CPO(penalty="ipo", sft_weight=0.0), {"loss_type": "ipo", "beta": 0.1, "cpo_alpha": 0.0}),
+        (SimPO(), {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 1.0, "cpo_alpha": 0.0}),
+        (
+            SimPO(alpha=0.2, sft_weight=0.3, label_smoothing=0.1),
+            {"loss_type": "simpo", "beta": 2.0, "cpo_alpha": 0.3, "alpha": 0.2, "label_smoothing": 0.1},
+        ),
+    ],
+    ids=str,
+)
+def test_cpo_and_simpo(objective: Objective, theirs: dict[str, Any]) -> None:
+    from trl.experimental.cpo import CPOTrainer
+
+    given = logprobs(LENGTHS, 0)
+    mine = ours(objective, Models(Fixed(given)), rows_of(LENGTHS), cut=2)
+    settings = {"alpha": 0.0, "label_smoothing": 0.0, "simpo_gamma": 1.0, **theirs}
+    compared(mine, of_pairs(CPOTrainer, given, theirs["loss_type"] in ("ipo", "simpo"), **settings), given)
+
+
+def test_cdpo_is_cpo_s_formula_of_gains() -> None:
+    """TRL's DPO has no label smoothing for the sigmoid any more; that of its CPO, given gains, is the same formula."""
+    from trl.experimental.cpo import CPOTrainer
+
+    given, held = logprobs(LENGTHS, 0), logprobs(LENGTHS, 1)
+    objective = DPO(beta=0.3, label_smoothing=0.2)
+    mine = ours(objective, Models(Fixed(given), Fixed(held)), rows_of(LENGTHS), cut=2)
+    gains = {name: values - held[name] for name, values in given.items()}
+    settings = {"loss_type": "sigmoid", "beta": 0.3, "alpha": 0.0, "label_smoothing": 0.2, "cpo_alpha": 0.0}
+    compared(mine, of_pairs(CPOTrainer, gains, False, **settings), given)
+
+
+def test_orpo() -> None:
+    from trl.experimental.orpo import ORPOTrainer
+
+    given = logprobs(LENGTHS, 0)
+    given["1"] = (-0.05 * torch.ones(7)).requires_grad_()  # a reply that is nearly certain
+    mine = ours(ORPO(odds_weight=0.4), Models(Fixed(given)), rows_of(LENGTHS), cut=2)
+    compared(mine, of_pairs(ORPOTrainer, given, True, beta=0.4), given)

@@ -7,11 +7,12 @@ rejected: one classification loss over pairs, without a reward model and without
 
 Shapes: P pairs, R = 2P rows that alternate chosen, rejected; K trained-on tokens. At step 0 the policy is the
 reference, so c and r are 0 and the sigmoid loss is ln 2. `aot` compares all pairs of a step with one another, and
-`bco` is centred by earlier steps: both are told by `whole_step`. Left out: WPO's weights, references that move (TR-DPO).
+`bco` is centred by earlier steps: both are told by `whole_step`. Left out: WPO's weights, and references
+that move (TR-DPO).
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
@@ -103,8 +104,8 @@ def _aot(p: Pairs, o: "DPO") -> Tensor:
 
 
 def _aot_unpaired(p: Pairs, o: "DPO") -> Tensor:
-    # AOT: gains of chosen replies, in order of size, against those of rejected ones in theirs. Each reply stands in
-    # its own pair's term and is a constant in that of its opposite, so both are added for the gradient, halved for value
+    # AOT: gains of chosen replies, in order of size, against those of rejected ones in theirs. Each reply stands in its
+    # own pair's term and is a constant in that of its opposite: both are added for the gradient, and halved for the value
     both = smoothed(o.beta * (p.chosen - p.chosen_opposite), o.label_smoothing)
     both = both + smoothed(o.beta * (p.rejected_opposite - p.rejected), o.label_smoothing)
     return both - 0.5 * both.detach()
@@ -195,39 +196,33 @@ class DPO(Objective):
         Raises:
             RecipeError: settings that no chosen penalty reads, or that contradict one another.
         """
-        names, fields = self.penalties, type(self).model_fields
-        said = f"objective.penalty = {list(names)}"
-        if len(set(names)) != len(names) or set(names) <= {"sft"}:
-            raise RecipeError(f"{said}: expected different penalties, and one that compares the pair (not only sft)")
-        if {"aot", "aot_unpaired"} <= set(names):
-            raise RecipeError(f"{said}: aot and aot_unpaired sort the same replies in two ways; expected one of them")
-        if self.weights and len(self.weights) != len(names):
-            raise RecipeError(f"objective.weights has {len(self.weights)} numbers for {len(names)} penalties")
-        if self.weights and (len(names) == 1 or not all(weight > 0 for weight in self.weights)):
-            raise RecipeError("objective.weights: expected numbers above 0, for several penalties")
-        unsmoothed = [name for name in names if name not in SMOOTHED | {"sft"}]
-        if self.label_smoothing and unsmoothed:
-            raise RecipeError(
-                f"objective.label_smoothing means nothing for {', '.join(unsmoothed)}; those that know of flipped "
-                f"labels: {', '.join(sorted(SMOOTHED))}"
-            )
-        if not self.label_smoothing and (needing := [name for name in names if name in ("robust", "exo")]):
-            raise RecipeError(
-                f"{' and '.join(needing)} needs objective.label_smoothing above 0 (robust 0.1, exo 0.001)"
-            )
-        unmoved = [name for name in names if name not in OF_MARGINS | {"sft"}]
-        if self.f_divergence != "reverse_kl" and unmoved:
-            raise RecipeError(
-                f"objective.f_divergence means nothing for {', '.join(unmoved)}; those that compare gains: "
-                f"{', '.join(sorted(OF_MARGINS))}"
-            )
-        if self.f_divergence == "alpha_divergence" and abs(self.f_alpha - 1) < 1e-6:
-            raise RecipeError('objective.f_alpha = 1 is the reverse KL; set objective.f_divergence = "reverse_kl"')
-        if self.f_alpha != fields["f_alpha"].default and self.f_divergence != "alpha_divergence":
-            raise RecipeError('objective.f_alpha is the coefficient of objective.f_divergence = "alpha_divergence"')
-        if self.tau != fields["tau"].default and "discopop" not in names:
-            raise RecipeError('objective.tau belongs to objective.penalty = "discopop"')
+        for fault in (*self._faults_of_the_mixture(), *self._faults_of_settings()):
+            raise RecipeError(f"objective: {fault}")
         return self
+
+    def _faults_of_the_mixture(self) -> Iterator[str]:
+        names = self.penalties
+        if len(set(names)) != len(names) or set(names) <= {"sft"}:
+            yield f"penalty = {list(names)}: expected different ones, and one that compares the pair (not only sft)"
+        if {"aot", "aot_unpaired"} <= set(names):
+            yield "aot and aot_unpaired sort the same replies in two ways; expected one of them"
+        if self.weights and (len(names) == 1 or len(self.weights) != len(names) or min(self.weights) <= 0):
+            yield f"weights = {list(self.weights)}: expected a number above 0 for each of several penalties"
+
+    def _faults_of_settings(self) -> Iterator[str]:
+        names, defaults = set(self.penalties), {name: field.default for name, field in type(self).model_fields.items()}
+        if self.label_smoothing and (odd := names - SMOOTHED - {"sft"}):
+            yield f"label_smoothing means nothing for {_listed(odd)}; those that know of it: {_listed(SMOOTHED)}"
+        if not self.label_smoothing and (odd := names & {"robust", "exo"}):
+            yield f"{_listed(odd)} needs label_smoothing above 0 (robust 0.1, exo 0.001)"
+        if self.f_divergence != defaults["f_divergence"] and (odd := names - OF_MARGINS - {"sft"}):
+            yield f"f_divergence means nothing for {_listed(odd)}; those that compare gains: {_listed(OF_MARGINS)}"
+        if self.f_alpha != defaults["f_alpha"] and self.f_divergence != "alpha_divergence":
+            yield 'f_alpha is the coefficient of f_divergence = "alpha_divergence"'
+        if abs(self.f_alpha - 1) < 1e-6:
+            yield 'f_alpha = 1 is the reverse KL; set f_divergence = "reverse_kl"'
+        if self.tau != defaults["tau"] and "discopop" not in names:
+            yield 'tau belongs to penalty = "discopop"'
 
     @property
     def penalties(self) -> tuple[str, ...]:
@@ -336,6 +331,10 @@ class DPO(Objective):
             power = self.f_alpha - 1
             return torch.expm1((power * gain_R).clamp(max=MOST_EXPONENT)) / power
         return gain_R
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
 
 
 def _difference(values_R: Tensor) -> Tensor:

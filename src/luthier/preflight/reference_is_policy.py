@@ -1,7 +1,8 @@
 """At step 0 the policy is its reference, and the reference stays where it is when the policy moves.
 
-For preference learning all margins are then 0 and the loss is a known number, ln 2 for the sigmoid. A reference with the adapter left on passes
-that test and follows the policy for ever after; so the adapter is moved, and the reference must not be.
+For preference learning all margins are then 0 and the loss is a known number, ln 2 for the sigmoid. A reference with
+the adapter left on passes that test and follows the policy for ever after; so the adapter is moved, and the reference
+must not be.
 """
 
 from typing import ClassVar
