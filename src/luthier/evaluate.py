@@ -48,7 +48,7 @@ from luthier.evaluation.task import (
     require_rows,
     room_for_answers,
 )
-from luthier.examples import Conversation, Example, Preference
+from luthier.examples import Conversation, Example, Judged, Preference
 from luthier.files import sha256_of
 from luthier.models.memory import tokens_in_flight
 from luthier.progress import Progress
@@ -73,12 +73,15 @@ Switch = Callable[[], AbstractContextManager[None]]
 def conversations(examples: Sequence[Example]) -> list[Conversation]:
     """The rows as questions with a wanted answer.
 
-    A preference pair asks its prompt and wants the chosen reply; raw text asks nothing and is left out.
+    A preference pair asks its prompt and wants the chosen reply, a judged one its reply if it was good; raw text asks
+    nothing and is left out, as is a bad reply.
     """
     rows = []
     for example in examples:
-        if isinstance(example, Preference):
-            messages, group, extra = example.prompt + example.chosen, example.group, example.extra
+        wanted = example.chosen if isinstance(example, Preference) else None
+        wanted = example.reply if isinstance(example, Judged) and example.good else wanted
+        if isinstance(example, Preference | Judged) and wanted is not None:
+            messages, group, extra = example.prompt + wanted, example.group, example.extra
             example = Conversation(messages, example.tools, example.where, example.id, group=group, extra=extra)
         if isinstance(example, Conversation):
             rows.append(example)

@@ -19,7 +19,7 @@ import numpy as np
 from luthier.data.checks._text import exact_content, text_digest
 from luthier.data.formats.base import read_examples, sniff
 from luthier.data.write import message_values
-from luthier.examples import Document, Example, Message, Preference
+from luthier.examples import Document, Example, Judged, Message, Preference
 
 Kind: TypeAlias = Literal["json", "label", "tool_calls", "answers", "text", "preference"]
 
@@ -222,6 +222,8 @@ def reply_of(example: Example) -> tuple[Message, ...]:
         return ()
     if isinstance(example, Preference):
         return example.chosen
+    if isinstance(example, Judged):
+        return example.reply
     return () if example.completion is None else (example.completion,)
 
 

@@ -14,15 +14,15 @@ that move (TR-DPO).
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from luthier.data.templates import Template
-from luthier.errors import RecipeError
+from luthier.errors import RecipeError, did_you_mean
 from luthier.examples import Example, Preference, Row
 from luthier.models.forest import Batch
 from luthier.objectives._centred import centre, centred
@@ -105,7 +105,7 @@ def _aot(p: Pairs, o: "DPO") -> Tensor:
 
 def _aot_unpaired(p: Pairs, o: "DPO") -> Tensor:
     # AOT: gains of chosen replies, in order of size, against those of rejected ones in theirs. Each reply stands in its
-    # own pair's term and is a constant in that of its opposite: both are added for the gradient, and halved for the value
+    # own pair's term and is a constant in that of its opposite: both are added for the gradient, and halved for value
     both = smoothed(o.beta * (p.chosen - p.chosen_opposite), o.label_smoothing)
     both = both + smoothed(o.beta * (p.rejected_opposite - p.rejected), o.label_smoothing)
     return both - 0.5 * both.detach()
@@ -188,6 +188,22 @@ class DPO(Objective):
     """How soon `discopop` turns from logistic to exponential."""
     reference_free: bool = False
     """Take the reference to give all replies one probability: no pull, and no pass of it."""
+
+    @field_validator("penalty", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        """Name the nearest penalty, where the types would list all of them twice.
+
+        Raises:
+            RecipeError: there is no such penalty.
+        """
+        for name in value if isinstance(value, tuple) else (value,):
+            if isinstance(name, str) and name not in PENALTIES:
+                known = ", ".join(PENALTIES)
+                raise RecipeError(
+                    f"objective.penalty = {name!r}{did_you_mean(name, tuple(PENALTIES))}; expected one of {known}"
+                )
+        return value
 
     @model_validator(mode="after")
     def _together(self) -> "DPO":
