@@ -117,11 +117,16 @@ def question_of(opened: Opened) -> Question:
     alike = {type(row) for row in data.train} == {type(row) for row in data.test}
     if not data.test:
         raise EvaluationError("there are no test rows; name a file in data.test, or raise data.test_share")
-    task = detect_task(data.train if alike else data.test) if settings.task == "auto" else settings.task
+    known = data.train if alike else data.test
+    if any(isinstance(row, Judged) for row in known):
+        known = conversations(known)
+    task = detect_task(known) if settings.task == "auto" else settings.task
     require_rows(task, data.test)
     is_scored = task in SCORED_TASKS
     train, validation = ([], []) if is_scored else (conversations(data.train), conversations(data.validation))
     test = data.test if is_scored else conversations(data.test)
+    if not test:
+        raise EvaluationError("no test row has an answer that is wanted: all of them are replies that were judged bad")
     if settings.style.judge is not None and task != "text":
         raise EvaluationError(
             f"evaluation.style.judge compares free texts, and these answers are of the task {task!r}; leave it out"

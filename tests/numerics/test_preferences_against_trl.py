@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from luthier.examples import Row
 from luthier.models.forest import Batch, TokenScores, build_batch
 from luthier.objectives.base import Models, Objective
+from luthier.objectives.bco import BCO
 from luthier.objectives.cpo import CPO
 from luthier.objectives.dpo import DPO, PENALTIES
+from luthier.objectives.kto import KTO
 from luthier.objectives.orpo import ORPO
 from luthier.objectives.simpo import SimPO
 
@@ -27,6 +29,11 @@ SPELLED = {"exo": "exo_pair", "nca": "nca_pair", "bco": "bco_pair", "sppo": "spp
 SMOOTHING = {"robust": 0.1, "exo": 0.001}
 
 
+def is_mismatched(row: Row) -> bool:
+    """Whether a reply stands behind the prompt of another row."""
+    return row.ids[-1] != 7 + row.ids[0] // 10
+
+
 class Fixed:
     """A model that gives the log-probabilities that it was told."""
 
@@ -34,7 +41,7 @@ class Fixed:
         self.given = given
 
     def token_logprobs(self, batch: Batch) -> Tensor:
-        return torch.cat([self.given[name] for name in batch.row_ids])
+        return torch.cat([self.given[f"{row.id}~" if is_mismatched(row) else row.id] for row in batch.rows])
 
     def token_scores(self, batch: Batch) -> TokenScores:
         raise NotImplementedError
@@ -251,3 +258,62 @@ def test_orpo() -> None:
     given["1"] = (-0.05 * torch.ones(7)).requires_grad_()  # a reply that is nearly certain
     mine = ours(ORPO(odds_weight=0.4), Models(Fixed(given)), rows_of(LENGTHS), cut=2)
     compared(mine, of_pairs(ORPOTrainer, given, True, beta=0.4), given)
+
+
+LABELS = [1.0, 0.0, 0.0, 1.0, 1.0, 0.0]
+
+
+def kto_of_trl(
+    given: dict[str, Tensor], held: dict[str, Tensor], mismatched: list[dict[str, Tensor]], **settings: Any
+) -> Tensor:
+    from trl import KTOTrainer
+
+    order, width = list(range(len(LENGTHS))), max(LENGTHS)
+    model, reference = (Told(padded(values, order, width)) for values in (given, held))
+    sums = {
+        m: torch.stack([v.sum() for v in of.values()]) for m, of in zip((model, reference), mismatched, strict=True)
+    }
+    asked = trainer(model, reference, beta=0.3, **settings)
+    asked._compute_kl_logps = lambda asked_model, _batch: sums[asked_model].detach()
+    inputs = {**inputs_of(LENGTHS, order), "label": torch.tensor(LABELS).bool()}
+    loss: Tensor = KTOTrainer._compute_loss(asked, model, inputs, False)
+    return loss
+
+
+@pytest.mark.parametrize("ahead", [0.4, -0.4])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 1.7)])
+def test_kto(weights: tuple[float, float], ahead: float) -> None:
+    """With a baseline above 0, and with one that is held at 0."""
+    given, held = logprobs(LENGTHS, 0), logprobs(LENGTHS, 1)
+    replies = LENGTHS[1:] + LENGTHS[:1]  # each row takes the reply of the next one
+    theirs = logprobs(replies, 2)
+    ours_then = {name: values + ahead / len(values) for name, values in theirs.items()}
+    cast = Models(
+        *(
+            Fixed({**of, **{f"{name}~": values for name, values in other.items()}})
+            for of, other in ((given, ours_then), (held, theirs))
+        )
+    )
+    objective = KTO(beta=0.3, good_weight=weights[0], bad_weight=weights[1])
+    rows = rows_of(LENGTHS, [{"good": label} for label in LABELS])
+    mine = ours(objective, cast, rows, cut=4)
+    settings = {"desirable_weight": weights[0], "undesirable_weight": weights[1]}
+    wanted = kto_of_trl(given, held, [ours_then, theirs], loss_type="kto", calculate_KL=True, **settings)
+    compared(mine, wanted, given)
+
+
+def test_apo_zero_of_single_replies() -> None:
+    given, held = logprobs(LENGTHS, 0), logprobs(LENGTHS, 1)
+    rows = rows_of(LENGTHS, [{"good": label} for label in LABELS])
+    mine = ours(KTO(beta=0.3, penalty="apo_zero"), Models(Fixed(given), Fixed(held)), rows, cut=1)
+    settings: dict[str, Any] = {"loss_type": "apo_zero_unpaired", "calculate_KL": False}
+    wanted = kto_of_trl(given, held, [given, held], desirable_weight=1.0, undesirable_weight=1.0, **settings)
+    compared(mine, wanted, given)
+
+
+def test_bco_of_pairs_as_two_judged_replies() -> None:
+    """TRL has BCO for pairs alone, without a centre: its loss of a pair is the sum of both."""
+    given, held = logprobs(LENGTHS, 0), logprobs(LENGTHS, 1)
+    rows = rows_of(LENGTHS, [{"good": label} for label in (1.0, 0.0) * 3])
+    mine = 2 * ours(BCO(beta=0.3), Models(Fixed(given), Fixed(held)), rows, cut=3)
+    compared(mine, dpo_of_trl(DPO(beta=0.3, penalty="bco"), LENGTHS, given, held), given)

@@ -21,7 +21,7 @@ from luthier.data.formats.base import read_examples, sniff
 from luthier.data.write import message_values
 from luthier.examples import Document, Example, Judged, Message, Preference
 
-Kind: TypeAlias = Literal["json", "label", "tool_calls", "answers", "text", "preference"]
+Kind: TypeAlias = Literal["json", "label", "tool_calls", "answers", "text", "preference", "judged"]
 
 LOOKED_AT = 5000
 SAMPLE_REPLIES = 200
@@ -201,6 +201,8 @@ class _Seen:
             return "answers"
         if self.kinds["preference"]:
             return "preference"
+        if self.kinds["judged"]:
+            return "judged"
         if self.kinds["raw"]:
             return "text"
         if self.kinds["tool_calls"] * 10 >= looked:
@@ -230,6 +232,8 @@ def reply_of(example: Example) -> tuple[Message, ...]:
 def _kind_of_reply(example: Example, reply: Sequence[Message], text: str) -> str:
     if isinstance(example, Preference):
         return "preference"
+    if isinstance(example, Judged):
+        return "judged"
     if isinstance(example, Document):
         return "raw"
     if any(message.tool_calls for message in reply):

@@ -97,6 +97,8 @@ class Objective(Settings, ABC):
     """Kinds of example it trains on."""
     keeps_reference: ClassVar[bool] = True
     """Whether the log-probabilities of its rows are all that it asks the reference for, so that they may be kept."""
+    least_per_step: ClassVar[int] = 1
+    """Fewest examples of a step, where it compares them with one another."""
     rate_factor: ClassVar[float] = 1.0
     """What an adapter's own learning rate is multiplied by where the recipe names none."""
 
