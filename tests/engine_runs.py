@@ -1,6 +1,7 @@
 """Small real trainings for the tests of the engine: a tiny random Llama on random rows, with any recipe."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from luthier.data.source import Source, Unit
 from luthier.engine.optimizers.base import OptimizerSettings
 from luthier.engine.run import Run
 from luthier.engine.schedules.base import Schedule
-from luthier.examples import Preference, Row
+from luthier.examples import Judged, Preference, Row
 from luthier.models.scorer import Scorer
+from luthier.objectives._judged import GOOD
 from luthier.objectives.base import Models, Objective
 from luthier.recipe import (
     ADAPTERS,
@@ -67,6 +69,11 @@ def random_units(count: int, rows_per_unit: int = 1, seed: int = 0) -> list[Unit
     return units
 
 
+def verdicts(units: list[Unit]) -> list[Unit]:
+    """The units with every other one judged to be good."""
+    return [tuple(replace(row, values={GOOD: float(n % 2)}) for row in unit) for n, unit in enumerate(units)]
+
+
 def make_run(folder: Path, dtype: torch.dtype = torch.float32, **tables: Any) -> Run:
     """A run at step 0; keyword arguments are tables of the recipe, and `base`, which makes the model."""
     tables.setdefault("training", {"steps": 6, "rows_per_step": 4})
@@ -85,7 +92,9 @@ def make_run(folder: Path, dtype: torch.dtype = torch.float32, **tables: Any) ->
     injected = adapter.inject(model, seed)
     if dtype == torch.float64:
         model.double()
-    per_unit = 2 if Preference in objective.accepts else 1
+    is_judged = Judged in objective.accepts
+    per_unit = 2 if Preference in objective.accepts and not is_judged else 1
+    learned, held_out = random_units(10, per_unit), random_units(4, per_unit, seed=9)
     rate = optimizer.learning_rate or adapter.learning_rate
     return Run(
         settings=settings,
@@ -97,8 +106,8 @@ def make_run(folder: Path, dtype: torch.dtype = torch.float32, **tables: Any) ->
         optimizer=optimizer.build(injected.trainable, rate, injected.rate_factors()),
         schedule=schedule,
         learning_rate=rate,
-        source=Source(random_units(10, per_unit), settings.rows_per_step, seed),
-        validation=random_units(4, per_unit, seed=9),
+        source=Source(verdicts(learned) if is_judged else learned, settings.rows_per_step, seed),
+        validation=verdicts(held_out) if is_judged else held_out,
         checkpoints=folder / "checkpoints",
         fingerprint=canonical_hash([seed, *(dump_part(p) for p in parts.values())]),
         device=torch.device("cpu"),

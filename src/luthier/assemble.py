@@ -263,7 +263,11 @@ def build_run(
     available: int | None = None,
 ) -> Run:
     """All parts of a training, at step 0; `available`: bytes that `micro_batch_tokens = "auto"` may count on, None:
-    what is free on the device now."""
+    what is free on the device now.
+
+    Raises:
+        RecipeError: a step has fewer rows than the objective compares.
+    """
     torch.manual_seed(recipe.seed)
     if recipe.training.gradient_checkpointing:
         loaded.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
@@ -271,6 +275,11 @@ def build_run(
         compile_layers(loaded.model)
     optimizer = part(recipe.optimizer, OptimizerSettings, "optimizer")  # type: ignore[type-abstract]
     objective, rate = objective_of(recipe), rate_of(recipe)
+    if recipe.training.rows_per_step < objective.least_per_step:
+        raise RecipeError(
+            f"objective.type = {registry.name_of(recipe.objective)!r} compares the rows of a step: set "
+            f"training.rows_per_step to {objective.least_per_step} or more, better 16"
+        )
     source = Source(units["train"], recipe.training.rows_per_step, recipe.seed)
     given, most = recipe.training.micro_batch_tokens, most_that_pays(loaded.device)
     run = Run(

@@ -30,6 +30,7 @@ from luthier.data.templates import Template
 from luthier.data.write import write_examples
 from luthier.engine import checkpoint
 from luthier.engine.interrupts import interruptible
+from luthier.engine.kept_reference import keep
 from luthier.engine.log import mend_log, metrics_line
 from luthier.engine.loop import Step, observe, train, validation_loss
 from luthier.engine.run import Run
@@ -393,6 +394,7 @@ def prepare_training(opened: Opened, progress: Progress, prove: bool = True, ava
     settled = _settled(recipe, folder)
     run = assemble.build_run(settled, loaded, trainable, opened.units, fingerprint, folder.path, available)
     _tell_fit(run, folder, progress)
+    keep(run, folder.path, progress.say)
     found = _newest(run, progress)
     if found is None and subject is not None:
         if observe(run):  # before the gates: what they prove is the start that is trained from

@@ -91,6 +91,8 @@ def _learn(run: Run, number: int) -> dict[str, float]:
     batches = _batches(run, number)
     weight = _step_weight(run, number, batches)
     run.model.train()
+    with torch.no_grad():
+        batches = list(run.objective.whole_step(run.models, batches, run.state.memory))
     parts: list[Mapping[str, Mean]] = []
     for batch in batches:
         with forest_mode(run.model):
@@ -110,7 +112,9 @@ def _learn(run: Run, number: int) -> dict[str, float]:
     trained = sum(len(batch.row_K) for batch in batches)
     run.state.tokens += tokens
     run.state.trained_tokens += trained
-    averages = {name: mean.value() for name, mean in merge_metrics(parts).items()}
+    metrics = merge_metrics(parts)
+    run.state.memory = dict(run.objective.remember(run.state.memory, metrics))
+    averages = {name: mean.value() for name, mean in metrics.items()}
     return {"tokens": tokens, "trained_tokens": trained, **averages, "learning_rate": rate, "grad_norm": grad_norm}
 
 
@@ -145,8 +149,9 @@ def validation_metrics(run: Run) -> dict[str, float]:
     """What the objective tells of all validation units, without dropout; `loss` is its mean."""
     run.model.eval()
     parts: list[Mapping[str, Mean]] = []
-    for group in micro_batches(run.validation, run.micro_batch_tokens):
-        batch = build_batch(group).to(run.device)
+    groups = micro_batches(run.validation, run.micro_batch_tokens)
+    batches = (build_batch(group).to(run.device) for group in groups)
+    for batch in run.objective.whole_step(run.models, batches, run.state.memory):
         loss = run.objective.loss(run.models, batch)
         parts.append({**loss.metrics, "loss": Mean(float(loss.total), run.objective.weight(batch))})
     return {name: mean.value() for name, mean in merge_metrics(parts).items()}

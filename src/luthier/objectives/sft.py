@@ -8,7 +8,7 @@ smoothing and dynamic re-weighting (DFT), which are separate objectives.
 
 from luthier.data.templates import Template
 from luthier.errors import DataError
-from luthier.examples import Example, Preference, Row
+from luthier.examples import Example, Judged, Preference, Row
 from luthier.models.forest import Batch
 from luthier.objectives.base import Loss, Mean, Models, Objective, in_float64
 
@@ -18,9 +18,9 @@ class SFT(Objective):
 
     def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
         """The rows of a conversation or document as the template renders them."""
-        if isinstance(example, Preference):
-            at = example.where
-            raise DataError("sft learns one reply, not a pair; use dpo", at.path, at.line, at.row)
+        if isinstance(example, Preference | Judged):
+            at, others = example.where, "dpo" if isinstance(example, Preference) else "kto"
+            raise DataError(f"sft learns wanted replies, not a preference; use {others}", at.path, at.line, at.row)
         return template.rows(example)
 
     def weight(self, batch: Batch) -> float:
