@@ -8,7 +8,7 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from luthier.files import sha256_of, sync
 from luthier.models.kernels import native
 from luthier.models.load import LoadedModel
 from luthier.models.memory import peak_memory_bytes
+from luthier.online import Asked
 from luthier.preflight.base import RowSettings, Stage, Subject, require, run_gates
 from luthier.preflight.tensors_moved import checksums
 from luthier.progress import Progress, duration
@@ -388,8 +389,9 @@ def prepare_training(opened: Opened, progress: Progress, prove: bool = True, ava
     start, files = (None, None) if opened.start is None else (opened.start.folder, opened.start.files)
     if subject is None and prove:
         raise PreflightError("this run was opened for evaluation; open_run proves its rows before it trains")
-    fingerprint = assemble.fingerprint_of(recipe, loaded, opened.template, opened.units, files)
-    trainable = assemble.make_trainable(recipe, loaded, start)
+    asked = asked_of(opened)
+    fingerprint = assemble.fingerprint_of(recipe, loaded, opened.template, opened.units, files, asked)
+    trainable = replace(assemble.make_trainable(recipe, loaded, start), asked=asked)
     settled = _settled(recipe, folder)
     run = assemble.build_run(settled, loaded, trainable, opened.units, fingerprint, folder.path, available)
     _tell_fit(run, folder, progress)
@@ -404,6 +406,12 @@ def prepare_training(opened: Opened, progress: Progress, prove: bool = True, ava
             _gates(folder, subject, "model")
             subject.checksums = checksums(loaded.model, trainable.injected)
     return Prepared(opened, run, found)
+
+
+def asked_of(opened: Opened) -> Asked:
+    """What an online objective asks: the rows that others train on."""
+    named = opened.data.named() if opened.subject is None else opened.subject.splits
+    return Asked(assemble.template_for(opened.recipe, opened.loaded), named["train"], named["validation"])
 
 
 def train_stage(prepared: Prepared, progress: Progress, on_step: Callable[[Step], None] | None = None) -> Run:
@@ -530,7 +538,7 @@ def _take(run: Run, best: checkpoint.Found, progress: Progress) -> None:
     """Load the weights of the best checkpoint, or say that it is damaged and which one stands in for it."""
     checkpoint.load_weights(run, best.folder)
     if best.skipped:
-        run.state.best_step, run.state.best_loss = best.step, validation_loss(run)
+        run.state.best_step, run.state.best_loss = best.step, validation_loss(run, best.step)
         progress.say(
             f"  the best checkpoint is damaged: {'; '.join(best.skipped)}. The newest whole one is used instead, of "
             f"step {best.step} (validation loss {run.state.best_loss:.4f}); remove {run.checkpoints} to train again"

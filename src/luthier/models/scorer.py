@@ -28,11 +28,15 @@ class Scorer:
 
     `autocast` is the type that matrix products are computed in when weights are held in float32 (full fine-tuning;
     where only some are, the model says it itself). It is opened for each forward pass alone, since a longer one caches
-    copies of weights that move.
+    copies of weights that move. `temperature` divides all logits: what sampled at it is scored at it.
     """
 
-    def __init__(self, model: Any, autocast: torch.dtype | None = None) -> None:
-        self.model, self.autocast = model, autocast or computed_in(model)
+    def __init__(self, model: Any, autocast: torch.dtype | None = None, temperature: float = 1.0) -> None:
+        self.model, self.autocast, self.temperature = model, autocast or computed_in(model), temperature
+
+    def at(self, temperature: float) -> "Scorer":
+        """The same model, scored at another temperature."""
+        return Scorer(self.model, self.autocast, temperature)
 
     def token_logprobs(self, batch: Batch) -> Tensor:
         """(K,) log-probability of each trained-on token, in the order of `batch.row_K`; float32 at least."""
@@ -65,6 +69,8 @@ class Scorer:
         """What the scores of a plain head are made of."""
         hidden_HE = self._run(self.model.base_model, batch).last_hidden_state[0, batch.hidden_H]
         hidden_HE = hidden_HE.to(self.autocast or hidden_HE.dtype)
+        if self.temperature != 1:  # a plain head has no bias, so this divides every logit
+            hidden_HE = hidden_HE / self.temperature
         head = self.model.get_output_embeddings()
         weight = head if isinstance(head, QuantizedLinear) else head.weight
         moved = head.moved() if isinstance(head, HeadWithRows) else None
@@ -72,7 +78,7 @@ class Scorer:
 
     def _logits(self, batch: Batch) -> Tensor:
         logits: Tensor = self._run(self.model, batch, logits_to_keep=batch.hidden_H).logits[0]
-        return logits
+        return logits if self.temperature == 1 else logits / self.temperature
 
     def _run(self, module: Any, batch: Batch, **options: Any) -> Any:
         """What the model, or the model without its head, returns for the batch."""
