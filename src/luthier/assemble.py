@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from luthier import __version__, registry
+from luthier.adapters._head import WithHead, require_no_head
 from luthier.adapters.base import Adapter, Injected, standing_in
 from luthier.config import build, canonical_hash, part
 from luthier.data.source import RowSource, Source, Unit
@@ -29,6 +30,7 @@ from luthier.errors import DataError, ModelError, RecipeError
 from luthier.evaluation.systems.base import System
 from luthier.examples import Example
 from luthier.files import sha256_of, sync
+from luthier.models import heads
 from luthier.models.catalog import resolve
 from luthier.models.forest import TokenScores
 from luthier.models.kernels import native
@@ -157,6 +159,8 @@ class Trainable:
 
     injected: Injected
     models: Models
+    notes: tuple[str, ...] = ()
+    """What is worth saying of how it begins."""
     asked: Asked | None = None
     """What an online objective asks."""
 
@@ -198,10 +202,12 @@ def systems_of(recipe: Recipe) -> dict[str, System]:
 
 
 def make_trainable(recipe: Recipe, loaded: LoadedModel, start: Path | None = None) -> Trainable:
-    """Put the adapter in.
+    """Put the adapter in, and a head beside it where the objective asks for one.
 
     A reference, where the objective needs one, is the model before training: the base with the adapter off; the tensors
-    that an earlier training left, where this one continues it; a frozen copy where the base itself trains.
+    that an earlier training left, where this one continues it; a frozen copy where the base itself trains. The head is
+    that of `start`, or of the base's folder where that is a model trained as a whole, if it is of the same kind and
+    shape; else it is fresh.
 
     Args:
         recipe: of the run.
@@ -214,22 +220,51 @@ def make_trainable(recipe: Recipe, loaded: LoadedModel, start: Path | None = Non
     adapter, objective = adapter_of(recipe), objective_of(recipe)
     ready = adapter.reading(lambda text: loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
     injected = ready.inject(loaded.model, recipe.seed)
+    if (shape := objective.head()) is not None:
+        injected = WithHead(injected, heads.head_of(loaded.model, shape, recipe.seed))
+        injected.take_head(loaded.files.folder)
     if start is not None:
         injected.start_at(start)
     # an overwritten base is held in float32; products are still computed in the type that the model was loaded in
     autocast = loaded.dtype if adapter.overwrites_base and loaded.dtype == torch.bfloat16 else None
-    policy = Scorer(loaded.model, autocast)
+    policy, notes = Scorer(loaded.model, autocast, injected.head), _about_head(injected, start or loaded.files.folder)
     if not objective.uses_reference:
-        return Trainable(injected, Models(policy))
+        return Trainable(injected, Models(policy), notes)
     if start is not None:
         before = {name: parameter.detach().clone() for name, parameter in injected.trainable.items()}
         held = partial(standing_in, injected.trainable, before)
-        return Trainable(injected, Models(policy, _Reference(policy, held)))
+        return Trainable(injected, Models(policy, _Reference(policy, held)), notes)
     if not adapter.overwrites_base:
-        return Trainable(injected, Models(policy, _Reference(policy, injected.disabled)))
+        return Trainable(injected, Models(policy, _Reference(policy, injected.disabled)), notes)
     # copied after the injection, so that at step 0 policy and reference compute the same bits
     frozen = copy.deepcopy(loaded.model).requires_grad_(False).eval()
-    return Trainable(injected, Models(policy, Scorer(frozen, autocast)))
+    return Trainable(injected, Models(policy, Scorer(frozen, autocast)), notes)
+
+
+def _about_head(injected: Injected, begun_at: Path) -> tuple[str, ...]:
+    """Where a head begins, or that one is left behind; neither shows in the loss."""
+    head, taken, notes = injected.head, injected.head_from, []
+    if head is not None:
+        start = f"fresh, {head.shape.start}" if taken is None else f"as {taken / heads.FILE} has it"
+        notes.append(f"the head of kind {head.shape.kind!r} begins {start}")
+    if taken is None and (begun_at / heads.FILE).is_file():
+        notes.append(f"the head in {begun_at} is not of a kind and shape that this objective trains, and is left there")
+    return tuple(notes)
+
+
+def restore(recipe: Recipe, model: nn.Module, folder: Path) -> Injected:
+    """Put the adapter that lies in `folder` into a base, and its head beside it.
+
+    Raises:
+        ModelError: the adapter does not fit, or the head is missing, or is one that the objective does not have.
+    """
+    injected, shape = adapter_of(recipe).restore(model, folder), objective_of(recipe).head()
+    if shape is None:
+        require_no_head(folder)
+        return injected
+    both = WithHead(injected, heads.head_of(model, shape, recipe.seed))
+    both.head.load(folder)
+    return both
 
 
 def planned_steps(recipe: Recipe, rows: int) -> int:
@@ -398,6 +433,10 @@ class Trained:
     folder: Path
     """Where the artifact lies."""
 
+    def policy(self) -> Scorer:
+        """What scores with the model, and with its head if it has one."""
+        return Scorer(self.loaded.model, head=self.injected.head)
+
     @contextmanager
     def base(self) -> Iterator[None]:
         """The base model alone while open."""
@@ -496,7 +535,7 @@ class Artifact:
 
     def put_in(self, model: nn.Module) -> Injected:
         """Put what was trained into a base."""
-        return adapter_of(self.recipe).restore(model, self.folder)
+        return restore(self.recipe, model, self.folder)
 
 
 def read_artifact(run_folder: Path) -> Artifact:

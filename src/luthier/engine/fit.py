@@ -257,9 +257,10 @@ def _look(run: Run, batch: Batch) -> None:
 
 
 def _weights(run: Run) -> int:
-    """Bytes of the policy and, where the objective was given a frozen copy, of that."""
+    """Bytes of the policy with its head and, where the objective was given a frozen copy, of that."""
+    head = 0 if run.injected.head is None else held_bytes(run.injected.head)
     copy = vars(run.models.reference).get("model") if run.models.reference is not None else None
-    return held_bytes(run.model) + (held_bytes(copy) if copy is not None else 0)
+    return held_bytes(run.model) + head + (held_bytes(copy) if copy is not None else 0)
 
 
 def _process_bytes(run: Run) -> int:

@@ -109,6 +109,15 @@ class TokenScores(NamedTuple):
     """(K,) whether each is the likeliest token at its place, the first of equally likely ones; no gradient."""
 
 
+class HeadValues(NamedTuple):
+    """What a head reads from a batch, float32 at least."""
+
+    rows_RO: Tensor
+    """(R, outputs) at the last token of each row."""
+    tokens_KO: Tensor
+    """(K, outputs) at the position that predicts each trained-on token, in the order of `row_K`."""
+
+
 _TENSORS = ("row_K", "loss_mask_K", "prediction_K", "hidden_H", "hidden_Q", "target_Q", "last_R")
 
 

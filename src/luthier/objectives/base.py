@@ -15,7 +15,8 @@ from torch import Tensor
 from luthier.config import Settings
 from luthier.data.templates import Template
 from luthier.examples import Conversation, Document, Example, Row
-from luthier.models.forest import Batch, TokenScores
+from luthier.models.forest import Batch, HeadValues, TokenScores
+from luthier.models.heads import HeadShape
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,28 @@ class Scorer(Protocol):
         ...
 
 
+class Policy(Scorer, Protocol):
+    """The model that trains, and its head."""
+
+    def head_values(self, batch: Batch) -> HeadValues:
+        """What the head reads at the end of each row and before each trained-on token; without a vocabulary."""
+        ...
+
+    def logprobs_and_values(self, batch: Batch) -> tuple[Tensor, HeadValues]:
+        """`token_logprobs` and `head_values`, from one pass of the model."""
+        ...
+
+    def at(self, temperature: float) -> "Policy":
+        """The same with all logits divided by a temperature."""
+        ...
+
+
 @dataclass(frozen=True)
 class Models:
     """The cast. With an adapter, `reference` is the policy with the adapter off and costs no memory; one that goes on
     from an earlier run keeps a copy of its tensors, as they began, to put in."""
 
-    policy: Scorer
+    policy: Policy
     reference: Scorer | None = None
 
     def at(self, temperature: float) -> "Models":
@@ -107,6 +124,10 @@ class Objective(Settings, ABC):
     def uses_reference(self) -> bool:
         """Whether these settings need `Models.reference`."""
         return self.needs_reference
+
+    def head(self) -> HeadShape | None:
+        """The head that trains beside the adapter, for `Scorer.head_values` of the policy; None: none."""
+        return None
 
     @abstractmethod
     def rows(self, example: Example, template: Template) -> tuple[Row, ...]:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from luthier.examples import Row
+from luthier.models.heads import Head
 from luthier.models.load import LoadedModel
-from luthier.preflight._probe import evaluating, in_float32, nudged, plain_logprobs, probe_rows
+from luthier.preflight._probe import evaluating, in_float32, nudged, plain_logprobs, plain_value, probe_rows
 from luthier.preflight.base import Fault, Gate, GateResult, Stage, Subject
 
 ROWS = 4
@@ -51,6 +52,10 @@ class GradientEquivalence(Gate):
                     _gradient(_losses(subject, rows, ROWS), held), _gradient(_losses(subject, rows, ROWS // 2), held)
                 ),
             }
+            if (head := subject.need_injected().head) is not None:
+                off["the values of rows one by one"] = _differences(
+                    _gradient(_values(subject, rows), held), _gradient(_values_alone(loaded, head, rows), held)
+                )
         faults = [
             Fault("", f"the gradient of {name} is off by {value:.2g} of its norm from that of {what}")
             for what, values in off.items()
@@ -75,6 +80,18 @@ def _one_by_one(loaded: LoadedModel, rows: Sequence[Row]) -> Iterator[Tensor]:
     """The log-probability of each row, from a plain call of the model."""
     for row in rows:
         yield plain_logprobs(loaded.model, row, loaded.device).sum()
+
+
+def _values(subject: Subject, rows: Sequence[Row]) -> Iterator[Tensor]:
+    """What the head reads at the end of all rows, from one forest."""
+    batch = subject.batches.build(rows).to(subject.need_model().device)
+    yield subject.need_models().policy.head_values(batch).rows_RO.sum()
+
+
+def _values_alone(loaded: LoadedModel, head: Head, rows: Sequence[Row]) -> Iterator[Tensor]:
+    """What it reads at the end of each row, from a plain call of the model."""
+    for row in rows:
+        yield plain_value(loaded.model, head, row, loaded.device).sum()
 
 
 def _losses(subject: Subject, rows: Sequence[Row], size: int) -> Iterator[Tensor]:
