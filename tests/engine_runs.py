@@ -1,6 +1,7 @@
 """Small real trainings for the tests of the engine: a tiny random Llama on random rows, with any recipe."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from luthier.engine.run import Run
 from luthier.engine.schedules.base import Schedule
 from luthier.examples import Preference, Row
 from luthier.models.scorer import Scorer
-from luthier.objectives.base import Models, Objective
+from luthier.objectives.base import Models, Objective, OnlineObjective
 from luthier.recipe import (
     ADAPTERS,
     OBJECTIVES,
@@ -67,6 +68,20 @@ def random_units(count: int, rows_per_unit: int = 1, seed: int = 0) -> list[Unit
     return units
 
 
+def sampled_units(units: list[Unit], seed: int = 0) -> list[Unit]:
+    """The same units as a rollout would leave them: with what each reply earned, and how likely it was."""
+    rng = random.Random(seed)
+
+    def sampled(row: Row) -> Row:
+        tokens = {name: tuple(rng.uniform(-5, -3) for _ in row.ids) for name in ("old_logprob", "reference_logprob")}
+        tokens["sampled_logprob"] = tuple(value + rng.uniform(-0.1, 0.1) for value in tokens["old_logprob"])
+        tokens["advantage"] = tuple(rng.gauss(0, 1) for _ in row.ids)
+        values = {"advantage": rng.gauss(0, 1), "reward": rng.random(), "limit": 10.0}
+        return replace(row, values=values, token_values=tokens)
+
+    return [tuple(sampled(row) for row in unit) for unit in units]
+
+
 def make_run(folder: Path, dtype: torch.dtype = torch.float32, **tables: Any) -> Run:
     """A run at step 0; keyword arguments are tables of the recipe, and `base`, which makes the model."""
     tables.setdefault("training", {"steps": 6, "rows_per_step": 4})
@@ -87,6 +102,9 @@ def make_run(folder: Path, dtype: torch.dtype = torch.float32, **tables: Any) ->
         model.double()
     per_unit = 2 if Preference in objective.accepts else 1
     rate = optimizer.learning_rate or adapter.learning_rate
+    trained, validation = random_units(10, per_unit), random_units(4, per_unit, seed=9)
+    if isinstance(objective, OnlineObjective):
+        trained, validation = sampled_units(random_units(10, 2)), sampled_units(random_units(4, 2, seed=9))
     return Run(
         settings=settings,
         steps=settings.steps or 6,
@@ -97,8 +115,8 @@ def make_run(folder: Path, dtype: torch.dtype = torch.float32, **tables: Any) ->
         optimizer=optimizer.build(injected.trainable, rate, injected.rate_factors()),
         schedule=schedule,
         learning_rate=rate,
-        source=Source(random_units(10, per_unit), settings.rows_per_step, seed),
-        validation=random_units(4, per_unit, seed=9),
+        source=Source(trained, settings.rows_per_step, seed),
+        validation=validation,
         checkpoints=folder / "checkpoints",
         fingerprint=canonical_hash([seed, *(dump_part(p) for p in parts.values())]),
         device=torch.device("cpu"),
