@@ -10,17 +10,24 @@ import torch
 from tests.engine_runs import VOCABULARY, make_run
 from torch import Tensor
 
+from luthier import registry
 from luthier.data.source import Unit
 from luthier.engine.loop import train
 from luthier.engine.run import Run
 from luthier.examples import Row
 from luthier.models.forest import build_batch
 from luthier.objectives._online import Estimator, kl_penalty
-from luthier.objectives.base import OnlineObjective, Reply
+from luthier.objectives.base import Objective, OnlineObjective, Reply
 from luthier.objectives.grpo import GRPO
 from luthier.objectives.reinforce_plus_plus import ReinforcePlusPlus
 from luthier.objectives.rloo import RLOO
+from luthier.recipe import OBJECTIVES
 
+ONLINE = [
+    name
+    for name in registry.names(OBJECTIVES)
+    if issubclass(registry.load_class(OBJECTIVES, name, Objective), OnlineObjective)  # type: ignore[type-abstract]
+]
 ESTIMATORS: tuple[Estimator, ...] = ("k1", "k2", "k3")
 
 
@@ -189,3 +196,11 @@ def test_grpo_with_a_divergence_finds_the_closed_form(loss_type: str, tmp_path: 
     assert np.abs(np.exp(start) - wanted).max() > 0.01
     assert np.abs(np.exp(made.logprobs()) - wanted).max() < 1e-3
     assert np.abs(made.logprobs() - np.log(wanted)).max() < 1e-1
+
+
+@pytest.mark.parametrize("name", ONLINE)
+def test_the_one_rewarded_token_becomes_certain(name: str, tmp_path: Path) -> None:
+    made = bandit(tmp_path, np.eye(VOCABULARY)[5], 40, type=name, beta=0.0)
+    for _ in train(made.run):
+        pass
+    assert np.exp(made.logprobs())[5] > 0.99

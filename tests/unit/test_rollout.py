@@ -177,8 +177,8 @@ def test_the_one_rewarded_token_becomes_certain(name: str, loaded: LoadedModel, 
         base=lambda dtype: loaded.model,
         objective={"type": name, "beta": 0.0},
         adapter={"type": "lora"},
-        schedule={"type": "constant"},
-        optimizer={"learning_rate": 2e-2},
+        schedule={"type": "linear"},
+        optimizer={"learning_rate": 1e-2},
         training={"steps": 40, "rows_per_step": 2, "patience": False, "validate_every": 40, "save_every": 1000},
     )
     plan = replace(PLAN, group_size=16, max_new_tokens=1)
@@ -197,5 +197,5 @@ def test_the_one_rewarded_token_becomes_certain(name: str, loaded: LoadedModel, 
     assert steps[0].metrics["clip_fraction"] == 0 and steps[0].metrics["sampler_drift"] < 1e-5
     assert steps[-1].metrics["reward"] > 0.9
     with torch.no_grad():
-        assert float(loaded.model(torch.tensor([prompts(template)[0].ids])).logits[0, -1].softmax(0)[wanted]) > 0.95
+        assert float(loaded.model(torch.tensor([prompts(template)[0].ids])).logits[0, -1].softmax(0)[wanted]) > 0.9
     assert steps[-1].metrics["validation_loss"] == -1.0
