@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from luthier.adapters.base import Adapter
+from luthier.adapters._head import WithHead
+from luthier.adapters.base import Adapter, Injected
 from luthier.config import build, canonical_hash
 from luthier.data.source import Source, Unit
 from luthier.engine.optimizers.base import OptimizerSettings
 from luthier.engine.run import Run
 from luthier.engine.schedules.base import Schedule
 from luthier.examples import Preference, Row
+from luthier.models.heads import head_of
 from luthier.models.scorer import Scorer
 from luthier.objectives.base import Models, Objective, OnlineObjective
 from luthier.recipe import (
@@ -75,7 +77,8 @@ def sampled_units(units: list[Unit], seed: int = 0) -> list[Unit]:
     def sampled(row: Row) -> Row:
         tokens = {name: tuple(rng.uniform(-5, -3) for _ in row.ids) for name in ("old_logprob", "reference_logprob")}
         tokens["sampled_logprob"] = tuple(value + rng.uniform(-0.1, 0.1) for value in tokens["old_logprob"])
-        tokens["advantage"] = tuple(rng.gauss(0, 1) for _ in row.ids)
+        for name in ("advantage", "value", "return"):
+            tokens[name] = tuple(rng.gauss(0, 1) for _ in row.ids)
         values = {"advantage": rng.gauss(0, 1), "reward": rng.random(), "limit": 10.0}
         return replace(row, values=values, token_values=tokens)
 
@@ -97,9 +100,13 @@ def make_run(folder: Path, dtype: torch.dtype = torch.float32, **tables: Any) ->
     model = base(dtype=dtype)
     torch.manual_seed(seed)
     reference = base(dtype=dtype) if objective.uses_reference else None
-    injected = adapter.inject(model, seed)
+    injected: Injected = adapter.inject(model, seed)
+    if (shape := objective.head()) is not None:
+        injected = WithHead(injected, head_of(model, shape, seed))
     if dtype == torch.float64:
         model.double()
+        if injected.head is not None:
+            injected.head.double()
     per_unit = 2 if Preference in objective.accepts else 1
     rate = optimizer.learning_rate or adapter.learning_rate
     trained, validation = random_units(10, per_unit), random_units(4, per_unit, seed=9)
@@ -109,7 +116,7 @@ def make_run(folder: Path, dtype: torch.dtype = torch.float32, **tables: Any) ->
         settings=settings,
         steps=settings.steps or 6,
         model=model,
-        models=Models(Scorer(model), Scorer(reference.eval()) if reference is not None else None),
+        models=Models(Scorer(model, head=injected.head), Scorer(reference.eval()) if reference is not None else None),
         objective=objective,
         injected=injected,
         optimizer=optimizer.build(injected.trainable, rate, injected.rate_factors()),

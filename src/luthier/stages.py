@@ -39,6 +39,7 @@ from luthier.files import sha256_of, sync
 from luthier.models.kernels import native
 from luthier.models.load import LoadedModel
 from luthier.models.memory import peak_memory_bytes
+from luthier.objectives.base import OnlineObjective
 from luthier.online import Asked
 from luthier.preflight.base import RowSettings, Stage, Subject, require, run_gates
 from luthier.preflight.tensors_moved import checksums
@@ -501,12 +502,16 @@ def _steps(
         progress.say(f"  {run.steps} steps are too few to show that every trained tensor moves")
     opened.folder.record(planned_steps=run.steps)  # for whoever watches
     progress.resume(run.state.step, run.steps)
+    samples, learned = isinstance(run.objective, OnlineObjective), 0
     with (opened.folder / LOG).open("a", encoding="utf-8") as log:
         for step in train(run):
             log.write(metrics_line(run.state))
             log.flush()
-            if subject is not None and step.number == PROVEN_AT:
+            # replies that are all worth the same teach nothing, and move nothing
+            learned += not samples or step.metrics["grad_norm"] > 0
+            if subject is not None and learned == PROVEN_AT:
                 _gates(opened.folder, subject, "steps")
+                subject = None
             if on_step is not None:
                 on_step(step)
             loss = f"loss {step.metrics['loss']:.3f}"

@@ -147,7 +147,12 @@ def test_every_kind_of_grpo(name: str, corrected: bool) -> None:
     case, (special, high) = made(), LOSSES[name]
     settings = {"loss_type": name, "epsilon_low": 0.2, "epsilon_high": 0.28, "use_vllm": corrected, **special}
     theirs = GRPOTrainer._compute_loss(trainer(case, **settings), None, inputs(case))
-    values = {"loss_type": name, "epsilon": 0.2, "epsilon_high": high, "sampler_cap": CAP if corrected else 0.0}
+    values: dict[str, Any] = {
+        "loss_type": name,
+        "epsilon": 0.2,
+        "epsilon_high": high,
+        "sampler_cap": CAP if corrected else 0.0,
+    }
     require_equal(ours(GRPO(**values), case), theirs, case)
 
 
@@ -159,7 +164,7 @@ def test_the_divergence_has_the_value_of_trl_s_and_the_gradient_of_its_corrected
 
     case = made()
     settings = {"loss_type": name, "epsilon_low": 0.2, "epsilon_high": 0.28, "beta": 0.3}
-    values = {"loss_type": name, "epsilon": 0.2, "epsilon_high": 0.28, "beta": 0.3, "sampler_cap": 0.0}
+    values: dict[str, Any] = {"loss_type": name, "epsilon": 0.2, "epsilon_high": 0.28, "beta": 0.3, "sampler_cap": 0.0}
     theirs = GRPOTrainer._compute_loss(trainer(case, **settings, use_bias_correction_kl=True), None, inputs(case))
     require_equal(ours(GRPO(**values), case), theirs, case)
 

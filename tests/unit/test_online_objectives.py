@@ -19,6 +19,7 @@ from luthier.models.forest import build_batch
 from luthier.objectives._online import Estimator, kl_penalty
 from luthier.objectives.base import Objective, OnlineObjective, Reply
 from luthier.objectives.grpo import GRPO
+from luthier.objectives.ppo import PPO, estimated_advantages, next_coefficient, whitened
 from luthier.objectives.reinforce_plus_plus import ReinforcePlusPlus
 from luthier.objectives.rloo import RLOO
 from luthier.recipe import OBJECTIVES
@@ -124,6 +125,81 @@ def test_each_token_of_reinforce_plus_plus_is_worth_what_is_still_to_come() -> N
     assert found == pytest.approx([1.0, -1.0, 1.0, -1.0])
 
 
+# PPO's details
+
+
+def test_advantages_are_those_of_the_definition() -> None:
+    rewards, values = np.array([0.0, 0.5, -1.0, 2.0]), np.array([0.3, -0.2, 0.8, 0.1])
+    gamma, lam = 0.9, 0.7
+    deltas = rewards + gamma * np.append(values[1:], 0.0) - values
+    wanted = [sum((gamma * lam) ** i * deltas[t + i] for i in range(4 - t)) for t in range(4)]
+    assert estimated_advantages(rewards, values, gamma, lam) == pytest.approx(np.array(wanted))
+    # lam 1: what came of it, less what was expected; lam 0: one step
+    assert estimated_advantages(rewards, values, 1.0, 1.0) == pytest.approx(rewards[::-1].cumsum()[::-1] - values)
+    assert estimated_advantages(rewards, values, gamma, 0.0) == pytest.approx(deltas)
+
+
+def test_whitening_without_a_shift_of_the_mean_is_that_of_the_blog() -> None:
+    """Huang et al. 2023, "The N implementation details of RLHF with PPO": the variance is the biased one."""
+    rewards = np.array([[1.2, 1.3, 1.4], [1.5, 1.6, 1.7], [1.8, 1.9, 2.0]])
+    assert rewards.var() == pytest.approx(0.0666667, abs=1e-7)
+    assert whitened(rewards, shift_mean=False)[0] == pytest.approx([0.0508, 0.4381, 0.8254], abs=5e-5)
+    assert whitened(rewards).mean() == pytest.approx(0, abs=1e-12) and whitened(rewards).std() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("kl", "change"), [(6.0, 0.0), (6.6, 0.1), (60.0, 0.2), (0.0, -0.2)])
+def test_the_weight_of_the_divergence_follows_its_target(kl: float, change: float) -> None:
+    assert next_coefficient(0.15, kl, 6.0, 10_000, 256) == pytest.approx(0.15 * (1 + change * 256 / 10_000))
+
+
+def with_values(reward: float, truncated: bool = False) -> Reply:
+    """A reply of two tokens, 0.5 and 1 nats more likely than to the reference."""
+    (reply,) = replies([[reward]])
+    tokens = {**reply.row.token_values, "reference_logprob": (0.0, -1.5, -3.0), "value": (0.0, 0.25, 0.75)}
+    return Reply(0, Row(reply.row.ids, reply.row.loss_mask, "r", {}, tokens), reward, truncated)
+
+
+def test_the_reward_comes_at_the_last_token_and_the_divergence_at_each() -> None:
+    objective = PPO(beta=0.1, lam=1.0, whiten_advantages=False)
+    (row,), carried = objective.credit([with_values(2.0)], {})
+    assert row.token_values["return"] == pytest.approx((0.0, 2.0 - 0.1 - 0.05, 2.0 - 0.1))
+    assert row.token_values["advantage"] == pytest.approx((0.0, 1.85 - 0.25, 1.9 - 0.75))
+    assert carried == {}
+
+
+def test_a_reply_without_an_end_loses_what_the_settings_say() -> None:
+    objective = PPO(beta=0.0, lam=1.0, whiten_advantages=False, missing_end_penalty=1.5)
+    rows, _ = objective.credit([with_values(2.0), with_values(2.0, truncated=True)], {})
+    assert [row.token_values["return"][2] for row in rows] == pytest.approx([2.0, 0.5])
+
+
+def test_the_next_rollout_is_told_the_weight_of_the_divergence() -> None:
+    objective = PPO(beta=0.1, kl_target=1.0, kl_horizon=10)
+    rows, carried = objective.credit([with_values(2.0)], {})
+    assert rows[0].values["kl_coefficient"] == 0.1 and carried["kl_coefficient"] == pytest.approx(0.1 * (1 + 0.2 / 10))
+    rows, again = objective.credit([with_values(2.0)], carried)
+    assert rows[0].values["kl_coefficient"] == carried["kl_coefficient"] < again["kl_coefficient"]
+
+
+def test_a_value_may_not_move_far_from_what_it_was(tmp_path: Path) -> None:
+    """The larger error counts, so a value that moved further than `value_clip` towards its return earns nothing."""
+    run = make_run(tmp_path, objective={"type": "ppo", "value_clip": 0.1, "value_weight": 1.0, "sampler_cap": 0.0})
+    tokens = {"advantage": (0.0, 0.0), "value": (0.0, 0.0), "return": (0.0, 1.0)}
+
+    def loss(value: float) -> tuple[float, float]:
+        batch = build_batch([Row((3, 4), (0.0, 1.0), "r", {"reward": 0.0}, tokens)])
+        assert run.injected.head is not None and run.injected.head.bias is not None
+        bias = run.injected.head.bias
+        with torch.no_grad():
+            bias.fill_(value)
+        (gradient,) = torch.autograd.grad(run.objective.loss(run.models, batch).total, bias)
+        return float(run.objective.loss(run.models, batch).total.detach()), float(gradient)
+
+    assert loss(0.05) == pytest.approx((0.95**2 / 2, -0.95), abs=1e-6)
+    assert loss(0.5) == pytest.approx((0.9**2 / 2, 0.0), abs=1e-6)  # clipped at 0.1, whose error is the larger one
+    assert loss(-0.5) == pytest.approx((1.5**2 / 2, -1.5), abs=1e-6)
+
+
 # where they lead: every token is a reply, weighted by how likely it is, so that nothing is left to chance
 
 
@@ -196,6 +272,16 @@ def test_grpo_with_a_divergence_finds_the_closed_form(loss_type: str, tmp_path: 
     assert np.abs(np.exp(start) - wanted).max() > 0.01
     assert np.abs(np.exp(made.logprobs()) - wanted).max() < 1e-3
     assert np.abs(made.logprobs() - np.log(wanted)).max() < 1e-1
+
+
+def test_ppo_with_a_divergence_finds_the_closed_form(tmp_path: Path) -> None:
+    rewards, beta = np.random.default_rng(0).random(VOCABULARY), 0.5
+    made = bandit(tmp_path, rewards, 60, type="ppo", beta=beta, whiten_advantages=False)
+    start = made.logprobs()
+    for _ in train(made.run):
+        pass
+    wanted = np.exp(start + rewards / beta)
+    assert np.abs(made.logprobs() - np.log(wanted / wanted.sum())).max() < 1e-1
 
 
 @pytest.mark.parametrize("name", ONLINE)

@@ -48,11 +48,12 @@ def rollouts(
     objective: OnlineObjective | None = None,
     key: str = "run",
     write: Any = None,
+    models: Models | None = None,
 ) -> Rollouts:
     template = build_template(loaded, "model")
     write = write or OneTurn(OwnSampler(loaded, template.stop_ids), template, plan.max_new_tokens)
-    models = Models(Scorer(loaded.model)).at(plan.temperature)
-    cast = Cast(objective or GRPO(), models, loaded.model, loaded.device, write, grade)
+    models = models or Models(Scorer(loaded.model))
+    cast = Cast(objective or GRPO(), models.at(plan.temperature), loaded.model, loaded.device, write, grade)
     asked = prompts(template)
     return Rollouts(plan, asked, asked[:2], cast, folder, key)
 
@@ -170,7 +171,7 @@ def test_the_reward_falls_towards_the_limit(loaded: LoadedModel, tmp_path: Path)
         assert line["reward"] == 1 - max(len(line["ids"]) - 2, 0) / 4
 
 
-@pytest.mark.parametrize("name", ["grpo", "rloo", "reinforce_plus_plus"])
+@pytest.mark.parametrize("name", ["grpo", "rloo", "reinforce_plus_plus", "ppo"])
 def test_the_one_rewarded_token_becomes_certain(name: str, loaded: LoadedModel, tmp_path: Path) -> None:
     run = make_run(
         tmp_path,
@@ -190,7 +191,8 @@ def test_the_one_rewarded_token_becomes_certain(name: str, loaded: LoadedModel, 
     def grade(answers: Sequence[tuple[Prompt, Written]]) -> list[Grade]:
         return [Grade(float(written.ids[0] == wanted)) for _, written in answers]
 
-    source = rollouts(loaded, tmp_path / "rollouts", plan, grade, run.objective)
+    assert isinstance(run.objective, OnlineObjective)
+    source = rollouts(loaded, tmp_path / "rollouts", plan, grade, run.objective, models=run.models)
     run.source, run.models, run.validation = source, source.cast.models, source.planned_validation()
     steps = list(train(run))
     assert steps[0].metrics["reward"] < 0.5 and steps[0].metrics["ratio"] == 1 and steps[0].metrics["approx_kl"] == 0
