@@ -109,7 +109,7 @@ def prompts_of(examples: Sequence[Example], template: Template, longest: int, re
                 example.where.line,
                 example.where.row,
             )
-        found.append(Prompt(example.id, ids, asked(example), item_of(example), example.tools))
+        found.append(Prompt(example.id, ids, asked(example), item_of(example), example.tools, reference_of(example)))
     return found
 
 

@@ -32,6 +32,7 @@ from luthier.engine import checkpoint
 from luthier.engine.interrupts import interruptible
 from luthier.engine.log import mend_log, metrics_line
 from luthier.engine.loop import Step, observe, train, validation_loss
+from luthier.engine.rollout import Rollouts
 from luthier.engine.run import Run
 from luthier.errors import DataError, PreflightError, StorageError
 from luthier.examples import Example, Row, Where
@@ -403,9 +404,12 @@ def prepare_training(opened: Opened, progress: Progress, prove: bool = True, ava
         subject.injected, subject.models = trainable.injected, trainable.models
         subject.targets = assemble.adapter_of(recipe).named_targets
         subject.start = start
+        subject.sampled = run.source if isinstance(run.source, Rollouts) else None
         with progress.stage("model", "pre-flight on the model"), folder.timed("preflight"):
             _gates(folder, subject, "model")
             subject.checksums = checksums(loaded.model, trainable.injected)
+        if subject.sampled is not None:
+            _tell_first(subject.sampled.first(), progress)
     return Prepared(opened, run, found)
 
 
@@ -413,6 +417,24 @@ def asked_of(opened: Opened) -> Asked:
     """What an online objective asks: the rows that others train on."""
     named = opened.data.named() if opened.subject is None else opened.subject.splits
     return Asked(assemble.template_for(opened.recipe, opened.loaded), named["train"], named["validation"])
+
+
+def _tell_first(first: Mapping[str, float], progress: Progress) -> None:
+    """Say what the first rollout was worth, and what to do where little can be learned from it."""
+    progress.say(
+        f"  the first replies: mean reward {first['reward']:.3f}; {first['truncated']:.0%} were cut off; of "
+        f"{first['dead']:.0%} of prompts all were worth the same"
+    )
+    if first["truncated"] > 0.5:
+        progress.say(
+            "  ! most ran into rollout.max_new_tokens and were graded unfinished: raise it, or train on the replies of "
+            "the rows first, so that the model knows how to end"
+        )
+    if first["dead"] > 0.5:
+        progress.say(
+            "  ! most prompts teach nothing: raise rollout.group_size or rollout.temperature, set rollout.resample, or "
+            "give part of the reward for a part of the task"
+        )
 
 
 def train_stage(prepared: Prepared, progress: Progress, on_step: Callable[[Step], None] | None = None) -> Run:

@@ -115,7 +115,10 @@ grader = {{ type = "string_check", input = "{{{{sample.output_text}}}}", referen
 """What is added to the recipe for replies that are sampled."""
 
 
-@pytest.mark.parametrize("added", ["", ONLINE.format(objective="grpo")], ids=["sft", "grpo"])
+PPO = ONLINE.format(objective="ppo").replace('"ppo"', '"ppo"\nkl_target = 0.5\nkl_horizon = 50')
+
+
+@pytest.mark.parametrize("added", ["", ONLINE.format(objective="grpo"), PPO], ids=["sft", "grpo", "ppo"])
 def test_the_real_command_is_killed_again_and_again_and_leaves_what_an_undisturbed_one_does(
     added: str, tmp_path: Path, tiny_model_folder: Path
 ) -> None:

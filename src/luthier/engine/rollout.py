@@ -43,6 +43,8 @@ class Prompt:
     item: Mapping[str, Any]
     """What graders and environments see of the row."""
     tools: tuple[Mapping[str, Any], ...] = ()
+    reference: Message | None = None
+    """The reply that the row gives."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,11 @@ class Written:
     turns: int = 1
     earned: float | None = None
     """What the environment gave; None: there was none."""
+
+
+def said(message: Message) -> Written:
+    """A message that was given, as if it had been written."""
+    return Written(message.content, message, (), (), (), truncated=False)
 
 
 Grader: TypeAlias = Callable[[Sequence[tuple[Prompt, Written]]], Sequence[Grade]]
@@ -191,6 +198,23 @@ class Rollouts:
             self._keep(path, lines)
         return [(self._row(line, self.validation[line["group"]]),) for line in lines[1:]]
 
+    # what the pre-flight asks
+
+    def reference_rewards(self, count: int) -> list[tuple[str, float, float]]:
+        """Of at most so many prompts whose row gives a reply: the id, the reward of that reply, and of an empty one."""
+        known = [(prompt, prompt.reference) for prompt in self.prompts if prompt.reference is not None]
+        known = known[:: max(1, len(known) // count)][:count]
+        graded = self.cast.grade([(p, said(m)) for p, reply in known for m in (reply, Message("assistant", ""))])
+        rewards = [grade.reward for grade in graded]
+        return [(p.id, rewards[2 * i], rewards[2 * i + 1]) for i, (p, _) in enumerate(known)]
+
+    def first(self) -> Mapping[str, float]:
+        """Of the first rollout: `reward`, and the shares of replies `truncated` and of groups `dead`."""
+        header, *lines = self.rollout(1)
+        is_dead = len({line["reward"] for line in lines}) == 1
+        dead = 1.0 if is_dead else header["dead_groups"] / len(header["places"])
+        return {"reward": header["reward"], "truncated": header["truncated"], "dead": dead}
+
     # a rollout
 
     def rollout(self, number: int) -> list[dict[str, Any]]:
@@ -228,7 +252,7 @@ class Rollouts:
         flags = [float(_is_dead(group)) for group in groups for _ in group]
         lines = []
         for reply, answer, row, is_dead in zip(replies, answers, rows, flags, strict=True):
-            values = {**row.values, **answer.values, "dead": is_dead}
+            values = {**row.values, **answer.values, "dead": is_dead, **_divergence(row)}
             lines.append(self._line(replace(answer, group=reply.group, values=values), replace(row, values=values)))
         header = {
             "rollout": number,
@@ -438,6 +462,14 @@ def _with_token_values(rows: Sequence[Row], measured: Mapping[str, torch.Tensor]
         first += len(trained)
         found.append(replace(row, token_values=token_values))
     return found
+
+
+def _divergence(row: Row) -> dict[str, float]:
+    """How many nats more likely a reply was to the policy than to the reference, where there is one."""
+    if "reference_logprob" not in row.token_values:
+        return {}
+    pairs = zip(row.token_values["old_logprob"], row.token_values["reference_logprob"], row.loss_mask, strict=True)
+    return {"reply_kl": sum(old - reference for old, reference, weight in pairs if weight)}
 
 
 def _drift(row: Row) -> float:

@@ -23,7 +23,7 @@ from luthier.models.forest import Batch
 from luthier.objectives.base import Loss, Mean, Models, OnlineObjective, Reply, in_float64, no_grad_logprobs
 
 Estimator: TypeAlias = Literal["k1", "k2", "k3"]
-TOLD = ("reward", "truncated", "dead")
+TOLD = ("reward", "truncated", "dead", "reply_kl")
 """Values of a row that are told as metrics, with what their names begin with."""
 
 
@@ -116,10 +116,8 @@ def trained_tokens(batch: Batch) -> float:
 
 def reply_metrics(batch: Batch) -> dict[str, Mean]:
     """What is told of the replies of a batch: their rewards, how many were cut off, how long they are, and how far the
-    model that wrote them is from the reference."""
+    model that wrote them is from the reference, in nats a reply."""
     told = {name: Mean.of(v) for name, v in batch.values_R.items() if name.startswith(TOLD)}
-    if {"old_logprob", "reference_logprob"} <= batch.values_K.keys():
-        told["kl"] = Mean.of(batch.values_K["old_logprob"] - batch.values_K["reference_logprob"])
     return {**told, "reply_tokens": Mean.of(batch.sum_rows(torch.ones_like(batch.loss_mask_K)))}
 
 
