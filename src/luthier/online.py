@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,17 @@ def asked(example: Conversation) -> tuple[Message, ...]:
 
 
 def reference_of(example: Conversation) -> Message | None:
-    """The reply that the row gives; None: it gives none."""
-    return example.messages[-1] if asked(example) != example.messages else None
+    """The reply that the row gives; None: it gives none, or an empty one (`with_place_for_reply`)."""
+    last = example.messages[-1] if asked(example) != example.messages else None
+    return last if last is not None and (last.content or last.tool_calls) else None
+
+
+def with_place_for_reply(example: Example) -> Example:
+    """The example with an empty reply where it ends with a question: what the model will be asked for. Rows of graded
+    replies need no reply of their own; all else that looks at rows finds the place where one is written."""
+    if not isinstance(example, Conversation) or example.messages[-1:] != asked(example)[-1:]:
+        return example
+    return replace(example, messages=(*example.messages, Message("assistant")))
 
 
 def prompts_of(examples: Sequence[Example], template: Template, longest: int, reply: int) -> list[Prompt]:

@@ -20,6 +20,7 @@ from luthier import __version__, assemble
 from luthier.config import canonical_hash
 from luthier.data.checks._text import exact_content
 from luthier.data.checks.base import Finding, run_checks
+from luthier.data.checks.empty import EMPTY_REPLY
 from luthier.data.corpus_leaks import corpus_leaks
 from luthier.data.formats.base import read_examples, sniff
 from luthier.data.replay import Pool, build_pool, wanted
@@ -41,7 +42,7 @@ from luthier.models.kernels import native
 from luthier.models.load import LoadedModel
 from luthier.models.memory import peak_memory_bytes
 from luthier.objectives.base import OnlineObjective
-from luthier.online import Asked
+from luthier.online import Asked, with_place_for_reply
 from luthier.preflight.base import RowSettings, Stage, Subject, require, run_gates
 from luthier.preflight.tensors_moved import checksums
 from luthier.progress import Progress, duration
@@ -171,7 +172,8 @@ def divide(recipe: Recipe) -> tuple[Data, dict[str, Any], list[Finding]]:
     settings = recipe.data
 
     def read(path: str) -> list[Example]:
-        return list(read_examples(Path(path), settings.format, settings.instruction))
+        examples = read_examples(Path(path), settings.format, settings.instruction)
+        return [with_place_for_reply(example) for example in examples] if recipe.rollout else list(examples)
 
     given = {name: path for name, path in _files(recipe).items() if name != "train"}
     taken = {name: read(path) for name, path in given.items() if path is not None}
@@ -180,6 +182,8 @@ def divide(recipe: Recipe) -> tuple[Data, dict[str, Any], list[Finding]]:
     shares = {name: share for name, share in shares.items() if name not in taken}
     parts = split(read(settings.train), shares, recipe.seed, taken=taken)
     findings = run_checks(Data(parts.train, parts.validation, parts.test).named())
+    if recipe.rollout:  # a row that is only asked needs no reply
+        findings = [finding for finding in findings if finding.message != EMPTY_REPLY]
     pool = _pool(recipe, parts)
     findings += pool.findings() if pool else []
     training = _without_repeats(parts.train) if settings.duplicates == "drop" else parts.train
