@@ -185,6 +185,9 @@ class Reference:
             logits: torch.Tensor = self.scorer.logits(batch)
             return logits
 
+    def at(self, temperature: float) -> "Reference":
+        return Reference(self.scorer.at(temperature), self.before)
+
 
 @cache
 def earlier_run() -> "tempfile.TemporaryDirectory[str]":

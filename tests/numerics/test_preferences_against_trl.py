@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.policies import Unasked
 from torch import Tensor, nn
 
 from luthier.examples import Row
-from luthier.models.forest import Batch, HeadValues, TokenScores, build_batch
+from luthier.models.forest import Batch, build_batch
 from luthier.objectives.base import Models, Objective
 from luthier.objectives.bco import BCO
 from luthier.objectives.cpo import CPO
@@ -34,7 +35,7 @@ def is_mismatched(row: Row) -> bool:
     return row.ids[-1] != 7 + row.ids[0] // 10
 
 
-class Fixed:
+class Fixed(Unasked):
     """A model that gives the log-probabilities that it was told."""
 
     def __init__(self, given: dict[str, Tensor]) -> None:
@@ -42,18 +43,6 @@ class Fixed:
 
     def token_logprobs(self, batch: Batch) -> Tensor:
         return torch.cat([self.given[f"{row.id}~" if is_mismatched(row) else row.id] for row in batch.rows])
-
-    def token_scores(self, batch: Batch) -> TokenScores:
-        raise NotImplementedError
-
-    def logits(self, batch: Batch) -> Tensor:
-        raise NotImplementedError
-
-    def head_values(self, batch: Batch) -> HeadValues:
-        raise NotImplementedError
-
-    def logprobs_and_values(self, batch: Batch) -> tuple[Tensor, HeadValues]:
-        raise NotImplementedError
 
 
 def rows_of(lengths: list[int], values: list[dict[str, float]] | None = None) -> list[Row]:

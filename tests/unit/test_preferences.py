@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tests.engine_runs import make_run, random_units, tiny_llama, verdicts
+from tests.policies import Unasked
 from torch import Tensor
 
 from luthier.config import build
@@ -17,7 +18,7 @@ from luthier.engine.loop import train
 from luthier.engine.run import Run
 from luthier.errors import RecipeError
 from luthier.examples import Row
-from luthier.models.forest import Batch, HeadValues, TokenScores, build_batch
+from luthier.models.forest import Batch, build_batch
 from luthier.models.scorer import Scorer
 from luthier.objectives._pairs import places
 from luthier.objectives.base import Models, Objective
@@ -29,7 +30,7 @@ from luthier.recipe import OBJECTIVES, build_part
 # the closed form
 
 
-class Bandit:
+class Bandit(Unasked):
     """A model of one question whose answers are one token each."""
 
     def __init__(self, logits_V: Tensor) -> None:
@@ -37,18 +38,6 @@ class Bandit:
 
     def token_logprobs(self, batch: Batch) -> Tensor:
         return self.logits_V.log_softmax(0)[batch.target_Q[batch.prediction_K]]
-
-    def token_scores(self, batch: Batch) -> TokenScores:
-        raise NotImplementedError
-
-    def logits(self, batch: Batch) -> Tensor:
-        raise NotImplementedError
-
-    def head_values(self, batch: Batch) -> HeadValues:
-        raise NotImplementedError
-
-    def logprobs_and_values(self, batch: Batch) -> tuple[Tensor, HeadValues]:
-        raise NotImplementedError
 
 
 @pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "js_divergence"])

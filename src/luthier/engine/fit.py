@@ -206,7 +206,7 @@ def _size(batch: Batch) -> Size:
 def _steps(run: Run, limit: int) -> list[list[tuple[list[Row], Size]]]:
     """The micro-batches of the first steps; the order of rows is known beforehand."""
     return [
-        [(rows, _size(build_batch(rows))) for rows in micro_batches(run.source.step(number), limit)]
+        [(rows, _size(build_batch(rows))) for rows in micro_batches(run.source.planned(number), limit)]
         for number in range(1, min(run.steps, SCANNED_STEPS) + 1)
     ]
 

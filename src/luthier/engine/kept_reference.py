@@ -34,9 +34,10 @@ def worth_keeping(run: Run) -> dict[str, Sequence[Unit]]:
 
     Validation looks at all of its rows before the first step and after the last one at least.
     """
-    if not (run.objective.needs_reference and run.objective.keeps_reference):
+    objective, source = run.objective, run.source
+    if not (objective.needs_reference and objective.keeps_reference and isinstance(source, Source)):
         return {}
-    units = run.source.units
+    units = source.units
     found: dict[str, Sequence[Unit]] = {"validation": run.validation} if len(run.validation) else {}
     return {"train": units, **found} if run.steps * run.settings.rows_per_step > len(units) else found
 
@@ -59,12 +60,13 @@ def keep(run: Run, folder: Path, say: Callable[[str], None]) -> None:
         with in_mode(run.model, training=False):
             values = {name: _scored(run, units) for name, units in wanted.items()}
         _write(path, values, run.fingerprint)
+    source = run.source
     for name, units in wanted.items():
         stored = StoredUnits(_told(units, values[name].tolist()), folder)
-        if name == "train":
-            run.source = Source(stored, run.source.rows_per_step, run.source.seed)
-        else:
+        if name == "validation":
             run.validation = stored
+        elif isinstance(source, Source):
+            run.source = Source(stored, source.rows_per_step, source.seed)
 
 
 def _scored(run: Run, units: Sequence[Unit]) -> Tensor:

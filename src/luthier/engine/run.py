@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from luthier.adapters.base import Injected
-from luthier.data.source import Source, Unit
+from luthier.data.source import RowSource, Unit
 from luthier.engine.schedules.base import Schedule
 from luthier.objectives.base import Models, Objective
 from luthier.recipe import TrainingSettings
@@ -67,7 +67,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     learning_rate: float
-    source: Source
+    source: RowSource
     validation: Sequence[Unit]
     checkpoints: Path
     fingerprint: str

@@ -5,7 +5,7 @@ backward pass and divides once, so how a step is split over micro-batches and pr
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol, TypeAlias
 
@@ -73,6 +73,10 @@ class Scorer(Protocol):
         """(H, vocabulary) logits at the positions `batch.hidden_H`, in the type that the model computes in."""
         ...
 
+    def at(self, temperature: float) -> "Scorer":
+        """The same with all logits divided by a temperature."""
+        ...
+
 
 class Policy(Scorer, Protocol):
     """The model that trains, and its head."""
@@ -85,6 +89,10 @@ class Policy(Scorer, Protocol):
         """`token_logprobs` and `head_values`, from one pass of the model."""
         ...
 
+    def at(self, temperature: float) -> "Policy":
+        """The same with all logits divided by a temperature."""
+        ...
+
 
 @dataclass(frozen=True)
 class Models:
@@ -93,6 +101,10 @@ class Models:
 
     policy: Policy
     reference: Scorer | None = None
+
+    def at(self, temperature: float) -> "Models":
+        """The same at another temperature: what was sampled is scored as it was sampled."""
+        return Models(self.policy.at(temperature), self.reference and self.reference.at(temperature))
 
 
 @dataclass(frozen=True)
@@ -148,6 +160,49 @@ class Objective(Settings, ABC):
     def loss_at_start(self) -> float | None:
         """The mean loss while the policy is its reference; None where the rows decide."""
         return None
+
+    def validation_weight(self, batch: Batch) -> float:
+        """How many things `validation` sums over."""
+        return self.weight(batch)
+
+    def validation(self, models: Models, batch: Batch) -> Loss:
+        """What the best step is chosen by, summed over validation rows, and what else is told of them."""
+        return self.loss(models, batch)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply that the model wrote to a prompt, graded."""
+
+    group: int
+    """Replies of one group answer one prompt; groups are counted from 0, in the order of the rollout."""
+    row: Row
+    """Prompt and reply. Trained on are the tokens that the model wrote; their `token_values` are `sampled_logprob`, and
+    what `OnlineObjective.measure` found."""
+    reward: float
+    truncated: bool
+    """It ran into the limit of tokens."""
+
+
+class OnlineObjective(Objective):
+    """Learns from replies that the model writes while it trains (`engine.rollout`), by what they are worth."""
+
+    keeps_reference: ClassVar[bool] = False
+    least_group: ClassVar[int] = 1
+    """Replies to one prompt that it needs at least, to compare them."""
+
+    @abstractmethod
+    def measure(self, models: Models, batch: Batch) -> Mapping[str, Tensor]:
+        """(K,) numbers of the trained-on tokens under the models that sampled them, by name; without a graph."""
+
+    @abstractmethod
+    def credit(self, replies: Sequence[Reply], carried: Mapping[str, float]) -> tuple[list[Row], dict[str, float]]:
+        """The row of each reply with what it has earned, for `loss`; and the numbers that the next rollout is told.
+
+        Args:
+            replies: a whole rollout, group after group.
+            carried: what the rollout before handed on; empty at the first one. It is kept in checkpoints.
+        """
 
 
 def with_value(batch: Batch, name: str, values_R: Tensor | float) -> Batch:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from luthier.data.checks.base import Check, Finding, Tally
 from luthier.examples import Conversation, Document, Example, Judged, Message, Preference
 
+EMPTY_REPLY = "an empty reply"
+
 
 class Empty(Check):
     """Counts rows with an empty reply, an empty prompt, or no text at all."""
@@ -37,7 +39,7 @@ class Empty(Check):
         """Errors: such a row is never meant."""
         advice = "remove these rows, or look for the field that was lost when they were exported"
         kinds = (
-            (self._replies, "an empty reply"),
+            (self._replies, EMPTY_REPLY),
             (self._prompts, "an empty prompt"),
             (self._documents, "no text in the document"),
         )
