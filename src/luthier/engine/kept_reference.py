@@ -34,7 +34,7 @@ def worth_keeping(run: Run) -> dict[str, Sequence[Unit]]:
 
     Validation looks at all of its rows before the first step and after the last one at least.
     """
-    if not (run.objective.needs_reference and run.objective.keeps_reference):
+    if not (run.objective.uses_reference and run.objective.keeps_reference and isinstance(run.source, Source)):
         return {}
     units = run.source.units
     found: dict[str, Sequence[Unit]] = {"validation": run.validation} if len(run.validation) else {}

@@ -167,6 +167,7 @@ class DPO(Objective):
     """Learn from pairs of a chosen and a rejected reply to one prompt."""
 
     accepts: ClassVar[tuple[type, ...]] = (Preference,)
+    needs_reference: ClassVar[bool] = True
     rate_factor: ClassVar[float] = 0.1
 
     beta: float = Field(0.1, gt=0)
@@ -246,7 +247,7 @@ class DPO(Objective):
         return (self.penalty,) if isinstance(self.penalty, str) else self.penalty
 
     @property
-    def needs_reference(self) -> bool:
+    def uses_reference(self) -> bool:
         """Unless it is taken to be uniform."""
         return not self.reference_free
 
