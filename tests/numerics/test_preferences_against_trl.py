@@ -293,7 +293,7 @@ def test_kto(weights: tuple[float, float], ahead: float) -> None:
             for of, other in ((given, ours_then), (held, theirs))
         )
     )
-    objective = KTO(beta=0.3, good_weight=weights[0], bad_weight=weights[1])
+    objective = KTO(beta=0.3, desirable_weight=weights[0], undesirable_weight=weights[1])
     rows = rows_of(LENGTHS, [{"good": label} for label in LABELS])
     mine = ours(objective, models, rows, cut=4)
     settings = {"desirable_weight": weights[0], "undesirable_weight": weights[1]}

@@ -34,9 +34,9 @@ class BCO(Objective):
 
     beta: float = Field(0.1, gt=0)
     """Pull towards the reference model: higher stays closer."""
-    good_weight: float = Field(1.0, gt=0)
+    desirable_weight: float = Field(1.0, gt=0)
     """Weight of a good reply."""
-    bad_weight: float = Field(1.0, gt=0)
+    undesirable_weight: float = Field(1.0, gt=0)
     """Weight of a bad reply."""
 
     def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
@@ -56,7 +56,7 @@ class BCO(Objective):
         gain_K = models.policy.token_logprobs(batch) - reference_logprobs(models, batch)
         reward_R = self.beta * batch.sum_rows(gain_K * batch.loss_mask_K)
         ahead_R = (reward_R - batch.values_R[CENTRE]) * weighed(batch, 1.0, -1.0)
-        losses_R = -F.logsigmoid(ahead_R) * weighed(batch, self.good_weight, self.bad_weight)
+        losses_R = -F.logsigmoid(ahead_R) * weighed(batch, self.desirable_weight, self.undesirable_weight)
         return Loss(losses_R.sum(), {"loss": Mean.of(losses_R), **reward_metrics(batch, reward_R)})
 
     def remember(self, memory: Memory, metrics: Mapping[str, Mean]) -> Memory:
@@ -65,4 +65,4 @@ class BCO(Objective):
 
     def loss_at_start(self) -> float | None:
         """ln 2 times the weight of a reply; None where it depends on how many of them are good."""
-        return self.good_weight * LN_2 if self.good_weight == self.bad_weight else None
+        return self.desirable_weight * LN_2 if self.desirable_weight == self.undesirable_weight else None
