@@ -86,7 +86,9 @@ def prepare_data(recipe: Recipe, folder: RunFolder, progress: Progress) -> Data:
         _require_no_errors([Finding.from_dict(f) for f in folder.read("findings.json")])
         names = (*SPLITS, *(["replay"] if recipe.data.replay else []))
         counts = {name: kept[name] for name in SPLITS}
-        return Data(*(_kept_rows(folder, name) if counts.get(name, 1) else [] for name in names))
+        return Data(
+            *(list(read_examples(folder / f"data/{name}.jsonl")) if counts.get(name, 1) else [] for name in names)
+        )
     if recipe.data.format == "auto":
         for path in filter(None, _files(recipe).values()):
             progress.say(f"  {path}: read as {sniff(Path(path))}")
@@ -104,10 +106,6 @@ def prepare_data(recipe: Recipe, folder: RunFolder, progress: Progress) -> Data:
     worst = ", ".join(f"{sum(f.severity == s for f in findings)} {s}s" for s in ("warning", "note"))
     progress.say(f"  rows: {rows}; findings: {worst} (in findings.json and the report)")
     return data
-
-
-def _kept_rows(folder: RunFolder, name: str) -> list[Example]:
-    return list(read_examples(folder / f"data/{name}.jsonl"))
 
 
 def _require_what_was_trained_on(recipe: Recipe, folder: RunFolder, kept: Mapping[str, Any] | None, data: Data) -> None:

@@ -311,7 +311,7 @@ def test_apo_zero_of_single_replies() -> None:
 
 
 def test_bco_of_pairs_as_two_judged_replies() -> None:
-    """TRL has BCO for pairs alone, without a centre: its loss of a pair is the sum of both."""
+    """TRL has BCO for pairs alone, without a center: its loss of a pair is the sum of both."""
     given, held = logprobs(LENGTHS, 0), logprobs(LENGTHS, 1)
     rows = rows_of(LENGTHS, [{"good": label} for label in (1.0, 0.0) * 3])
     mine = 2 * ours(BCO(beta=0.3), cast(Fixed(given), Fixed(held)), rows, cut=3)

@@ -161,7 +161,7 @@ def test_places_count_within_each_row() -> None:
 
 
 @pytest.mark.parametrize("objective", [{"type": "bco"}, {"type": "dpo", "penalty": ["sigmoid", "bco", "sft"]}], ids=str)
-def test_the_centre_is_the_mean_of_earlier_steps_and_survives_a_stop(objective: dict[str, Any], tmp_path: Path) -> None:
+def test_the_center_is_the_mean_of_earlier_steps_and_survives_a_stop(objective: dict[str, Any], tmp_path: Path) -> None:
     whole = make_run(tmp_path / "whole", objective=objective)
     rewards = []
     for step in train(whole):
@@ -191,7 +191,7 @@ def test_the_centre_is_the_mean_of_earlier_steps_and_survives_a_stop(objective: 
     with torch.no_grad():
         (batch,) = whole.objective.whole_step(whole.models, [build_batch(whole.source.step(1)[0])], memory)
     halves = [memory[f"{kind}_reward_total"] / memory[f"{kind}_reward_count"] / 2 for kind in ("chosen", "rejected")]
-    assert float(batch.values_R["centre"][0]) == pytest.approx(sum(halves))
+    assert float(batch.values_R["center"][0]) == pytest.approx(sum(halves))
 
 
 # what is refused
