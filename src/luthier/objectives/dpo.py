@@ -325,7 +325,7 @@ class DPO(Objective):
     def _sums(self, models: Models, batch: Batch, logprobs_K: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(R,) each: the log-probability of each row under the policy and under the reference."""
         logprobs_K = models.policy.token_logprobs(batch) if logprobs_K is None else logprobs_K
-        weight_K = batch.loss_mask_K * self._desensitized(batch)
+        weight_K = batch.loss_mask_K if self.ld_alpha == 1 else batch.loss_mask_K * self._desensitized(batch)
         policy_R = batch.sum_rows(logprobs_K * weight_K)
         if self.reference_free:
             return policy_R, torch.zeros_like(policy_R)
