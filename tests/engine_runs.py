@@ -105,7 +105,7 @@ def make_run(folder: Path, dtype: torch.dtype = torch.float32, **tables: Any) ->
     assert isinstance(optimizer, OptimizerSettings) and isinstance(schedule, Schedule)
     model = base(dtype=dtype)
     torch.manual_seed(seed)
-    reference = base(dtype=dtype) if objective.needs_reference else None
+    reference = base(dtype=dtype) if objective.uses_reference else None
     injected: Injected = adapter.inject(model, seed)
     if (shape := objective.head()) is not None:
         injected = WithHead(injected, head_of(model, shape, seed))

@@ -228,7 +228,7 @@ def make_trainable(recipe: Recipe, loaded: LoadedModel, start: Path | None = Non
     # an overwritten base is held in float32; products are still computed in the type that the model was loaded in
     autocast = loaded.dtype if adapter.overwrites_base and loaded.dtype == torch.bfloat16 else None
     policy, notes = Scorer(loaded.model, autocast, injected.head), _about_head(injected, start or loaded.files.folder)
-    if not objective.needs_reference:
+    if not objective.uses_reference:
         return Trainable(injected, Models(policy), notes)
     if start is not None:
         before = {name: parameter.detach().clone() for name, parameter in injected.trainable.items()}

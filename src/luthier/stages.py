@@ -402,7 +402,8 @@ def prepare_training(opened: Opened, progress: Progress, prove: bool = True, ava
     settled = _settled(recipe, folder)
     run = assemble.build_run(settled, loaded, trainable, opened.units, fingerprint, folder.path, available)
     _tell_fit(run, folder, progress)
-    keep(run, folder.path, progress.say)
+    with folder.timed("train"):
+        keep(run, folder.path, progress)
     found = _newest(run, progress)
     if found is None and subject is not None:
         if observe(run):  # before the gates: what they prove is the start that is trained from

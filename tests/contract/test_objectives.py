@@ -143,7 +143,7 @@ def test_dpo_penalties_at_step_0(penalty: str, value: float, tmp_path: Path) -> 
     ("objective", "value"),
     [
         ({"type": "kto"}, 0.5),
-        ({"type": "kto", "penalty": "apo_zero", "good_weight": 3.0, "bad_weight": 3.0}, 1.5),
+        ({"type": "kto", "penalty": "apo_zero", "desirable_weight": 3.0, "undesirable_weight": 3.0}, 1.5),
         ({"type": "bco"}, LN_2),
     ],
 )

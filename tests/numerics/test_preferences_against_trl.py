@@ -61,6 +61,11 @@ def logprobs(lengths: list[int], seed: int) -> dict[str, Tensor]:
     }
 
 
+def cast(policy: Any, reference: Any = None) -> Models:
+    """A cast that is asked for log-probabilities alone."""
+    return Models(policy, reference)
+
+
 class Told(nn.Module):
     """A model as TRL calls it; its outputs are the given log-probabilities, padded."""
 
@@ -169,7 +174,7 @@ def test_dpo_family(settings: dict[str, Any]) -> None:
     objective = DPO(beta=0.3, **settings)
     lengths = [4, 7, 5, 5, 9, 2, 3, 6, 8, 4]
     given, held = logprobs(lengths, 0), logprobs(lengths, 1)
-    mine = ours(objective, Models(Fixed(given), Fixed(held)), rows_of(lengths), cut=4)
+    mine = ours(objective, cast(Fixed(given), Fixed(held)), rows_of(lengths), cut=4)
     compared(mine, dpo_of_trl(objective, lengths, given, held), given)
 
 
@@ -178,7 +183,7 @@ def test_sft_term_where_replies_are_of_one_length() -> None:
     objective = DPO(penalty=("sigmoid", "bco", "sft"), weights=(0.8, 0.2, 1.0))
     lengths = [5, 7, 5, 3, 5, 4]
     given, held = logprobs(lengths, 0), logprobs(lengths, 1)
-    mine = ours(objective, Models(Fixed(given), Fixed(held)), rows_of(lengths), cut=2)
+    mine = ours(objective, cast(Fixed(given), Fixed(held)), rows_of(lengths), cut=2)
     compared(mine, dpo_of_trl(objective, lengths, given, held), given)
 
 
@@ -229,7 +234,7 @@ def test_cpo_and_simpo(objective: Objective, theirs: dict[str, Any]) -> None:
     from trl.experimental.cpo import CPOTrainer
 
     given = logprobs(LENGTHS, 0)
-    mine = ours(objective, Models(Fixed(given)), rows_of(LENGTHS), cut=2)
+    mine = ours(objective, cast(Fixed(given)), rows_of(LENGTHS), cut=2)
     settings = {"alpha": 0.0, "label_smoothing": 0.0, "simpo_gamma": 1.0, **theirs}
     compared(mine, of_pairs(CPOTrainer, given, theirs["loss_type"] in ("ipo", "simpo"), **settings), given)
 
@@ -240,7 +245,7 @@ def test_cdpo_is_cpo_s_formula_of_gains() -> None:
 
     given, held = logprobs(LENGTHS, 0), logprobs(LENGTHS, 1)
     objective = DPO(beta=0.3, label_smoothing=0.2)
-    mine = ours(objective, Models(Fixed(given), Fixed(held)), rows_of(LENGTHS), cut=2)
+    mine = ours(objective, cast(Fixed(given), Fixed(held)), rows_of(LENGTHS), cut=2)
     gains = {name: values - held[name] for name, values in given.items()}
     settings = {"loss_type": "sigmoid", "beta": 0.3, "alpha": 0.0, "label_smoothing": 0.2, "cpo_alpha": 0.0}
     compared(mine, of_pairs(CPOTrainer, gains, False, **settings), given)
@@ -251,7 +256,7 @@ def test_orpo() -> None:
 
     given = logprobs(LENGTHS, 0)
     given["1"] = (-0.05 * torch.ones(7)).requires_grad_()  # a reply that is nearly certain
-    mine = ours(ORPO(odds_weight=0.4), Models(Fixed(given)), rows_of(LENGTHS), cut=2)
+    mine = ours(ORPO(odds_weight=0.4), cast(Fixed(given)), rows_of(LENGTHS), cut=2)
     compared(mine, of_pairs(ORPOTrainer, given, True, beta=0.4), given)
 
 
@@ -283,15 +288,15 @@ def test_kto(weights: tuple[float, float], ahead: float) -> None:
     replies = LENGTHS[1:] + LENGTHS[:1]  # each row takes the reply of the next one
     theirs = logprobs(replies, 2)
     ours_then = {name: values + ahead / len(values) for name, values in theirs.items()}
-    cast = Models(
+    models = cast(
         *(
             Fixed({**of, **{f"{name}~": values for name, values in other.items()}})
             for of, other in ((given, ours_then), (held, theirs))
         )
     )
-    objective = KTO(beta=0.3, good_weight=weights[0], bad_weight=weights[1])
+    objective = KTO(beta=0.3, desirable_weight=weights[0], undesirable_weight=weights[1])
     rows = rows_of(LENGTHS, [{"good": label} for label in LABELS])
-    mine = ours(objective, cast, rows, cut=4)
+    mine = ours(objective, models, rows, cut=4)
     settings = {"desirable_weight": weights[0], "undesirable_weight": weights[1]}
     wanted = kto_of_trl(given, held, [ours_then, theirs], loss_type="kto", calculate_KL=True, **settings)
     compared(mine, wanted, given)
@@ -300,15 +305,15 @@ def test_kto(weights: tuple[float, float], ahead: float) -> None:
 def test_apo_zero_of_single_replies() -> None:
     given, held = logprobs(LENGTHS, 0), logprobs(LENGTHS, 1)
     rows = rows_of(LENGTHS, [{"good": label} for label in LABELS])
-    mine = ours(KTO(beta=0.3, penalty="apo_zero"), Models(Fixed(given), Fixed(held)), rows, cut=1)
+    mine = ours(KTO(beta=0.3, penalty="apo_zero"), cast(Fixed(given), Fixed(held)), rows, cut=1)
     settings: dict[str, Any] = {"loss_type": "apo_zero_unpaired", "calculate_KL": False}
     wanted = kto_of_trl(given, held, [given, held], desirable_weight=1.0, undesirable_weight=1.0, **settings)
     compared(mine, wanted, given)
 
 
 def test_bco_of_pairs_as_two_judged_replies() -> None:
-    """TRL has BCO for pairs alone, without a centre: its loss of a pair is the sum of both."""
+    """TRL has BCO for pairs alone, without a center: its loss of a pair is the sum of both."""
     given, held = logprobs(LENGTHS, 0), logprobs(LENGTHS, 1)
     rows = rows_of(LENGTHS, [{"good": label} for label in (1.0, 0.0) * 3])
-    mine = 2 * ours(BCO(beta=0.3), Models(Fixed(given), Fixed(held)), rows, cut=3)
+    mine = 2 * ours(BCO(beta=0.3), cast(Fixed(given), Fixed(held)), rows, cut=3)
     compared(mine, dpo_of_trl(DPO(beta=0.3, penalty="bco"), LENGTHS, given, held), given)

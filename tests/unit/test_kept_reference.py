@@ -1,5 +1,7 @@
 """What the reference scores, computed once: the same training, the same bits whether the file was there or not."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,19 @@ from luthier.engine.loop import train
 from luthier.engine.run import Run
 from luthier.models.forest import Batch
 from luthier.models.scorer import Scorer
+from luthier.progress import Silent
+
+
+class Told(Silent):
+    """Remembers the stages."""
+
+    def __init__(self) -> None:
+        self.titles: list[str] = []
+
+    @contextmanager
+    def stage(self, name: str, title: str) -> Iterator[None]:
+        self.titles.append(title)
+        yield
 
 
 class Counted(Scorer):
@@ -43,10 +58,10 @@ def same_bits(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) ->
 
 def test_training_reads_what_was_kept_and_asks_the_reference_for_nothing(tmp_path: Path) -> None:
     plain, kept = dpo_run(tmp_path / "plain"), dpo_run(tmp_path / "kept")
-    said: list[str] = []
+    said = Told()
     (tmp_path / "kept").mkdir()
-    keep(kept, tmp_path / "kept", said.append)
-    assert "10 train and 4 validation rows once" in said[0]
+    keep(kept, tmp_path / "kept", said)
+    assert "10 train and 4 validation rows once" in said.titles[0]
     reference = kept.models.reference
     assert isinstance(reference, Counted) and reference.asked == 2 * 14
     mine, theirs = ended(kept), ended(plain)
@@ -57,28 +72,28 @@ def test_training_reads_what_was_kept_and_asks_the_reference_for_nothing(tmp_pat
 
 
 def test_the_bits_do_not_depend_on_whether_the_file_was_there(tmp_path: Path) -> None:
-    said: list[str] = []
+    said = Told()
     first = dpo_run(tmp_path)
-    keep(first, tmp_path, said.append)
+    keep(first, tmp_path, said)
     weights = ended(first)[1]
     path, written = tmp_path / FILE, (tmp_path / FILE).read_bytes()
     for damage in (None, b"", written[:-8]):  # read; gone; damaged
         again = dpo_run(tmp_path / f"{damage!r:.9}".replace("\\", ""))
         if damage is not None:
             path.write_bytes(damage) if damage else path.unlink()
-        keep(again, tmp_path, said.append)
+        keep(again, tmp_path, said)
         assert same_bits(ended(again)[1], weights)
         assert path.read_bytes() == written
-    assert len(said) == 3  # once at first, and once for each file that could not be read
+    assert len(said.titles) == 3  # once at first, and once for each file that could not be read
 
 
 def test_what_another_training_kept_is_not_read(tmp_path: Path) -> None:
-    said: list[str] = []
+    said = Told()
     for fingerprint in ("one", "two"):
         run = dpo_run(tmp_path)
         run.fingerprint = fingerprint
-        keep(run, tmp_path, said.append)
-    assert len(said) == 2
+        keep(run, tmp_path, said)
+    assert len(said.titles) == 2
 
 
 def test_only_rows_that_are_seen_again_are_worth_it(tmp_path: Path) -> None:

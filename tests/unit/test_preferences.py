@@ -40,6 +40,11 @@ class Bandit(Unasked):
         return self.logits_V.log_softmax(0)[batch.target_Q[batch.prediction_K]]
 
 
+def cast(policy: Any, reference: Any = None) -> Models:
+    """A cast that is asked for log-probabilities alone."""
+    return Models(policy, reference)
+
+
 @pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "js_divergence"])
 def test_dpo_ends_at_the_known_optimum(divergence: Any) -> None:
     """All pairs, as often as people of Bradley and Terry would choose them: f'(pi / ref) is r / beta and a constant;
@@ -47,7 +52,7 @@ def test_dpo_ends_at_the_known_optimum(divergence: Any) -> None:
     beta, reward_V = 0.5, torch.tensor([1.0, 0.2, -0.4, 0.0], dtype=torch.float64)
     reference_V = torch.tensor([0.1, 0.9, -0.3, 0.5], dtype=torch.float64)
     logits_V = reference_V.clone().requires_grad_()
-    models = Models(Bandit(logits_V), Bandit(reference_V))
+    models = cast(Bandit(logits_V), Bandit(reference_V))
     objective = DPO(beta=beta, f_divergence=divergence)
     pairs = list(itertools.permutations(range(4), 2))
     batches = [build_batch([Row((9, token), (0.0, 1.0)) for token in pair]) for pair in pairs]
@@ -157,7 +162,7 @@ def test_places_count_within_each_row() -> None:
 
 
 @pytest.mark.parametrize("objective", [{"type": "bco"}, {"type": "dpo", "penalty": ["sigmoid", "bco", "sft"]}], ids=str)
-def test_the_centre_is_the_mean_of_earlier_steps_and_survives_a_stop(objective: dict[str, Any], tmp_path: Path) -> None:
+def test_the_center_is_the_mean_of_earlier_steps_and_survives_a_stop(objective: dict[str, Any], tmp_path: Path) -> None:
     whole = make_run(tmp_path / "whole", objective=objective)
     rewards = []
     for step in train(whole):
@@ -187,7 +192,7 @@ def test_the_centre_is_the_mean_of_earlier_steps_and_survives_a_stop(objective: 
     with torch.no_grad():
         (batch,) = whole.objective.whole_step(whole.models, [build_batch(whole.source.step(1)[0])], memory)
     halves = [memory[f"{kind}_reward_total"] / memory[f"{kind}_reward_count"] / 2 for kind in ("chosen", "rejected")]
-    assert float(batch.values_R["centre"][0]) == pytest.approx(sum(halves))
+    assert float(batch.values_R["center"][0]) == pytest.approx(sum(halves))
 
 
 # what is refused
@@ -225,9 +230,9 @@ def test_a_step_of_one_row_is_refused_where_rows_are_compared() -> None:
 def test_without_a_reference_dpo_is_cpo_without_its_supervised_term() -> None:
     lengths = [4, 6, 3, 3]
     rows = [Row((9, *range(length)), (0.0, *(1.0,) * length), str(n)) for n, length in enumerate(lengths)]
-    models = Models(Bandit(torch.randn(12, generator=torch.Generator().manual_seed(0))))
+    models = cast(Bandit(torch.randn(12, generator=torch.Generator().manual_seed(0))))
     batch = build_batch(rows)
     free: Objective = build(DPO, {"reference_free": True, "label_smoothing": 0.1})
-    assert not free.needs_reference and free.loss_at_start() is None
+    assert not free.uses_reference and free.loss_at_start() is None
     other = CPO(sft_weight=0.0, label_smoothing=0.1)
     torch.testing.assert_close(free.loss(models, batch).total, other.loss(models, batch).total)

@@ -7,7 +7,7 @@ again. Beside a reference that is asked anew in every step they are other bits, 
 among; the tests compare both.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from luthier.files import sync
 from luthier.models.forest import build_batch
 from luthier.models.scorer import in_mode
 from luthier.objectives.base import REFERENCE, no_grad_logprobs
+from luthier.progress import Progress
 
 FILE = "reference.safetensors"
 
@@ -35,14 +36,14 @@ def worth_keeping(run: Run) -> dict[str, Sequence[Unit]]:
     Validation looks at all of its rows before the first step and after the last one at least.
     """
     objective, source = run.objective, run.source
-    if not (objective.needs_reference and objective.keeps_reference and isinstance(source, Source)):
+    if not (objective.uses_reference and objective.keeps_reference and isinstance(source, Source)):
         return {}
     units = source.units
     found: dict[str, Sequence[Unit]] = {"validation": run.validation} if len(run.validation) else {}
     return {"train": units, **found} if run.steps * run.settings.rows_per_step > len(units) else found
 
 
-def keep(run: Run, folder: Path, say: Callable[[str], None]) -> None:
+def keep(run: Run, folder: Path, progress: Progress) -> None:
     """Give the rows of a run that are worth it their log-probabilities under its reference.
 
     Raises:
@@ -56,9 +57,9 @@ def keep(run: Run, folder: Path, say: Callable[[str], None]) -> None:
     told = " and ".join(f"{len(units):,} {name}" for name, units in wanted.items())
     values = _read(path, run.fingerprint, counts)
     if values is None:
-        say(f"  the reference scores {told} rows once; training and validation read that again ({FILE})")
-        with in_mode(run.model, training=False):
-            values = {name: _scored(run, units) for name, units in wanted.items()}
+        title = f"the reference scores {told} rows once, which is kept ({FILE})"
+        with progress.stage("reference", title), in_mode(run.model, training=False):
+            values = {name: _scored(run, units, progress) for name, units in wanted.items()}
         _write(path, values, run.fingerprint)
     source = run.source
     for name, units in wanted.items():
@@ -69,10 +70,15 @@ def keep(run: Run, folder: Path, say: Callable[[str], None]) -> None:
             run.source = Source(stored, source.rows_per_step, source.seed)
 
 
-def _scored(run: Run, units: Sequence[Unit]) -> Tensor:
+def _scored(run: Run, units: Sequence[Unit], progress: Progress) -> Tensor:
     """(K,) of all rows, in their order."""
-    batches = (build_batch(group).to(run.device) for group in micro_batches(units, run.micro_batch_tokens))
-    parts = [no_grad_logprobs(run.models.reference, batch).float().cpu() for batch in batches]
+    parts: list[Tensor] = []
+    rows, done = sum(len(unit) for unit in units), 0
+    for group in micro_batches(units, run.micro_batch_tokens):
+        batch = build_batch(group).to(run.device)
+        parts.append(no_grad_logprobs(run.models.reference, batch).float().cpu())
+        done += batch.row_count
+        progress.update(done, rows)
     return torch.cat(parts)
 
 

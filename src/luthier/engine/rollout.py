@@ -395,7 +395,7 @@ class Rollouts:
             names = (
                 "old_logprob",
                 "sampled_logprob",
-                *(["reference_logprob"] if self.cast.objective.needs_reference else []),
+                *(["reference_logprob"] if self.cast.objective.uses_reference else []),
             )
             values = {"advantage": 1.0, "limit": float(length), "reward": 0.0}
             rows.append(Row(ids, mask, f"{prompt.id}/{number}", values, dict.fromkeys(names, nothing)))

@@ -156,6 +156,7 @@ class GroupObjective(OnlineObjective):
     """What all of them have in common."""
 
     accepts: ClassVar[tuple[type, ...]] = (Conversation,)
+    needs_reference: ClassVar[bool] = True
     rate_factor: ClassVar[float] = 0.1
 
     beta: float = Field(0.0, ge=0)
@@ -165,7 +166,7 @@ class GroupObjective(OnlineObjective):
     weights."""
 
     @property
-    def needs_reference(self) -> bool:
+    def uses_reference(self) -> bool:
         """Only a divergence that weighs something needs one."""
         return self.beta > 0
 
@@ -180,7 +181,7 @@ class GroupObjective(OnlineObjective):
     def measure(self, models: Models, batch: Batch) -> Mapping[str, Tensor]:
         """The policy's log-probabilities, and the reference's where it takes part."""
         found = {"old_logprob": no_grad_logprobs(models.policy, batch)}
-        if self.needs_reference:
+        if self.uses_reference:
             found["reference_logprob"] = no_grad_logprobs(models.reference, batch)
         return found
 

@@ -120,6 +120,8 @@ class Objective(Settings, ABC):
 
     accepts: ClassVar[tuple[type, ...]] = (Conversation, Document)
     """Kinds of example it trains on."""
+    needs_reference: ClassVar[bool] = False
+    """Whether `Models.reference` must be given."""
     keeps_reference: ClassVar[bool] = True
     """Whether the log-probabilities of its rows are all that it asks the reference for, so that they may be kept."""
     least_per_step: ClassVar[int] = 1
@@ -132,9 +134,9 @@ class Objective(Settings, ABC):
         return None
 
     @property
-    def needs_reference(self) -> bool:
-        """Whether `Models.reference` must be given."""
-        return False
+    def uses_reference(self) -> bool:
+        """Whether these settings need `Models.reference`."""
+        return self.needs_reference
 
     @abstractmethod
     def rows(self, example: Example, template: Template) -> tuple[Row, ...]:

@@ -7,7 +7,7 @@ rejected: one classification loss over pairs, without a reward model and without
 
 Shapes: P pairs, R = 2P rows that alternate chosen, rejected; K trained-on tokens. At step 0 the policy is the
 reference, so c and r are 0 and the sigmoid loss is ln 2. `aot` compares all pairs of a step with one another, and
-`bco` is centred by earlier steps: both are told by `whole_step`. Left out: WPO's weights, and references
+`bco` is centered by earlier steps: both are told by `whole_step`. Left out: WPO's weights, and references
 that move (TR-DPO).
 """
 
@@ -25,11 +25,11 @@ from luthier.data.templates import Template
 from luthier.errors import RecipeError, did_you_mean
 from luthier.examples import Example, Preference, Row
 from luthier.models.forest import Batch
-from luthier.objectives._centred import centre, centred
+from luthier.objectives._centered import center, centered
 from luthier.objectives._pairs import lengths, margin_metrics, pair_rows, places, sides, smoothed
 from luthier.objectives.base import Loss, Mean, Memory, Models, Objective, reference_logprobs, with_value
 
-OPPOSITE, CENTRE = "opposite", "centre"
+OPPOSITE, CENTER = "opposite", "center"
 MOST_EXPONENT = 80.0  # its exponential is still a float32
 
 
@@ -49,7 +49,7 @@ class Pairs:
     """log pi(chosen) - log pi(rejected)."""
     chosen_per_token: Tensor
     """log pi(chosen) / tokens."""
-    centre: Tensor
+    center: Tensor
     """Half way between the mean rewards of chosen and rejected replies in earlier steps; for `bco` alone."""
     chosen_opposite: Tensor
     """What `aot` compares the chosen reply, or the pair, with."""
@@ -89,8 +89,8 @@ def _nca(p: Pairs, o: "DPO") -> Tensor:
 
 
 def _bco(p: Pairs, o: "DPO") -> Tensor:
-    # BCO, arXiv:2404.04656: each reply by itself is good or bad; the centre as in MPO, arXiv:2411.10442
-    return -F.logsigmoid(o.beta * p.chosen - p.centre) - F.logsigmoid(p.centre - o.beta * p.rejected)
+    # BCO, arXiv:2404.04656: each reply by itself is good or bad; the center as in MPO, arXiv:2411.10442
+    return -F.logsigmoid(o.beta * p.chosen - p.center) - F.logsigmoid(p.center - o.beta * p.rejected)
 
 
 def _sppo(p: Pairs, o: "DPO") -> Tensor:
@@ -167,6 +167,7 @@ class DPO(Objective):
     """Learn from pairs of a chosen and a rejected reply to one prompt."""
 
     accepts: ClassVar[tuple[type, ...]] = (Preference,)
+    needs_reference: ClassVar[bool] = True
     rate_factor: ClassVar[float] = 0.1
 
     beta: float = Field(0.1, gt=0)
@@ -246,7 +247,7 @@ class DPO(Objective):
         return (self.penalty,) if isinstance(self.penalty, str) else self.penalty
 
     @property
-    def needs_reference(self) -> bool:
+    def uses_reference(self) -> bool:
         """Unless it is taken to be uniform."""
         return not self.reference_free
 
@@ -259,9 +260,9 @@ class DPO(Objective):
         return batch.row_count / 2
 
     def whole_step(self, models: Models, batches: Iterable[Batch], memory: Memory) -> Iterable[Batch]:
-        """For `bco` the centre of earlier steps; for `aot` each one's opposite among all pairs of this step."""
+        """For `bco` the center of earlier steps; for `aot` each one's opposite among all pairs of this step."""
         if "bco" in self.penalties:
-            batches = [with_value(batch, CENTRE, centre(memory)) for batch in batches]
+            batches = [with_value(batch, CENTER, center(memory)) for batch in batches]
         if not self._sorts:
             return batches
         batches = list(batches)
@@ -293,7 +294,7 @@ class DPO(Objective):
             rejected=rejected_P,
             policy_margin=_difference(policy_R),
             chosen_per_token=sides(batch.sum_rows(logprobs_K * batch.loss_mask_K) / length_R)[0],
-            centre=sides(batch.values_R[CENTRE] if "bco" in self.penalties else none_R)[0],
+            center=sides(batch.values_R[CENTER] if "bco" in self.penalties else none_R)[0],
             chosen_opposite=sides(opposite_R)[0],
             rejected_opposite=sides(opposite_R)[1],
         )
@@ -303,7 +304,7 @@ class DPO(Objective):
 
     def remember(self, memory: Memory, metrics: Mapping[str, Mean]) -> Memory:
         """For `bco` the rewards so far."""
-        return centred(memory, metrics) if "bco" in self.penalties else memory
+        return centered(memory, metrics) if "bco" in self.penalties else memory
 
     def loss_at_start(self) -> float | None:
         """The penalties of a pair of which neither reply has gained; None where `sft` or no reference is part of it."""
@@ -324,7 +325,7 @@ class DPO(Objective):
     def _sums(self, models: Models, batch: Batch, logprobs_K: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(R,) each: the log-probability of each row under the policy and under the reference."""
         logprobs_K = models.policy.token_logprobs(batch) if logprobs_K is None else logprobs_K
-        weight_K = batch.loss_mask_K * self._desensitized(batch)
+        weight_K = batch.loss_mask_K if self.ld_alpha == 1 else batch.loss_mask_K * self._desensitized(batch)
         policy_R = batch.sum_rows(logprobs_K * weight_K)
         if self.reference_free:
             return policy_R, torch.zeros_like(policy_R)

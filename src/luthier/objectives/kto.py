@@ -41,6 +41,7 @@ class KTO(Objective):
     """Learn from single replies that were good or bad, and from pairs as two of them."""
 
     accepts: ClassVar[tuple[type, ...]] = (Judged, Preference)
+    needs_reference: ClassVar[bool] = True
     rate_factor: ClassVar[float] = 0.1
     least_per_step: ClassVar[int] = 2
 
@@ -48,16 +49,10 @@ class KTO(Objective):
     """Pull towards the reference model: higher stays closer; 0.01 to 0.5 in the paper."""
     penalty: Literal["kto", "apo_zero"] = "kto"
     """`apo_zero` measures from 0 instead of the baseline (APO; TRL: `apo_zero_unpaired`) and saves its pass."""
-    good_weight: float = Field(1.0, gt=0)
-    """Weight of a good reply (TRL: `desirable_weight`); good rows times this over bad rows times theirs should be 1
-    to 4/3."""
-    bad_weight: float = Field(1.0, gt=0)
-    """Weight of a bad reply (TRL: `undesirable_weight`)."""
-
-    @property
-    def needs_reference(self) -> bool:
-        """Always."""
-        return True
+    desirable_weight: float = Field(1.0, gt=0)
+    """Weight of a good reply; good rows times this over bad rows times theirs should be 1 to 4/3."""
+    undesirable_weight: float = Field(1.0, gt=0)
+    """Weight of a bad reply."""
 
     def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
         """A row for each judged reply, with only the reply trained on."""
@@ -82,7 +77,7 @@ class KTO(Objective):
         reward_R = batch.sum_rows(gain_K * batch.loss_mask_K)
         baseline_R = torch.zeros_like(reward_R) if self.penalty == "apo_zero" else batch.values_R[BASELINE]
         ahead_R = self.beta * (reward_R - baseline_R) * weighed(batch, 1.0, -1.0)
-        losses_R = weighed(batch, self.good_weight, self.bad_weight) * (1 - torch.sigmoid(ahead_R))
+        losses_R = weighed(batch, self.desirable_weight, self.undesirable_weight) * (1 - torch.sigmoid(ahead_R))
         metrics = {"loss": Mean.of(losses_R), **reward_metrics(batch, self.beta * reward_R)}
         if self.penalty == "kto":
             metrics["kl"] = Mean.of(baseline_R)
@@ -90,7 +85,7 @@ class KTO(Objective):
 
     def loss_at_start(self) -> float | None:
         """Half of the weight of a reply; None where it depends on how many of them are good."""
-        return self.good_weight / 2 if self.good_weight == self.bad_weight else None
+        return self.desirable_weight / 2 if self.desirable_weight == self.undesirable_weight else None
 
 
 def _mismatched_gains(models: Models, batches: Sequence[Batch]) -> Iterator[Tensor]:

@@ -95,7 +95,7 @@ class PPO(GroupObjective):
         with torch.no_grad():
             logprobs_K, values = models.policy.logprobs_and_values(batch)
         found = {"old_logprob": logprobs_K, "value": values.tokens_KO[:, 0]}
-        if self.needs_reference:
+        if self.uses_reference:
             found["reference_logprob"] = no_grad_logprobs(models.reference, batch)
         return found
 
@@ -124,7 +124,7 @@ class PPO(GroupObjective):
         return [replace(row, values={**row.values, COEFFICIENT: coefficient}) for row in rows], {COEFFICIENT: after}
 
     def _divergence(self, reply: Reply) -> np.ndarray:
-        return np.array(kl_of_tokens(reply)) if self.needs_reference else np.zeros(len(reply.row.ids))
+        return np.array(kl_of_tokens(reply)) if self.uses_reference else np.zeros(len(reply.row.ids))
 
     def _rewards(self, reply: Reply, kl_T: np.ndarray, coefficient: float) -> np.ndarray:
         """(T,) of each token that was written; the reply's own at the last one."""

@@ -40,7 +40,7 @@ class GradientEquivalence(Gate):
         rows = list(islice(cycle(rows), ROWS))  # a pair objective takes rows two by two, and each half needs a pair
         if not rows or not tensors:
             return self.fails("There is no row with a trained token, or no trained tensor.")
-        if subject.objective.needs_reference and subject.need_models().reference is None:
+        if subject.objective.uses_reference and subject.need_models().reference is None:
             return self.fails("The objective needs a reference and was given none.")
         held = list(tensors.values())
         with evaluating(loaded.model), in_float32(), nudged(subject.need_injected()):

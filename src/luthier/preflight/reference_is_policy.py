@@ -28,7 +28,7 @@ class ReferenceIsPolicy(Gate):
 
     def check(self, subject: Subject) -> GateResult:
         """Score real rows with both in the mode of training, then again with the adapter moved."""
-        if not subject.objective.needs_reference:
+        if not subject.objective.uses_reference:
             return self.passes("This objective has no reference.")
         loaded, models = subject.need_model(), subject.need_models()
         if models.reference is None:

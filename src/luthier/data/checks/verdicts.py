@@ -36,7 +36,9 @@ class Verdicts(Check):
         least, most = EVEN
         if least <= good / bad <= most:
             return []
-        name, factor = ("bad_weight", good / bad / most) if good > bad else ("good_weight", least * bad / good)
+        name, factor = (
+            ("undesirable_weight", good / bad / most) if good > bad else ("desirable_weight", least * bad / good)
+        )
         message = f"{share(good, total)} of the judged replies of train are good ({good:,} good, {bad:,} bad)"
         advice = f"with kto, objective.{name} = {factor:.2g} evens that out"
         return [Finding("verdicts", "note", message, advice, (), total)]

@@ -1,6 +1,6 @@
 """The point between good and bad rewards that BCO (arXiv:2404.04656, theorem 4) moves to zero.
 
-    centre = (mean reward of good replies + mean reward of bad ones) / 2, over all steps before this one
+    center = (mean reward of good replies + mean reward of bad ones) / 2, over all steps before this one
 
 Earlier steps alone decide it, so it costs nothing and how a step is cut up cannot change it; it is part of every
 checkpoint. The first step's is 0, as are its rewards.
@@ -13,13 +13,13 @@ from luthier.objectives.base import Mean, Memory
 GOOD, BAD = "chosen_reward", "rejected_reward"
 
 
-def centre(memory: Memory) -> float:
+def center(memory: Memory) -> float:
     """From what was remembered; 0 until both kinds were seen."""
     means = [Mean(memory.get(f"{name}_total", 0.0), memory.get(f"{name}_count", 0.0)) for name in (GOOD, BAD)]
     return sum(mean.value() for mean in means) / 2 if all(mean.count for mean in means) else 0.0
 
 
-def centred(memory: Memory, metrics: Mapping[str, Mean]) -> Memory:
+def centered(memory: Memory, metrics: Mapping[str, Mean]) -> Memory:
     """What was remembered, and the rewards of one more step."""
     added = dict(memory)
     for name in (GOOD, BAD):
