@@ -25,7 +25,7 @@ def gradient(run: Run, max_tokens: int, min_shared: int, backwards: bool = False
     for batch in batches:
         (run.objective.loss(run.models, batch).total / weight).backward()
     flat = torch.cat([p.grad.flatten() for p in run.injected.trainable.values() if p.grad is not None])
-    run.model.zero_grad()
+    run.optimizer.zero_grad()
     return flat
 
 

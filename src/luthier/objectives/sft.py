@@ -6,6 +6,7 @@ K trained-on tokens over all rows; w is the loss mask, so a message of weight 0 
 smoothing and dynamic re-weighting (DFT), which are separate objectives.
 """
 
+from luthier.data.formats.stepwise import steps_and_labels
 from luthier.data.templates import Template
 from luthier.errors import DataError
 from luthier.examples import Example, Preference, Row
@@ -21,6 +22,14 @@ class SFT(Objective):
         if isinstance(example, Preference):
             at = example.where
             raise DataError("sft learns one reply, not a pair; use dpo", at.path, at.line, at.row)
+        if steps_and_labels(example) is not None:
+            at = example.where
+            raise DataError(
+                "the row's steps are judged, some of them wrong, and sft would learn them all; use process_reward",
+                at.path,
+                at.line,
+                at.row,
+            )
         return template.rows(example)
 
     def weight(self, batch: Batch) -> float:

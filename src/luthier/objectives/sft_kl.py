@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
+from luthier.data.formats.stepwise import steps_and_labels
 from luthier.data.templates import Template
 from luthier.errors import DataError
 from luthier.examples import Example, Preference, Row
@@ -37,6 +38,14 @@ class SFTKL(Objective):
         if isinstance(example, Preference):
             at = example.where
             raise DataError("sft_kl learns one reply, not a pair; use dpo", at.path, at.line, at.row)
+        if steps_and_labels(example) is not None:
+            at = example.where
+            raise DataError(
+                "the row's steps are judged, some of them wrong, and sft_kl would learn them all; use process_reward",
+                at.path,
+                at.line,
+                at.row,
+            )
         return template.rows(example)
 
     def weight(self, batch: Batch) -> float:
