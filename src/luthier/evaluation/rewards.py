@@ -82,16 +82,17 @@ class RewardModel:
                 the model's context.
             TemplateError: the template refuses a message.
         """
-        rows = [self._row(conversation) for conversation in conversations]
+        rows = [self.row(conversation) for conversation in conversations]
         found: list[Judgement] = []
         start = 0
         for group in micro_batches([(row,) for row in rows], MOST_TOKENS):
-            found += self._read(group)
+            found += self.read(group)
             start += len(group)
             on_progress(start, len(rows))
         return found
 
-    def _row(self, conversation: Conversation) -> Row:
+    def row(self, conversation: Conversation) -> Row:
+        """What is read of a conversation; raises as `judge`."""
         reply = conversation.messages[-1] if conversation.messages else None
         name = f"{conversation.id or 'the conversation'} ({conversation.where})"
         if reply is None or reply.role != "assistant":
@@ -114,7 +115,8 @@ class RewardModel:
         return row
 
     @torch.inference_mode()
-    def _read(self, rows: Sequence[Row]) -> list[Judgement]:
+    def read(self, rows: Sequence[Row]) -> list[Judgement]:
+        """What the head says of rows, all of them at once."""
         batch = build_batch(rows).to(self.loaded.device)
         with evaluating(self.loaded.model):
             values = self._scorer.head_values(batch)
@@ -129,3 +131,8 @@ class RewardModel:
 def _of_steps(score_T: Tensor) -> Judgement:
     right = score_T.sigmoid().tolist()
     return Judgement(min(right), float(score_T.min()), tuple(right))
+
+
+def judge_of(loaded: LoadedModel, template: Template, head: Head | None) -> RewardModel | None:
+    """The reward model that this is; None where it is none."""
+    return None if head is None or head.shape.kind not in KINDS else RewardModel(loaded, template, head)

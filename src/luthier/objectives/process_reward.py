@@ -11,6 +11,7 @@ zeros the loss begins at ln 2. Left out: a token of its own between steps (TRL's
 is served would have to write it.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal
@@ -56,17 +57,19 @@ def stepwise_row(
         TemplateError: the template refuses a message.
     """
     *history, reply = conversation.messages
-    row = scored_row(template, conversation, (reply,))
+    whole = copy.copy(template)
+    whole.max_tokens = None  # where a step ends is told from its neighbors, not from where a row was cut
+    row = scored_row(whole, conversation, (reply,))
     step, label = [0.0] * len(row.ids), [0.0] * len(row.ids)
     for number, end in enumerate(ends):
         begun = replace(reply, content=reply.content[:end])
-        alone = scored_row(template, replace(conversation, messages=(*history, begun)), (begun,))
+        alone = scored_row(whole, replace(conversation, messages=(*history, begun)), (begun,))
         shared = next((i for i, (a, b) in enumerate(zip(row.ids, alone.ids, strict=False)) if a != b), len(alone.ids))
         turn_end = len(alone.ids) - 1
         follows = turn_end if shared >= turn_end else shared + 1
-        if follows < len(row.ids):  # training.max_tokens may have cut it off
-            step[follows], label[follows] = 1.0, 0.0 if labels is None else labels[number]
-    return replace(row, token_values={"step": tuple(step), "label": tuple(label)})
+        step[follows], label[follows] = 1.0, 0.0 if labels is None else labels[number]
+    row = replace(row, token_values={"step": tuple(step), "label": tuple(label)})
+    return row if template.max_tokens is None else row.first(template.max_tokens)
 
 
 class ProcessReward(Objective):
