@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: env demo test check times numerics exports conformance postgres vllm trackers fuzz chaos bench peers gpu reference format clean
+.PHONY: env demo test check times numerics exports conformance postgres vllm trackers fuzz chaos bench peers gpu methods reference format clean
 
 env: $(STAMP)
 
@@ -102,6 +102,10 @@ trackers: env .peers/mlflow/.ready
 # Measure; every result names the machine, the versions and the commit it was taken with.
 bench: env
 	OMP_NUM_THREADS=$(WORKERS) $(BIN)/python -m benchmarks
+
+# Whether methods do what their papers say: hours, resumable, into docs/methods.md. DATA: a folder of preference pairs.
+methods: env
+	$(BIN)/python -m benchmarks.methods --data $(DATA)
 
 # Check and time every path that only a GPU takes; exits with 2 where there is none.
 gpu: env

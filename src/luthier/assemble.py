@@ -220,8 +220,8 @@ def make_trainable(recipe: Recipe, loaded: LoadedModel, start: Path | None = Non
     adapter, objective = adapter_of(recipe), objective_of(recipe)
     ready = adapter.reading(lambda text: loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
     injected = ready.inject(loaded.model, recipe.seed)
-    if (shape := objective.head()) is not None:
-        injected = WithHead(injected, heads.head_of(loaded.model, shape, recipe.seed))
+    if (head := fresh_head(recipe, loaded)) is not None:
+        injected = WithHead(injected, head)
         injected.take_head(loaded.files.folder)
     if start is not None:
         injected.start_at(start)
@@ -239,6 +239,12 @@ def make_trainable(recipe: Recipe, loaded: LoadedModel, start: Path | None = Non
     # copied after the injection, so that at step 0 policy and reference compute the same bits
     frozen = copy.deepcopy(loaded.model).requires_grad_(False).eval()
     return Trainable(injected, Models(policy, Scorer(frozen, autocast)), notes)
+
+
+def fresh_head(recipe: Recipe, loaded: LoadedModel) -> heads.Head | None:
+    """The head that the recipe's objective trains, before its training; None: it trains none."""
+    shape = objective_of(recipe).head()
+    return None if shape is None else heads.head_of(loaded.model, shape, recipe.seed)
 
 
 def _about_head(injected: Injected, begun_at: Path) -> tuple[str, ...]:

@@ -40,6 +40,7 @@ from luthier.evaluation.style import systems as style
 from luthier.evaluation.style.pairs import ANSWER_TOKENS
 from luthier.evaluation.systems.base import Context, System, TrainedOn
 from luthier.evaluation.task import (
+    HEAD_TASKS,
     SCORED_TASKS,
     build_metrics,
     choose_metrics,
@@ -50,6 +51,7 @@ from luthier.evaluation.task import (
 )
 from luthier.examples import Conversation, Example, Judged, Preference
 from luthier.files import sha256_of
+from luthier.models.heads import Head
 from luthier.models.memory import tokens_in_flight
 from luthier.progress import Progress
 from luthier.rag.retriever import Host, Retriever, build_retrievers, used_name
@@ -117,10 +119,12 @@ def question_of(opened: Opened) -> Question:
     alike = {type(row) for row in data.train} == {type(row) for row in data.test}
     if not data.test:
         raise EvaluationError("there are no test rows; name a file in data.test, or raise data.test_share")
+    head = assemble.objective_of(opened.recipe).head()
     known = data.train if alike else data.test
     if any(isinstance(row, Judged) for row in known):
         known = conversations(known)
-    task = detect_task(known) if settings.task == "auto" else settings.task
+    found = detect_task(known) if head is None else HEAD_TASKS.get(head.kind)
+    task = (found or detect_task(data.test)) if settings.task == "auto" else settings.task
     require_rows(task, data.test)
     is_scored = task in SCORED_TASKS
     train, validation = ([], []) if is_scored else (conversations(data.train), conversations(data.validation))
@@ -154,6 +158,8 @@ class Mode:
     """Which training is in the model; None: none, and the systems that need none answer."""
     weights: str | None = None
     """Fingerprint of the trained weights; None before training."""
+    head: Head | None = None
+    """The trained one; None before training, or where none is trained."""
 
 
 def measure_base(opened: Opened, question: Question, progress: Progress, disabled: Switch = nullcontext) -> Evaluation:
@@ -165,7 +171,8 @@ def measure_base(opened: Opened, question: Question, progress: Progress, disable
     _measure_retrieval(opened, question, retrievers, progress)
     mode = Mode(disabled, used_of(retrievers, opened.recipe))
     found = _evaluate(opened, opened.folder, question, mode, progress)
-    _base_ability(opened, opened.folder, progress, disabled)
+    if question.task not in HEAD_TASKS.values():
+        _base_ability(opened, opened.folder, progress, disabled)
     return found
 
 
@@ -191,8 +198,10 @@ def measure_tuned(
     trained_on: TrainedOn = "rows" if into is None else "passages"
     asked = [s for s in assemble.systems_of(opened.recipe).values() if s.trained_on == trained_on]
     found = _retrievers(opened, progress) if any(system.uses_retriever for system in asked) else {}
-    mode = Mode(injected.disabled, used_of(found, opened.recipe), trained_on, tuned)
+    mode = Mode(injected.disabled, used_of(found, opened.recipe), trained_on, tuned, injected.head)
     evaluation = _evaluate(opened, folder, question, mode, progress, before)
+    if question.task in HEAD_TASKS.values():
+        return evaluation  # what judges writes nothing, so there is nothing that it could forget to write
     ability = _base_ability(opened, folder, progress, injected.disabled)
     confidence = opened.recipe.evaluation.confidence
     key = canonical_hash([_ability_key(opened, folder), tuned, confidence])
@@ -211,6 +220,7 @@ def measure_fine_tuned(opened: Opened, question: Question, injected: Injected, p
         context_of(opened, question),
         adapter_disabled=injected.disabled,
         tuned_fingerprint=_weights(opened),
+        head=injected.head,
         on_progress=_told(progress),
     )
     settings = opened.recipe.evaluation
@@ -332,6 +342,7 @@ def _evaluate(
         adapter_disabled=mode.disabled,
         retriever=mode.retriever,
         tuned_fingerprint=mode.weights,
+        head=mode.head or assemble.fresh_head(recipe, opened.loaded),
         on_progress=_told(progress),
         say=lambda text: progress.say(f"    {text}"),
     )

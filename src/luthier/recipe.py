@@ -353,10 +353,12 @@ class StyleSettings(Settings):
 class EvaluationSettings(Settings):
     """What is measured on the test rows, and for which systems."""
 
-    task: Literal["auto", "json", "label", "tool_calls", "answers", "text", "language", "pairs"] = "auto"
+    task: Literal["auto", "json", "label", "tool_calls", "answers", "text", "language", "pairs", "rewards", "steps"] = (
+        "auto"
+    )
     """What kind of answer is expected; chooses the metrics when none are named. `answers`: one of several short texts,
     each of which would do. `language` (raw text) and `pairs` are
-    scored, not answered."""
+    scored, not answered; `rewards` and `steps` are judged by the head of a `reward` or a `process_reward`."""
     metrics: tuple[str, ...] = ()
     """Names from `luthier/evaluation/metrics`; absent: those that fit the task."""
     primary_metric: str | None = None

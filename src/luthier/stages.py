@@ -33,7 +33,7 @@ from luthier.engine import checkpoint
 from luthier.engine.interrupts import interruptible
 from luthier.engine.kept_reference import keep
 from luthier.engine.log import mend_log, metrics_line
-from luthier.engine.loop import Step, observe, train, validation_loss
+from luthier.engine.loop import Step, observe, settle_head, train, validation_loss
 from luthier.engine.rollout import Rollouts
 from luthier.engine.run import Run
 from luthier.errors import DataError, PreflightError, StorageError
@@ -598,6 +598,7 @@ def _write_artifact(run: Run, opened: Opened, folder: Path, source: Path) -> Non
     final, temporary = folder / "adapter", folder / ".adapter.tmp"
     started_from = None if opened.start is None else opened.start.noted
     shutil.rmtree(temporary, ignore_errors=True)
+    settle_head(run)
     try:
         assemble.save_artifact(
             temporary, opened.recipe, opened.loaded, run.injected, opened.template, run.fingerprint, started_from

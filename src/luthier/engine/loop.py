@@ -19,7 +19,7 @@ from luthier.errors import DataError, NonFiniteStep
 from luthier.models.forest import Batch, build_batch
 from luthier.models.load import wait_for
 from luthier.models.memory import peak_memory_bytes
-from luthier.models.scorer import forest_mode
+from luthier.models.scorer import forest_mode, in_mode
 from luthier.objectives.base import Mean, merge_metrics
 
 
@@ -158,6 +158,19 @@ def validation_metrics(run: Run, step: int | None = None) -> dict[str, float]:
         loss = run.objective.validation(run.models, batch)
         parts.append({**loss.metrics, "loss": Mean(float(loss.total), run.objective.validation_weight(batch))})
     return {name: mean.value() for name, mean in merge_metrics(parts).items()}
+
+
+@torch.no_grad()
+def settle_head(run: Run) -> None:
+    """Where a head's numbers are told normalized: by what it reads at the ends of all validation rows."""
+    head = run.injected.head
+    if head is None or not head.shape.normalized:
+        return
+    with in_mode(run.model, training=False):
+        batches = (build_batch(group).to(run.device) for group in micro_batches(run.validation, run.micro_batch_tokens))
+        read = [run.models.policy.head_values(batch).rows_RO for batch in batches]
+    if read:
+        head.settle(torch.cat(read))
 
 
 def _validate(run: Run) -> dict[str, float]:

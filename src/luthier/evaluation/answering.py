@@ -2,21 +2,22 @@
 
 One code path for every model system, so that systems differ in their prompts and in the adapter, and in nothing else.
 Raw text and preference pairs are only scored: the answer is empty, and what counts is the probability of the text, or
-of both replies.
+of both replies, or what a trained head says of them.
 """
 
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from luthier.data.templates import Template
 from luthier.errors import EvaluationError
 from luthier.evaluation.metrics.base import TargetScore
+from luthier.evaluation.rewards import RewardModel
 from luthier.evaluation.systems.base import Answer, Context, message_text, require_questions
-from luthier.evaluation.task import SCORED_TASKS
+from luthier.evaluation.task import HEAD_TASKS, SCORED_TASKS
 from luthier.examples import Conversation, Document, Example, Judged, Message, Preference, Row
 from luthier.models.decode import evaluating
 from luthier.models.forest import build_batch
@@ -48,6 +49,10 @@ def answer_with_model(
         EvaluationError: a prompt leaves no room for an answer, or a row does not fit the task.
     """
     start = time.perf_counter()
+    if context.task in HEAD_TASKS.values():
+        read = _rewards(rows, prompts, context, what)
+        judged = [Answer(r.id, p, "", rewards=given) for r, p, given in zip(rows, prompts, read, strict=True)]
+        return judged, time.perf_counter() - start
     if context.task in SCORED_TASKS:
         found = score_targets_of(rows, prompts, context, what)
         empty = [
@@ -109,6 +114,29 @@ def _alone(ids: Sequence[Sequence[int]], context: Context) -> dict[int, float]:
         _written([ids[place]], context, lambda _done, _total: None)
         found[place] = time.perf_counter() - start
     return found
+
+
+def _rewards(rows: Sequence[Example], prompts: Prompts, context: Context, what: str) -> list[tuple[float, ...]]:
+    """What the head says of both replies of each pair, or of each step.
+
+    Raises:
+        EvaluationError: there is no head, a row does not fit the task or the model's context.
+    """
+    model = RewardModel(context.loaded, context.template, context.head)
+    asked = [_judged(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
+    told = iter(model.judge([one for group in asked for one in group], lambda d, n: context.on_progress(what, d, n)))
+    found = [[next(told) for _ in group] for group in asked]
+    return [group[0].steps or tuple(one.reward for one in group) for group in found]
+
+
+def _judged(row: Example, prompt: tuple[Message, ...]) -> tuple[Conversation, ...]:
+    """A pair's two conversations, or the conversation with steps itself."""
+    if isinstance(row, Preference):
+        replies = ((f"{row.id}/chosen", row.chosen), (f"{row.id}/rejected", row.rejected))
+        return tuple(Conversation((*prompt, *reply), row.tools, row.where, id) for id, reply in replies)
+    if not isinstance(row, Conversation) or row.completion is None:
+        raise EvaluationError(f"row {row.id} ({row.where}): no assistant message, so there is no reply to judge")
+    return (replace(row, messages=(*prompt, row.completion)),)
 
 
 def _require_room(row: Conversation | Preference | Judged, tokens: int, context: Context) -> None:

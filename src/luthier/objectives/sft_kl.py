@@ -17,10 +17,10 @@ import torch
 from pydantic import Field
 
 from luthier.data.templates import Template
-from luthier.errors import DataError
-from luthier.examples import Example, Judged, Preference, Row
+from luthier.examples import Example, Row
 from luthier.models.forest import Batch
 from luthier.models.kernels.divergence import compared
+from luthier.objectives._wanted import wanted_rows
 from luthier.objectives.base import Loss, Mean, Models, Objective, in_float64
 
 
@@ -35,10 +35,7 @@ class SFTKL(Objective):
 
     def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
         """The rows of a conversation or document as the template renders them."""
-        if isinstance(example, Preference | Judged):
-            at, others = example.where, "dpo" if isinstance(example, Preference) else "kto"
-            raise DataError(f"sft_kl learns wanted replies, not a preference; use {others}", at.path, at.line, at.row)
-        return template.rows(example)
+        return wanted_rows(example, template, "sft_kl")
 
     def weight(self, batch: Batch) -> float:
         """Sum of the loss mask."""
