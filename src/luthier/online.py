@@ -10,7 +10,8 @@ from luthier.config import part
 from luthier.data.templates import Template
 from luthier.data.write import message_values
 from luthier.engine.rollout import Cast, Grade, Plan, Prompt, Rollouts, Writer, Written
-from luthier.engine.writing import OneTurn, OwnSampler
+from luthier.engine.writing import OneTurn, OwnSampler, Turns
+from luthier.environments.base import EnvironmentSettings
 from luthier.errors import DataError, RecipeError
 from luthier.evaluation.graders.base import Grader, Host, Sample
 from luthier.examples import Conversation, Example, Message
@@ -168,7 +169,11 @@ def rewards_of(recipe: Recipe) -> Rewards | None:
 
 def writer_of(settings: RolloutSettings, loaded: LoadedModel, template: Template) -> Writer:
     """What writes the replies."""
-    return OneTurn(OwnSampler(loaded, template.stop_ids), template, settings.max_new_tokens)
+    sampler, longest = OwnSampler(loaded, template.stop_ids), settings.max_new_tokens
+    if settings.environment is None:
+        return OneTurn(sampler, template, longest)
+    environment = part(settings.environment, EnvironmentSettings, "rollout.environment")  # type: ignore[type-abstract]
+    return Turns(sampler, template, longest, settings.max_turns, environment.make)
 
 
 def rollouts_of(recipe: Recipe, loaded: LoadedModel, models: Models, asked: Asked, folder: Path, key: str) -> Rollouts:

@@ -26,11 +26,13 @@ from luthier.evaluation.graders.base import (
     GRADERS,
     Errors,
     Graded,
+    Grader,
     Host,
     Limits,
     ModelReply,
     Sample,
     SamplingParams,
+    build_grader,
     response_body,
     validate,
 )
@@ -70,7 +72,12 @@ SAMPLES: Mapping[str, dict[str, Any]] = {
         "graders": {"a": {**CHECK, "operation": "eq"}, "b": {**CHECK, "operation": "like"}},
         "calculate_output": "0.5 * a + 0.5 * b",
     },
+    "json_schema": {"type": "json_schema", "name": "valid", "json_schema": {"type": "string"}},
+    "fields": {"type": "fields", "name": "fields", "reference": '"{{item.answer}}"'},
+    "number": {"type": "number", "name": "last", "reference": "{{item.answer}} 7"},
 }
+WHOLE = {"json_schema": '"Paris"', "fields": '"Paris"', "number": "It is 7."}
+"""What earns a reward of 1, where that is not the text `Paris`."""
 CLIENT_TYPES: Mapping[str, type[BaseModel]] = {
     "string_check": StringCheckGrader,
     "text_similarity": TextSimilarityGrader,
@@ -98,6 +105,15 @@ def host(kind: str) -> Host:
     return Host(ask_model=lambda model, messages, sampling: ModelReply(REPLIES.get(kind, ""), tokens=7))
 
 
+def made(kind: str) -> Grader:
+    """The grader of the samples; those that the API does not have are built as a recipe builds them."""
+    if kind not in WHOLE:
+        return validate(SAMPLES[kind], host(kind))
+    grader = build_grader(SAMPLES[kind])
+    grader.require(host(kind))
+    return grader
+
+
 def accepted(graded: Graded) -> GraderRunResponse:
     """The response as a client reads it from the wire; strict, and without anything that the client does not know."""
     body = json.loads(json.dumps(response_body(graded), ensure_ascii=False).encode("utf-8"))
@@ -111,8 +127,18 @@ def accepted(graded: Graded) -> GraderRunResponse:
 
 
 def test_the_graders_of_the_client_are_there() -> None:
-    assert set(NAMES) == {"string_check", "text_similarity", "python", "score_model", "label_model", "multi"}
+    theirs = {"string_check", "text_similarity", "python", "score_model", "label_model", "multi"}
+    assert {name for name in NAMES if registry.load_class(GRADERS, name, Grader).of_openai} == theirs  # type: ignore[type-abstract]
     assert set(SAMPLES) == set(NAMES)
+
+
+@pytest.mark.parametrize("kind", ["json_schema", "fields", "number"])
+def test_the_api_has_no_others(kind: str) -> None:
+    within = {"type": "multi", "name": "all", "graders": {"a": SAMPLES[kind]}, "calculate_output": "a"}
+    for values in (SAMPLES[kind], within):
+        with pytest.raises(EvaluationError, match="does not have"):
+            validate(values, host(kind))
+        assert build_grader(values).grade(Sample.of(WHOLE[kind]), ITEM, host(kind)).reward == 1
 
 
 def test_no_grader_loads_torch() -> None:
@@ -140,8 +166,8 @@ def test_multi_has_the_settings_of_the_client() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_right_answer_gets_the_reward_every_time(name: str) -> None:
-    grader = validate(SAMPLES[name], host(name))
-    grades = [grader.grade(Sample.of("Paris"), ITEM, host(name)) for _ in range(2)]
+    grader = made(name)
+    grades = [grader.grade(Sample.of(WHOLE.get(name, "Paris")), ITEM, host(name)) for _ in range(2)]
     responses = [accepted(grade) for grade in grades]
     assert [r.reward for r in responses] == [1.0, 1.0], grades[0].problem
     assert responses[0].metadata.errors == MetadataErrors.model_validate(
@@ -155,9 +181,9 @@ def _no_flags() -> dict[str, Any]:
     return {field.name: field.default for field in fields(Errors)}
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "python"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("python", "json_schema")])
 def test_a_variable_that_the_row_lacks_is_a_flag(name: str) -> None:
-    grade = validate(SAMPLES[name], host(name)).grade(Sample.of("Paris"), {"other": 1}, host(name))
+    grade = made(name).grade(Sample.of("Paris"), {"other": 1}, host(name))
     response = accepted(grade)
     assert (response.reward, response.metadata.errors.invalid_variable_error) == (0.0, True)
     assert "answer" in grade.problem
@@ -166,7 +192,7 @@ def test_a_variable_that_the_row_lacks_is_a_flag(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_no_answer_and_no_row_is_an_exception(name: str, text: str) -> None:
-    grader = validate(SAMPLES[name], host(name))
+    grader = made(name)
     for item in ({"answer": text}, {"answer": {"a": [text, None]}}, {}):
         accepted(grader.grade(Sample.of(text), item, host(name)))
 
@@ -176,7 +202,7 @@ def test_deep_rows_and_rows_that_are_no_json_are_no_exception(name: str) -> None
     deep: Any = "x"
     for _ in range(5000):
         deep = [deep]
-    grader = validate(SAMPLES[name], host(name))
+    grader = made(name)
     for value in (deep, {1, 2}, b"bytes"):
         accepted(grader.grade(Sample.of("Paris"), {"answer": value}, host(name)))
 
@@ -513,3 +539,59 @@ def test_a_wrong_multi_grader_is_refused(settings: dict[str, Any], words: str) -
 def test_what_a_part_needs_the_whole_needs() -> None:
     with pytest.raises(EvaluationError, match="there is no model to grade with"):
         validate(multi("a", a=SAMPLES["score_model"]), Host())
+
+
+# those of recipes
+
+
+@pytest.mark.parametrize(
+    ("schema", "answer", "reward"),
+    [
+        ({}, "[1]", 1.0),
+        ({}, "here: [1]", 0.0),
+        ({"type": "object", "required": ["a"]}, '{"a": 1}', 1.0),
+        ({"type": "object", "required": ["a"]}, '{"b": 1}', 0.0),
+    ],
+)
+def test_an_answer_satisfies_a_schema_or_not(schema: dict[str, Any], answer: str, reward: float) -> None:
+    grader = build_grader({**SAMPLES["json_schema"], "json_schema": schema})
+    assert grader.grade(Sample.of(answer), {}, Host()).reward == reward
+
+
+def test_a_schema_that_is_none_is_refused() -> None:
+    with pytest.raises(EvaluationError, match="no JSON Schema"):
+        build_grader({**SAMPLES["json_schema"], "json_schema": {"type": 7}}).require(Host())
+
+
+@pytest.mark.parametrize(
+    ("answer", "f1", "exact"),
+    [
+        ('{"a": "x", "b": [1, 2]}', 1.0, 1.0),
+        ('{"b": [2, 1.0], "a": " x"}', 1.0, 1.0),
+        ('{"a": "x"}', 0.5, 0.0),  # 1 of 1 and 1 of 3
+        ('{"a": "x", "b": [1, 2], "c": 0}', 6 / 7, 0.0),
+        ('so: {"a": "x", "b": [1, 2]}', 0.0, 0.0),
+    ],
+)
+def test_right_fields_have_their_share(answer: str, f1: float, exact: float) -> None:
+    item = {"target": {"a": "x", "b": [1, 2]}}
+    for measure, reward in (("f1", f1), ("exact", exact)):
+        grader = build_grader({"type": "fields", "name": "fields", "measure": measure})
+        assert grader.grade(Sample.of(answer), item, Host()).reward == pytest.approx(reward)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reward"),
+    [
+        ("42", 1.0),
+        ("6 * 7 is 42.", 1.0),
+        ("1,042 less 1,000: 42.0", 1.0),
+        ("It is 42, not 43", 0.0),
+        ("-42", 0.0),
+        ("forty-two", 0.0),
+        ("b42", 0.0),
+    ],
+)
+def test_the_last_number_counts(answer: str, reward: float) -> None:
+    grader = build_grader({"type": "number", "name": "n"})
+    assert grader.grade(Sample.of(answer), {"reference_answer": "6 x 7 = 42\n#### 42"}, Host()).reward == reward
