@@ -24,7 +24,7 @@ from luthier.evaluation.graders.base import Host, Sample, build_grader
 from luthier.evaluation.significance import mean_interval
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
-START_ROWS, PROMPTS, TEST_ROWS = 64, 600, 200
+START_ROWS, PROMPTS, TEST_ROWS = 96, 400, 100
 """Rows that the start learns from, prompts that are asked after it, and rows that both are measured on."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "grpo": {"scale_rewards": "group"},
@@ -58,7 +58,8 @@ def start_recipe(options: argparse.Namespace, rows: dict[str, Path], seed: int) 
     """A few steps on replies."""
     steps = options.start_steps
     training = {"steps": steps, "rows_per_step": 8, "patience": False, "validate_every": steps}
-    return {**recipe(options.model, rows["start"], rows["validation"], seed), "training": training}
+    common = recipe(options.model, rows["start"], rows["validation"], seed)
+    return {**common, "optimizer": {"learning_rate": 1e-3}, "training": training}
 
 
 def reward_recipe(
@@ -171,9 +172,9 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--methods", nargs="+", default=["grpo", "ppo"], choices=sorted(SETTINGS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--start-steps", type=int, default=4)
+    parser.add_argument("--start-steps", type=int, default=12)
     parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--rate", type=float, default=2e-4)
     parser.add_argument("--minutes", type=float, default=10.0)
     options = parser.parse_args()
     until = time.monotonic() + 60 * options.minutes

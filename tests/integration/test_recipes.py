@@ -9,7 +9,21 @@ from luthier.cli.main import main
 from luthier.errors import DataError
 
 pytestmark = pytest.mark.slow
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+FOLDER = Path(__file__).parents[2] / "recipes"
+GOES_ON = FOLDER / "reinforcement.toml"
+"""Starts from what another recipe trained."""
+RECIPES = sorted(set(FOLDER.glob("*.toml")) - {GOES_ON})
+
+
+def test_one_that_goes_on_can_be_read_and_fits_the_run_that_it_starts_from() -> None:
+    from luthier.assemble import adapter_of, objective_of
+    from luthier.recipe import load
+
+    recipe, start = load(GOES_ON), load(FOLDER / "addresses.toml")
+    assert objective_of(recipe).model_dump()["loss_type"] == "dapo"
+    adapter = adapter_of(recipe).model_dump()
+    assert adapter.pop("start_from").endswith("runs/demo") and adapter.items() <= adapter_of(start).model_dump().items()
+    assert recipe.data.train == start.data.train and recipe.data.test_share == start.data.test_share
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
