@@ -24,7 +24,7 @@ from luthier.evaluation.graders.base import Host, Sample, build_grader
 from luthier.evaluation.significance import mean_interval
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
-START_ROWS, PROMPTS, TEST_ROWS = 64, 600, 200
+START_ROWS, PROMPTS, TEST_ROWS = 96, 400, 100
 """Rows that the start learns from, prompts that are asked after it, and rows that both are measured on."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "grpo": {"scale_rewards": "group"},
@@ -56,8 +56,10 @@ def recipe(model: str, train: Path, validation: Path, seed: int) -> dict[str, An
 
 def start_recipe(options: argparse.Namespace, rows: dict[str, Path], seed: int) -> dict[str, Any]:
     """A few steps on replies."""
-    training = {"steps": options.start_steps, "rows_per_step": 8, "patience": False}
-    return {**recipe(options.model, rows["start"], rows["validation"], seed), "training": training}
+    steps = options.start_steps
+    training = {"steps": steps, "rows_per_step": 8, "patience": False, "validate_every": steps}
+    common = recipe(options.model, rows["start"], rows["validation"], seed)
+    return {**common, "optimizer": {"learning_rate": 1e-3}, "training": training}
 
 
 def reward_recipe(
@@ -75,13 +77,13 @@ def reward_recipe(
             "steps": options.steps,
             "rows_per_step": 4,
             "patience": False,
-            "validate_every": max(1, options.steps // 4),
+            "validate_every": max(1, options.steps // 2),
             "save_every": 2,
         },
         "rollout": {
             "group_size": 8,
-            "max_new_tokens": 96,
-            "validation_prompts": 24,
+            "max_new_tokens": 80,
+            "validation_prompts": 16,
             "rewards": {name: {"weight": 0.5, "grader": known[name]} for name in ("valid", "fields")},
         },
     }
@@ -93,7 +95,7 @@ def split_rows(data: Path, out: Path) -> dict[str, Path]:
     parts = {
         "start": train[:START_ROWS],
         "prompts": train[START_ROWS : START_ROWS + PROMPTS],
-        "validation": train[START_ROWS + PROMPTS : START_ROWS + PROMPTS + 48],
+        "validation": train[START_ROWS + PROMPTS : START_ROWS + PROMPTS + 24],
         "test": (data / "test.jsonl").read_text(encoding="utf-8").splitlines()[:TEST_ROWS],
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -170,8 +172,8 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--methods", nargs="+", default=["grpo", "ppo"], choices=sorted(SETTINGS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--start-steps", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--start-steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--rate", type=float, default=2e-4)
     parser.add_argument("--minutes", type=float, default=10.0)
     options = parser.parse_args()

@@ -370,7 +370,7 @@ def fingerprint_of(
     versions = [__version__, torch.__version__, str(loaded.dtype), loaded.device.type, native.identity()]
     begun = [] if start is None else [dict(start)]
     if asked is not None and recipe.rollout is not None:
-        data["items"] = canonical_hash(asked.items())
+        data["items"] = canonical_hash(asked.decides())
     return canonical_hash([settings, loaded.files.fingerprint, template.sha256, data, versions, *begun])
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from luthier.config import part
 from luthier.data.templates import Template
 from luthier.data.write import message_values
 from luthier.engine.rollout import Cast, Grade, Plan, Prompt, Rollouts, Writer, Written
-from luthier.engine.writing import OneTurn, OwnSampler
+from luthier.engine.writing import OneTurn, OwnSampler, Turns
+from luthier.environments.base import EnvironmentSettings
 from luthier.errors import DataError, RecipeError
 from luthier.evaluation.graders.base import Grader, Host, Sample
 from luthier.examples import Conversation, Example, Message
@@ -55,10 +56,23 @@ class Asked:
     """Without a limit of tokens."""
     train: Sequence[Example]
     validation: Sequence[Example]
+    host: Host = field(default_factory=Host)
+    """What graders may use."""
+    judges: Mapping[str, Any] = field(default_factory=dict)
+    """Of each run whose model judges replies, by its folder, the sha256 of its files."""
 
-    def items(self) -> list[Any]:
-        """What graders see of all rows, for a digest."""
-        return [item_of(example) for example in (*self.train, *self.validation) if isinstance(example, Conversation)]
+    def decides(self) -> list[Any]:
+        """What rewards are made of beside the settings, for a digest: what graders see of all rows, and who judges."""
+        rows = (*self.train, *self.validation)
+        items: list[Any] = [item_of(example) for example in rows if isinstance(example, Conversation)]
+        return [*items, *([dict(self.judges)] if self.judges else [])]
+
+
+def runs_asked(recipe: Recipe) -> list[str]:
+    """Folders of the runs that graders of rollouts ask, each once."""
+    tables = {} if recipe.rollout is None else recipe.rollout.rewards
+    graders = [part(table.grader, Grader, "grader") for table in tables.values()]  # type: ignore[type-abstract]
+    return sorted({run for grader in graders for one in (grader, *grader.parts()) for run in one.runs_asked()})
 
 
 def item_of(example: Conversation) -> dict[str, Any]:
@@ -161,14 +175,13 @@ def _called(call: Mapping[str, Any]) -> dict[str, Any]:
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def rewards_of(recipe: Recipe) -> Rewards | None:
-    """The graders of a recipe; None: it samples nothing."""
-    return None if recipe.rollout is None else Rewards(recipe.rollout, Host())
-
-
 def writer_of(settings: RolloutSettings, loaded: LoadedModel, template: Template) -> Writer:
     """What writes the replies."""
-    return OneTurn(OwnSampler(loaded, template.stop_ids), template, settings.max_new_tokens)
+    sampler, longest = OwnSampler(loaded, template.stop_ids), settings.max_new_tokens
+    if settings.environment is None:
+        return OneTurn(sampler, template, longest)
+    environment = part(settings.environment, EnvironmentSettings, "rollout.environment")  # type: ignore[type-abstract]
+    return Turns(sampler, template, longest, settings.max_turns, environment.make)
 
 
 def rollouts_of(recipe: Recipe, loaded: LoadedModel, models: Models, asked: Asked, folder: Path, key: str) -> Rollouts:
@@ -179,7 +192,7 @@ def rollouts_of(recipe: Recipe, loaded: LoadedModel, models: Models, asked: Aske
     """
     objective = part(recipe.objective, OnlineObjective, "objective")  # type: ignore[type-abstract]
     settings = require_fit(recipe, objective)
-    rewards = Rewards(settings, Host())
+    rewards = Rewards(settings, asked.host)
     rewards.require()
     plan = Plan(
         recipe.training.rows_per_step,

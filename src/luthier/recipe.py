@@ -5,7 +5,7 @@ their settings from the file of that name in the part's directory; nothing else 
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
@@ -34,6 +34,7 @@ METRICS = "luthier.evaluation.metrics"
 QUANTIZERS = "luthier.models.quantize"
 TRACKERS = "luthier.trackers"
 GRADERS = "luthier.evaluation.graders"
+ENVIRONMENTS = "luthier.environments"
 
 PARTS: Mapping[str, tuple[str, str]] = {
     "adapter": (ADAPTERS, "lora"),
@@ -234,6 +235,14 @@ def _rewards(tables: Any) -> Any:
     return named
 
 
+def _environment(table: Any) -> Settings | None:
+    """The settings of an environment."""
+    if table is None:
+        return None
+    with nested():
+        return build_part(ENVIRONMENTS, table, "calculator", ["rollout", "environment"])
+
+
 class RewardSettings(Settings):
     """One grader, and how much its grade counts."""
 
@@ -250,8 +259,15 @@ class RewardSettings(Settings):
 class RolloutSettings(Settings):
     """Replies that the model writes while it trains, and what they are worth; for objectives that learn from them."""
 
-    rewards: Annotated[dict[str, RewardSettings], BeforeValidator(_rewards)] = Field(min_length=1)
+    rewards: Annotated[dict[str, RewardSettings], BeforeValidator(_rewards)] = Field(default_factory=dict)
     """Graders by name, such as `[rollout.rewards.exact]`; the reward is the weighted sum of their grades."""
+    environment: Annotated[
+        SerializeAsAny[Settings] | None, BeforeValidator(_environment, json_schema_input_type=Tree | None)
+    ] = None
+    """What answers between the model's turns, such as `{ type = "calculator" }`, and may reward them; absent: there is
+    one turn."""
+    max_turns: int = Field(4, ge=2)
+    """Most replies of a conversation with the environment."""
     group_size: int = Field(8, ge=1)
     """Replies to each prompt."""
     max_new_tokens: int = Field(256, ge=1)
@@ -270,6 +286,20 @@ class RolloutSettings(Settings):
     """Within so many tokens of `max_new_tokens` the reward falls, by 1 at the limit; 0: it does not."""
     validation_prompts: int = Field(64, ge=1)
     """At most so many validation prompts are answered, by the likeliest tokens, to choose the best step."""
+
+    @model_validator(mode="after")
+    def _require_rewards(self) -> "RolloutSettings":
+        if not self.rewards and self.environment is None:
+            with nested():
+                raise RecipeError("rollout.rewards: nothing says what a reply is worth; write [rollout.rewards.NAME]")
+        if self.environment is None and self.max_turns != type(self).model_fields["max_turns"].default:
+            with nested():
+                raise RecipeError("rollout.max_turns changes nothing without rollout.environment")
+        return self
+
+    @field_serializer("environment")
+    def _dump_environment(self, environment: Settings | None) -> Tree | None:
+        return None if environment is None else dump_part(environment)
 
     @model_validator(mode="after")
     def _require_room(self) -> "RolloutSettings":
@@ -632,7 +662,23 @@ def absolute_paths(tree: Tree, folder: Path) -> Tree:
         value = table.get(key) if isinstance(table, dict) else None
         if isinstance(value, str) and value and _is_path(key, value, folder):
             table[key] = os.path.normpath(folder / value)
+    for grader in _graders(tree):
+        if isinstance(runs := grader.get("runs"), list):
+            grader["runs"] = [os.path.normpath(folder / run) if isinstance(run, str) else run for run in runs]
     return tree
+
+
+def _graders(tree: Tree) -> Iterator[Tree]:
+    """The tables of all graders of rollouts, those within others too."""
+    rollout = tree.get("rollout")
+    rewards = rollout.get("rewards") if isinstance(rollout, dict) else None
+    tables = list(rewards.values()) if isinstance(rewards, dict) else []
+    waiting = [table.get("grader") for table in tables if isinstance(table, dict)]
+    while waiting:
+        if isinstance(grader := waiting.pop(), dict):
+            yield grader
+            inner = grader.get("graders")
+            waiting += list(inner.values()) if isinstance(inner, dict) else []
 
 
 _PATHS = (

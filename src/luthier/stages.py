@@ -37,18 +37,20 @@ from luthier.engine.loop import Step, observe, settle_head, train, validation_lo
 from luthier.engine.rollout import Rollouts
 from luthier.engine.run import Run
 from luthier.errors import DataError, PreflightError, StorageError
+from luthier.evaluation.graders.base import Host
 from luthier.examples import Example, Row, Where
 from luthier.files import sha256_of, sync
 from luthier.models.kernels import native
 from luthier.models.load import LoadedModel
 from luthier.models.memory import peak_memory_bytes
 from luthier.objectives.base import OnlineObjective
-from luthier.online import Asked, with_place_for_reply
+from luthier.online import Asked, runs_asked, with_place_for_reply
 from luthier.preflight.base import RowSettings, Stage, Subject, require, run_gates
 from luthier.preflight.tensors_moved import checksums
 from luthier.progress import Progress, duration
 from luthier.rag.corpus import read_corpus
 from luthier.recipe import Recipe
+from luthier.rewarding import Judges
 from luthier.run_folder import RunFolder
 from luthier.starts import Start, keep_start
 from luthier.tracking import LOG, tracked
@@ -423,7 +425,11 @@ def prepare_training(opened: Opened, progress: Progress, prove: bool = True, ava
 def asked_of(opened: Opened) -> Asked:
     """What an online objective asks: the rows that others train on."""
     named = opened.data.named() if opened.subject is None else opened.subject.splits
-    return Asked(assemble.template_for(opened.recipe, opened.loaded), named["train"], named["validation"])
+    template = assemble.template_for(opened.recipe, opened.loaded)
+    runs = runs_asked(opened.recipe)
+    judges = {run: assemble.artifact_record(Path(run) / "adapter")["files"] for run in runs}
+    host = Host(judge=Judges() if runs else None)
+    return Asked(template, named["train"], named["validation"], host, judges)
 
 
 def _tell_first(first: Mapping[str, float], progress: Progress) -> None:

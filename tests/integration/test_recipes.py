@@ -22,7 +22,18 @@ def ran(recipe: str, out: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_each_has_its_test() -> None:
-    assert {path.name for path in RECIPES.glob("*.toml")} == {"addresses.toml", "feedback.toml"}
+    assert {path.name for path in RECIPES.glob("*.toml")} == {"addresses.toml", "feedback.toml", "reinforcement.toml"}
+
+
+def test_reinforcement_can_be_read_and_fits_the_run_that_it_starts_from() -> None:
+    from luthier.assemble import adapter_of, objective_of
+    from luthier.recipe import load
+
+    recipe, start = load(RECIPES / "reinforcement.toml"), load(RECIPES / "addresses.toml")
+    assert objective_of(recipe).model_dump()["loss_type"] == "dapo"
+    adapter = adapter_of(recipe).model_dump()
+    assert adapter.pop("start_from").endswith("runs/demo") and adapter.items() <= adapter_of(start).model_dump().items()
+    assert recipe.data.train == start.data.train and recipe.data.test_share == start.data.test_share
 
 
 def test_addresses(tmp_path: Path, real_model_folder: Path) -> None:

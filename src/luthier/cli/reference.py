@@ -12,7 +12,16 @@ from pydantic.fields import FieldInfo
 
 from luthier import registry
 from luthier.config import Settings, group_of, write_toml
-from luthier.recipe import DEFAULT_SYSTEMS, PARTS, SYSTEMS, TRACKERS, Recipe
+from luthier.recipe import (
+    DEFAULT_SYSTEMS,
+    ENVIRONMENTS,
+    PARTS,
+    SYSTEMS,
+    TRACKERS,
+    Recipe,
+    RewardSettings,
+    RolloutSettings,
+)
 
 Schema = dict[str, Any]
 
@@ -130,6 +139,11 @@ def _group_sections(path: str, group: type[Settings], description: str) -> list[
         sections.append(
             _part_section(f"[{path}.systems.NAME]", SYSTEMS, text, f"the table's own name; compared: {default}")
         )
+    if group is RolloutSettings:
+        fields = RewardSettings.model_fields
+        sections.append(f"## `[{path}.rewards.NAME]`\n\n{RewardSettings.__doc__}\n\n{_table(RewardSettings, fields)}")
+        text = group.model_fields["environment"].description or ""
+        sections.append(_part_section(f"[{path}.environment]", ENVIRONMENTS, text, "none"))
     for name, field in inner.items():
         deeper = _group(field)
         assert deeper is not None

@@ -1,5 +1,6 @@
-"""Proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347) of replies, with a value head (Ziegler et al.
-2019, arXiv:1909.08593; Huang et al. 2023, "The N implementation details of RLHF with PPO").
+"""Proximal policy optimization of replies (Schulman et al. 2017, arXiv:1707.06347), with a value head.
+
+As in Ziegler et al. 2019 (arXiv:1909.08593), and Huang et al. 2023, "The N implementation details of RLHF with PPO":
 
     r_t = [t is the last token] (reward - missing end) - c (log policy - log reference)_t
     A_t = sum over i of (gamma lam)^i (r_{t+i} + gamma V_{t+i+1} - V_{t+i})        return_t = A_t + V_t

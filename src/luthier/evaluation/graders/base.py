@@ -208,6 +208,10 @@ class Grader(Settings, ABC):
         """The graders that it is made of."""
         return ()
 
+    def runs_asked(self) -> Sequence[str]:
+        """Folders of the runs whose trained models it asks."""
+        return ()
+
     def require(self, host: Host) -> None:
         """Whether it can work at all with this host.
 
