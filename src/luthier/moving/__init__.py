@@ -1,0 +1,4 @@
+"""What people take with them from OpenAI: exports become recipes, and old answers are compared with new ones.
+
+Never imports torch.
+"""
