@@ -31,6 +31,7 @@ PLANTED = {
     "IP": ["203.0.113.77", "10.0.0.12", "2001:db8::ff00:42:8329"],
     "SECRET": [KEY, "ghp_16C7e42F292c6912E7710c838347Ae178B4a", "AKIAIOSFODNN7EXAMPLE"],
 }
+STREAM = "text/event-stream"
 DAY = datetime.date(2026, 11, 27)
 
 
@@ -45,7 +46,7 @@ def chunk(delta: dict[str, Any], finish: str | None = None) -> bytes:
 
 
 def stream(*chunks: bytes, drips: int = 0) -> Reply:
-    kind = (("Content-Type", "text/event-stream"),)
+    kind = (("Content-Type", STREAM),)
     return Reply(b"".join(one + b"\n\n" for one in (*chunks, b"data: [DONE]")), headers=kind, drips=drips)
 
 
@@ -168,7 +169,7 @@ def test_the_first_chunk_arrives_before_the_last_is_written(tmp_path: Path) -> N
         (completion(None), "empty"),
         (completion("x", refusal="I will not"), "refused"),
         (stream(chunk({"content": "half"}), chunk({}, "length")), "cut_off"),
-        (Reply(chunk({"content": "half"}) + b"\n\n", headers=(("Content-Type", "text/event-stream"),)), "cut_off"),
+        (Reply(chunk({"content": "half"}) + b"\n\n", headers=(("Content-Type", STREAM),)), "cut_off"),
         (Reply(b'{"choices": [{"message": 1, "finish_reason": "stop"}]}'), "no_chat"),
         (stream(b'data: {"choices": [{"delta": []}], "object": 1}', chunk({"content": [1]}, "stop")), "failed"),
         (completion("x" * (9 * 1024 * 1024)), "too_large"),
@@ -180,6 +181,22 @@ def test_what_makes_no_row_passes_all_the_same(reply: Reply, outcome: str, tmp_p
     assert (answer.status_code, answer.content) == (reply.status, reply.body)
     assert all(answer.headers[name] == value for name, value in reply.headers)
     assert recorder.counts == {outcome: 1} and not rows_in(tmp_path)
+
+
+def test_a_client_that_hangs_up_after_the_last_event_has_read_all(tmp_path: Path) -> None:
+    """As OpenAI's client does, before the end of the connection's own encoding."""
+    held = Reply(
+        stream(chunk({"content": "all"}, "stop")).body + b"\n" * 2000, headers=(("Content-Type", STREAM),), drips=1
+    )
+    with serving(lambda _body, _n: held) as heard, capturing(heard.url, tmp_path) as (url, recorder):
+        body = {"messages": [{"role": "user", "content": "x"}]}
+        with httpx2.stream("POST", f"{url}/chat/completions", json=body, headers=YES, trust_env=False) as answer:
+            text = b""
+            for part in answer.iter_raw():
+                text += part
+                if text.rstrip().endswith(b"[DONE]"):
+                    break
+    assert recorder.counts == {"recorded": 1}
 
 
 def test_a_client_that_leaves_leaves_no_row(tmp_path: Path) -> None:

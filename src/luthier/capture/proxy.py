@@ -35,6 +35,7 @@ CAPTURE_ID = "x-luthier-capture-id"
 """In an answer: what stands for the request in the row that may come of it."""
 CHAT = "chat/completions"
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
+LAST_EVENT = b"data: [DONE]"
 LARGEST = 8 * 1024 * 1024
 """Bytes of a request or an answer that is recorded; larger ones only pass through."""
 TIMEOUT = {"connect": 10.0, "read": 600.0, "write": 60.0, "pool": 10.0}
@@ -256,17 +257,18 @@ class Proxy:
         self, request_id: str, upstream: httpx2.Response, asked: _Copy, told: _Copy, times: tuple[int, float]
     ) -> None:
         """Hand an exchange over, or count why not."""
-        kind = upstream.headers.get("content-type", "").partition(";")[0].strip()
+        is_stream = upstream.headers.get("content-type", "").partition(";")[0].strip() == "text/event-stream"
+        # clients hang up when they have read the last event, which comes before the end of the connection's
+        is_whole = told.is_whole or (is_stream and told.data().rstrip().endswith(LAST_EVENT))
         if upstream.status_code != 200:
             self._recorder.count("upstream_error")
-        elif not told.is_whole:
+        elif not is_whole:
             self._recorder.count("client_gone")
         elif not (asked.fits and told.fits):
             self._recorder.count("too_large")
         elif upstream.headers.get("content-encoding", "identity") != "identity":
             self._recorder.count("encoded")
         else:
-            is_stream = kind == "text/event-stream"
             self._recorder.offer(Exchange(request_id, asked.data(), told.data(), is_stream, *times))
 
 
