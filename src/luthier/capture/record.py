@@ -1,16 +1,23 @@
 """What becomes of an exchange, off the path of the traffic: a row, redacted and written, or a count of why not.
 
-A thread of its own does it, behind a queue that never waits: where it is full, the row is lost and told of, and the
-client notices nothing.
+A process of its own makes the rows, and a thread writes them, behind a queue that never waits: where it is full, the
+row is lost and told of, and the client notices nothing. In the proxy's own process the search for personal data would
+hold up every answer that passes meanwhile.
 """
 
 import datetime
 import json
 import logging
+import multiprocessing
+import os
 import queue
+import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from dataclasses import dataclass, field
 from hashlib import sha256
 
 from prometheus_client import CollectorRegistry, Counter as Count, Gauge, generate_latest
@@ -35,6 +42,47 @@ def is_sampled(request_id: str, share: float) -> bool:
     return int.from_bytes(sha256(request_id.encode("utf-8", "surrogatepass")).digest()[:8], "big") < share * 2**64
 
 
+@dataclass(frozen=True)
+class Made:
+    """What came of one exchange: a line, or why there is none."""
+
+    line: bytes = b""
+    outcome: str = ""
+    failure: str = ""
+    redacted: Mapping[str, int] = field(default_factory=dict)
+
+
+def make_lines(redactor: Redactor, exchanges: Sequence[Exchange]) -> list[Made]:
+    """The rows of exchanges, redacted, as they are written."""
+    return [_made(redactor, exchange) for exchange in exchanges]
+
+
+def _made(redactor: Redactor, exchange: Exchange) -> Made:
+    redacted: Counter[str] = Counter()
+    try:
+        row = row_of(exchange)
+        for part in ("messages", "tools"):
+            if part in row:
+                row[part], found = redactor.row(row[part])
+                redacted += found
+        line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+    except NoRow as reason:
+        return Made(outcome=str(reason))
+    except FAILURES as error:  # its message may quote what was sent
+        return Made(failure=f"a row cannot be made: {type(error).__name__} in {place_of(error)}")
+    return Made(line, redacted=dict(redacted))
+
+
+def _pool() -> ProcessPoolExecutor:
+    """One process that steps back where the machine is busy; it is started with the first row."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_step_back)
+
+
+def _step_back() -> None:
+    os.nice(10)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches it, too, and what waits is written first
+
+
 class Recorder:
     """Takes exchanges and writes rows until it is closed."""
 
@@ -52,16 +100,19 @@ class Recorder:
         self.counts: Counter[str] = Counter()
         """By outcome, as the metric has them."""
         self._told: dict[str, float] = {}
+        self._pool = _pool()
         self._thread = threading.Thread(target=self._work, name="capture", daemon=True)
 
     def start(self) -> None:
         """Begin to write."""
+        self._pool.submit(make_lines, self._redactor, ())  # the process is there before the first row
         self._thread.start()
 
     def close(self) -> None:
         """Write what waits, and end."""
         self._queue.put(None)
         self._thread.join()
+        self._pool.shutdown()
         self._files.close()
 
     def count(self, outcome: str, number: int = 1) -> None:
@@ -90,23 +141,25 @@ class Recorder:
             while len(batch) < WRITTEN_AT_ONCE and not self._queue.empty():
                 batch.append(self._queue.get())
             is_open = None not in batch
-            self._write([line for one in batch if one is not None and (line := self._line(one)) is not None])
+            exchanges = [one for one in batch if one is not None]
+            self._write(self._lines(exchanges) if exchanges else [])
 
-    def _line(self, exchange: Exchange) -> bytes | None:
-        """The row of an exchange as it is written; None if it makes none, which is counted."""
+    def _lines(self, exchanges: Sequence[Exchange]) -> list[bytes]:
+        """The rows of exchanges as they are written; what makes none is counted."""
         try:
-            row = row_of(exchange)
-            for part in ("messages", "tools"):
-                if part in row:
-                    row[part], found = self._redactor.row(row[part])
-                    for kind, number in found.items():
-                        self._redacted.labels(kind).inc(number)
-            return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
-        except NoRow as reason:
-            self.count(str(reason))
-        except FAILURES as error:  # its message may quote what was sent
-            self._fail(f"a row cannot be made: {type(error).__name__} in {place_of(error)}")
-        return None
+            made = self._pool.submit(make_lines, self._redactor, exchanges).result()
+        except BrokenExecutor:
+            self._fail("the process that makes rows was ended; a new one is started", len(exchanges))
+            self._pool = _pool()
+            return []
+        for one in made:
+            for kind, number in one.redacted.items():
+                self._redacted.labels(kind).inc(number)
+            if one.failure:
+                self._fail(one.failure)
+            elif one.outcome:
+                self.count(one.outcome)
+        return [one.line for one in made if one.line]
 
     def _write(self, lines: list[bytes]) -> None:
         today = datetime.datetime.now(datetime.UTC).date()
