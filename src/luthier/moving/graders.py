@@ -10,12 +10,10 @@ from luthier.data import strict_json
 from luthier.data.write import atomic_text
 from luthier.errors import DataError, EvaluationError
 from luthier.evaluation.graders.base import Grader, Host, Limits, build_grader, validate
-from luthier.jobs.eval_grading import Criterion, criterion_of, read_criterion
+from luthier.jobs.eval_grading import read_criterion
 from luthier.moving.exports import Export, Found
 
 LIMITS = Limits(seconds=20.0)
-ASKING = ("label_model", "score_model")
-"""Graders that ask a model."""
 _ANYTHING = Host(
     ask_model=lambda _model, _messages, _params: _unasked(), embed=lambda _texts: _unasked(), limits=LIMITS
 )
@@ -71,8 +69,8 @@ def read_grader(values: Mapping[str, Any]) -> dict[str, Any]:
     return read_criterion(given, _ANYTHING)
 
 
-def read_graders(path: Path) -> list[tuple[Grader, Criterion | None]]:
-    """The graders in a file that `write_graders` wrote, with where they pass.
+def read_graders(path: Path) -> list[Grader]:
+    """The graders in a file that `write_graders` wrote; where an Eval passes plays no part in a reward.
 
     Raises:
         DataError: it is no such file.
@@ -91,9 +89,7 @@ def read_graders(path: Path) -> list[tuple[Grader, Criterion | None]]:
             kept = read_grader(one)
         except EvaluationError as error:
             raise DataError(f"grader {number}: {error}", path) from None
-        has_threshold = kept.get("type") in ("string_check", "label_model") or "pass_threshold" in kept
-        plain = {key: value for key, value in kept.items() if key != "pass_threshold"}
-        found.append((build_grader(plain), criterion_of(kept) if has_threshold else None))
+        found.append(build_grader({key: value for key, value in kept.items() if key != "pass_threshold"}))
     return found
 
 

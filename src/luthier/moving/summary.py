@@ -138,7 +138,8 @@ def _settings(summary: JobSummary, recipe: Recipe) -> Iterator[str]:
     dump, values = recipe.dump(), summary.job.values
     if summary.is_job:
         yield f"| model `{values.get('model')}` | `{summary.model}`: OpenAI gives no weights out; choose with --model |"
-    yield f"| method `{summary.kind}` | objective `{dump['objective']['type']}` with adapter `{dump['adapter']['type']}` |"
+    objective, adapter = dump["objective"]["type"], dump["adapter"]["type"]
+    yield f"| method `{summary.kind}` | objective `{objective}` with adapter `{adapter}` |"
     settings = {"n_epochs": dump["training"]["epochs"], "batch_size": dump["training"]["rows_per_step"]}
     settings["learning_rate_multiplier"] = dump["optimizer"]["learning_rate"]
     settings |= {"beta": dump["objective"]["beta"]} if "beta" in dump["objective"] else {}
