@@ -140,6 +140,7 @@ class _Reader:
         self.problems: list[DataError] = []
         self._formats = {name: registry.load(FORMATS, name) for name in ACCEPTED}
         self._row_kind: Kind | None = None
+        self._row_format: str | None = None
         self._rows = 0
         export = self.export
         self._takers: dict[str, Callable[[Found], None]] = {
@@ -154,7 +155,7 @@ class _Reader:
 
     def read(self, path: Path) -> None:
         """Whatever a file holds."""
-        self._row_kind, self._rows = None, 0
+        self._row_kind, self._row_format, self._rows = None, None, 0
         try:
             if (table := _result_table(path)) is not None:
                 self.export.curves[path] = table
@@ -218,9 +219,10 @@ class _Reader:
             )
         example = self._formats[name].parse(Record(dict(found.values), found.where))
         kind = _method_of(name, example.completion is None if isinstance(example, Conversation) else False)
-        if self._row_kind not in (None, kind):
-            raise found.error(f"a row for the method {kind} after rows for {self._row_kind}; one file has one kind")
-        self._row_kind = kind
+        if self._row_kind not in (None, kind) or self._row_format not in (None, name):
+            earlier = f"{self._row_kind} in the format {self._row_format}"
+            raise found.error(f"a row for {kind} in the format {name} after rows for {earlier}; one file has one kind")
+        self._row_kind, self._row_format = kind, name
         self._rows += 1
 
 

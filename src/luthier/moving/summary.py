@@ -11,9 +11,9 @@ from luthier.moving.graders import GraderSummary
 from luthier.recipe import Recipe
 
 BECAME = {
-    "n_epochs": "`training.epochs`, and no early stop",
+    "n_epochs": "`training.epochs`",
     "batch_size": "`training.rows_per_step`",
-    "learning_rate_multiplier": "times our own learning rate: `optimizer.learning_rate`",
+    "learning_rate_multiplier": "`optimizer.learning_rate`",
     "beta": "`objective.beta`",
 }
 """Hyperparameters that have an equivalent (`luthier.jobs.translate`)."""
@@ -145,7 +145,11 @@ def _settings(summary: JobSummary, recipe: Recipe) -> Iterator[str]:
     settings |= {"beta": dump["objective"]["beta"]} if "beta" in dump["objective"] else {}
     for name, value in settings.items():
         was = summary.given.get(name, "auto")
-        more = f" ({summary.learning_rate:g} times {summary.multiplier:g})" if name.startswith("learning") else ""
+        more = {
+            "learning_rate_multiplier": f": our own {summary.learning_rate:g}, times {summary.multiplier:g}",
+            "n_epochs": ", all of them, without an early stop" if name in summary.given else ": by our own rules",
+            "batch_size": "" if name in summary.given else ": by our own rules",
+        }.get(name, "")
         yield f"| {name} = {was} | {BECAME[name]} = {value:g}{more} |"
     for name, value in summary.given.items():
         if name not in settings:
