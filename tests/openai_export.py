@@ -19,7 +19,7 @@ JOB = "ftjob-nR3xYbq7Lx2TaWq0"
 TRAIN, VALID, RESULT = "file-Train1aB", "file-Valid2cD", "file-Result3eF"
 EVAL, RUN = "eval_67abd54d9b0081909a86353f6fb9317a", "evalrun_67abd54d60ec8190832b46859da808f7"
 LABELS = {
-    "rain": ("wet", "grey", "umbrella"),
+    "rain": ("wet", "gray", "umbrella"),
     "sun": ("bright", "warm", "glasses"),
     "snow": ("white", "cold", "sledge"),
 }

@@ -178,10 +178,10 @@ class Proxy:
                     yield chunk
                 told.is_whole = True
             finally:
-                await upstream.aclose()
-                if is_recorded:
+                if is_recorded:  # before anything is awaited: a client that hangs up ends this, too
                     taken = time.perf_counter() - started
                     self._record(request_id, upstream, asked, told, (created, taken))
+                await upstream.aclose()
 
         answer = StreamingResponse(body(), upstream.status_code)
         answer.raw_headers = headers

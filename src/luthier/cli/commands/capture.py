@@ -28,7 +28,9 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `luthier capture` takes."""
-    parser.add_argument("--to", required=True, metavar="URL", help="the endpoint's base, such as https://host/v1")
+    parser.add_argument(
+        "--to", required=True, metavar="URL", help="the endpoint's base, such as https://api.example.com/v1"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where rows are kept, a file a day")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument(
