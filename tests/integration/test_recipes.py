@@ -77,8 +77,8 @@ def test_feedback(tmp_path: Path, real_model_folder: Path) -> None:
         "evaluation.max_rows": 4,
         "evaluation.max_new_tokens": 8,
         "evaluation.systems.zero_shot.tune_rows": 0,
-        "evaluation.forgetting.max_rows": 10,
-        "evaluation.forgetting.max_tokens": 256,
+        "evaluation.forgetting.max_rows": 20,
+        "evaluation.forgetting.max_tokens": 512,
     }
     report = ran("feedback.toml", tmp_path / "out", settings)
     assert {"zero_shot", "fine_tuned"} <= {system["name"] for system in report["systems"]}

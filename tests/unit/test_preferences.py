@@ -153,6 +153,14 @@ def _start(row: Row) -> int:
     return row.loss_mask.index(1.0)
 
 
+def test_a_step_without_bad_replies_tells_nothing_of_them(tmp_path: Path) -> None:
+    run = make_run(tmp_path, objective={"type": "kto"})
+    good = [row for unit in run.source.step(1) for row in unit if row.values["good"]]
+    with torch.no_grad():
+        (batch,) = run.objective.whole_step(run.models, [build_batch(good)], {})
+        assert run.objective.loss(run.models, batch).metrics.keys() == {"loss", "kl", "chosen_reward"}
+
+
 def test_places_count_within_each_row() -> None:
     rows = [Row((1, 2, 3, 4), (0, 1, 1, 1), "a"), Row((1, 5), (0, 0), "b"), Row((1, 6, 7), (0, 1, 0.5), "c")]
     assert places(build_batch(rows)).tolist() == [0, 1, 2, 0, 1]

@@ -40,6 +40,7 @@ def weighed(batch: Batch, good: float, bad: float) -> Tensor:
 
 
 def reward_metrics(batch: Batch, reward_R: Tensor) -> dict[str, Mean]:
-    """The implicit rewards of good and of bad replies."""
+    """The implicit rewards of good and of bad replies, of those that there are: a mean of none is no number."""
     is_good_R = batch.values_R[GOOD] > 0
-    return {"chosen_reward": Mean.of(reward_R[is_good_R]), "rejected_reward": Mean.of(reward_R[~is_good_R])}
+    rewards = {"chosen_reward": reward_R[is_good_R], "rejected_reward": reward_R[~is_good_R]}
+    return {name: Mean.of(values) for name, values in rewards.items() if len(values)}
