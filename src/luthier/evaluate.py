@@ -117,8 +117,9 @@ def question_of(opened: Opened) -> Question:
     if not data.test:
         raise EvaluationError("there are no test rows; name a file in data.test, or raise data.test_share")
     head = assemble.objective_of(opened.recipe).head()
-    found = detect_task(data.train if alike else data.test) if head is None else HEAD_TASKS.get(head.kind)
-    task = (found or detect_task(data.test)) if settings.task == "auto" else settings.task
+    judged = None if head is None else HEAD_TASKS.get(head.kind)
+    detected = judged or detect_task(data.train if alike else data.test)
+    task = detected if settings.task == "auto" else settings.task
     require_rows(task, data.test)
     is_scored = task in SCORED_TASKS
     train, validation = ([], []) if is_scored else (conversations(data.train), conversations(data.validation))
