@@ -14,7 +14,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
-APART = ("gpu", "methods", "reward")
+APART = ("gpu", "methods", "reward", "reward_probe")
 """Not for `make bench`: what needs a GPU, and what takes hours (`make methods`)."""
 PACKAGES = ("luthier", "torch", "transformers", "tokenizers", "numpy")
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-METHODS = ("reward",)
+METHODS = ("reward_probe", "reward")
 """Files beside this one that take `--data` and `--minutes`."""
 
 

@@ -1,6 +1,6 @@
 """Reward models of real human preferences: how many held-out pairs are ranked right, and what a control reaches.
 
-    python -m benchmarks.reward --data FOLDER [--models A B] [--seeds 0 1] [--pairs 400] [--minutes 10]
+    python -m benchmarks.reward --data FOLDER [--models A B] [--seeds 0 1] [--pairs 500] [--minutes 10]
 
 FOLDER holds `train.jsonl` and `test.jsonl`, preference pairs. Trained on are the first `--pairs` pairs of at most
 `--characters` characters a side; tested are all pairs of the test file. The control is the same training with chosen
@@ -82,8 +82,8 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with train.jsonl and test.jsonl")
     parser.add_argument("--models", nargs="+", default=["smollm2-135m-instruct"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--pairs", type=int, default=400)
-    parser.add_argument("--characters", type=int, default=800)
+    parser.add_argument("--pairs", type=int, default=500)
+    parser.add_argument("--characters", type=int, default=600)
     parser.add_argument("--minutes", type=float, help="stop after so many; the same command goes on")
     parser.add_argument("--out", type=Path, default=Path("runs/methods/reward"))
     asked = parser.parse_args()

@@ -448,10 +448,6 @@ class Trained:
     folder: Path
     """Where the artifact lies."""
 
-    def policy(self) -> Scorer:
-        """What scores with the model, and with its head if it has one."""
-        return Scorer(self.loaded.model, head=self.injected.head)
-
     @contextmanager
     def base(self) -> Iterator[None]:
         """The base model alone while open."""

@@ -43,6 +43,7 @@ TASKS = {
     "text": "answers are free text",
     "pairs": "pairs of a better and a worse answer",
     "language": "raw text, trained on from beginning to end",
+    "steps": "replies whose steps are judged",
 }
 
 COMPARED = {
@@ -50,7 +51,7 @@ COMPARED = {
     "judged": ("kto", "good replies shall gain, bad ones lose"),
 }
 """Kinds of rows that are compared with a reference: which objective does it, and why."""
-SCORED = ("pairs", "language")
+SCORED = ("pairs", "language", "steps")
 """Tasks in which nothing is written: a model only reads."""
 
 
@@ -207,6 +208,8 @@ def task_of(train: Profile) -> str:
     """What `evaluation.task` calls the kind of the rows."""
     if train.is_raw_text:
         return "language"
+    if train.format == "stepwise":
+        return "steps"
     return {"preference": "pairs", "judged": "text"}.get(train.kind, train.kind)
 
 
@@ -348,6 +351,8 @@ def _objective(facts: Facts) -> Section:
                 Entry("beta", 0.1, "pull towards the base model; higher stays closer"),
             ],
         )
+    if task_of(facts.train) == "steps":
+        return Section("objective", [Entry("type", "process_reward", "whether each step is right")])
     why = "every token of the text" if facts.train.is_raw_text else "loss on the replies only"
     return Section("objective", [Entry("type", "sft", why)])
 
@@ -357,6 +362,8 @@ def _learning_rate(facts: Facts) -> Entry:
     if facts.train.kind in COMPARED:
         name = COMPARED[facts.train.kind][0].upper()
         return Entry("learning_rate", 5e-5 if facts.is_small_model else 1e-5, f"for {name} with LoRA; model {size}")
+    if task_of(facts.train) == "steps":
+        return Entry("learning_rate", 1e-4, "for a reward with LoRA")
     return Entry("learning_rate", 5e-4 if facts.is_small_model else 2e-4, f"for LoRA; model {size}")
 
 
@@ -422,6 +429,7 @@ def metrics_of(facts: Facts) -> list[str]:
         "text": ["rouge_l", "chrf"],
         "language": ["bits_per_byte", "perplexity", "token_accuracy"],
         "pairs": ["pair_accuracy", "perplexity"],
+        "steps": ["step_accuracy"],
     }[task_of(facts.train)]
 
 

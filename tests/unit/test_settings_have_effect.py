@@ -117,6 +117,9 @@ CHANGES: Mapping[str, tuple[Any, Tree]] = {
     "objective.bco.beta": (0.5, {}),
     "objective.bco.desirable_weight": (3.0, {}),
     "objective.bco.undesirable_weight": (3.0, {}),
+    "objective.reward.centering": (1.0, {}),
+    "objective.reward.head_start": ("zeros", {}),
+    "objective.process_reward.head_start": ("zeros", {}),
     "objective.sft_kl.kl_weight": (3.0, {}),
     "optimizer.adamw.learning_rate": (1e-3, {}),
     "optimizer.adamw.weight_decay": (0.5, {}),
@@ -144,12 +147,18 @@ def known() -> list[str]:
     return names
 
 
-def examples(preference: bool) -> list[Example]:
+def examples(objective: str) -> list[Example]:
     rows: list[Example] = []
     for number in range(12):
         prompt = (Message("user", f"What is {number}?"),)
         good, bad = ((Message("assistant", f"{word} {number * 7}, a number."),) for word in ("It is", "By no means"))
-        rows.append(Preference(prompt, good, bad) if preference else Conversation(prompt + good))
+        if objective in ("sft", "sft_kl"):
+            rows.append(Conversation(prompt + good))
+        elif objective == "process_reward":
+            judged = {"steps": [good[0].content], "labels": [number % 2]}
+            rows.append(Conversation(prompt + good, target=judged))
+        else:
+            rows.append(Preference(prompt, good, bad))
     return rows
 
 
@@ -158,7 +167,7 @@ def outcome(tables: Tree, loaded: LoadedModel, folder: Path) -> Mapping[str, Any
     recipe = build(Recipe, tables)
     loaded = with_new_tokens(loaded, assemble.adapter_of(recipe).added_tokens)
     template = assemble.template_for(recipe, loaded, assemble.longest_row(recipe, loaded))
-    units = list(assemble.units_of(recipe, examples(tables["objective"]["type"] not in ("sft", "sft_kl")), template))
+    units = list(assemble.units_of(recipe, examples(tables["objective"]["type"]), template))
     parts = {"train": units, "validation": units[:3]}
     run = assemble.build_run(recipe, loaded, assemble.make_trainable(recipe, loaded), parts, "", folder)
     first = run.source.step(1)
