@@ -49,7 +49,7 @@ from luthier.evaluation.task import (
     require_rows,
     room_for_answers,
 )
-from luthier.examples import Conversation, Example, Preference
+from luthier.examples import Conversation, Example, Judged, Preference
 from luthier.files import sha256_of
 from luthier.models.heads import Head
 from luthier.models.memory import tokens_in_flight
@@ -75,12 +75,15 @@ Switch = Callable[[], AbstractContextManager[None]]
 def conversations(examples: Sequence[Example]) -> list[Conversation]:
     """The rows as questions with a wanted answer.
 
-    A preference pair asks its prompt and wants the chosen reply; raw text asks nothing and is left out.
+    A preference pair asks its prompt and wants the chosen reply, a judged one its reply if it was good; raw text asks
+    nothing and is left out, as is a bad reply.
     """
     rows = []
     for example in examples:
-        if isinstance(example, Preference):
-            messages, group, extra = example.prompt + example.chosen, example.group, example.extra
+        wanted = example.chosen if isinstance(example, Preference) else None
+        wanted = example.reply if isinstance(example, Judged) and example.good else wanted
+        if isinstance(example, Preference | Judged) and wanted is not None:
+            messages, group, extra = example.prompt + wanted, example.group, example.extra
             example = Conversation(messages, example.tools, example.where, example.id, group=group, extra=extra)
         if isinstance(example, Conversation):
             rows.append(example)
@@ -117,13 +120,18 @@ def question_of(opened: Opened) -> Question:
     if not data.test:
         raise EvaluationError("there are no test rows; name a file in data.test, or raise data.test_share")
     head = assemble.objective_of(opened.recipe).head()
-    judged = None if head is None else HEAD_TASKS.get(head.kind)
-    detected = judged or detect_task(data.train if alike else data.test)
+    known = data.train if alike else data.test
+    if any(isinstance(row, Judged) for row in known):
+        known = conversations(known)
+    judging = None if head is None else HEAD_TASKS.get(head.kind)
+    detected = judging or detect_task(known)
     task = detected if settings.task == "auto" else settings.task
     require_rows(task, data.test)
     is_scored = task in SCORED_TASKS
     train, validation = ([], []) if is_scored else (conversations(data.train), conversations(data.validation))
     test = data.test if is_scored else conversations(data.test)
+    if not test:
+        raise EvaluationError("no test row has an answer that is wanted: all of them are replies that were judged bad")
     if settings.style.judge is not None and task != "text":
         raise EvaluationError(
             f"evaluation.style.judge compares free texts, and these answers are of the task {task!r}; leave it out"

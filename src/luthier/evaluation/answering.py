@@ -18,7 +18,7 @@ from luthier.evaluation.metrics.base import TargetScore
 from luthier.evaluation.rewards import RewardModel
 from luthier.evaluation.systems.base import Answer, Context, message_text, require_questions
 from luthier.evaluation.task import HEAD_TASKS, SCORED_TASKS
-from luthier.examples import Conversation, Document, Example, Message, Preference, Row
+from luthier.examples import Conversation, Document, Example, Judged, Message, Preference, Row
 from luthier.models.decode import evaluating
 from luthier.models.forest import build_batch
 from luthier.models.generate import Generation, generate
@@ -139,7 +139,7 @@ def _judged(row: Example, prompt: tuple[Message, ...]) -> tuple[Conversation, ..
     return (replace(row, messages=(*prompt, row.completion)),)
 
 
-def _require_room(row: Conversation | Preference, tokens: int, context: Context) -> None:
+def _require_room(row: Conversation | Preference | Judged, tokens: int, context: Context) -> None:
     if tokens > context.loaded.max_tokens:
         raise EvaluationError(
             f"row {row.id} ({row.where}): with an answer it needs at least {tokens} tokens, and the model's context "
@@ -212,7 +212,10 @@ def _targets_of(row: Example, prompt: tuple[Message, ...], template: Template, c
                 "instruction of the system"
             )
         return (_text_target(row, template, context),)
-    replies = [row.chosen, row.rejected] if isinstance(row, Preference) else [_wanted(row)]
+    if isinstance(row, Preference):
+        replies = [row.chosen, row.rejected]
+    else:
+        replies = [row.reply if isinstance(row, Judged) else _wanted(row)]
     return tuple(_reply_target(row, prompt, reply, template, context) for reply in replies)
 
 
@@ -223,13 +226,13 @@ def _wanted(row: Conversation) -> tuple[Message, ...]:
 
 
 def _rendered(
-    row: Conversation | Preference, prompt: tuple[Message, ...], reply: tuple[Message, ...], template: Template
+    row: Conversation | Preference | Judged, prompt: tuple[Message, ...], reply: tuple[Message, ...], template: Template
 ) -> Row:
     return template.reply_row(Conversation((*prompt, *reply), row.tools, row.where, row.id), reply)
 
 
 def _reply_target(
-    row: Conversation | Preference,
+    row: Conversation | Preference | Judged,
     prompt: tuple[Message, ...],
     reply: tuple[Message, ...],
     template: Template,

@@ -11,7 +11,7 @@ from luthier.data.templates import Template
 from luthier.errors import EvaluationError
 from luthier.evaluation.metrics._json import NotJson, parse
 from luthier.evaluation.metrics.base import Metric
-from luthier.examples import Conversation, Document, Example, Preference
+from luthier.examples import Conversation, Document, Example, Judged, Preference
 
 METRICS = "luthier.evaluation.metrics"
 LONGEST_LABEL = 80
@@ -99,7 +99,7 @@ def require_rows(task: str, rows: Sequence[Example]) -> None:
         "rewards": (Preference,),
         "steps": (Conversation,),
     }
-    kinds = wanted.get(task, (Conversation, Preference))
+    kinds = wanted.get(task, (Conversation, Preference, Judged))
     odd = next((row for row in rows if not isinstance(row, kinds)), None)
     if odd is not None:
         raise EvaluationError(

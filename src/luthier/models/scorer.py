@@ -30,11 +30,23 @@ class Scorer:
 
     `autocast` is the type that matrix products are computed in when weights are held in float32 (full fine-tuning;
     where only some are, the model says it itself). It is opened for each forward pass alone, since a longer one caches
-    copies of weights that move. The head computes outside of it.
+    copies of weights that move. The head computes outside of it. `temperature` divides all logits: what was sampled at
+    it is scored at it.
     """
 
-    def __init__(self, model: Any, autocast: torch.dtype | None = None, head: Head | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        autocast: torch.dtype | None = None,
+        head: Head | None = None,
+        temperature: float = 1.0,
+    ) -> None:
         self.model, self.autocast, self.head = model, autocast or computed_in(model), head
+        self.temperature = temperature
+
+    def at(self, temperature: float) -> "Scorer":
+        """The same model and head, scored at another temperature."""
+        return Scorer(self.model, self.autocast, self.head, temperature)
 
     def token_logprobs(self, batch: Batch) -> Tensor:
         """(K,) log-probability of each trained-on token, in the order of `batch.row_K`; float32 at least."""
@@ -110,6 +122,8 @@ class Scorer:
     def _plain(self, hidden_NE: Tensor, batch: Batch) -> tuple[Tensor, Weight, Tensor, Tensor, Moved | None]:
         """What the scores of a plain vocabulary projection are made of."""
         hidden_HE = hidden_NE[batch.hidden_H].to(self.autocast or hidden_NE.dtype)
+        if self.temperature != 1:  # a plain projection has no bias, so this divides every logit
+            hidden_HE = hidden_HE / self.temperature
         head = self.model.get_output_embeddings()
         weight = head if isinstance(head, QuantizedLinear) else head.weight
         moved = head.moved() if isinstance(head, HeadWithRows) else None
@@ -117,7 +131,7 @@ class Scorer:
 
     def _logits(self, batch: Batch) -> Tensor:
         logits: Tensor = self._run(self.model, batch, logits_to_keep=batch.hidden_H).logits[0]
-        return logits
+        return logits if self.temperature == 1 else logits / self.temperature
 
     def _run(self, module: Any, batch: Batch, **options: Any) -> Any:
         """What the model, or the model without its head, returns for the batch."""

@@ -40,7 +40,7 @@ class GradientEquivalence(Gate):
         rows = list(islice(cycle(rows), ROWS))  # a pair objective takes rows two by two, and each half needs a pair
         if not rows or not tensors:
             return self.fails("There is no row with a trained token, or no trained tensor.")
-        if subject.objective.needs_reference and subject.need_models().reference is None:
+        if subject.objective.uses_reference and subject.need_models().reference is None:
             return self.fails("The objective needs a reference and was given none.")
         held = list(tensors.values())
         with evaluating(loaded.model), in_float32(), nudged(subject.need_injected()):
@@ -95,10 +95,13 @@ def _values_alone(loaded: LoadedModel, head: Head, rows: Sequence[Row]) -> Itera
 
 
 def _losses(subject: Subject, rows: Sequence[Row], size: int) -> Iterator[Tensor]:
-    """The loss of each micro-batch of `size` rows, as the engine sums it."""
-    for start in range(0, len(rows), size):
-        batch = subject.batches.build(rows[start : start + size]).to(subject.need_model().device)
-        yield subject.objective.loss(subject.need_models(), batch).total
+    """The loss of each micro-batch of `size` rows of a step, as the engine sums it."""
+    device, models = subject.need_model().device, subject.need_models()
+    batches = [subject.batches.build(rows[start : start + size]).to(device) for start in range(0, len(rows), size)]
+    with torch.no_grad():
+        batches = list(subject.objective.whole_step(models, batches, {}))
+    for batch in batches:
+        yield subject.objective.loss(models, batch).total
 
 
 def _gradient(totals: Iterable[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """Reward models that were trained here judge the answer: one run, or several whose rewards are combined."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -19,6 +19,8 @@ class RewardModel(Grader):
     assistant, or its `prompt`.
     """
 
+    of_openai: ClassVar[bool] = False  # a request must not name folders of this machine
+
     runs: tuple[str, ...] = Field(min_length=1, max_length=32)
     """Folders of trained runs whose objective is `reward` or `process_reward`."""
     combine: Combination = "mean"
@@ -27,6 +29,10 @@ class RewardModel(Grader):
     """Of `deviation`."""
     input: tuple[GraderMessage, ...] = Field((), max_length=64)
     """The messages that the answer replies to; absent: the item's own."""
+
+    def runs_asked(self) -> Sequence[str]:
+        """All of them."""
+        return self.runs
 
     def require(self, host: Host) -> None:
         """Raise an EvaluationError if the host opens no reward models, or not these."""

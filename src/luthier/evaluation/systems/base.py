@@ -22,7 +22,7 @@ from luthier.data.write import message_values
 from luthier.errors import EvaluationError
 from luthier.evaluation.metrics.base import Metric, Prediction, TargetScore
 from luthier.evaluation.rungs import RUNGS, UNTRAINED, Rung
-from luthier.examples import Conversation, Document, Example, Message, Preference
+from luthier.examples import Conversation, Document, Example, Judged, Message, Preference
 from luthier.models.heads import Head
 from luthier.models.load import LoadedModel
 from luthier.rag.retriever import Retriever
@@ -229,8 +229,9 @@ def _target(row: Example) -> Any:
     """What is wanted: the target that the data gives, a reply's text, or the raw text itself."""
     if isinstance(row, Document):
         return row.text
-    if isinstance(row, Preference):
-        return "\n".join(message_text(message) for message in row.chosen if message.role == "assistant")
+    if isinstance(row, Preference | Judged):
+        reply = row.chosen if isinstance(row, Preference) else row.reply
+        return "\n".join(message_text(message) for message in reply if message.role == "assistant")
     if row.target is not None:
         return row.target
     return message_text(row.completion) if row.completion is not None else ""
