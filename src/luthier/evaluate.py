@@ -123,7 +123,8 @@ def question_of(opened: Opened) -> Question:
     known = data.train if alike else data.test
     if any(isinstance(row, Judged) for row in known):
         known = conversations(known)
-    detected = (None if head is None else HEAD_TASKS.get(head.kind)) or detect_task(known)
+    judging = None if head is None else HEAD_TASKS.get(head.kind)
+    detected = judging or detect_task(known)
     task = detected if settings.task == "auto" else settings.task
     require_rows(task, data.test)
     is_scored = task in SCORED_TASKS
