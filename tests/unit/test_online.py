@@ -29,6 +29,7 @@ def recipe(**tables: Any) -> Recipe:
         ({"objective": {"type": "sft"}}, r"\[rollout\] changes nothing with objective.type = 'sft'"),
         ({"rollout": {"rewards": REWARDS, "group_size": 1}}, "needs at least 2"),
         ({"adapter": {"type": "lora", "dropout": 0.1}}, "adapter.dropout = 0.1"),
+        ({"adapter": {"type": "lora", "init": "eva"}}, "choose another start"),
         ({"data": {"train": "rows.jsonl", "replay": "other.jsonl"}}, "nothing to mix in"),
     ],
 )
