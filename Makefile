@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: env demo test check times numerics exports conformance postgres vllm trackers fuzz chaos bench peers gpu reference format clean
+.PHONY: env demo test check times numerics exports conformance postgres vllm trackers fuzz chaos bench peers gpu methods reference format clean
 
 env: $(STAMP)
 
@@ -22,13 +22,15 @@ demo: env
 # Two workers, one thread each: more threads than cores only wait for one another. Bytecode is kept even where the
 # environment forbids it: hundreds of tests start processes, and each would compile everything again.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q --timeout 600
+# Files in their order: else those of one long test come last, and one worker waits for the other.
 WORKERS ?= 2
+SPREAD := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 LONG := not numerics and not chaos and not exports and not vllm and not trackers and not fuzz
 
 # Everything but what takes longer or needs more (LONG, a target each). Fetches the default model once.
 test: env
-	$(PYTEST) -n $(WORKERS) --dist loadfile -m "$(LONG)"
+	$(PYTEST) $(SPREAD) -m "$(LONG)"
 
 # What to run before every commit: style, types, import directions, and the tests that take no whole run and little time.
 check: env
@@ -36,11 +38,11 @@ check: env
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not slow and $(LONG)"
+	$(PYTEST) $(SPREAD) -m "not slow and $(LONG)"
 
 # How long each test takes, and by that which of them `make check` leaves out: tests/slow.txt.
 times: env
-	$(PYTEST) -n $(WORKERS) --dist loadfile -m "$(LONG)" --junitxml .pytest_cache/times.xml
+	$(PYTEST) $(SPREAD) -m "$(LONG)" --junitxml .pytest_cache/times.xml
 	$(BIN)/python -m tests.slow_tests .pytest_cache/times.xml > tests/slow.txt
 
 # Luthier against transformers, peft and trl, at tiny size.
@@ -101,6 +103,10 @@ trackers: env .peers/mlflow/.ready
 bench: env
 	OMP_NUM_THREADS=$(WORKERS) $(BIN)/python -m benchmarks
 
+# Whether methods do what their papers say: hours, resumable, into docs/methods.md. DATA: a folder of preference pairs.
+methods: env
+	$(BIN)/python -m benchmarks.methods --data $(DATA)
+
 # Check and time every path that only a GPU takes; exits with 2 where there is none.
 gpu: env
 	$(BIN)/python -m benchmarks.gpu
@@ -119,6 +125,7 @@ peers: $(patsubst benchmarks/peers/%.txt,.peers/%/.ready,$(wildcard benchmarks/p
 # Write the generated parts of the documentation and the frozen command line again, after a change that is meant.
 reference: env
 	$(BIN)/luthier recipe --reference > docs/recipes.md.new && mv docs/recipes.md.new docs/recipes.md
+	$(BIN)/luthier service reference > docs/service.md.new && mv docs/service.md.new docs/service.md
 	$(BIN)/luthier service openapi > docs/openapi.json.new && mv docs/openapi.json.new docs/openapi.json
 	$(BIN)/python tests/contract/test_cli_surface.py > tests/contract/cli_surface.txt.new \
 		&& mv tests/contract/cli_surface.txt.new tests/contract/cli_surface.txt

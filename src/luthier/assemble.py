@@ -220,8 +220,8 @@ def make_trainable(recipe: Recipe, loaded: LoadedModel, start: Path | None = Non
     adapter, objective = adapter_of(recipe), objective_of(recipe)
     ready = adapter.reading(lambda text: loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
     injected = ready.inject(loaded.model, recipe.seed)
-    if (shape := objective.head()) is not None:
-        injected = WithHead(injected, heads.head_of(loaded.model, shape, recipe.seed))
+    if (head := fresh_head(recipe, loaded)) is not None:
+        injected = WithHead(injected, head)
         injected.take_head(loaded.files.folder)
     if start is not None:
         injected.start_at(start)
@@ -239,6 +239,12 @@ def make_trainable(recipe: Recipe, loaded: LoadedModel, start: Path | None = Non
     # copied after the injection, so that at step 0 policy and reference compute the same bits
     frozen = copy.deepcopy(loaded.model).requires_grad_(False).eval()
     return Trainable(injected, Models(policy, Scorer(frozen, autocast)), notes)
+
+
+def fresh_head(recipe: Recipe, loaded: LoadedModel) -> heads.Head | None:
+    """The head that the recipe's objective trains, before its training; None: it trains none."""
+    shape = objective_of(recipe).head()
+    return None if shape is None else heads.head_of(loaded.model, shape, recipe.seed)
 
 
 def _about_head(injected: Injected, begun_at: Path) -> tuple[str, ...]:
@@ -283,7 +289,11 @@ def build_run(
     available: int | None = None,
 ) -> Run:
     """All parts of a training, at step 0; `available`: bytes that `micro_batch_tokens = "auto"` may count on, None:
-    what is free on the device now."""
+    what is free on the device now.
+
+    Raises:
+        RecipeError: a step has fewer rows than the objective compares.
+    """
     torch.manual_seed(recipe.seed)
     if recipe.training.gradient_checkpointing:
         loaded.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
@@ -291,6 +301,11 @@ def build_run(
         compile_layers(loaded.model)
     optimizer = part(recipe.optimizer, OptimizerSettings, "optimizer")  # type: ignore[type-abstract]
     objective, rate = objective_of(recipe), rate_of(recipe)
+    if recipe.training.rows_per_step < objective.least_per_step:
+        raise RecipeError(
+            f"objective.type = {registry.name_of(recipe.objective)!r} compares the rows of a step: set "
+            f"training.rows_per_step to {objective.least_per_step} or more, better 16"
+        )
     models, validation = trainable.models, units["validation"]
     source: RowSource = Source(units["train"], recipe.training.rows_per_step, recipe.seed)
     if isinstance(objective, OnlineObjective):
@@ -355,7 +370,7 @@ def fingerprint_of(
     versions = [__version__, torch.__version__, str(loaded.dtype), loaded.device.type, native.identity()]
     begun = [] if start is None else [dict(start)]
     if asked is not None and recipe.rollout is not None:
-        data["items"] = canonical_hash(asked.items())
+        data["items"] = canonical_hash(asked.decides())
     return canonical_hash([settings, loaded.files.fingerprint, template.sha256, data, versions, *begun])
 
 
@@ -432,10 +447,6 @@ class Trained:
     injected: Injected
     folder: Path
     """Where the artifact lies."""
-
-    def policy(self) -> Scorer:
-        """What scores with the model, and with its head if it has one."""
-        return Scorer(self.loaded.model, head=self.injected.head)
 
     @contextmanager
     def base(self) -> Iterator[None]:

@@ -260,9 +260,13 @@ def _step_seconds(run: Run) -> float:
     seconds = []
     for number in range(1, 4):
         started = time.perf_counter()
-        for rows in micro_batches(run.source.planned(number), run.micro_batch_tokens):
+        groups = micro_batches(run.source.planned(number), run.micro_batch_tokens)
+        with torch.no_grad():
+            batches = [build_batch(rows).to(run.device) for rows in groups]
+            batches = list(run.objective.whole_step(run.models, batches, {}))
+        for batch in batches:
             with forest_mode(run.model):
-                run.objective.loss(run.models, build_batch(rows).to(run.device)).total.backward()
+                run.objective.loss(run.models, batch).total.backward()
         run.optimizer.zero_grad(set_to_none=True)
         wait_for(run.device)
         seconds.append(time.perf_counter() - started)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +62,23 @@ class Asked:
     """Without a limit of tokens."""
     train: Sequence[Example]
     validation: Sequence[Example]
+    host: Host = field(default_factory=Host)
+    """What graders may use."""
+    judges: Mapping[str, Any] = field(default_factory=dict)
+    """Of each run whose model judges replies, by its folder, the sha256 of its files."""
 
-    def items(self) -> list[Any]:
-        """What graders see of all rows, for a digest."""
-        return [item_of(example) for example in (*self.train, *self.validation) if isinstance(example, Conversation)]
+    def decides(self) -> list[Any]:
+        """What rewards are made of beside the settings, for a digest: what graders see of all rows, and who judges."""
+        rows = (*self.train, *self.validation)
+        items: list[Any] = [item_of(example) for example in rows if isinstance(example, Conversation)]
+        return [*items, *([dict(self.judges)] if self.judges else [])]
+
+
+def runs_asked(recipe: Recipe) -> list[str]:
+    """Folders of the runs that graders of rollouts ask, each once."""
+    tables = {} if recipe.rollout is None else recipe.rollout.rewards
+    graders = [part(table.grader, Grader, "grader") for table in tables.values()]  # type: ignore[type-abstract]
+    return sorted({run for grader in graders for one in (grader, *grader.parts()) for run in one.runs_asked()})
 
 
 def item_of(example: Conversation) -> dict[str, Any]:
@@ -168,11 +181,6 @@ def _called(call: Mapping[str, Any]) -> dict[str, Any]:
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def rewards_of(recipe: Recipe) -> Rewards | None:
-    """The graders of a recipe; None: it samples nothing."""
-    return None if recipe.rollout is None else Rewards(recipe.rollout, Host())
-
-
 def writer_of(settings: RolloutSettings, loaded: LoadedModel, template: Template) -> Writer:
     """What writes the replies."""
     sampler, longest = OwnSampler(loaded, template.stop_ids), settings.max_new_tokens
@@ -190,7 +198,7 @@ def rollouts_of(recipe: Recipe, loaded: LoadedModel, models: Models, asked: Aske
     """
     objective = part(recipe.objective, OnlineObjective, "objective")  # type: ignore[type-abstract]
     settings = require_fit(recipe, objective)
-    rewards = Rewards(settings, Host())
+    rewards = Rewards(settings, asked.host)
     rewards.require()
     plan = Plan(
         recipe.training.rows_per_step,

@@ -5,7 +5,7 @@ their settings from the file of that name in the part's directory; nothing else 
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
@@ -383,10 +383,12 @@ class StyleSettings(Settings):
 class EvaluationSettings(Settings):
     """What is measured on the test rows, and for which systems."""
 
-    task: Literal["auto", "json", "label", "tool_calls", "answers", "text", "language", "pairs"] = "auto"
+    task: Literal["auto", "json", "label", "tool_calls", "answers", "text", "language", "pairs", "rewards", "steps"] = (
+        "auto"
+    )
     """What kind of answer is expected; chooses the metrics when none are named. `answers`: one of several short texts,
     each of which would do. `language` (raw text) and `pairs` are
-    scored, not answered."""
+    scored, not answered; `rewards` and `steps` are judged by the head of a `reward` or a `process_reward`."""
     metrics: tuple[str, ...] = ()
     """Names from `luthier/evaluation/metrics`; absent: those that fit the task."""
     primary_metric: str | None = None
@@ -660,7 +662,23 @@ def absolute_paths(tree: Tree, folder: Path) -> Tree:
         value = table.get(key) if isinstance(table, dict) else None
         if isinstance(value, str) and value and _is_path(key, value, folder):
             table[key] = os.path.normpath(folder / value)
+    for grader in _graders(tree):
+        if isinstance(runs := grader.get("runs"), list):
+            grader["runs"] = [os.path.normpath(folder / run) if isinstance(run, str) else run for run in runs]
     return tree
+
+
+def _graders(tree: Tree) -> Iterator[Tree]:
+    """The tables of all graders of rollouts, those within others too."""
+    rollout = tree.get("rollout")
+    rewards = rollout.get("rewards") if isinstance(rollout, dict) else None
+    tables = list(rewards.values()) if isinstance(rewards, dict) else []
+    waiting = [table.get("grader") for table in tables if isinstance(table, dict)]
+    while waiting:
+        if isinstance(grader := waiting.pop(), dict):
+            yield grader
+            inner = grader.get("graders")
+            waiting += list(inner.values()) if isinstance(inner, dict) else []
 
 
 _PATHS = (

@@ -31,23 +31,26 @@ from luthier.data.templates import Template
 from luthier.data.write import write_examples
 from luthier.engine import checkpoint
 from luthier.engine.interrupts import interruptible
+from luthier.engine.kept_reference import keep
 from luthier.engine.log import mend_log, metrics_line
-from luthier.engine.loop import Step, observe, train, validation_loss
+from luthier.engine.loop import Step, observe, settle_head, train, validation_loss
 from luthier.engine.rollout import Rollouts
 from luthier.engine.run import Run
 from luthier.errors import DataError, PreflightError, StorageError
+from luthier.evaluation.graders.base import Host
 from luthier.examples import Example, Row, Where
 from luthier.files import sha256_of, sync
 from luthier.models.kernels import native
 from luthier.models.load import LoadedModel
 from luthier.models.memory import peak_memory_bytes
 from luthier.objectives.base import OnlineObjective
-from luthier.online import Asked, with_place_for_reply
+from luthier.online import Asked, runs_asked, with_place_for_reply
 from luthier.preflight.base import RowSettings, Stage, Subject, require, run_gates
 from luthier.preflight.tensors_moved import checksums
 from luthier.progress import Progress, duration
 from luthier.rag.corpus import read_corpus
 from luthier.recipe import Recipe
+from luthier.rewarding import Judges
 from luthier.run_folder import RunFolder
 from luthier.starts import Start, keep_start
 from luthier.tracking import LOG, tracked
@@ -401,6 +404,8 @@ def prepare_training(opened: Opened, progress: Progress, prove: bool = True, ava
     settled = _settled(recipe, folder)
     run = assemble.build_run(settled, loaded, trainable, opened.units, fingerprint, folder.path, available)
     _tell_fit(run, folder, progress)
+    with folder.timed("train"):
+        keep(run, folder.path, progress)
     found = _newest(run, progress)
     if found is None and subject is not None:
         if observe(run):  # before the gates: what they prove is the start that is trained from
@@ -420,7 +425,11 @@ def prepare_training(opened: Opened, progress: Progress, prove: bool = True, ava
 def asked_of(opened: Opened) -> Asked:
     """What an online objective asks: the rows that others train on."""
     named = opened.data.named() if opened.subject is None else opened.subject.splits
-    return Asked(assemble.template_for(opened.recipe, opened.loaded), named["train"], named["validation"])
+    template = assemble.template_for(opened.recipe, opened.loaded)
+    runs = runs_asked(opened.recipe)
+    judges = {run: assemble.artifact_record(Path(run) / "adapter")["files"] for run in runs}
+    host = Host(judge=Judges() if runs else None)
+    return Asked(template, named["train"], named["validation"], host, judges)
 
 
 def _tell_first(first: Mapping[str, float], progress: Progress) -> None:
@@ -595,6 +604,7 @@ def _write_artifact(run: Run, opened: Opened, folder: Path, source: Path) -> Non
     final, temporary = folder / "adapter", folder / ".adapter.tmp"
     started_from = None if opened.start is None else opened.start.noted
     shutil.rmtree(temporary, ignore_errors=True)
+    settle_head(run)
     try:
         assemble.save_artifact(
             temporary, opened.recipe, opened.loaded, run.injected, opened.template, run.fingerprint, started_from

@@ -72,6 +72,12 @@ SAMPLES: Mapping[str, dict[str, Any]] = {
         "graders": {"a": {**CHECK, "operation": "eq"}, "b": {**CHECK, "operation": "like"}},
         "calculate_output": "0.5 * a + 0.5 * b",
     },
+    "reward_model": {
+        "type": "reward_model",
+        "name": "judges",
+        "runs": ["runs/a", "runs/b"],
+        "input": [{"role": "user", "content": "{{item.answer}}?"}],
+    },
     "json_schema": {"type": "json_schema", "name": "valid", "json_schema": {"type": "string"}},
     "fields": {"type": "fields", "name": "fields", "reference": '"{{item.answer}}"'},
     "number": {"type": "number", "name": "last", "reference": "{{item.answer}} 7"},
@@ -102,16 +108,23 @@ HOSTILE = (
 
 
 def host(kind: str) -> Host:
-    return Host(ask_model=lambda model, messages, sampling: ModelReply(REPLIES.get(kind, ""), tokens=7))
+    def judge(runs: Sequence[str], messages: Sequence[Message]) -> list[float]:
+        return [float(messages[-1] == Message("assistant", "Paris")) for _ in runs]
+
+    return Host(ask_model=lambda model, messages, sampling: ModelReply(REPLIES.get(kind, ""), tokens=7), judge=judge)
+
+
+def built(values: Mapping[str, Any], able: Host) -> Grader:
+    """A grader that the API does not have, as a recipe builds it."""
+    grader = build_grader(values)
+    grader.require(able)
+    return grader
 
 
 def made(kind: str) -> Grader:
-    """The grader of the samples; those that the API does not have are built as a recipe builds them."""
-    if kind not in WHOLE:
-        return validate(SAMPLES[kind], host(kind))
-    grader = build_grader(SAMPLES[kind])
-    grader.require(host(kind))
-    return grader
+    """The grader of the samples, by the way that leads to it."""
+    of_openai = registry.load_class(GRADERS, kind, Grader).of_openai  # type: ignore[type-abstract]
+    return (validate if of_openai else built)(SAMPLES[kind], host(kind))
 
 
 def accepted(graded: Graded) -> GraderRunResponse:
@@ -539,6 +552,55 @@ def test_a_wrong_multi_grader_is_refused(settings: dict[str, Any], words: str) -
 def test_what_a_part_needs_the_whole_needs() -> None:
     with pytest.raises(EvaluationError, match="there is no model to grade with"):
         validate(multi("a", a=SAMPLES["score_model"]), Host())
+
+
+# reward_model
+
+
+def judging(rewards: Mapping[str, float]) -> tuple[Host, list[list[Message]]]:
+    """A host whose runs have these rewards, and the chats that they were shown."""
+    seen: list[list[Message]] = []
+
+    def judge(runs: Sequence[str], messages: Sequence[Message]) -> list[float]:
+        seen.append(list(messages))
+        return [rewards[run] for run in runs]
+
+    return Host(judge=judge), seen
+
+
+@pytest.mark.parametrize(
+    ("settings", "reward"),
+    [
+        ({}, 2.0),
+        ({"combine": "minimum"}, 1.0),
+        ({"combine": "deviation"}, 1.0),
+        ({"combine": "deviation", "k": 3}, -1.0),
+    ],
+)
+def test_rewards_of_several_runs_are_combined(settings: dict[str, Any], reward: float) -> None:
+    able, seen = judging({"runs/a": 1.0, "runs/b": 3.0})
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "the wanted reply"}]
+    grader = built({"type": "reward_model", "name": "r", "runs": ["runs/a", "runs/b"], **settings}, able)
+    grade = grader.grade(Sample.of("Hello"), {"messages": chat}, able)
+    assert accepted(grade).reward == reward and grade.sub_rewards == {"runs/a": 1.0, "runs/b": 3.0}
+    assert seen == [[Message("user", "Hi"), Message("assistant", "Hello")]]
+    grader.grade(Sample.of("Hello"), {"prompt": "Hey"}, able)
+    assert seen[1] == [Message("user", "Hey"), Message("assistant", "Hello")]
+
+
+def test_reward_models_that_cannot_judge_are_a_flag_or_refused() -> None:
+    settings = {"type": "reward_model", "name": "r", "runs": ["runs/a"]}
+    with pytest.raises(EvaluationError, match=r"asks trained reward models \(runs/a\), and none can be opened here"):
+        built(settings, Host())
+
+    def broken(runs: Sequence[str], messages: Sequence[Message]) -> list[float]:
+        raise ModelError("runs/a/adapter: no trained model here")
+
+    able = Host(judge=broken)
+    grade = built(settings, able).grade(Sample.of("x"), {"prompt": "Hi"}, able)
+    errors = accepted(grade).metadata.errors
+    assert errors.api_model_grader_server_error and "no trained model" in grade.problem
+    assert accepted(built(settings, able).grade(Sample.of("x"), {}, able)).metadata.errors.invalid_variable_error
 
 
 # those of recipes

@@ -72,7 +72,7 @@ def test_the_default_model_is_above_chance_and_below_the_ceiling(real_model_fold
     from luthier.models.load import load
 
     loaded = load(resolve(str(real_model_folder)))
-    ability = measure_ability(loaded, load_items(ForgettingSettings(text="none"), loaded))
+    ability = measure_ability(loaded, load_items(ForgettingSettings(text="none", max_rows=100), loaded))
     for name in (NORMALIZED, RAW):
         assert 0.5 <= ability.statistics[name][:, 0].mean() <= 0.85
 

@@ -97,7 +97,7 @@ def test_wanted_replies_are_scored_by_that_model(context: Context, other_folder:
 def models_held() -> int:
     """Models that this process holds."""
     gc.collect()
-    return sum(isinstance(one, PreTrainedModel) for one in gc.get_objects())
+    return sum(issubclass(type(one), PreTrainedModel) for one in gc.get_objects())
 
 
 @pytest.mark.slow

@@ -7,8 +7,9 @@ import pytest
 from luthier.assemble import objective_of
 from luthier.config import build
 from luthier.errors import RecipeError
+from luthier.evaluation.graders.base import Host
 from luthier.examples import Conversation, Document, Message
-from luthier.online import Asked, asked, item_of, reference_of, rewards_of, with_place_for_reply
+from luthier.online import Asked, Rewards, asked, item_of, reference_of, with_place_for_reply
 from luthier.recipe import Recipe
 
 REWARDS: dict[str, Any] = {
@@ -84,8 +85,9 @@ def test_a_row_that_only_asks_gets_a_place_for_a_reply() -> None:
 
 
 def test_the_reward_is_the_weighted_sum_and_a_grader_that_fails_counts_nothing() -> None:
-    rewards = rewards_of(recipe())
-    assert rewards is not None
+    settings = recipe().rollout
+    assert settings is not None
+    rewards = Rewards(settings, Host())
     rewards.require()
     assert rewards.grade({"reference_answer": "42"}, Message("assistant", "42")).reward == 2.5
     grade = rewards.grade({}, Message("assistant", "[1]"), earned=0.25)
@@ -96,4 +98,4 @@ def test_the_reward_is_the_weighted_sum_and_a_grader_that_fails_counts_nothing()
 def test_another_field_of_a_row_is_another_training() -> None:
     rows = [[Conversation((QUESTION,), extra={"answer": answer})] for answer in ("42", "43")]
     template: Any = None
-    assert Asked(template, rows[0], []).items() != Asked(template, rows[1], []).items()
+    assert Asked(template, rows[0], []).decides() != Asked(template, rows[1], []).decides()

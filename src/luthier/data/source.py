@@ -79,7 +79,7 @@ class Source:
     """Training units that were given, step by step; every step has the same size."""
 
     def __init__(self, units: Sequence[Unit], rows_per_step: int, seed: int) -> None:
-        self.units, self.rows_per_step = units, rows_per_step
+        self.units, self.rows_per_step, self.seed = units, rows_per_step, seed
         self._places = Places(len(units), seed)
         self.carried: Mapping[str, float] = {}
 

@@ -243,6 +243,7 @@ def _learn(run: Run, batch: Batch, held: Mapping[nn.Parameter, Tensor | None] | 
     """One pass, forward and back; `held` are the gradients that it begins with. They are dropped at the end."""
     for parameter, gradient in (held or {}).items():
         parameter.grad = gradient
+    batch = _alone(run, batch)
     with forest_mode(run.model):
         loss = run.objective.loss(run.models, batch)
         if len(batch.row_K):
@@ -253,7 +254,14 @@ def _learn(run: Run, batch: Batch, held: Mapping[nn.Parameter, Tensor | None] | 
 
 @torch.no_grad()
 def _look(run: Run, batch: Batch) -> None:
-    run.objective.loss(run.models, batch)
+    run.objective.loss(run.models, _alone(run, batch))
+
+
+@torch.no_grad()
+def _alone(run: Run, batch: Batch) -> Batch:
+    """The batch as if it were a step."""
+    (told,) = run.objective.whole_step(run.models, [batch], run.state.memory)
+    return told
 
 
 def _weights(run: Run) -> int:

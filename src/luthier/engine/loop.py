@@ -19,7 +19,7 @@ from luthier.errors import DataError, NonFiniteStep
 from luthier.models.forest import Batch, build_batch
 from luthier.models.load import wait_for
 from luthier.models.memory import peak_memory_bytes
-from luthier.models.scorer import forest_mode
+from luthier.models.scorer import forest_mode, in_mode
 from luthier.objectives.base import Mean, merge_metrics
 
 
@@ -92,6 +92,8 @@ def _learn(run: Run, number: int) -> dict[str, float]:
     batches = _batches(run, run.source.step(number))
     weight = _step_weight(run, number, batches)
     run.model.train()
+    with torch.no_grad():
+        batches = list(run.objective.whole_step(run.models, batches, run.state.memory))
     parts: list[Mapping[str, Mean]] = []
     for batch in batches:
         with forest_mode(run.model):
@@ -111,7 +113,9 @@ def _learn(run: Run, number: int) -> dict[str, float]:
     trained = sum(len(batch.row_K) for batch in batches)
     run.state.tokens += tokens
     run.state.trained_tokens += trained
-    averages = {name: mean.value() for name, mean in merge_metrics(parts).items()}
+    metrics = merge_metrics(parts)
+    run.state.memory = dict(run.objective.remember(run.state.memory, metrics))
+    averages = {name: mean.value() for name, mean in metrics.items()}
     return {"tokens": tokens, "trained_tokens": trained, **averages, "learning_rate": rate, "grad_norm": grad_norm}
 
 
@@ -149,11 +153,24 @@ def validation_metrics(run: Run, step: int | None = None) -> dict[str, float]:
     run.model.eval()
     parts: list[Mapping[str, Mean]] = []
     units = run.source.validating(run.validation, run.state.step if step is None else step)
-    for rows in micro_batches(units, run.micro_batch_tokens):
-        batch = build_batch(rows).to(run.device)
+    batches = (build_batch(rows).to(run.device) for rows in micro_batches(units, run.micro_batch_tokens))
+    for batch in run.objective.whole_step(run.models, batches, run.state.memory):
         loss = run.objective.validation(run.models, batch)
         parts.append({**loss.metrics, "loss": Mean(float(loss.total), run.objective.validation_weight(batch))})
     return {name: mean.value() for name, mean in merge_metrics(parts).items()}
+
+
+@torch.no_grad()
+def settle_head(run: Run) -> None:
+    """Where a head's numbers are told normalized: by what it reads at the ends of all validation rows."""
+    head = run.injected.head
+    if head is None or not head.shape.normalized:
+        return
+    with in_mode(run.model, training=False):
+        batches = (build_batch(group).to(run.device) for group in micro_batches(run.validation, run.micro_batch_tokens))
+        read = [run.models.policy.head_values(batch).rows_RO for batch in batches]
+    if read:
+        head.settle(torch.cat(read))
 
 
 def _validate(run: Run) -> dict[str, float]:

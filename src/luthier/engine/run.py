@@ -31,6 +31,8 @@ class State:
     peak_memory_bytes: int = 0
     """The most that any process of this training has held."""
     stopped_early: bool = False
+    memory: dict[str, float] = field(default_factory=dict)
+    """What the objective carries from step to step."""
     last: dict[str, float] = field(default_factory=dict)
     """The last step's line of `metrics.jsonl`: a kill may come after the checkpoint and before the line."""
 

@@ -146,8 +146,13 @@ class FileStore:
 
         Raises:
             ApiError: 404.
+            StorageError: they are gone, and nobody deleted the file.
         """
-        return self._blobs.read(self.get(project, file_id)["sha256"])
+        try:
+            return self._blobs.read(self.get(project, file_id)["sha256"])
+        except StorageError:
+            self.get(project, file_id)  # deleted between the two: 404
+            raise
 
     def delete(self, project: str, file_id: str) -> None:
         """Remove a file; jobs that were made with it have copies of their own.

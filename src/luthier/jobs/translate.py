@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.config import build, part, write_toml
-from luthier.data.profile import profile
+from luthier.data.profile import Profile, profile
 from luthier.data.write import atomic_text
 from luthier.draft import LARGEST_CONTEXT, Facts, require_same_kind, sections
 from luthier.errors import DataError, ModelError
@@ -122,32 +122,51 @@ def write_recipe(folder: Path, base: str, body: Mapping[str, Any], seed: int) ->
     rows = profile(train)
     held_out = profile(validation) if validation.is_file() else None
     require_same_kind(rows, held_out)
-    if (rows.kind == "preference") != (kind == "dpo"):
-        wanted = "rows with 'input', 'preferred_output' and 'non_preferred_output'" if kind == "dpo" else "'messages'"
-        raise DataError(f"the method {kind} is trained on {wanted}; these rows are of another kind", "training file")
-    tree = {"seed": seed, **_drafted(Facts(rows, None, held_out, base, folder, None, has_test=False))}
+    require_method(kind, rows, "training file")
+    tree = {"seed": seed, **drafted(Facts(rows, None, held_out, base, folder, None, has_test=False))}
     if (folder / START).is_dir():
         tree |= _continued(folder, base)
+    multiplier, sampled = set_hyperparameters(tree, body)
+    tree["training"]["micro_batch_tokens"] = "auto"  # smaller where memory is short, before the job is refused
+    recipe = build(Recipe, tree)
+    with atomic_text(folder / RECIPE) as file:
+        file.write(write_toml(tree))
+    beta = tree["objective"]["beta"] if kind == "dpo" else None
+    return Picked(recipe.training.epochs, recipe.training.rows_per_step, multiplier, beta, sampled)
+
+
+def require_method(kind: str, rows: Profile, path: Path | str) -> None:
+    """Check that rows are of the kind that a method trains on.
+
+    Raises:
+        DataError: they are not.
+    """
+    if (rows.kind == "preference") != (kind == "dpo"):
+        wanted = "rows with 'input', 'preferred_output' and 'non_preferred_output'" if kind == "dpo" else "'messages'"
+        raise DataError(f"the method {kind} is trained on {wanted}; these rows are of another kind", path)
+
+
+def set_hyperparameters(tree: dict[str, Any], body: Mapping[str, Any]) -> tuple[float, dict[str, float | str]]:
+    """Put what a request asks for into the tables of a drafted recipe.
+
+    Returns:
+        The multiplier of the learning rate, and what was picked for sampling if replies are.
+    """
     given, sampled = hyperparameters_of(body), {}
     training, optimizer, objective = tree["training"], tree["optimizer"], tree["objective"]
     # whole epochs, as the API counts them; a client who wants fewer steps gives fewer rows
     training["epochs"] = float(given.get("n_epochs", max(1, round(training["epochs"]))))
     training["rows_per_step"] = given.get("batch_size", training["rows_per_step"])
-    training["micro_batch_tokens"] = "auto"  # smaller where memory is short, before the job is refused
     multiplier = float(given.get("learning_rate_multiplier", 1.0))
     optimizer["learning_rate"] *= multiplier
     if "beta" in given:
         objective["beta"] = float(given["beta"])
     if "n_epochs" in given:
         training["patience"] = False  # so many were asked for
-    if kind == "reinforcement":
+    if method_of(body) == "reinforcement":
         sampled = _reinforced(tree, body, given)
     tree |= {"tracking": tables} if (tables := tracking_of(body)) else {}
-    recipe = build(Recipe, tree)
-    with atomic_text(folder / RECIPE) as file:
-        file.write(write_toml(tree))
-    beta = objective["beta"] if kind == "dpo" else None
-    return Picked(recipe.training.epochs, recipe.training.rows_per_step, multiplier, beta, sampled)
+    return multiplier, sampled
 
 
 def _reinforced(tree: dict[str, Any], body: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, float | str]:
@@ -190,6 +209,12 @@ def _continued(folder: Path, base: str) -> dict[str, Any]:
     }
 
 
-def _drafted(facts: Facts) -> dict[str, Any]:
+def drafted(facts: Facts) -> dict[str, Any]:
     """The tables of `luthier.draft` without their comments."""
-    return {section.name: {entry.key: entry.value for entry in section.entries} for section in sections(facts)}
+    tree: dict[str, Any] = {}
+    for section in sections(facts):
+        table = tree
+        for name in section.name.split("."):
+            table = table.setdefault(name, {})
+        table.update({entry.key: entry.value for entry in section.entries})
+    return tree

@@ -32,6 +32,8 @@ class HeadShape:
     outputs: int = 1
     bias: bool = True
     """Leave it out where the loss does not depend on it, as that of pairs: what trains must be able to move."""
+    normalized: bool = False
+    """Whether its numbers mean something only beside others of it, so that they are told as `(r - mean) / std`."""
     after_training: bool = True
     """Whether the trained model is of no use without it, so that no export may leave it out."""
     start: Literal["normal", "zeros"] = "zeros"
@@ -50,6 +52,10 @@ class Head(nn.Module):
             weight.normal_(std=(width + 1) ** -0.5, generator=torch.Generator().manual_seed(seed))
         self.weight = nn.Parameter(weight.to(device))
         self.bias = nn.Parameter(torch.zeros(shape.outputs, device=device)) if shape.bias else None
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.zeros(shape.outputs, device=device))
+        self.register_buffer("std", torch.ones(shape.outputs, device=device))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(..., width) -> (..., outputs), float32 at least."""
@@ -57,9 +63,23 @@ class Head(nn.Module):
         bias = None if self.bias is None else self.bias.to(kind)
         return F.linear(hidden.to(kind), self.weight.to(kind), bias)
 
+    def normal(self, values: Tensor) -> Tensor:
+        """What it read, (..., outputs), normalized by what `settle` found; as it is before that."""
+        return (values - self.mean) / self.std
+
+    def settle(self, values_NO: Tensor) -> None:
+        """Take these for ordinary: their mean becomes 0 and their standard deviation 1."""
+        std = values_NO.std(0, correction=0)
+        self.mean.copy_(values_NO.mean(0))
+        self.std.copy_(torch.where(std > 0, std, torch.ones_like(std)))  # all alike: nothing to measure by
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is saved: weights, and by what its numbers are normalized."""
+        return dict(self.state_dict())
+
     def save(self, folder: Path) -> None:
         """Write `FILE`, which says of what kind the head is."""
-        tensors = {name: p.detach().to("cpu").contiguous() for name, p in self.named_parameters()}
+        tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in self.tensors().items()}
         save_file(tensors, folder / FILE, metadata={"kind": self.shape.kind})
 
     def load(self, folder: Path) -> None:
@@ -69,13 +89,13 @@ class Head(nn.Module):
             ModelError: it is not there, of another kind, or of another shape.
         """
         kind, tensors = read_head(folder)
-        mine = dict(self.named_parameters())
+        mine = self.tensors()
         found, wanted = _described(kind, tensors), _described(self.shape.kind, mine)
         if found != wanted:
             raise ModelError(f"{folder / FILE}: holds {found}; this run's objective has {wanted}")
         with torch.no_grad():
-            for name, parameter in mine.items():
-                parameter.copy_(tensors[name])
+            for name, tensor in mine.items():
+                tensor.copy_(tensors[name])
 
     def fits(self, folder: Path) -> bool:
         """Whether `folder` holds a head of this kind and shape.
@@ -85,7 +105,7 @@ class Head(nn.Module):
         """
         if not (folder / FILE).is_file():
             return False
-        return _described(*read_head(folder)) == _described(self.shape.kind, dict(self.named_parameters()))
+        return _described(*read_head(folder)) == _described(self.shape.kind, self.tensors())
 
 
 def read_head(folder: Path) -> tuple[str, dict[str, Tensor]]:

@@ -95,10 +95,13 @@ def _values_alone(loaded: LoadedModel, head: Head, rows: Sequence[Row]) -> Itera
 
 
 def _losses(subject: Subject, rows: Sequence[Row], size: int) -> Iterator[Tensor]:
-    """The loss of each micro-batch of `size` rows, as the engine sums it."""
-    for start in range(0, len(rows), size):
-        batch = subject.batches.build(rows[start : start + size]).to(subject.need_model().device)
-        yield subject.objective.loss(subject.need_models(), batch).total
+    """The loss of each micro-batch of `size` rows of a step, as the engine sums it."""
+    device, models = subject.need_model().device, subject.need_models()
+    batches = [subject.batches.build(rows[start : start + size]).to(device) for start in range(0, len(rows), size)]
+    with torch.no_grad():
+        batches = list(subject.objective.whole_step(models, batches, {}))
+    for batch in batches:
+        yield subject.objective.loss(models, batch).total
 
 
 def _gradient(totals: Iterable[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:

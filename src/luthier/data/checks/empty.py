@@ -6,7 +6,7 @@ An empty reply teaches the model to say nothing; an empty prompt teaches it to a
 from collections.abc import Sequence
 
 from luthier.data.checks.base import Check, Finding, Tally
-from luthier.examples import Conversation, Document, Example, Message, Preference
+from luthier.examples import Conversation, Document, Example, Judged, Message, Preference
 
 EMPTY_REPLY = "an empty reply"
 
@@ -25,6 +25,8 @@ class Empty(Check):
             return
         if isinstance(example, Conversation):
             prompt, replies = example.messages, [m for m in example.messages if m.role == "assistant"]
+        elif isinstance(example, Judged):
+            prompt, replies = example.prompt, [*example.reply]
         else:
             prompt, replies = example.prompt, [*example.chosen, *example.rejected]
         is_one_sided = isinstance(example, Preference) and not (example.chosen and example.rejected)

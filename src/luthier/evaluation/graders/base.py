@@ -96,6 +96,8 @@ class Limits:
 AskModel: TypeAlias = Callable[[str, Sequence[Message], SamplingParams], ModelReply]
 """Called with the grader's `model`, the messages, and the sampling parameters that the grader sets."""
 Embed: TypeAlias = Callable[[Sequence[str]], Sequence[Sequence[float]]]
+Judge: TypeAlias = Callable[[Sequence[str], Sequence[Message]], Sequence[float]]
+"""Called with the folders of trained reward models and a chat that ends with the answer; a reward from each."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class Host:
 
     ask_model: AskModel | None = None
     embed: Embed | None = None
+    judge: Judge | None = None
     limits: Limits = field(default_factory=Limits)
 
 
@@ -203,6 +206,10 @@ class Grader(Settings, ABC):
 
     def parts(self) -> "Sequence[Grader]":
         """The graders that it is made of."""
+        return ()
+
+    def runs_asked(self) -> Sequence[str]:
+        """Folders of the runs whose trained models it asks."""
         return ()
 
     def require(self, host: Host) -> None:
