@@ -15,6 +15,7 @@ import torch
 from luthier import assemble, prices, registry
 from luthier.data.source import micro_batches
 from luthier.engine.fit import MARGIN, Needs, fit, for_another, needs_of, predict
+from luthier.engine.rollout import Rollouts
 from luthier.engine.run import Run
 from luthier.evaluate import Question, context_of, question_of
 from luthier.evaluation.answering import SCORED_TOKENS, answer_with_model
@@ -207,7 +208,8 @@ def estimate(opened: Opened) -> Estimate:
     needs = needs_of(run)
     stages, room = predict_stages(opened, run, question, needs), room_for(opened, run, needs)
     largest = max(stages, key=lambda stage: stages[stage].total)
-    step_seconds = _step_seconds(run)
+    sampling, per_answer = _sampling_seconds(run)
+    step_seconds = _step_seconds(run) + sampling
     book = prices.open_book(recipe.cost)
     machine = prices.own_machine(recipe.cost, book)
     writing, wordy = _writing(opened, question)
@@ -216,8 +218,8 @@ def estimate(opened: Opened) -> Estimate:
         len(row.ids) for number in range(1, run.steps + 1) for unit in run.source.planned(number) for row in unit
     )
     validations = run.steps // run.validate_every + 1
-    per_row = step_seconds / recipe.training.rows_per_step / 3  # a forward pass is about a third of a step
-    training = run.steps * step_seconds + validations * len(run.validation) * per_row
+    per_row = (step_seconds - sampling) / recipe.training.rows_per_step / 3  # a forward pass is about a third of a step
+    training = run.steps * step_seconds + validations * len(run.validation) * (per_answer or per_row)
     second = training * _longer_with_passages(opened)
     spent = training + second + writing
     return Estimate(
@@ -269,6 +271,17 @@ def _step_seconds(run: Run) -> float:
         wait_for(run.device)
         seconds.append(time.perf_counter() - started)
     return sum(seconds[1:]) / 2
+
+
+def _sampling_seconds(run: Run) -> tuple[float, float]:
+    """Seconds that a step waits for its replies, and those of one reply: those of the first rollout; 0 where the rows
+    are given."""
+    if not isinstance(run.source, Rollouts):
+        return 0.0, 0.0
+    plan, started = run.source.plan, time.perf_counter()
+    _, *replies = run.source.rollout(1)
+    seconds = time.perf_counter() - started
+    return seconds / (plan.updates * plan.minibatches), seconds / len(replies)
 
 
 def _writing(opened: Opened, question: Question) -> tuple[float, float | None]:
