@@ -118,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
     from luthier.jobs.service import Options, alone, gib_bytes, open_service, parse_aliases, parse_ggufs, parse_vllm
     from luthier.jobs.traces import require_collector
     from luthier.serve import server
+    from luthier.web.studio import with_studio
 
     if args.traces:
         require_collector(os.environ)
@@ -145,7 +146,9 @@ def run(args: argparse.Namespace) -> int:
     say = logging.getLogger("luthier.jobs").info if as_json else partial(print, file=sys.stderr, flush=True)
     with alone(args.data), open_service(options) as service, service.database.alone():
         say(f"fine-tuning at {server.url_of(bound)} (ctrl-C ends it)")
-        server.run(server.server_of(build_app(service, hosts, args.traces), DRAIN_SECONDS, args.log_format), bound)
+        say(f"the studio, for people, is at {server.url_of(bound).removesuffix('/v1')}/")
+        app = build_app(service, hosts, args.traces, with_studio)
+        server.run(server.server_of(app, DRAIN_SECONDS, args.log_format), bound)
         say("stopped; jobs that were training are saved and go on at the next start")
     return 0
 
