@@ -103,6 +103,21 @@ class Estimate:
         return self.training_seconds + self.passages_seconds + self.evaluation_seconds
 
 
+@dataclass(frozen=True)
+class TrainingEstimate:
+    """What a training will take."""
+
+    memory: int
+    """Predicted peak, in bytes."""
+    available: int
+    """Bytes that the process may hold now."""
+    steps: int
+    tokens: int
+    """As of `Estimate`."""
+    step_seconds: float
+    seconds: float
+
+
 def predict_training(opened: Opened, run: Run, needs: Needs | None = None) -> Mapping[str, Memory]:
     """Peak bytes of loading the model and of training it: what `luthier train` takes."""
     training, loading = predict(run, needs), predict_loading(opened.loaded)
@@ -211,10 +226,7 @@ def estimate(opened: Opened) -> Estimate:
     machine = prices.own_machine(recipe.cost, book)
     writing, wordy = _writing(opened, question)
     systems = planned_systems(opened, question, wordy)
-    tokens = sum(len(row.ids) for number in range(1, run.steps + 1) for unit in run.source.step(number) for row in unit)
-    validations = run.steps // run.validate_every + 1
-    per_row = step_seconds / recipe.training.rows_per_step / 3  # a forward pass is about a third of a step
-    training = run.steps * step_seconds + validations * len(run.validation) * per_row
+    tokens, training = _tokens(run), _training_seconds(run, step_seconds, recipe.training.rows_per_step)
     second = training * _longer_with_passages(opened)
     spent = training + second + writing
     return Estimate(
@@ -232,6 +244,27 @@ def estimate(opened: Opened) -> Estimate:
         usd=machine.usd(spent),
         offers=tuple(offers(recipe.cost, book, machine, systems, (tokens, spent), date.today())),
     )
+
+
+def estimate_training(opened: Opened) -> TrainingEstimate:
+    """What `luthier train` alone will take, as a job does it; the model cannot be trained afterwards."""
+    recipe = opened.recipe
+    trainable = assemble.make_trainable(recipe, opened.loaded, None if opened.start is None else opened.start.folder)
+    run = assemble.build_run(recipe, opened.loaded, trainable, opened.units, "", opened.folder.path)
+    peak = max(predict_training(opened, run).values(), key=lambda memory: memory.total)
+    pace = _step_seconds(run)
+    seconds = _training_seconds(run, pace, recipe.training.rows_per_step)
+    return TrainingEstimate(peak.total, available_bytes(run.device), run.steps, _tokens(run), pace, seconds)
+
+
+def _tokens(run: Run) -> int:
+    return sum(len(row.ids) for number in range(1, run.steps + 1) for unit in run.source.step(number) for row in unit)
+
+
+def _training_seconds(run: Run, step_seconds: float, rows_per_step: int) -> float:
+    """All steps with their validations; a forward pass is about a third of a step."""
+    validations = run.steps // run.validate_every + 1
+    return run.steps * step_seconds + validations * len(run.validation) * step_seconds / rows_per_step / 3
 
 
 def _longer_with_passages(opened: Opened) -> float:

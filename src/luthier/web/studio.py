@@ -17,8 +17,10 @@ from luthier.jobs.http.reading import require_no_nul
 from luthier.jobs.http.storage_errors import tell_storage_errors
 from luthier.serve.access_log import request_id
 from luthier.serve.api_error import ApiError, internal
+from luthier.web.file_pages import FilePages
 from luthier.web.forms import require_form
 from luthier.web.job_pages import JobPages
+from luthier.web.new_pages import NewPages
 from luthier.web.pages import HEADERS, go_to, send_static, show
 from luthier.web.sessions import NotSignedIn, Sessions
 from luthier.web.sign_in import SignIn
@@ -47,6 +49,8 @@ def build_studio(service: Service) -> FastAPI:
     app.router.routes.append(Route("/studio/static/{name}", send_static, methods=["GET"]))
     SignIn(sessions).add_to(app)
     JobPages(service, api).add_to(app)
+    FilePages(service).add_to(app)
+    NewPages(service, api).add_to(app)
     app.add_exception_handler(NotSignedIn, _not_signed_in)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)

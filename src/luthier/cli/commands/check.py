@@ -152,13 +152,13 @@ def _check_files(args: argparse.Namespace) -> Outcome:
     files = {"train": args.paths} | ({"test": [args.test]} if args.test is not None else {})
     for path in (path for paths in files.values() for path in paths):
         outcome.formats[str(path)] = args.format or sniff(path)
-    _check_streams(files, None, outcome)
+    check_streams(files, None, outcome)
     if (args.model or args.show) and outcome.rows["train"]:
         _render_files(args, outcome)
     return outcome
 
 
-def _check_streams(files: Mapping[str, Sequence[Path]], instruction: str | None, outcome: Outcome) -> None:
+def check_streams(files: Mapping[str, Sequence[Path]], instruction: str | None, outcome: Outcome) -> None:
     """Stream the rows of each split through the checks; those that cannot be read become findings too."""
     from luthier.data.checks.base import run_checks
 
@@ -220,7 +220,7 @@ def _check_recipe(args: argparse.Namespace) -> Outcome:
     try:
         data, counts, outcome.findings = divide(recipe)
     except DataError:
-        _check_streams(files, settings.instruction, outcome)
+        check_streams(files, settings.instruction, outcome)
         if not any(finding.check == "schema" for finding in outcome.findings):
             raise  # not for a row that cannot be read
         outcome.notes = ["rows cannot be read, so they were neither split nor rendered: the gates were left out"]
