@@ -111,6 +111,6 @@ def chats(count: int) -> bytes:
         }
         for n in range(count)
     ]
-    rows[3]["messages"][1]["content"] = "Who are you? Write to jane.roe@example.com."
+    rows[3]["messages"][1]["content"] = "Who are you? Write to jane.roe@mail-works.net."
     rows[5] = rows[4]
     return "".join(json.dumps(row) + "\n" for row in rows).encode()

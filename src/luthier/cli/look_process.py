@@ -51,6 +51,7 @@ def main(arguments: list[str]) -> int:
     folder = Path(arguments[0]).resolve()
     die_with_parent()
     os.nice(10)
+    os.chdir(folder)  # places within it are told without its path
     found = Found(folder)
     try:
         look(folder, json.loads((folder / ASKED).read_text(encoding="utf-8")), found)

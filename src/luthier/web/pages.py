@@ -5,6 +5,7 @@ hides; there is no `safe` filter in the templates.
 """
 
 import time
+from collections.abc import Mapping
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -40,6 +41,11 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
+
+
+def title_of(job: Mapping[str, Any]) -> str:
+    """What people call a job: the name that it was given, or the end of its id."""
+    return str(job["asked"].get("suffix") or f"Job {job['id'][-8:]}")
 
 
 def show(request: Request, name: str, /, status: int = 200, **values: Any) -> HTMLResponse:
@@ -91,7 +97,7 @@ def _environment() -> Environment:
         "day": lambda at: time.strftime("%Y-%m-%d %H:%M", time.gmtime(at)),
         "iso": lambda at: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at)),
     }
-    environment.globals |= {"static": _address, "difference": text.difference, "interval": text.interval}
+    environment.globals |= {"static": _address, "title_of": title_of, "difference": text.difference, "interval": text.interval}
     return environment
 
 

@@ -22,6 +22,8 @@ from luthier.web.forms import require_form
 from luthier.web.job_pages import JobPages
 from luthier.web.new_pages import NewPages
 from luthier.web.pages import HEADERS, go_to, send_static, show
+from luthier.web.play_pages import PlayPages
+from luthier.web.rank_pages import RankPages
 from luthier.web.sessions import NotSignedIn, Sessions
 from luthier.web.sign_in import SignIn
 
@@ -51,6 +53,8 @@ def build_studio(service: Service) -> FastAPI:
     JobPages(service, api).add_to(app)
     FilePages(service).add_to(app)
     NewPages(service, api).add_to(app)
+    PlayPages(service).add_to(app)
+    RankPages(service, api).add_to(app)
     app.add_exception_handler(NotSignedIn, _not_signed_in)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
