@@ -10,13 +10,13 @@ CHOICES: tuple[Choice, ...] = ("first", "second", "tie", "skip")
 
 
 def is_swapped(pair_id: str, key_id: str) -> bool:
-    """Whether a rater sees the second answer of a pair first: the same for ever, and even odds over pairs and raters."""
+    """Whether a rater sees the second answer of a pair first: always the same, and at even odds over pairs."""
     return sha256(f"{pair_id}\0{key_id}".encode()).digest()[0] % 2 == 1
 
 
 def preferred(choices: Iterable[Choice]) -> Choice | None:
     """What most raters of a pair say; a tie where neither answer has more, None where all skipped it."""
-    counts = Counter(choice for choice in choices if choice != "skip")
+    counts: Counter[Choice] = Counter(choice for choice in choices if choice != "skip")
     if not counts:
         return None
     if counts["first"] == counts["second"]:

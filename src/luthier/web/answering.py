@@ -1,4 +1,4 @@
-"""Answers the pairs of rankings in the background, a few at a time; each pair is kept as soon as both answers are there.
+"""Answers the pairs of rankings in the background, a few at a time; a pair is kept as soon as both answers are there.
 
 Nothing says that a ranking is being answered but its pairs without answers: after the server was killed, whoever opens
 the ranking lets it go on.

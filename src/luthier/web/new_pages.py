@@ -1,4 +1,4 @@
-"""A new job from a file: what the checks find, what is trained on, what would be picked, how long it takes, and start."""
+"""A new job from a file: what the checks find, what is trained on, what would be picked, and how long it takes."""
 
 import json
 from pathlib import Path

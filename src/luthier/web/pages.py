@@ -5,7 +5,6 @@ hides; there is no `safe` filter in the templates.
 """
 
 import time
-from collections.abc import Mapping
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
 from luthier import report
+from luthier.jobs.database import Row
 from luthier.report import text
 from luthier.serve.api_error import ApiError
 from luthier.web.sessions import SESSION
@@ -43,7 +43,7 @@ HEADERS = {
 }
 
 
-def title_of(job: Mapping[str, Any]) -> str:
+def title_of(job: Row) -> str:
     """What people call a job: the name that it was given, or the end of its id."""
     return str(job["asked"].get("suffix") or f"Job {job['id'][-8:]}")
 
@@ -51,8 +51,8 @@ def title_of(job: Mapping[str, Any]) -> str:
 def show(request: Request, name: str, /, status: int = 200, **values: Any) -> HTMLResponse:
     """A page."""
     session = request.scope.get(SESSION)
-    body = _environment().get_template(name).render(
-        session=session, path=request.scope["path"], now=time.time(), **values
+    body = (
+        _environment().get_template(name).render(session=session, path=request.scope["path"], now=time.time(), **values)
     )
     return HTMLResponse(body, status, headers={"content-security-policy": POLICY, "cache-control": "no-store"})
 
@@ -97,7 +97,12 @@ def _environment() -> Environment:
         "day": lambda at: time.strftime("%Y-%m-%d %H:%M", time.gmtime(at)),
         "iso": lambda at: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at)),
     }
-    environment.globals |= {"static": _address, "title_of": title_of, "difference": text.difference, "interval": text.interval}
+    environment.globals |= {
+        "static": _address,
+        "title_of": title_of,
+        "difference": text.difference,
+        "interval": text.interval,
+    }
     return environment
 
 

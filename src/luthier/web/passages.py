@@ -51,19 +51,20 @@ class Corpora:
         if row["bytes"] > MOST_BYTES:
             raise ApiError(f"A file to find passages in has at most {MOST_BYTES:,} bytes here.", param="corpus")
         ending = PurePath(row["filename"]).suffix.lower()
-        key = row["sha256"], ending if ending in TEXT_FILES else ".jsonl"
+        name = PurePath(row["filename"]).stem[:80] + (ending if ending in TEXT_FILES else ".jsonl")
+        key = row["sha256"], name
         with self._lock:
             if key not in self._kept:
-                self._kept[key] = _read(self._files.path(project, file_id), key[1])
+                self._kept[key] = _read(self._files.path(project, file_id), name)
             self._kept.move_to_end(key)
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
             return self._kept[key]
 
 
-def _read(path: Path, ending: str) -> Corpus:
+def _read(path: Path, name: str) -> Corpus:
     with TemporaryDirectory() as folder:
-        named = Path(folder) / f"text{ending}"  # how it is read depends on its name
+        named = Path(folder) / name  # by which it is read, and titled; it was made safe when it came
         named.symlink_to(path.resolve())
         try:
             passages = tuple(p for source in read_corpus(named) for p in chunk(source, WORDS, OVERLAP))

@@ -11,7 +11,7 @@ from luthier.examples import Message
 from luthier.jobs.http.app import Service
 from luthier.jobs.http.audited import note_asked
 from luthier.jobs.http.inference import served_as
-from luthier.jobs.model_names import is_tuned, named_base
+from luthier.jobs.model_names import is_checkpoint, is_tuned, named_base
 from luthier.jobs.pages import Page
 from luthier.rag.passages import Passage
 from luthier.rag.prompt import with_passages
@@ -44,9 +44,7 @@ class PlayPages:
         known = chat_models(self._service, project)
         chosen = {asked, named_base(asked)} if asked else set(known[:1])
         corpora, _ = self._service.files.listed(project, Page(limit=MOST_FILES), "user_data")
-        return show(
-            request, "playground.html.jinja", models=known, chosen=chosen, corpora=corpora, is_tuned=is_tuned
-        )
+        return show(request, "playground.html.jinja", models=known, chosen=chosen, corpora=corpora, is_tuned=is_tuned)
 
     async def answer(self, request: Request) -> Response:
         """POST /studio/playground/answer: of one model, as the API streams it"""
@@ -79,9 +77,10 @@ class PlayPages:
 
 
 def chat_models(service: Service, project: str) -> list[str]:
-    """All that can be chatted with, what jobs made last, the latest first."""
-    made = [str(row["id"]) for row in service.jobs.models(project)]
-    return [*service.names.shown, *service.names.ggufs, *reversed(made)]
+    """All that can be chatted with: what is served, then what jobs made, the latest first, their checkpoints last."""
+    made = [str(row["id"]) for row in service.jobs.models(project)][::-1]
+    made.sort(key=is_checkpoint)
+    return [*service.names.shown, *service.names.ggufs, *made]
 
 
 def fraction(text: str, most: float) -> float:

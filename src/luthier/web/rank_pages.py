@@ -15,6 +15,7 @@ from luthier.jobs.http.fine_tuning import FineTuningRoutes
 from luthier.jobs.http.inference import served_as
 from luthier.jobs.http.reading import read_as
 from luthier.jobs.http.schema import CreateJob
+from luthier.jobs.model_names import is_tuned
 from luthier.jobs.objects import FileObject
 from luthier.jobs.pages import Page
 from luthier.serve.api_error import ApiError
@@ -61,12 +62,14 @@ class RankPages:
         """GET /studio/rankings"""
         project = session_of(request).caller.project_id
         files, _ = self._service.files.listed(project, Page(limit=MOST_FILES), "fine-tune")
+        models = chat_models(self._service, project)
         return show(
             request,
             "rankings.html.jinja",
             rankings=self._rankings.listed(project),
             files=files,
-            models=chat_models(self._service, project),
+            models=models,
+            made=next(filter(is_tuned, models), models[0]),
         )
 
     def create(self, request: Request) -> Response:
@@ -83,9 +86,7 @@ class RankPages:
         if models[0] == models[1] and not sampling["temperature"]:
             raise ApiError("Two answers of one model differ only above temperature 0.", param="temperature")
         file = self._service.files.get(project, posted.one("file"))
-        prompts = prompts_of(
-            self._service.files.path(project, file["id"]), posted.number("pairs", 20, 1, MOST_PAIRS)
-        )
+        prompts = prompts_of(self._service.files.path(project, file["id"]), posted.number("pairs", 20, 1, MOST_PAIRS))
         name = posted.one("name", str(file["filename"]))[:LONGEST_NAME]
         made = self._rankings.create(project, name, models, sampling, prompts)
         note_object(request, made)

@@ -159,9 +159,7 @@ class Rankings:
             for row in connection.execute(of_ranking):
                 said.setdefault(row.pair_id, {})[row.key_id] = row.choice
                 raters[row.key_id] = row.name
-            return Standing(
-                list(connection.execute(pairs.order_by(ranked_pairs.c.number)).mappings()), said, raters
-            )
+            return Standing(list(connection.execute(pairs.order_by(ranked_pairs.c.number)).mappings()), said, raters)
 
     def rate(self, ranking: str, pair: str, rater: str, choice: Choice) -> None:
         """What a rater says of a pair; once more in its place.

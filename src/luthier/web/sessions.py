@@ -75,9 +75,7 @@ class Sessions:
     def find(self, secret: str) -> Session | None:
         """The session of a cookie, if it and its key are still good."""
         query = (
-            sa.select(
-                keys.c.id, keys.c.project_id, keys.c.role, keys.c.name, projects.c.name.label("project")
-            )
+            sa.select(keys.c.id, keys.c.project_id, keys.c.role, keys.c.name, projects.c.name.label("project"))
             .select_from(sessions.join(keys, keys.c.id == sessions.c.key_id))
             .join(projects, projects.c.id == keys.c.project_id)
             .where(sessions.c.id == _digest(secret), sessions.c.expires_at > now(), keys.c.revoked_at.is_(None))

@@ -1,7 +1,7 @@
 """The studio put together: its pages before the API, under the same guards and over the same services.
 
-Pages are at / and below /studio; every other path is the API's, which takes no cookie. Every page but the one to sign in
-needs a session, and whatever is posted needs its token: both are dependencies of the whole application.
+Pages are at / and below /studio; every other path is the API's, which takes no cookie. Every page but the one to sign
+in needs a session, and whatever is posted needs its token: both are dependencies of the whole application.
 """
 
 from fastapi import Depends, FastAPI
@@ -17,6 +17,7 @@ from luthier.jobs.http.reading import require_no_nul
 from luthier.jobs.http.storage_errors import tell_storage_errors
 from luthier.serve.access_log import request_id
 from luthier.serve.api_error import ApiError, internal
+from luthier.web.compare_pages import ComparePages
 from luthier.web.file_pages import FilePages
 from luthier.web.forms import require_form
 from luthier.web.job_pages import JobPages
@@ -55,6 +56,7 @@ def build_studio(service: Service) -> FastAPI:
     NewPages(service, api).add_to(app)
     PlayPages(service).add_to(app)
     RankPages(service, api).add_to(app)
+    ComparePages(service).add_to(app)
     app.add_exception_handler(NotSignedIn, _not_signed_in)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
