@@ -61,7 +61,8 @@ conformance: env
 # and the driver nothing is installed, and neither goes into the environment of `env`.
 JOB_TESTS := $(addprefix tests/,unit/test_jobs_parts.py unit/test_jobs_room.py unit/test_eval_store.py \
 	unit/test_eval_worker.py integration/test_jobs_service.py integration/test_jobs_limits.py \
-	integration/test_jobs_evals.py security/test_jobs_secrets.py security/test_jobs_security.py)
+	integration/test_jobs_evals.py security/test_jobs_secrets.py security/test_jobs_security.py \
+	unit/test_studio_parts.py security/test_studio_security.py)
 
 postgres: env .peers/postgres/.ready
 	PYTHONPATH=.peers/postgres $(subst -m pytest,-m tests.postgres,$(PYTEST)) -m "not chaos" $(JOB_TESTS)

@@ -149,8 +149,8 @@ def test_a_thousand_jobs_at_any_width_and_in_the_dark(served: Studio, browser: B
     add_jobs(served.service, project, 1000)
     (paused,) = add_jobs(served.service, project, 1, "paused")
     add_steps(served.service, paused, 400, 1000)
-    pages = ("/studio/jobs", f"/studio/jobs/{paused}", "/studio/files", "/studio/playground", "/studio/rankings")
-    pages += ("/studio/compare",)
+    pages = ["/studio/jobs", f"/studio/jobs/{paused}", "/studio/files", "/studio/playground", "/studio/rankings"]
+    pages += ["/studio/compare"]
     paints = []
     for context in ({}, {"color_scheme": "dark"}, {"viewport": PHONE}, {"viewport": PHONE, "color_scheme": "dark"}):
         cleo = Person(browser, served.url, key, **context)

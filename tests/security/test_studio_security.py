@@ -77,7 +77,9 @@ def anna(served: Studio) -> Visitor:
 def pages_of(served: Studio) -> list[tuple[str, str]]:
     """Every method and path of the application that needs a session."""
     routes = [route for route in build_studio(served.service).routes if isinstance(route, APIRoute)]
-    found = [(method, re.sub(r"\{[^}]*\}", "x1", route.path)) for route in routes for method in sorted(route.methods)]
+    found = [
+        (method, re.sub(r"\{[^}]*\}", "x1", route.path)) for route in routes for method in sorted(route.methods or ())
+    ]
     assert len(found) > 30
     return found
 
@@ -164,7 +166,7 @@ def test_rows_names_and_searches_are_only_ever_text(served: Studio, anna: Visito
     assert anna.post(f"/studio/files/{file}/rows/1", row="<script>alert(1)</script>").status == 400
     pages = [made.headers["location"], f"/studio/files/{file}", f"/studio/files/{file}/rows/1", "/studio/files"]
     pages += ["/studio/jobs", f"/studio/jobs?{query}", f"/studio/compare?{query}", "/studio/rankings"]
-    pages += [f"/studio/files/{file}?{query}", f"/studio/playground?model={query}", f"/studio/{HOSTILE[-40:-9].encode().hex()}"]
+    pages += [f"/studio/files/{file}?{query}", f"/studio/playground?model={query}", "/studio/nowhere"]
     for path in pages:
         answer = anna.get(path)
         text = answer.body.decode()

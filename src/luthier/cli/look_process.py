@@ -79,7 +79,7 @@ def look(folder: Path, asked: Mapping[str, Any], found: Found) -> None:
 
 def check_rows(path: Path, found: Found) -> str:
     """The data checks, without torch; the format of the rows."""
-    from luthier.cli.commands.check import Outcome, check_streams
+    from luthier.cli.row_checks import Outcome, check_streams
     from luthier.data.formats.base import sniff
 
     outcome = Outcome(formats={str(path): sniff(path)})

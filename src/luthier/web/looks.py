@@ -21,6 +21,7 @@ from luthier.jobs.database import Row
 from luthier.jobs.environment import answering_threads, child_environment
 from luthier.jobs.job_folder import ADAPTER, START, TRAIN
 from luthier.jobs.private import private_file, private_folder
+from luthier.serve.api_error import ApiError
 
 ASKED, FOUND, LOG = "asked.json", "found.json", "log.txt"
 PROGRAM = "luthier.cli.look_process"
@@ -50,6 +51,9 @@ class Looks:
             rows: the file's bytes.
             base: as `model.name`.
             start: the model to go on from, if it is not the base itself.
+
+        Raises:
+            ApiError: 404: the file or the model was deleted meanwhile.
         """
         asked = {"base": base, "start": None if start is None else start["id"]}
         name = sha256(json.dumps([project, rows.name, asked]).encode()).hexdigest()[:32]
@@ -70,9 +74,12 @@ class Looks:
     def _lay_out(self, place: Path, rows: Path, asked: dict[str, Any], start: Row | None) -> None:
         shutil.rmtree(place, ignore_errors=True)
         private_folder(place)
-        os.link(rows, place / TRAIN)
-        if start is not None:
-            shutil.copytree(self._jobs / start["folder"] / ADAPTER, place / START / ADAPTER, copy_function=os.link)
+        try:
+            os.link(rows, place / TRAIN)
+            if start is not None:
+                shutil.copytree(self._jobs / start["folder"] / ADAPTER, place / START / ADAPTER, copy_function=os.link)
+        except (shutil.Error, FileNotFoundError):
+            raise ApiError("The file or the model was just deleted.", status=404) from None
         with private_file(place / ASKED, "xb") as file:
             file.write(json.dumps(asked).encode())
 

@@ -100,7 +100,7 @@ def session_of(request: Request) -> Session:
 
 
 def require_token(request: Request, given: str) -> None:
-    """Refuse what no form of this session sent.
+    """Refuse what none of the forms of a session sent.
 
     Raises:
         ApiError: 403.

@@ -1,5 +1,7 @@
 """Run OpenAI's fine-tuning API on this machine: upload files, start jobs, follow them, use what they made.
 
+Its address has pages for people as well: the studio, which the same keys open.
+
 Everything lies in one folder: the database, the files, and a folder for each job with its run. A server that is stopped
 or killed goes on where it was when the same command is given again. The unmodified `openai` client talks to it with
 `base_url` and a key, which `luthier service new-key` makes.

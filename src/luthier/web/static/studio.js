@@ -54,6 +54,7 @@ async function answer(box, fields, signal) {
   told.textContent = "waiting …";
   try {
     const reply = await fetch(ask.action, { method: "POST", body: fields, signal });
+    if (reply.redirected) return void location.reload();  // the session has ended
     if (!reply.ok) throw new Error((await reply.json()).error.message);
     const passages = JSON.parse(reply.headers.get("x-luthier-passages") || "[]");
     for await (const event of eventsOf(reply)) {
