@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: env demo test check times numerics exports conformance postgres vllm trackers fuzz browser shots chaos bench peers gpu reference format clean
+.PHONY: env demo test check times numerics exports conformance postgres vllm trackers fuzz browser shots chaos bench peers gpu methods reference format clean
 
 env: $(STAMP)
 
@@ -112,6 +112,10 @@ trackers: env .peers/mlflow/.ready
 bench: env
 	OMP_NUM_THREADS=$(WORKERS) $(BIN)/python -m benchmarks
 
+# Whether methods do what their papers say: hours, resumable, into docs/methods.md. DATA: a folder of preference pairs.
+methods: env
+	$(BIN)/python -m benchmarks.methods --data $(DATA)
+
 # Check and time every path that only a GPU takes; exits with 2 where there is none.
 gpu: env
 	$(BIN)/python -m benchmarks.gpu
@@ -130,6 +134,7 @@ peers: $(patsubst benchmarks/peers/%.txt,.peers/%/.ready,$(wildcard benchmarks/p
 # Write the generated parts of the documentation and the frozen command line again, after a change that is meant.
 reference: env
 	$(BIN)/luthier recipe --reference > docs/recipes.md.new && mv docs/recipes.md.new docs/recipes.md
+	$(BIN)/luthier service reference > docs/service.md.new && mv docs/service.md.new docs/service.md
 	$(BIN)/luthier service openapi > docs/openapi.json.new && mv docs/openapi.json.new docs/openapi.json
 	$(BIN)/python tests/contract/test_cli_surface.py > tests/contract/cli_surface.txt.new \
 		&& mv tests/contract/cli_surface.txt.new tests/contract/cli_surface.txt

@@ -1,21 +1,26 @@
 """Small real trainings for the tests of the engine: a tiny random Llama on random rows, with any recipe."""
 
 import random
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from luthier.adapters.base import Adapter
+from luthier.adapters._head import WithHead
+from luthier.adapters.base import Adapter, Injected
 from luthier.config import build, canonical_hash
 from luthier.data.source import Source, Unit
 from luthier.engine.optimizers.base import OptimizerSettings
 from luthier.engine.run import Run
 from luthier.engine.schedules.base import Schedule
-from luthier.examples import Preference, Row
+from luthier.examples import Judged, Preference, Row
+from luthier.models.heads import head_of
 from luthier.models.scorer import Scorer
-from luthier.objectives.base import Models, Objective
+from luthier.objectives._judged import GOOD
+from luthier.objectives.base import Models, Objective, OnlineObjective
 from luthier.recipe import (
     ADAPTERS,
     OBJECTIVES,
@@ -33,6 +38,20 @@ PARTS = {
     "optimizer": (OPTIMIZERS, "adamw"),
     "schedule": (SCHEDULES, "cosine"),
 }
+
+NEEDED_VALUES = {"reward": {"margin": 0.0}}
+"""What rows of an objective must carry, by its name."""
+
+
+def judged(row: Row) -> dict[str, tuple[float, ...]]:
+    """Every other trained token follows a step, which is right where the token is even."""
+    step = [0.0] * len(row.ids)
+    for position in range(row.loss_mask.index(1.0), len(row.ids), 2):
+        step[position] = 1.0
+    return {"step": tuple(step), "label": tuple(float(token % 2 == 0) for token in row.ids)}
+
+
+NEEDED_TOKEN_VALUES = {"process_reward": judged}
 
 
 def tiny_llama(seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
@@ -52,7 +71,13 @@ def tiny_llama(seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
     return model.to(dtype)
 
 
-def random_units(count: int, rows_per_unit: int = 1, seed: int = 0) -> list[Unit]:
+def random_units(
+    count: int,
+    rows_per_unit: int = 1,
+    seed: int = 0,
+    values: Mapping[str, float] | None = None,
+    of_tokens: Callable[[Row], Mapping[str, tuple[float, ...]]] | None = None,
+) -> list[Unit]:
     """Units whose rows share a 17-token prompt; the rows of a unit also share the rest of their prompt."""
     rng = random.Random(seed)
     system = [rng.randrange(VOCABULARY) for _ in range(17)]
@@ -62,9 +87,31 @@ def random_units(count: int, rows_per_unit: int = 1, seed: int = 0) -> list[Unit
         rows = []
         for part in range(rows_per_unit):
             reply = [rng.randrange(VOCABULARY) for _ in range(rng.randrange(2, 9))]
-            rows.append(Row(tuple(prompt + reply), (0.0,) * len(prompt) + (1.0,) * len(reply), f"{index}/{part}"))
+            mask = (0.0,) * len(prompt) + (1.0,) * len(reply)
+            row = Row(tuple(prompt + reply), mask, f"{index}/{part}", values or {})
+            rows.append(row if of_tokens is None else replace(row, token_values=of_tokens(row)))
         units.append(tuple(rows))
     return units
+
+
+def verdicts(units: list[Unit]) -> list[Unit]:
+    """The units with every other one judged to be good."""
+    return [tuple(replace(row, values={GOOD: float(n % 2)}) for row in unit) for n, unit in enumerate(units)]
+
+
+def sampled_units(units: list[Unit], seed: int = 0) -> list[Unit]:
+    """The same units as a rollout would leave them: with what each reply earned, and how likely it was."""
+    rng = random.Random(seed)
+
+    def sampled(row: Row) -> Row:
+        tokens = {name: tuple(rng.uniform(-5, -3) for _ in row.ids) for name in ("old_logprob", "reference_logprob")}
+        tokens["sampled_logprob"] = tuple(value + rng.uniform(-0.1, 0.1) for value in tokens["old_logprob"])
+        for name in ("advantage", "value", "return"):
+            tokens[name] = tuple(rng.gauss(0, 1) for _ in row.ids)
+        values = {"advantage": rng.gauss(0, 1), "reward": rng.random(), "limit": 10.0}
+        return replace(row, values=values, token_values=tokens)
+
+    return [tuple(sampled(row) for row in unit) for unit in units]
 
 
 def make_run(folder: Path, dtype: torch.dtype = torch.float32, **tables: Any) -> Run:
@@ -81,24 +128,36 @@ def make_run(folder: Path, dtype: torch.dtype = torch.float32, **tables: Any) ->
     assert isinstance(optimizer, OptimizerSettings) and isinstance(schedule, Schedule)
     model = base(dtype=dtype)
     torch.manual_seed(seed)
-    reference = base(dtype=dtype) if objective.needs_reference else None
-    injected = adapter.inject(model, seed)
+    reference = base(dtype=dtype) if objective.uses_reference else None
+    injected: Injected = adapter.inject(model, seed)
+    if (shape := objective.head()) is not None:
+        injected = WithHead(injected, head_of(model, shape, seed))
     if dtype == torch.float64:
         model.double()
-    per_unit = 2 if Preference in objective.accepts else 1
+        if injected.head is not None:
+            injected.head.double()
+    is_judged = Judged in objective.accepts
+    per_unit = 2 if Preference in objective.accepts and not is_judged else 1
+    name = dump_part(objective)["type"]
+    needed: dict[str, Any] = {"values": NEEDED_VALUES.get(name), "of_tokens": NEEDED_TOKEN_VALUES.get(name)}
     rate = optimizer.learning_rate or adapter.learning_rate
+    trained, validation = random_units(10, per_unit, **needed), random_units(4, per_unit, seed=9, **needed)
+    if is_judged:
+        trained, validation = verdicts(trained), verdicts(validation)
+    if isinstance(objective, OnlineObjective):
+        trained, validation = sampled_units(random_units(10, 2)), sampled_units(random_units(4, 2, seed=9))
     return Run(
         settings=settings,
         steps=settings.steps or 6,
         model=model,
-        models=Models(Scorer(model), Scorer(reference.eval()) if reference is not None else None),
+        models=Models(Scorer(model, head=injected.head), Scorer(reference.eval()) if reference is not None else None),
         objective=objective,
         injected=injected,
         optimizer=optimizer.build(injected.trainable, rate, injected.rate_factors()),
         schedule=schedule,
         learning_rate=rate,
-        source=Source(random_units(10, per_unit), settings.rows_per_step, seed),
-        validation=random_units(4, per_unit, seed=9),
+        source=Source(trained, settings.rows_per_step, seed),
+        validation=validation,
         checkpoints=folder / "checkpoints",
         fingerprint=canonical_hash([seed, *(dump_part(p) for p in parts.values())]),
         device=torch.device("cpu"),

@@ -111,7 +111,7 @@ class Peer:
     ) -> Answer:
         """One request on a connection of its own."""
         sent = {**({} if self.key is None else {"authorization": f"Bearer {self.key}"}), **(headers or {})}
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         try:
             connection.request(method, path, body, sent)
             answer = connection.getresponse()

@@ -85,7 +85,7 @@ def start(
     command = [sys.executable, "-m", "luthier.cli.main", "up", "--data", str(folder), "--port", "0"]
     command += ["--model", str(model), "--alias", f"{MODEL}={model}", *options]
     url = database_url(folder)
-    command += [] if url is None else ["--database", url]
+    command += [] if url is None else ["--set", f"database={url}"]
     before = log.stat().st_size if log.exists() else 0
     with log.open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env={**environment(), **(more or {})})

@@ -16,18 +16,21 @@ import torch
 from torch import nn
 
 from luthier import __version__, registry
+from luthier.adapters._head import WithHead, require_no_head
 from luthier.adapters.base import Adapter, Injected, standing_in
 from luthier.config import build, canonical_hash, part
-from luthier.data.source import Source, Unit
+from luthier.data.source import RowSource, Source, Unit
 from luthier.data.templates import Template, build_template
 from luthier.engine.fit import fit, most_that_pays
 from luthier.engine.optimizers.base import OptimizerSettings
+from luthier.engine.rollout import Rollouts
 from luthier.engine.run import Run
 from luthier.engine.schedules.base import Schedule
 from luthier.errors import DataError, ModelError, RecipeError
 from luthier.evaluation.systems.base import System
 from luthier.examples import Example
 from luthier.files import sha256_of, sync
+from luthier.models import heads
 from luthier.models.catalog import resolve
 from luthier.models.forest import TokenScores
 from luthier.models.kernels import native
@@ -36,7 +39,8 @@ from luthier.models.load import LoadedModel, load
 from luthier.models.new_tokens import with_new_tokens
 from luthier.models.packed import quantized_layers
 from luthier.models.scorer import Scorer, in_mode, require_forest
-from luthier.objectives.base import Models, Objective
+from luthier.objectives.base import Models, Objective, OnlineObjective
+from luthier.online import Asked, require_fit, rollouts_of
 from luthier.recipe import ModelSettings, Recipe
 from luthier.run_folder import HARMLESS, RunFolder
 
@@ -107,8 +111,20 @@ def template_for(recipe: Recipe, loaded: LoadedModel, max_tokens: int | None = N
 
 
 def objective_of(recipe: Recipe) -> Objective:
-    """The recipe's objective."""
-    return part(recipe.objective, Objective, "objective")  # type: ignore[type-abstract]
+    """The recipe's objective.
+
+    Raises:
+        RecipeError: it does not go with the recipe's rollouts, or with there being none.
+    """
+    objective = part(recipe.objective, Objective, "objective")  # type: ignore[type-abstract]
+    if isinstance(objective, OnlineObjective):
+        require_fit(recipe, objective)
+    elif recipe.rollout is not None:
+        raise RecipeError(
+            f"[rollout] changes nothing with objective.type = {registry.name_of(objective)!r}, which learns from the "
+            "replies of the rows; remove it, or choose an objective such as 'grpo'"
+        )
+    return objective
 
 
 def units_of(recipe: Recipe, examples: Iterable[Example], template: Template) -> Iterator[Unit]:
@@ -143,6 +159,10 @@ class Trainable:
 
     injected: Injected
     models: Models
+    notes: tuple[str, ...] = ()
+    """What is worth saying of how it begins."""
+    asked: Asked | None = None
+    """What an online objective asks."""
 
 
 class _Reference:
@@ -168,6 +188,9 @@ class _Reference:
         with self._held():
             return self._scorer.logits(batch)
 
+    def at(self, temperature: float) -> "_Reference":
+        return _Reference(self._scorer.at(temperature), self._before)
+
 
 def systems_of(recipe: Recipe) -> dict[str, System]:
     """The systems of the recipe by name: those that need no training first, then what is trained, by rung."""
@@ -179,10 +202,12 @@ def systems_of(recipe: Recipe) -> dict[str, System]:
 
 
 def make_trainable(recipe: Recipe, loaded: LoadedModel, start: Path | None = None) -> Trainable:
-    """Put the adapter in.
+    """Put the adapter in, and a head beside it where the objective asks for one.
 
     A reference, where the objective needs one, is the model before training: the base with the adapter off; the tensors
-    that an earlier training left, where this one continues it; a frozen copy where the base itself trains.
+    that an earlier training left, where this one continues it; a frozen copy where the base itself trains. The head is
+    that of `start`, or of the base's folder where that is a model trained as a whole, if it is of the same kind and
+    shape; else it is fresh.
 
     Args:
         recipe: of the run.
@@ -195,27 +220,63 @@ def make_trainable(recipe: Recipe, loaded: LoadedModel, start: Path | None = Non
     adapter, objective = adapter_of(recipe), objective_of(recipe)
     ready = adapter.reading(lambda text: loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
     injected = ready.inject(loaded.model, recipe.seed)
+    if (head := fresh_head(recipe, loaded)) is not None:
+        injected = WithHead(injected, head)
+        injected.take_head(loaded.files.folder)
     if start is not None:
         injected.start_at(start)
     # an overwritten base is held in float32; products are still computed in the type that the model was loaded in
     autocast = loaded.dtype if adapter.overwrites_base and loaded.dtype == torch.bfloat16 else None
-    policy = Scorer(loaded.model, autocast)
-    if not objective.needs_reference:
-        return Trainable(injected, Models(policy))
+    policy, notes = Scorer(loaded.model, autocast, injected.head), _about_head(injected, start or loaded.files.folder)
+    if not objective.uses_reference:
+        return Trainable(injected, Models(policy), notes)
     if start is not None:
         before = {name: parameter.detach().clone() for name, parameter in injected.trainable.items()}
         held = partial(standing_in, injected.trainable, before)
-        return Trainable(injected, Models(policy, _Reference(policy, held)))
+        return Trainable(injected, Models(policy, _Reference(policy, held)), notes)
     if not adapter.overwrites_base:
-        return Trainable(injected, Models(policy, _Reference(policy, injected.disabled)))
+        return Trainable(injected, Models(policy, _Reference(policy, injected.disabled)), notes)
     # copied after the injection, so that at step 0 policy and reference compute the same bits
     frozen = copy.deepcopy(loaded.model).requires_grad_(False).eval()
-    return Trainable(injected, Models(policy, Scorer(frozen, autocast)))
+    return Trainable(injected, Models(policy, Scorer(frozen, autocast)), notes)
+
+
+def fresh_head(recipe: Recipe, loaded: LoadedModel) -> heads.Head | None:
+    """The head that the recipe's objective trains, before its training; None: it trains none."""
+    shape = objective_of(recipe).head()
+    return None if shape is None else heads.head_of(loaded.model, shape, recipe.seed)
+
+
+def _about_head(injected: Injected, begun_at: Path) -> tuple[str, ...]:
+    """Where a head begins, or that one is left behind; neither shows in the loss."""
+    head, taken, notes = injected.head, injected.head_from, []
+    if head is not None:
+        start = f"fresh, {head.shape.start}" if taken is None else f"as {taken / heads.FILE} has it"
+        notes.append(f"the head of kind {head.shape.kind!r} begins {start}")
+    if taken is None and (begun_at / heads.FILE).is_file():
+        notes.append(f"the head in {begun_at} is not of a kind and shape that this objective trains, and is left there")
+    return tuple(notes)
+
+
+def restore(recipe: Recipe, model: nn.Module, folder: Path) -> Injected:
+    """Put the adapter that lies in `folder` into a base, and its head beside it.
+
+    Raises:
+        ModelError: the adapter does not fit, or the head is missing, or is one that the objective does not have.
+    """
+    injected, shape = adapter_of(recipe).restore(model, folder), objective_of(recipe).head()
+    if shape is None:
+        require_no_head(folder)
+        return injected
+    both = WithHead(injected, heads.head_of(model, shape, recipe.seed))
+    both.head.load(folder)
+    return both
 
 
 def planned_steps(recipe: Recipe, rows: int) -> int:
     """How many optimizer steps the recipe asks for."""
-    return recipe.training.steps or math.ceil(recipe.training.epochs * rows / recipe.training.rows_per_step)
+    passes = 1 if recipe.rollout is None else recipe.rollout.updates
+    return recipe.training.steps or math.ceil(recipe.training.epochs * rows * passes / recipe.training.rows_per_step)
 
 
 def build_run(
@@ -228,7 +289,11 @@ def build_run(
     available: int | None = None,
 ) -> Run:
     """All parts of a training, at step 0; `available`: bytes that `micro_batch_tokens = "auto"` may count on, None:
-    what is free on the device now."""
+    what is free on the device now.
+
+    Raises:
+        RecipeError: a step has fewer rows than the objective compares.
+    """
     torch.manual_seed(recipe.seed)
     if recipe.training.gradient_checkpointing:
         loaded.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
@@ -236,20 +301,31 @@ def build_run(
         compile_layers(loaded.model)
     optimizer = part(recipe.optimizer, OptimizerSettings, "optimizer")  # type: ignore[type-abstract]
     objective, rate = objective_of(recipe), rate_of(recipe)
-    source = Source(units["train"], recipe.training.rows_per_step, recipe.seed)
+    if recipe.training.rows_per_step < objective.least_per_step:
+        raise RecipeError(
+            f"objective.type = {registry.name_of(recipe.objective)!r} compares the rows of a step: set "
+            f"training.rows_per_step to {objective.least_per_step} or more, better 16"
+        )
+    models, validation = trainable.models, units["validation"]
+    source: RowSource = Source(units["train"], recipe.training.rows_per_step, recipe.seed)
+    if isinstance(objective, OnlineObjective):
+        if trainable.asked is None:
+            raise ValueError("an online objective needs what is asked")
+        rollouts = rollouts_of(recipe, loaded, models, trainable.asked, folder, fingerprint)
+        source, models, validation = rollouts, rollouts.cast.models, rollouts.planned_validation()
     given, most = recipe.training.micro_batch_tokens, most_that_pays(loaded.device)
     run = Run(
         settings=recipe.training,
         steps=planned_steps(recipe, len(units["train"])),
         model=loaded.model,
-        models=trainable.models,
+        models=models,
         objective=objective,
         injected=trainable.injected,
         optimizer=optimizer.build(trainable.injected.trainable, rate, trainable.injected.rate_factors()),
         schedule=part(recipe.schedule, Schedule, "schedule"),  # type: ignore[type-abstract]
         learning_rate=rate,
         source=source,
-        validation=units["validation"],
+        validation=validation,
         checkpoints=folder / "checkpoints",
         fingerprint=fingerprint,
         device=loaded.device,
@@ -259,6 +335,8 @@ def build_run(
     if given == "auto":
         run.fit = fit(run, most, available)
         run.micro_batch_tokens = run.fit.tokens
+    if isinstance(source, Rollouts):
+        source.micro_batch_tokens = run.micro_batch_tokens
     return run
 
 
@@ -278,10 +356,12 @@ def fingerprint_of(
     template: Template,
     units: Mapping[str, Sequence[Unit]],
     start: Mapping[str, str] | None = None,
+    asked: Asked | None = None,
 ) -> str:
     """Hash of everything that decides the trained weights: settings, model, template, token ids and masks, versions.
 
-    `start` is the sha256 of each file of the artifact that the adapter starts at, if it is not fresh.
+    `start` is the sha256 of each file of the artifact that the adapter starts at, if it is not fresh. `asked` is what
+    graders see of the rows, where they decide.
     """
     apart = (*HARMLESS, "data")  # rows with passages differ in their tokens
     settings = {k: v for k, v in recipe.dump().items() if k not in apart}
@@ -289,6 +369,8 @@ def fingerprint_of(
     data = {name: _hash_units(group) for name, group in units.items()}
     versions = [__version__, torch.__version__, str(loaded.dtype), loaded.device.type, native.identity()]
     begun = [] if start is None else [dict(start)]
+    if asked is not None and recipe.rollout is not None:
+        data["items"] = canonical_hash(asked.decides())
     return canonical_hash([settings, loaded.files.fingerprint, template.sha256, data, versions, *begun])
 
 
@@ -464,7 +546,7 @@ class Artifact:
 
     def put_in(self, model: nn.Module) -> Injected:
         """Put what was trained into a base."""
-        return adapter_of(self.recipe).restore(model, self.folder)
+        return restore(self.recipe, model, self.folder)
 
 
 def read_artifact(run_folder: Path) -> Artifact:

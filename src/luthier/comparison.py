@@ -150,7 +150,7 @@ class Side:
 
 
 class NotComparable(Exception):
-    """Why two systems are not compared; never leaves this module and `pair`'s callers."""
+    """Why two systems are not compared; whoever compares catches it."""
 
 
 def read_side(folder: Path) -> Side:
@@ -340,15 +340,9 @@ class Shared:
         Raises:
             NotComparable: there are none, or the records were changed since they were made.
         """
-        records = side.folder / f"records/{name}.jsonl"
-        state = RunFolder(side.folder).read(f"records/{name}.state.json")
-        rows = (state or {}).get("statistics", {}).get(self.metric_name)
-        if rows is None or not records.is_file():
-            raise NotComparable(f"{side.folder} has no {self.metric_name} of each row of {name}")
-        if state.get("records_sha256") != sha256_of(records):
-            raise NotComparable(f"{records} was changed since it was made")
+        rows_NS = kept_statistics(side.folder, name, self.metric_name or "")
         places = self._answered(side, name)
-        return np.array(rows, dtype=np.float64)[[places[one] for one in self.keys]]
+        return rows_NS[[places[one] for one in self.keys]]
 
     def _better(
         self, systems: tuple[System, System], values: tuple[Interval, Interval], difference: Difference
@@ -372,6 +366,22 @@ class Shared:
         if ladder.clearly_better(first, second):
             return "first"
         return "tie" if ladder.tie(first, second) else "unknown"
+
+
+def kept_statistics(folder: Path, name: str, metric: str) -> Array:
+    """(N, S) what a metric knows of each row of a system's records, in their order.
+
+    Raises:
+        NotComparable: there is nothing, or the records were changed since they were made.
+    """
+    records = folder / f"records/{name}.jsonl"
+    state = RunFolder(folder).read(f"records/{name}.state.json")
+    rows = (state or {}).get("statistics", {}).get(metric)
+    if rows is None or not records.is_file():
+        raise NotComparable(f"{folder} has no {metric} of each row of {name}")
+    if state.get("records_sha256") != sha256_of(records):
+        raise NotComparable(f"{records} was changed since it was made")
+    return np.array(rows, dtype=np.float64)
 
 
 def _systems(shared: Shared) -> tuple[tuple[Paired, ...], tuple[str, ...]]:

@@ -122,7 +122,7 @@ def _of_the_run(folder: RunFolder, recipe: Recipe, data: Data, progress: Progres
         )
     opened = reopen(folder, recipe, data, progress)
     assemble.require_same_base(assemble.artifact_record(folder / "adapter"), opened.loaded)
-    injected = assemble.adapter_of(recipe).restore(opened.loaded.model, folder / "adapter")
+    injected = assemble.restore(recipe, opened.loaded.model, folder / "adapter")
     question = question_of(opened)
     return question, _primary(measure_fine_tuned(opened, question, injected, progress).statistics, question)
 

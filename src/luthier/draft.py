@@ -43,9 +43,15 @@ TASKS = {
     "text": "answers are free text",
     "pairs": "pairs of a better and a worse answer",
     "language": "raw text, trained on from beginning to end",
+    "steps": "replies whose steps are judged",
 }
 
-SCORED = ("pairs", "language")
+COMPARED = {
+    "preference": ("dpo", "the chosen reply shall gain on the rejected one"),
+    "judged": ("kto", "good replies shall gain, bad ones lose"),
+}
+"""Kinds of rows that are compared with a reference: which objective does it, and why."""
+SCORED = ("pairs", "language", "steps")
 """Tasks in which nothing is written: a model only reads."""
 
 
@@ -158,7 +164,7 @@ def require_same_kind(train: Profile, other: Profile | None) -> None:
     """
     if other is None:
         return
-    mine, theirs = ((p.is_raw_text, p.kind == "preference") for p in (train, other))
+    mine, theirs = (rows_of(p) for p in (train, other))
     if mine != theirs:
         raise DataError(
             f"the rows are {rows_of(other)}, but {train.path} has {rows_of(train)}; expected the same", other.path
@@ -167,7 +173,9 @@ def require_same_kind(train: Profile, other: Profile | None) -> None:
 
 def rows_of(found: Profile) -> str:
     """What the rows are, in words."""
-    return "raw text" if found.is_raw_text else "preference pairs" if found.kind == "preference" else "conversations"
+    if found.is_raw_text:
+        return "raw text"
+    return {"preference": "preference pairs", "judged": "judged replies"}.get(found.kind, "conversations")
 
 
 def findings(facts: Facts) -> list[str]:
@@ -200,7 +208,9 @@ def task_of(train: Profile) -> str:
     """What `evaluation.task` calls the kind of the rows."""
     if train.is_raw_text:
         return "language"
-    return "pairs" if train.kind == "preference" else train.kind
+    if train.format == "stepwise":
+        return "steps"
+    return {"preference": "pairs", "judged": "text"}.get(train.kind, train.kind)
 
 
 def _warnings(facts: Facts) -> Iterator[str]:
@@ -332,22 +342,28 @@ def _data(facts: Facts) -> Section:
 
 
 def _objective(facts: Facts) -> Section:
-    if facts.train.kind == "preference":
+    if facts.train.kind in COMPARED:
+        objective, why = COMPARED[facts.train.kind]
         return Section(
             "objective",
             [
-                Entry("type", "dpo", "the chosen reply shall gain on the rejected one"),
+                Entry("type", objective, why),
                 Entry("beta", 0.1, "pull towards the base model; higher stays closer"),
             ],
         )
+    if task_of(facts.train) == "steps":
+        return Section("objective", [Entry("type", "process_reward", "whether each step is right")])
     why = "every token of the text" if facts.train.is_raw_text else "loss on the replies only"
     return Section("objective", [Entry("type", "sft", why)])
 
 
 def _learning_rate(facts: Facts) -> Entry:
     size = "below a billion parameters" if facts.is_small_model else "a billion parameters or more, or unknown"
-    if facts.train.kind == "preference":
-        return Entry("learning_rate", 5e-5 if facts.is_small_model else 1e-5, f"for DPO with LoRA; model {size}")
+    if facts.train.kind in COMPARED:
+        name = COMPARED[facts.train.kind][0].upper()
+        return Entry("learning_rate", 5e-5 if facts.is_small_model else 1e-5, f"for {name} with LoRA; model {size}")
+    if task_of(facts.train) == "steps":
+        return Entry("learning_rate", 1e-4, "for a reward with LoRA")
     return Entry("learning_rate", 5e-4 if facts.is_small_model else 2e-4, f"for LoRA; model {size}")
 
 
@@ -379,7 +395,7 @@ def plan_work(facts: Facts) -> tuple[float, int]:
     rows = facts.trained_rows
     seen = min(MOST_ROWS_SEEN, max(LEAST_ROWS_SEEN, TOKENS_OF_WORK // max(facts.read_tokens, 1)))
     epochs = min(10.0, max(1.0, seen / rows))
-    if facts.train.kind == "preference":
+    if facts.train.kind in COMPARED:
         epochs = min(epochs, 3.0)  # preferences overfit sooner than replies
     epochs = round(epochs * 2) / 2 if epochs < 3 else float(round(epochs))
     per_step = 4 if rows < 150 else 8 if rows < 5000 else 16 if rows < 20_000 else 32
@@ -413,6 +429,7 @@ def metrics_of(facts: Facts) -> list[str]:
         "text": ["rouge_l", "chrf"],
         "language": ["bits_per_byte", "perplexity", "token_accuracy"],
         "pairs": ["pair_accuracy", "perplexity"],
+        "steps": ["step_accuracy"],
     }[task_of(facts.train)]
 
 

@@ -40,7 +40,7 @@ from luthier.prices import Machine
 from luthier.rag.retriever import read_passages
 from luthier.report.plan import Offer, offers
 from luthier.report.schema import System, Tokens
-from luthier.stages import Opened
+from luthier.stages import Opened, asked_of
 
 LARGEST_MICRO_BATCH = 2**17  # tokens; nobody needs more
 COUNTED_PASSAGES = 50  # for the mean length of a passage
@@ -215,7 +215,8 @@ def _scoring_load(opened: Opened, question: Question) -> Load:
 def estimate(opened: Opened) -> Estimate:
     """Predict and measure for a run whose rows passed the gates; its model cannot be trained afterwards."""
     recipe = opened.recipe
-    trainable = assemble.make_trainable(recipe, opened.loaded, None if opened.start is None else opened.start.folder)
+    start = None if opened.start is None else opened.start.folder
+    trainable = replace(assemble.make_trainable(recipe, opened.loaded, start), asked=asked_of(opened))
     run = assemble.build_run(recipe, opened.loaded, trainable, opened.units, "", opened.folder.path)
     question = question_of(opened)
     needs = needs_of(run)
@@ -258,7 +259,7 @@ def estimate_training(opened: Opened) -> TrainingEstimate:
 
 
 def _tokens(run: Run) -> int:
-    return sum(len(row.ids) for number in range(1, run.steps + 1) for unit in run.source.step(number) for row in unit)
+    return sum(len(row.ids) for number in range(1, run.steps + 1) for unit in run.source.planned(number) for row in unit)
 
 
 def _training_seconds(run: Run, step_seconds: float, rows_per_step: int) -> float:
@@ -288,9 +289,13 @@ def _step_seconds(run: Run) -> float:
     seconds = []
     for number in range(1, 4):
         started = time.perf_counter()
-        for rows in micro_batches(run.source.step(number), run.micro_batch_tokens):
+        groups = micro_batches(run.source.planned(number), run.micro_batch_tokens)
+        with torch.no_grad():
+            batches = [build_batch(rows).to(run.device) for rows in groups]
+            batches = list(run.objective.whole_step(run.models, batches, {}))
+        for batch in batches:
             with forest_mode(run.model):
-                run.objective.loss(run.models, build_batch(rows).to(run.device)).total.backward()
+                run.objective.loss(run.models, batch).total.backward()
         run.optimizer.zero_grad(set_to_none=True)
         wait_for(run.device)
         seconds.append(time.perf_counter() - started)

@@ -40,6 +40,7 @@ from luthier.evaluation.style import systems as style
 from luthier.evaluation.style.pairs import ANSWER_TOKENS
 from luthier.evaluation.systems.base import Context, System, TrainedOn
 from luthier.evaluation.task import (
+    HEAD_TASKS,
     SCORED_TASKS,
     build_metrics,
     choose_metrics,
@@ -48,8 +49,9 @@ from luthier.evaluation.task import (
     require_rows,
     room_for_answers,
 )
-from luthier.examples import Conversation, Example, Preference
+from luthier.examples import Conversation, Example, Judged, Preference
 from luthier.files import sha256_of
+from luthier.models.heads import Head
 from luthier.models.memory import tokens_in_flight
 from luthier.progress import Progress
 from luthier.rag.retriever import Host, Retriever, build_retrievers, used_name
@@ -73,12 +75,15 @@ Switch = Callable[[], AbstractContextManager[None]]
 def conversations(examples: Sequence[Example]) -> list[Conversation]:
     """The rows as questions with a wanted answer.
 
-    A preference pair asks its prompt and wants the chosen reply; raw text asks nothing and is left out.
+    A preference pair asks its prompt and wants the chosen reply, a judged one its reply if it was good; raw text asks
+    nothing and is left out, as is a bad reply.
     """
     rows = []
     for example in examples:
-        if isinstance(example, Preference):
-            messages, group, extra = example.prompt + example.chosen, example.group, example.extra
+        wanted = example.chosen if isinstance(example, Preference) else None
+        wanted = example.reply if isinstance(example, Judged) and example.good else wanted
+        if isinstance(example, Preference | Judged) and wanted is not None:
+            messages, group, extra = example.prompt + wanted, example.group, example.extra
             example = Conversation(messages, example.tools, example.where, example.id, group=group, extra=extra)
         if isinstance(example, Conversation):
             rows.append(example)
@@ -114,11 +119,18 @@ def question_of(opened: Opened) -> Question:
     alike = {type(row) for row in data.train} == {type(row) for row in data.test}
     if not data.test:
         raise EvaluationError("there are no test rows; name a file in data.test, or raise data.test_share")
-    task = detect_task(data.train if alike else data.test) if settings.task == "auto" else settings.task
+    head = assemble.objective_of(opened.recipe).head()
+    known = data.train if alike else data.test
+    if any(isinstance(row, Judged) for row in known):
+        known = conversations(known)
+    detected = (None if head is None else HEAD_TASKS.get(head.kind)) or detect_task(known)
+    task = detected if settings.task == "auto" else settings.task
     require_rows(task, data.test)
     is_scored = task in SCORED_TASKS
     train, validation = ([], []) if is_scored else (conversations(data.train), conversations(data.validation))
     test = data.test if is_scored else conversations(data.test)
+    if not test:
+        raise EvaluationError("no test row has an answer that is wanted: all of them are replies that were judged bad")
     if settings.style.judge is not None and task != "text":
         raise EvaluationError(
             f"evaluation.style.judge compares free texts, and these answers are of the task {task!r}; leave it out"
@@ -146,6 +158,8 @@ class Mode:
     """Which training is in the model; None: none, and the systems that need none answer."""
     weights: str | None = None
     """Fingerprint of the trained weights; None before training."""
+    head: Head | None = None
+    """The trained one; None before training, or where none is trained."""
 
 
 def measure_base(opened: Opened, question: Question, progress: Progress, disabled: Switch = nullcontext) -> Evaluation:
@@ -157,7 +171,8 @@ def measure_base(opened: Opened, question: Question, progress: Progress, disable
     _measure_retrieval(opened, question, retrievers, progress)
     mode = Mode(disabled, used_of(retrievers, opened.recipe))
     found = _evaluate(opened, opened.folder, question, mode, progress)
-    _base_ability(opened, opened.folder, progress, disabled)
+    if question.task not in HEAD_TASKS.values():
+        _base_ability(opened, opened.folder, progress, disabled)
     return found
 
 
@@ -183,8 +198,10 @@ def measure_tuned(
     trained_on: TrainedOn = "rows" if into is None else "passages"
     asked = [s for s in assemble.systems_of(opened.recipe).values() if s.trained_on == trained_on]
     found = _retrievers(opened, progress) if any(system.uses_retriever for system in asked) else {}
-    mode = Mode(injected.disabled, used_of(found, opened.recipe), trained_on, tuned)
+    mode = Mode(injected.disabled, used_of(found, opened.recipe), trained_on, tuned, injected.head)
     evaluation = _evaluate(opened, folder, question, mode, progress, before)
+    if question.task in HEAD_TASKS.values():
+        return evaluation  # what judges writes nothing, so there is nothing that it could forget to write
     ability = _base_ability(opened, folder, progress, injected.disabled)
     confidence = opened.recipe.evaluation.confidence
     key = canonical_hash([_ability_key(opened, folder), tuned, confidence])
@@ -203,6 +220,7 @@ def measure_fine_tuned(opened: Opened, question: Question, injected: Injected, p
         context_of(opened, question),
         adapter_disabled=injected.disabled,
         tuned_fingerprint=_weights(opened),
+        head=injected.head,
         on_progress=_told(progress),
     )
     settings = opened.recipe.evaluation
@@ -324,6 +342,7 @@ def _evaluate(
         adapter_disabled=mode.disabled,
         retriever=mode.retriever,
         tuned_fingerprint=mode.weights,
+        head=mode.head or assemble.fresh_head(recipe, opened.loaded),
         on_progress=_told(progress),
         say=lambda text: progress.say(f"    {text}"),
     )

@@ -1,4 +1,7 @@
-"""What a row of data means, once it is read: a conversation, a preference, or a document. No torch here."""
+"""What a row of data means, once it is read: a conversation, a preference, a judged reply or a document.
+
+No torch here.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -103,6 +106,20 @@ class Preference:
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """A reply to a prompt, of one message or several, and whether it was good; nothing it was compared with."""
+
+    prompt: tuple[Message, ...]
+    reply: tuple[Message, ...]
+    good: bool
+    tools: tuple[Mapping[str, Any], ...] = ()
+    where: Where = NOWHERE
+    id: str = ""
+    group: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Document:
     """Raw text, trained on from its first token to its last."""
 
@@ -118,7 +135,7 @@ class Document:
         return ()
 
 
-Example: TypeAlias = Conversation | Preference | Document
+Example: TypeAlias = Conversation | Preference | Judged | Document
 
 
 @dataclass(frozen=True, slots=True)

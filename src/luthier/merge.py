@@ -24,6 +24,7 @@ from luthier.assemble import RECORD, TEMPLATE_FILE, artifact_record
 from luthier.errors import ModelError
 from luthier.files import sha256_of
 from luthier.merging.base import Merge
+from luthier.models import heads
 from luthier.run_folder import RunFolder, now
 
 Factors = tuple[Tensor, Tensor]
@@ -53,6 +54,8 @@ def read_source(run: Path, weight: float) -> Source:
     """
     folder = run / "adapter"
     record = artifact_record(folder)
+    if (folder / heads.FILE).is_file():
+        raise ModelError(f"{run}: a head was trained beside its adapter, which cannot be merged with others")
     config = read_low_rank(folder)
     if config.get(INDICES):
         raise ModelError(

@@ -8,7 +8,7 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from luthier import __version__, assemble
 from luthier.config import canonical_hash
 from luthier.data.checks._text import exact_content
 from luthier.data.checks.base import Finding, run_checks
+from luthier.data.checks.empty import EMPTY_REPLY
 from luthier.data.corpus_leaks import corpus_leaks
 from luthier.data.formats.base import read_examples, sniff
 from luthier.data.replay import Pool, build_pool, wanted
@@ -30,20 +31,26 @@ from luthier.data.templates import Template
 from luthier.data.write import write_examples
 from luthier.engine import checkpoint
 from luthier.engine.interrupts import interruptible
+from luthier.engine.kept_reference import keep
 from luthier.engine.log import mend_log, metrics_line
-from luthier.engine.loop import Step, observe, train, validation_loss
+from luthier.engine.loop import Step, observe, settle_head, train, validation_loss
+from luthier.engine.rollout import Rollouts
 from luthier.engine.run import Run
 from luthier.errors import DataError, PreflightError, StorageError
+from luthier.evaluation.graders.base import Host
 from luthier.examples import Example, Row, Where
 from luthier.files import sha256_of, sync
 from luthier.models.kernels import native
 from luthier.models.load import LoadedModel
 from luthier.models.memory import peak_memory_bytes
+from luthier.objectives.base import OnlineObjective
+from luthier.online import Asked, runs_asked, with_place_for_reply
 from luthier.preflight.base import RowSettings, Stage, Subject, require, run_gates
 from luthier.preflight.tensors_moved import checksums
 from luthier.progress import Progress, duration
 from luthier.rag.corpus import read_corpus
 from luthier.recipe import Recipe
+from luthier.rewarding import Judges
 from luthier.run_folder import RunFolder
 from luthier.starts import Start, keep_start
 from luthier.tracking import LOG, tracked
@@ -85,7 +92,9 @@ def prepare_data(recipe: Recipe, folder: RunFolder, progress: Progress) -> Data:
         _require_no_errors([Finding.from_dict(f) for f in folder.read("findings.json")])
         names = (*SPLITS, *(["replay"] if recipe.data.replay else []))
         counts = {name: kept[name] for name in SPLITS}
-        return Data(*(_kept_rows(folder, name) if counts.get(name, 1) else [] for name in names))
+        return Data(
+            *(list(read_examples(folder / f"data/{name}.jsonl")) if counts.get(name, 1) else [] for name in names)
+        )
     if recipe.data.format == "auto":
         for path in filter(None, _files(recipe).values()):
             progress.say(f"  {path}: read as {sniff(Path(path))}")
@@ -103,10 +112,6 @@ def prepare_data(recipe: Recipe, folder: RunFolder, progress: Progress) -> Data:
     worst = ", ".join(f"{sum(f.severity == s for f in findings)} {s}s" for s in ("warning", "note"))
     progress.say(f"  rows: {rows}; findings: {worst} (in findings.json and the report)")
     return data
-
-
-def _kept_rows(folder: RunFolder, name: str) -> list[Example]:
-    return list(read_examples(folder / f"data/{name}.jsonl"))
 
 
 def _require_what_was_trained_on(recipe: Recipe, folder: RunFolder, kept: Mapping[str, Any] | None, data: Data) -> None:
@@ -170,7 +175,8 @@ def divide(recipe: Recipe) -> tuple[Data, dict[str, Any], list[Finding]]:
     settings = recipe.data
 
     def read(path: str) -> list[Example]:
-        return list(read_examples(Path(path), settings.format, settings.instruction))
+        examples = read_examples(Path(path), settings.format, settings.instruction)
+        return [with_place_for_reply(example) for example in examples] if recipe.rollout else list(examples)
 
     given = {name: path for name, path in _files(recipe).items() if name != "train"}
     taken = {name: read(path) for name, path in given.items() if path is not None}
@@ -179,6 +185,8 @@ def divide(recipe: Recipe) -> tuple[Data, dict[str, Any], list[Finding]]:
     shares = {name: share for name, share in shares.items() if name not in taken}
     parts = split(read(settings.train), shares, recipe.seed, taken=taken)
     findings = run_checks(Data(parts.train, parts.validation, parts.test).named())
+    if recipe.rollout:  # a row that is only asked needs no reply
+        findings = [finding for finding in findings if finding.message != EMPTY_REPLY]
     pool = _pool(recipe, parts)
     findings += pool.findings() if pool else []
     training = _without_repeats(parts.train) if settings.duplicates == "drop" else parts.train
@@ -388,11 +396,16 @@ def prepare_training(opened: Opened, progress: Progress, prove: bool = True, ava
     start, files = (None, None) if opened.start is None else (opened.start.folder, opened.start.files)
     if subject is None and prove:
         raise PreflightError("this run was opened for evaluation; open_run proves its rows before it trains")
-    fingerprint = assemble.fingerprint_of(recipe, loaded, opened.template, opened.units, files)
-    trainable = assemble.make_trainable(recipe, loaded, start)
+    asked = asked_of(opened)
+    fingerprint = assemble.fingerprint_of(recipe, loaded, opened.template, opened.units, files, asked)
+    trainable = replace(assemble.make_trainable(recipe, loaded, start), asked=asked)
+    for note in trainable.notes:
+        progress.say(f"  {note}")
     settled = _settled(recipe, folder)
     run = assemble.build_run(settled, loaded, trainable, opened.units, fingerprint, folder.path, available)
     _tell_fit(run, folder, progress)
+    with folder.timed("train"):
+        keep(run, folder.path, progress)
     found = _newest(run, progress)
     if found is None and subject is not None:
         if observe(run):  # before the gates: what they prove is the start that is trained from
@@ -400,10 +413,41 @@ def prepare_training(opened: Opened, progress: Progress, prove: bool = True, ava
         subject.injected, subject.models = trainable.injected, trainable.models
         subject.targets = assemble.adapter_of(recipe).named_targets
         subject.start = start
+        subject.sampled = run.source if isinstance(run.source, Rollouts) else None
         with progress.stage("model", "pre-flight on the model"), folder.timed("preflight"):
             _gates(folder, subject, "model")
             subject.checksums = checksums(loaded.model, trainable.injected)
+        if subject.sampled is not None:
+            _tell_first(subject.sampled.first(), progress)
     return Prepared(opened, run, found)
+
+
+def asked_of(opened: Opened) -> Asked:
+    """What an online objective asks: the rows that others train on."""
+    named = opened.data.named() if opened.subject is None else opened.subject.splits
+    template = assemble.template_for(opened.recipe, opened.loaded)
+    runs = runs_asked(opened.recipe)
+    judges = {run: assemble.artifact_record(Path(run) / "adapter")["files"] for run in runs}
+    host = Host(judge=Judges() if runs else None)
+    return Asked(template, named["train"], named["validation"], host, judges)
+
+
+def _tell_first(first: Mapping[str, float], progress: Progress) -> None:
+    """Say what the first rollout was worth, and what to do where little can be learned from it."""
+    progress.say(
+        f"  the first replies: mean reward {first['reward']:.3f}; {first['truncated']:.0%} were cut off; of "
+        f"{first['dead']:.0%} of prompts all were worth the same"
+    )
+    if first["truncated"] > 0.5:
+        progress.say(
+            "  ! most ran into rollout.max_new_tokens and were graded unfinished: raise it, or train on the replies of "
+            "the rows first, so that the model knows how to end"
+        )
+    if first["dead"] > 0.5:
+        progress.say(
+            "  ! most prompts teach nothing: raise rollout.group_size or rollout.temperature, set rollout.resample, or "
+            "give part of the reward for a part of the task"
+        )
 
 
 def train_stage(prepared: Prepared, progress: Progress, on_step: Callable[[Step], None] | None = None) -> Run:
@@ -493,12 +537,16 @@ def _steps(
         progress.say(f"  {run.steps} steps are too few to show that every trained tensor moves")
     opened.folder.record(planned_steps=run.steps)  # for whoever watches
     progress.resume(run.state.step, run.steps)
+    samples, learned = isinstance(run.objective, OnlineObjective), 0
     with (opened.folder / LOG).open("a", encoding="utf-8") as log:
         for step in train(run):
             log.write(metrics_line(run.state))
             log.flush()
-            if subject is not None and step.number == PROVEN_AT:
+            # replies that are all worth the same teach nothing, and move nothing
+            learned += not samples or step.metrics["grad_norm"] > 0
+            if subject is not None and learned == PROVEN_AT:
                 _gates(opened.folder, subject, "steps")
+                subject = None
             if on_step is not None:
                 on_step(step)
             loss = f"loss {step.metrics['loss']:.3f}"
@@ -530,7 +578,7 @@ def _take(run: Run, best: checkpoint.Found, progress: Progress) -> None:
     """Load the weights of the best checkpoint, or say that it is damaged and which one stands in for it."""
     checkpoint.load_weights(run, best.folder)
     if best.skipped:
-        run.state.best_step, run.state.best_loss = best.step, validation_loss(run)
+        run.state.best_step, run.state.best_loss = best.step, validation_loss(run, best.step)
         progress.say(
             f"  the best checkpoint is damaged: {'; '.join(best.skipped)}. The newest whole one is used instead, of "
             f"step {best.step} (validation loss {run.state.best_loss:.4f}); remove {run.checkpoints} to train again"
@@ -556,6 +604,7 @@ def _write_artifact(run: Run, opened: Opened, folder: Path, source: Path) -> Non
     final, temporary = folder / "adapter", folder / ".adapter.tmp"
     started_from = None if opened.start is None else opened.start.noted
     shutil.rmtree(temporary, ignore_errors=True)
+    settle_head(run)
     try:
         assemble.save_artifact(
             temporary, opened.recipe, opened.loaded, run.injected, opened.template, run.fingerprint, started_from

@@ -46,7 +46,7 @@ def test_thirty_kills_during_ten_jobs_lose_nothing(tmp_path: Path, tiny_model_fo
 
     folder, log, chance = tmp_path / "killed", tmp_path / "log.txt", random.Random(0)
     key = new_key(folder, tiny_model_folder)
-    process, url = start(folder, tiny_model_folder, log, ("--jobs", "2"))
+    process, url = start(folder, tiny_model_folder, log, ("--set", "limits.jobs_at_once=2"))
     client = openai.OpenAI(base_url=url, api_key=key, max_retries=0)
     jobs, killed = ask_for_jobs(client), {"server": 0, "worker": 0}
     while sum(killed.values()) < KILLS and not all(is_done(client, job_id) for job_id in jobs):
@@ -59,7 +59,7 @@ def test_thirty_kills_during_ten_jobs_lose_nothing(tmp_path: Path, tiny_model_fo
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         killed["server"] += 1
-        process, url = start(folder, tiny_model_folder, log, ("--jobs", "2"))
+        process, url = start(folder, tiny_model_folder, log, ("--set", "limits.jobs_at_once=2"))
         client = openai.OpenAI(base_url=url, api_key=key, max_retries=0)
     try:
         print(f"killed: {killed}")

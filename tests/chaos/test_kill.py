@@ -100,14 +100,33 @@ def kill_command(recipe: Path, out: Path, step: int, moment: float) -> int:
     return int(child.returncode)
 
 
+ONLINE = """
+[objective]
+type = "{objective}"
+[rollout]
+max_new_tokens = 12
+group_size = 4
+updates = 2
+minibatches = 2
+validation_prompts = 4
+[rollout.rewards.has_a]
+grader = {{ type = "string_check", input = "{{{{sample.output_text}}}}", reference = "a", operation = "like" }}
+"""
+"""What is added to the recipe for replies that are sampled."""
+
+
+PPO = ONLINE.format(objective="ppo").replace('"ppo"', '"ppo"\nkl_target = 0.5\nkl_horizon = 50')
+
+
+@pytest.mark.parametrize("added", ["", ONLINE.format(objective="grpo"), PPO], ids=["sft", "grpo", "ppo"])
 def test_the_real_command_is_killed_again_and_again_and_leaves_what_an_undisturbed_one_does(
-    tmp_path: Path, tiny_model_folder: Path
+    added: str, tmp_path: Path, tiny_model_folder: Path
 ) -> None:
     write_rows(tmp_path / "rows.jsonl")
     recipe = tmp_path / "recipe.toml"
     settings = f"steps = {COMMAND_STEPS}\nsave_every = 1\npatience = false"
     content = RECIPE.format(model=tiny_model_folder, steps=COMMAND_STEPS)
-    recipe.write_text(content.replace(f"steps = {COMMAND_STEPS}", settings), encoding="utf-8")
+    recipe.write_text(content.replace(f"steps = {COMMAND_STEPS}", settings) + added, encoding="utf-8")
     whole, out = tmp_path / "whole", tmp_path / "killed"
     undisturbed = start_command(recipe, whole)
     error = undisturbed.communicate(timeout=300)[1]
@@ -123,5 +142,9 @@ def test_the_real_command_is_killed_again_and_again_and_leaves_what_an_undisturb
     for path in sorted((whole / "adapter").iterdir()):
         assert (out / "adapter" / path.name).read_bytes() == path.read_bytes(), path.name
     assert lines_of(out / "metrics.jsonl") == lines_of(whole / "metrics.jsonl")
+    rollouts = sorted(path.name for path in whole.glob("rollouts/*"))
+    assert bool(rollouts) == bool(added) and rollouts == sorted(path.name for path in out.glob("rollouts/*"))
+    for name in rollouts:
+        assert (out / "rollouts" / name).read_bytes() == (whole / "rollouts" / name).read_bytes(), name
     gates = [json.loads((folder / "preflight.json").read_text(encoding="utf-8")) for folder in (whole, out)]
     assert gates[0] == gates[1]

@@ -9,7 +9,7 @@ import pytest
 from luthier import registry
 from luthier.data.checks._text import render_findings
 from luthier.data.checks.base import PACKAGE, PLACES_KEPT, SEVERITIES, Check, Finding, run_checks
-from luthier.examples import Conversation, Document, Example, Message, Preference, ToolCall, Where
+from luthier.examples import Conversation, Document, Example, Judged, Message, Preference, ToolCall, Where
 
 CHECKS = registry.names(PACKAGE)
 # put together at run time, so that scanners of this repository find no secrets in it
@@ -57,6 +57,7 @@ def odd_rows(path: str) -> Iterator[Example]:
                 yield Conversation((asked, call, Message("tool", text)), where=next(where))
                 yield Preference((asked,), (said,), (said,), where=next(where))
                 yield Preference((), (said,), (Message("assistant", text * 400),), where=next(where))
+                yield Judged((asked,), (said,), True, where=next(where))
                 yield Document(text, where=next(where))
                 fact = Message("assistant", f"As of 2024 {secret} costs $49.99, 12% more than version 1.2.3.")
                 yield Conversation((asked, fact), where=next(where))
@@ -102,6 +103,8 @@ def test_one_of_each_kind_passes(name: str) -> None:
     rows: list[Example] = [
         Conversation((user, reply)),
         Preference((user,), (reply,), (other,)),
+        Judged((Message("user", "Who makes violins?"),), (Message("assistant", "A luthier does."),), True),
+        Judged((Message("user", "Where is Cremona?"),), (Message("assistant", "In Spain, I believe."),), False),
         Document("Lutes have strings."),
     ]
     assert run_checks({"train": rows}, only=[name]) == []

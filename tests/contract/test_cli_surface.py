@@ -20,10 +20,6 @@ MAX_OPTIONS = 15
 """Settings belong in the recipe. `serve` has the most: where it listens, who may use it and what it opens."""
 
 
-SERVICE_OPTIONS = 20
-"""Of `up`, which has no recipe: the same, what else answers, and what jobs may take."""
-
-
 def parser_of(verb: str) -> argparse.ArgumentParser:
     """The verb's parser, as the dispatcher makes it."""
     parser = argparse.ArgumentParser(prog=f"luthier {verb}", allow_abbrev=False)
@@ -78,8 +74,7 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
     assert leaving.value.code == 0
     assert registry.summary(COMMANDS, verb) in capsys.readouterr().out
     assert all(action.help for action in actions(verb)), "every argument says what it is for"
-    most = SERVICE_OPTIONS if verb == "up" else MAX_OPTIONS
-    assert len(actions(verb)) <= most, "settings belong in the recipe"
+    assert len(actions(verb)) <= MAX_OPTIONS, "settings belong in the recipe"
 
 
 @pytest.mark.parametrize("verb", VERBS)

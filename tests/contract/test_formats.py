@@ -16,7 +16,7 @@ from luthier.data.formats.base import FORMATS, read_examples, sniff
 from luthier.data.read import Record
 from luthier.data.write import write_examples
 from luthier.errors import DataError, RecipeError
-from luthier.examples import NOWHERE, Conversation, Document, Example, Message, Preference, ToolCall, Where
+from luthier.examples import NOWHERE, Conversation, Document, Example, Judged, Message, Preference, ToolCall, Where
 
 NAMES = registry.names(FORMATS)
 WHERE = Where("data/rows.jsonl", 7)
@@ -115,6 +115,8 @@ def test_a_field_of_the_wrong_kind_is_refused_with_its_line(name: str, wrong: An
     for field in sample:
         if (name, field) in {("text_label", "label")} and isinstance(wrong, int):
             continue  # a label may be a number
+        if (name, field) == ("unpaired_preference", "label") and wrong is True:
+            continue  # a verdict is true or false
         if wrong is None and (name, field) in {("instruction", "input")}:
             continue  # absent is allowed
         assert _refusal(name, {**sample, field: wrong})
@@ -316,7 +318,28 @@ def test_prompt_and_completion_may_be_messages() -> None:
     assert [m.role for m in example.messages] == ["user", "assistant", "user", "assistant"]
     assert example.completion == Message("assistant", "b")
     assert "begins with a user message" in _refusal("prompt_completion", {"prompt": "q", "completion": [USER]})
-    assert "unpaired preferences" in _refusal("prompt_completion", {"prompt": "q", "completion": "a", "label": False})
+    assert "unpaired_preference" in _refusal("prompt_completion", {"prompt": "q", "completion": "a", "label": False})
+
+
+def test_a_verdict_on_a_completion_is_true_or_false(tmp_path: Path) -> None:
+    row = {
+        "prompt": "q",
+        "completion": [{"role": "assistant", "content": "a"}],
+        "label": False,
+        "system": "s",
+        "source": "app",
+    }
+    judged = _parse("unpaired_preference", row)
+    assert judged == Judged((Message("system", "s"), Message("user", "q")), (Message("assistant", "a"),), False,
+                            where=WHERE, id="rows:7", extra={"source": "app"})  # fmt: skip
+    for wrong in (1, "true", "good"):
+        assert "expected true" in _refusal("unpaired_preference", {**row, "label": wrong})
+    assert sniff(_file(tmp_path, row)) == "unpaired_preference"
+    assert sniff(_file(tmp_path, {**row, "label": "spam"})) == "prompt_completion"
+    table = tmp_path / "rows.csv"
+    table.write_text("prompt,completion,label\nq,a,True\nq,b,false\n")
+    assert sniff(table) == "unpaired_preference"
+    assert [example.good for example in read_examples(table) if isinstance(example, Judged)] == [True, False]
 
 
 def test_instruction_and_input_are_one_turn() -> None:

@@ -26,11 +26,13 @@ from luthier.evaluation.graders.base import (
     GRADERS,
     Errors,
     Graded,
+    Grader,
     Host,
     Limits,
     ModelReply,
     Sample,
     SamplingParams,
+    build_grader,
     response_body,
     validate,
 )
@@ -70,7 +72,18 @@ SAMPLES: Mapping[str, dict[str, Any]] = {
         "graders": {"a": {**CHECK, "operation": "eq"}, "b": {**CHECK, "operation": "like"}},
         "calculate_output": "0.5 * a + 0.5 * b",
     },
+    "reward_model": {
+        "type": "reward_model",
+        "name": "judges",
+        "runs": ["runs/a", "runs/b"],
+        "input": [{"role": "user", "content": "{{item.answer}}?"}],
+    },
+    "json_schema": {"type": "json_schema", "name": "valid", "json_schema": {"type": "string"}},
+    "fields": {"type": "fields", "name": "fields", "reference": '"{{item.answer}}"'},
+    "number": {"type": "number", "name": "last", "reference": "{{item.answer}} 7"},
 }
+WHOLE = {"json_schema": '"Paris"', "fields": '"Paris"', "number": "It is 7."}
+"""What earns a reward of 1, where that is not the text `Paris`."""
 CLIENT_TYPES: Mapping[str, type[BaseModel]] = {
     "string_check": StringCheckGrader,
     "text_similarity": TextSimilarityGrader,
@@ -95,7 +108,23 @@ HOSTILE = (
 
 
 def host(kind: str) -> Host:
-    return Host(ask_model=lambda model, messages, sampling: ModelReply(REPLIES.get(kind, ""), tokens=7))
+    def judge(runs: Sequence[str], messages: Sequence[Message]) -> list[float]:
+        return [float(messages[-1] == Message("assistant", "Paris")) for _ in runs]
+
+    return Host(ask_model=lambda model, messages, sampling: ModelReply(REPLIES.get(kind, ""), tokens=7), judge=judge)
+
+
+def built(values: Mapping[str, Any], able: Host) -> Grader:
+    """A grader that the API does not have, as a recipe builds it."""
+    grader = build_grader(values)
+    grader.require(able)
+    return grader
+
+
+def made(kind: str) -> Grader:
+    """The grader of the samples, by the way that leads to it."""
+    of_openai = registry.load_class(GRADERS, kind, Grader).of_openai  # type: ignore[type-abstract]
+    return (validate if of_openai else built)(SAMPLES[kind], host(kind))
 
 
 def accepted(graded: Graded) -> GraderRunResponse:
@@ -111,8 +140,18 @@ def accepted(graded: Graded) -> GraderRunResponse:
 
 
 def test_the_graders_of_the_client_are_there() -> None:
-    assert set(NAMES) == {"string_check", "text_similarity", "python", "score_model", "label_model", "multi"}
+    theirs = {"string_check", "text_similarity", "python", "score_model", "label_model", "multi"}
+    assert {name for name in NAMES if registry.load_class(GRADERS, name, Grader).of_openai} == theirs  # type: ignore[type-abstract]
     assert set(SAMPLES) == set(NAMES)
+
+
+@pytest.mark.parametrize("kind", ["json_schema", "fields", "number"])
+def test_the_api_has_no_others(kind: str) -> None:
+    within = {"type": "multi", "name": "all", "graders": {"a": SAMPLES[kind]}, "calculate_output": "a"}
+    for values in (SAMPLES[kind], within):
+        with pytest.raises(EvaluationError, match="does not have"):
+            validate(values, host(kind))
+        assert build_grader(values).grade(Sample.of(WHOLE[kind]), ITEM, host(kind)).reward == 1
 
 
 def test_no_grader_loads_torch() -> None:
@@ -140,8 +179,8 @@ def test_multi_has_the_settings_of_the_client() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_right_answer_gets_the_reward_every_time(name: str) -> None:
-    grader = validate(SAMPLES[name], host(name))
-    grades = [grader.grade(Sample.of("Paris"), ITEM, host(name)) for _ in range(2)]
+    grader = made(name)
+    grades = [grader.grade(Sample.of(WHOLE.get(name, "Paris")), ITEM, host(name)) for _ in range(2)]
     responses = [accepted(grade) for grade in grades]
     assert [r.reward for r in responses] == [1.0, 1.0], grades[0].problem
     assert responses[0].metadata.errors == MetadataErrors.model_validate(
@@ -155,9 +194,9 @@ def _no_flags() -> dict[str, Any]:
     return {field.name: field.default for field in fields(Errors)}
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "python"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("python", "json_schema")])
 def test_a_variable_that_the_row_lacks_is_a_flag(name: str) -> None:
-    grade = validate(SAMPLES[name], host(name)).grade(Sample.of("Paris"), {"other": 1}, host(name))
+    grade = made(name).grade(Sample.of("Paris"), {"other": 1}, host(name))
     response = accepted(grade)
     assert (response.reward, response.metadata.errors.invalid_variable_error) == (0.0, True)
     assert "answer" in grade.problem
@@ -166,7 +205,7 @@ def test_a_variable_that_the_row_lacks_is_a_flag(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_no_answer_and_no_row_is_an_exception(name: str, text: str) -> None:
-    grader = validate(SAMPLES[name], host(name))
+    grader = made(name)
     for item in ({"answer": text}, {"answer": {"a": [text, None]}}, {}):
         accepted(grader.grade(Sample.of(text), item, host(name)))
 
@@ -176,7 +215,7 @@ def test_deep_rows_and_rows_that_are_no_json_are_no_exception(name: str) -> None
     deep: Any = "x"
     for _ in range(5000):
         deep = [deep]
-    grader = validate(SAMPLES[name], host(name))
+    grader = made(name)
     for value in (deep, {1, 2}, b"bytes"):
         accepted(grader.grade(Sample.of("Paris"), {"answer": value}, host(name)))
 
@@ -513,3 +552,108 @@ def test_a_wrong_multi_grader_is_refused(settings: dict[str, Any], words: str) -
 def test_what_a_part_needs_the_whole_needs() -> None:
     with pytest.raises(EvaluationError, match="there is no model to grade with"):
         validate(multi("a", a=SAMPLES["score_model"]), Host())
+
+
+# reward_model
+
+
+def judging(rewards: Mapping[str, float]) -> tuple[Host, list[list[Message]]]:
+    """A host whose runs have these rewards, and the chats that they were shown."""
+    seen: list[list[Message]] = []
+
+    def judge(runs: Sequence[str], messages: Sequence[Message]) -> list[float]:
+        seen.append(list(messages))
+        return [rewards[run] for run in runs]
+
+    return Host(judge=judge), seen
+
+
+@pytest.mark.parametrize(
+    ("settings", "reward"),
+    [
+        ({}, 2.0),
+        ({"combine": "minimum"}, 1.0),
+        ({"combine": "deviation"}, 1.0),
+        ({"combine": "deviation", "k": 3}, -1.0),
+    ],
+)
+def test_rewards_of_several_runs_are_combined(settings: dict[str, Any], reward: float) -> None:
+    able, seen = judging({"runs/a": 1.0, "runs/b": 3.0})
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "the wanted reply"}]
+    grader = built({"type": "reward_model", "name": "r", "runs": ["runs/a", "runs/b"], **settings}, able)
+    grade = grader.grade(Sample.of("Hello"), {"messages": chat}, able)
+    assert accepted(grade).reward == reward and grade.sub_rewards == {"runs/a": 1.0, "runs/b": 3.0}
+    assert seen == [[Message("user", "Hi"), Message("assistant", "Hello")]]
+    grader.grade(Sample.of("Hello"), {"prompt": "Hey"}, able)
+    assert seen[1] == [Message("user", "Hey"), Message("assistant", "Hello")]
+
+
+def test_reward_models_that_cannot_judge_are_a_flag_or_refused() -> None:
+    settings = {"type": "reward_model", "name": "r", "runs": ["runs/a"]}
+    with pytest.raises(EvaluationError, match=r"asks trained reward models \(runs/a\), and none can be opened here"):
+        built(settings, Host())
+
+    def broken(runs: Sequence[str], messages: Sequence[Message]) -> list[float]:
+        raise ModelError("runs/a/adapter: no trained model here")
+
+    able = Host(judge=broken)
+    grade = built(settings, able).grade(Sample.of("x"), {"prompt": "Hi"}, able)
+    errors = accepted(grade).metadata.errors
+    assert errors.api_model_grader_server_error and "no trained model" in grade.problem
+    assert accepted(built(settings, able).grade(Sample.of("x"), {}, able)).metadata.errors.invalid_variable_error
+
+
+# those of recipes
+
+
+@pytest.mark.parametrize(
+    ("schema", "answer", "reward"),
+    [
+        ({}, "[1]", 1.0),
+        ({}, "here: [1]", 0.0),
+        ({"type": "object", "required": ["a"]}, '{"a": 1}', 1.0),
+        ({"type": "object", "required": ["a"]}, '{"b": 1}', 0.0),
+    ],
+)
+def test_an_answer_satisfies_a_schema_or_not(schema: dict[str, Any], answer: str, reward: float) -> None:
+    grader = build_grader({**SAMPLES["json_schema"], "json_schema": schema})
+    assert grader.grade(Sample.of(answer), {}, Host()).reward == reward
+
+
+def test_a_schema_that_is_none_is_refused() -> None:
+    with pytest.raises(EvaluationError, match="no JSON Schema"):
+        build_grader({**SAMPLES["json_schema"], "json_schema": {"type": 7}}).require(Host())
+
+
+@pytest.mark.parametrize(
+    ("answer", "f1", "exact"),
+    [
+        ('{"a": "x", "b": [1, 2]}', 1.0, 1.0),
+        ('{"b": [2, 1.0], "a": " x"}', 1.0, 1.0),
+        ('{"a": "x"}', 0.5, 0.0),  # 1 of 1 and 1 of 3
+        ('{"a": "x", "b": [1, 2], "c": 0}', 6 / 7, 0.0),
+        ('so: {"a": "x", "b": [1, 2]}', 0.0, 0.0),
+    ],
+)
+def test_right_fields_have_their_share(answer: str, f1: float, exact: float) -> None:
+    item = {"target": {"a": "x", "b": [1, 2]}}
+    for measure, reward in (("f1", f1), ("exact", exact)):
+        grader = build_grader({"type": "fields", "name": "fields", "measure": measure})
+        assert grader.grade(Sample.of(answer), item, Host()).reward == pytest.approx(reward)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reward"),
+    [
+        ("42", 1.0),
+        ("6 * 7 is 42.", 1.0),
+        ("1,042 less 1,000: 42.0", 1.0),
+        ("It is 42, not 43", 0.0),
+        ("-42", 0.0),
+        ("forty-two", 0.0),
+        ("b42", 0.0),
+    ],
+)
+def test_the_last_number_counts(answer: str, reward: float) -> None:
+    grader = build_grader({"type": "number", "name": "n"})
+    assert grader.grade(Sample.of(answer), {"reference_answer": "6 x 7 = 42\n#### 42"}, Host()).reward == reward

@@ -44,8 +44,11 @@ def target(name: str, row: int) -> Any:
         "token_accuracy",
         "bits_per_byte",
         "pair_accuracy",
+        "reward_accuracy",
     ):
         return f"The answer to question {row} is known to everybody here."
+    if name == "step_accuracy":
+        return {"steps": ["a", "b"], "labels": [1.0, 0.0]}
     return {"name": f"person {row}", "age": row}
 
 
@@ -55,7 +58,7 @@ def perfect(name: str, row: int) -> Prediction:
     calls = (ToolCall("find", {"who": row}),) if name == "tool_calls" and row % 4 else ()
     message = Message("assistant", text, tool_calls=calls)
     certain, hopeless = TargetScore(10, 0.0, 10, 40), TargetScore(10, -1e90, 0, 40)
-    return Prediction(f"r{row}", (), text, wanted, message, message, certain, hopeless)
+    return Prediction(f"r{row}", (), text, wanted, message, message, certain, hopeless, (0.9, 0.1))
 
 
 def garbage(name: str, row: int) -> Prediction:
@@ -64,7 +67,7 @@ def garbage(name: str, row: int) -> Prediction:
     output = '{"zzz": 0}' if name.startswith("field_") else "@@@"
     reply = Message("assistant", "@@@", tool_calls=(ToolCall("unheard_of", {}),))
     certain, hopeless = TargetScore(10, 0.0, 10, 40), TargetScore(10, -1e90, 0, 40)
-    return Prediction(right.id, (), output, right.target, right.expected, reply, hopeless, certain)
+    return Prediction(right.id, (), output, right.target, right.expected, reply, hopeless, certain, (0.1, 0.9))
 
 
 def stack(metric: Metric, predictions: list[Prediction]) -> np.ndarray:

@@ -1,6 +1,9 @@
 """What every objective must do; cases are found by listing the directory."""
 
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,23 +12,31 @@ from tests.engine_runs import make_run
 from luthier import registry
 from luthier.data.source import micro_batches
 from luthier.engine.run import Run
-from luthier.models.forest import build_batch
+from luthier.examples import Row
+from luthier.models.forest import MIN_SHARED, Batch, build_batch
 from luthier.objectives.base import Objective, merge_metrics
+from luthier.objectives.dpo import SMOOTHED
 from luthier.recipe import OBJECTIVES
 
 NAMES = registry.names(OBJECTIVES)
 
 
+def told(run: Run, groups: Iterable[Sequence[Row]], min_shared: int = MIN_SHARED) -> list[Batch]:
+    """The micro-batches of a step as the engine gives them to the objective."""
+    batches = [build_batch(rows, min_shared) for rows in groups]
+    with torch.no_grad():
+        return list(run.objective.whole_step(run.models, batches, {}))
+
+
 def gradient(run: Run, max_tokens: int, min_shared: int, backwards: bool = False) -> torch.Tensor:
     """The gradient of step 1, flattened, for one way of cutting the step up."""
     units = run.source.step(1)
-    groups = list(micro_batches(units[::-1] if backwards else units, max_tokens))
-    batches = [build_batch(rows, min_shared) for rows in groups]
+    batches = told(run, micro_batches(units[::-1] if backwards else units, max_tokens), min_shared)
     weight = sum(run.objective.weight(batch) for batch in batches)
     for batch in batches:
         (run.objective.loss(run.models, batch).total / weight).backward()
     flat = torch.cat([p.grad.flatten() for p in run.injected.trainable.values() if p.grad is not None])
-    run.model.zero_grad()
+    run.optimizer.zero_grad()
     return flat
 
 
@@ -53,8 +64,9 @@ def test_how_a_step_is_cut_up_cannot_change_its_gradient(name: str, tmp_path: Pa
 def test_metrics_of_parts_add_up_to_those_of_the_whole(name: str, tmp_path: Path) -> None:
     run = double_run(name, tmp_path)
     rows = [row for unit in run.source.step(1) for row in unit]
-    whole = run.objective.loss(run.models, build_batch(rows)).metrics
-    parts = [run.objective.loss(run.models, build_batch(g)).metrics for g in micro_batches(run.source.step(1), 1)]
+    (step,) = told(run, [rows])
+    whole = run.objective.loss(run.models, step).metrics
+    parts = [run.objective.loss(run.models, b).metrics for b in told(run, micro_batches(run.source.step(1), 1))]
     merged = merge_metrics(list(parts))
     assert {n: m.value() for n, m in merged.items()} == pytest.approx(
         {n: m.value() for n, m in whole.items()}, abs=1e-6
@@ -66,7 +78,8 @@ def test_loss_is_a_sum(name: str, tmp_path: Path) -> None:
     run = double_run(name, tmp_path)
     units = run.source.step(1)
     once = [row for unit in units for row in unit]
-    loss = [run.objective.loss(run.models, build_batch(rows)).total for rows in (once, once + once)]
+    steps = [told(run, [rows])[0] for rows in (once, once + once)]
+    loss = [run.objective.loss(run.models, batch).total for batch in steps]
     weight = [run.objective.weight(build_batch(rows)) for rows in (once, once + once)]
     assert float(loss[1].detach()) == pytest.approx(2 * float(loss[0].detach()), rel=1e-9)
     assert weight[1] == pytest.approx(2 * weight[0])
@@ -96,11 +109,50 @@ def test_dpo_starts_at_ln_2_with_ties(tmp_path: Path) -> None:
     assert metrics["margin"].value() == 0 and metrics["accuracy"].value() == 0.5
 
 
-@pytest.mark.parametrize(("penalty", "value"), [("sigmoid", 0.6931472), ("hinge", 1.0), ("ipo", 25.0)])
+LN_2 = 0.6931472
+# what the papers' formulas are where neither reply has gained; q (log q - log p) of EXO with q = 1/2
+STEP_0: Mapping[str, float] = {
+    "sigmoid": LN_2,
+    "hinge": 1.0,
+    "ipo": 25.0,
+    "robust": LN_2,
+    "exo": -LN_2 - 0.5 * math.log(0.2) - 0.5 * math.log(0.8),
+    "nca": 2 * LN_2,
+    "bco": 2 * LN_2,
+    "sppo": 50.0,
+    "aot": LN_2,
+    "aot_unpaired": LN_2,
+    "apo_zero": 1.0,
+    "apo_down": 1.0,
+    "discopop": (LN_2 + 1) / 2,
+    "sigmoid_norm": LN_2,
+}
+
+
+@pytest.mark.parametrize(("penalty", "value"), STEP_0.items())
 def test_dpo_penalties_at_step_0(penalty: str, value: float, tmp_path: Path) -> None:
-    run = make_run(tmp_path, objective={"type": "dpo", "penalty": penalty, "beta": 0.1})
-    batch = build_batch([row for unit in run.source.step(1) for row in unit])
+    smoothing = 0.2 if penalty in SMOOTHED else 0.0  # cDPO begins at ln 2 whatever it is
+    objective = {"type": "dpo", "penalty": penalty, "beta": 0.1, "label_smoothing": smoothing}
+    run = make_run(tmp_path, objective=objective)
+    assert run.objective.loss_at_start() == pytest.approx(value, abs=1e-6)
+    (batch,) = told(run, [[row for unit in run.source.step(1) for row in unit]])
     assert run.objective.loss(run.models, batch).metrics["loss"].value() == pytest.approx(value, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("objective", "value"),
+    [
+        ({"type": "kto"}, 0.5),
+        ({"type": "kto", "penalty": "apo_zero", "desirable_weight": 3.0, "undesirable_weight": 3.0}, 1.5),
+        ({"type": "bco"}, LN_2),
+    ],
+)
+def test_judged_replies_at_step_0(objective: dict[str, Any], value: float, tmp_path: Path) -> None:
+    run = make_run(tmp_path, objective=objective)
+    (batch,) = told(run, [[row for unit in run.source.step(1) for row in unit]])
+    metrics = run.objective.loss(run.models, batch).metrics
+    assert metrics["loss"].value() == pytest.approx(value, abs=1e-6) == run.objective.loss_at_start()
+    assert metrics["chosen_reward"].value() == metrics["rejected_reward"].value() == 0
 
 
 def test_every_objective_is_one(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -180,3 +181,20 @@ def test_it_trains_through_the_command_line(site: Path, recipe: Path, tmp_path: 
         assert line["loss"] == pytest.approx(2.0 * line["probe_nats"], rel=1e-4)
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert (out / "adapter" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_the_objective_of_the_page_keeps_the_contract_and_trains(site: Path, recipe: Path, tmp_path: Path) -> None:
+    """Who follows docs/extending.md, and nothing else, gets an objective."""
+    root = Path(__file__).parents[2]
+    (source,) = re.findall(r"```python\n(.*?)```", (root / "docs/extending.md").read_text(encoding="utf-8"), re.DOTALL)
+    install(site, "luthier_dft", "dft", source, "[luthier.objectives]\ndft = dft\n")
+    contract = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/contract/test_objectives.py", "-k", "dft"]
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    done = subprocess.run([sys.executable, *contract], cwd=root, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and re.search(r"[1-9]\d* passed", done.stdout), done.stdout
+    arguments = ["train", str(recipe), "--out", str(tmp_path / "run"), "--set", 'objective={ type = "dft" }']
+    done = python(site, f"import sys; from luthier.cli.main import main; sys.exit(main({arguments!r}))", check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["loss"] < lines[0]["cross_entropy"] and lines[-1]["cross_entropy"] < lines[0]["cross_entropy"]

@@ -57,7 +57,6 @@ CATCH_ALL: dict[str, str] = {
 PATCHING: dict[str, str] = {}
 DIRECT_IMPORTS: dict[str, str] = {
     "src/luthier/preflight/base_loss.py imports luthier.objectives.sft": "the plain loss is the yardstick",
-    "src/luthier/preflight/reference_is_policy.py imports luthier.objectives.dpo": "its claim (ln 2) is DPO's own",
     "src/luthier/evaluation/systems/_race.py imports luthier.evaluation.metrics.perplexity": "its measure",
     "src/luthier/evaluation/forgetting.py imports luthier.evaluation.metrics.accuracy": "forgetting is defined by it",
     "src/luthier/evaluation/forgetting.py imports luthier.evaluation.metrics.perplexity": "forgetting is defined by it",

@@ -15,7 +15,8 @@ from tests.small_encoders import write_encoder
 from tests.small_gguf import CHATML, write_gguf
 
 from luthier.errors import ServeError
-from luthier.jobs.service import Options, open_service, parse_ggufs
+from luthier.jobs.service import Options, open_service
+from luthier.jobs.settings import ServedModels, ServiceSettings
 from luthier.jobs.vllm import Address
 from luthier.models.catalog import resolve
 from luthier.rag.embedder import Embedder
@@ -98,10 +99,9 @@ def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [(["a=b"], "expected NAME=FILE"), (["x.gguf"], "expected NAME=FILE"), (["a=no.gguf"], "there is no file")],
-)
-def test_a_gguf_option_that_means_nothing_is_told(given: list[str], told: str) -> None:
-    with pytest.raises(ServeError, match=told):
-        parse_ggufs(given)
+@pytest.mark.parametrize("file", ["no.gguf", "notes.txt"])
+def test_a_gguf_file_that_is_none_is_told(file: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("")
+    settings = ServiceSettings(models=ServedModels(ggufs={"a": file}))
+    with pytest.raises(ServeError, match=rf"models\.ggufs\.a = .*{file}: there is no such GGUF file"):
+        settings.options(tmp_path / "s", tmp_path, {})

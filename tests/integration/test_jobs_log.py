@@ -20,7 +20,7 @@ logging.getLogger("luthier.jobs").info("ours")
 
 def test_every_line_of_a_service_is_json(tmp_path: Path, tiny_model_folder: Path) -> None:
     log = tmp_path / "log"
-    process, url = start(tmp_path / "s", tiny_model_folder, log, ["--log-format", "json"])
+    process, url = start(tmp_path / "s", tiny_model_folder, log, ["--set", "log_format=json"])
     try:
         caller = Peer(int(url.rsplit(":", 1)[1].split("/")[0]))
         assert caller.get("/v1/models").status == 401

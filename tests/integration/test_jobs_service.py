@@ -2,12 +2,21 @@
 
 import csv
 import io
+import json
 from typing import Any
 
 import httpx2
 import openai
 import pytest
 from tests.jobs_service import MODEL, Running, events_of, rows, wait_for
+
+NEAR = {
+    "type": "text_similarity",
+    "name": "near it",
+    "input": "{{sample.output_text}}",
+    "reference": "{{item.wanted}}",
+    "evaluation_metric": "fuzzy_match",
+}
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +173,22 @@ def test_a_paused_job_goes_on_and_a_cancelled_one_does_not(client: openai.OpenAI
     ]
 
 
+def test_a_model_learns_from_a_grader(client: openai.OpenAI) -> None:
+    asked = [{"messages": [{"role": "user", "content": f"Say {i}."}], "wanted": f"Say {i}."} for i in range(20)]
+    content = "\n".join(json.dumps(row) for row in asked).encode()
+    file = client.files.create(file=("asked.jsonl", content), purpose="fine-tune")
+    settings: Any = {"batch_size": 4, "compute_multiplier": 0.5, "eval_interval": 2, "eval_samples": 3, "n_epochs": 1}
+    method: Any = {"type": "reinforcement", "reinforcement": {"grader": NEAR, "hyperparameters": settings}}
+    job = client.fine_tuning.jobs.create(model=MODEL, training_file=file.id, method=method, seed=1)
+    ended = wait_for(client, job.id)
+    assert ended.status == "succeeded", ended.error
+    assert ended.fine_tuned_model
+    figures = [event.data for event in events_of(client, job.id) if event.type == "metrics"]
+    assert figures and all(0 <= one["train_mean_reward"] <= 1 for one in figures)
+    assert figures[0]["scores"]["train_reward_mean"] == figures[0]["train_mean_reward"]
+    assert any("full_valid_mean_reward" in one for one in figures)
+
+
 def test_the_same_request_with_the_same_key_is_one_job(client: openai.OpenAI) -> None:
     file = client.files.create(file=("rows.jsonl", rows(20, seed=9)), purpose="fine-tune")
     headers = {"Idempotency-Key": "once"}
@@ -189,7 +214,16 @@ def test_rows_of_another_kind_than_the_method_fail_the_job_with_a_reason(client:
         ({"training_file": "file-none"}, "No such file"),
         ({"suffix": ""}, "suffix"),
         ({"hyperparameters": {"n_epochs": 0}}, "n_epochs"),
-        ({"method": {"type": "reinforcement", "reinforcement": {"grader": {}}}}, "graded answers"),
+        ({"method": {"type": "reinforcement"}}, "names the grader"),
+        ({"method": {"type": "reinforcement", "reinforcement": {"grader": {}}}}, "grader.type"),
+        (
+            {"method": {"type": "reinforcement", "reinforcement": {"grader": {"type": "json_schema", "name": "x"}}}},
+            "does not have",
+        ),
+        (
+            {"method": {"type": "reinforcement", "reinforcement": {"grader": NEAR, "response_format": {}}}},
+            "response_format",
+        ),
         ({"extra_body": {"learning_rate": 1}}, "Unknown field"),
         ({"metadata": {"a" * 65: "b"}}, "metadata"),
     ],

@@ -1,13 +1,12 @@
 """Chats of a base and of what jobs made of it through a vLLM server; here a stand-in that keeps vLLM's contract."""
 
-import argparse
 import asyncio
 import json
 import logging
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,14 @@ import pytest
 from tests.jobs_service import MODEL, Running, options_of, rows, running, wait_for
 from tests.small_vllm import BASE, CONTEXT, KEY, SmallVllm, running as small_vllm
 
-from luthier.cli.commands.up import _vllm_key
-from luthier.errors import ServeError
+from luthier.config import build
+from luthier.errors import RecipeError, ServeError
 from luthier.jobs.blobs import Blobs
 from luthier.jobs.disk import Disk
 from luthier.jobs.gateway import Gateway, Served
 from luthier.jobs.http.app import Hosts, build_app
-from luthier.jobs.service import open_service, parse_vllm
+from luthier.jobs.service import open_service
+from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.supervisor import Limits, Supervisor
 from luthier.jobs.vllm import Address, Vllm
 from luthier.serve import server
@@ -207,27 +207,23 @@ def test_a_deleted_model_is_unloaded(client: openai.OpenAI, vllm: SmallVllm, don
         client.chat.completions.create(model=done.fine_tuned_model, messages=HI)
 
 
-def test_the_option_names_a_base_and_an_address() -> None:
-    found = parse_vllm(["gpt=http://127.0.0.1:8001/"], {"gpt": "tiny"}, "k")
-    assert found == {"tiny": Address("http://127.0.0.1:8001/v1", "k")} and "k'" not in repr(found)
-    for wrong in (
-        ["tiny"],
-        ["tiny=ftp://127.0.0.1"],
-        ["=http://127.0.0.1"],
-        ["tiny=http://"],
-        ["tiny=http://127.0.0.1:1", "tiny=http://127.0.0.1:2"],
+def test_the_settings_name_a_base_and_an_address(tmp_path: Path) -> None:
+    def found(environment: Mapping[str, str], **servers: Any) -> Mapping[str, Address]:
+        values = {"models": {"aliases": {"gpt": "tiny"}, "vllm": servers}}
+        return build(ServiceSettings, values).options(tmp_path, tmp_path, environment).vllm
+
+    here = {"url": "http://127.0.0.1:8001/", "key_env": "VLLM_KEY"}
+    served = found({"VLLM_KEY": f" {KEY}\n"}, gpt=here)
+    assert served == {"tiny": Address("http://127.0.0.1:8001/v1", KEY)} and KEY not in repr(served)
+    with pytest.raises(
+        ServeError, match=r"models\.vllm\.gpt\.key_env = 'VLLM_KEY': this environment variable is not set"
     ):
-        with pytest.raises(ServeError, match="--vllm"):
-            parse_vllm(wrong, {}, None)
-
-
-def test_the_key_is_read_without_the_white_space_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = argparse.Namespace(vllm_key_env="VLLM_KEY", vllm=["tiny=http://127.0.0.1:1"])
-    monkeypatch.setenv("VLLM_KEY", f" {KEY}\n")
-    assert _vllm_key(asked) == KEY
-    monkeypatch.setenv("VLLM_KEY", " \n")
-    with pytest.raises(ServeError, match="--vllm-key-env"):
-        _vllm_key(asked)
+        found({"VLLM_KEY": " \n"}, gpt=here)
+    with pytest.raises(ServeError, match="tiny has a server already"):
+        found({"VLLM_KEY": KEY}, gpt=here, tiny=here)
+    for url in ("ftp://127.0.0.1", "http://", "127.0.0.1"):
+        with pytest.raises(RecipeError, match="expected a URL"):
+            found({}, tiny={"url": url})
 
 
 def _adapter(jobs: Path, settings: Any) -> Path:

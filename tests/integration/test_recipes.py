@@ -1,7 +1,8 @@
-"""Every recipe that ships runs to its verdict, shrunk to two steps, on the real model and the real data."""
+"""Every recipe that ships runs to its verdict, shrunk to a few steps, on the real model."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,17 +10,39 @@ from luthier.cli.main import main
 from luthier.errors import DataError
 
 pytestmark = pytest.mark.slow
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_it_runs_to_a_verdict(recipe: Path, tmp_path: Path, real_model_folder: Path) -> None:
+def ran(recipe: str, out: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The report of a run of the recipe with other settings."""
+    assignments = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    assert main(["run", str(RECIPES / recipe), "--out", str(out), *assignments]) == 0
+    report: dict[str, Any] = json.loads((out / "report.json").read_text())
+    return report
+
+
+def test_each_has_its_test() -> None:
+    assert {path.name for path in RECIPES.glob("*.toml")} == {"addresses.toml", "feedback.toml", "reinforcement.toml"}
+
+
+def test_reinforcement_can_be_read_and_fits_the_run_that_it_starts_from() -> None:
+    from luthier.assemble import adapter_of, objective_of
+    from luthier.recipe import load
+
+    recipe, start = load(RECIPES / "reinforcement.toml"), load(RECIPES / "addresses.toml")
+    assert objective_of(recipe).model_dump()["loss_type"] == "dapo"
+    adapter = adapter_of(recipe).model_dump()
+    assert adapter.pop("start_from").endswith("runs/demo") and adapter.items() <= adapter_of(start).model_dump().items()
+    assert recipe.data.train == start.data.train and recipe.data.test_share == start.data.test_share
+
+
+def test_addresses(tmp_path: Path, real_model_folder: Path) -> None:
     from luthier.cli.commands.data import find_example, load_importer
 
     try:
-        load_importer(find_example(recipe.stem))(tmp_path)
+        load_importer(find_example("addresses"))(tmp_path)
     except DataError as error:
-        pytest.skip(f"the data of {recipe.stem} cannot be obtained here: {error}")
+        pytest.skip(f"the data of the recipe cannot be obtained here: {error}")
     settings = {
         "data.train": str(tmp_path / "addresses.jsonl"),
         "evaluation.json_schema": str(tmp_path / "schema.json"),
@@ -32,9 +55,36 @@ def test_it_runs_to_a_verdict(recipe: Path, tmp_path: Path, real_model_folder: P
         "training.steps": 2,
         "data.validation_share": 0.01,
     }
-    assignments = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    assert main(["run", str(recipe), "--out", str(tmp_path / "out"), *assignments]) == 0
-    report = json.loads((tmp_path / "out/report.json").read_text())
+    report = ran("addresses.toml", tmp_path / "out", settings)
     wanted = {"zero_shot", "few_shot", "fine_tuned", "usaddress", "usaddress_retrained"}
     assert {system["name"] for system in report["systems"]} == wanted
     assert report["verdict"]["recommendation"] == "not_yet"  # three rows can tell nothing apart, and it says so
+
+
+def test_feedback(tmp_path: Path, real_model_folder: Path) -> None:
+    """Sums with a right or a wrong answer: the reference's file is there, and good replies are what is tested."""
+    rows = [
+        {"prompt": f"What is {n} plus {n % 7}?", "completion": f"It is {n + n % 7 + wrong}.", "label": not wrong}
+        for n in range(10, 70)
+        for wrong in (n % 3 == 0,)
+    ]
+    (tmp_path / "feedback.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {
+        "data.train": str(tmp_path / "feedback.jsonl"),
+        "training.steps": 4,
+        "training.rows_per_step": 16,
+        "training.validate_every": 4,
+        "evaluation.max_rows": 4,
+        "evaluation.max_new_tokens": 8,
+        "evaluation.systems.zero_shot.tune_rows": 0,
+        "evaluation.forgetting.max_rows": 20,
+        "evaluation.forgetting.max_tokens": 512,
+    }
+    report = ran("feedback.toml", tmp_path / "out", settings)
+    assert {"zero_shot", "fine_tuned"} <= {system["name"] for system in report["systems"]}
+    assert (tmp_path / "out/reference.safetensors").is_file()
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["loss"] == pytest.approx(0.5, abs=1e-3) and "validation_kl" in lines[-1]
+    asked = [json.loads(line) for line in (tmp_path / "out/records/fine_tuned.jsonl").read_text().splitlines()]
+    right = {row["prompt"]: row["completion"] for row in rows if row["label"]}
+    assert asked and all(right[record["prompt"][-1]["content"]] == record["target"] for record in asked)

@@ -54,7 +54,7 @@ def test_a_collector_gets_requests_and_jobs(tmp_path: Path, tiny_model_folder: P
     bodies: list[bytes] = []
     with _collector(bodies) as endpoint:
         more = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_COMPRESSION": "none"}
-        process, url = start(tmp_path / "s", tiny_model_folder, tmp_path / "log", ["--traces"], more)
+        process, url = start(tmp_path / "s", tiny_model_folder, tmp_path / "log", ["--set", "traces=true"], more)
         try:
             with open_service(Options(tmp_path / "s", bases=(str(tiny_model_folder),))) as service:
                 key = service.tenants.add_key("p", "k")

@@ -185,6 +185,9 @@ class Reference:
             logits: torch.Tensor = self.scorer.logits(batch)
             return logits
 
+    def at(self, temperature: float) -> "Reference":
+        return Reference(self.scorer.at(temperature), self.before)
+
 
 @cache
 def earlier_run() -> "tempfile.TemporaryDirectory[str]":
@@ -259,7 +262,7 @@ class Bench:
             injected.start_at(start)
             left = {name: p.detach().clone() for name, p in injected.trainable.items()}
             reference = Reference(policy, partial(standing_in, injected.trainable, left))
-        models = Models(policy, reference or Scorer(tiny_model(self.kind))) if self.objective.needs_reference else None
+        models = Models(policy, reference or Scorer(tiny_model(self.kind))) if self.objective.uses_reference else None
         targets = self.adapter.targets if isinstance(self.adapter, LoRA) else ()
         given = models or Models(policy)
         return replace(subject, loaded=loaded, injected=injected, models=given, targets=targets, start=start)

@@ -591,3 +591,31 @@ def updates_rounded_away() -> Subject:
 def a_row_that_the_template_refuses() -> Subject:
     source = OWN_TEMPLATE.replace("{% for", "{% if tools %}{{ raise_exception('no tools here') }}{% endif %}{% for", 1)
     return Bench(source=source).subject()
+
+
+class SampledReplies:
+    """What a training that samples replies tells of them."""
+
+    def __init__(self, own: float, empty: float, dead: float) -> None:
+        self.own, self.empty, self.dead = own, empty, dead
+
+    def reference_rewards(self, count: int) -> list[tuple[str, float, float]]:
+        return [(f"row-{i}", self.own, self.empty) for i in range(min(count, 8))]
+
+    def first(self) -> dict[str, float]:
+        return {"reward": 0.0, "truncated": 0.0, "dead": self.dead}
+
+
+@mutant("own", "reference_rewards", "model")
+def rewards_that_no_row_s_reply_earns() -> Subject:
+    return replace(Bench().with_model(), sampled=SampledReplies(0.0, 0.0, 0.5))
+
+
+@mutant("own", "reference_rewards", "model")
+def rewards_that_like_silence() -> Subject:
+    return replace(Bench().with_model(), sampled=SampledReplies(0.2, 1.0, 0.5))
+
+
+@mutant("A40", "first_rollout", "model")
+def first_replies_all_worth_the_same() -> Subject:
+    return replace(Bench().with_model(), sampled=SampledReplies(1.0, 0.0, 1.0))

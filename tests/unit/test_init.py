@@ -15,7 +15,7 @@ import pytest
 from luthier.cli.main import main
 from luthier.data.profile import Lengths, estimate_tokens, profile
 from luthier.draft import LARGEST_CONTEXT, OFFER, parameters_of
-from luthier.recipe import Recipe, load
+from luthier.recipe import Recipe, dump_part, load
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 
@@ -416,3 +416,13 @@ def test_what_is_offered_as_a_comment_is_a_recipe_without_it(tmp_path: Path, kin
 def _systems_before(text: str, folder: Path) -> dict[str, Any]:
     (folder / "before.toml").write_text(text)
     return _systems(load(folder / "before.toml"))
+
+
+def test_judged_steps_are_for_a_process_reward(tmp_path: Path) -> None:
+    row = {"prompt": "Add 2 and 3.", "completions": ["It is 5.", "So 6."], "labels": [True, False]}
+    (tmp_path / "rows.jsonl").write_text((json.dumps(row) + "\n") * 60, encoding="utf-8")
+    assert main(["init", str(tmp_path / "rows.jsonl"), "-o", str(tmp_path / "recipe.toml")]) == 0
+    recipe = load(tmp_path / "recipe.toml")
+    assert dump_part(recipe.objective)["type"] == "process_reward"
+    assert recipe.evaluation.task == "steps" and recipe.evaluation.metrics == ("step_accuracy",)
+    assert set(recipe.evaluation.systems) == {"zero_shot", "fine_tuned"}

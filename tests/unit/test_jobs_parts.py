@@ -260,6 +260,24 @@ def test_a_file_of_two_projects_is_one_and_stays_while_one_has_it(database: Data
         add(one)
 
 
+def test_a_file_that_is_deleted_while_it_is_asked_for_is_no_such_file(database: Database, tmp_path: Path) -> None:
+    project = Tenants(database).project("default")
+
+    class Late(Blobs):
+        def read(self, digest: str) -> Iterator[bytes]:
+            """After somebody else had their turn."""
+            store.delete(project, file)
+            return super().read(digest)
+
+    store = FileStore(database, Late(tmp_path / "files"), Quota(), Disk(tmp_path, 0))
+    with store.receiver(project) as received:
+        received.write(b"12345")
+        file = str(store.add(project, "a", "user_data", received)["id"])
+    with pytest.raises(ApiError, match="file") as caught:
+        store.content(project, file)
+    assert caught.value.status == 404
+
+
 # the audit log, keys, the database
 
 

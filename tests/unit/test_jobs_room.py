@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.jobs_service import rows
@@ -11,7 +10,7 @@ from tests.postgres import database_url
 from luthier import system_memory
 from luthier.cli.job_process import NoRoom, TooLarge, require_room, train
 from luthier.cli.main import main
-from luthier.errors import ServeError, StorageError
+from luthier.errors import RecipeError, ServeError, StorageError
 from luthier.jobs.blobs import Blobs
 from luthier.jobs.database import Database, sqlite_url
 from luthier.jobs.disk import Disk
@@ -20,6 +19,7 @@ from luthier.jobs.gateway import _link as link_to
 from luthier.jobs.job_store import Asked, JobStore
 from luthier.jobs.room import CPU, STARTING_BYTES, Beside, Claim
 from luthier.jobs.service import Options, open_service
+from luthier.jobs.settings import read_settings
 from luthier.jobs.tenants import Tenants
 from luthier.jobs.translate import write_recipe
 from luthier.serve.api_error import ApiError
@@ -160,24 +160,39 @@ def test_the_operator_decides_who_goes_first(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"hours": 0.0}, "--max-hours 0"),
-        ({"hours": float("nan")}, "--max-hours nan"),
-        ({"most_waiting": 0}, "--max-waiting 0"),
-        ({"at_once": 65}, "--jobs 65"),
-    ],
+    "wrong", ["hours=0", "hours=nan", "waiting_jobs=0", "jobs_at_once=65", "free_disk_gib=-1", "memory_gib=-1"]
 )
-def test_a_limit_that_is_none_is_refused(tmp_path: Path, given: Any, message: str) -> None:
-    with pytest.raises(ServeError, match=message), open_service(Options(tmp_path / "s", **given)):
-        pass
-
-
-def test_a_size_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for option in ("--free-disk", "--memory"):
-        assert main(["up", "--data", str(tmp_path / "s"), option, "-1"]) == 2
-        assert f"{option} -1: expected GiB, 0 to" in capsys.readouterr().err
+def test_a_limit_that_is_none_is_refused(wrong: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["up", "--data", str(tmp_path / "s"), "--set", f"limits.{wrong}"]) == 2
+    assert f"limits.{wrong.partition('=')[0]} = " in capsys.readouterr().err
     assert not (tmp_path / "s").exists()
+
+
+def test_settings_are_read_from_the_services_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    folder.mkdir(mode=0o700)
+    (folder / "exports").mkdir()
+    (folder / "exports/a.gguf").touch()
+    (folder / "service.toml").write_text(
+        """
+        log_format = "json"
+        models = { ggufs = { small = "exports/a.gguf" } }
+        webhook = { url = "https://example.org/hook", secret_env = "HOOK" }
+        [limits]
+        jobs_at_once = 2
+        memory_gib = 1.5
+        """
+    )
+    settings, base = read_settings(folder, None, ["limits.jobs_at_once=3"])
+    options = settings.options(folder, base, {"HOOK": "whsec_" + "A" * 32})
+    assert (settings.log_format, options.at_once, options.memory_bytes) == ("json", 3, 3 * 2**29)
+    assert options.ggufs == {"small": folder / "exports/a.gguf"} and options.webhook is not None
+    with pytest.raises(ServeError, match=r"webhook.secret_env = 'HOOK': this environment variable is not set"):
+        settings.options(folder, base, {})
+    with pytest.raises(ServeError, match=r"no\.toml: there is no such file"):
+        read_settings(folder, folder / "no.toml")
+    with pytest.raises(RecipeError, match=r"unknown key .limits\.jobs.; known here: .*jobs_at_once"):
+        read_settings(folder, None, ["limits.jobs=3"])
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,8 @@ def test_what_preferences_tell_of_the_validation_rows_is_noted_too(tmp_path: Pat
         "validation_loss",
         "validation_margin",
         "validation_accuracy",
+        "validation_chosen_reward",
+        "validation_rejected_reward",
     }
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from luthier import recipe as recipes, registry
 from luthier.cli.main import main
-from luthier.cli.reference import part_class, reference, schema
+from luthier.cli.reference import part_class, reference, schema, service_reference
 from luthier.config import Settings, build, group_of, override, read_toml, write_toml
 from luthier.errors import RecipeError
 from luthier.recipe import DEFAULT_SYSTEMS, PARTS, SYSTEMS, Recipe
@@ -253,6 +253,8 @@ def test_reference_names_every_key_with_its_default_and_meaning() -> None:
 def test_reference_page_is_current(repository: Path) -> None:
     written = (repository / "docs" / "recipes.md").read_text(encoding="utf-8")
     assert written == reference(), "docs/recipes.md is out of date: run `make reference` and commit the result"
+    written = (repository / "docs" / "service.md").read_text(encoding="utf-8")
+    assert written == service_reference(), "docs/service.md is out of date: run `make reference` and commit the result"
 
 
 @pytest.fixture(scope="module")

@@ -93,6 +93,33 @@ CHANGES: Mapping[str, tuple[Any, Tree]] = {
     "adapter.peft.settings": ({"r": 4}, {}),
     "objective.dpo.beta": (0.5, {}),
     "objective.dpo.penalty": ("hinge", {}),
+    "objective.dpo.weights": ((1.0, 0.1), {"objective": {"penalty": ("sigmoid", "sft")}}),
+    "objective.dpo.label_smoothing": (0.3, {}),
+    "objective.dpo.ld_alpha": (0.0, {}),
+    "objective.dpo.f_divergence": ("forward_kl", {}),
+    "objective.dpo.f_alpha": (3.0, {"objective": {"f_divergence": "alpha_divergence", "beta": 1e-4}}),
+    "objective.dpo.tau": (1.0, {"objective": {"penalty": "discopop"}}),
+    "objective.dpo.reference_free": (True, {}),
+    "objective.orpo.odds_weight": (2.0, {}),
+    "objective.cpo.beta": (0.5, {}),
+    "objective.cpo.penalty": ("hinge", {}),
+    "objective.cpo.sft_weight": (0.1, {}),
+    "objective.cpo.label_smoothing": (0.3, {}),
+    "objective.simpo.beta": (5.0, {}),
+    "objective.simpo.gamma": (0.0, {}),
+    "objective.simpo.alpha": (0.3, {}),
+    "objective.simpo.sft_weight": (1.0, {}),
+    "objective.simpo.label_smoothing": (0.3, {}),
+    "objective.kto.beta": (0.5, {}),
+    "objective.kto.penalty": ("apo_zero", {"objective": {"undesirable_weight": 1e-3}}),
+    "objective.kto.desirable_weight": (3.0, {}),
+    "objective.kto.undesirable_weight": (3.0, {}),
+    "objective.bco.beta": (0.5, {}),
+    "objective.bco.desirable_weight": (3.0, {}),
+    "objective.bco.undesirable_weight": (3.0, {}),
+    "objective.reward.centering": (1.0, {}),
+    "objective.reward.head_start": ("zeros", {}),
+    "objective.process_reward.head_start": ("zeros", {}),
     "objective.sft_kl.kl_weight": (3.0, {}),
     "optimizer.adamw.learning_rate": (1e-3, {}),
     "optimizer.adamw.weight_decay": (0.5, {}),
@@ -120,12 +147,18 @@ def known() -> list[str]:
     return names
 
 
-def examples(preference: bool) -> list[Example]:
+def examples(objective: str) -> list[Example]:
     rows: list[Example] = []
     for number in range(12):
         prompt = (Message("user", f"What is {number}?"),)
-        good, bad = ((Message("assistant", f"{word} {number * 7}, a number."),) for word in ("It is", "Not"))
-        rows.append(Preference(prompt, good, bad) if preference else Conversation(prompt + good))
+        good, bad = ((Message("assistant", f"{word} {number * 7}, a number."),) for word in ("It is", "By no means"))
+        if objective in ("sft", "sft_kl"):
+            rows.append(Conversation(prompt + good))
+        elif objective == "process_reward":
+            judged = {"steps": [good[0].content], "labels": [number % 2]}
+            rows.append(Conversation(prompt + good, target=judged))
+        else:
+            rows.append(Preference(prompt, good, bad))
     return rows
 
 
@@ -134,7 +167,7 @@ def outcome(tables: Tree, loaded: LoadedModel, folder: Path) -> Mapping[str, Any
     recipe = build(Recipe, tables)
     loaded = with_new_tokens(loaded, assemble.adapter_of(recipe).added_tokens)
     template = assemble.template_for(recipe, loaded, assemble.longest_row(recipe, loaded))
-    units = list(assemble.units_of(recipe, examples(tables["objective"]["type"] == "dpo"), template))
+    units = list(assemble.units_of(recipe, examples(tables["objective"]["type"]), template))
     parts = {"train": units, "validation": units[:3]}
     run = assemble.build_run(recipe, loaded, assemble.make_trainable(recipe, loaded), parts, "", folder)
     first = run.source.step(1)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from luthier.config import Settings, nested
 from luthier.errors import ModelError, RecipeError
 from luthier.models.forest import Batch
+from luthier.models.heads import Head
 from luthier.models.mixed import Part
 
 
@@ -24,6 +25,10 @@ class Injected(ABC):
 
     starts_as_base: bool = True
     """Whether it changes nothing before training: the injected model computes what its base computed, bit by bit."""
+    head: Head | None = None
+    """Trained beside it, over the model's hidden states, where the objective asks for one."""
+    head_from: Path | None = None
+    """The folder that it was taken from; None: it is fresh."""
 
     @property
     @abstractmethod

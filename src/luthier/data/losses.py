@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from luthier.data.templates import Template
 from luthier.errors import DataError
-from luthier.examples import Conversation, Document, Example, Preference, Row
+from luthier.examples import Conversation, Document, Example, Judged, Preference, Row
 from luthier.models.forest import build_batch
 from luthier.models.scorer import Scorer
 
@@ -51,9 +51,13 @@ def row_losses(
 def _rows(example: Example, template: Template) -> tuple[Row, ...]:
     if isinstance(example, Preference):
         return (template.reply_row(Conversation((*example.prompt, *example.chosen), example.tools), example.chosen),)
+    if isinstance(example, Judged):
+        return (template.reply_row(Conversation((*example.prompt, *example.reply), example.tools), example.reply),)
     if isinstance(example, Conversation | Document):
         return template.rows(example)
-    raise DataError(f"a {type(example).__name__} has no loss; expected a conversation, a preference or a document")
+    raise DataError(
+        f"a {type(example).__name__} has no loss; expected a conversation, a preference, a judged reply or a document"
+    )
 
 
 def _score(rows: Sequence[Row], scorer: Scorer) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -19,9 +19,9 @@ import numpy as np
 from luthier.data.checks._text import exact_content, text_digest
 from luthier.data.formats.base import read_examples, sniff
 from luthier.data.write import message_values
-from luthier.examples import Document, Example, Message, Preference
+from luthier.examples import Document, Example, Judged, Message, Preference
 
-Kind: TypeAlias = Literal["json", "label", "tool_calls", "answers", "text", "preference"]
+Kind: TypeAlias = Literal["json", "label", "tool_calls", "answers", "text", "preference", "judged"]
 
 LOOKED_AT = 5000
 SAMPLE_REPLIES = 200
@@ -201,6 +201,8 @@ class _Seen:
             return "answers"
         if self.kinds["preference"]:
             return "preference"
+        if self.kinds["judged"]:
+            return "judged"
         if self.kinds["raw"]:
             return "text"
         if self.kinds["tool_calls"] * 10 >= looked:
@@ -222,12 +224,16 @@ def reply_of(example: Example) -> tuple[Message, ...]:
         return ()
     if isinstance(example, Preference):
         return example.chosen
+    if isinstance(example, Judged):
+        return example.reply
     return () if example.completion is None else (example.completion,)
 
 
 def _kind_of_reply(example: Example, reply: Sequence[Message], text: str) -> str:
     if isinstance(example, Preference):
         return "preference"
+    if isinstance(example, Judged):
+        return "judged"
     if isinstance(example, Document):
         return "raw"
     if any(message.tool_calls for message in reply):

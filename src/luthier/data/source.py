@@ -4,8 +4,8 @@ A *unit* is the rows that one example became: one row for a conversation, two fo
 split over micro-batches.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
@@ -33,26 +33,68 @@ def order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.argsort(keys, kind="stable")
 
 
-class Source:
-    """Training units, step by step. Epochs follow one another without a gap, so every step has the same size."""
+class Places:
+    """Which of `count` things stands at a position. Epochs follow one another without a gap, each in an order of its
+    own."""
 
-    def __init__(self, units: Sequence[Unit], rows_per_step: int, seed: int) -> None:
-        if not units:
+    def __init__(self, count: int, seed: int) -> None:
+        if not count:
             raise ValueError("a source needs at least one unit")
-        self.units, self.rows_per_step, self.seed = units, rows_per_step, seed
+        self.count, self.seed = count, seed
         self._epoch = -1
         self._order: np.ndarray = np.zeros(0, dtype=np.int64)
+
+    def at(self, position: int) -> int:
+        """The thing at a position, counted from 0."""
+        epoch, offset = divmod(position, self.count)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, order(self.count, self.seed, epoch)
+        return int(self._order[offset])
+
+    def between(self, first: int, end: int) -> list[int]:
+        """The things at the positions from `first` to before `end`."""
+        return [self.at(position) for position in range(first, end)]
+
+
+class RowSource(Protocol):
+    """Where the loop gets its rows from: those that were given, or replies that are sampled when they are needed."""
+
+    carried: Mapping[str, float]
+    """Numbers that it needs again when a training goes on; checkpoints keep them."""
+
+    def step(self, number: int) -> list[Unit]:
+        """The units of step `number`, counted from 1, under the weights as they are now."""
+        ...
+
+    def planned(self, number: int) -> list[Unit]:
+        """Units like those of step `number`, as far as it is known before they are needed: for memory and time."""
+        ...
+
+    def validating(self, units: Sequence[Unit], number: int) -> Sequence[Unit]:
+        """What to validate on after step `number`, where `units` were planned for it."""
+        ...
+
+
+class Source:
+    """Training units that were given, step by step; every step has the same size."""
+
+    def __init__(self, units: Sequence[Unit], rows_per_step: int, seed: int) -> None:
+        self.units, self.rows_per_step, self.seed = units, rows_per_step, seed
+        self._places = Places(len(units), seed)
+        self.carried: Mapping[str, float] = {}
 
     def step(self, number: int) -> list[Unit]:
         """The units of step `number`, counted from 1."""
         first = (number - 1) * self.rows_per_step
-        return [self.units[self._at(position)] for position in range(first, first + self.rows_per_step)]
+        return [self.units[place] for place in self._places.between(first, first + self.rows_per_step)]
 
-    def _at(self, position: int) -> int:
-        epoch, offset = divmod(position, len(self.units))
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, order(len(self.units), self.seed, epoch)
-        return int(self._order[offset])
+    def planned(self, number: int) -> list[Unit]:
+        """The same."""
+        return self.step(number)
+
+    def validating(self, units: Sequence[Unit], number: int) -> Sequence[Unit]:
+        """The units that were planned."""
+        return units
 
 
 def micro_batches(units: Sequence[Unit], max_tokens: int) -> Iterator[list[Row]]:

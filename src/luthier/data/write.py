@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from luthier.errors import DataError, StorageError
-from luthier.examples import Conversation, Example, Message, Preference
+from luthier.examples import Conversation, Example, Judged, Message, Preference
 from luthier.files import sync
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> int:
     """Write examples to a JSONL file, replacing it in one step, and return how many there were.
 
-    Conversations become rows of the format `messages`, preferences of `preference`, documents of `text`. `extra` stays
+    Conversations become rows of the format `messages`, preferences of `preference`, judged replies
+    of `unpaired_preference`, documents of `text`. `extra` stays
     in a field of its own, so that none of its names can be taken for one of the format's. `where` is not written: the
     rows stand in a new place.
 
@@ -70,6 +71,10 @@ def example_values(example: Example) -> dict[str, Any]:
             ("rejected", example.rejected),
         ):
             values[name] = [message_values(m) for m in messages]
+    elif isinstance(example, Judged):
+        values |= {"tools": [dict(tool) for tool in example.tools]} if example.tools else {}
+        values["prompt"] = [message_values(m) for m in example.prompt]
+        values |= {"completion": [message_values(m) for m in example.reply], "label": example.good}
     else:
         values["text"] = example.text
     values |= {"group": example.group} if example.group else {}

@@ -206,7 +206,7 @@ def _size(batch: Batch) -> Size:
 def _steps(run: Run, limit: int) -> list[list[tuple[list[Row], Size]]]:
     """The micro-batches of the first steps; the order of rows is known beforehand."""
     return [
-        [(rows, _size(build_batch(rows))) for rows in micro_batches(run.source.step(number), limit)]
+        [(rows, _size(build_batch(rows))) for rows in micro_batches(run.source.planned(number), limit)]
         for number in range(1, min(run.steps, SCANNED_STEPS) + 1)
     ]
 
@@ -243,6 +243,7 @@ def _learn(run: Run, batch: Batch, held: Mapping[nn.Parameter, Tensor | None] | 
     """One pass, forward and back; `held` are the gradients that it begins with. They are dropped at the end."""
     for parameter, gradient in (held or {}).items():
         parameter.grad = gradient
+    batch = _alone(run, batch)
     with forest_mode(run.model):
         loss = run.objective.loss(run.models, batch)
         if len(batch.row_K):
@@ -253,13 +254,21 @@ def _learn(run: Run, batch: Batch, held: Mapping[nn.Parameter, Tensor | None] | 
 
 @torch.no_grad()
 def _look(run: Run, batch: Batch) -> None:
-    run.objective.loss(run.models, batch)
+    run.objective.loss(run.models, _alone(run, batch))
+
+
+@torch.no_grad()
+def _alone(run: Run, batch: Batch) -> Batch:
+    """The batch as if it were a step."""
+    (told,) = run.objective.whole_step(run.models, [batch], run.state.memory)
+    return told
 
 
 def _weights(run: Run) -> int:
-    """Bytes of the policy and, where the objective was given a frozen copy, of that."""
+    """Bytes of the policy with its head and, where the objective was given a frozen copy, of that."""
+    head = 0 if run.injected.head is None else held_bytes(run.injected.head)
     copy = vars(run.models.reference).get("model") if run.models.reference is not None else None
-    return held_bytes(run.model) + (held_bytes(copy) if copy is not None else 0)
+    return held_bytes(run.model) + head + (held_bytes(copy) if copy is not None else 0)
 
 
 def _process_bytes(run: Run) -> int:

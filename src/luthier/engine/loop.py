@@ -7,19 +7,19 @@ that is resumed after any checkpoint ends with bit-identical weights.
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from luthier.data.source import micro_batches
+from luthier.data.source import Unit, micro_batches
 from luthier.engine import checkpoint
 from luthier.engine.run import Run
 from luthier.errors import DataError, NonFiniteStep
 from luthier.models.forest import Batch, build_batch
 from luthier.models.load import wait_for
 from luthier.models.memory import peak_memory_bytes
-from luthier.models.scorer import forest_mode
+from luthier.models.scorer import forest_mode, in_mode
 from luthier.objectives.base import Mean, merge_metrics
 
 
@@ -79,7 +79,8 @@ def observe(run: Run) -> bool:
         ModelError: they do not tell what it needs.
     """
     run.model.eval()
-    batches = (batch for number in range(1, run.steps + 1) for batch in _batches(run, number))
+    planned = (run.source.planned(number) for number in range(1, run.steps + 1))
+    batches = (batch for units in planned for batch in _batches(run, units))
     return run.injected.observe(batches, run.models.policy.token_logprobs)
 
 
@@ -88,9 +89,11 @@ def _learn(run: Run, number: int) -> dict[str, float]:
     rate = run.learning_rate * run.schedule.factor(number, run.steps)
     for group in run.optimizer.param_groups:
         group["lr"] = rate * group.get("rate_factor", 1.0)
-    batches = _batches(run, number)
+    batches = _batches(run, run.source.step(number))
     weight = _step_weight(run, number, batches)
     run.model.train()
+    with torch.no_grad():
+        batches = list(run.objective.whole_step(run.models, batches, run.state.memory))
     parts: list[Mapping[str, Mean]] = []
     for batch in batches:
         with forest_mode(run.model):
@@ -110,7 +113,9 @@ def _learn(run: Run, number: int) -> dict[str, float]:
     trained = sum(len(batch.row_K) for batch in batches)
     run.state.tokens += tokens
     run.state.trained_tokens += trained
-    averages = {name: mean.value() for name, mean in merge_metrics(parts).items()}
+    metrics = merge_metrics(parts)
+    run.state.memory = dict(run.objective.remember(run.state.memory, metrics))
+    averages = {name: mean.value() for name, mean in metrics.items()}
     return {"tokens": tokens, "trained_tokens": trained, **averages, "learning_rate": rate, "grad_norm": grad_norm}
 
 
@@ -130,26 +135,42 @@ def _step_weight(run: Run, number: int, batches: list[Batch]) -> float:
     )
 
 
-def _batches(run: Run, number: int) -> list[Batch]:
-    rows = micro_batches(run.source.step(number), run.micro_batch_tokens)
-    return [build_batch(group).to(run.device) for group in rows]
+def _batches(run: Run, units: Sequence[Unit]) -> list[Batch]:
+    return [build_batch(rows).to(run.device) for rows in micro_batches(units, run.micro_batch_tokens)]
 
 
-def validation_loss(run: Run) -> float:
-    """The objective's mean over all validation units, without dropout."""
-    return validation_metrics(run)["loss"]
+def validation_loss(run: Run, step: int | None = None) -> float:
+    """The objective's mean over all validation units, without dropout; `step`: as of `validation_metrics`."""
+    return validation_metrics(run, step)["loss"]
 
 
 @torch.no_grad()
-def validation_metrics(run: Run) -> dict[str, float]:
-    """What the objective tells of all validation units, without dropout; `loss` is its mean."""
+def validation_metrics(run: Run, step: int | None = None) -> dict[str, float]:
+    """What the objective tells of all validation units, without dropout; `loss` is its mean.
+
+    `step`: after which the weights are those that the model has; None: the run's last one.
+    """
     run.model.eval()
     parts: list[Mapping[str, Mean]] = []
-    for group in micro_batches(run.validation, run.micro_batch_tokens):
-        batch = build_batch(group).to(run.device)
-        loss = run.objective.loss(run.models, batch)
-        parts.append({**loss.metrics, "loss": Mean(float(loss.total), run.objective.weight(batch))})
+    units = run.source.validating(run.validation, run.state.step if step is None else step)
+    batches = (build_batch(rows).to(run.device) for rows in micro_batches(units, run.micro_batch_tokens))
+    for batch in run.objective.whole_step(run.models, batches, run.state.memory):
+        loss = run.objective.validation(run.models, batch)
+        parts.append({**loss.metrics, "loss": Mean(float(loss.total), run.objective.validation_weight(batch))})
     return {name: mean.value() for name, mean in merge_metrics(parts).items()}
+
+
+@torch.no_grad()
+def settle_head(run: Run) -> None:
+    """Where a head's numbers are told normalized: by what it reads at the ends of all validation rows."""
+    head = run.injected.head
+    if head is None or not head.shape.normalized:
+        return
+    with in_mode(run.model, training=False):
+        batches = (build_batch(group).to(run.device) for group in micro_batches(run.validation, run.micro_batch_tokens))
+        read = [run.models.policy.head_values(batch).rows_RO for batch in batches]
+    if read:
+        head.settle(torch.cat(read))
 
 
 def _validate(run: Run) -> dict[str, float]:

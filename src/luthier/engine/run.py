@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from luthier.adapters.base import Injected
-from luthier.data.source import Source, Unit
+from luthier.data.source import RowSource, Unit
 from luthier.engine.schedules.base import Schedule
 from luthier.objectives.base import Models, Objective
 from luthier.recipe import TrainingSettings
@@ -31,6 +31,8 @@ class State:
     peak_memory_bytes: int = 0
     """The most that any process of this training has held."""
     stopped_early: bool = False
+    memory: dict[str, float] = field(default_factory=dict)
+    """What the objective carries from step to step."""
     last: dict[str, float] = field(default_factory=dict)
     """The last step's line of `metrics.jsonl`: a kill may come after the checkpoint and before the line."""
 
@@ -65,7 +67,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     learning_rate: float
-    source: Source
+    source: RowSource
     validation: Sequence[Unit]
     checkpoints: Path
     fingerprint: str

@@ -2,22 +2,23 @@
 
 One code path for every model system, so that systems differ in their prompts and in the adapter, and in nothing else.
 Raw text and preference pairs are only scored: the answer is empty, and what counts is the probability of the text, or
-of both replies.
+of both replies, or what a trained head says of them.
 """
 
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from luthier.data.templates import Template
 from luthier.errors import EvaluationError
 from luthier.evaluation.metrics.base import TargetScore
+from luthier.evaluation.rewards import RewardModel
 from luthier.evaluation.systems.base import Answer, Context, message_text, require_questions
-from luthier.evaluation.task import SCORED_TASKS
-from luthier.examples import Conversation, Document, Example, Message, Preference, Row
+from luthier.evaluation.task import HEAD_TASKS, SCORED_TASKS
+from luthier.examples import Conversation, Document, Example, Judged, Message, Preference, Row
 from luthier.models.decode import evaluating
 from luthier.models.forest import build_batch
 from luthier.models.generate import Generation, generate
@@ -48,6 +49,10 @@ def answer_with_model(
         EvaluationError: a prompt leaves no room for an answer, or a row does not fit the task.
     """
     start = time.perf_counter()
+    if context.task in HEAD_TASKS.values():
+        read = _rewards(rows, prompts, context, what)
+        judged = [Answer(r.id, p, "", rewards=given) for r, p, given in zip(rows, prompts, read, strict=True)]
+        return judged, time.perf_counter() - start
     if context.task in SCORED_TASKS:
         found = score_targets_of(rows, prompts, context, what)
         empty = [
@@ -111,7 +116,30 @@ def _alone(ids: Sequence[Sequence[int]], context: Context) -> dict[int, float]:
     return found
 
 
-def _require_room(row: Conversation | Preference, tokens: int, context: Context) -> None:
+def _rewards(rows: Sequence[Example], prompts: Prompts, context: Context, what: str) -> list[tuple[float, ...]]:
+    """What the head says of both replies of each pair, or of each step.
+
+    Raises:
+        EvaluationError: there is no head, a row does not fit the task or the model's context.
+    """
+    model = RewardModel(context.loaded, context.template, context.head)
+    asked = [_judged(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
+    told = iter(model.judge([one for group in asked for one in group], lambda d, n: context.on_progress(what, d, n)))
+    found = [[next(told) for _ in group] for group in asked]
+    return [group[0].steps or tuple(one.reward for one in group) for group in found]
+
+
+def _judged(row: Example, prompt: tuple[Message, ...]) -> tuple[Conversation, ...]:
+    """A pair's two conversations, or the conversation with steps itself."""
+    if isinstance(row, Preference):
+        replies = ((f"{row.id}/chosen", row.chosen), (f"{row.id}/rejected", row.rejected))
+        return tuple(Conversation((*prompt, *reply), row.tools, row.where, id) for id, reply in replies)
+    if not isinstance(row, Conversation) or row.completion is None:
+        raise EvaluationError(f"row {row.id} ({row.where}): no assistant message, so there is no reply to judge")
+    return (replace(row, messages=(*prompt, row.completion)),)
+
+
+def _require_room(row: Conversation | Preference | Judged, tokens: int, context: Context) -> None:
     if tokens > context.loaded.max_tokens:
         raise EvaluationError(
             f"row {row.id} ({row.where}): with an answer it needs at least {tokens} tokens, and the model's context "
@@ -184,7 +212,10 @@ def _targets_of(row: Example, prompt: tuple[Message, ...], template: Template, c
                 "instruction of the system"
             )
         return (_text_target(row, template, context),)
-    replies = [row.chosen, row.rejected] if isinstance(row, Preference) else [_wanted(row)]
+    if isinstance(row, Preference):
+        replies = [row.chosen, row.rejected]
+    else:
+        replies = [row.reply if isinstance(row, Judged) else _wanted(row)]
     return tuple(_reply_target(row, prompt, reply, template, context) for reply in replies)
 
 
@@ -195,13 +226,13 @@ def _wanted(row: Conversation) -> tuple[Message, ...]:
 
 
 def _rendered(
-    row: Conversation | Preference, prompt: tuple[Message, ...], reply: tuple[Message, ...], template: Template
+    row: Conversation | Preference | Judged, prompt: tuple[Message, ...], reply: tuple[Message, ...], template: Template
 ) -> Row:
     return template.reply_row(Conversation((*prompt, *reply), row.tools, row.where, row.id), reply)
 
 
 def _reply_target(
-    row: Conversation | Preference,
+    row: Conversation | Preference | Judged,
     prompt: tuple[Message, ...],
     reply: tuple[Message, ...],
     template: Template,

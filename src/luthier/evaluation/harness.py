@@ -348,6 +348,8 @@ def _measure(
                 "target": one.target,
                 "scores": {m: score for m, score in scores.items() if score is not None and math.isfinite(score)},
             }
+            if one.rewards is not None:
+                record["rewards"] = list(one.rewards)
             if given.answers[index].sources:
                 record["sources"] = list(given.answers[index].sources)
             file.write(_json_line(record))

@@ -11,15 +11,18 @@ from luthier.data.templates import Template
 from luthier.errors import EvaluationError
 from luthier.evaluation.metrics._json import NotJson, parse
 from luthier.evaluation.metrics.base import Metric
-from luthier.examples import Conversation, Document, Example, Preference
+from luthier.examples import Conversation, Document, Example, Judged, Preference
 
 METRICS = "luthier.evaluation.metrics"
 LONGEST_LABEL = 80
 ROWS_LOOKED_AT = 2000
 
-Task: TypeAlias = Literal["json", "label", "tool_calls", "answers", "text", "language", "pairs"]
-SCORED_TASKS = frozenset({"language", "pairs"})
-"""Tasks in which a model writes nothing: the probability that it gives to what is there is measured."""
+Task: TypeAlias = Literal["json", "label", "tool_calls", "answers", "text", "language", "pairs", "rewards", "steps"]
+SCORED_TASKS = frozenset({"language", "pairs", "rewards", "steps"})
+"""Tasks in which a model writes nothing: the probability that it gives to what is there is measured, or what its head
+reads of it."""
+HEAD_TASKS: Mapping[str, Task] = {"reward": "rewards", "process_reward": "steps"}
+"""What is measured of a training with a head, by the head's kind."""
 
 
 def detect_task(examples: Sequence[Example]) -> Task:
@@ -79,6 +82,8 @@ def choose_metrics(task: str, has_schema: bool = False) -> tuple[str, ...]:
         "text": ("rouge_l", "chrf", "exact_match", "token_accuracy", "perplexity"),
         "language": ("bits_per_byte", "perplexity", "token_accuracy"),
         "pairs": ("pair_accuracy", "perplexity"),
+        "rewards": ("reward_accuracy",),
+        "steps": ("step_accuracy",),
     }[task]
 
 
@@ -88,8 +93,13 @@ def require_rows(task: str, rows: Sequence[Example]) -> None:
     Raises:
         EvaluationError: a row is not; it names the row.
     """
-    wanted: dict[str, tuple[type, ...]] = {"language": (Document,), "pairs": (Preference,)}
-    kinds = wanted.get(task, (Conversation, Preference))
+    wanted: dict[str, tuple[type, ...]] = {
+        "language": (Document,),
+        "pairs": (Preference,),
+        "rewards": (Preference,),
+        "steps": (Conversation,),
+    }
+    kinds = wanted.get(task, (Conversation, Preference, Judged))
     odd = next((row for row in rows if not isinstance(row, kinds)), None)
     if odd is not None:
         raise EvaluationError(
@@ -104,7 +114,7 @@ def require_metrics(task: str, metrics: Mapping[str, Metric]) -> None:
     Raises:
         EvaluationError: a metric of written answers where none are written, or of pairs where there are none.
     """
-    scored = {"language": ("logprobs",), "pairs": ("logprobs", "pairs")}
+    scored = {"language": ("logprobs",), "pairs": ("logprobs", "pairs"), "rewards": ("rewards",), "steps": ("steps",)}
     given = scored.get(task, ("generation", "logprobs"))
     for name, metric in metrics.items():
         if metric.needs not in given:

@@ -55,6 +55,7 @@ def export(
         made.mkdir(parents=True)
         with progress.stage("write", "writing"):
             trained = open_float32(run)
+            _require_whole(trained)
             exporter.require(trained)
             exporter.write(trained, made)
             del trained  # the proof opens its own: it must not see what writing did to this one
@@ -76,6 +77,20 @@ def export(
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return parity
+
+
+def _require_whole(trained: Trained) -> None:
+    """Check that nothing of the trained model is left out.
+
+    Raises:
+        ExportError: it needs its head, which no format holds.
+    """
+    head = trained.injected.head
+    if head is not None and head.shape.after_training:
+        raise ExportError(
+            f"{trained.folder} answers by a head of kind {head.shape.kind!r}, which no format of an export holds; "
+            "`luthier serve` and `open_trained` use it"
+        )
 
 
 def require_free(out: Path) -> None:

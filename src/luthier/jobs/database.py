@@ -290,7 +290,7 @@ class Database:
         try:
             parsed = sa.make_url(url)
         except ArgumentError:
-            raise StorageError("--database: expected a URL, such as postgresql+psycopg://USER@HOST/NAME") from None
+            raise StorageError("database: expected a URL, such as postgresql+psycopg://USER@HOST/NAME") from None
         kind, shown = parsed.get_backend_name(), parsed.render_as_string(hide_password=True)
         if kind not in PREPARED:
             raise StorageError(f"the database {shown} is of another kind; expected one of {', '.join(PREPARED)}")

@@ -147,8 +147,13 @@ class FileStore:
 
         Raises:
             ApiError: 404.
+            StorageError: they are gone, and nobody deleted the file.
         """
-        return self._blobs.read(self.get(project, file_id)["sha256"])
+        try:
+            return self._blobs.read(self.get(project, file_id)["sha256"])
+        except StorageError:
+            self.get(project, file_id)  # deleted between the two: 404
+            raise
 
     def path(self, project: str, file_id: str) -> Path:
         """Where a file's bytes lie, to be read or linked.

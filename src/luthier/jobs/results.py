@@ -20,6 +20,8 @@ COLUMNS = {
     ),
 }
 """Headers of the table, by dialect; validation is always over all validation rows, so both of its losses are one."""
+REWARDS = ("train_reward_mean", "valid_reward_mean")
+"""What an event tells a second time, below `scores`."""
 RENAMED = {
     "train_accuracy": "train_mean_token_accuracy",
     "validation_mean_token_accuracy": "valid_mean_token_accuracy",
@@ -29,6 +31,10 @@ RENAMED = {
 
 def step_message(step: Mapping[str, Any], total: int | None) -> str:
     """As OpenAI words it."""
+    if "reward" in step:
+        text = f"Step {step['step']}/{total or '?'}: train mean reward={step['reward']:.2f}"
+        seen = "validation_reward" in step
+        return text + (f", full validation mean reward={step['validation_reward']:.2f}" if seen else "")
     text = f"Step {step['step']}/{total or '?'}: training loss={step['loss']:.2f}"
     return text + (f", validation loss={step['validation_loss']:.2f}" if "validation_loss" in step else "")
 
@@ -41,13 +47,20 @@ def _measured(step: Mapping[str, Any]) -> dict[str, float]:
     for wire, own in (("loss", "validation_loss"), ("mean_token_accuracy", "validation_token_accuracy")):
         if own in step:
             found |= {f"valid_{wire}": step[own], f"full_valid_{wire}": step[own]}
+    if "reward" in step:
+        found |= {"train_mean_reward": step["reward"], "train_reward_mean": step["reward"]}
+        found["completion_tokens_mean"] = step["reply_tokens"]
+    if "validation_reward" in step:
+        found |= {"full_valid_mean_reward": step["validation_reward"], "valid_reward_mean": step["validation_reward"]}
     return found
 
 
 def metrics_data(step: Mapping[str, Any], total: int | None) -> dict[str, Any]:
     """The data of a metrics event."""
     own = {name: step[name] for name in OWN if name in step}
-    return {"step": step["step"], **_measured(step), "total_steps": total, **own}
+    found = {"step": step["step"], **_measured(step), "total_steps": total, **own}
+    scores = {name: found[name] for name in REWARDS if name in found}
+    return {**found, "scores": scores} if scores else found
 
 
 def checkpoint_metrics(step: Mapping[str, Any]) -> dict[str, float]:

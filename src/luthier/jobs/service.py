@@ -1,13 +1,12 @@
 """The parts of the service put together over one folder."""
 
 import fcntl
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.parse import urlsplit
 
 from luthier.errors import ServeError, StorageError
 from luthier.jobs.audit import Audit
@@ -34,7 +33,8 @@ from luthier.recipe import ModelSettings
 FILES = "files"
 """Folder of uploaded bytes; a service has one."""
 LOCK = ".lock"
-MOST_HOURS, MOST_GIB = 24 * 365, 2**20
+SETTINGS = "service.toml"
+"""The operator's settings, where they lie in the service's folder."""
 
 
 @dataclass(frozen=True)
@@ -67,94 +67,24 @@ class Options:
     quota: Quota = field(default_factory=Quota)
 
 
-def parse_aliases(given: Sequence[str]) -> dict[str, str]:
-    """`NAME=MODEL` of the command line.
-
-    Raises:
-        ServeError: one is something else.
-    """
-    pairs = {}
-    for text in given:
-        name, equals, model = text.partition("=")
-        if not name or not equals or not model:
-            raise ServeError(f"--alias {text}: expected NAME=MODEL, such as gpt-4o-mini=smollm2-135m-instruct")
-        pairs[name] = model
-    return pairs
-
-
-def gib_bytes(option: str, gib: float) -> int:
-    """The bytes of an option.
-
-    Raises:
-        ServeError: it is below 0, or no number.
-    """
-    if not 0 <= gib <= MOST_GIB:
-        raise ServeError(f"{option} {gib:g}: expected GiB, 0 to {MOST_GIB:,}")
-    return int(gib * 2**30)
-
-
-def parse_ggufs(given: Sequence[str]) -> dict[str, Path]:
-    """`NAME=FILE` of the command line.
-
-    Raises:
-        ServeError: one is something else, a name is given twice, or there is no such file.
-    """
-    found: dict[str, Path] = {}
-    for text in given:
-        name, equals, place = text.partition("=")
-        path = Path(place)
-        if not name or not equals or path.suffix != ".gguf":
-            raise ServeError(f"--gguf {text}: expected NAME=FILE, such as small=exports/small/model.gguf")
-        if name in found:
-            raise ServeError(f"--gguf {text}: there is another {name}")
-        if not path.is_file():
-            raise ServeError(f"--gguf {text}: there is no file {path}")
-        found[name] = path.resolve()
-    return found
-
-
-def parse_vllm(given: Sequence[str], aliases: Mapping[str, str], key: str | None) -> dict[str, Address]:
-    """`BASE=URL` of the command line; a base by its own name or an alias.
-
-    Raises:
-        ServeError: one is something else, or a base is given twice.
-    """
-    found: dict[str, Address] = {}
-    for text in given:
-        name, _, url = text.partition("=")
-        base, url = aliases.get(name, name), url.rstrip("/")
-        if not name or urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-            raise ServeError(f"--vllm {text}: expected BASE=URL, such as {name or 'my-base'}=http://127.0.0.1:8001/v1")
-        if base in found:
-            raise ServeError(f"--vllm {text}: {base} has a server already")
-        found[base] = Address(url if url.endswith("/v1") else f"{url}/v1", key)
-    return found
-
-
 @contextmanager
 def open_service(options: Options) -> Iterator[Service]:
     """Open the folder, which one process at a time may do to serve.
 
     Raises:
         StorageError: it cannot be made, or the database cannot be opened.
-        ServeError: an alias means no base, or a number is out of range.
+        ServeError: an alias means no base, or two models have one name.
     """
     bases = options.bases or (ModelSettings().name, *sorted(set(options.aliases.values())))
     bases = tuple(dict.fromkeys(bases))
     for name, model in options.aliases.items():
         if model not in bases:
-            raise ServeError(f"--alias {name}={model}: {model} is none of the bases ({', '.join(bases)})")
+            raise ServeError(f"the alias {name} = {model}: {model} is none of the bases ({', '.join(bases)})")
     names = Names(bases, options.aliases, options.embedders, options.ggufs)
     if strange := [base for base in options.vllm if base not in bases]:
-        raise ServeError(f"--vllm {strange[0]}=...: it is none of the bases ({', '.join(bases)})")
+        raise ServeError(f"models.vllm.{strange[0]}: it is none of the bases ({', '.join(bases)})")
     if twice := [name for name in names.listed if names.listed.count(name) > 1]:
         raise ServeError(f"two models have the same name: {twice[0]}")
-    if not 0 <= options.at_once <= 64:
-        raise ServeError(f"--jobs {options.at_once}: expected 0 (jobs only wait) to 64")
-    if not 0 < options.hours <= MOST_HOURS:
-        raise ServeError(f"--max-hours {options.hours:g}: expected more than 0, and at most {MOST_HOURS:,}")
-    if options.most_waiting < 1:
-        raise ServeError(f"--max-waiting {options.most_waiting}: expected 1 or more")
     own_folder(options.folder)
     database = Database(options.database or _own_database(options.folder / "service.sqlite"))
     try:
@@ -208,7 +138,7 @@ def own_folder(folder: Path) -> None:
 
 def _is_ours(folder: Path) -> bool:
     names = {path.name for path in folder.iterdir()}
-    return names <= {LOCK, "lost+found"} or FILES in names
+    return names <= {LOCK, SETTINGS, "lost+found"} or FILES in names
 
 
 def _own_database(path: Path) -> str:

@@ -46,22 +46,22 @@ def require_collector(environment: Mapping[str, str]) -> None:
             SDK or its sender cannot be imported.
     """
     if environment.get(DISABLED, "").strip().lower() == "true":
-        raise ServeError(f"--traces: {DISABLED} is true, so nothing would be sent; unset one of both")
+        raise ServeError(f"traces: {DISABLED} is true, so nothing would be sent; unset one of both")
     exporter = environment.get(EXPORTER, "")
     if exporter.strip().lower() not in ("", "otlp"):
-        raise ServeError(f"--traces: {EXPORTER} is {exporter}; expected otlp, or not set")
+        raise ServeError(f"traces: {EXPORTER} is {exporter}; expected otlp, or not set")
     name, protocol = _first(environment, PROTOCOLS)
     if protocol not in ("", "http/protobuf"):
-        raise ServeError(f"--traces: {name} is {protocol}; expected http/protobuf, or not set")
+        raise ServeError(f"traces: {name} is {protocol}; expected http/protobuf, or not set")
     name, endpoint = _first(environment, ENDPOINTS)
     if not _is_url(endpoint):  # not quoted: it may hold a password
         found = "is no http:// or https:// URL" if endpoint else "is not set"
-        raise ServeError(f"--traces: {name} {found}; set it to a collector's, such as http://127.0.0.1:4318")
+        raise ServeError(f"traces: {name} {found}; set it to a collector's, such as http://127.0.0.1:4318")
     for module in SENDERS:
         try:
             importlib.import_module(module)  # to find it is not enough: other exporters have the same parent
         except ImportError as error:
-            raise ServeError(f"--traces cannot import {module} ({error}): pip install 'luthier[otel]'") from None
+            raise ServeError(f"traces cannot import {module} ({error}): pip install 'luthier[otel]'") from None
 
 
 def _first(environment: Mapping[str, str], names: tuple[str, ...]) -> tuple[str, str]:

@@ -48,7 +48,8 @@ class Batch:
 
     forest: Forest
     row_count: int
-    row_ids: tuple[str, ...]
+    rows: tuple[Row, ...]
+    """What it was built of."""
     row_K: Tensor
     """(K,) the row of each trained-on token."""
     loss_mask_K: Tensor
@@ -69,6 +70,11 @@ class Batch:
     """(R,) float32 each: `Row.values`, by name."""
     values_K: Mapping[str, Tensor] = field(default_factory=dict)
     """(K,) float32 each: `Row.token_values` of the trained-on tokens, by name."""
+
+    @property
+    def row_ids(self) -> tuple[str, ...]:
+        """The ids of the rows."""
+        return tuple(row.id for row in self.rows)
 
     def sum_rows(self, values_K: Tensor) -> Tensor:
         """(R,) sums of `values_K` over each row's trained-on tokens."""
@@ -107,6 +113,15 @@ class TokenScores(NamedTuple):
     """(K,) log-probabilities; float32 at least."""
     right_K: Tensor
     """(K,) whether each is the likeliest token at its place, the first of equally likely ones; no gradient."""
+
+
+class HeadValues(NamedTuple):
+    """What a head reads from a batch, float32 at least."""
+
+    rows_RO: Tensor
+    """(R, outputs) at the last token of each row."""
+    tokens_KO: Tensor
+    """(K, outputs) at the position that predicts each trained-on token, in the order of `row_K`."""
 
 
 _TENSORS = ("row_K", "loss_mask_K", "prediction_K", "hidden_H", "hidden_Q", "target_Q", "last_R")
@@ -215,7 +230,7 @@ def build_batch(rows: Sequence[Row], min_shared: int = MIN_SHARED) -> Batch:
     return Batch(
         forest=forest,
         row_count=len(rows),
-        row_ids=tuple(row.id for row in rows),
+        rows=tuple(rows),
         row_K=torch.from_numpy(row_K),
         loss_mask_K=torch.from_numpy(mask_K),
         prediction_K=torch.from_numpy(prediction_K.reshape(-1)),

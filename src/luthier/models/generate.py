@@ -9,7 +9,7 @@ Left out: beam search, repetition penalties, speculative decoding.
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TypeAlias, TypedDict
 
@@ -61,6 +61,11 @@ class Generation:
     finished: bool
     """Whether a stop token ended it; False: it ran into the limit, or was stopped in a loop."""
     prompt_tokens: int
+    logprobs: tuple[float, ...] = ()
+    """Log-probability of each token of `ids`, and of the stop token where there was one, under what it was drawn from:
+    the model with its logits divided by the temperature (at 0, the model itself); nucleus sampling aside."""
+    stop_id: int | None = None
+    """The stop token that ended it."""
 
     @property
     def completion_tokens(self) -> int:
@@ -76,6 +81,7 @@ class _Writing:
     limit: int
     ids: list[int]
     logprob_sum: float = 0.0
+    logprobs: list[float] = field(default_factory=list)
     stop_loops: bool = False
 
     def has_ended(self, stops: frozenset[int]) -> bool:
@@ -97,8 +103,8 @@ class _Chooser:
             [np.random.Generator(np.random.Philox(np.random.SeedSequence(key))) for key in keys] if temperature else []
         )
 
-    def choose(self, logits_BV: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """(B,) chosen tokens and (B,) their log-probabilities at temperature 1."""
+    def choose(self, logits_BV: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """(B,) chosen tokens, (B,) their log-probabilities at temperature 1, and (B,) those they were drawn with."""
         logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
         if self.temperature:
             # drawn in float64, which mps has not
@@ -110,8 +116,15 @@ class _Chooser:
             tokens_B = sample(probs_BV, uniform_B, self.top_p).to(logits_BV.device)
         else:
             tokens_B = logits_BV.argmax(dim=-1)
-        chosen_B = logits_BV.gather(1, tokens_B[:, None])[:, 0]
-        return tokens_B, chosen_B - logits_BV.logsumexp(dim=-1)
+        plain_B = _chosen(logits_BV, tokens_B)
+        if self.temperature in (0, 1):
+            return tokens_B, plain_B, plain_B
+        return tokens_B, plain_B, _chosen(below_BV / self.temperature, tokens_B)
+
+
+def _chosen(logits_BV: Tensor, tokens_B: Tensor) -> Tensor:
+    """(B,) log-probability of each row's token."""
+    return logits_BV.gather(1, tokens_B[:, None])[:, 0] - logits_BV.logsumexp(dim=-1)
 
 
 def sample(probs_BV: Tensor, uniform_B: Tensor, top_p: float = 1.0) -> Tensor:
@@ -264,11 +277,13 @@ def _advance(
     chooser: _Chooser, logits_BV: Tensor, writing: list[_Writing], stops: frozenset[int]
 ) -> tuple[Tensor, list[int]]:
     """Choose a token for each row and note it; returns the tokens and the slots of the rows that end with them."""
-    tokens_B, logprobs_B = chooser.choose(logits_BV, [w.index for w in writing])
+    tokens_B, plain_B, drawn_B = chooser.choose(logits_BV, [w.index for w in writing])
     ended = []
-    for slot, (row, token, logprob) in enumerate(zip(writing, tokens_B.tolist(), logprobs_B.tolist(), strict=True)):
+    told = zip(writing, tokens_B.tolist(), plain_B.tolist(), drawn_B.tolist(), strict=True)
+    for slot, (row, token, plain, drawn) in enumerate(told):
         row.ids.append(token)
-        row.logprob_sum += logprob
+        row.logprob_sum += plain
+        row.logprobs.append(drawn)
         if row.has_ended(stops):
             ended.append(slot)
     return tokens_B, ended
@@ -284,7 +299,14 @@ def loops(ids: Sequence[int]) -> bool:
 
 def _result(row: _Writing, stops: frozenset[int], prompt_tokens: int) -> Generation:
     finished = row.ids[-1] in stops
-    return Generation(tuple(row.ids[:-1] if finished else row.ids), row.logprob_sum, finished, prompt_tokens)
+    return Generation(
+        tuple(row.ids[:-1] if finished else row.ids),
+        row.logprob_sum,
+        finished,
+        prompt_tokens,
+        tuple(row.logprobs),
+        row.ids[-1] if finished else None,
+    )
 
 
 def stream(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from luthier import registry
 from luthier.errors import ModelError
+from luthier.models import heads
 from luthier.models.catalog import ModelFiles
 from luthier.models.kernels import proof
 from luthier.models.quantize.base import Origin, QuantizedEmbedding, QuantizedLinear
@@ -78,6 +79,8 @@ class Stored:
         self.what = files.name
         self.left: dict[str, Path] = {}
         for path in sorted(files.folder.glob("*.safetensors")):
+            if path.name == heads.FILE:  # beside a model that was trained as a whole, and no part of it
+                continue
             with _opened(path) as file:
                 self.left |= dict.fromkeys(file.keys(), path)
 

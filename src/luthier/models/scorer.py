@@ -1,7 +1,8 @@
 """Token log-probabilities of a batch, computed only where a token is trained on.
 
 Prompts cost no vocabulary projection: the model is asked for logits at the positions that predict a trained token
-(`logits_to_keep` takes an index tensor), and a position shared by several rows is projected once.
+(`logits_to_keep` takes an index tensor), and a position shared by several rows is projected once. A head reads the
+hidden states that come before that projection, so that both come out of one pass.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from luthier.errors import ModelError
 from luthier.models import attention
 from luthier.models.decode import computed_in
-from luthier.models.forest import Batch, TokenScores
+from luthier.models.forest import Batch, HeadValues, TokenScores
+from luthier.models.heads import Head
 from luthier.models.kernels.decoder import has_plain_head
 from luthier.models.kernels.head import Moved, Weight, head_logprobs, head_scores
 from luthier.models.quantize.base import QuantizedLinear
@@ -28,11 +30,23 @@ class Scorer:
 
     `autocast` is the type that matrix products are computed in when weights are held in float32 (full fine-tuning;
     where only some are, the model says it itself). It is opened for each forward pass alone, since a longer one caches
-    copies of weights that move.
+    copies of weights that move. The head computes outside of it. `temperature` divides all logits: what was sampled at
+    it is scored at it.
     """
 
-    def __init__(self, model: Any, autocast: torch.dtype | None = None) -> None:
-        self.model, self.autocast = model, autocast or computed_in(model)
+    def __init__(
+        self,
+        model: Any,
+        autocast: torch.dtype | None = None,
+        head: Head | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        self.model, self.autocast, self.head = model, autocast or computed_in(model), head
+        self.temperature = temperature
+
+    def at(self, temperature: float) -> "Scorer":
+        """The same model and head, scored at another temperature."""
+        return Scorer(self.model, self.autocast, self.head, temperature)
 
     def token_logprobs(self, batch: Batch) -> Tensor:
         """(K,) log-probability of each trained-on token, in the order of `batch.row_K`; float32 at least."""
@@ -40,7 +54,7 @@ class Scorer:
             return torch.zeros(0, device=batch.row_K.device)
         batch = self._behind(batch)
         if has_plain_head(self.model):
-            return head_logprobs(*self._head(batch))[batch.prediction_K]
+            return head_logprobs(*self._plain(self._hidden(batch), batch))[batch.prediction_K]
         return chosen_logprobs(self._logits(batch), batch)
 
     def token_scores(self, batch: Batch) -> TokenScores:
@@ -50,21 +64,66 @@ class Scorer:
             return TokenScores(none, none.bool())
         batch = self._behind(batch)
         if has_plain_head(self.model):
-            return TokenScores(*(values_Q[batch.prediction_K] for values_Q in head_scores(*self._head(batch))))
+            return TokenScores(
+                *(values_Q[batch.prediction_K] for values_Q in head_scores(*self._plain(self._hidden(batch), batch)))
+            )
         return chosen_scores(self._logits(batch), batch)
 
     def logits(self, batch: Batch) -> Tensor:
         """(H, vocabulary) logits at the positions `batch.hidden_H`."""
         return self._logits(self._behind(batch))
 
+    def head_values(self, batch: Batch) -> HeadValues:
+        """What the head reads at the end of each row and before each trained-on token.
+
+        Raises:
+            ValueError: this scorer has no head.
+        """
+        batch = self._behind(batch)
+        return self._read(self._hidden(batch), batch)
+
+    def logprobs_and_values(self, batch: Batch) -> tuple[Tensor, HeadValues]:
+        """`token_logprobs` and `head_values` from one pass of the model.
+
+        Raises:
+            ValueError: this scorer has no head.
+        """
+        if not len(batch.hidden_H):
+            return torch.zeros(0, device=batch.row_K.device), self.head_values(batch)
+        batch = self._behind(batch)
+        if has_plain_head(self.model):
+            hidden_NE = self._hidden(batch)
+            return head_logprobs(*self._plain(hidden_NE, batch))[batch.prediction_K], self._read(hidden_NE, batch)
+        seen: list[Tensor] = []
+        hook = self.model.base_model.register_forward_hook(lambda _m, _a, out: seen.append(out.last_hidden_state[0]))
+        try:
+            logits_HV = self._logits(batch)
+        finally:
+            hook.remove()
+        (hidden_NE,) = seen
+        return chosen_logprobs(logits_HV, batch), self._read(hidden_NE, batch)
+
     def _behind(self, batch: Batch) -> Batch:
         """The batch behind the model's virtual tokens, if it has some."""
         return batch.behind(ids) if (ids := virtual_ids(self.model)) else batch
 
-    def _head(self, batch: Batch) -> tuple[Tensor, Weight, Tensor, Tensor, Moved | None]:
-        """What the scores of a plain head are made of."""
-        hidden_HE = self._run(self.model.base_model, batch).last_hidden_state[0, batch.hidden_H]
-        hidden_HE = hidden_HE.to(self.autocast or hidden_HE.dtype)
+    def _hidden(self, batch: Batch) -> Tensor:
+        """(N, width) what the vocabulary's projection, and the head, read."""
+        hidden_NE: Tensor = self._run(self.model.base_model, batch).last_hidden_state[0]
+        return hidden_NE
+
+    def _read(self, hidden_NE: Tensor, batch: Batch) -> HeadValues:
+        """The head's numbers; a position that predicts several tokens is read once."""
+        if self.head is None:
+            raise ValueError("this scorer has no head: the objective asks for none, or it is a reference's")
+        before_HO = self.head(hidden_NE[batch.hidden_H])
+        return HeadValues(self.head(hidden_NE[batch.last_R]), before_HO[batch.hidden_Q[batch.prediction_K]])
+
+    def _plain(self, hidden_NE: Tensor, batch: Batch) -> tuple[Tensor, Weight, Tensor, Tensor, Moved | None]:
+        """What the scores of a plain vocabulary projection are made of."""
+        hidden_HE = hidden_NE[batch.hidden_H].to(self.autocast or hidden_NE.dtype)
+        if self.temperature != 1:  # a plain projection has no bias, so this divides every logit
+            hidden_HE = hidden_HE / self.temperature
         head = self.model.get_output_embeddings()
         weight = head if isinstance(head, QuantizedLinear) else head.weight
         moved = head.moved() if isinstance(head, HeadWithRows) else None
@@ -72,7 +131,7 @@ class Scorer:
 
     def _logits(self, batch: Batch) -> Tensor:
         logits: Tensor = self._run(self.model, batch, logits_to_keep=batch.hidden_H).logits[0]
-        return logits
+        return logits if self.temperature == 1 else logits / self.temperature
 
     def _run(self, module: Any, batch: Batch, **options: Any) -> Any:
         """What the model, or the model without its head, returns for the batch."""

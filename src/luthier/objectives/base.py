@@ -5,9 +5,9 @@ backward pass and divides once, so how a step is split over micro-batches and pr
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,7 +15,13 @@ from torch import Tensor
 from luthier.config import Settings
 from luthier.data.templates import Template
 from luthier.examples import Conversation, Document, Example, Row
-from luthier.models.forest import Batch, TokenScores
+from luthier.models.forest import Batch, HeadValues, TokenScores
+from luthier.models.heads import HeadShape
+
+Memory: TypeAlias = Mapping[str, float]
+"""What an objective carries from step to step; it is part of every checkpoint."""
+REFERENCE = "reference"
+"""Name of the tokens' values under the reference, where they were computed once and kept."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +73,38 @@ class Scorer(Protocol):
         """(H, vocabulary) logits at the positions `batch.hidden_H`, in the type that the model computes in."""
         ...
 
+    def at(self, temperature: float) -> "Scorer":
+        """The same with all logits divided by a temperature."""
+        ...
+
+
+class Policy(Scorer, Protocol):
+    """The model that trains, and its head."""
+
+    def head_values(self, batch: Batch) -> HeadValues:
+        """What the head reads at the end of each row and before each trained-on token; without a vocabulary."""
+        ...
+
+    def logprobs_and_values(self, batch: Batch) -> tuple[Tensor, HeadValues]:
+        """`token_logprobs` and `head_values`, from one pass of the model."""
+        ...
+
+    def at(self, temperature: float) -> "Policy":
+        """The same with all logits divided by a temperature."""
+        ...
+
 
 @dataclass(frozen=True)
 class Models:
     """The cast. With an adapter, `reference` is the policy with the adapter off and costs no memory; one that goes on
     from an earlier run keeps a copy of its tensors, as they began, to put in."""
 
-    policy: Scorer
+    policy: Policy
     reference: Scorer | None = None
+
+    def at(self, temperature: float) -> "Models":
+        """The same at another temperature: what was sampled is scored as it was sampled."""
+        return Models(self.policy.at(temperature), self.reference and self.reference.at(temperature))
 
 
 @dataclass(frozen=True)
@@ -92,8 +122,21 @@ class Objective(Settings, ABC):
     """Kinds of example it trains on."""
     needs_reference: ClassVar[bool] = False
     """Whether `Models.reference` must be given."""
+    keeps_reference: ClassVar[bool] = True
+    """Whether the log-probabilities of its rows are all that it asks the reference for, so that they may be kept."""
+    least_per_step: ClassVar[int] = 1
+    """Fewest examples of a step, where it compares them with one another."""
     rate_factor: ClassVar[float] = 1.0
     """What an adapter's own learning rate is multiplied by where the recipe names none."""
+
+    def head(self) -> HeadShape | None:
+        """The head that trains beside the adapter, for `Scorer.head_values` of the policy; None: none."""
+        return None
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether these settings need `Models.reference`."""
+        return self.needs_reference
 
     @abstractmethod
     def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
@@ -107,6 +150,69 @@ class Objective(Settings, ABC):
     def loss(self, models: Models, batch: Batch) -> Loss:
         """The summed loss of a micro-batch, with its graph."""
 
+    def whole_step(self, models: Models, batches: Iterable[Batch], memory: Memory) -> Iterable[Batch]:
+        """The micro-batches of a step, with what only all of them together, or earlier steps, tell as values of their
+        rows. The engine calls it once a step, without a graph, before any loss; validation is one step."""
+        return batches
+
+    def remember(self, memory: Memory, metrics: Mapping[str, Mean]) -> Memory:
+        """What the next step is told, from the metrics of all of this one."""
+        return memory
+
+    def loss_at_start(self) -> float | None:
+        """The mean loss while the policy is its reference; None where the rows decide."""
+        return None
+
+    def validation_weight(self, batch: Batch) -> float:
+        """How many things `validation` sums over."""
+        return self.weight(batch)
+
+    def validation(self, models: Models, batch: Batch) -> Loss:
+        """What the best step is chosen by, summed over validation rows, and what else is told of them."""
+        return self.loss(models, batch)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply that the model wrote to a prompt, graded."""
+
+    group: int
+    """Replies of one group answer one prompt; groups are counted from 0, in the order of the rollout."""
+    row: Row
+    """Prompt and reply. Trained on are the tokens that the model wrote; their `token_values` are `sampled_logprob`, and
+    what `OnlineObjective.measure` found."""
+    reward: float
+    truncated: bool
+    """It ran into the limit of tokens."""
+
+
+class OnlineObjective(Objective):
+    """Learns from replies that the model writes while it trains (`engine.rollout`), by what they are worth."""
+
+    keeps_reference: ClassVar[bool] = False
+    least_group: ClassVar[int] = 1
+    """Replies to one prompt that it needs at least, to compare them."""
+
+    @abstractmethod
+    def measure(self, models: Models, batch: Batch) -> Mapping[str, Tensor]:
+        """(K,) numbers of the trained-on tokens under the models that sampled them, by name; without a graph."""
+
+    @abstractmethod
+    def credit(self, replies: Sequence[Reply], carried: Mapping[str, float]) -> tuple[list[Row], dict[str, float]]:
+        """The row of each reply with what it has earned, for `loss`; and the numbers that the next rollout is told.
+
+        Args:
+            replies: a whole rollout, group after group.
+            carried: what the rollout before handed on; empty at the first one. It is kept in checkpoints.
+        """
+
+
+def with_value(batch: Batch, name: str, values_R: Tensor | float) -> Batch:
+    """The batch with one more value for each of its rows, or the same for all of them."""
+    if not isinstance(values_R, Tensor):
+        values_R = torch.full((batch.row_count,), values_R, device=batch.row_K.device)
+    return replace(batch, values_R={**batch.values_R, name: values_R})
+
 
 def no_grad_logprobs(scorer: Scorer | None, batch: Batch) -> Tensor:
     """(K,) log-probabilities under a frozen model."""
@@ -114,3 +220,9 @@ def no_grad_logprobs(scorer: Scorer | None, batch: Batch) -> Tensor:
         raise ValueError("this objective needs a reference model")
     with torch.no_grad():
         return scorer.token_logprobs(batch)
+
+
+def reference_logprobs(models: Models, batch: Batch) -> Tensor:
+    """(K,) log-probabilities under the reference: those that were kept, where they were."""
+    kept_K = batch.values_K.get(REFERENCE)
+    return no_grad_logprobs(models.reference, batch) if kept_K is None else kept_K

@@ -7,9 +7,9 @@ smoothing and dynamic re-weighting (DFT), which are separate objectives.
 """
 
 from luthier.data.templates import Template
-from luthier.errors import DataError
-from luthier.examples import Example, Preference, Row
+from luthier.examples import Example, Row
 from luthier.models.forest import Batch
+from luthier.objectives._wanted import wanted_rows
 from luthier.objectives.base import Loss, Mean, Models, Objective, in_float64
 
 
@@ -18,10 +18,7 @@ class SFT(Objective):
 
     def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
         """The rows of a conversation or document as the template renders them."""
-        if isinstance(example, Preference):
-            at = example.where
-            raise DataError("sft learns one reply, not a pair; use dpo", at.path, at.line, at.row)
-        return template.rows(example)
+        return wanted_rows(example, template, "sft")
 
     def weight(self, batch: Batch) -> float:
         """Sum of the loss mask."""

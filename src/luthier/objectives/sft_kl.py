@@ -17,10 +17,10 @@ import torch
 from pydantic import Field
 
 from luthier.data.templates import Template
-from luthier.errors import DataError
-from luthier.examples import Example, Preference, Row
+from luthier.examples import Example, Row
 from luthier.models.forest import Batch
 from luthier.models.kernels.divergence import compared
+from luthier.objectives._wanted import wanted_rows
 from luthier.objectives.base import Loss, Mean, Models, Objective, in_float64
 
 
@@ -28,16 +28,14 @@ class SFTKL(Objective):
     """Learn the wanted replies token by token, without going far from the base."""
 
     needs_reference: ClassVar[bool] = True
+    keeps_reference: ClassVar[bool] = False
 
     kl_weight: float = Field(0.3, gt=0)
     """Weight of the divergence from the base beside the loss; 0.1 holds a little, 1 leaves half of each prediction."""
 
     def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
         """The rows of a conversation or document as the template renders them."""
-        if isinstance(example, Preference):
-            at = example.where
-            raise DataError("sft_kl learns one reply, not a pair; use dpo", at.path, at.line, at.row)
-        return template.rows(example)
+        return wanted_rows(example, template, "sft_kl")
 
     def weight(self, batch: Batch) -> float:
         """Sum of the loss mask."""

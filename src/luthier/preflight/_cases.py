@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from luthier.data.templates import Template
 from luthier.errors import LuthierError
-from luthier.examples import Document, Example, Message, Preference, Row, Where
+from luthier.examples import Document, Example, Judged, Message, Preference, Row, Where
 from luthier.objectives.base import Objective
 
 T = TypeVar("T")
@@ -122,20 +122,20 @@ def _render(
     example: Example, objective: Objective, template: Template, untruncated: Template, loss_on: str
 ) -> Iterator[Case]:
     rows, whole = objective.rows(example, template), objective.rows(example, untruncated)
-    if isinstance(example, Preference):
-        both = (example.chosen, example.rejected)
-        if not len(rows) == len(whole) == len(both):
-            yield Case(example, (), error=f"{len(rows)} rows for a pair of replies; expected one for each")
+    if isinstance(example, Preference | Judged):
+        replies = (example.reply,) if isinstance(example, Judged) else (example.chosen, example.rejected)
+        if not len(rows) == len(whole) == len(replies):
+            yield Case(example, (), error=f"{len(rows)} rows for {len(replies)} replies; expected one for each")
             return
-        for index, reply in enumerate(both):
+        for index, reply in enumerate(replies):
             messages = example.prompt + reply
             turns = _turns(messages, example.tools, range(len(example.prompt), len(messages)), template)
             yield Case(example, messages, example.tools, rows[index : index + 1], whole[index : index + 1], turns)
     elif isinstance(example, Document):
         yield Case(example, (), (), rows, whole)
     else:
-        replies = [i for i, m in enumerate(example.messages) if m.role == "assistant"]
-        wanted = replies[-1:] if loss_on == "last_assistant" else replies
+        answers = [i for i, m in enumerate(example.messages) if m.role == "assistant"]
+        wanted = answers[-1:] if loss_on == "last_assistant" else answers
         turns = _turns(example.messages, example.tools, wanted, template)
         yield Case(example, example.messages, example.tools, rows, whole, turns)
 
@@ -161,6 +161,13 @@ def map_strings(example: Example, change: Change) -> Example:
             prompt=_map_messages(example.prompt, change),
             chosen=_map_messages(example.chosen, change),
             rejected=_map_messages(example.rejected, change),
+            tools=tuple(_map_value(tool, change, "schema") for tool in example.tools),
+        )
+    if isinstance(example, Judged):
+        return replace(
+            example,
+            prompt=_map_messages(example.prompt, change),
+            reply=_map_messages(example.reply, change),
             tools=tuple(_map_value(tool, change, "schema") for tool in example.tools),
         )
     return replace(

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from luthier.adapters.base import Injected
 from luthier.examples import Row
 from luthier.models.forest import Batch
+from luthier.models.heads import Head
 from luthier.models.load import LoadedModel
 from luthier.models.scorer import in_mode
 from luthier.models.virtual import virtual_ids
@@ -127,6 +128,13 @@ def plain_logprobs(model: Any, row: Row, device: torch.device) -> Tensor:
     return -F.cross_entropy(logits.to(kind), ids[trained], reduction="none")
 
 
+def plain_value(model: Any, head: Head, row: Row, device: torch.device) -> Tensor:
+    """(outputs,) what a head reads at a row's last token, by one plain call of the model; the graph is kept."""
+    ids = torch.tensor((*virtual_ids(model), *row.ids), device=device)
+    value: Tensor = head(model.base_model(input_ids=ids[None], use_cache=False).last_hidden_state[0, -1])
+    return value
+
+
 @torch.no_grad()
 def scored_alone(loaded: LoadedModel, rows: Sequence[Row]) -> list[Tensor]:
     """`plain_logprobs` of each row in float32, without dropout, on the CPU."""
@@ -186,10 +194,12 @@ def nudged(injected: Injected) -> Iterator[None]:
     """Move the adapter while open, so that it changes the model; afterwards every bit is as before.
 
     A fresh adapter does nothing because some of its tensors are all 0 (LoRA's B): those are moved. If there are none
-    (full fine-tuning), the smallest tensor is.
+    (full fine-tuning), the smallest tensor is. A head is moved as well: it alone would leave the scores as they are.
     """
-    tensors = dict(injected.trainable)
-    chosen = [p for p in tensors.values() if not bool(p.any())] or [min(tensors.values(), key=lambda p: p.numel())]
+    of_head = [] if injected.head is None else list(injected.head.parameters())
+    tensors = [p for p in injected.trainable.values() if all(p is not other for other in of_head)]
+    chosen = [p for p in tensors if not bool(p.any())] or [min(tensors, key=lambda p: p.numel())]
+    chosen += of_head
     before = [p.detach().clone() for p in chosen]
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -16,7 +16,7 @@ ALL = "all_linear"
 
 
 class AdapterTargets(Gate):
-    """The trained tensors are in the model, in float32, and cover every requested target."""
+    """The trained tensors are in the model or its head, in float32, and cover every requested target."""
 
     proves: ClassVar[str] = "Every requested target is adapted, and exactly the adapter's tensors train, in float32."
     stage: ClassVar[Stage] = "model"
@@ -24,13 +24,15 @@ class AdapterTargets(Gate):
 
     def check(self, subject: Subject) -> GateResult:
         """Compare the adapter's list of tensors with the model's own parameters."""
-        model, trainable = subject.need_model().model, dict(subject.need_injected().trainable)
-        held = {id(p): name for name, p in model.named_parameters()}
+        model, injected = subject.need_model().model, subject.need_injected()
+        trainable = dict(injected.trainable)
+        head = [] if injected.head is None else injected.head.parameters()
+        held = {id(p) for p in (*model.parameters(), *head)}
         mine = {id(p) for p in trainable.values()}
         faults = [Fault("", "there is no trained tensor at all")] if not trainable else []
         for name, p in trainable.items():
             if id(p) not in held:
-                faults.append(Fault("", f"{name} is trained but is not a parameter of the model"))
+                faults.append(Fault("", f"{name} is trained but is not a parameter of the model or its head"))
             if not p.requires_grad:
                 faults.append(Fault("", f"{name} should be trained but takes no gradient"))
             if p.dtype not in (torch.float32, torch.float64):

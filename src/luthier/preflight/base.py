@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from math import isfinite
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 from luthier import registry
 from luthier.adapters.base import Injected
@@ -41,6 +41,18 @@ class RowSettings:
     """Share of rows that may be cut."""
     loss_on: str = "assistant"
     """`assistant`, `last_assistant` or `all`."""
+
+
+class Sampled(Protocol):
+    """Replies that the model writes to learn from, as the gates ask about them."""
+
+    def reference_rewards(self, count: int) -> Sequence[tuple[str, float, float]]:
+        """Of at most so many rows that give a reply: the id, the reward of that reply, and of an empty one."""
+        ...
+
+    def first(self) -> Mapping[str, float]:
+        """Of the first rollout: `reward`, and the shares of replies `truncated` and of groups `dead`."""
+        ...
 
 
 class BatchBuilder:
@@ -75,6 +87,8 @@ class Subject:
     models: Models | None = None
     start: Path | None = None
     """The artifact that the adapter starts at; None: it is fresh."""
+    sampled: Sampled | None = None
+    """Where an online objective gets its replies from; None: those of the rows are learned."""
     targets: tuple[str, ...] = ()
     """Layers that the recipe asks the adapter to change; empty if it names none."""
     checksums: Mapping[str, str] = field(default_factory=dict)

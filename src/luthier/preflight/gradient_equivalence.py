@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from luthier.examples import Row
+from luthier.models.heads import Head
 from luthier.models.load import LoadedModel
-from luthier.preflight._probe import evaluating, in_float32, nudged, plain_logprobs, probe_rows
+from luthier.preflight._probe import evaluating, in_float32, nudged, plain_logprobs, plain_value, probe_rows
 from luthier.preflight.base import Fault, Gate, GateResult, Stage, Subject
 
 ROWS = 4
@@ -39,7 +40,7 @@ class GradientEquivalence(Gate):
         rows = list(islice(cycle(rows), ROWS))  # a pair objective takes rows two by two, and each half needs a pair
         if not rows or not tensors:
             return self.fails("There is no row with a trained token, or no trained tensor.")
-        if subject.objective.needs_reference and subject.need_models().reference is None:
+        if subject.objective.uses_reference and subject.need_models().reference is None:
             return self.fails("The objective needs a reference and was given none.")
         held = list(tensors.values())
         with evaluating(loaded.model), in_float32(), nudged(subject.need_injected()):
@@ -51,6 +52,10 @@ class GradientEquivalence(Gate):
                     _gradient(_losses(subject, rows, ROWS), held), _gradient(_losses(subject, rows, ROWS // 2), held)
                 ),
             }
+            if (head := subject.need_injected().head) is not None:
+                off["the values of rows one by one"] = _differences(
+                    _gradient(_values(subject, rows), held), _gradient(_values_alone(loaded, head, rows), held)
+                )
         faults = [
             Fault("", f"the gradient of {name} is off by {value:.2g} of its norm from that of {what}")
             for what, values in off.items()
@@ -77,11 +82,26 @@ def _one_by_one(loaded: LoadedModel, rows: Sequence[Row]) -> Iterator[Tensor]:
         yield plain_logprobs(loaded.model, row, loaded.device).sum()
 
 
+def _values(subject: Subject, rows: Sequence[Row]) -> Iterator[Tensor]:
+    """What the head reads at the end of all rows, from one forest."""
+    batch = subject.batches.build(rows).to(subject.need_model().device)
+    yield subject.need_models().policy.head_values(batch).rows_RO.sum()
+
+
+def _values_alone(loaded: LoadedModel, head: Head, rows: Sequence[Row]) -> Iterator[Tensor]:
+    """What it reads at the end of each row, from a plain call of the model."""
+    for row in rows:
+        yield plain_value(loaded.model, head, row, loaded.device).sum()
+
+
 def _losses(subject: Subject, rows: Sequence[Row], size: int) -> Iterator[Tensor]:
-    """The loss of each micro-batch of `size` rows, as the engine sums it."""
-    for start in range(0, len(rows), size):
-        batch = subject.batches.build(rows[start : start + size]).to(subject.need_model().device)
-        yield subject.objective.loss(subject.need_models(), batch).total
+    """The loss of each micro-batch of `size` rows of a step, as the engine sums it."""
+    device, models = subject.need_model().device, subject.need_models()
+    batches = [subject.batches.build(rows[start : start + size]).to(device) for start in range(0, len(rows), size)]
+    with torch.no_grad():
+        batches = list(subject.objective.whole_step(models, batches, {}))
+    for batch in batches:
+        yield subject.objective.loss(models, batch).total
 
 
 def _gradient(totals: Iterable[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -1,15 +1,14 @@
 """At step 0 the policy is its reference, and the reference stays where it is when the policy moves.
 
-For preference learning all margins are then 0 and the sigmoid loss is ln 2. A reference with the adapter left on passes
-that test and follows the policy for ever after; so the adapter is moved, and the reference must not be.
+For preference learning all margins are then 0 and the loss is a known number, ln 2 for the sigmoid. A reference with
+the adapter left on passes that test and follows the policy for ever after; so the adapter is moved, and the reference
+must not be.
 """
 
-import math
 from typing import ClassVar
 
 import torch
 
-from luthier.objectives.dpo import DPO
 from luthier.preflight._probe import differences, evaluating, in_float32, nudged, probe_rows, same, scored, tolerance
 from luthier.preflight.base import Gate, GateResult, Stage, Subject
 
@@ -29,7 +28,7 @@ class ReferenceIsPolicy(Gate):
 
     def check(self, subject: Subject) -> GateResult:
         """Score real rows with both in the mode of training, then again with the adapter moved."""
-        if not subject.objective.needs_reference:
+        if not subject.objective.uses_reference:
             return self.passes("This objective has no reference.")
         loaded, models = subject.need_model(), subject.need_models()
         if models.reference is None:
@@ -42,6 +41,7 @@ class ReferenceIsPolicy(Gate):
         with evaluating(loaded.model, training=True), in_float32():
             policy, reference = scored(models.policy, batch), scored(models.reference, batch)
             with torch.no_grad():
+                (batch,) = subject.objective.whole_step(models, [batch], {})
                 loss = subject.objective.loss(models, batch)
             with nudged(subject.need_injected()):
                 moved, held = scored(models.policy, batch), scored(models.reference, batch)
@@ -53,10 +53,9 @@ class ReferenceIsPolicy(Gate):
         allowed = tolerance(loaded.dtype)
         if not (largest <= allowed.largest and mean <= allowed.mean):
             problems.append(f"policy and reference differ by up to {largest:.2g} nats before anything was trained.")
-        if isinstance(subject.objective, DPO) and subject.objective.penalty == "sigmoid":
-            off = abs(details["loss"] - math.log(2))
-            if not off <= LOSS_TOLERANCE:
-                problems.append(f"the loss at step 0 is {details['loss']:.4f}, expected ln 2 = {math.log(2):.4f}.")
+        expected = subject.objective.loss_at_start()
+        if expected is not None and not abs(details["loss"] - expected) <= LOSS_TOLERANCE * max(1.0, expected):
+            problems.append(f"the loss at step 0 is {details['loss']:.4f}, expected {expected:.4f}.")
         if not same(reference, held):
             problems.append("the reference moved when the adapter was moved: the adapter is on in it.")
         if same(policy, moved):

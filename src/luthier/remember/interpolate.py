@@ -20,10 +20,13 @@ from luthier.assemble import RECORD, Artifact, is_artifact_of
 from luthier.config import canonical_hash
 from luthier.errors import ModelError
 from luthier.files import sha256_of
+from luthier.models import heads
 
 
 def obstacle(artifact: Artifact) -> str | None:
     """Why no share of this training can be taken; None: it can."""
+    if (artifact.folder / heads.FILE).is_file():
+        return "a head was trained beside it, which is no update of anything"
     if artifact.is_whole:
         return None
     try:

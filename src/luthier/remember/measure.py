@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from luthier import __version__, registry
-from luthier.assemble import adapter_of
+from luthier.assemble import restore
 from luthier.config import canonical_hash
 from luthier.data.split import group_keys
 from luthier.data.write import example_values
@@ -90,7 +90,7 @@ class Judge:
             return found
         opened = reopen(folder, self.recipe, self.data, progress)
         if adapter is not None:
-            adapter_of(self.recipe).restore(opened.loaded.model, adapter)
+            restore(self.recipe, opened.loaded.model, adapter)
         opened.loaded.model.eval()
 
         with progress.stage(f"remember:{folder.path.name}", f"measuring {folder.path.name}"):

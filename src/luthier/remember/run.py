@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from luthier.assemble import is_artifact_of, read_artifact
+from luthier.assemble import is_artifact_of, objective_of, read_artifact
 from luthier.config import canonical_hash
 from luthier.data.write import example_values
 from luthier.engine.run import Run
 from luthier.errors import DataError, EvaluationError, ModelError, NonFiniteStep, PreflightError, RecipeError
 from luthier.evaluate import REMEMBER, Question
+from luthier.evaluation.task import HEAD_TASKS
 from luthier.files import sync
 from luthier.progress import Progress, duration
 from luthier.recipe import Recipe
@@ -72,8 +73,13 @@ def begin_search(recipe: Recipe, folder: RunFolder) -> None:
     training is put in place again before another one is.
 
     Raises:
-        EvaluationError: the recipe leaves it out.
+        EvaluationError: the recipe leaves it out, or trains a model that writes nothing.
     """
+    head = objective_of(recipe).head()
+    if head is not None and head.kind in HEAD_TASKS:
+        raise EvaluationError(
+            "--remember keeps a model able to write, and what this recipe trains judges replies and writes none"
+        )
     if (kept := folder.read(REMEMBER)) is not None:
         folder.write(REMEMBER, {**kept, "chosen": None})
     settings = recipe.evaluation.forgetting

@@ -8,6 +8,7 @@ from pathlib import Path
 from luthier import config
 from luthier.data.write import atomic_text
 from luthier.errors import StorageError
+from luthier.evaluation.task import HEAD_TASKS
 from luthier.prices import Book, open_book
 from luthier.recipe import CostSettings, DecisionSettings
 from luthier.report.assumptions import sensitivity
@@ -121,9 +122,12 @@ def _open_book(parts: RunParts, settings: CostSettings) -> Book:
 
 
 def _forgive_what_was_not_asked(parts: RunParts) -> None:
-    """Forgetting that the recipe leaves out is not missing, nor is retrieval that it does not ask for."""
+    """Forgetting that the recipe leaves out is not missing, nor that of a model that writes nothing, nor is retrieval
+    that the recipe does not ask for."""
     asked = (parts.recipe.get("evaluation") or {}).get("forgetting") or {}
     if asked.get("multiple_choice") == "none" and asked.get("text") == "none":
+        parts.missing = [m for m in parts.missing if m.part != "forgetting.json"]
+    if parts.evaluation is not None and parts.evaluation.task in HEAD_TASKS.values():
         parts.missing = [m for m in parts.missing if m.part != "forgetting.json"]
     if parts.recipe and not parts.recipe.get("retrieval"):
         parts.missing = [m for m in parts.missing if m.part != "retrieval.json"]

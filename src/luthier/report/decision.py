@@ -14,7 +14,7 @@
                  another model that costs more a month at the recipe's volume                      -> fine_tune,
                                                                                                       fine_tune+rag
 9. cheaper_rung  the cheapest without training that beats or ties the best without training, what
-                 was trained and the program                                                       -> prompt,
+                 was trained and the program; not of heads that judge                              -> prompt,
                                                                                                       few_shot, rag
 10. coarse       nothing was chosen, because the test could not have seen `coarsest_effect`        -> not_yet
 11. left_over    nothing fit for use is good enough                                                -> not_yet
@@ -33,6 +33,7 @@ from luthier.report.ladder import FAST_CHANGES, FEWEST_ROWS, Ladder, failure_sha
 from luthier.report.phrases import (
     difference_text,
     enough,
+    judges,
     ladder_text,
     plural,
     reaches,
@@ -275,7 +276,10 @@ def _models_not_dearer(ladder: Ladder, monthly_usd: float) -> list[System]:
 
 
 def cheaper_rung(ladder: Ladder) -> Outcome | None:
-    """Training is not clearly better: the cheapest system without it that holds up against everything fit for use."""
+    """Training is not clearly better: the cheapest system without it that holds up against everything fit for use. None
+    is where a head judges: untrained, it says nothing."""
+    if judges(ladder):
+        return None
     rivals = tuple(ladder.best(*rungs, fit=True) for rungs in (UNTRAINED, TRAINED, ("external",)))
     chosen = next((s for s in _cheapest_first(ladder, UNTRAINED) if ladder.holds_up(s, rivals)), None)
     if chosen is None:

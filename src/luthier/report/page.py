@@ -47,7 +47,7 @@ class Tile:
 def render_page(report: Report) -> str:
     """The whole page as text."""
     primary = report.evaluation.primary_metric if report.evaluation else ""
-    return _template("page.html.jinja").render(
+    return template("page.html.jinja").render(
         report=report,
         badges=BADGES,
         badge=BADGES[report.verdict.recommendation],
@@ -70,11 +70,12 @@ def render_page(report: Report) -> str:
 
 def render_frontier(frontier: Frontier, name: str) -> str:
     """A page of its own for the remedies against forgetting of the run of this name."""
-    return _template("remember.html.jinja").render(frontier=frontier, plot=frontier_plot(frontier), name=name)
+    return template("remember.html.jinja").render(frontier=frontier, plot=frontier_plot(frontier), name=name)
 
 
 @cache
-def _template(name: str) -> Template:
+def template(name: str) -> Template:
+    """A template of this folder, in which every value is shown as text."""
     environment = Environment(
         loader=PackageLoader("luthier.report", "."),
         autoescape=True,

@@ -1,5 +1,6 @@
 """Systems, rows and differences in words, for the sentences of the verdict."""
 
+from luthier.evaluation.task import HEAD_TASKS
 from luthier.report.ladder import Ladder
 from luthier.report.schema import Promise, System
 from luthier.report.text import count, difference, interval, label, number
@@ -29,8 +30,15 @@ def test_rows(ladder: Ladder, *systems: System) -> str:
     return plural(different, "different test row" if different < min(s.n for s in systems) else "test row")
 
 
+def judges(ladder: Ladder) -> bool:
+    """Whether what was trained is a head that judges replies, and writes none."""
+    return ladder.facts.evaluation is not None and ladder.facts.evaluation.task in HEAD_TASKS.values()
+
+
 def spoken(system: System) -> str:
     """A system in a sentence: a plain phrase for those of the usual ladder, else its name."""
+    if system.name == system.type == "zero_shot" and {"reward_accuracy", "step_accuracy"} & system.metrics.keys():
+        return "the untrained head"
     usual = {
         "zero_shot": "the plain prompt",
         "few_shot": "few-shot prompting",

@@ -164,22 +164,31 @@ def rows_plot(curve: LearningCurve | None) -> DotPlot | None:
     """The score after a training on each number of rows; None without a learning curve."""
     if curve is None:
         return None
-    values = [v for p in curve.points for v in (p.value, p.low, p.high) if v is not None]
+    points = [(f"{count(p.rows)} rows", "tuned", Interval(value=p.value, low=p.low, high=p.high)) for p in curve.points]
+    return dot_plot(points, chosen=len(points) - 1)
+
+
+def dot_plot(
+    lines: Sequence[tuple[str, str, Interval]], chosen: int | None = None, is_difference: bool = False
+) -> DotPlot | None:
+    """Named values of a kind (`tuned`, `external`, `base`) on one axis; None if none is there."""
+    values = [v for *_, m in lines for v in (m.value, m.low, m.high) if v is not None]
     if not values:
         return None
-    axis = build_axis(values, _least_span(values))
+    axis = build_axis([0.0, *values], 0.02) if is_difference else build_axis(values, _least_span(values))
+    shown = difference if is_difference else interval
     rungs = tuple(
         Rung(
-            f"{count(p.rows)} rows",
-            "tuned",
+            name,
+            color,
             True,
-            p is curve.points[-1],
-            interval(p.value, p.low, p.high),
-            None if p.value is None else _dot(axis, p.value, p.low, p.high),
+            number == chosen,
+            shown(m.value, m.low, m.high),
+            None if m.value is None else _dot(axis, m.value, m.low, m.high),
         )
-        for p in curve.points
+        for number, (name, color, m) in enumerate(lines)
     )
-    return DotPlot(rungs, axis)
+    return DotPlot(rungs, axis, axis.at(0.0) if is_difference else None)
 
 
 @dataclass(frozen=True)

@@ -222,6 +222,7 @@ def _score(opened: Opened, run: Run) -> float:
         context_of(asked, question),
         adapter_disabled=run.injected.disabled,
         tuned_fingerprint=run.fingerprint,
+        head=run.injected.head,
         score_targets=metric.needs != "generation",
     )
     system = registry.load_class(SYSTEMS, "fine_tuned", System)()  # type: ignore[type-abstract]

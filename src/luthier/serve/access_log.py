@@ -31,6 +31,7 @@ ROUTES = (
     "/v1/completions",
     "/v1/decisions",
     "/v1/embeddings",
+    "/score",
     "/v1/adapters",
 )
 NAMED = ("/v1/models/", "/v1/adapters/")

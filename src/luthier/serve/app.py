@@ -32,6 +32,7 @@ from luthier.serve.ids import new_id
 from luthier.serve.limits import Access, HttpLimits
 from luthier.serve.models import ServedModel
 from luthier.serve.replies import chat_choice, completion_choice, head, model_card, usage
+from luthier.serve.reward import ScoreRequest, parse_score
 from luthier.serve.served import Served
 from luthier.serve.server import server_of
 from luthier.serve.streams import EventStream, chat_events, completion_events
@@ -77,6 +78,7 @@ def build_routes(backend: Backend, access: Access, limits: HttpLimits) -> FastAP
     app.add_api_route("/v1/chat/completions", api.chat, methods=["POST"], response_model=None)
     app.add_api_route("/v1/completions", api.completions, methods=["POST"], response_model=None)
     app.add_api_route("/v1/decisions", api.decide, methods=["POST"], response_model=None)
+    app.add_api_route("/score", api.score, methods=["POST"], response_model=None)
     app.add_api_route("/v1/embeddings", api.embed, methods=["POST"], response_model=None)
     app.add_api_route(ADMIN, api.list_adapters, methods=["GET"], response_model=None)
     app.add_api_route(ADMIN, api.add_adapter, methods=["POST"], response_model=None)
@@ -179,6 +181,24 @@ class Api:
         body = asked.body(scores, sum(one.tokens for one in choices))
         note_tokens(request.scope, usage(body["usage"]["input_tokens"], 0))
         return JSONResponse(body)
+
+    async def score(self, request: Request) -> Response:
+        """POST /score"""
+        asked = parse_score(await read_body(request, self._limits))
+        served = self._served(asked.model)
+        with self._backend.seat():
+            served.require(asked)
+            return await unless_gone(request, self._score(request, asked, served))
+
+    async def _score(self, request: Request, asked: ScoreRequest, served: Served) -> Response:
+        seconds = self._limits.deadline_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                judged, tokens = await self._backend.judge(served.name, asked.conversation)
+        except TimeoutError:
+            raise deadline_passed(seconds, "Send a shorter chat.") from None
+        note_tokens(request.scope, usage(tokens, 0))
+        return JSONResponse(asked.body(judged, tokens))
 
     async def embed(self, request: Request) -> Response:
         """POST /v1/embeddings"""

@@ -8,8 +8,9 @@ from contextlib import aclosing, contextmanager
 from functools import partial
 from typing import Any
 
-from luthier.errors import LuthierError, ServeError, TemplateError
-from luthier.examples import Message
+from luthier.errors import EvaluationError, LuthierError, ServeError, TemplateError
+from luthier.evaluation.rewards import Judgement
+from luthier.examples import Conversation, Message
 from luthier.serve.api_error import ApiError, deadline_passed, model_not_found, too_many
 from luthier.serve.choices import Choices, Reading, grouped, score
 from luthier.serve.decision import DecisionRequest
@@ -210,6 +211,27 @@ class Backend:
         for group in grouped(asked):
             found += await asyncio.wrap_future(self._worker.compute(partial(score, served, group)))
         return found
+
+    async def judge(self, model: str, conversation: Conversation) -> tuple[Judgement, int]:
+        """What a reward model says of a chat's last message, and the tokens read for it.
+
+        Raises:
+            ApiError: 400 if the template cannot render these messages, or they do not fit in the context; 503 if the
+                worker is closing.
+        """
+        judge = self._scored(model).judge
+        assert judge is not None  # `require` has refused others
+        loop = asyncio.get_running_loop()
+        try:
+            row = await loop.run_in_executor(self._renderer, judge.row, conversation)
+        except TemplateError as error:
+            raise ApiError(
+                f"The messages cannot be rendered: {error}", param="messages", code="template_error"
+            ) from None
+        except EvaluationError as error:
+            raise ApiError(f"The reply cannot be scored: {error}", param="messages", code="invalid_value") from None
+        (judged,) = await asyncio.wrap_future(self._worker.compute(partial(judge.read, [row])))
+        return judged, len(row.ids)
 
     def _scored(self, name: str) -> ServedModel:
         served = self._served(name)

@@ -63,8 +63,8 @@ def parse_chat(body: bytes) -> ChatRequest:
     """
     fields = Fields(parse_body(body))
     common = parse_common(fields, _chat_logprobs(fields))
-    messages = _messages(fields)
-    tools = _tools(fields)
+    messages = messages_of(fields)
+    tools = tools_of(fields)
     max_tokens = _max_tokens(fields)
     schema = _response_format(fields)
     if schema is not None and tools:
@@ -147,7 +147,8 @@ def _max_tokens(fields: Fields) -> int | None:
     return new if new is not None else old
 
 
-def _messages(fields: Fields) -> tuple[Message, ...]:
+def messages_of(fields: Fields) -> tuple[Message, ...]:
+    """The messages of a chat, at least one."""
     values = fields.array("messages", MAX_MESSAGES)
     if not values:
         raise ApiError(
@@ -215,7 +216,8 @@ def _tool_call(fields: Fields) -> ToolCall:
     return ToolCall(name, parse_object(text or "{}", repr(at), at), identity)
 
 
-def _tools(fields: Fields) -> tuple[Mapping[str, Any], ...]:
+def tools_of(fields: Fields) -> tuple[Mapping[str, Any], ...]:
+    """The tools that are offered."""
     values = fields.array("tools", MAX_TOOLS) or []
     tools = tuple(_tool(value, f"tools[{i}]") for i, value in enumerate(values))
     choice = fields.get("tool_choice")

@@ -38,6 +38,7 @@ from luthier.serve.completion import CompletionRequest
 from luthier.serve.decision import DecisionRequest
 from luthier.serve.failures import place_of
 from luthier.serve.limits import Limits
+from luthier.serve.reward import ScoreRequest
 from luthier.serve.served import Asked
 from luthier.serve.text import StopText
 from luthier.serve.work import Delta, Done, Event, Failed, Sampling, StopReason, TokenScore, Work
@@ -129,6 +130,8 @@ class GgufModel:
         """
         if isinstance(asked, DecisionRequest):
             raise unsupported("model", "decisions are scored by our own engine, which this GGUF file is not loaded in")
+        if isinstance(asked, ScoreRequest):
+            raise unsupported("model", "replies are scored by a reward model's head, which no GGUF file holds")
         sampling = asked.common.sampling
         penalties = {"presence_penalty": sampling.presence_penalty, "frequency_penalty": sampling.frequency_penalty}
         for name, value in penalties.items():

@@ -14,12 +14,14 @@ from luthier.adapters.base import Injected
 from luthier.config import canonical_hash
 from luthier.data.template_probes import kinds_of
 from luthier.data.templates import Template
+from luthier.evaluation.rewards import RewardModel, judge_of
 from luthier.models.load import LoadedModel
 from luthier.models.mixed import NO_ADAPTER, Mixture, Part, twin
 from luthier.models.virtual import virtual_ids
 from luthier.serve.api_error import unsupported
-from luthier.serve.chat import ChatRequest
 from luthier.serve.completion import CompletionRequest
+from luthier.serve.decision import DecisionRequest
+from luthier.serve.reward import ScoreRequest
 from luthier.serve.served import Asked
 
 BASE = "base"
@@ -39,6 +41,8 @@ class ServedModel:
     """Unix seconds; shown in the list of models."""
     fingerprint: str = ""
     """Identifies weights (what was trained included) and template; `system_fingerprint` in answers."""
+    judge: RewardModel | None = None
+    """What scores replies (/score); None: it writes them."""
     shared: Mixture | None = None
     """What its rows are written with, together with those of others; None: with `loaded`, in a batch of their own."""
     parts: dict[str, Part] = field(default_factory=dict)
@@ -70,13 +74,17 @@ class ServedModel:
         Raises:
             ApiError: 400 that names it.
         """
+        if isinstance(asked, ScoreRequest) and self.judge is None:
+            raise unsupported("model", f"{self.name!r} writes replies; they are scored by a reward model")
+        if not isinstance(asked, ScoreRequest) and self.judge is not None:
+            raise unsupported("model", f"{self.name!r} was trained to score replies (/score), not to write them")
         if isinstance(asked, CompletionRequest):
             return
-        tools = asked.tools if isinstance(asked, ChatRequest) else ()
+        tools = () if isinstance(asked, DecisionRequest) else asked.tools
         for kind, place in kinds_of(asked.messages, tools).items():
             if kind not in self.template.capabilities:
                 what = "system messages" if kind == "system" else kind.replace("_", " ")
-                at = place if isinstance(asked, ChatRequest) else "input"
+                at = "input" if isinstance(asked, DecisionRequest) else place
                 raise unsupported(at, f"the chat template of {self.name!r} has no place for {what}")
 
     def place(self) -> int:
@@ -99,7 +107,8 @@ class SharedBase:
 
     def base(self, template: Template) -> ServedModel:
         """The base itself."""
-        return ServedModel(BASE, self._copy(), template, int(time.time()), f"fp_{self._key(template)}", self.mixture)
+        fingerprint = f"fp_{self._key(template)}"
+        return ServedModel(BASE, self._copy(), template, int(time.time()), fingerprint, shared=self.mixture)
 
     def adapted(self, name: str, template: Template, inject: Callable[[nn.Module], Injected]) -> ServedModel:
         """The model that an adapter makes of the base; `inject` puts it into the model that it is given.
@@ -113,7 +122,8 @@ class SharedBase:
             parts = injected.parts()
             fingerprint = "fp_" + canonical_hash([self._key(template), _digest(injected)])[:12]
         shared = None if parts is None else self.mixture
-        return ServedModel(name, loaded, template, int(time.time()), fingerprint, shared, dict(parts or {}))
+        judge = judge_of(loaded, template, injected.head)
+        return ServedModel(name, loaded, template, int(time.time()), fingerprint, judge, shared, dict(parts or {}))
 
     def _copy(self) -> LoadedModel:
         return replace(self.loaded, model=twin(self.loaded.model))
@@ -125,7 +135,7 @@ class SharedBase:
 def whole_model(name: str, loaded: LoadedModel, template: Template, injected: Injected) -> ServedModel:
     """A model all of whose weights were trained; there is no base beside it."""
     key = canonical_hash([loaded.files.fingerprint, template.sha256, _digest(injected)])[:12]
-    return ServedModel(name, loaded, template, int(time.time()), f"fp_{key}")
+    return ServedModel(name, loaded, template, int(time.time()), f"fp_{key}", judge_of(loaded, template, injected.head))
 
 
 def _digest(injected: Injected) -> str:

@@ -8,10 +8,11 @@ from luthier.examples import Message
 from luthier.serve.chat import ChatRequest
 from luthier.serve.completion import CompletionRequest
 from luthier.serve.decision import DecisionRequest
+from luthier.serve.reward import ScoreRequest
 from luthier.serve.work import Event, Work
 
 T = TypeVar("T")
-Asked: TypeAlias = ChatRequest | CompletionRequest | DecisionRequest
+Asked: TypeAlias = ChatRequest | CompletionRequest | DecisionRequest | ScoreRequest
 
 
 class Reads(Protocol):

@@ -232,7 +232,7 @@ def set_up_log(form: LogFormat = "text") -> None:
     if form == "json":
         logging.getLogger().addHandler(handler)
         logging.captureWarnings(True)
-    for name in ("luthier.serve", "luthier.jobs"):
+    for name in ("luthier.serve", "luthier.jobs", "luthier.capture"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
         if form == "text":

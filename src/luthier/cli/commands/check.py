@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from luthier.recipe import Recipe
 
 REFUSED = 2
+LEARNED_BY = {"preference": "dpo", "unpaired_preference": "kto"}
+"""Objectives of the formats that `sft` does not learn from."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,8 +110,9 @@ def _render_files(args: argparse.Namespace, outcome: Outcome) -> None:
     table: dict[str, Any] = {"data": {"train": str(args.paths[0])}}
     if args.model is not None:
         table["model"] = {"name": args.model}
-    if "preference" in outcome.formats.values():
-        table["objective"] = {"type": "dpo"}
+    for name in outcome.formats.values():
+        if name in LEARNED_BY:
+            table["objective"] = {"type": LEARNED_BY[name]}
     recipe = build(Recipe, table)
     _gates_and_rows(recipe, Data(examples, (), held_out), args, outcome)
 

@@ -9,11 +9,13 @@ examples:
   luthier service --data service priority ftjob-abc 10              it goes before those of a lower one; new jobs have 0
   luthier service --data service audit                              every change, and whether the list is whole
   luthier service openapi > openapi.json                            every route, what it takes and answers
+  luthier service reference                                         every key of service.toml
 """
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from luthier.cli.service_arguments import add_service_arguments, service_settings
 
 if TYPE_CHECKING:
     from luthier.jobs.http.app import Service
@@ -21,8 +23,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--data", type=Path, default=Path("service"), metavar="DIR", help="as of `luthier up`")
-    parser.add_argument("--database", metavar="URL", help="as of `luthier up`")
+    add_service_arguments(parser)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", help="one of these")
     new = actions.add_parser("new-key", help="make a key and print it")
     new.add_argument("name", help="who or what it is for")
@@ -37,20 +38,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     priority.add_argument("number", type=int, metavar="N", help="the higher the sooner; -1000 to 1000, new jobs have 0")
     actions.add_parser("audit", help="print every change and check the chain")
     actions.add_parser("openapi", help="print the OpenAPI document, which needs no service")
+    actions.add_parser("reference", help="print every key of service.toml, as Markdown")
 
 
 def run(args: argparse.Namespace) -> int:
     """Do it; 1 if the audit log is broken.
 
     Raises:
+        RecipeError: a setting is unknown or wrong.
         ServeError: there is no such key, job or service, or a name or number is wrong.
         StorageError: the database cannot be opened.
     """
+    from luthier.cli.reference import service_reference
     from luthier.errors import ServeError
     from luthier.jobs.service import Options, is_service, open_service, openapi_text
 
     if args.action == "openapi":
         print(openapi_text(), end="")
+        return 0
+    if args.action == "reference":
+        print(service_reference(), end="")
         return 0
     if args.action != "new-key" and not is_service(args.data):
         raise ServeError(f"{args.data}: no service; name its folder with --data, or begin one with `luthier up`")
@@ -62,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
         "priority": _priority,
         "audit": _audit,
     }
-    with open_service(Options(args.data, args.database)) as service:
+    settings, _ = service_settings(args)
+    with open_service(Options(args.data, settings.database)) as service:
         return actions[args.action](service, args)
 
 

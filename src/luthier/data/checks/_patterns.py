@@ -6,6 +6,7 @@ import ipaddress
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
 
@@ -83,22 +84,34 @@ def entropy(text: str) -> float:
     return -sum(n / len(text) * math.log2(n / len(text)) for n in Counter(text).values())
 
 
+class Span(NamedTuple):
+    """Where a kind of secret or personal data stands in a text."""
+
+    kind: str
+    start: int
+    end: int
+
+
+ASSIGNED = "assigned password or token"
+
+
 def secrets(text: str) -> set[str]:
     """Kinds of secrets that `text` holds."""
-    held: set[str] = set()
+    return {span.kind for span in secret_spans(text)}
+
+
+def secret_spans(text: str) -> Iterator[Span]:
+    """Where secrets stand; of a private key the line that it begins with. Spans may overlap."""
     if _LONG_RUN.search(text) or "://" in text or "PRIVATE KEY" in text:
         for kind, hints, form, least in SECRETS:
-            hinted = any(hint in text for hint in hints)
-            if hinted and any(not least or entropy(match.group(1)) >= least for match in form.finditer(text)):
-                held.add(kind)
-    if ("=" in text or ":" in text) and _assigns_secret(text):
-        held.add("assigned password or token")
-    return held
-
-
-def _assigns_secret(text: str) -> bool:
-    hinted = _ASSIGNED_HINT.search(text) is not None
-    return hinted and any(_looks_random(match.group(1)) for match in _ASSIGNED.finditer(text))
+            if any(hint in text for hint in hints):
+                for match in form.finditer(text):
+                    if not least or entropy(match.group(form.groups)) >= least:
+                        yield Span(kind, *match.span(form.groups))
+    if ("=" in text or ":" in text) and _ASSIGNED_HINT.search(text) is not None:
+        for match in _ASSIGNED.finditer(text):
+            if _looks_random(match.group(1)):
+                yield Span(ASSIGNED, *match.span(1))
 
 
 def _looks_random(value: str) -> bool:
@@ -110,27 +123,40 @@ def _looks_random(value: str) -> bool:
 
 def personal(text: str) -> set[str]:
     """Kinds of personal data that `text` holds; numbers with check digits are checked."""
-    held: set[str] = set()
-    if "@" in text and any(not _RESERVED_DOMAIN.search(match.group(1)) for match in _EMAIL.finditer(text)):
-        held.add("email")
-    if _holds_public_address(text):
-        held.add("ip")
-    if not _SEVEN_DIGITS.search(text):
-        return held
-    if _PHONE.search(text):
-        held.add("phone")
-    if _SSN.search(text):
-        held.add("ssn")
-    if any(_passes_luhn(match.group()) for match in _CARD.finditer(text)):
-        held.add("card")
-    if any(_is_iban(match.group()) for match in _IBAN.finditer(text)):
-        held.add("iban")
-    return held
+    return {span.kind for span in personal_spans(text)}
 
 
-def _holds_public_address(text: str) -> bool:
-    forms = [form for form, sign, least in ((_IPV4, ".", 3), (_IPV6, ":", 2)) if text.count(sign) >= least]
-    return any(_is_public(match.group()) for form in forms for match in form.finditer(text))
+def personal_spans(text: str, also_reserved: bool = False) -> Iterator[Span]:
+    """Where personal data stands; spans may overlap.
+
+    Args:
+        text: what is searched.
+        also_reserved: tell of addresses, too, that lead to nobody on the Internet: domains and blocks that are reserved
+            or private, and blocks that versions such as 2.1.0.4 look like.
+    """
+    if "@" in text:
+        for match in _EMAIL.finditer(text):
+            if also_reserved or not _RESERVED_DOMAIN.search(match.group(1)):
+                yield Span("email", *match.span())
+    for form, sign, least in ((_IPV4, ".", 3), (_IPV6, ":", 2)):
+        if text.count(sign) >= least:
+            for match in form.finditer(text):
+                if _is_address(match.group(), also_reserved):
+                    yield Span("ip", *match.span())
+    if _SEVEN_DIGITS.search(text):
+        yield from _number_spans(text)
+
+
+def _number_spans(text: str) -> Iterator[Span]:
+    for kind, form in (("phone", _PHONE), ("ssn", _SSN)):
+        for match in form.finditer(text):
+            yield Span(kind, *match.span())
+    for match in _CARD.finditer(text):
+        if _passes_luhn(match.group()):
+            yield Span("card", *match.span())
+    for match in _IBAN.finditer(text):
+        if length := _iban_characters(match.group()):
+            yield Span("iban", match.start(), match.start() + length)
 
 
 def _passes_luhn(text: str) -> bool:
@@ -141,22 +167,28 @@ def _passes_luhn(text: str) -> bool:
     return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
 
 
-def _is_iban(text: str) -> bool:
-    """Right length for its country and 1 modulo 97 (ISO 13616); words that follow the number are cut off."""
+def _iban_characters(text: str) -> int:
+    """Characters, blanks included, of the account number that `text` begins with; 0 if it is none: right length for its
+    country and 1 modulo 97 (ISO 13616). Words that follow the number are not of it."""
     compact = text.replace(" ", "")
     length = _IBAN_LENGTHS.get(compact[:2], 0)
     if not length or len(compact) < length:
-        return False
+        return 0
     moved = compact[4:length] + compact[:4]
-    return int("".join(str(int(c, 36)) for c in moved)) % 97 == 1
+    if int("".join(str(int(c, 36)) for c in moved)) % 97 != 1:
+        return 0
+    places = [place for place, character in enumerate(text) if character != " "]
+    return places[length - 1] + 1
 
 
-def _is_public(text: str) -> bool:
+def _is_address(text: str, also_reserved: bool) -> bool:
     """An address that leads to a machine on the Internet, not a private, reserved or documentation one."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
         return False
+    if also_reserved:
+        return not address.is_unspecified  # `::` is punctuation of many languages
     # versions such as 2.1.0.4 look like addresses; the blocks that begin with 1 to 4 are given up for them
     return address.is_global and not (address.version == 4 and text.startswith(("1.", "2.", "3.", "4.")))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from luthier.data.checks.base import SEVERITIES, Finding
 from luthier.data.prompts import Asked, asked, digest, is_trained, joined, message_text, tools_text
-from luthier.examples import Conversation, Document, Example, Message, Preference, Where
+from luthier.examples import Conversation, Document, Example, Judged, Message, Preference, Where
 
 _FOLD = bytes(
     code + 32 if 65 <= code <= 90 else code if 48 <= code <= 57 or 97 <= code <= 122 or code >= 128 else 32
@@ -37,7 +37,8 @@ class View:
     """The texts of one example.
 
     `system` the system and developer turns; `prompt` the other turns before the reply; `reply` what is trained on
-    (last assistant turn, chosen reply, document); `rejected` the other reply of a preference; `full` all but system.
+    (last assistant turn, chosen or judged reply, document); `rejected` the other reply of a preference; `full` all but
+    system.
     """
 
     __slots__ = ("_asked", "_exact", "_row", "_scanned", "example", "full", "prompt", "rejected", "reply", "system")
@@ -56,6 +57,11 @@ class View:
             self._split_turns(example.prompt)
             self.reply, self.rejected = joined(example.chosen), joined(example.rejected)
             self.full = f"{self.prompt}\n{self.reply}\n{self.rejected}"
+            return
+        if isinstance(example, Judged):
+            self._split_turns(example.prompt)
+            self.reply = joined(example.reply)
+            self.full = f"{self.prompt}\n{self.reply}"
             return
         completion = example.completion
         self._split_turns(example.prompt)
@@ -118,7 +124,10 @@ def exact_content(example: Example) -> str:
     if isinstance(example, Conversation):
         parts = [f"{m.role}\x1f{message_text(m)}\x1f{'' if m.weight is None else m.weight}" for m in example.messages]
     else:
-        sides = (("prompt", example.prompt), ("chosen", example.chosen), ("rejected", example.rejected))
+        if isinstance(example, Judged):
+            sides = [("prompt", example.prompt), ("good" if example.good else "bad", example.reply)]
+        else:
+            sides = [("prompt", example.prompt), ("chosen", example.chosen), ("rejected", example.rejected)]
         parts = [f"{side}\x1f{m.role}\x1f{message_text(m)}" for side, messages in sides for m in messages]
     if example.tools:
         parts.append(tools_text(example.tools))
@@ -129,6 +138,9 @@ def trained_replies(example: Example) -> Iterator[tuple[Sequence[Message], str]]
     """Each reply that is trained on, with the messages before it; a document has none."""
     if isinstance(example, Preference):
         yield example.prompt, joined(example.chosen)
+    elif isinstance(example, Judged):
+        if example.good:
+            yield example.prompt, joined(example.reply)
     elif isinstance(example, Conversation):
         for index, message in enumerate(example.messages):
             if is_trained(message):
@@ -144,8 +156,11 @@ _APART = "\n\n\n"  # keeps what stands in two places from being read as one thin
 def _scanned(example: Example, full: str) -> str:
     if isinstance(example, Document):
         return unescaped(full)
+    target = None
     if isinstance(example, Preference):
-        messages, target = (*example.prompt, *example.chosen, *example.rejected), None
+        messages = (*example.prompt, *example.chosen, *example.rejected)
+    elif isinstance(example, Judged):
+        messages = (*example.prompt, *example.reply)
     else:
         messages, target = example.messages, example.target
     if not any(m.tool_calls or m.name or m.tool_call_id or _hides_text(m.content) for m in messages):

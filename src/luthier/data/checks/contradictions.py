@@ -2,7 +2,8 @@
 
 Two inputs are the same if system turn, tools and text are equal, blanks and Unicode form aside; those that are equal
 only after folding case and the punctuation at the ends (`5!` and `5`) are told apart, in a note. Answers are compared
-as they are, JSON by content and not by the order of its keys. For preferences: the same pair, preferred both ways.
+as they are, JSON by content and not by the order of its keys. For preferences: the same pair, preferred both ways;
+for judged replies: the same reply, called good and bad.
 """
 
 import json
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from luthier.data.checks._text import View, rows, text_digest, view
 from luthier.data.checks.base import PLACES_KEPT, Check, Finding, Places, Severity, Tally
 from luthier.data.prompts import digest
-from luthier.examples import Document, Example, Preference
+from luthier.examples import Document, Example, Judged, Preference
 
 _SHORT = 80
 U64 = NDArray[np.uint64]
@@ -37,6 +38,10 @@ class Contradictions(Check):
         texts = view(example)
         if isinstance(example, Preference):
             self._see_preference(texts)
+            return
+        if isinstance(example, Judged):
+            self._strict += 1
+            self._keep(texts, text_digest(texts.reply.strip()), int(example.good))
             return
         if not texts.reply.strip():
             return

@@ -6,7 +6,9 @@ An empty reply teaches the model to say nothing; an empty prompt teaches it to a
 from collections.abc import Sequence
 
 from luthier.data.checks.base import Check, Finding, Tally
-from luthier.examples import Conversation, Document, Example, Message, Preference
+from luthier.examples import Conversation, Document, Example, Judged, Message, Preference
+
+EMPTY_REPLY = "an empty reply"
 
 
 class Empty(Check):
@@ -23,6 +25,8 @@ class Empty(Check):
             return
         if isinstance(example, Conversation):
             prompt, replies = example.messages, [m for m in example.messages if m.role == "assistant"]
+        elif isinstance(example, Judged):
+            prompt, replies = example.prompt, [*example.reply]
         else:
             prompt, replies = example.prompt, [*example.chosen, *example.rejected]
         is_one_sided = isinstance(example, Preference) and not (example.chosen and example.rejected)
@@ -35,7 +39,7 @@ class Empty(Check):
         """Errors: such a row is never meant."""
         advice = "remove these rows, or look for the field that was lost when they were exported"
         kinds = (
-            (self._replies, "an empty reply"),
+            (self._replies, EMPTY_REPLY),
             (self._prompts, "an empty prompt"),
             (self._documents, "no text in the document"),
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from luthier.data.checks.base import Check, Finding, Severity, Tally
 from luthier.data.prompts import tools_text
-from luthier.examples import Conversation, Document, Example, Message, Preference, ToolCall
+from luthier.examples import Conversation, Document, Example, Judged, Message, Preference, ToolCall
 
 _KINDS: dict[str, tuple[Severity, str, str]] = {
     "no_assistant": (
@@ -91,7 +91,7 @@ class Roles(Check):
         for kind in self._faults(example):
             self._tallies[kind].add(example.where)
 
-    def _faults(self, example: Conversation | Preference) -> set[str]:
+    def _faults(self, example: Conversation | Preference | Judged) -> set[str]:
         if isinstance(example, Conversation):
             faults = _order_faults(example.messages)
             if example.messages and example.completion is None:
@@ -100,8 +100,9 @@ class Roles(Check):
                 faults.add("empty_last")
             sides: list[Sequence[Message]] = [example.messages]
         else:
-            sides = [(*example.prompt, *side) for side in (example.chosen, example.rejected)]
-            faults = _order_faults(sides[0]) | _order_faults(sides[1])
+            replies = (example.reply,) if isinstance(example, Judged) else (example.chosen, example.rejected)
+            sides = [(*example.prompt, *reply) for reply in replies]
+            faults = {fault for messages in sides for fault in _order_faults(messages)}
             if not example.prompt:
                 faults.add("no_prompt")
                 faults.discard("assistant_first")

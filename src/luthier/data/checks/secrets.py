@@ -11,7 +11,7 @@ from luthier.data.checks import _patterns
 from luthier.data.checks._scan import Kind, TextScan
 
 _ADVICE = "revoke it, then replace it in the data with a placeholder; it is not shown here on purpose"
-_NAMES = [*dict.fromkeys(pattern.kind for pattern in _patterns.SECRETS), "assigned password or token"]
+_NAMES = [*dict.fromkeys(pattern.kind for pattern in _patterns.SECRETS), _patterns.ASSIGNED]
 
 
 class Secrets(TextScan):

@@ -1,7 +1,7 @@
 """Prompt and completion: {"prompt", "completion"}, each a text or a list of messages.
 
 A text prompt is a user turn and a text completion an assistant turn. Rows that also say whether the completion was
-good (KTO) are refused, since training on all of them would teach the bad ones too.
+good are of the format `unpaired_preference`: training on all of them would teach the bad ones too.
 """
 
 from collections.abc import Mapping
@@ -15,26 +15,31 @@ SAMPLE: Mapping[str, Any] = {"prompt": "What is the capital of France?", "comple
 
 
 def matches(values: Mapping[str, Any]) -> bool:
-    """A row with `prompt` and `completion`."""
-    return "prompt" in values and "completion" in values
+    """A row with `prompt` and `completion`, and no verdict on it."""
+    return "prompt" in values and "completion" in values and not is_verdict(values.get("label"))
 
 
 def parse(record: Record, instruction: str | None = None) -> Conversation:
     """The conversation of a row; `instruction` is its system message if it has none.
 
     Raises:
-        DataError: a field is missing or of the wrong kind, or the row is one of KTO's.
+        DataError: a field is missing or of the wrong kind, or the row has a verdict.
     """
     fields = ChatFields(record)
     prompt = side(fields, "prompt", "user")
     completion = side(fields, "completion", "assistant")
     require_reply(fields, completion, "completion")
-    if isinstance(fields.values.get("label"), bool):
+    if is_verdict(fields.values.get("label")):
         raise fields.error(
-            "the row has a completion and a label of true or false (unpaired preferences, as KTO takes them), which no "
-            "format here reads; keep the good completions only, or write pairs of chosen and rejected"
+            "the row has a completion and a label of true or false, a verdict on it; read it as "
+            'data.format = "unpaired_preference" (for kto and bco), or keep the good completions only'
         )
     return fields.conversation(prompt + completion, instruction, fields.tools(fields.take("tools")))
+
+
+def is_verdict(label: Any) -> bool:
+    """Whether a `label` says that a completion was good or bad; files of texts alone, such as CSV, spell it out."""
+    return isinstance(label, bool) or (isinstance(label, str) and label.strip().lower() in ("true", "false"))
 
 
 def side(fields: ChatFields, name: str, role: Role) -> tuple[Message, ...]:

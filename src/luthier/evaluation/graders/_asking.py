@@ -88,15 +88,25 @@ class ModelGrader(Grader):
         return _without_thinking(reply.text), asked
 
     def _messages(self, sample: Sample, item: Mapping[str, Any], longest: int, form: str) -> list[Message]:
-        messages = []
-        for message in self.input:
-            blocks = message.content if isinstance(message.content, tuple) else (message.content,)
-            texts = [b if isinstance(b, str) else b.text for b in blocks]
-            messages.append(Message(message.role, "\n".join(render(t, sample, item, longest) for t in texts)))
+        messages = rendered(self.input, sample, item, longest)
         last = messages[-1]
         if last.role == "assistant":  # templates of models want the two to alternate, and a question at the end
             return [*messages, Message("user", form)]
         return [*messages[:-1], Message(last.role, f"{last.content}\n\n{form}")]
+
+
+def rendered(messages: Sequence[GraderMessage], sample: Sample, item: Mapping[str, Any], longest: int) -> list[Message]:
+    """The messages with the values of their variables.
+
+    Raises:
+        NoScore: a variable has no value, or a text becomes too long.
+    """
+    found = []
+    for message in messages:
+        blocks = message.content if isinstance(message.content, tuple) else (message.content,)
+        texts = [b if isinstance(b, str) else b.text for b in blocks]
+        found.append(Message(message.role, "\n".join(render(t, sample, item, longest) for t in texts)))
+    return found
 
 
 def _without_thinking(text: str) -> str:

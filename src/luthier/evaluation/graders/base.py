@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -96,6 +96,8 @@ class Limits:
 AskModel: TypeAlias = Callable[[str, Sequence[Message], SamplingParams], ModelReply]
 """Called with the grader's `model`, the messages, and the sampling parameters that the grader sets."""
 Embed: TypeAlias = Callable[[Sequence[str]], Sequence[Sequence[float]]]
+Judge: TypeAlias = Callable[[Sequence[str], Sequence[Message]], Sequence[float]]
+"""Called with the folders of trained reward models and a chat that ends with the answer; a reward from each."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class Host:
 
     ask_model: AskModel | None = None
     embed: Embed | None = None
+    judge: Judge | None = None
     limits: Limits = field(default_factory=Limits)
 
 
@@ -187,6 +190,9 @@ class Graded:
 class Grader(Settings, ABC):
     """Implement `score` in one new file beside this one; nothing else changes."""
 
+    of_openai: ClassVar[bool] = True
+    """Whether OpenAI's API has it. Others are for recipes, whose writer owns the machine: the service refuses them."""
+
     name: str = Field(min_length=1, max_length=256)
     """What it is called in results."""
 
@@ -197,6 +203,14 @@ class Grader(Settings, ABC):
         Raises:
             NoScore: it cannot be graded.
         """
+
+    def parts(self) -> "Sequence[Grader]":
+        """The graders that it is made of."""
+        return ()
+
+    def runs_asked(self) -> Sequence[str]:
+        """Folders of the runs whose trained models it asks."""
+        return ()
 
     def require(self, host: Host) -> None:
         """Whether it can work at all with this host.
@@ -244,10 +258,10 @@ def build_grader(values: Mapping[str, Any], at: Sequence[str] = ("grader",)) -> 
 
 
 def validate(values: Mapping[str, Any], host: Host) -> Grader:
-    """The grader that plain values describe, once it is sure that it can work here.
+    """The grader that a request describes, once it is sure that it can work here.
 
     Raises:
-        EvaluationError: it is wrong in itself, or needs what the host does not have.
+        EvaluationError: it is wrong in itself, is none of OpenAI's, or needs what the host does not have.
     """
     if is_too_deep(values):
         raise EvaluationError(f"the grader is nested more than {MAX_DEPTH} deep; no grader needs that")
@@ -255,6 +269,11 @@ def validate(values: Mapping[str, Any], host: Host) -> Grader:
         grader = build_grader(values)
     except RecipeError as error:
         raise EvaluationError(str(error)) from None
+    for one in (grader, *grader.parts()):
+        if not one.of_openai:
+            raise EvaluationError(
+                f"grader {one.name!r} is of type {registry.name_of(one)!r}, which this API does not have"
+            )
     grader.require(host)
     return grader
 

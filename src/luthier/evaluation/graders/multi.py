@@ -2,7 +2,7 @@
 
 import keyword
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any
 
@@ -73,6 +73,10 @@ class Multi(Grader):
     @cached_property
     def _formula(self) -> Formula:
         return parse_formula(self.calculate_output, self.graders.keys())
+
+    def parts(self) -> Sequence[Grader]:
+        """Those of the formula."""
+        return tuple(self.graders.values())
 
     def require(self, host: Host) -> None:
         """What each of the graders requires."""

@@ -19,6 +19,7 @@ from luthier.config import Settings
 from luthier.examples import Message
 
 Array: TypeAlias = npt.NDArray[np.float64]
+Needs: TypeAlias = Literal["generation", "logprobs", "pairs", "rewards", "steps"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Prediction:
     """None for a system without log-probabilities."""
     rejected_score: TargetScore | None = None
     """The reply that was not wanted, for a preference pair; None for every other row."""
+    rewards: tuple[float, ...] | None = None
+    """Where rewards are measured: of the chosen and of the rejected reply, or of each step that it is right."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the row that no format claims, such as `acceptable` and `references`."""
 
@@ -65,9 +68,9 @@ class Prediction:
 class Metric(Settings, ABC):
     """Implement these in one new file beside this one; nothing else changes."""
 
-    needs: ClassVar[Literal["generation", "logprobs", "pairs"]] = "generation"
-    """What it looks at: the answer, the log-probabilities of what was wanted, or those of both replies of a pair. The
-    last two are known of model systems only."""
+    needs: ClassVar[Needs] = "generation"
+    """What it looks at: the answer, the log-probabilities of what was wanted, those of both replies of a pair, or what
+    a head reads of both or of each step. All but the first are known of model systems only."""
     higher_is_better: ClassVar[bool] = True
     worst: ClassVar[float] = 0.0
     """Value of the worst system; infinite where there is no bound."""

@@ -7,16 +7,16 @@ cannot do. The bits of the token that ends the text count, its bytes are none.
 """
 
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from luthier.evaluation.metrics._target import target_score
-from luthier.evaluation.metrics.base import Prediction, RatioMetric
+from luthier.evaluation.metrics.base import Needs, Prediction, RatioMetric
 
 
 class BitsPerByte(RatioMetric):
     """Bits per byte of the target under teacher forcing."""
 
-    needs: ClassVar[Literal["generation", "logprobs", "pairs"]] = "logprobs"
+    needs: ClassVar[Needs] = "logprobs"
     higher_is_better: ClassVar[bool] = False
     worst: ClassVar[float] = float("inf")
     best: ClassVar[float] = 0.0

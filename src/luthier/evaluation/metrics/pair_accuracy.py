@@ -7,17 +7,17 @@ would be no baseline: before training it is 0 for every reply, so every pair is 
 replies, in the base as in the trained model; `per_token` divides it by their number.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from luthier.errors import EvaluationError
 from luthier.evaluation.metrics._target import target_score
-from luthier.evaluation.metrics.base import Prediction, RatioMetric, TargetScore
+from luthier.evaluation.metrics.base import Needs, Prediction, RatioMetric, TargetScore
 
 
 class PairAccuracy(RatioMetric):
     """Share of pairs that are ranked right; a tie is half right, so exact tests of right or wrong do not apply."""
 
-    needs: ClassVar[Literal["generation", "logprobs", "pairs"]] = "pairs"
+    needs: ClassVar[Needs] = "pairs"
 
     per_token: bool = False
     """Compare the mean log-probability of a token instead of the sum."""

@@ -135,6 +135,7 @@ def _open(choice: ModelChoice, context: Context, system: str, free: int) -> Open
         batch_tokens=min(tokens_in_flight(loaded.model), needed.least_tokens + more_tokens),
         base_fingerprint=canonical_hash([files.fingerprint, str(loaded.dtype), choice.quantize]),
         tuned_fingerprint=None,
+        head=None,  # it would read the hidden states of another model
     )
     return Opened(own, details)
 

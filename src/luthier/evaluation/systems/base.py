@@ -22,7 +22,8 @@ from luthier.data.write import message_values
 from luthier.errors import EvaluationError
 from luthier.evaluation.metrics.base import Metric, Prediction, TargetScore
 from luthier.evaluation.rungs import RUNGS, UNTRAINED, Rung
-from luthier.examples import Conversation, Document, Example, Message, Preference
+from luthier.examples import Conversation, Document, Example, Judged, Message, Preference
+from luthier.models.heads import Head
 from luthier.models.load import LoadedModel
 from luthier.rag.retriever import Retriever
 
@@ -66,14 +67,16 @@ class Context:
     max_new_tokens: int
     """The longest answer."""
     task: str
-    """`json`, `label`, `tool_calls`, `answers` or `text`; `language` or `pairs`, where nothing is written and rows are
-    scored."""
+    """`json`, `label`, `tool_calls`, `answers` or `text`; `language`, `pairs`, `rewards` or `steps`, where nothing is
+    written and rows are scored."""
     primary_metric: Metric
     """What prompts are chosen by."""
     base_fingerprint: str
     """Changes when the base model or the template does."""
     tuned_fingerprint: str | None = None
     """Changes when the trained weights do; None before training."""
+    head: Head | None = None
+    """Judges replies (tasks `rewards` and `steps`): the trained one, before training a fresh one."""
     json_schema: Mapping[str, Any] | None = None
     """What answers must satisfy (task `json`)."""
     retriever: Retriever | None = None
@@ -123,6 +126,8 @@ class Answer:
     target_score: TargetScore | None = None
     rejected_score: TargetScore | None = None
     """Of a preference pair only."""
+    rewards: tuple[float, ...] | None = None
+    """In the tasks `rewards` and `steps` only."""
     alone_seconds: float | None = None
     """How long it took to answer this row alone; None where that was not measured."""
 
@@ -215,6 +220,7 @@ def prediction(row: Example, answer: Answer) -> Prediction:
         reply=answer.reply,
         target_score=answer.target_score,
         rejected_score=answer.rejected_score,
+        rewards=answer.rewards,
         extra=row.extra,
     )
 
@@ -223,8 +229,9 @@ def _target(row: Example) -> Any:
     """What is wanted: the target that the data gives, a reply's text, or the raw text itself."""
     if isinstance(row, Document):
         return row.text
-    if isinstance(row, Preference):
-        return "\n".join(message_text(message) for message in row.chosen if message.role == "assistant")
+    if isinstance(row, Preference | Judged):
+        reply = row.chosen if isinstance(row, Preference) else row.reply
+        return "\n".join(message_text(message) for message in reply if message.role == "assistant")
     if row.target is not None:
         return row.target
     return message_text(row.completion) if row.completion is not None else ""

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI
 from starlette.requests import Request
 
-from luthier.errors import RecipeError, TrackingError
+from luthier.errors import EvaluationError, RecipeError, TrackingError
 from luthier.jobs.database import Row
 from luthier.jobs.file_store import FileStore
 from luthier.jobs.http.audited import note_object
@@ -37,7 +37,7 @@ from luthier.jobs.objects import (
     PermissionObject,
 )
 from luthier.jobs.pages import list_body
-from luthier.jobs.translate import require_tracking
+from luthier.jobs.translate import require_graded, require_tracking
 from luthier.serve.api_error import ApiError, unsupported
 
 MOST_KEY = 255
@@ -118,12 +118,15 @@ class FineTuningRoutes:
         """POST /v1/fine_tuning/jobs; with an `Idempotency-Key` the same request makes one job."""
         project = caller_of(request).project_id
         base = self._base_of(project, body.model)
-        if body.method is not None and body.method.type == "reinforcement":
-            raise unsupported("method.type", "training on graded answers comes with a later version")
+        _require_supported(body)
         for param, file_id in (("training_file", body.training_file), ("validation_file", body.validation_file)):
             if file_id is not None:
                 self._require_rows(project, param, file_id)
         values = body.model_dump(exclude_none=True)
+        try:
+            require_graded(values)
+        except EvaluationError as error:
+            raise ApiError(str(error), param="method.reinforcement.grader", code="invalid_grader") from None
         try:
             require_tracking(values)
         except (RecipeError, TrackingError) as error:
@@ -326,3 +329,21 @@ def permission_body(row: Row) -> PermissionObject:
         "created_at": row["created_at"],
         "project_id": row["project_id"],
     }
+
+
+def _require_supported(body: CreateJob) -> None:
+    """Refuse what would be accepted and change nothing.
+
+    Raises:
+        ApiError: 400: the method's own settings are missing, or ask for what is not there.
+    """
+    if body.method is None or body.method.type != "reinforcement":
+        return
+    asked = body.method.reinforcement
+    if asked is None:
+        raise ApiError("'method.reinforcement' is missing: it names the grader.", param="method.reinforcement")
+    if asked.response_format is not None:
+        raise unsupported("method.reinforcement.response_format", "replies are graded as they are written")
+    effort = asked.hyperparameters.reasoning_effort if asked.hyperparameters else None
+    if effort not in (None, "default"):
+        raise unsupported("method.reinforcement.hyperparameters.reasoning_effort", "models here have one way to answer")

@@ -35,9 +35,11 @@ class _AnyCriterion:
 
 
 def _schemas(handler: GetJsonSchemaHandler) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every type of grader, and its settings with the type beside them."""
+    """Every type of grader that the API has, and its settings with the type beside them."""
     for name in registry.names(GRADERS):
         kind = registry.load_class(GRADERS, name, Grader)  # type: ignore[type-abstract]
+        if not kind.of_openai:
+            continue
         found = handler.resolve_ref_schema(handler(kind.__pydantic_core_schema__))
         properties = {"type": {"const": name}, **{key: dict(value) for key, value in found["properties"].items()}}
         yield name, {**found, "properties": properties, "required": ["type", *found["required"]]}

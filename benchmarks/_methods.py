@@ -1,0 +1,58 @@
+"""What the benchmarks of methods share: a run of `luthier` that goes on where it was, and a section of the page."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.__main__ import FOLDER, heading
+
+PAGE = FOLDER.parent / "docs/methods.md"
+
+
+def finished(recipe: Path, folder: Path, until: float | None = None) -> bool:
+    """Run a recipe to its report, or as far as it comes until that moment (`time.monotonic`); it goes on next time.
+
+    Raises:
+        CalledProcessError: it failed.
+    """
+    if (folder / "report.json").is_file():
+        return True
+    command = [sys.executable, "-m", "luthier.cli.main", "run", str(recipe), "--out", str(folder)]
+    with subprocess.Popen(command, stdout=sys.stderr) as process:
+        try:
+            code = process.wait(None if until is None else max(until - time.monotonic(), 1))
+        except subprocess.TimeoutExpired:
+            process.terminate()  # the step is finished and everything saved
+            process.wait()
+            return False
+    if code:
+        raise subprocess.CalledProcessError(code, command)
+    return True
+
+
+def measured(folder: Path, system: str, metric: str) -> Mapping[str, Any]:
+    """A metric of a system with its interval: `value`, `low`, `high`."""
+    systems = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["systems"]
+    (found,) = (one for one in systems if one["name"] == system)
+    told: Mapping[str, Any] = found["metrics"][metric]
+    return told
+
+
+def write_section(name: str, lines: Sequence[str], options: Sequence[str] = ()) -> None:
+    """Put a benchmark's table into `docs/methods.md`, between the marks that bear its name.
+
+    Raises:
+        ValueError: the page has no such marks.
+    """
+    text = PAGE.read_text(encoding="utf-8")
+    marks = f"<!-- {name} -->", f"<!-- /{name} -->"
+    pattern = re.compile(re.escape(marks[0]) + ".*?" + re.escape(marks[1]), re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"{PAGE} has no place for {name}: write {marks[0]} and {marks[1]} where its table shall stand")
+    body = "\n".join([marks[0], "", "```", heading(name, options).strip(), "```", "", *lines, "", marks[1]])
+    PAGE.write_text(pattern.sub(lambda _: body, text), encoding="utf-8")

@@ -1,0 +1,125 @@
+"""Log-probabilities under the reference, computed once for rows that a training sees more than once, and kept.
+
+They are token values of the rows (`objectives.base.REFERENCE`), so batches carry them where an objective looks for
+them. They are computed in the order of the rows, whatever order training takes them in, and lie in the run's folder
+under the fingerprint of the training: a run that goes on reads them, and one whose file is gone makes the same bits
+again. Beside a reference that is asked anew in every step they are other bits, since sums round by what they stand
+among; the tests compare both.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from luthier.data.source import Source, Unit, micro_batches
+from luthier.data.stored import StoredUnits
+from luthier.engine.run import Run
+from luthier.errors import StorageError
+from luthier.examples import Row
+from luthier.files import sync
+from luthier.models.forest import build_batch
+from luthier.models.scorer import in_mode
+from luthier.objectives.base import REFERENCE, no_grad_logprobs
+from luthier.progress import Progress
+
+FILE = "reference.safetensors"
+
+
+def worth_keeping(run: Run) -> dict[str, Sequence[Unit]]:
+    """The rows, by split, whose reference would be asked for more often than once for each; empty where none are.
+
+    Validation looks at all of its rows before the first step and after the last one at least.
+    """
+    objective, source = run.objective, run.source
+    if not (objective.uses_reference and objective.keeps_reference and isinstance(source, Source)):
+        return {}
+    units = source.units
+    found: dict[str, Sequence[Unit]] = {"validation": run.validation} if len(run.validation) else {}
+    return {"train": units, **found} if run.steps * run.settings.rows_per_step > len(units) else found
+
+
+def keep(run: Run, folder: Path, progress: Progress) -> None:
+    """Give the rows of a run that are worth it their log-probabilities under its reference.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    wanted = worth_keeping(run)
+    if not wanted:
+        return
+    path = folder / FILE
+    counts = {name: sum(row.trained_tokens for unit in units for row in unit) for name, units in wanted.items()}
+    told = " and ".join(f"{len(units):,} {name}" for name, units in wanted.items())
+    values = _read(path, run.fingerprint, counts)
+    if values is None:
+        title = f"the reference scores {told} rows once, which is kept ({FILE})"
+        with progress.stage("reference", title), in_mode(run.model, training=False):
+            values = {name: _scored(run, units, progress) for name, units in wanted.items()}
+        _write(path, values, run.fingerprint)
+    source = run.source
+    for name, units in wanted.items():
+        stored = StoredUnits(_told(units, values[name].tolist()), folder)
+        if name == "validation":
+            run.validation = stored
+        elif isinstance(source, Source):
+            run.source = Source(stored, source.rows_per_step, source.seed)
+
+
+def _scored(run: Run, units: Sequence[Unit], progress: Progress) -> Tensor:
+    """(K,) of all rows, in their order."""
+    parts: list[Tensor] = []
+    rows, done = sum(len(unit) for unit in units), 0
+    for group in micro_batches(units, run.micro_batch_tokens):
+        batch = build_batch(group).to(run.device)
+        parts.append(no_grad_logprobs(run.models.reference, batch).float().cpu())
+        done += batch.row_count
+        progress.update(done, rows)
+    return torch.cat(parts)
+
+
+def _told(units: Sequence[Unit], values: Sequence[float]) -> Iterator[Unit]:
+    """The units with their part of the values."""
+    at = 0
+    for unit in units:
+        rows: list[Row] = []
+        for row in unit:
+            end = at + row.trained_tokens
+            rows.append(_with_values(row, values[at:end]))
+            at = end
+        yield tuple(rows)
+
+
+def _with_values(row: Row, values: Sequence[float]) -> Row:
+    left = iter(values)
+    trained = (index > 0 and weight != 0 for index, weight in enumerate(row.loss_mask))
+    numbers = tuple(next(left) if is_trained else 0.0 for is_trained in trained)
+    return replace(row, token_values={**row.token_values, REFERENCE: numbers})
+
+
+def _read(path: Path, fingerprint: str, counts: dict[str, int]) -> dict[str, Tensor] | None:
+    """What was kept by this training; None if there is nothing, or it is of another one or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("fingerprint") != fingerprint:
+                return None
+            values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError):
+        return None
+    return values if {name: len(value) for name, value in values.items()} == counts else None
+
+
+def _write(path: Path, values: dict[str, Tensor], fingerprint: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    try:
+        save_file(values, temporary, {"fingerprint": fingerprint})
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(f"{path}: what the reference scored could not be kept: {error}") from None

@@ -1,0 +1,23 @@
+"""Rows of examples whose replies are all wanted."""
+
+from luthier.data.formats.stepwise import steps_and_labels
+from luthier.data.templates import Template
+from luthier.errors import DataError
+from luthier.examples import Example, Judged, Preference, Row
+
+
+def wanted_rows(example: Example, template: Template, objective: str) -> tuple[Row, ...]:
+    """The rows of a conversation or document as the template renders them.
+
+    Raises:
+        DataError: the example judges replies or steps, some of which are not wanted; `objective` is who says so.
+    """
+    at, problem = example.where, ""
+    if isinstance(example, Preference | Judged):
+        others = "dpo" if isinstance(example, Preference) else "kto"
+        problem = f"{objective} learns wanted replies, not a preference; use {others}"
+    elif steps_and_labels(example) is not None:
+        problem = f"steps are judged here, some to be wrong, and {objective} would learn them all; use process_reward"
+    if problem or isinstance(example, Preference | Judged):
+        raise DataError(problem, at.path, at.line, at.row)
+    return template.rows(example)
