@@ -259,7 +259,9 @@ def estimate_training(opened: Opened) -> TrainingEstimate:
 
 
 def _tokens(run: Run) -> int:
-    return sum(len(row.ids) for number in range(1, run.steps + 1) for unit in run.source.planned(number) for row in unit)
+    return sum(
+        len(row.ids) for number in range(1, run.steps + 1) for unit in run.source.planned(number) for row in unit
+    )
 
 
 def _training_seconds(run: Run, step_seconds: float, rows_per_step: int) -> float:
