@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: env demo test check times numerics exports conformance postgres vllm trackers fuzz chaos bench peers gpu methods reference format clean
+.PHONY: env demo test check times numerics exports conformance postgres vllm trackers fuzz browser shots chaos bench peers gpu methods reference format clean
 
 env: $(STAMP)
 
@@ -26,7 +26,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=fals
 WORKERS ?= 2
 SPREAD := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-LONG := not numerics and not chaos and not exports and not vllm and not trackers and not fuzz
+LONG := not numerics and not chaos and not exports and not vllm and not trackers and not fuzz and not browser
 
 # Everything but what takes longer or needs more (LONG, a target each). Fetches the default model once.
 test: env
@@ -61,7 +61,8 @@ conformance: env
 # and the driver nothing is installed, and neither goes into the environment of `env`.
 JOB_TESTS := $(addprefix tests/,unit/test_jobs_parts.py unit/test_jobs_room.py unit/test_eval_store.py \
 	unit/test_eval_worker.py integration/test_jobs_service.py integration/test_jobs_limits.py \
-	integration/test_jobs_evals.py security/test_jobs_secrets.py security/test_jobs_security.py)
+	integration/test_jobs_evals.py security/test_jobs_secrets.py security/test_jobs_security.py \
+	unit/test_studio_parts.py security/test_studio_security.py)
 
 postgres: env .peers/postgres/.ready
 	PYTHONPATH=.peers/postgres $(subst -m pytest,-m tests.postgres,$(PYTEST)) -m "not chaos" $(JOB_TESTS)
@@ -73,6 +74,14 @@ postgres: env .peers/postgres/.ready
 # 10,000 requests made of the OpenAPI document to a real service, in about half an hour; prints how many by route.
 fuzz: env
 	$(PYTEST) -s -m fuzz tests/fuzz
+
+# The studio in a real Chromium (of this machine), with an accessibility checker and the time to first paint.
+browser: env
+	$(PYTEST) -s -m browser tests/browser
+
+# Its pages as pictures for docs/studio.md.
+shots: env
+	OMP_NUM_THREADS=$(WORKERS) $(BIN)/python -m tests.browser.shots
 
 # Kill real processes at random moments, resume, and compare the weights bit by bit.
 chaos: env

@@ -104,6 +104,21 @@ class Estimate:
         return self.training_seconds + self.passages_seconds + self.evaluation_seconds
 
 
+@dataclass(frozen=True)
+class TrainingEstimate:
+    """What a training will take."""
+
+    memory: int
+    """Predicted peak, in bytes."""
+    available: int
+    """Bytes that the process may hold now."""
+    steps: int
+    tokens: int
+    """As of `Estimate`."""
+    step_seconds: float
+    seconds: float
+
+
 def predict_training(opened: Opened, run: Run, needs: Needs | None = None) -> Mapping[str, Memory]:
     """Peak bytes of loading the model and of training it: what `luthier train` takes."""
     training, loading = predict(run, needs), predict_loading(opened.loaded)
@@ -200,10 +215,7 @@ def _scoring_load(opened: Opened, question: Question) -> Load:
 
 def estimate(opened: Opened) -> Estimate:
     """Predict and measure for a run whose rows passed the gates; its model cannot be trained afterwards."""
-    recipe = opened.recipe
-    start = None if opened.start is None else opened.start.folder
-    trainable = replace(assemble.make_trainable(recipe, opened.loaded, start), asked=asked_of(opened))
-    run = assemble.build_run(recipe, opened.loaded, trainable, opened.units, "", opened.folder.path)
+    recipe, run = opened.recipe, _built(opened)
     question = question_of(opened)
     needs = needs_of(run)
     stages, room = predict_stages(opened, run, question, needs), room_for(opened, run, needs)
@@ -214,12 +226,8 @@ def estimate(opened: Opened) -> Estimate:
     machine = prices.own_machine(recipe.cost, book)
     writing, wordy = _writing(opened, question)
     systems = planned_systems(opened, question, wordy)
-    tokens = sum(
-        len(row.ids) for number in range(1, run.steps + 1) for unit in run.source.planned(number) for row in unit
-    )
-    validations = run.steps // run.validate_every + 1
-    per_row = (step_seconds - sampling) / recipe.training.rows_per_step / 3  # a forward pass is about a third of a step
-    training = run.steps * step_seconds + validations * len(run.validation) * (per_answer or per_row)
+    tokens = _tokens(run)
+    training = _training_seconds(run, step_seconds, per_answer or _passing_seconds(run, step_seconds - sampling))
     second = training * _longer_with_passages(opened)
     spent = training + second + writing
     return Estimate(
@@ -237,6 +245,41 @@ def estimate(opened: Opened) -> Estimate:
         usd=machine.usd(spent),
         offers=tuple(offers(recipe.cost, book, machine, systems, (tokens, spent), date.today())),
     )
+
+
+def estimate_training(opened: Opened) -> TrainingEstimate:
+    """What `luthier train` alone will take, as a job does it; the model cannot be trained afterwards."""
+    run = _built(opened)
+    peak = max(predict_training(opened, run).values(), key=lambda memory: memory.total)
+    sampling, per_answer = _sampling_seconds(run)
+    passing = _step_seconds(run)
+    seconds = _training_seconds(run, passing + sampling, per_answer or _passing_seconds(run, passing))
+    return TrainingEstimate(
+        peak.total, available_bytes(run.device), run.steps, _tokens(run), passing + sampling, seconds
+    )
+
+
+def _built(opened: Opened) -> Run:
+    start = None if opened.start is None else opened.start.folder
+    trainable = replace(assemble.make_trainable(opened.recipe, opened.loaded, start), asked=asked_of(opened))
+    return assemble.build_run(opened.recipe, opened.loaded, trainable, opened.units, "", opened.folder.path)
+
+
+def _tokens(run: Run) -> int:
+    return sum(
+        len(row.ids) for number in range(1, run.steps + 1) for unit in run.source.planned(number) for row in unit
+    )
+
+
+def _training_seconds(run: Run, step_seconds: float, per_validation_row: float) -> float:
+    """All steps with their validations."""
+    validations = run.steps // run.validate_every + 1
+    return run.steps * step_seconds + validations * len(run.validation) * per_validation_row
+
+
+def _passing_seconds(run: Run, step_seconds: float) -> float:
+    """Seconds of one row's forward pass, about a third of its part of a step."""
+    return step_seconds / run.settings.rows_per_step / 3
 
 
 def _longer_with_passages(opened: Opened) -> float:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from luthier.cli.commands.check import MAX_KINDS, Broken
 from luthier.cli.main import main
+from luthier.cli.row_checks import MAX_KINDS, Broken
 from luthier.errors import DataError
 
 Write = Callable[[str, list[dict[str, Any]]], Path]

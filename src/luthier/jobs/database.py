@@ -218,6 +218,53 @@ webhooks = sa.Table(
     sa.Column("next_at", sa.BigInteger, nullable=False),
     sa.Column("delivered_at", sa.BigInteger),
 )
+sessions = sa.Table(
+    "sessions",
+    metadata,
+    *_id(),
+    sa.Column("key_id", sa.String(255), sa.ForeignKey("keys.id"), nullable=False, index=True),
+    sa.Column("expires_at", sa.BigInteger, nullable=False),
+)
+edits = sa.Table(
+    "edits",
+    metadata,
+    *_id(),
+    _project(),
+    sa.Column("file_id", sa.String(255), nullable=False, index=True),
+    sa.Column("line", sa.Integer, nullable=False),
+    sa.Column("text", sa.Text),
+    sa.Column("undone_at", sa.BigInteger),
+)
+rankings = sa.Table(
+    "rankings",
+    metadata,
+    *_id(),
+    _project(),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("first", sa.Text, nullable=False),
+    sa.Column("second", sa.Text, nullable=False),
+    sa.Column("sampling", sa.JSON, nullable=False),
+)
+ranked_pairs = sa.Table(
+    "ranked_pairs",
+    metadata,
+    *_id(),
+    sa.Column("ranking_id", sa.String(255), sa.ForeignKey("rankings.id"), nullable=False, index=True),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("messages", sa.JSON, nullable=False),
+    sa.Column("first", sa.Text),
+    sa.Column("second", sa.Text),
+    sa.UniqueConstraint("ranking_id", "number"),
+)
+ratings = sa.Table(
+    "ratings",
+    metadata,
+    *_id(),
+    sa.Column("pair_id", sa.String(255), sa.ForeignKey("ranked_pairs.id"), nullable=False, index=True),
+    sa.Column("key_id", sa.String(255), sa.ForeignKey("keys.id"), nullable=False),
+    sa.Column("choice", sa.String(8), nullable=False),
+    sa.Column("undone_at", sa.BigInteger),
+)
 _migrations = sa.Table(
     "migrations",
     metadata,

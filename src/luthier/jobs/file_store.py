@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -153,6 +154,14 @@ class FileStore:
         except StorageError:
             self.get(project, file_id)  # deleted between the two: 404
             raise
+
+    def path(self, project: str, file_id: str) -> Path:
+        """Where a file's bytes lie, to be read or linked.
+
+        Raises:
+            ApiError: 404.
+        """
+        return self._blobs.path(self.get(project, file_id)["sha256"])
 
     def delete(self, project: str, file_id: str) -> None:
         """Remove a file; jobs that were made with it have copies of their own.

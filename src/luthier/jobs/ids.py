@@ -14,6 +14,7 @@ LENGTH = 24
 FILE, JOB, EVENT, CHECKPOINT = "file-", "ftjob-", "ftevent-", "ftckpt_"
 UPLOAD, PART, PERMISSION = "upload_", "part_", "cp_"
 PROJECT, KEY, WEBHOOK = "proj_", "key_", "evt_"
+EDIT, RANKING, PAIR, RATING = "edit_", "rank_", "pair_", "rating_"
 EVAL, EVAL_RUN, EVAL_ITEM = "eval_", "evalrun_", "outputitem_"
 
 

@@ -6,7 +6,7 @@ A job that goes on from such a model makes `ft:BASE:...` again: BASE is the base
 from luthier.jobs.database import Row
 
 OWNER = "luthier"
-TUNED = "ft:"
+TUNED, STEP = "ft:", ":ckpt-step-"
 
 
 def model_name(row: Row) -> str:
@@ -17,12 +17,17 @@ def model_name(row: Row) -> str:
 
 def checkpoint_name(row: Row, step: int) -> str:
     """What a job's model of a step is called."""
-    return f"{model_name(row)}:ckpt-step-{step}"
+    return f"{model_name(row)}{STEP}{step}"
 
 
 def is_tuned(name: str) -> bool:
     """Whether the name is of the form of those that jobs make."""
     return name.startswith(TUNED)
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether the name is of the form of a job's model of a step."""
+    return is_tuned(name) and name.rpartition(STEP)[2].isdigit()
 
 
 def named_base(name: str) -> str:

@@ -9,28 +9,22 @@ refuses.
 import argparse
 import json
 import os
-import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.cli.row_checks import Broken, Outcome, check_streams, stream
 from luthier.errors import DataError, LuthierError, RecipeError
-from luthier.examples import Example, Where
 
 if TYPE_CHECKING:
-    from luthier.data.checks.base import Finding, Tally
     from luthier.preflight.base import GateResult, Subject
     from luthier.recipe import Recipe
 
 REFUSED = 2
 LEARNED_BY = {"preference": "dpo", "unpaired_preference": "kto"}
 """Objectives of the formats that `sft` does not learn from."""
-MAX_KINDS = 20
-"""Kinds of rows that cannot be read, told apart; further ones are counted together."""
-_OTHER_KIND = "something else"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,62 +46,6 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of rows, at least 1")
     return int(text)
-
-
-@dataclass
-class Outcome:
-    """All that was found; `error` is what ended the command before its end, and empty if nothing did."""
-
-    rows: dict[str, int] = field(default_factory=dict)
-    formats: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
-    findings: "list[Finding]" = field(default_factory=list)
-    gates: "list[GateResult]" = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    shown: list[str] = field(default_factory=list)
-    error: str = ""
-
-    @property
-    def passed(self) -> bool:
-        """Whether a run may go on."""
-        return (
-            not self.error and all(f.severity != "error" for f in self.findings) and all(g.passed for g in self.gates)
-        )
-
-    @property
-    def rows_per_second(self) -> float:
-        """Rows read and checked in a second."""
-        return sum(self.rows.values()) / max(self.seconds, 1e-9)
-
-
-class Broken:
-    """Rows that cannot be read, counted by what is wrong with them; numbers in a message make no difference."""
-
-    def __init__(self) -> None:
-        self._kinds: dict[str, tuple[str, Tally]] = {}
-
-    def add(self, error: DataError) -> None:
-        """Count a row."""
-        from luthier.data.checks.base import Tally
-
-        kind, message = re.sub(r"\d+", "0", error.message), error.message
-        if kind not in self._kinds and len(self._kinds) >= MAX_KINDS:
-            kind = message = _OTHER_KIND
-        _, tally = self._kinds.setdefault(kind, (message, Tally()))
-        tally.add(Where(str(error.path), error.line or 0, error.row or 0))
-
-    def findings(self) -> "list[Finding]":
-        """An error for each kind, in the order in which they were met."""
-        from luthier.data.checks._text import rows
-        from luthier.data.checks.base import Finding
-
-        advice = "Mend these rows or take them out: `luthier run` stops at the first of them."
-        found = []
-        for message, tally in self._kinds.values():
-            first = "; the first" if tally.count > 1 and message != _OTHER_KIND else ""
-            told = f"{rows(tally.count)} cannot be read{first}: {message}"
-            found.append(Finding("schema", "error", told, advice, tuple(tally.where), tally.count))
-        return found
 
 
 def run(args: argparse.Namespace) -> int:
@@ -154,33 +92,10 @@ def _check_files(args: argparse.Namespace) -> Outcome:
     files = {"train": args.paths} | ({"test": [args.test]} if args.test is not None else {})
     for path in (path for paths in files.values() for path in paths):
         outcome.formats[str(path)] = args.format or sniff(path)
-    _check_streams(files, None, outcome)
+    check_streams(files, None, outcome)
     if (args.model or args.show) and outcome.rows["train"]:
         _render_files(args, outcome)
     return outcome
-
-
-def _check_streams(files: Mapping[str, Sequence[Path]], instruction: str | None, outcome: Outcome) -> None:
-    """Stream the rows of each split through the checks; those that cannot be read become findings too."""
-    from luthier.data.checks.base import run_checks
-
-    broken = Broken()
-    started = time.perf_counter()
-    found = run_checks({name: _stream(paths, name, instruction, outcome, broken) for name, paths in files.items()})
-    outcome.findings = [*broken.findings(), *found]
-    outcome.seconds = time.perf_counter() - started
-
-
-def _stream(
-    paths: Sequence[Path], split: str, instruction: str | None, outcome: Outcome, broken: Broken
-) -> Iterator[Example]:
-    from luthier.data.formats.base import read_examples
-
-    outcome.rows[split] = 0
-    for path in paths:
-        for example in read_examples(path, outcome.formats[str(path)], instruction, broken.add):
-            outcome.rows[split] += 1
-            yield example
 
 
 def _render_files(args: argparse.Namespace, outcome: Outcome) -> None:
@@ -190,8 +105,8 @@ def _render_files(args: argparse.Namespace, outcome: Outcome) -> None:
     from luthier.stages import Data
 
     seen = Broken()  # these rows were counted before
-    examples = list(_stream(args.paths, "train", None, outcome, seen))
-    held_out = list(_stream([args.test], "test", None, outcome, seen)) if args.test is not None else []
+    examples = list(stream(args.paths, "train", None, outcome, seen))
+    held_out = list(stream([args.test], "test", None, outcome, seen)) if args.test is not None else []
     table: dict[str, Any] = {"data": {"train": str(args.paths[0])}}
     if args.model is not None:
         table["model"] = {"name": args.model}
@@ -223,7 +138,7 @@ def _check_recipe(args: argparse.Namespace) -> Outcome:
     try:
         data, counts, outcome.findings = divide(recipe)
     except DataError:
-        _check_streams(files, settings.instruction, outcome)
+        check_streams(files, settings.instruction, outcome)
         if not any(finding.check == "schema" for finding in outcome.findings):
             raise  # not for a row that cannot be read
         outcome.notes = ["rows cannot be read, so they were neither split nor rendered: the gates were left out"]

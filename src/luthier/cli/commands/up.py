@@ -1,5 +1,7 @@
 """Run OpenAI's fine-tuning API on this machine: upload files, start jobs, follow them, use what they made.
 
+Its address has pages for people as well: the studio, which the same keys open.
+
 Everything lies in one folder: the database, the files, and a folder for each job with its run. A server that is stopped
 or killed goes on where it was when the same command is given again. The unmodified `openai` client talks to it with
 `base_url` and a key, which `luthier service new-key` makes.
@@ -57,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from luthier.jobs.service import alone, open_service
     from luthier.jobs.traces import require_collector
     from luthier.serve import server
+    from luthier.web.studio import with_studio
 
     found, base = service_settings(args)
     settings = _with_models(found, args.model, args.alias)
@@ -71,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
     say = logging.getLogger("luthier.jobs").info if as_json else partial(print, file=sys.stderr, flush=True)
     with alone(args.data), open_service(options) as service, service.database.alone():
         say(f"fine-tuning at {server.url_of(bound)} (ctrl-C ends it)")
-        app = build_app(service, hosts, settings.traces)
+        say(f"the studio, for people, is at {server.url_of(bound).removesuffix('/v1')}/")
+        app = build_app(service, hosts, settings.traces, with_studio)
         server.run(server.server_of(app, DRAIN_SECONDS, settings.log_format), bound)
         say("stopped; jobs that were training are saved and go on at the next start")
     return 0

@@ -3,7 +3,7 @@
 Bodies are read by closed types and stores do the work in threads, so a slow disk holds up nobody else.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -67,9 +67,21 @@ class Hosts:
     any_address: bool = False
 
 
-def build_app(service: Service, hosts: Hosts, traces: bool = False) -> ASGIApp:
-    """The application behind its guards; its lifespan starts and stops the supervisor. `traces`: send spans."""
-    counted = Counted(Audited(build_routes(service, traces), service.audit), service.metrics)
+def build_app(
+    service: Service,
+    hosts: Hosts,
+    traces: bool = False,
+    front: Callable[[Service, ASGIApp], ASGIApp] = lambda _service, api: api,
+) -> ASGIApp:
+    """The application behind its guards; its lifespan starts and stops the supervisor.
+
+    Args:
+        service: what is open.
+        hosts: which Host headers are its own.
+        traces: send spans.
+        front: puts pages for people before the API, behind the same guards.
+    """
+    counted = Counted(Audited(front(service, build_routes(service, traces)), service.audit), service.metrics)
     return AccessLog(HostGuard(counted, hosts.names, hosts.any_address), route_of, fields_of)
 
 

@@ -1,0 +1,1 @@
+"""The studio: pages for people over the job service. Never imports torch."""

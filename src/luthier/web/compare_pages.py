@@ -1,0 +1,107 @@
+"""Runs side by side: what differs in their settings, how their losses fell, and the rows that two of them share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+
+from luthier.comparison import Comparison, Side, compare_runs, read_side
+from luthier.errors import LuthierError
+from luthier.jobs.database import Row
+from luthier.jobs.http.app import Service
+from luthier.jobs.job_folder import RUN
+from luthier.report.plot import CurvePlot, curve_plot
+from luthier.report.schema import Training
+from luthier.run_folder import RunFolder, differing
+from luthier.serve.api_error import ApiError
+from luthier.web.job_list import JobList
+from luthier.web.pages import show, title_of
+from luthier.web.sessions import session_of
+
+MOST = 4
+"""Runs beside each other."""
+OWN = ("data", "cost", "tracking")
+"""Tables of settings that differ by where things lie, and not by what is trained."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One of the runs."""
+
+    job: Row
+    training: Training | None
+    curve: CurvePlot | None
+    recipe: Mapping[str, Any]
+
+
+class ComparePages:
+    """The handlers."""
+
+    def __init__(self, service: Service) -> None:
+        self._service, self._list = service, JobList(service.database)
+
+    def add_to(self, app: FastAPI) -> None:
+        """Add the page."""
+        app.add_api_route("/studio/compare", self.page, methods=["GET"], response_model=None)
+
+    def page(self, request: Request) -> Response:
+        """GET /studio/compare?job=&job=&search="""
+        project, query = session_of(request).caller.project_id, request.query_params
+        chosen = list(dict.fromkeys(one for one in query.getlist("job") if one))
+        if len(chosen) > MOST:
+            raise ApiError(f"At most {MOST} runs are compared at once.")
+        runs = [self._read(self._service.jobs.get(project, one)) for one in chosen]
+        keys = sorted({key for run in runs[1:] for key in differing(runs[0].recipe, run.recipe, OWN)})
+        search = query.get("search", "")
+        return show(
+            request,
+            "compare.html.jinja",
+            runs=runs,
+            settings={key: [setting(run.recipe, key) for run in runs] for key in keys},
+            paired=self._pair(runs) if len(runs) == 2 else None,
+            chosen=chosen,
+            listed=self._list.page(project, search, "", 1),
+            search=search,
+            most=MOST,
+        )
+
+    def _read(self, row: Row) -> Compared:
+        training, _ = self._list.training(row["id"])
+        recipe = RunFolder(self._service.supervisor.folder_of(row) / RUN, listed=False).recipe_values() or {}
+        return Compared(row, training, curve_plot(training), recipe)
+
+    def _pair(self, runs: list[Compared]) -> "Paired | None":
+        """What both runs share; None if one of them is just being written, or gone."""
+        folders = [self._service.supervisor.folder_of(run.job) / RUN for run in runs]
+        try:
+            sides: list[Side] = [read_side(folder) for folder in folders]
+        except LuthierError:
+            return None
+        found = compare_runs(*sides)
+        named = {str(folder): title_of(run.job) for folder, run in zip(folders, runs, strict=True)}
+        return Paired(found, [_without_folders(text, named) for text in found.left_out])
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two runs, with jobs' names in the place of folders."""
+
+    found: Comparison
+    left_out: list[str]
+
+
+def setting(recipe: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted key; None where there is none."""
+    value: Any = recipe
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _without_folders(text: str, named: Mapping[str, str]) -> str:
+    for folder, name in named.items():
+        text = text.replace(folder, name)
+    return text

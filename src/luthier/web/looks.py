@@ -1,0 +1,117 @@
+"""A look at a file before it is trained on: a process of its own, as rendering rows and loading a model needs torch.
+
+What it found so far lies in a folder that is named by all that the look depends on, so coming back to a page finds it
+again. One process works at a time, beside jobs and below them. Folders are removed after a day, with what they quote.
+
+asked.json    what is looked at: base, model, seed; and train.jsonl, start/ as in a job's folder
+found.json    what was found, stage by stage: see `luthier.cli.look_process`
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+import time
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from luthier.jobs.database import Row
+from luthier.jobs.environment import answering_threads, child_environment
+from luthier.jobs.job_folder import ADAPTER, START, TRAIN
+from luthier.jobs.private import private_file, private_folder
+from luthier.serve.api_error import ApiError
+
+ASKED, FOUND, LOG = "asked.json", "found.json", "log.txt"
+PROGRAM = "luthier.cli.look_process"
+KEPT_SECONDS = 24 * 3600
+MOST_SECONDS = 900.0
+
+
+class Looks:
+    """The looks of a service.
+
+    Args:
+        folder: for one folder each.
+        jobs: in which every job has its folder.
+        beside: jobs that train at a time.
+    """
+
+    def __init__(self, folder: Path, jobs: Path, beside: int) -> None:
+        self._folder, self._jobs, self._beside = folder, jobs, beside
+        self._turn = asyncio.Semaphore(1)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def found(self, project: str, rows: Path, base: str, start: Row | None) -> dict[str, Any]:
+        """What is known by now of training on these rows; the first time, a process begins to find out.
+
+        Args:
+            project: whose look it is.
+            rows: the file's bytes.
+            base: as `model.name`.
+            start: the model to go on from, if it is not the base itself.
+
+        Raises:
+            ApiError: 404: the file or the model was deleted meanwhile.
+        """
+        asked = {"base": base, "start": None if start is None else start["id"]}
+        name = sha256(json.dumps([project, rows.name, asked]).encode()).hexdigest()[:32]
+        place = private_folder(self._folder) / name
+        found = self._read(place)
+        if name not in self._tasks and "done" not in found:
+            self._sweep()
+            self._lay_out(place, rows, asked, start)
+            self._tasks[name] = asyncio.create_task(self._run(name, place))
+        return found
+
+    def _read(self, place: Path) -> dict[str, Any]:
+        path = place / FOUND
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        assert isinstance(found, dict)
+        return found
+
+    def _lay_out(self, place: Path, rows: Path, asked: dict[str, Any], start: Row | None) -> None:
+        shutil.rmtree(place, ignore_errors=True)
+        private_folder(place)
+        try:
+            os.link(rows, place / TRAIN)
+            if start is not None:
+                shutil.copytree(self._jobs / start["folder"] / ADAPTER, place / START / ADAPTER, copy_function=os.link)
+        except (shutil.Error, FileNotFoundError):
+            raise ApiError("The file or the model was just deleted.", status=404) from None
+        with private_file(place / ASKED, "xb") as file:
+            file.write(json.dumps(asked).encode())
+
+    async def _run(self, name: str, place: Path) -> None:
+        try:
+            async with self._turn:
+                with private_file(place / LOG, "wb") as output:
+                    process = await asyncio.create_subprocess_exec(
+                        sys.executable,
+                        "-m",
+                        PROGRAM,
+                        str(place),
+                        stdin=asyncio.subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=output,
+                        env=child_environment(answering_threads(self._beside)),
+                    )
+                try:
+                    await asyncio.wait_for(process.wait(), MOST_SECONDS)
+                except TimeoutError:
+                    process.kill()
+                    await process.wait()
+            found = self._read(place)
+            if "done" not in found:  # it was killed, for its memory perhaps
+                found |= {"done": True, "trouble": "The process that looked at the file ended before its time."}
+                with private_file(place / FOUND, "wb") as file:
+                    file.write(json.dumps(found).encode())
+        finally:
+            del self._tasks[name]
+
+    def _sweep(self) -> None:
+        """Remove what is old; a look that is under way is not."""
+        for place in self._folder.iterdir():
+            if place.name not in self._tasks and time.time() - place.stat().st_mtime > KEPT_SECONDS:
+                shutil.rmtree(place, ignore_errors=True)
