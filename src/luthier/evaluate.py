@@ -19,6 +19,7 @@ from luthier.adapters.base import Injected
 from luthier.config import canonical_hash, part
 from luthier.data.split import group_keys
 from luthier.data.write import example_values
+from luthier.data_stage import Data
 from luthier.errors import EvaluationError, RecipeError
 from luthier.evaluation.forgetting import (
     WINDOW_TOKENS,
@@ -58,7 +59,7 @@ from luthier.rag.retriever import Host, Retriever, build_retrievers, used_name
 from luthier.recipe import SYSTEMS, Recipe, RetrievalSettings, build_part, dump_part
 from luthier.registry import name_of
 from luthier.run_folder import RunFolder
-from luthier.stages import Data, Opened
+from luthier.stages import Opened
 
 BASE_ABILITY = "forgetting_base.json"
 RETRIEVAL = "retrieval.json"
