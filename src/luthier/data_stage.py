@@ -8,8 +8,7 @@ from typing import Any
 from luthier import __version__
 from luthier.config import canonical_hash
 from luthier.data.checks._text import exact_content
-from luthier.data.checks.base import Finding, run_checks
-from luthier.data.checks.empty import EMPTY_REPLY
+from luthier.data.checks.base import EMPTY_REPLY, Finding, run_checks
 from luthier.data.corpus_leaks import corpus_leaks
 from luthier.data.formats.base import read_examples, sniff
 from luthier.data.replay import Pool, build_pool

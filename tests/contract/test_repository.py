@@ -60,7 +60,6 @@ DIRECT_IMPORTS: dict[str, str] = {
     "src/luthier/evaluation/systems/_race.py imports luthier.evaluation.metrics.perplexity": "its measure",
     "src/luthier/evaluation/forgetting.py imports luthier.evaluation.metrics.accuracy": "forgetting is defined by it",
     "src/luthier/evaluation/forgetting.py imports luthier.evaluation.metrics.perplexity": "forgetting is defined by it",
-    "src/luthier/data_stage.py imports luthier.data.checks.empty": "rows that are only asked have no reply to be empty",
     "src/luthier/stages.py imports luthier.preflight.tensors_moved": "taken before the steps that are judged",
 }
 REPLACED_IN_TESTS: dict[str, str] = {
