@@ -51,6 +51,8 @@ COMPARED = {
     "judged": ("kto", "good replies shall gain, bad ones lose"),
 }
 """Kinds of rows that are compared with a reference: which objective does it, and why."""
+REWARD_RATE = 1e-4
+"""Learning rate of an objective whose model judges replies."""
 SCORED = ("pairs", "language", "steps")
 """Tasks in which nothing is written: a model only reads."""
 
@@ -363,7 +365,7 @@ def _learning_rate(facts: Facts) -> Entry:
         name = COMPARED[facts.train.kind][0].upper()
         return Entry("learning_rate", 5e-5 if facts.is_small_model else 1e-5, f"for {name} with LoRA; model {size}")
     if task_of(facts.train) == "steps":
-        return Entry("learning_rate", 1e-4, "for a reward with LoRA")
+        return Entry("learning_rate", REWARD_RATE, "for a reward with LoRA")
     return Entry("learning_rate", 5e-4 if facts.is_small_model else 2e-4, f"for LoRA; model {size}")
 
 

@@ -71,10 +71,17 @@ def test_from_a_file_to_a_model_that_people_preferred(served: Studio, browser: B
     exported = [json.loads(line) for line in download.value.path().read_text().splitlines()]
     assert exported and all(row["preferred_output"] != row["non_preferred_output"] for row in exported)
     anna.require_accessible()
-    page.get_by_role("button", name="Make the job").click()
-    page.wait_for_url("**/studio/jobs/ftjob-*")
-    expect(page.get_by_text("dpo from")).to_be_visible()
-    expect(page.locator("#state .status")).to_have_text("succeeded")
+    results = page.url
+    for method in ("dpo", "reward"):
+        page.goto(results)
+        page.get_by_label("What comes of it").select_option(method)
+        page.get_by_role("button", name="Make the job").click()
+        page.wait_for_url("**/studio/jobs/ftjob-*")
+        expect(page.get_by_text(f"{method} from")).to_be_visible()
+        expect(page.locator("#state .status")).to_have_text("succeeded")
+        expect(page.get_by_text("Pairs told right", exact=True)).to_be_visible()
+        # what judges answers nothing
+        expect(page.get_by_role("link", name="Try it beside its base")).to_have_count(int(method == "dpo"))
 
     anna.go("/studio/compare")
     for box in page.get_by_role("checkbox").all():

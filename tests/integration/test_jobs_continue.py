@@ -76,6 +76,18 @@ def test_preferences_go_on_from_the_supervised_model_and_answer(
     assert len({answer.system_fingerprint for answer in answers}) == 2
 
 
+def test_preferences_train_a_model_that_judges_and_answers_nothing(client: openai.OpenAI) -> None:
+    file = client.files.create(file=("pairs.jsonl", preferences()), purpose="fine-tune")
+    asked: Any = {"type": "reward", "reward": {"hyperparameters": {"n_epochs": 2, "batch_size": 8}}}
+    job = wait_for(client, client.fine_tuning.jobs.create(model=MODEL, training_file=file.id, method=asked).id)
+    assert job.status == "succeeded", job.error
+    told = [event.data for event in events_of(client, job.id) if event.type == "metrics"]
+    assert all(0 <= step["accuracy"] <= 1 and "train_mean_reward" not in step for step in told)
+    chat: Any = {"messages": [{"role": "user", "content": "Say 0-3."}]}
+    with pytest.raises(openai.BadRequestError, match="it judges answers, and writes none"):
+        client.chat.completions.create(model=job.fine_tuned_model, **chat)
+
+
 def test_a_checkpoint_is_gone_on_from_in_a_project_that_was_granted_it(
     service: Running, client: openai.OpenAI, supervised: Any
 ) -> None:

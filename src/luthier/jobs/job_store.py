@@ -391,6 +391,8 @@ def _before(connection: sa.Connection, project: str, key: str, digest: str) -> s
 
 
 def _usable(project: str) -> sa.Select[Any]:
-    """Models that a project trained or was granted."""
+    """Models that a project trained or was granted, and the method of each; none for the API's usual one."""
     granted = sa.select(permissions.c.checkpoint).where(permissions.c.project_id == project)
-    return sa.select(models).where((models.c.project_id == project) | models.c.id.in_(granted))
+    query = sa.select(models, jobs.c.asked["method"]["type"].as_string().label("method"))
+    query = query.join(jobs, jobs.c.id == models.c.job_id)
+    return query.where((models.c.project_id == project) | models.c.id.in_(granted))

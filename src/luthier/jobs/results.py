@@ -5,8 +5,10 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-OWN = ("learning_rate", "grad_norm", "tokens", "trained_tokens", "seconds")
-"""Figures of a step beside OpenAI's."""
+OWN = ("learning_rate", "grad_norm", "tokens", "trained_tokens", "seconds", "accuracy", "validation_accuracy")
+"""Figures of a step beside OpenAI's; the accuracies are those of pairs."""
+ROLLED_OUT = "reply_tokens"
+"""A figure of steps whose replies were sampled and graded; a model that learns to judge has a `reward`, too."""
 COLUMNS = {
     "openai": ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"),
     "azure": (
@@ -31,7 +33,7 @@ RENAMED = {
 
 def step_message(step: Mapping[str, Any], total: int | None) -> str:
     """As OpenAI words it."""
-    if "reward" in step:
+    if ROLLED_OUT in step:
         text = f"Step {step['step']}/{total or '?'}: train mean reward={step['reward']:.2f}"
         seen = "validation_reward" in step
         return text + (f", full validation mean reward={step['validation_reward']:.2f}" if seen else "")
@@ -47,10 +49,10 @@ def _measured(step: Mapping[str, Any]) -> dict[str, float]:
     for wire, own in (("loss", "validation_loss"), ("mean_token_accuracy", "validation_token_accuracy")):
         if own in step:
             found |= {f"valid_{wire}": step[own], f"full_valid_{wire}": step[own]}
-    if "reward" in step:
+    if ROLLED_OUT in step:
         found |= {"train_mean_reward": step["reward"], "train_reward_mean": step["reward"]}
-        found["completion_tokens_mean"] = step["reply_tokens"]
-    if "validation_reward" in step:
+        found["completion_tokens_mean"] = step[ROLLED_OUT]
+    if ROLLED_OUT in step and "validation_reward" in step:
         found |= {"full_valid_mean_reward": step["validation_reward"], "valid_reward_mean": step["validation_reward"]}
     return found
 

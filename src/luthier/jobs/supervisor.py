@@ -430,7 +430,7 @@ class Supervisor:
             result_files=[file_id],
         )
         model = self._store.model(row["project_id"], name)
-        if model is not None:
+        if model is not None and model["method"] != "reward":
             self._made(model)
 
     def _fail(self, row: Row, code: str, message: str, param: str | None) -> None:

@@ -4,6 +4,7 @@
     batch_size                  training.rows_per_step
     learning_rate_multiplier    times the learning rate of our own rules (`luthier.draft`)
     beta                        objective.beta, of dpo
+    method reward               objective.type = "reward": ours, a model that judges answers
     grader                      rollout.rewards.grader, of reinforcement
     compute_multiplier          times 8 replies to each prompt
     eval_interval               training.validate_every
@@ -24,7 +25,7 @@ from typing import Any
 from luthier.config import build, part, write_toml
 from luthier.data.profile import Profile, profile
 from luthier.data.write import atomic_text
-from luthier.draft import LARGEST_CONTEXT, Facts, require_same_kind, sections
+from luthier.draft import LARGEST_CONTEXT, REWARD_RATE, Facts, require_same_kind, sections
 from luthier.errors import DataError, ModelError
 from luthier.evaluation.graders.base import Host, validate
 from luthier.jobs.job_folder import ADAPTER, RECIPE, RECORD, START, TRAIN, VALIDATION
@@ -59,6 +60,10 @@ class Picked:
             "n_epochs": max(1, round(self.n_epochs)),
         }
         return {**found, **({} if self.beta is None else {"beta": self.beta}), **self.sampled}
+
+
+PREFERRED = ("dpo", "reward")
+"""Methods whose rows are preferences."""
 
 
 def method_of(body: Mapping[str, Any]) -> str:
@@ -141,8 +146,9 @@ def require_method(kind: str, rows: Profile, path: Path | str) -> None:
     Raises:
         DataError: they are not.
     """
-    if (rows.kind == "preference") != (kind == "dpo"):
-        wanted = "rows with 'input', 'preferred_output' and 'non_preferred_output'" if kind == "dpo" else "'messages'"
+    if (rows.kind == "preference") != (kind in PREFERRED):
+        pairs = "rows with 'input', 'preferred_output' and 'non_preferred_output'"
+        wanted = pairs if kind in PREFERRED else "'messages'"
         raise DataError(f"the method {kind} is trained on {wanted}; these rows are of another kind", path)
 
 
@@ -153,6 +159,8 @@ def set_hyperparameters(tree: dict[str, Any], body: Mapping[str, Any]) -> tuple[
         The multiplier of the learning rate, and what was picked for sampling if replies are.
     """
     given, sampled = hyperparameters_of(body), {}
+    if method_of(body) == "reward":
+        tree["objective"], tree["optimizer"]["learning_rate"] = {"type": "reward"}, REWARD_RATE
     training, optimizer, objective = tree["training"], tree["optimizer"], tree["objective"]
     # whole epochs, as the API counts them; a client who wants fewer steps gives fewer rows
     training["epochs"] = float(given.get("n_epochs", max(1, round(training["epochs"]))))

@@ -1,6 +1,6 @@
 """Runs side by side: what differs in their settings, how their losses fell, and the rows that two of them share."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ from luthier.jobs.http.app import Service
 from luthier.jobs.job_folder import RUN
 from luthier.report.plot import CurvePlot, curve_plot
 from luthier.report.schema import Training
-from luthier.run_folder import RunFolder, differing
+from luthier.report.text import as_text
+from luthier.run_folder import RunFolder
 from luthier.serve.api_error import ApiError
 from luthier.web.job_list import JobList
 from luthier.web.pages import show, title_of
@@ -54,13 +55,15 @@ class ComparePages:
         if len(chosen) > MOST:
             raise ApiError(f"At most {MOST} runs are compared at once.")
         runs = [self._read(self._service.jobs.get(project, one)) for one in chosen]
-        keys = sorted({key for run in runs[1:] for key in differing(runs[0].recipe, run.recipe, OWN)})
+        flat = [dict(leaves(run.recipe)) for run in runs]
+        known = [one for one in flat if one]
+        keys = sorted({key for one in known for key in one if any(one[key] != other.get(key) for other in known)})
         search = query.get("search", "")
         return show(
             request,
             "compare.html.jinja",
             runs=runs,
-            settings={key: [setting(run.recipe, key) for run in runs] for key in keys},
+            settings={key: [one.get(key) for one in flat] for key in keys},
             paired=self._pair(runs) if len(runs) == 2 else None,
             chosen=chosen,
             listed=self._list.page(project, search, "", 1),
@@ -69,7 +72,7 @@ class ComparePages:
         )
 
     def _read(self, row: Row) -> Compared:
-        training, _ = self._list.training(row["id"])
+        training = self._list.training(row["id"]).training
         recipe = RunFolder(self._service.supervisor.folder_of(row) / RUN, listed=False).recipe_values() or {}
         return Compared(row, training, curve_plot(training), recipe)
 
@@ -93,12 +96,14 @@ class Paired:
     left_out: list[str]
 
 
-def setting(recipe: Mapping[str, Any], key: str) -> Any:
-    """The value at a dotted key; None where there is none."""
-    value: Any = recipe
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+def leaves(recipe: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, str]]:
+    """The settings of a recipe by their dotted keys, as people read them; those that are not set are left out."""
+    for key, value in recipe.items():
+        if isinstance(value, Mapping):
+            if at or key not in OWN:
+                yield from leaves(value, f"{at}{key}.")
+        elif value is not None:
+            yield f"{at}{key}", as_text(value)
 
 
 def _without_folders(text: str, named: Mapping[str, str]) -> str:

@@ -1,7 +1,7 @@
 """Jobs as a list for people: searched, by status, and a page at a time, whatever their number."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 
@@ -16,6 +16,13 @@ ROWS = 50
 LATEST_EVENTS = 200
 LONGEST_SEARCH = 200
 STATUSES = tuple(MOVES)
+FIGURES = {
+    "accuracy": "Pairs told right",
+    "validation_accuracy": "Pairs told right, validation",
+    "train_mean_reward": "Mean reward",
+    "full_valid_mean_reward": "Mean reward, validation",
+}
+"""Of a step, as events have them."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +79,13 @@ class JobList:
         with self._database.reading() as connection:
             return connection.execute(query).mappings().all()
 
-    def training(self, job_id: str) -> tuple[Training | None, int | None]:
-        """A job's losses so far, as the report draws them, and how many steps it will take."""
+    def training(self, job_id: str) -> "Progress":
+        """How far a job is."""
         query = sa.select(events.c.data).where(events.c.job_id == job_id, events.c.type == "metrics")
         with self._database.reading() as connection:
             steps = sorted(connection.scalars(query), key=lambda one: int(one["step"]))
         if not steps:
-            return None, None
+            return Progress()
         metrics = Metrics(
             {one["step"]: one["train_loss"] for one in steps},
             {one["step"]: one["full_valid_loss"] for one in steps if "full_valid_loss" in one},
@@ -87,4 +94,19 @@ class JobList:
             sum(one.get("tokens", 0) for one in steps),
             sum(one.get("trained_tokens", 0) for one in steps),
         )
-        return build_training(None, metrics), steps[-1]["total_steps"]
+        latest: dict[str, float] = {}
+        for one in steps:
+            latest |= {shown: one[name] for name, shown in FIGURES.items() if name in one}
+        return Progress(build_training(None, metrics), steps[-1]["total_steps"], latest)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a job's steps say by now."""
+
+    training: Training | None = None
+    """Its losses, as the report draws them."""
+    total: int | None = None
+    """Steps that it will take."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """The latest of what methods other than the usual one measure, by the words that people read."""

@@ -108,16 +108,17 @@ class JobPages:
         return (self._service.supervisor.folder_of(row) / RUN / "manifest.json").is_file()
 
     def _values(self, row: Row) -> dict[str, Any]:
-        training, total = self._list.training(row["id"])
+        found = self._list.training(row["id"])
         kept, _ = self._service.jobs.checkpoints(row["project_id"], row["id"], Page(limit=100))
         return {
             "job": row,
             "ended": row["status"] in ENDED,
             "method": method_of(row["asked"]),
             "picked": row["picked"],
-            "training": training,
-            "total": total,
-            "curve": curve_plot(training),
+            "training": found.training,
+            "total": found.total,
+            "figures": found.figures,
+            "curve": curve_plot(found.training),
             "events": self._list.latest(row["id"]),
             "checkpoints": kept,
         }

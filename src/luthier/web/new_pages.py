@@ -18,6 +18,7 @@ from luthier.jobs.http.reading import read_as
 from luthier.jobs.http.schema import CreateJob
 from luthier.jobs.model_names import is_tuned
 from luthier.jobs.pages import Page
+from luthier.jobs.translate import PREFERRED
 from luthier.serve.api_error import ApiError
 from luthier.web.edits import lines_of
 from luthier.web.forms import Posted, posted_of
@@ -25,7 +26,7 @@ from luthier.web.looks import Looks
 from luthier.web.pages import go_to, show
 from luthier.web.sessions import session_of
 
-METHODS = ("supervised", "dpo")
+METHODS = ("supervised", *PREFERRED)
 WHOLE, FRACTIONS = ("n_epochs", "batch_size"), ("learning_rate_multiplier", "beta")
 MOST_FILES = 100
 

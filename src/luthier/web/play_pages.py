@@ -78,7 +78,7 @@ class PlayPages:
 
 def chat_models(service: Service, project: str) -> list[str]:
     """All that can be chatted with: what is served, then what jobs made, the latest first, their checkpoints last."""
-    made = [str(row["id"]) for row in service.jobs.models(project)][::-1]
+    made = [str(row["id"]) for row in service.jobs.models(project) if row["method"] != "reward"][::-1]
     made.sort(key=is_checkpoint)
     return [*service.names.shown, *service.names.ggufs, *made]
 

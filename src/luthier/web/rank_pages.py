@@ -18,6 +18,7 @@ from luthier.jobs.http.schema import CreateJob
 from luthier.jobs.model_names import is_tuned
 from luthier.jobs.objects import FileObject
 from luthier.jobs.pages import Page
+from luthier.jobs.translate import PREFERRED
 from luthier.serve.api_error import ApiError
 from luthier.web.agreement import Choice, is_swapped
 from luthier.web.answering import Answering
@@ -161,7 +162,7 @@ class RankPages:
         return Response(_lines(standing), media_type="application/octet-stream", headers=headers)
 
     def train(self, request: Request, ranking_id: str) -> Response:
-        """POST /studio/rankings/{ranking_id}/train: the preferences become a file of the project, and a dpo job on it
+        """POST /studio/rankings/{ranking_id}/train: the preferences become a file of the project, and a job on it
 
         Raises:
             ApiError: 400: there is no preference yet, or the model cannot be trained; 413, 429.
@@ -170,9 +171,11 @@ class RankPages:
         standing = self._rankings.standing(ranking["id"])
         if not standing.preferences():
             raise ApiError("No pair has a winner yet.")
-        model = posted.one("model")
+        model, method = posted.one("model"), posted.one("method")
+        if method not in PREFERRED:
+            raise ApiError(f"'method': expected {' or '.join(PREFERRED)}.", param="method")
         file = self._keep(ranking, standing)
-        body: dict[str, Any] = {"model": model, "training_file": file["id"], "method": {"type": "dpo"}}
+        body: dict[str, Any] = {"model": model, "training_file": file["id"], "method": {"type": method}}
         made = self._api.create(request, read_as(body, CreateJob))
         return go_to(f"/studio/jobs/{json.loads(bytes(made.body))['id']}")
 

@@ -6,6 +6,7 @@ A rater is a key. An entry is added and taken back, never changed, so whatever i
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -191,16 +192,16 @@ class Rankings:
 
 
 def prompts_of(path: Path, count: int) -> list[list[dict[str, str]]]:
-    """Prompts of a training file, evenly spread over it: rows without tools, each prompt once.
+    """Prompts of a training file, chosen by their digests, in the file's order: rows without tools, each prompt once.
 
     Raises:
         ApiError: 400: there are none.
     """
-    found = list({json.dumps(prompt): prompt for prompt in map(_prompt, lines_of(path)) if prompt}.values())
+    found = {json.dumps(prompt): prompt for prompt in map(_prompt, lines_of(path)) if prompt}
     if not found:
         raise ApiError("No row of the file has a prompt of texts alone.", param="file")
-    count = min(count, len(found))
-    return [found[at * len(found) // count] for at in range(count)]
+    chosen = set(sorted(found, key=lambda text: sha256(text.encode()).digest())[:count])
+    return [prompt for text, prompt in found.items() if text in chosen]
 
 
 def _prompt(numbered: tuple[int, str]) -> list[dict[str, str]]:

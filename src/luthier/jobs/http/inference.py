@@ -12,7 +12,7 @@ from luthier.jobs.http.caller import caller_of
 from luthier.jobs.http.declared import Content, Passed
 from luthier.jobs.http.fine_tuning import Names
 from luthier.jobs.job_store import JobStore
-from luthier.serve.api_error import ApiError, model_not_found
+from luthier.serve.api_error import ApiError, model_not_found, unsupported
 from luthier.serve.bodies import ChatBody, CompletionBody, DecisionBody, EmbeddingBody
 from luthier.serve.objects import ChatCompletion, Decision, EmbeddingList, TextCompletion
 
@@ -80,7 +80,7 @@ def served_as(jobs: JobStore, names: Names, project: str, name: str) -> Served:
     """What a project's name of a model means.
 
     Raises:
-        ApiError: 404: nothing.
+        ApiError: 404: nothing; 400: a model that answers nothing.
     """
     if name in names.shown:
         return Served(names.aliases.get(name, name))
@@ -92,4 +92,6 @@ def served_as(jobs: JobStore, names: Names, project: str, name: str) -> Served:
     row = jobs.model(project, name)
     if row is None:
         raise model_not_found(name, [*names.listed, *(row["id"] for row in jobs.models(project))])
+    if row["method"] == "reward":
+        raise unsupported("model", "it judges answers, and writes none")
     return Served.of(row)

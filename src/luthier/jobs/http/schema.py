@@ -92,13 +92,21 @@ class Reinforcement(Body):
     response_format: dict[str, JsonValue] | None = None
 
 
+class RewardModel(Body):
+    """`method.reward`: ours beside OpenAI's."""
+
+    hyperparameters: Hyperparameters | None = None
+
+
 class Method(Body):
     """How to train; what belongs to another type than the chosen one is given back as it came."""
 
-    type: Literal["supervised", "dpo", "reinforcement"]
+    type: Literal["supervised", "dpo", "reinforcement", "reward"]
     supervised: Supervised | None = None
     dpo: Dpo | None = None
     reinforcement: Reinforcement | None = None
+    reward: RewardModel | None = None
+    """A model that judges answers, from the rows that `dpo` takes; it answers nothing itself."""
 
 
 class Wandb(Body):
