@@ -61,7 +61,7 @@ def test_addresses(tmp_path: Path, real_model_folder: Path) -> None:
     assert report["verdict"]["recommendation"] == "not_yet"  # three rows can tell nothing apart, and it says so
 
 
-def test_feedback(tmp_path: Path, real_model_folder: Path) -> None:
+def test_feedback(tmp_path: Path, tiny_model_folder: Path) -> None:
     """Sums with a right or a wrong answer: the reference's file is there, and good replies are what is tested."""
     rows = [
         {"prompt": f"What is {n} plus {n % 7}?", "completion": f"It is {n + n % 7 + wrong}.", "label": not wrong}
@@ -71,6 +71,7 @@ def test_feedback(tmp_path: Path, real_model_folder: Path) -> None:
     (tmp_path / "feedback.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {
         "data.train": str(tmp_path / "feedback.jsonl"),
+        "model.name": str(tiny_model_folder),
         "training.steps": 4,
         "training.rows_per_step": 16,
         "training.validate_every": 4,
