@@ -83,9 +83,10 @@ def recipe_of(method: Method, rate: float | None, *assignments: str) -> Any:
 @cache
 def opened(folder: str, *assignments: str) -> Any:
     """The demo's rows, checked and rendered; once for each process."""
+    from luthier.data_stage import prepare_data
     from luthier.progress import Silent
     from luthier.run_folder import RunFolder
-    from luthier.stages import open_run, prepare_data
+    from luthier.stages import open_run
 
     recipe = recipe_of(METHODS["lora"], 1e-3, *assignments)
     run_folder = RunFolder(Path(folder) / str(os.getpid()), listed=False)
@@ -148,12 +149,13 @@ def measure(name: str, rate: float, folder: Path, base: Path, assignments: Seque
     `base` is where the general ability of the base is kept for all methods.
     """
     from luthier import assemble
+    from luthier.data_stage import prepare_data
     from luthier.engine.loop import train
     from luthier.evaluate import BASE_ABILITY, measure_tuned, question_of
     from luthier.models.memory import peak_memory_bytes
     from luthier.progress import Terminal
     from luthier.run_folder import RunFolder
-    from luthier.stages import open_run, prepare_data
+    from luthier.stages import open_run
 
     recipe, progress, run_folder = (
         recipe_of(METHODS[name], rate, *assignments),

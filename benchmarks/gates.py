@@ -11,12 +11,13 @@ from pathlib import Path
 
 from benchmarks._rows import write_recipe
 from luthier import assemble
+from luthier.data_stage import prepare_data
 from luthier.preflight.base import run_gates
 from luthier.preflight.tensors_moved import checksums
 from luthier.progress import Silent
 from luthier.recipe import load
 from luthier.run_folder import RunFolder
-from luthier.stages import prepare_data, row_subject
+from luthier.stages import row_subject
 
 MESSAGES = ("forest_equivalence", "base_loss", "decode_equivalence", "gradient_equivalence")
 

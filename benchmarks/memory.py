@@ -69,6 +69,7 @@ def write_qwen2(folder: Path) -> Path:
 def child(recipe_file: str, *given: str) -> None:
     """Print the bytes that are predicted, by what they are for, and those measured; or why the setting is refused."""
     from luthier import assemble
+    from luthier.data_stage import prepare_data
     from luthier.engine.loop import train
     from luthier.errors import ModelError, RecipeError
     from luthier.estimate import predict_training
@@ -76,7 +77,7 @@ def child(recipe_file: str, *given: str) -> None:
     from luthier.progress import Silent
     from luthier.recipe import load
     from luthier.run_folder import RunFolder
-    from luthier.stages import open_run, prepare_data
+    from luthier.stages import open_run
 
     recipe = load(Path(recipe_file), given)
     with tempfile.TemporaryDirectory() as place:

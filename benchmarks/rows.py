@@ -22,11 +22,12 @@ STEPS = 10
 def child(recipe_file: str) -> None:
     """Print seconds and bytes."""
     from luthier import assemble
+    from luthier.data_stage import prepare_data
     from luthier.engine.loop import train
     from luthier.progress import Silent
     from luthier.recipe import load
     from luthier.run_folder import RunFolder
-    from luthier.stages import open_run, prepare_data
+    from luthier.stages import open_run
 
     recipe = load(Path(recipe_file), [f"training.steps={STEPS}", "training.validate_every=1000000"])
     with tempfile.TemporaryDirectory() as place:

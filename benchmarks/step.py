@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks._rows import write_recipe
 from luthier import assemble
 from luthier.data.source import micro_batches
+from luthier.data_stage import prepare_data
 from luthier.engine.run import Run
 from luthier.models.forest import build_batch
 from luthier.models.generate import generate
@@ -24,7 +25,7 @@ from luthier.models.scorer import forest_mode
 from luthier.progress import Silent
 from luthier.recipe import load
 from luthier.run_folder import RunFolder
-from luthier.stages import Opened, open_run, prepare_data
+from luthier.stages import Opened, open_run
 
 STEPS = 5
 

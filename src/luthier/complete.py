@@ -1,5 +1,6 @@
 """The whole job over a run's folder, once its rows are there: prove, measure the base, train, compare, report."""
 
+from luthier.data_stage import Data
 from luthier.estimate import plan
 from luthier.evaluate import Question, measure_base, measure_tuned, question_of
 from luthier.evaluation.harness import Evaluation
@@ -8,7 +9,7 @@ from luthier.progress import Terminal
 from luthier.recipe import Recipe
 from luthier.report import Report, build_report, figures, write_report
 from luthier.run_folder import RunFolder
-from luthier.stages import Data, open_run, prepare_training, train_stage, training_line
+from luthier.stages import open_run, prepare_training, train_stage, training_line
 from luthier.tracking import tracked
 
 

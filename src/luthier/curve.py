@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from luthier import assemble
 from luthier.data.split import group_keys
+from luthier.data_stage import Data, prepare_data
 from luthier.errors import EvaluationError
 from luthier.evaluate import REMEMBER, Question, measure_fine_tuned, question_of, reopen
 from luthier.evaluation.learning_curve import Curve, Size, fit_curve, require_sizes
@@ -22,7 +23,7 @@ from luthier.examples import Example
 from luthier.progress import Progress, Within
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder, recipe_of
-from luthier.stages import Data, open_run, prepare_data, prepare_training, train_stage
+from luthier.stages import open_run, prepare_training, train_stage
 
 FOLDER, FILE = "curve", "curve.json"
 

@@ -15,6 +15,7 @@ import torch
 from luthier import assemble, prices, registry
 from luthier.data.source import micro_batches
 from luthier.engine.fit import MARGIN, Needs, fit, for_another, needs_of, predict
+from luthier.engine.rollout import Rollouts
 from luthier.engine.run import Run
 from luthier.evaluate import Question, context_of, question_of
 from luthier.evaluation.answering import SCORED_TOKENS, answer_with_model
@@ -214,20 +215,19 @@ def _scoring_load(opened: Opened, question: Question) -> Load:
 
 def estimate(opened: Opened) -> Estimate:
     """Predict and measure for a run whose rows passed the gates; its model cannot be trained afterwards."""
-    recipe = opened.recipe
-    start = None if opened.start is None else opened.start.folder
-    trainable = replace(assemble.make_trainable(recipe, opened.loaded, start), asked=asked_of(opened))
-    run = assemble.build_run(recipe, opened.loaded, trainable, opened.units, "", opened.folder.path)
+    recipe, run = opened.recipe, _built(opened)
     question = question_of(opened)
     needs = needs_of(run)
     stages, room = predict_stages(opened, run, question, needs), room_for(opened, run, needs)
     largest = max(stages, key=lambda stage: stages[stage].total)
-    step_seconds = _step_seconds(run)
+    sampling, per_answer = _sampling_seconds(run)
+    step_seconds = _step_seconds(run) + sampling
     book = prices.open_book(recipe.cost)
     machine = prices.own_machine(recipe.cost, book)
     writing, wordy = _writing(opened, question)
     systems = planned_systems(opened, question, wordy)
-    tokens, training = _tokens(run), _training_seconds(run, step_seconds, recipe.training.rows_per_step)
+    tokens = _tokens(run)
+    training = _training_seconds(run, step_seconds, per_answer or _passing_seconds(run, step_seconds - sampling))
     second = training * _longer_with_passages(opened)
     spent = training + second + writing
     return Estimate(
@@ -249,13 +249,20 @@ def estimate(opened: Opened) -> Estimate:
 
 def estimate_training(opened: Opened) -> TrainingEstimate:
     """What `luthier train` alone will take, as a job does it; the model cannot be trained afterwards."""
-    recipe = opened.recipe
-    trainable = assemble.make_trainable(recipe, opened.loaded, None if opened.start is None else opened.start.folder)
-    run = assemble.build_run(recipe, opened.loaded, trainable, opened.units, "", opened.folder.path)
+    run = _built(opened)
     peak = max(predict_training(opened, run).values(), key=lambda memory: memory.total)
-    pace = _step_seconds(run)
-    seconds = _training_seconds(run, pace, recipe.training.rows_per_step)
-    return TrainingEstimate(peak.total, available_bytes(run.device), run.steps, _tokens(run), pace, seconds)
+    sampling, per_answer = _sampling_seconds(run)
+    passing = _step_seconds(run)
+    seconds = _training_seconds(run, passing + sampling, per_answer or _passing_seconds(run, passing))
+    return TrainingEstimate(
+        peak.total, available_bytes(run.device), run.steps, _tokens(run), passing + sampling, seconds
+    )
+
+
+def _built(opened: Opened) -> Run:
+    start = None if opened.start is None else opened.start.folder
+    trainable = replace(assemble.make_trainable(opened.recipe, opened.loaded, start), asked=asked_of(opened))
+    return assemble.build_run(opened.recipe, opened.loaded, trainable, opened.units, "", opened.folder.path)
 
 
 def _tokens(run: Run) -> int:
@@ -264,10 +271,15 @@ def _tokens(run: Run) -> int:
     )
 
 
-def _training_seconds(run: Run, step_seconds: float, rows_per_step: int) -> float:
-    """All steps with their validations; a forward pass is about a third of a step."""
+def _training_seconds(run: Run, step_seconds: float, per_validation_row: float) -> float:
+    """All steps with their validations."""
     validations = run.steps // run.validate_every + 1
-    return run.steps * step_seconds + validations * len(run.validation) * step_seconds / rows_per_step / 3
+    return run.steps * step_seconds + validations * len(run.validation) * per_validation_row
+
+
+def _passing_seconds(run: Run, step_seconds: float) -> float:
+    """Seconds of one row's forward pass, about a third of its part of a step."""
+    return step_seconds / run.settings.rows_per_step / 3
 
 
 def _longer_with_passages(opened: Opened) -> float:
@@ -302,6 +314,17 @@ def _step_seconds(run: Run) -> float:
         wait_for(run.device)
         seconds.append(time.perf_counter() - started)
     return sum(seconds[1:]) / 2
+
+
+def _sampling_seconds(run: Run) -> tuple[float, float]:
+    """Seconds that a step waits for its replies, and those of one reply: those of the first rollout; 0 where the rows
+    are given."""
+    if not isinstance(run.source, Rollouts):
+        return 0.0, 0.0
+    plan, started = run.source.plan, time.perf_counter()
+    _, *replies = run.source.rollout(1)
+    seconds = time.perf_counter() - started
+    return seconds / (plan.updates * plan.minibatches), seconds / len(replies)
 
 
 def _writing(opened: Opened, question: Question) -> tuple[float, float | None]:

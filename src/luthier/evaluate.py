@@ -19,6 +19,7 @@ from luthier.adapters.base import Injected
 from luthier.config import canonical_hash, part
 from luthier.data.split import group_keys
 from luthier.data.write import example_values
+from luthier.data_stage import Data
 from luthier.errors import EvaluationError, RecipeError
 from luthier.evaluation.forgetting import (
     WINDOW_TOKENS,
@@ -58,7 +59,7 @@ from luthier.rag.retriever import Host, Retriever, build_retrievers, used_name
 from luthier.recipe import SYSTEMS, Recipe, RetrievalSettings, build_part, dump_part
 from luthier.registry import name_of
 from luthier.run_folder import RunFolder
-from luthier.stages import Data, Opened
+from luthier.stages import Opened
 
 BASE_ABILITY = "forgetting_base.json"
 RETRIEVAL = "retrieval.json"
@@ -123,7 +124,8 @@ def question_of(opened: Opened) -> Question:
     known = data.train if alike else data.test
     if any(isinstance(row, Judged) for row in known):
         known = conversations(known)
-    detected = (None if head is None else HEAD_TASKS.get(head.kind)) or detect_task(known)
+    judging = None if head is None else HEAD_TASKS.get(head.kind)
+    detected = judging or detect_task(known)
     task = detected if settings.task == "auto" else settings.task
     require_rows(task, data.test)
     is_scored = task in SCORED_TASKS

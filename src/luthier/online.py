@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from luthier import registry
 from luthier.config import part
 from luthier.data.templates import Template
 from luthier.data.write import message_values
@@ -27,7 +28,7 @@ def require_fit(recipe: Recipe, objective: OnlineObjective) -> RolloutSettings:
         RecipeError: there are none, or another setting excludes them.
     """
     settings = recipe.rollout
-    name = recipe.dump()["objective"]["type"]
+    name, adapter = registry.name_of(objective), recipe.dump()["adapter"]
     if settings is None:
         raise RecipeError(
             f"objective.type = {name!r} learns from graded replies: write a table [rollout.rewards.NAME] with a grader"
@@ -37,12 +38,17 @@ def require_fit(recipe: Recipe, objective: OnlineObjective) -> RolloutSettings:
             f"rollout.group_size = {settings.group_size}: {name} compares replies to one prompt and needs at least "
             f"{objective.least_group}"
         )
-    for key, value in recipe.dump()["adapter"].items():
+    for key, value in adapter.items():
         if key in ("dropout", "lora_dropout") and value:
             raise RecipeError(
                 f"adapter.{key} = {value}: with dropout a reply is scored by another model than the one that wrote it; "
                 f"set it to 0 for {name}"
             )
+    if adapter.get("init") == "eva":
+        raise RecipeError(
+            f"adapter.init = 'eva' begins from what the model does with the first rows, and {name} has none before it "
+            "samples them; choose another start"
+        )
     if recipe.data.replay is not None:
         raise RecipeError(f"data.replay: {name} learns from replies that it samples, so there is nothing to mix in")
     return settings

@@ -17,6 +17,7 @@ from luthier.adapters.base import Injected
 from luthier.config import canonical_hash
 from luthier.data.templates import Template
 from luthier.data.write import write_examples
+from luthier.data_stage import Data
 from luthier.errors import RecipeError
 from luthier.evaluate import Question, measure_tuned, reopen, retriever_of
 from luthier.evaluation.harness import Evaluation
@@ -29,7 +30,7 @@ from luthier.rag.prompt import last_question, with_passages
 from luthier.rag.retriever import Retriever, read_passages
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder
-from luthier.stages import Data, Opened, open_run, prepare_training, train_stage, training_line
+from luthier.stages import Opened, open_run, prepare_training, train_stage, training_line
 
 FOLDER, KEY = "with_passages", "passages.json"
 WHAT = "with passages"

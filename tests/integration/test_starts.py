@@ -13,6 +13,7 @@ from tests.integration.test_artifact import flip, train, write_recipe
 from luthier import assemble
 from luthier.cli.main import main
 from luthier.config import read_toml
+from luthier.data_stage import prepare_data
 from luthier.engine.loop import Step
 from luthier.errors import ModelError, RecipeError
 from luthier.examples import Row
@@ -22,7 +23,7 @@ from luthier.progress import Silent
 from luthier.rebase import plan_rebase
 from luthier.recipe import load
 from luthier.run_folder import RunFolder
-from luthier.stages import Opened, Prepared, open_run, prepare_data, prepare_training, train_stage
+from luthier.stages import Opened, Prepared, open_run, prepare_training, train_stage
 
 pytestmark = pytest.mark.slow  # each opens a run
 

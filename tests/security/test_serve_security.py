@@ -195,6 +195,14 @@ def test_beyond_loopback_a_key_is_needed() -> None:
     assert "0123456789abcdef" not in repr(access_for(Address(api_key_env="K"), {"K": "0123456789abcdef"}))
 
 
+def test_answers_in_several_writes_do_not_wait_for_one_another() -> None:
+    """asyncio switches Nagle's delay (40 ms a write) off on sockets that name their protocol, and on no others."""
+    with listen(Address(port=0)) as bound, socket.create_connection(bound.getsockname()[:2]):
+        accepted, _ = bound.accept()
+        with accepted:
+            assert accepted.proto == socket.IPPROTO_TCP
+
+
 def test_a_busy_port_is_said_before_anything_is_loaded() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

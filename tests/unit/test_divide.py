@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from luthier.config import build
+from luthier.data_stage import divide
 from luthier.recipe import Recipe
-from luthier.stages import divide
 
 
 def test_dropped_repeats_are_still_found_by_the_checks(tmp_path: Path) -> None:

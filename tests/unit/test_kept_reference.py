@@ -10,7 +10,7 @@ import torch
 from tests.engine_runs import make_run
 
 from luthier.engine.kept_reference import FILE, keep, worth_keeping
-from luthier.engine.loop import train
+from luthier.engine.loop import train, validation_metrics
 from luthier.engine.run import Run
 from luthier.models.forest import Batch
 from luthier.models.scorer import Scorer
@@ -66,6 +66,9 @@ def test_training_reads_what_was_kept_and_asks_the_reference_for_nothing(tmp_pat
     assert isinstance(reference, Counted) and reference.asked == 2 * 14
     mine, theirs = ended(kept), ended(plain)
     assert reference.asked == 2 * 14
+    told = validation_metrics(kept)
+    kept.validation = plain.validation  # asked anew, in the same micro-batches
+    assert validation_metrics(kept) == told and reference.asked > 2 * 14
     assert mine[0] == pytest.approx(theirs[0], abs=1e-6) and mine[0][-1] < mine[0][0]
     for name, tensor in theirs[1].items():
         torch.testing.assert_close(mine[1][name], tensor, atol=1e-4, rtol=0)
@@ -99,5 +102,7 @@ def test_what_another_training_kept_is_not_read(tmp_path: Path) -> None:
 def test_only_rows_that_are_seen_again_are_worth_it(tmp_path: Path) -> None:
     assert set(worth_keeping(dpo_run(tmp_path, steps=2))) == {"validation"}  # 8 of 10 rows: each is seen once
     assert set(worth_keeping(dpo_run(tmp_path))) == {"train", "validation"}
+    narrow = make_run(tmp_path, torch.bfloat16, objective={"type": "dpo"})
+    assert set(worth_keeping(narrow)) == {"validation"}
     for objective in ({"type": "sft"}, {"type": "sft_kl"}, {"type": "dpo", "reference_free": True}):
         assert worth_keeping(make_run(tmp_path, objective=objective)) == {}

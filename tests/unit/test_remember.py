@@ -12,6 +12,7 @@ from tests.engine_runs import random_units
 from luthier import assemble
 from luthier.cli.main import main
 from luthier.config import build
+from luthier.data_stage import Data
 from luthier.evaluate import Question
 from luthier.evaluation.forgetting import Items, half_of, worst_loss
 from luthier.evaluation.probe import questions
@@ -26,7 +27,6 @@ from luthier.remember.choice import Point, choose, frontier
 from luthier.remember.interpolate import obstacle, write_share
 from luthier.remember.measure import Judge
 from luthier.run_folder import RunFolder
-from luthier.stages import Data
 
 
 def names(tables: dict[str, Any], rate: float = 1e-3, steps: int = 100) -> list[str]:

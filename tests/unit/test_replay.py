@@ -8,13 +8,14 @@ import pytest
 from luthier.cli.main import main
 from luthier.data.formats.base import read_examples
 from luthier.data.replay import build_pool, wanted
+from luthier.data_stage import divide, prepare_data
 from luthier.errors import DataError
 from luthier.evaluate import question_of
 from luthier.examples import Conversation, Example, Message
 from luthier.progress import Silent
 from luthier.recipe import load
 from luthier.run_folder import RunFolder
-from luthier.stages import Opened, divide, open_run, prepare_data
+from luthier.stages import Opened, open_run
 
 WORDS = ("river", "tower", "garden", "window")
 

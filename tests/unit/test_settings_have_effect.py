@@ -4,6 +4,7 @@ The settings are found by listing the registries, so a new one without a line in
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,27 @@ from luthier.engine.loop import train
 from luthier.examples import Conversation, Example, Message, Preference
 from luthier.models.load import LoadedModel
 from luthier.models.new_tokens import with_new_tokens
-from luthier.recipe import PARTS, Recipe, TrainingSettings
+from luthier.online import Asked
+from luthier.recipe import PARTS, Recipe, RolloutSettings, TrainingSettings
 
 pytestmark = pytest.mark.slow  # each setting trains twice
 
 TRAINING: Tree = {"steps": 6, "rows_per_step": 4, "validate_every": 2, "patience": False, "keep": 1}
 STORMY: Tree = {"optimizer": {"type": "adamw", "learning_rate": 1.0}}  # validation gets worse
 EVERY_STEP: Tree = {"training": {"save_every": 1}}
+
+ONLINE = ("grpo", "rloo", "reinforce_plus_plus", "ppo")
+NEAR: Tree = {
+    "type": "text_similarity",
+    "input": "{{sample.output_text}}",
+    "reference": "{{item.reference_answer}}",
+    "evaluation_metric": "fuzzy_match",
+}
+ODD: Tree = {**NEAR, "type": "string_check", "operation": "like", "reference": "a"}
+del ODD["evaluation_metric"]
+ROLLOUT: Tree = {"group_size": 3, "max_new_tokens": 6, "updates": 2, "rewards": {"near": {"grader": NEAR}}}
+ENDING: Tree = {"rollout": {"max_new_tokens": 64}}  # some of these replies end
+PULLED: Tree = {"objective": {"beta": 0.5}}
 
 # setting -> its other value, and what both runs share beside the defaults
 CHANGES: Mapping[str, tuple[Any, Tree]] = {
@@ -121,6 +136,35 @@ CHANGES: Mapping[str, tuple[Any, Tree]] = {
     "objective.reward.head_start": ("zeros", {}),
     "objective.process_reward.head_start": ("zeros", {}),
     "objective.sft_kl.kl_weight": (3.0, {}),
+    **{f"objective.{name}.sampler_cap": (0.5, {}) for name in ONLINE},
+    **{f"objective.{name}.beta": (0.5, {}) for name in ONLINE},
+    **{f"objective.{name}.epsilon": (0.0, {}) for name in ONLINE},
+    "objective.grpo.loss_type": ("dr_grpo", {}),
+    "objective.grpo.epsilon_high": (0.0, {}),
+    "objective.grpo.scale_rewards": ("none", {}),
+    "objective.grpo.kl_estimator": ("k1", PULLED),
+    "objective.rloo.normalize_advantages": (True, {}),
+    "objective.reinforce_plus_plus.baseline": (True, {}),
+    "objective.ppo.kl_target": (0.1, PULLED),
+    "objective.ppo.kl_horizon": (10.0, {"objective": {"beta": 0.5, "kl_target": 0.1}}),
+    "objective.ppo.value_clip": (1e-4, {}),
+    "objective.ppo.value_weight": (2.0, {}),
+    "objective.ppo.gamma": (0.5, {}),
+    "objective.ppo.lam": (0.5, {}),
+    "objective.ppo.whiten_rewards": (True, {}),
+    "objective.ppo.whiten_advantages": (False, {}),
+    "objective.ppo.missing_end_penalty": (1.0, {}),
+    "rollout.rewards": ({"long": {"grader": NEAR, "weight": 3.0}}, {}),
+    "rollout.environment": ({"type": "calculator"}, {}),
+    "rollout.group_size": (4, {}),
+    "rollout.max_new_tokens": (5, {}),
+    "rollout.temperature": (0.5, {}),
+    "rollout.updates": (1, {}),
+    "rollout.minibatches": (2, {}),
+    "rollout.resample": (2, {"rollout": {"rewards": {"odd": {"grader": ODD}}}}),
+    "rollout.mask_truncated": (True, ENDING),
+    "rollout.overlong_tokens": (20, ENDING),
+    "rollout.validation_prompts": (1, {}),
     "optimizer.adamw.learning_rate": (1e-3, {}),
     "optimizer.adamw.weight_decay": (0.5, {}),
     "optimizer.adamw.beta1": (0.5, {}),
@@ -138,8 +182,10 @@ CHANGES: Mapping[str, tuple[Any, Tree]] = {
 
 
 def known() -> list[str]:
-    """Every setting of training and of all parts, `part.type.field`, but `start_from` (test_starts.py)."""
+    """Every setting of training and of all parts, `part.type.field`, but `start_from` (test_starts.py) and `max_turns`
+    (test_environments.py)."""
     names = [f"training.{field}" for field in TrainingSettings.model_fields]
+    names += [f"rollout.{field}" for field in RolloutSettings.model_fields if field != "max_turns"]
     for part, (package, _) in PARTS.items():
         for kind in registry.names(package):
             fields = registry.load_class(package, kind, Settings).model_fields
@@ -152,7 +198,7 @@ def examples(objective: str) -> list[Example]:
     for number in range(12):
         prompt = (Message("user", f"What is {number}?"),)
         good, bad = ((Message("assistant", f"{word} {number * 7}, a number."),) for word in ("It is", "By no means"))
-        if objective in ("sft", "sft_kl"):
+        if objective in ("sft", "sft_kl", *ONLINE):
             rows.append(Conversation(prompt + good))
         elif objective == "process_reward":
             judged = {"steps": [good[0].content], "labels": [number % 2]}
@@ -167,9 +213,11 @@ def outcome(tables: Tree, loaded: LoadedModel, folder: Path) -> Mapping[str, Any
     recipe = build(Recipe, tables)
     loaded = with_new_tokens(loaded, assemble.adapter_of(recipe).added_tokens)
     template = assemble.template_for(recipe, loaded, assemble.longest_row(recipe, loaded))
-    units = list(assemble.units_of(recipe, examples(tables["objective"]["type"]), template))
+    rows = examples(tables["objective"]["type"])
+    units = list(assemble.units_of(recipe, rows, template))
     parts = {"train": units, "validation": units[:3]}
-    run = assemble.build_run(recipe, loaded, assemble.make_trainable(recipe, loaded), parts, "", folder)
+    trainable = replace(assemble.make_trainable(recipe, loaded), asked=Asked(template, rows, rows[:3]))
+    run = assemble.build_run(recipe, loaded, trainable, parts, "", folder)
     first = run.source.step(1)
     steps = [(step.number, step.metrics) for step in train(run)]
     return {
@@ -178,6 +226,8 @@ def outcome(tables: Tree, loaded: LoadedModel, folder: Path) -> Mapping[str, Any
         "validated": [number for number, metrics in steps if "validation_loss" in metrics],
         "saved": sorted(path.name for path in run.checkpoints.iterdir()),
         "micro_batches": len(list(micro_batches(first, run.micro_batch_tokens))),
+        "kl": [metrics.get("kl") for _, metrics in steps],
+        "rollouts": {path.name: path.read_text(encoding="utf-8") for path in (folder / "rollouts").glob("*")},
         "recomputes": loaded.model.is_gradient_checkpointing,
     }
 
@@ -195,6 +245,8 @@ def test_another_value_gives_another_result(name: str, make_tiny: Callable[[], L
         "optimizer": shared.get("optimizer", {"type": "adamw", "learning_rate": 1e-2}),
         "objective": {"type": "sft"},
     }
+    if part == "rollout" or (kind and kind[0] in ONLINE):
+        base |= {"objective": {"type": "grpo"}, "rollout": {**ROLLOUT, **shared.get("rollout", {})}}
     if kind:
         base[part] = {**base.get(part, {}), **shared.get(part, {}), "type": kind[0]}
     changed = {**base, part: {**base[part], field: value}}

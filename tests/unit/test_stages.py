@@ -7,13 +7,13 @@ import pytest
 
 from luthier import registry
 from luthier.cli.main import main
+from luthier.data_stage import prepare_data
 from luthier.engine.log import mend_log
 from luthier.engine.run import State
 from luthier.preflight.base import GATES
 from luthier.progress import Silent
 from luthier.recipe import load
 from luthier.run_folder import RunFolder
-from luthier.stages import prepare_data
 
 
 def write(path: Path, steps: list[int], tail: str = "") -> None:

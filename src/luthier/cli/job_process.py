@@ -73,6 +73,7 @@ def train(folder: Path) -> None:
         NoRoom: see there.
         KeyboardInterrupt: it was told to stop; the step was finished and everything saved.
     """
+    from luthier.data_stage import prepare_data
     from luthier.engine import checkpoint
     from luthier.engine.loop import Step
     from luthier.models.catalog import resolve
@@ -80,7 +81,7 @@ def train(folder: Path) -> None:
     from luthier.progress import Terminal
     from luthier.recipe import load
     from luthier.run_folder import RunFolder
-    from luthier.stages import keep_artifact, open_run, prepare_data, prepare_training, train_stage
+    from luthier.stages import keep_artifact, open_run, prepare_training, train_stage
     from luthier.tracking import require_answers
 
     beside = Beside.read(folder)

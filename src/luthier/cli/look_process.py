@@ -112,13 +112,14 @@ def pick_settings(folder: Path, base: str, kind: str, found: Found) -> None:
 def show_tokens(recipe: Recipe, found: Found) -> None:
     """The gates over rows, and some rows as the model would get them; no weights are loaded."""
     from luthier.assemble import adapter_of, template_for
+    from luthier.data_stage import divide
     from luthier.models.catalog import resolve
     from luthier.models.load import open_without_weights
     from luthier.models.new_tokens import with_new_tokens
     from luthier.preflight._cases import spread
     from luthier.preflight._show import segments
     from luthier.preflight.base import run_gates
-    from luthier.stages import divide, row_subject
+    from luthier.stages import row_subject
 
     data, _, _ = divide(recipe)
     loaded = with_new_tokens(open_without_weights(resolve(recipe.model.name)), adapter_of(recipe).added_tokens)
@@ -139,11 +140,12 @@ def show_tokens(recipe: Recipe, found: Found) -> None:
 
 def measure(recipe: Recipe, folder: Path, found: Found) -> None:
     """Memory and time of the training, by one step of it; where the model can be loaded beside what runs."""
+    from luthier.data_stage import prepare_data
     from luthier.estimate import estimate_training
     from luthier.models.catalog import resolve
     from luthier.progress import Terminal
     from luthier.run_folder import RunFolder
-    from luthier.stages import open_run, prepare_data
+    from luthier.stages import open_run
 
     needed = 2 * resolve(recipe.model.name).stored_bytes + SPARE_BYTES
     if system_memory.free_bytes() < needed:

@@ -23,7 +23,7 @@ from luthier.errors import StorageError
 from luthier.examples import Row
 from luthier.files import sync
 from luthier.models.forest import build_batch
-from luthier.models.scorer import in_mode
+from luthier.models.scorer import Scorer, in_mode
 from luthier.objectives.base import REFERENCE, no_grad_logprobs
 from luthier.progress import Progress
 
@@ -33,14 +33,24 @@ FILE = "reference.safetensors"
 def worth_keeping(run: Run) -> dict[str, Sequence[Unit]]:
     """The rows, by split, whose reference would be asked for more often than once for each; empty where none are.
 
-    Validation looks at all of its rows before the first step and after the last one at least.
+    Validation looks at all of its rows before the first step and after the last one at least, always in the same
+    micro-batches, so what is kept has the bits that it would be asked for. A step mixes rows anew: in float32 that is
+    1e-6, but in bfloat16 sums of a reply move by hundredths of a nat, which cancel only against a reference that is
+    scored in the same micro-batch. There the reference is asked in every step.
     """
     objective, source = run.objective, run.source
     if not (objective.uses_reference and objective.keeps_reference and isinstance(source, Source)):
         return {}
     units = source.units
     found: dict[str, Sequence[Unit]] = {"validation": run.validation} if len(run.validation) else {}
-    return {"train": units, **found} if run.steps * run.settings.rows_per_step > len(units) else found
+    again = run.steps * run.settings.rows_per_step > len(units)
+    return {"train": units, **found} if again and not _rounds_coarsely(run) else found
+
+
+def _rounds_coarsely(run: Run) -> bool:
+    """Whether products are computed in 16 bits."""
+    policy = run.models.policy
+    return isinstance(policy, Scorer) and (policy.autocast or policy.model.dtype).itemsize < 4
 
 
 def keep(run: Run, folder: Path, progress: Progress) -> None:

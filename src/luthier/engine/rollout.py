@@ -228,19 +228,7 @@ class Rollouts:
         return lines
 
     def _made(self, number: int) -> list[dict[str, Any]]:
-        size = self.plan.prompts_per_step * self.plan.minibatches
-        places = self._places.between((number - 1) * size, number * size)
-        groups = self._sampled(number, places)
-        rounds, replaced = 0, 0
-        further = iter(
-            range((number - 1) * len(places) * self.plan.resample, number * len(places) * self.plan.resample)
-        )
-        while rounds < self.plan.resample and (dead := [i for i, group in enumerate(groups) if _is_dead(group)]):
-            others = [self._further.at(next(further)) for _ in dead]
-            for i, place, group in zip(dead, others, self._sampled(number, others, rounds + 1), strict=True):
-                places[i], groups[i] = place, group
-            rounds, replaced = rounds + 1, replaced + len(dead)
-        dead_groups = sum(map(_is_dead, groups))
+        places, groups, replaced = self._asked(number)
         measured = self._measured(places, groups)
         replies = [
             Reply(i, row, answer.reward, answer.truncated)
@@ -259,18 +247,35 @@ class Rollouts:
             "key": self.key,
             "carried": carried,
             "places": places,
-            "dead_groups": dead_groups,
+            "dead_groups": sum(map(_is_dead, groups)),
             "replaced_groups": replaced,
             "reward": sum(reply.reward for reply in replies) / len(replies),
             "truncated": sum(reply.truncated for reply in replies) / len(replies),
         }
         return [header, *lines]
 
+    def _asked(self, number: int) -> "tuple[list[int], list[list[_Answer]], int]":
+        """The prompts of a rollout, the replies to each, and how many groups of equal rewards were replaced."""
+        size, rounds = self.plan.prompts_per_step * self.plan.minibatches, self.plan.resample
+        places = self._places.between((number - 1) * size, number * size)
+        groups, replaced = self._sampled(number, places), 0
+        further = iter(self._further.between((number - 1) * size * rounds, number * size * rounds))
+        for again in range(1, rounds + 1):
+            dead = [i for i, group in enumerate(groups) if _is_dead(group)]
+            if not dead:
+                break
+            others = [next(further) for _ in dead]
+            for i, place, group in zip(dead, others, self._sampled(number, others, again), strict=True):
+                places[i], groups[i] = place, group
+            replaced += len(dead)
+        return places, groups, replaced
+
     def _sampled(self, number: int, places: Sequence[int], again: int = 0) -> "list[list[_Answer]]":
-        """A group of graded replies to each prompt."""
+        """A group of graded replies to each prompt; one that is asked twice is answered otherwise."""
         size = self.plan.group_size
         prompts = [self.prompts[place] for place in places for _ in range(size)]
-        seeds = [_seed(self.plan.seed, number, again, place, reply) for place in places for reply in range(size)]
+        asked = [(i, place, reply) for i, place in enumerate(places) for reply in range(size)]
+        seeds = [_seed(self.plan.seed, number, again, *one) for one in asked]
         groups = [group for group in range(len(places)) for _ in range(size)]
         answers = self._answered(groups, prompts, seeds, self.plan.temperature)
         return [answers[first : first + size] for first in range(0, len(answers), size)]

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from luthier.data.formats.stepwise import steps_and_labels
 from luthier.data.source import micro_batches
+from luthier.data.steps import steps_and_labels
 from luthier.data.templates import Template
 from luthier.errors import EvaluationError
 from luthier.examples import Conversation, Row

@@ -11,6 +11,7 @@ import torch
 
 from luthier.assemble import Trained
 from luthier.data.formats.base import read_examples
+from luthier.data_stage import SPLITS, Data
 from luthier.errors import DataError, ExportError
 from luthier.evaluate import Question, conversations, question_of
 from luthier.evaluation.answering import SCORED_TOKENS, group_rows
@@ -21,7 +22,7 @@ from luthier.models.decode import evaluating
 from luthier.models.forest import build_batch
 from luthier.models.scorer import Scorer
 from luthier.run_folder import RunFolder
-from luthier.stages import SPLITS, Data, Opened
+from luthier.stages import Opened
 
 ROWS = 200
 """Test rows that are asked, if there are so many and no other number is given."""

@@ -124,12 +124,14 @@ def read_export(paths: Sequence[Path]) -> Export:
         reader.read(path)
     if not reader.problems:
         return reader.export
-    told = [f"  {problem}" for problem in reader.problems[:MOST_TOLD]]
-    more = len(reader.problems) - len(told)
-    raise DataError(
-        f"{len(reader.problems)} parts of the export are not understood, and nothing was written. Mend them, or "
-        "leave a file out with --without FILE:\n" + "\n".join([*told, *([f"  and {more} more"] if more else [])])
+    lines = [f"  {problem}" for problem in reader.problems[:MOST_TOLD]]
+    if more := len(reader.problems) - len(lines):
+        lines.append(f"  and {more} more")
+    parts = (
+        "1 part of the export is" if len(reader.problems) == 1 else f"{len(reader.problems)} parts of the export are"
     )
+    advice = "Mend what is wrong, or leave a file out with --without FILE:"
+    raise DataError("\n".join([f"{parts} not understood, and nothing was written. {advice}", *lines]))
 
 
 class _Reader:

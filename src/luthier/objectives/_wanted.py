@@ -1,6 +1,6 @@
 """Rows of examples whose replies are all wanted."""
 
-from luthier.data.formats.stepwise import steps_and_labels
+from luthier.data.steps import steps_and_labels
 from luthier.data.templates import Template
 from luthier.errors import DataError
 from luthier.examples import Example, Judged, Preference, Row

@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 
-from luthier.data.formats.stepwise import SEPARATOR, steps_and_labels
+from luthier.data.steps import SEPARATOR, steps_and_labels
 from luthier.data.templates import Template
 from luthier.errors import DataError
 from luthier.examples import Conversation, Example, Row

@@ -12,6 +12,7 @@ from luthier.assemble import restore
 from luthier.config import canonical_hash
 from luthier.data.split import group_keys
 from luthier.data.write import example_values
+from luthier.data_stage import Data
 from luthier.errors import EvaluationError
 from luthier.evaluate import Question, context_of, reopen
 from luthier.evaluation.forgetting import (
@@ -34,7 +35,7 @@ from luthier.files import sha256_of
 from luthier.progress import Progress
 from luthier.recipe import SYSTEMS, Recipe
 from luthier.run_folder import RunFolder
-from luthier.stages import Data, Opened
+from luthier.stages import Opened
 
 MEASURED = "measured.json"
 

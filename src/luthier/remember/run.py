@@ -14,6 +14,7 @@ from pathlib import Path
 from luthier.assemble import is_artifact_of, objective_of, read_artifact
 from luthier.config import canonical_hash
 from luthier.data.write import example_values
+from luthier.data_stage import Data
 from luthier.engine.run import Run
 from luthier.errors import DataError, EvaluationError, ModelError, NonFiniteStep, PreflightError, RecipeError
 from luthier.evaluate import REMEMBER, Question
@@ -26,7 +27,7 @@ from luthier.remember.interpolate import obstacle, write_share
 from luthier.remember.measure import Judge, Measured
 from luthier.remember.table import Tried, weighed, write_frontier
 from luthier.run_folder import RunFolder
-from luthier.stages import Data, Opened, open_run, prepare_training, train_stage
+from luthier.stages import Opened, open_run, prepare_training, train_stage
 
 FOLDER = "remember"
 BASE = "base"

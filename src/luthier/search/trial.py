@@ -16,6 +16,7 @@ import numpy as np
 from luthier import assemble, registry
 from luthier.config import Tree, build, write_toml
 from luthier.data.source import Unit
+from luthier.data_stage import Data, prepare_data
 from luthier.engine.loop import Step
 from luthier.engine.run import Run
 from luthier.errors import LuthierError, StorageError
@@ -26,7 +27,7 @@ from luthier.recipe import SYSTEMS, Recipe
 from luthier.report.folder import read_lines
 from luthier.run_folder import RunFolder
 from luthier.run_registry import Parent
-from luthier.stages import Data, Opened, open_run, prepare_data, prepare_training, row_subject, train_stage
+from luthier.stages import Opened, open_run, prepare_training, row_subject, train_stage
 from luthier.starts import FOLDER, keep_start
 from luthier.trackers.base import Ended
 

@@ -101,8 +101,8 @@ def _check_files(args: argparse.Namespace) -> Outcome:
 def _render_files(args: argparse.Namespace, outcome: Outcome) -> None:
     """Gates and rows of data files, with a recipe of defaults."""
     from luthier.config import build
+    from luthier.data_stage import Data
     from luthier.recipe import Recipe
-    from luthier.stages import Data
 
     seen = Broken()  # these rows were counted before
     examples = list(stream(args.paths, "train", None, outcome, seen))
@@ -123,7 +123,7 @@ def _render_files(args: argparse.Namespace, outcome: Outcome) -> None:
 def _check_recipe(args: argparse.Namespace) -> Outcome:
     from luthier import recipe as recipes
     from luthier.data.formats.base import sniff
-    from luthier.stages import divide
+    from luthier.data_stage import divide
     from luthier.tracking import require_trackers
 
     recipe = recipes.load(args.paths[0], args.set)

@@ -29,12 +29,13 @@ def run(args: argparse.Namespace) -> int:
     import tempfile
     from pathlib import Path
 
+    from luthier.data_stage import prepare_data
     from luthier.estimate import estimate
     from luthier.progress import Terminal, duration
     from luthier.recipe import load
     from luthier.report.text import usd, visible
     from luthier.run_folder import RunFolder
-    from luthier.stages import open_run, prepare_data
+    from luthier.stages import open_run
 
     recipe = load(args.recipe, args.set)
     with tempfile.TemporaryDirectory(prefix="luthier-estimate-") as place:

@@ -16,11 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate the baselines and, if the run has been trained, the trained model; print where the table is."""
     from luthier import assemble
+    from luthier.data_stage import prepare_data
     from luthier.evaluate import measure_base, measure_tuned, question_of, reopen
     from luthier.passages import is_wanted, measure_with_passages, reopen_with_passages
     from luthier.progress import Terminal
     from luthier.run_folder import RunFolder, recipe_of
-    from luthier.stages import prepare_data
 
     folder, progress = RunFolder(args.run), Terminal()
     recipe = recipe_of(args.run)

@@ -34,12 +34,12 @@ def run(args: argparse.Namespace) -> int:
     from luthier.cli.show_runs import comparison_text
     from luthier.comparison import compare_runs, read_side, require_same_rows
     from luthier.complete import complete
+    from luthier.data_stage import prepare_data
     from luthier.models.catalog import source_of
     from luthier.models.load import choose_device
     from luthier.progress import Terminal
     from luthier.rebase import decide, plan_rebase
     from luthier.run_folder import RunFolder
-    from luthier.stages import prepare_data
     from luthier.tracking import require_answers
 
     plan = plan_rebase(args.run, args.model, args.set)

@@ -75,11 +75,11 @@ def _listing(retriever: "Retriever", query: str) -> str:
 
 def _measured(recipe: "Recipe", retrievers: "Mapping[str, Retriever]", split: str) -> Mapping[str, Any]:
     from luthier.data.split import group_keys
+    from luthier.data_stage import divide
     from luthier.evaluate import conversations
     from luthier.evaluation.retrieval import measure_retrieval
     from luthier.evaluation.significance import number_groups
     from luthier.rag.retriever import used_name
-    from luthier.stages import divide
 
     assert recipe.retrieval is not None
     rows = conversations(divide(recipe)[0].named()[split])

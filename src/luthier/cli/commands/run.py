@@ -22,8 +22,8 @@ def run(args: argparse.Namespace) -> int:
     from luthier.cli.commands.report import summary
     from luthier.cli.run_arguments import begin
     from luthier.complete import complete
+    from luthier.data_stage import prepare_data
     from luthier.remember import require_no_choice
-    from luthier.stages import prepare_data
 
     with begin(args) as (recipe, folder, progress):
         require_no_choice(folder)

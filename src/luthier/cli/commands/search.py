@@ -89,6 +89,7 @@ def _search(tree: "Tree", home: Path, out: Path, plan: "Plan", by_loss: bool) ->
     from luthier.comparison import require_same_rows
     from luthier.complete import complete
     from luthier.config import build, write_toml
+    from luthier.data_stage import prepare_data
     from luthier.progress import Terminal
     from luthier.recipe import Recipe
     from luthier.report.text import visible
@@ -103,7 +104,6 @@ def _search(tree: "Tree", home: Path, out: Path, plan: "Plan", by_loss: bool) ->
         winner_tree,
     )
     from luthier.search.trial import prepare_ground
-    from luthier.stages import prepare_data
     from luthier.tracking import require_answers, require_trackers
 
     folder, progress = RunFolder(out, listed=False), Terminal()

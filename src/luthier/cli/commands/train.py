@@ -36,9 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, and print where the artifact is."""
     from luthier.cli.run_arguments import begin
+    from luthier.data_stage import prepare_data
     from luthier.passages import is_wanted, require_readable, train_with_passages
     from luthier.remember import require_no_choice
-    from luthier.stages import open_run, prepare_data, prepare_training, train_stage, training_line
+    from luthier.stages import open_run, prepare_training, train_stage, training_line
 
     if args.budget is not None and not (args.remember and args.budget >= 0):
         raise RecipeError(f"--budget {args.budget:g}: expected minutes, 0 or more, beside --remember")
@@ -59,9 +60,10 @@ def run(args: argparse.Namespace) -> int:
 def _remember(args: argparse.Namespace) -> int:
     """Train, try remedies, and print where the artifact and the plot of them are."""
     from luthier.cli.run_arguments import begin
+    from luthier.data_stage import prepare_data
     from luthier.evaluate import question_of
     from luthier.remember import Plain, begin_search, remember
-    from luthier.stages import open_run, prepare_data, prepare_training, train_stage, training_line
+    from luthier.stages import open_run, prepare_training, train_stage, training_line
 
     with begin(args) as (recipe, folder, progress):
         begin_search(recipe, folder)

@@ -20,6 +20,10 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 PLACES_KEPT = 20
 
 
+EMPTY_REPLY = "an empty reply"
+"""What the check `empty` says of a row that has none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that a check (or a pre-flight gate) found, with what to do about it.

@@ -5,10 +5,8 @@ An empty reply teaches the model to say nothing; an empty prompt teaches it to a
 
 from collections.abc import Sequence
 
-from luthier.data.checks.base import Check, Finding, Tally
+from luthier.data.checks.base import EMPTY_REPLY, Check, Finding, Tally
 from luthier.examples import Conversation, Document, Example, Judged, Message, Preference
-
-EMPTY_REPLY = "an empty reply"
 
 
 class Empty(Check):

@@ -11,16 +11,14 @@ from typing import Any
 from luthier.data.formats._chat import ChatFields
 from luthier.data.formats.prompt_completion import side
 from luthier.data.read import Record, kind_of
-from luthier.examples import Conversation, Example, Message
+from luthier.data.steps import SEPARATOR
+from luthier.examples import Conversation, Message
 
 SAMPLE: Mapping[str, Any] = {
     "prompt": "Which number is larger, 9.8 or 9.11?",
     "completions": ["The fractions are 0.8 and 0.11.", "0.11 is more than 0.8, so it is 9.11."],
     "labels": [True, False],
 }
-
-SEPARATOR = "\n"
-"""Between steps."""
 
 
 def matches(values: Mapping[str, Any]) -> bool:
@@ -45,14 +43,6 @@ def parse(record: Record, instruction: str | None = None) -> Conversation:
     tools = fields.tools(fields.take("tools"))
     messages = (*prompt, Message("assistant", SEPARATOR.join(steps)))
     return replace(fields.conversation(messages, instruction, tools), target={"steps": steps, "labels": labels})
-
-
-def steps_and_labels(example: Example) -> tuple[list[str], list[float]] | None:
-    """What a row of this format says of its last turn; None for every other example."""
-    target = example.target if isinstance(example, Conversation) else None
-    if not isinstance(target, Mapping) or not {"steps", "labels"} <= target.keys():
-        return None
-    return list(target["steps"]), [float(label) for label in target["labels"]]
 
 
 def _steps(fields: ChatFields) -> list[str]:

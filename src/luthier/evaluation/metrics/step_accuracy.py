@@ -11,7 +11,7 @@ from luthier.evaluation.metrics.base import Needs, Prediction, RatioMetric
 
 
 class StepAccuracy(RatioMetric):
-    """Share of steps that are judged as they are labelled."""
+    """Share of steps that are judged as they are labeled."""
 
     needs: ClassVar[Needs] = "steps"
 

@@ -4,10 +4,8 @@ It is a short TOML file. Parts with a `type` (adapter, objective, optimizer, sch
 their settings from the file of that name in the part's directory; nothing else needs to know them.
 """
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -24,25 +22,24 @@ from pydantic import (
 from luthier import registry
 from luthier.config import Settings, Tree, build, canonical_hash, did_you_mean, nested, override, read_toml
 from luthier.errors import RecipeError
-
-ADAPTERS = "luthier.adapters"
-OBJECTIVES = "luthier.objectives"
-OPTIMIZERS = "luthier.engine.optimizers"
-SCHEDULES = "luthier.engine.schedules"
-SYSTEMS = "luthier.evaluation.systems"
-METRICS = "luthier.evaluation.metrics"
-QUANTIZERS = "luthier.models.quantize"
-TRACKERS = "luthier.trackers"
-GRADERS = "luthier.evaluation.graders"
-ENVIRONMENTS = "luthier.environments"
-
-PARTS: Mapping[str, tuple[str, str]] = {
-    "adapter": (ADAPTERS, "lora"),
-    "objective": (OBJECTIVES, "sft"),
-    "optimizer": (OPTIMIZERS, "adamw"),
-    "schedule": (SCHEDULES, "cosine"),
-}
-"""Keys of a recipe whose settings come from a registry: its package, and the `type` when none is given."""
+from luthier.recipe.parts import (
+    ADAPTERS as ADAPTERS,
+    ENVIRONMENTS as ENVIRONMENTS,
+    GRADERS as GRADERS,
+    METRICS as METRICS,
+    OBJECTIVES as OBJECTIVES,
+    OPTIMIZERS as OPTIMIZERS,
+    PARTS as PARTS,
+    QUANTIZERS as QUANTIZERS,
+    SCHEDULES as SCHEDULES,
+    SYSTEMS as SYSTEMS,
+    TRACKERS as TRACKERS,
+    build_part as build_part,
+    chosen_class,
+    dump_part as dump_part,
+)
+from luthier.recipe.paths import absolute_paths as absolute_paths
+from luthier.recipe.rollout import RewardSettings as RewardSettings, RolloutSettings as RolloutSettings
 
 DEFAULT_SYSTEMS = ("zero_shot", "few_shot", "fine_tuned")
 """What is compared when a recipe names no system."""
@@ -57,33 +54,6 @@ NOT_OF_JUDGES: Mapping[str, str] = {
 """Settings of these systems that mean nothing for a judge, and why."""
 RETRIEVING_SYSTEM = "rag"
 """What is compared beside these, before the last, when the recipe has passages."""
-
-
-def build_part(package: str, values: Any, default: str, at: Sequence[str]) -> Settings:
-    """Settings of the part that `values["type"]` names in `package`.
-
-    Raises:
-        RecipeError: `values` is not a table, the type is unknown, or a setting of it is wrong.
-    """
-    if isinstance(values, Settings):
-        return values
-    cls = _part_class(package, values, default, at)
-    return build(cls, {k: v for k, v in values.items() if k != "type"}, at)
-
-
-def _part_class(package: str, values: Any, default: str, at: Sequence[str]) -> type[Settings]:
-    """The settings class of the part that `values["type"]` names; raises as `build_part`."""
-    if not isinstance(values, Mapping):
-        raise RecipeError(f"{'.'.join(at)} = {values!r}: expected a table such as {{ type = {default!r} }}")
-    kind = values.get("type", default)
-    if not isinstance(kind, str):
-        raise RecipeError(f"{'.'.join(at)}.type = {kind!r}: expected a name, one of {registry.names(package)}")
-    return registry.load_class(package, kind, Settings)
-
-
-def dump_part(part: Settings) -> Tree:
-    """The plain values of a part, its `type` first."""
-    return {"type": registry.name_of(part), **part.model_dump(mode="json")}
 
 
 def _part(key: str) -> BeforeValidator:
@@ -216,100 +186,6 @@ class TrainingSettings(Settings):
     @field_serializer("patience", when_used="json")
     def _dump_patience(self, patience: int | None) -> int | Literal[False]:
         return False if patience is None else patience
-
-
-def _grader(table: Any) -> Settings:
-    """The settings of a grader; it may be called by the name of its table."""
-    with nested():
-        return build_part(GRADERS, table, "string_check", ["rollout", "rewards", "NAME", "grader"])
-
-
-def _rewards(tables: Any) -> Any:
-    """The tables, with the name of each as the name of its grader."""
-    if not isinstance(tables, Mapping):
-        return tables
-    named = {}
-    for name, table in tables.items():
-        grader = table.get("grader") if isinstance(table, Mapping) else None
-        named[name] = {**table, "grader": {"name": name, **grader}} if isinstance(grader, Mapping) else table
-    return named
-
-
-def _environment(table: Any) -> Settings | None:
-    """The settings of an environment."""
-    if table is None:
-        return None
-    with nested():
-        return build_part(ENVIRONMENTS, table, "calculator", ["rollout", "environment"])
-
-
-class RewardSettings(Settings):
-    """One grader, and how much its grade counts."""
-
-    grader: Annotated[SerializeAsAny[Settings], BeforeValidator(_grader, json_schema_input_type=Tree)]
-    """A grader as OpenAI's API writes it, with its `type` (docs/graders.md); `name` may be left out."""
-    weight: float = 1.0
-    """What its grade is multiplied by; the reward is the sum."""
-
-    @field_serializer("grader")
-    def _dump_grader(self, grader: Settings) -> Tree:
-        return dump_part(grader)
-
-
-class RolloutSettings(Settings):
-    """Replies that the model writes while it trains, and what they are worth; for objectives that learn from them."""
-
-    rewards: Annotated[dict[str, RewardSettings], BeforeValidator(_rewards)] = Field(default_factory=dict)
-    """Graders by name, such as `[rollout.rewards.exact]`; the reward is the weighted sum of their grades."""
-    environment: Annotated[
-        SerializeAsAny[Settings] | None, BeforeValidator(_environment, json_schema_input_type=Tree | None)
-    ] = None
-    """What answers between the model's turns, such as `{ type = "calculator" }`, and may reward them; absent: there is
-    one turn."""
-    max_turns: int = Field(4, ge=2)
-    """Most replies of a conversation with the environment."""
-    group_size: int = Field(8, ge=1)
-    """Replies to each prompt."""
-    max_new_tokens: int = Field(256, ge=1)
-    """Longest reply."""
-    temperature: float = Field(1.0, gt=0, le=10)
-    """Of the sampling, and of the probabilities that are trained."""
-    updates: int = Field(1, ge=1)
-    """Passes over the replies of a rollout before new ones are sampled."""
-    minibatches: int = Field(1, ge=1)
-    """Steps that one pass is cut into; a rollout asks so many times `training.rows_per_step` prompts."""
-    resample: int = Field(0, ge=0)
-    """Dynamic sampling: how often prompts whose replies are all worth the same are replaced by further ones."""
-    mask_truncated: bool = False
-    """Learn nothing from replies that ran into `max_new_tokens`."""
-    overlong_tokens: int = Field(0, ge=0)
-    """Within so many tokens of `max_new_tokens` the reward falls, by 1 at the limit; 0: it does not."""
-    validation_prompts: int = Field(64, ge=1)
-    """At most so many validation prompts are answered, by the likeliest tokens, to choose the best step."""
-
-    @model_validator(mode="after")
-    def _require_rewards(self) -> "RolloutSettings":
-        if not self.rewards and self.environment is None:
-            with nested():
-                raise RecipeError("rollout.rewards: nothing says what a reply is worth; write [rollout.rewards.NAME]")
-        if self.environment is None and self.max_turns != type(self).model_fields["max_turns"].default:
-            with nested():
-                raise RecipeError("rollout.max_turns changes nothing without rollout.environment")
-        return self
-
-    @field_serializer("environment")
-    def _dump_environment(self, environment: Settings | None) -> Tree | None:
-        return None if environment is None else dump_part(environment)
-
-    @model_validator(mode="after")
-    def _require_room(self) -> "RolloutSettings":
-        if self.overlong_tokens > self.max_new_tokens:
-            with nested():
-                raise RecipeError(
-                    f"rollout.overlong_tokens = {self.overlong_tokens}: at most rollout.max_new_tokens = "
-                    f"{self.max_new_tokens}, within which it lies"
-                )
-        return self
 
 
 class ForgettingSettings(Settings):
@@ -607,7 +483,7 @@ class Recipe(Settings):
         found = super().tables(values)
         for key, (package, default) in PARTS.items():
             with suppress(RecipeError):  # it is told of already
-                found[key] = _part_class(package, values.get(key, {}), default, [key])
+                found[key] = chosen_class(package, values.get(key, {}), default, [key])
         return found
 
     @model_validator(mode="before")
@@ -647,61 +523,3 @@ def load(path: Path, assignments: Sequence[str] = ()) -> Recipe:
     """
     tree = override(read_toml(path), assignments)
     return build(Recipe, absolute_paths(tree, path.resolve().parent))
-
-
-def absolute_paths(tree: Tree, folder: Path) -> Tree:
-    """A copy in which every path of the recipe that is relative is read from `folder`, the recipe's own.
-
-    Names that are no paths stay as they are: a hub id or catalog name, a built-in template, `builtin`, `none`.
-    """
-    tree = deepcopy(tree)
-    for *groups, key in _PATHS:
-        table: Any = tree
-        for group in groups:
-            table = table.get(group) if isinstance(table, dict) else None
-        value = table.get(key) if isinstance(table, dict) else None
-        if isinstance(value, str) and value and _is_path(key, value, folder):
-            table[key] = os.path.normpath(folder / value)
-    for grader in _graders(tree):
-        if isinstance(runs := grader.get("runs"), list):
-            grader["runs"] = [os.path.normpath(folder / run) if isinstance(run, str) else run for run in runs]
-    return tree
-
-
-def _graders(tree: Tree) -> Iterator[Tree]:
-    """The tables of all graders of rollouts, those within others too."""
-    rollout = tree.get("rollout")
-    rewards = rollout.get("rewards") if isinstance(rollout, dict) else None
-    tables = list(rewards.values()) if isinstance(rewards, dict) else []
-    waiting = [table.get("grader") for table in tables if isinstance(table, dict)]
-    while waiting:
-        if isinstance(grader := waiting.pop(), dict):
-            yield grader
-            inner = grader.get("graders")
-            waiting += list(inner.values()) if isinstance(inner, dict) else []
-
-
-_PATHS = (
-    ("model", "name"),
-    ("model", "template"),
-    ("adapter", "start_from"),
-    ("data", "train"),
-    ("data", "validation"),
-    ("data", "test"),
-    ("retrieval", "corpus"),
-    ("retrieval", "embedder"),
-    ("retrieval", "reranker"),
-    ("data", "replay"),
-    ("evaluation", "json_schema"),
-    ("evaluation", "forgetting", "multiple_choice"),
-    ("evaluation", "forgetting", "text"),
-    ("cost", "prices"),
-)
-
-
-def _is_path(key: str, value: str, folder: Path) -> bool:
-    if key in ("name", "embedder", "reranker"):  # `org/model` is a hub id unless there is such a folder
-        return (folder / value).exists()
-    if key == "template":
-        return value.endswith(".jinja")
-    return key not in ("multiple_choice", "text") or value not in ("builtin", "none")
