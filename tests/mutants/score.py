@@ -10,8 +10,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from tests.mutants import seeds, seeds_trained
 from tests.mutants.bench import failed_gates
-from tests.mutants.seeds import MUTANTS, Mutant
+from tests.mutants.registry import Mutant
+
+MUTANTS = (*seeds.MUTANTS, *seeds_trained.MUTANTS)
+
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "preflight.md"
 BEGIN, END = "<!-- mutants: begin -->", "<!-- mutants: end -->"

@@ -5,8 +5,8 @@ The catalog of silent failures and its numbers are in docs/preflight.md.
 
 import html
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,50 +15,19 @@ from tests.mutants.bench import (
     OWN_TEMPLATE,
     WEATHER,
     Bench,
-    Reference,
-    dpo_bench,
-    earlier_run,
     held_out,
-    preferences,
     template,
-    tiny_model,
     tokenizer,
-    train_three_steps,
 )
 from tests.mutants.parts import first_trained, last_trained, masked, without, wrong_template
+from tests.mutants.registry import Mutant, register_in
 
-from luthier.adapters.lora import LoRA
 from luthier.examples import Conversation, Message, Row, Where
-from luthier.models.scorer import Scorer
 from luthier.objectives.base import Models
-from luthier.preflight.base import RowSettings, Stage, Subject
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One seeded failure."""
-
-    failure: str
-    """Number in the catalog, `gate n` for what a gate of its list promises, or `own`."""
-    name: str
-    gate: str
-    """Which gate must refuse it."""
-    stage: Stage
-    seed: Callable[[], Subject]
-
+from luthier.preflight.base import RowSettings, Subject
 
 MUTANTS: list[Mutant] = []
-
-
-def mutant(failure: str, gate: str, stage: Stage = "rows") -> Callable[[Callable[[], Subject]], Callable[[], Subject]]:
-    """Register a function that makes the subject of a run with a failure in it; its name is the mutant's."""
-
-    def register(seed: Callable[[], Subject]) -> Callable[[], Subject]:
-        MUTANTS.append(Mutant(failure, seed.__name__, gate, stage, seed))
-        return seed
-
-    return register
-
+mutant = partial(register_in, MUTANTS)
 
 END = tokenizer("chatml").convert_tokens_to_ids("<|im_end|>")
 OTHER_END = tokenizer("chatml").convert_tokens_to_ids("<|endoftext|>")
@@ -375,7 +344,7 @@ def first_token_predicted_from_the_row_before() -> Subject:
 # packing and attention
 
 
-def _scored_by(scorer: Callable[[Any], Any], bench: Bench | None = None) -> Subject:
+def scored_by(scorer: Callable[[Any], Any], bench: Bench | None = None) -> Subject:
     subject = (bench or Bench()).with_model()
     cast = subject.need_models()
     return replace(subject, models=Models(scorer(subject.need_model().model), cast.reference))
@@ -383,12 +352,12 @@ def _scored_by(scorer: Callable[[Any], Any], bench: Bench | None = None) -> Subj
 
 @mutant("A28", "row_isolation", "model")
 def attention_across_rows() -> Subject:
-    return _scored_by(parts.LeakyScorer)
+    return scored_by(parts.LeakyScorer)
 
 
 @mutant("A28", "forest_equivalence", "model")
 def attention_across_rows_changes_the_scores() -> Subject:
-    return _scored_by(parts.LeakyScorer)
+    return scored_by(parts.LeakyScorer)
 
 
 @mutant("A29", "forest_equivalence", "model")
@@ -410,7 +379,7 @@ def attention_of_generation_scaled_otherwise() -> Subject:
 
 @mutant("A37", "forest_equivalence", "model")
 def logits_divided_by_the_sampler_temperature() -> Subject:
-    return _scored_by(parts.WarmScorer)
+    return scored_by(parts.WarmScorer)
 
 
 @mutant("A56", "base_loss", "model")
@@ -420,202 +389,3 @@ def a_weight_is_not_a_number() -> Subject:
             model.model.norm.weight[0] = float("nan")
 
     return Bench().with_model(break_one)
-
-
-# preference learning
-
-
-@mutant("A33", "trained_tokens")
-def replies_of_the_longest_pair_cut_off() -> Subject:
-    prompts = [len(template().prompt_ids(pair.prompt)) for pair in preferences()]
-    return dpo_bench(settings=RowSettings(max_tokens=max(prompts), max_truncated_share=1.0)).subject()
-
-
-@mutant("A35", "reference_is_policy", "model")
-def reference_with_the_adapter_left_on() -> Subject:
-    subject = dpo_bench().with_model()
-    policy = subject.need_models().policy
-    return replace(subject, models=Models(policy, policy))
-
-
-@mutant("A35", "reference_is_policy", "model")
-def reference_is_another_model() -> Subject:
-    subject = dpo_bench().with_model()
-    other = tiny_model()
-    with torch.no_grad():
-        other.model.layers[0].mlp.down_proj.weight.add_(0.05)
-    return replace(subject, models=Models(subject.need_models().policy, Scorer(other)))
-
-
-@mutant("A35", "reference_is_policy", "model")
-def reference_forgotten() -> Subject:
-    subject = dpo_bench().with_model()
-    return replace(subject, models=Models(subject.need_models().policy))
-
-
-@mutant("A35", "reference_is_policy", "model")
-def reference_is_the_base_and_not_the_start() -> Subject:
-    subject = dpo_bench(continues=True).with_model()
-    policy = subject.need_models().policy
-    return replace(subject, models=Models(policy, Reference(policy, subject.need_injected().disabled)))
-
-
-@mutant("A36", "reference_is_policy", "model")
-def dropout_in_the_passes_that_score() -> Subject:
-    return dpo_bench().with_model(parts.add_dropout)
-
-
-@mutant("A36", "reference_is_policy", "model")
-def dropout_inside_the_adapter() -> Subject:
-    return dpo_bench(adapter=LoRA(rank=4, dropout=0.3)).with_model()
-
-
-@mutant("A36", "base_loss", "model")
-def dropout_never_switched_off() -> Subject:
-    return Bench().with_model(lambda model: parts.add_dropout(model, always=True))
-
-
-# adapters
-
-
-@mutant("own", "adapter_start", "model")
-def start_not_taken_over() -> Subject:
-    return replace(Bench().with_model(), start=Path(earlier_run().name))
-
-
-@mutant("own", "adapter_start", "model")
-def start_scaled_otherwise() -> Subject:
-    return Bench(adapter=LoRA(rank=4, alpha=8.0), continues=True).with_model()
-
-
-@mutant("A43", "adapter_targets", "model")
-def requested_target_matches_nothing() -> Subject:
-    return replace(Bench(adapter=LoRA(rank=4, targets=("q_proj",))).with_model(), targets=("q_proj", "experts"))
-
-
-@mutant("A43", "adapter_targets", "model")
-def nothing_attached_at_all() -> Subject:
-    subject = Bench().with_model()
-    return replace(subject, injected=parts.Handle(subject.need_injected(), {}))
-
-
-@mutant("A44", "adapter_alive", "model")
-def adapter_listed_but_inert() -> Subject:
-    subject = Bench().with_model()
-    for module in subject.need_model().model.modules():
-        if module.__class__.__name__ == "LoRALinear":
-            module.enabled = False  # type: ignore[assignment]
-    return subject
-
-
-@mutant("A44", "adapter_alive", "model")
-def one_layer_inert() -> Subject:
-    subject = Bench().with_model()
-    layers: Any = subject.need_model().model
-    layers.model.layers[1].mlp.down_proj.enabled = False
-    return subject
-
-
-@mutant("A45", "adapter_alive", "model")
-def gradient_stops_at_the_second_layer() -> Subject:
-    return _scored_by(parts.LastLayerScorer)
-
-
-@mutant("A46", "adapter_targets", "model")
-def handle_lists_copies_of_the_tensors() -> Subject:
-    subject = Bench().with_model()
-    copies = {n: torch.nn.Parameter(p.detach().clone()) for n, p in subject.need_injected().trainable.items()}
-    return replace(subject, injected=parts.Handle(subject.need_injected(), copies))
-
-
-@mutant("A46", "tensors_moved", "steps")
-def optimizer_holds_stale_tensors() -> Subject:
-    subject = Bench().with_model()
-    stale = [torch.nn.Parameter(p.detach().clone()) for p in subject.need_injected().trainable.values()]
-    return train_three_steps(subject, stale)
-
-
-@mutant("A12", "tensors_moved", "steps")
-def one_tensor_forgotten_by_the_optimizer() -> Subject:
-    subject = Bench().with_model()
-    return train_three_steps(subject, list(subject.need_injected().trainable.values())[:-1])
-
-
-@mutant("gate 11", "tensors_moved", "steps")
-def a_frozen_tensor_moves() -> Subject:
-    subject = train_three_steps(Bench().with_model())
-    model: Any = subject.need_model().model
-    with torch.no_grad():
-        model.model.norm.weight[3] += 1e-6
-    return subject
-
-
-@mutant("gate 10", "base_loss", "model")
-def fresh_adapter_changes_the_model() -> Subject:
-    subject = Bench().with_model()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, p in subject.need_injected().trainable.items():
-            if name.endswith("lora_B"):
-                p.copy_(0.05 * torch.randn(p.shape, generator=generator))
-    return subject
-
-
-@mutant("A55", "adapter_targets", "model")
-def trained_tensors_in_bfloat16() -> Subject:
-    subject = Bench().with_model()
-    for p in subject.need_injected().trainable.values():
-        p.data = p.data.bfloat16()
-    return subject
-
-
-@mutant("gate 11", "adapter_targets", "model")
-def base_left_unfrozen() -> Subject:
-    subject = Bench().with_model()
-    subject.need_model().model.requires_grad_(True)
-    return subject
-
-
-@mutant("A55", "tensors_moved", "steps")
-def updates_rounded_away() -> Subject:
-    subject = Bench().with_model()
-    for p in subject.need_injected().trainable.values():
-        p.data = p.data.bfloat16()
-    return train_three_steps(subject, learning_rate=1e-6)
-
-
-# data
-
-
-@mutant("own", "rendered")
-def a_row_that_the_template_refuses() -> Subject:
-    source = OWN_TEMPLATE.replace("{% for", "{% if tools %}{{ raise_exception('no tools here') }}{% endif %}{% for", 1)
-    return Bench(source=source).subject()
-
-
-class SampledReplies:
-    """What a training that samples replies tells of them."""
-
-    def __init__(self, own: float, empty: float, dead: float) -> None:
-        self.own, self.empty, self.dead = own, empty, dead
-
-    def reference_rewards(self, count: int) -> list[tuple[str, float, float]]:
-        return [(f"row-{i}", self.own, self.empty) for i in range(min(count, 8))]
-
-    def first(self) -> dict[str, float]:
-        return {"reward": 0.0, "truncated": 0.0, "dead": self.dead}
-
-
-@mutant("own", "reference_rewards", "model")
-def rewards_that_no_row_s_reply_earns() -> Subject:
-    return replace(Bench().with_model(), sampled=SampledReplies(0.0, 0.0, 0.5))
-
-
-@mutant("own", "reference_rewards", "model")
-def rewards_that_like_silence() -> Subject:
-    return replace(Bench().with_model(), sampled=SampledReplies(0.2, 1.0, 0.5))
-
-
-@mutant("A40", "first_rollout", "model")
-def first_replies_all_worth_the_same() -> Subject:
-    return replace(Bench().with_model(), sampled=SampledReplies(1.0, 0.0, 1.0))

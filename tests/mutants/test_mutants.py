@@ -1,12 +1,16 @@
 """Every seeded failure is refused by the gate that it names, and a correct run by none; the docs tell the same."""
 
 import pytest
+from tests.mutants import seeds, seeds_trained
 from tests.mutants.bench import Bench, documents, dpo_bench, full_bench, train_three_steps
+from tests.mutants.registry import Mutant
 from tests.mutants.score import BEGIN, END, PAGE, measure, table
-from tests.mutants.seeds import MUTANTS, Mutant
 
 from luthier import registry
 from luthier.preflight.base import GATES, RowSettings, run_gates
+
+MUTANTS = (*seeds.MUTANTS, *seeds_trained.MUTANTS)
+
 
 CLEAN = {
     "chatml": lambda: Bench(),

@@ -1,11 +1,14 @@
-"""The graders that recipes have beside OpenAI's: JSON that satisfies a schema, right fields, the last number."""
+"""The graders that recipes have beside OpenAI's: a schema, right fields, the last number, trained reward models."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+from tests.contract.test_graders import accepted, built
 
-from luthier.errors import EvaluationError
+from luthier.errors import EvaluationError, ModelError
 from luthier.evaluation.graders.base import Host, Sample, build_grader
+from luthier.examples import Message
 
 VALID = {"type": "json_schema", "name": "valid"}
 
@@ -61,3 +64,52 @@ def test_right_fields_have_their_share(answer: str, f1: float, exact: float) -> 
 def test_the_last_number_counts(answer: str, reward: float) -> None:
     grader = build_grader({"type": "number", "name": "n"})
     assert grader.grade(Sample.of(answer), {"reference_answer": "6 x 7 = 42\n#### 42"}, Host()).reward == reward
+
+
+# reward_model
+
+
+def judging(rewards: Mapping[str, float]) -> tuple[Host, list[list[Message]]]:
+    """A host whose runs have these rewards, and the chats that they were shown."""
+    seen: list[list[Message]] = []
+
+    def judge(runs: Sequence[str], messages: Sequence[Message]) -> list[float]:
+        seen.append(list(messages))
+        return [rewards[run] for run in runs]
+
+    return Host(judge=judge), seen
+
+
+@pytest.mark.parametrize(
+    ("settings", "reward"),
+    [
+        ({}, 2.0),
+        ({"combine": "minimum"}, 1.0),
+        ({"combine": "deviation"}, 1.0),
+        ({"combine": "deviation", "k": 3}, -1.0),
+    ],
+)
+def test_rewards_of_several_runs_are_combined(settings: dict[str, Any], reward: float) -> None:
+    able, seen = judging({"runs/a": 1.0, "runs/b": 3.0})
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "the wanted reply"}]
+    grader = built({"type": "reward_model", "name": "r", "runs": ["runs/a", "runs/b"], **settings}, able)
+    grade = grader.grade(Sample.of("Hello"), {"messages": chat}, able)
+    assert accepted(grade).reward == reward and grade.sub_rewards == {"runs/a": 1.0, "runs/b": 3.0}
+    assert seen == [[Message("user", "Hi"), Message("assistant", "Hello")]]
+    grader.grade(Sample.of("Hello"), {"prompt": "Hey"}, able)
+    assert seen[1] == [Message("user", "Hey"), Message("assistant", "Hello")]
+
+
+def test_reward_models_that_cannot_judge_are_a_flag_or_refused() -> None:
+    settings = {"type": "reward_model", "name": "r", "runs": ["runs/a"]}
+    with pytest.raises(EvaluationError, match=r"asks trained reward models \(runs/a\), and none can be opened here"):
+        built(settings, Host())
+
+    def broken(runs: Sequence[str], messages: Sequence[Message]) -> list[float]:
+        raise ModelError("runs/a/adapter: no trained model here")
+
+    able = Host(judge=broken)
+    grade = built(settings, able).grade(Sample.of("x"), {"prompt": "Hi"}, able)
+    errors = accepted(grade).metadata.errors
+    assert errors.api_model_grader_server_error and "no trained model" in grade.problem
+    assert accepted(built(settings, able).grade(Sample.of("x"), {}, able)).metadata.errors.invalid_variable_error

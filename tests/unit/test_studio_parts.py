@@ -15,6 +15,7 @@ from luthier.jobs.http.app import Service
 from luthier.jobs.service import open_service
 from luthier.serve.api_error import ApiError
 from luthier.web.agreement import Choice, is_swapped, krippendorff_alpha, preferred
+from luthier.web.compare_pages import leaves
 from luthier.web.edits import Edits, lines_of
 from luthier.web.file_pages import holds
 from luthier.web.forms import Posted
@@ -244,3 +245,16 @@ def test_no_template_has_markup_or_style_that_the_policy_forbids() -> None:
         text = path.read_text(encoding="utf-8")
         for word in ("|safe", "| safe", "Markup", " style=", " onclick", "<style", "hx-on", "javascript:", "<script>"):
             assert word not in text, f"{path.name}: {word}"
+
+
+# runs compared
+
+
+def test_settings_that_are_compared_name_no_place() -> None:
+    recipe = {
+        "seed": 1,
+        "data": {"train": "/srv/rows.jsonl"},
+        "model": {"name": "/srv/base", "precision": "auto"},
+        "adapter": {"type": "lora", "start_from": "/srv/start", "alpha": None},
+    }
+    assert dict(leaves(recipe)) == {"seed": "1", "model.precision": "auto", "adapter.type": "lora"}

@@ -24,8 +24,8 @@ from luthier.web.sessions import session_of
 
 MOST = 4
 """Runs beside each other."""
-OWN = ("data", "cost", "tracking")
-"""Tables of settings that differ by where things lie, and not by what is trained."""
+OWN = ("data", "cost", "tracking", "model.name", "adapter.start_from")
+"""Settings that differ by where things lie on this machine; what was trained from stands above them."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,13 @@ class Paired:
 def leaves(recipe: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, str]]:
     """The settings of a recipe by their dotted keys, as people read them; those that are not set are left out."""
     for key, value in recipe.items():
+        name = f"{at}{key}"
+        if name in OWN or value is None:
+            continue
         if isinstance(value, Mapping):
-            if at or key not in OWN:
-                yield from leaves(value, f"{at}{key}.")
-        elif value is not None:
-            yield f"{at}{key}", as_text(value)
+            yield from leaves(value, f"{name}.")
+        else:
+            yield name, as_text(value)
 
 
 def _told(run: Compared, value: str) -> str:
