@@ -29,7 +29,9 @@ def served(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) ->
         yield found
 
 
-def test_from_a_file_to_a_model_that_people_preferred(served: Studio, browser: Browser, tmp_path: Path) -> None:
+def test_from_a_file_to_a_model_that_people_preferred(
+    served: Studio, browser: Browser, tmp_path: Path, tiny_model_folder: Path
+) -> None:
     anna = Person(browser, served.url, served.key())
     page = anna.page
     upload(page, tmp_path, "train.jsonl", chats(40))
@@ -41,6 +43,7 @@ def test_from_a_file_to_a_model_that_people_preferred(served: Studio, browser: B
     assert re.fullmatch(r"It is \d+\.<\|im_end\|>", "".join(trained))
     expect(page.get_by_text("Memory at most")).to_be_visible()
     anna.require_accessible()
+    require_no_place(page, tiny_model_folder)
 
     page.get_by_label("Name").fill("sums")
     page.get_by_label("Epochs").fill("1")
@@ -53,6 +56,7 @@ def test_from_a_file_to_a_model_that_people_preferred(served: Studio, browser: B
     page.locator("iframe.report").scroll_into_view_if_needed()
     expect(report.get_by_role("heading", level=1)).to_be_visible()
     anna.require_accessible()
+    require_no_place(page, tiny_model_folder)
 
     page.get_by_role("link", name="Try it beside its base").click()
     page.get_by_label("Question").fill("What is 1 plus 1?")
@@ -89,7 +93,14 @@ def test_from_a_file_to_a_model_that_people_preferred(served: Studio, browser: B
     page.get_by_role("button", name="Compare").click()
     expect(page.get_by_role("row", name="objective.type")).to_be_visible()
     anna.require_accessible()
+    require_no_place(page, tiny_model_folder)
     assert anna.said == []
+
+
+def require_no_place(page: Page, folder: Path) -> None:
+    """Nothing on a page says where things lie on this machine."""
+    text = page.content()
+    assert str(folder) not in text and str(folder.parents[1]) not in text
 
 
 def rank_by_keyboard(anna: Person, served: Studio) -> None:

@@ -17,6 +17,7 @@ from luthier.serve.api_error import ApiError
 from luthier.web.agreement import Choice, is_swapped, krippendorff_alpha, preferred
 from luthier.web.compare_pages import leaves
 from luthier.web.edits import Edits, lines_of
+from luthier.web.file_pages import holds
 from luthier.web.forms import Posted
 from luthier.web.job_list import ROWS, JobList
 from luthier.web.new_pages import job_of
@@ -105,6 +106,12 @@ def test_a_row_is_taken_apart_and_only_what_was_changed_is_changed() -> None:
     assert json.loads(with_texts(ROW, shown)) == json.loads(ROW)  # a browser sends back what it was shown
     new = json.loads(with_texts(ROW, {**shown, "preferred_output/0/content": "yes\r\n!"}))
     assert new == {**json.loads(ROW), "preferred_output": [{"role": "assistant", "content": "yes\n!"}]}
+
+
+def test_words_are_found_as_they_are_read_and_as_they_are_written() -> None:
+    row = json.dumps({"messages": [{"role": "user", "content": 'Stra\u00dfe "Nord"\nzwei'}]})  # written with escapes
+    assert holds(row, ["strasse", '"nord"', "user"]) and holds(row, [])
+    assert not holds(row, ["strasse", "drei"])
 
 
 def test_json_of_a_row_comes_back_as_it_was() -> None:

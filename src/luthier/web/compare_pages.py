@@ -19,7 +19,7 @@ from luthier.report.text import as_text
 from luthier.run_folder import RunFolder
 from luthier.serve.api_error import ApiError
 from luthier.web.job_list import JobList
-from luthier.web.pages import show, title_of
+from luthier.web.pages import show, title_of, without_places
 from luthier.web.sessions import session_of
 
 MOST = 4
@@ -55,7 +55,7 @@ class ComparePages:
         if len(chosen) > MOST:
             raise ApiError(f"At most {MOST} runs are compared at once.")
         runs = [self._read(self._service.jobs.get(project, one)) for one in chosen]
-        flat = [dict(leaves(run.recipe)) for run in runs]
+        flat = [{key: _told(run, value) for key, value in leaves(run.recipe)} for run in runs]
         known = [one for one in flat if one]
         keys = sorted({key for one in known for key in one if any(one[key] != other.get(key) for other in known)})
         search = query.get("search", "")
@@ -106,6 +106,10 @@ def leaves(recipe: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, str]]
             yield from leaves(value, f"{name}.")
         else:
             yield name, as_text(value)
+
+
+def _told(run: Compared, value: str) -> str:
+    return without_places(value, run.job["base"], run.job["asked"]["model"])
 
 
 def _without_folders(text: str, named: Mapping[str, str]) -> str:

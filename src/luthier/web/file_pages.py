@@ -1,7 +1,7 @@
 """Data: files, and the rows of one to be read, searched, mended and left out."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
@@ -24,6 +24,16 @@ from luthier.web.sessions import require_token, session_of
 PURPOSES = {"fine-tune": "Rows to train on", "user_data": "Text to find passages in"}
 MOST_FILES = 100
 LONGEST_LINE_NUMBER = 12
+
+
+def holds(text: str, words: Sequence[str]) -> bool:
+    """Whether a row has all words, as it is written or as it is read; only escapes make a difference."""
+    written = text.casefold()
+    missing = [word for word in words if word not in written]
+    if not missing or "\\" not in text:
+        return not missing
+    read = "\n".join(turn.text for turn in turns(text)).casefold()
+    return all(word in read for word in missing)
 
 
 class FilePages:
@@ -88,16 +98,17 @@ class FilePages:
             is_rows=file["purpose"] == "fine-tune",
         )
 
-    def _matching(self, file: Row, changed: Any, search: str, first: int) -> Any:
+    def _matching(
+        self, file: Row, changed: Mapping[int, str | None], search: str, first: int
+    ) -> Iterator[tuple[int, str, bool]]:
         """Lines from `first` on that hold what is searched for, as they are now, and whether they are left out."""
         words = search.casefold().split()
         for number, line in lines_of(self._files.path(file["project_id"], file["id"])):
             if number < first:
                 continue
-            gone = number in changed and changed[number] is None
-            text = line if gone else changed.get(number, line)
-            seen = "\n".join(turn.text for turn in turns(text)).casefold() + text.casefold() if words else ""
-            if all(word in seen for word in words):
+            new = changed.get(number, line)
+            text, gone = (line, True) if new is None else (new, False)
+            if holds(text, words):
                 yield number, text, gone
 
     def content(self, request: Request, file_id: str) -> Response:

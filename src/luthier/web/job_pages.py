@@ -19,7 +19,7 @@ from luthier.report.page import render_page
 from luthier.report.plot import curve_plot
 from luthier.serve.api_error import ApiError
 from luthier.web.job_list import STATUSES, JobList
-from luthier.web.pages import go_to, show
+from luthier.web.pages import go_to, show, without_places
 from luthier.web.sessions import session_of
 
 REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'"
@@ -67,7 +67,9 @@ class JobPages:
             request,
             "job.html.jinja",
             **self._values(row),
-            recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
+            recipe=without_places(recipe.read_text(encoding="utf-8"), row["base"], row["asked"]["model"])
+            if recipe.is_file()
+            else None,
             has_report=self._has_run(row),
         )
 

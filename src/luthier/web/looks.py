@@ -11,8 +11,10 @@ import asyncio
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,8 @@ from luthier.serve.api_error import ApiError
 ASKED, FOUND, LOG = "asked.json", "found.json", "log.txt"
 PROGRAM = "luthier.cli.look_process"
 KEPT_SECONDS = 24 * 3600
-MOST_SECONDS = 900.0
+MOST_SECONDS, MOST_WAITING = 900.0, 20
+POLL_SECONDS = 0.2
 
 
 class Looks:
@@ -53,13 +56,15 @@ class Looks:
             start: the model to go on from, if it is not the base itself.
 
         Raises:
-            ApiError: 404: the file or the model was deleted meanwhile.
+            ApiError: 404: the file or the model was deleted meanwhile; 429: too many looks wait.
         """
         asked = {"base": base, "start": None if start is None else start["id"]}
         name = sha256(json.dumps([project, rows.name, asked]).encode()).hexdigest()[:32]
         place = private_folder(self._folder) / name
         found = self._read(place)
         if name not in self._tasks and "done" not in found:
+            if len(self._tasks) >= MOST_WAITING:
+                raise ApiError("Many files are being looked at; try again shortly.", status=429)
             self._sweep()
             self._lay_out(place, rows, asked, start)
             self._tasks[name] = asyncio.create_task(self._run(name, place))
@@ -86,22 +91,7 @@ class Looks:
     async def _run(self, name: str, place: Path) -> None:
         try:
             async with self._turn:
-                with private_file(place / LOG, "wb") as output:
-                    process = await asyncio.create_subprocess_exec(
-                        sys.executable,
-                        "-m",
-                        PROGRAM,
-                        str(place),
-                        stdin=asyncio.subprocess.DEVNULL,
-                        stdout=output,
-                        stderr=output,
-                        env=child_environment(answering_threads(self._beside)),
-                    )
-                try:
-                    await asyncio.wait_for(process.wait(), MOST_SECONDS)
-                except TimeoutError:
-                    process.kill()
-                    await process.wait()
+                await self._look(place)
             found = self._read(place)
             if "done" not in found:  # it was killed, for its memory perhaps
                 found |= {"done": True, "trouble": "The process that looked at the file ended before its time."}
@@ -109,6 +99,25 @@ class Looks:
                     file.write(json.dumps(found).encode())
         finally:
             del self._tasks[name]
+
+    async def _look(self, place: Path) -> None:
+        """One process, from its start to its end; it is killed when its time is over, or the server's."""
+        with private_file(place / LOG, "wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", PROGRAM, str(place)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=child_environment(answering_threads(self._beside)),
+            )
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(MOST_SECONDS):
+                    while process.poll() is None:
+                        await asyncio.sleep(POLL_SECONDS)
+        finally:
+            process.kill()
+            process.wait()
 
     def _sweep(self) -> None:
         """Remove what is old; a look that is under way is not."""

@@ -23,7 +23,7 @@ from luthier.serve.api_error import ApiError
 from luthier.web.edits import lines_of
 from luthier.web.forms import Posted, posted_of
 from luthier.web.looks import Looks
-from luthier.web.pages import go_to, show
+from luthier.web.pages import go_to, show, without_places
 from luthier.web.sessions import session_of
 
 METHODS = ("supervised", *PREFERRED)
@@ -64,6 +64,7 @@ class NewPages:
         base, start = await run_in_threadpool(self._meant, project, model)
         rows = self._service.files.path(project, file_id)
         found = self._looks.found(project, rows, base, start)
+        found |= {name: without_places(found[name], base, model) for name in ("recipe", "trouble") if name in found}
         others, _ = await run_in_threadpool(self._service.files.listed, project, Page(limit=MOST_FILES), "fine-tune")
         return show(
             request,

@@ -4,6 +4,7 @@ As in the report, each text passes `visible` first, so that no character of the 
 hides; there is no `safe` filter in the templates.
 """
 
+import os
 import time
 from functools import cache
 from hashlib import sha256
@@ -46,6 +47,11 @@ HEADERS = {
 def title_of(job: Row) -> str:
     """What people call a job: the name that it was given, or the end of its id."""
     return str(job["asked"].get("suffix") or f"Job {job['id'][-8:]}")
+
+
+def without_places(told: str, base: str, name: str) -> str:
+    """A text without folders of this machine: a base that lies in one is what the client calls it."""
+    return text.without_folders(told.replace(base, name) if os.sep in base else told)
 
 
 def show(request: Request, name: str, /, status: int = 200, **values: Any) -> HTMLResponse:

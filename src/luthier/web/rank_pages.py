@@ -28,6 +28,8 @@ from luthier.web.play_pages import HOTTEST, MOST_TOKENS, chat_models, fraction
 from luthier.web.rankings import Rankings, Standing, prompts_of
 from luthier.web.sessions import session_of
 
+MADE = "ranked"
+"""What people call a job that was made of a ranking."""
 MOST_PAIRS, MOST_FILES, LONGEST_NAME = 500, 100, 100
 SHOWN: dict[str, tuple[Choice, Choice]] = {
     "a": ("first", "second"),
@@ -175,7 +177,7 @@ class RankPages:
         if method not in PREFERRED:
             raise ApiError(f"'method': expected {' or '.join(PREFERRED)}.", param="method")
         file = self._keep(ranking, standing)
-        body: dict[str, Any] = {"model": model, "training_file": file["id"], "method": {"type": method}}
+        body: dict[str, Any] = {"model": model, "training_file": file["id"], "method": {"type": method}, "suffix": MADE}
         made = self._api.create(request, read_as(body, CreateJob))
         return go_to(f"/studio/jobs/{json.loads(bytes(made.body))['id']}")
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from luthier.serve.api_error import ApiError
 from luthier.web.agreement import CHOICES, Choice, krippendorff_alpha, preferred
 from luthier.web.edits import lines_of
 
+MOST_READ = 20_000
+"""Rows; all of a file would take minutes where there are millions."""
 SPOKEN = ("system", "developer", "user", "assistant")
 
 
@@ -194,10 +197,12 @@ class Rankings:
 def prompts_of(path: Path, count: int) -> list[list[dict[str, str]]]:
     """Prompts of a training file, chosen by their digests, in the file's order: rows without tools, each prompt once.
 
+    Of a file with more than MOST_READ rows, these are of the first.
+
     Raises:
         ApiError: 400: there are none.
     """
-    found = {json.dumps(prompt): prompt for prompt in map(_prompt, lines_of(path)) if prompt}
+    found = {json.dumps(prompt): prompt for prompt in map(_prompt, islice(lines_of(path), MOST_READ)) if prompt}
     if not found:
         raise ApiError("No row of the file has a prompt of texts alone.", param="file")
     chosen = set(sorted(found, key=lambda text: sha256(text.encode()).digest())[:count])
