@@ -29,7 +29,8 @@ def test_every_line_of_a_service_is_json(tmp_path: Path, tiny_model_folder: Path
         process.terminate()
         assert process.wait(60) == 0
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    first, asked, wrong, last = lines
+    first, studio, asked, wrong, last = lines
+    assert studio["message"].startswith("the studio, for people, is at http://")
     assert first["message"] == f"fine-tuning at {url} (ctrl-C ends it)" and last["message"].startswith("stopped; ")
     assert asked["status"] == 401 and (wrong["logger"], wrong["level"]) == ("uvicorn.error", "WARNING")
 

@@ -18,7 +18,7 @@ class ReferenceRewards(Gate):
     proves: ClassVar[str] = "Rewards of sampled replies value the rows' own replies above an empty one."
     stage: ClassVar[Stage] = "model"
     advice: ClassVar[str] = (
-        "Look at [rollout.rewards]: does each grader read the field that the rows have, and the form that they want?"
+        "Look at [rollout.rewards]: each grader must read the field that the rows have, and the form that they want."
     )
 
     def check(self, subject: Subject) -> GateResult:
