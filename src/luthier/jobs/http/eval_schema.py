@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field, JsonValue
 from luthier.jobs.http.grader_schema import CriterionValues
 from luthier.jobs.http.schema import Body, Id, Metadata, OrderedQuery
 from luthier.jobs.objects import RunStatus
+from luthier.serve.bodies import Format, NamedSchema, TextFormat
 
 Name = Annotated[str, Field(max_length=256)]
 Object: TypeAlias = dict[str, JsonValue]
@@ -106,10 +107,16 @@ class ItemReference(Body):
     item_reference: Annotated[str, Field(max_length=256, pattern=r"^item\.[\w.\[\]-]+$")]
 
 
+class FlatSchemaFormat(NamedSchema):
+    """JSON by a schema, as the Responses API has it: beside the type."""
+
+    type: Literal["json_schema"]
+
+
 class TextOptions(Body):
     """`text` of a Responses request."""
 
-    format: Object | None = None
+    format: Annotated[TextFormat | FlatSchemaFormat, Field(discriminator="type")] | None = None
 
 
 class Sampling(Body):
@@ -126,7 +133,7 @@ class Sampling(Body):
 class CompletionsSampling(Sampling):
     """`sampling_params` of the type `completions`."""
 
-    response_format: Object | None = None
+    response_format: Format | None = None
 
 
 class ResponsesSampling(Sampling):

@@ -286,7 +286,7 @@ def _read_asking(source: Asking) -> dict[str, Any]:
         return {}
     if isinstance(source, Responses) and params.tools:
         raise unsupported(f"{at}.sampling_params.tools", "give tools to a data source of the type 'completions'")
-    values = {"model": source.model or "none", "sampling_params": params.model_dump(exclude_none=True)}
+    values = {"model": source.model or "none", "sampling_params": params.model_dump(exclude_none=True, by_alias=True)}
     try:  # as the engine will read it for every item
         parse_chat(json.dumps(chat_body(values, [{"role": "user", "content": ""}])).encode())
     except ApiError as error:

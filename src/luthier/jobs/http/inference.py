@@ -46,13 +46,13 @@ class InferenceRoutes:
 
     async def chat(
         self, request: Request, body: Annotated[dict[str, Any], Depends(Passed(ChatBody))]
-    ) -> Annotated[Response, Content({"application/json": ChatCompletion, EVENTS: str})]:
+    ) -> Annotated[Response, Content({"application/json": ChatCompletion, EVENTS: Any})]:
         """POST /v1/chat/completions; events if `stream` is true"""
         return await self._answer(request, "/chat/completions", body)
 
     async def complete(
         self, request: Request, body: Annotated[dict[str, Any], Depends(Passed(CompletionBody))]
-    ) -> Annotated[Response, Content({"application/json": TextCompletion, EVENTS: str})]:
+    ) -> Annotated[Response, Content({"application/json": TextCompletion, EVENTS: Any})]:
         """POST /v1/completions; events if `stream` is true"""
         return await self._answer(request, "/completions", body)
 
