@@ -334,7 +334,7 @@ ASKED: Any = {
         ({"type": "jsonl", "source": {"type": "file_id", "id": "file-none"}}, "no such file"),
         ({**ASKED, "source": {"type": "stored_completions", "limit": 3}}, "keeps no stored completions"),
         ({**ASKED, "type": "responses", "source": {"type": "responses"}}, "keeps no responses"),
-        ({**ASKED, "sampling_params": {"response_format": {"type": "xml"}}}, "sampling_params.response_format.: Input tag .xml."),
+        ({**ASKED, "sampling_params": {"response_format": {"type": "xml"}}}, "response_format.: Input tag .xml."),
         ({**ASKED, "sampling_params": {"reasoning_effort": "low"}}, "not a property"),
         ({**ASKED, "sampling_params": {"tools": [{"type": "web_search"}]}}, "only functions"),
         ({**ASKED, "type": "responses", "sampling_params": {"tools": [{"type": "function"}]}}, "type 'completions'"),
