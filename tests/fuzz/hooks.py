@@ -15,7 +15,13 @@ from tests.fuzz.sent import is_whole_float
 
 SHAPE = ("missing_required_parameter", "unknown_parameter", "invalid_type", "invalid_value", "out_of_range")
 """Codes that say that a request is not of the documented shape, and not that its meaning is wrong."""
-IN_WORDS = (".content' is required", "need each other", "Token ids must be between", "holds the same option twice")
+IN_WORDS = (
+    ".content' is required",
+    "need each other",
+    "Token ids must be between",
+    "holds the same option twice",
+    "names no call before it",
+)
 """What schemas cannot say: a reply has content or calls, a vocabulary has an end, names differ whatever is beside."""
 _counts: Counter[str] = Counter()
 _lock = threading.Lock()
