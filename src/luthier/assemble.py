@@ -28,7 +28,7 @@ from luthier.engine.run import Run
 from luthier.engine.schedules.base import Schedule
 from luthier.errors import DataError, ModelError, RecipeError
 from luthier.evaluation.systems.base import System
-from luthier.examples import Example
+from luthier.examples import Conversation, Document, Example, Judged, Preference
 from luthier.files import sha256_of, sync
 from luthier.models import heads
 from luthier.models.catalog import resolve
@@ -46,6 +46,13 @@ from luthier.run_folder import HARMLESS, RunFolder
 
 TEMPLATE_FILE = "template.jinja"
 RECORD = "run.json"
+KINDS: Mapping[type, tuple[str, str, str]] = {
+    Conversation: ("a conversation", "conversations", "sft"),
+    Document: ("raw text", "raw text", "sft"),
+    Preference: ("a preference pair", "preference pairs (prompt, chosen, rejected)", "dpo"),
+    Judged: ("a judged reply", "judged replies (prompt, completion, label)", "kto"),
+}
+"""What a row is called, what many are, and an objective for them."""
 
 
 def open_model(recipe: Recipe, precision: str | None = None, device: str | None = None) -> LoadedModel:
@@ -136,10 +143,11 @@ def units_of(recipe: Recipe, examples: Iterable[Example], template: Template) ->
     objective = objective_of(recipe)
     for example in examples:
         if not isinstance(example, objective.accepts):
-            kinds = " or ".join(kind.__name__ for kind in objective.accepts)
+            kinds = " or ".join(KINDS[kind][1] for kind in objective.accepts)
+            found, _, fitting = KINDS[type(example)]
             raise DataError(
-                f"the objective trains on {kinds}, but this row is a {type(example).__name__}; "
-                "set objective.type or data.format",
+                f"objective.type = {registry.name_of(objective)!r} trains on {kinds}, but this row is {found}; set "
+                f"objective.type (to {fitting!r}, say) or data.format",
                 example.where.path,
                 example.where.line,
                 example.where.row,
@@ -220,9 +228,8 @@ def make_trainable(recipe: Recipe, loaded: LoadedModel, start: Path | None = Non
     adapter, objective = adapter_of(recipe), objective_of(recipe)
     ready = adapter.reading(lambda text: loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
     injected = ready.inject(loaded.model, recipe.seed)
-    if (head := fresh_head(recipe, loaded)) is not None:
+    if (head := head_over_base(recipe, loaded)) is not None:
         injected = WithHead(injected, head)
-        injected.take_head(loaded.files.folder)
     if start is not None:
         injected.start_at(start)
     # an overwritten base is held in float32; products are still computed in the type that the model was loaded in
@@ -241,15 +248,25 @@ def make_trainable(recipe: Recipe, loaded: LoadedModel, start: Path | None = Non
     return Trainable(injected, Models(policy, Scorer(frozen, autocast)), notes)
 
 
-def fresh_head(recipe: Recipe, loaded: LoadedModel) -> heads.Head | None:
-    """The head that the recipe's objective trains, before its training; None: it trains none."""
+def head_over_base(recipe: Recipe, loaded: LoadedModel) -> heads.Head | None:
+    """The head of the recipe's objective over a base that was not trained by it: the base's own, where its folder holds
+    one of that kind and shape, else a fresh one; None: the objective has none.
+
+    Raises:
+        ModelError: the model does not tell its hidden states, or its head's file is damaged.
+    """
     shape = objective_of(recipe).head()
-    return None if shape is None else heads.head_of(loaded.model, shape, recipe.seed)
+    if shape is None:
+        return None
+    head = heads.head_of(loaded.model, shape, recipe.seed)
+    head.take(loaded.files.folder)
+    return head
 
 
 def _about_head(injected: Injected, begun_at: Path) -> tuple[str, ...]:
     """Where a head begins, or that one is left behind; neither shows in the loss."""
-    head, taken, notes = injected.head, injected.head_from, []
+    head, notes = injected.head, []
+    taken = None if head is None else head.taken_from
     if head is not None:
         start = f"fresh, {head.shape.start}" if taken is None else f"as {taken / heads.FILE} has it"
         notes.append(f"the head of kind {head.shape.kind!r} begins {start}")

@@ -107,6 +107,11 @@ class Question:
     stop_loops: bool
 
 
+def _wanted(examples: Sequence[Example]) -> Sequence[Example]:
+    """The rows; of judged ones those whose reply is wanted."""
+    return conversations(examples) if any(isinstance(row, Judged) for row in examples) else examples
+
+
 def question_of(opened: Opened) -> Question:
     """Work out task, metrics and the longest answer from the recipe and the rows; renders every training row.
 
@@ -121,12 +126,10 @@ def question_of(opened: Opened) -> Question:
     if not data.test:
         raise EvaluationError("there are no test rows; name a file in data.test, or raise data.test_share")
     head = assemble.objective_of(opened.recipe).head()
-    known = data.train if alike else data.test
-    if any(isinstance(row, Judged) for row in known):
-        known = conversations(known)
     judging = None if head is None else HEAD_TASKS.get(head.kind)
-    detected = judging or detect_task(known)
-    task = detected if settings.task == "auto" else settings.task
+    task = settings.task
+    if task == "auto":
+        task = judging or detect_task(_wanted(data.train if alike else data.test))
     require_rows(task, data.test)
     is_scored = task in SCORED_TASKS
     train, validation = ([], []) if is_scored else (conversations(data.train), conversations(data.validation))
@@ -161,7 +164,7 @@ class Mode:
     weights: str | None = None
     """Fingerprint of the trained weights; None before training."""
     head: Head | None = None
-    """The trained one; None before training, or where none is trained."""
+    """The trained one; None before training, or where none is trained: the base's is read."""
 
 
 def measure_base(opened: Opened, question: Question, progress: Progress, disabled: Switch = nullcontext) -> Evaluation:
@@ -344,7 +347,7 @@ def _evaluate(
         adapter_disabled=mode.disabled,
         retriever=mode.retriever,
         tuned_fingerprint=mode.weights,
-        head=mode.head or assemble.fresh_head(recipe, opened.loaded),
+        head=mode.head or assemble.head_over_base(recipe, opened.loaded),
         on_progress=_told(progress),
         say=lambda text: progress.say(f"    {text}"),
     )

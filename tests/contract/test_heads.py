@@ -1,5 +1,6 @@
 """A head beside every adapter: one more thing that trains, is saved and comes back, and changes nothing else."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,16 @@ from tests.engine_runs import random_units, tiny_llama
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from luthier.adapters._head import WithHead
+from luthier.assemble import head_over_base
+from luthier.config import build
 from luthier.errors import ModelError
 from luthier.models.forest import HeadValues, build_batch
 from luthier.models.heads import FILE, Head, HeadShape, head_of
+from luthier.models.load import LoadedModel
 from luthier.models.scorer import Scorer, forest_mode
 from luthier.models.virtual import virtual_ids
 from luthier.preflight._probe import plain_value
+from luthier.recipe import Recipe
 
 ROWS = [row for unit in random_units(3) for row in unit]
 SHAPE = HeadShape("reward", outputs=2, start="normal")
@@ -112,7 +117,8 @@ def test_a_head_is_saved_restored_and_never_made_anew_in_silence(name: str, tmp_
     assert all(torch.equal(p, injected.trainable[n]) for n, p in again.trainable.items() if n.startswith("head."))
     for other_shape in (HeadShape("value", 2), HeadShape("reward", 3), HeadShape("reward", 2, bias=False)):
         stranger = head_of(fresh, other_shape, 0)
-        assert not stranger.fits(tmp_path)
+        stranger.take(tmp_path)
+        assert stranger.taken_from is None
         with pytest.raises(ModelError, match=r"head.safetensors: holds a head of kind 'reward'.*objective has a head"):
             stranger.load(tmp_path)
     (tmp_path / FILE).write_bytes(b"nothing")
@@ -130,8 +136,20 @@ def test_a_training_that_continues_takes_a_head_of_its_kind_and_no_other(tmp_pat
     second, value = with_head("lora", tiny_llama(), seed=1), with_head("lora", tiny_llama(), HeadShape("value", 2))
     second.start_at(tmp_path)
     value.start_at(tmp_path)
-    assert torch.equal(second.head.weight, first.head.weight) and second.head_from == tmp_path
-    assert not value.head.weight.any() and value.head_from is None and not value.starts_as_base
+    assert torch.equal(second.head.weight, first.head.weight) and second.head.taken_from == tmp_path
+    assert not value.head.weight.any() and value.head.taken_from is None and not value.starts_as_base
+
+
+def test_a_base_that_has_a_head_is_measured_with_it(tiny_loaded: LoadedModel, tmp_path: Path) -> None:
+    recipe = build(Recipe, {"model": {"name": "tiny"}, "data": {"train": "x"}, "objective": {"type": "reward"}})
+    fresh = head_over_base(recipe, tiny_loaded)
+    assert fresh is not None and fresh.taken_from is None
+    trained = head_of(tiny_loaded.model, fresh.shape, seed=5)
+    trained.settle(torch.tensor([[1.0], [3.0]]))
+    trained.save(tmp_path)
+    found = head_over_base(recipe, replace(tiny_loaded, files=replace(tiny_loaded.files, folder=tmp_path)))
+    assert found is not None and found.taken_from == tmp_path and float(found.mean) == 2
+    assert torch.equal(found.weight, trained.weight) and not torch.equal(found.weight, fresh.weight)
 
 
 def test_starts() -> None:

@@ -12,7 +12,7 @@ from tests.engine_runs import make_run
 from luthier.engine.kept_reference import FILE, keep, worth_keeping
 from luthier.engine.loop import train, validation_metrics
 from luthier.engine.run import Run
-from luthier.models.forest import Batch
+from luthier.models.forest import Batch, build_batch
 from luthier.models.scorer import Scorer
 from luthier.progress import Silent
 
@@ -45,6 +45,18 @@ def dpo_run(folder: Path, **settings: Any) -> Run:
     reference = Counted(run.models.reference.model)
     run.models = type(run.models)(run.models.policy, reference)
     return run
+
+
+def test_a_step_that_is_sorted_asks_the_reference_once_for_each_row(tmp_path: Path) -> None:
+    run = make_run(tmp_path, objective={"type": "dpo", "penalty": "aot"})
+    assert isinstance(run.models.reference, Scorer)
+    reference = Counted(run.models.reference.model)
+    models = type(run.models)(run.models.policy, reference)
+    rows = [row for unit in run.source.step(1) for row in unit]
+    with torch.no_grad():
+        (batch,) = run.objective.whole_step(models, [build_batch(rows)], {})
+        run.objective.loss(models, batch)
+    assert reference.asked == len(rows)
 
 
 def ended(run: Run) -> tuple[list[float], dict[str, torch.Tensor]]:

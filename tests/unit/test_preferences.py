@@ -1,7 +1,7 @@
 """Objectives over preferences: the known optimum, what a whole step tells, what is remembered, what is refused."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +11,24 @@ from tests.engine_runs import make_run, random_units, tiny_llama, verdicts
 from tests.policies import Unasked
 from torch import Tensor
 
+from luthier import assemble
 from luthier.config import build
 from luthier.data.source import micro_batches
+from luthier.data.templates import build_template
 from luthier.engine import checkpoint
 from luthier.engine.loop import train
 from luthier.engine.run import Run
-from luthier.errors import RecipeError
-from luthier.examples import Row
+from luthier.errors import DataError, RecipeError
+from luthier.examples import Conversation, Judged, Message, Row, Where
 from luthier.models.forest import Batch, build_batch
+from luthier.models.load import LoadedModel
 from luthier.models.scorer import Scorer
 from luthier.objectives._pairs import places
 from luthier.objectives.base import Models, Objective
 from luthier.objectives.cpo import CPO
 from luthier.objectives.dpo import DPO
 from luthier.objectives.kto import KTO, _mismatched
-from luthier.recipe import OBJECTIVES, build_part
+from luthier.recipe import OBJECTIVES, Recipe, build_part
 
 # the closed form
 
@@ -149,6 +152,17 @@ def test_kto_puts_replies_behind_other_prompts() -> None:
     assert list(_mismatched(rows[:2])) == []  # all rows have one prompt
 
 
+def test_a_mismatched_row_is_no_longer_than_rows_may_be(tiny_loaded: LoadedModel) -> None:
+    def judged(prompt: int, reply: int) -> Judged:
+        texts = " ".join("word" for _ in range(prompt)), " ".join("word" for _ in range(reply))
+        return Judged((Message("user", texts[0]),), (Message("assistant", texts[1]),), True, id=str(prompt))
+
+    template = build_template(tiny_loaded, "model", max_tokens=60)
+    rows = [row for one in (judged(40, 1), judged(1, 40)) for row in KTO().rows(one, template)]
+    lengths = [len(row.ids) for _, row in _mismatched(rows)]
+    assert max(lengths) == 60 and len(lengths) == 2
+
+
 def _start(row: Row) -> int:
     return row.loss_mask.index(1.0)
 
@@ -231,8 +245,35 @@ def test_what_would_be_ignored_is_refused(settings: dict[str, Any], said: str) -
         build_part(OBJECTIVES, settings, "sft", ["objective"])
 
 
-def test_a_step_of_one_row_is_refused_where_rows_are_compared() -> None:
-    assert KTO().least_per_step == 2 and DPO().least_per_step == 1
+def of(objective: str, **training: Any) -> Recipe:
+    tables = {"model": {"name": "tiny"}, "data": {"train": "x"}, "adapter": {"type": "ia3"}}
+    return build(Recipe, {**tables, "objective": {"type": objective}, "training": training})
+
+
+def test_a_step_of_one_row_is_refused_where_rows_are_compared(
+    make_tiny: Callable[[], LoadedModel], tmp_path: Path
+) -> None:
+    def begin(objective: str) -> Run:
+        recipe, loaded = of(objective, rows_per_step=1, steps=1), make_tiny()
+        units = {"train": random_units(2, 2), "validation": random_units(2, 2)}
+        return assemble.build_run(recipe, loaded, assemble.make_trainable(recipe, loaded), units, "", tmp_path)
+
+    with pytest.raises(RecipeError, match=r"'kto' compares the rows of a step: set training.rows_per_step to 2"):
+        begin("kto")
+    assert begin("dpo").steps == 1
+
+
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        ("kto", "'kto' trains on judged replies .* or preference pairs .* but this row is a conversation.*'sft'"),
+        ("reward", "'reward' trains on preference pairs .*, but this row is a conversation"),
+    ],
+)
+def test_rows_of_another_kind_are_refused_in_words(objective: str, said: str, tiny_loaded: LoadedModel) -> None:
+    chat = Conversation((Message("user", "a"), Message("assistant", "b")), where=Where("rows.jsonl", 3))
+    with pytest.raises(DataError, match=f"rows.jsonl, line 3: objective.type = {said}"):
+        list(assemble.units_of(of(objective), [chat], build_template(tiny_loaded, "model")))
 
 
 def test_without_a_reference_dpo_is_cpo_without_its_supervised_term() -> None:

@@ -74,13 +74,7 @@ class WithHead(Injected):
         """The adapter there, and its head where it is of this kind and shape; a fresh one begins otherwise."""
         self.adapter.start_at(folder)
         self.starts_as_base = self.adapter.starts_as_base
-        self.take_head(folder)
-
-    def take_head(self, folder: Path) -> None:
-        """Begin with the head in `folder`, if there is one of this kind and shape."""
-        if self.head.fits(folder):
-            self.head.load(folder)
-            self.head_from = folder
+        self.head.take(folder)
 
 
 def require_no_head(folder: Path) -> None:

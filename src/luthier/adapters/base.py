@@ -27,8 +27,6 @@ class Injected(ABC):
     """Whether it changes nothing before training: the injected model computes what its base computed, bit by bit."""
     head: Head | None = None
     """Trained beside it, over the model's hidden states, where the objective asks for one."""
-    head_from: Path | None = None
-    """The folder that it was taken from; None: it is fresh."""
 
     @property
     @abstractmethod

@@ -20,7 +20,7 @@ from luthier.data.source import micro_batches
 from luthier.data.steps import steps_and_labels
 from luthier.data.templates import Template
 from luthier.errors import EvaluationError
-from luthier.examples import Conversation, Row
+from luthier.examples import NOWHERE, Conversation, Row
 from luthier.models.decode import evaluating
 from luthier.models.forest import build_batch
 from luthier.models.heads import Head
@@ -94,7 +94,8 @@ class RewardModel:
     def row(self, conversation: Conversation) -> Row:
         """What is read of a conversation; raises as `judge`."""
         reply = conversation.messages[-1] if conversation.messages else None
-        name = f"{conversation.id or 'the conversation'} ({conversation.where})"
+        name = conversation.id or "the conversation"
+        name += "" if conversation.where == NOWHERE else f" ({conversation.where})"
         if reply is None or reply.role != "assistant":
             role = "nothing" if reply is None else f"a {reply.role} message"
             raise EvaluationError(f"{name} ends with {role}; a reward is that of the assistant's reply at its end")

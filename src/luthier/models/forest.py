@@ -47,7 +47,6 @@ class Batch:
     """What the engine runs at once."""
 
     forest: Forest
-    row_count: int
     rows: tuple[Row, ...]
     """What it was built of."""
     row_K: Tensor
@@ -67,9 +66,14 @@ class Batch:
     last_R: Tensor
     """(R,) forest position of the last token of each row."""
     values_R: Mapping[str, Tensor] = field(default_factory=dict)
-    """(R,) float32 each: `Row.values`, by name."""
+    """(R,) each: `Row.values` as float32, by name, and what `whole_step` adds."""
     values_K: Mapping[str, Tensor] = field(default_factory=dict)
-    """(K,) float32 each: `Row.token_values` of the trained-on tokens, by name."""
+    """(K,) each: `Row.token_values` of the trained-on tokens as float32, by name, and what `whole_step` adds."""
+
+    @property
+    def row_count(self) -> int:
+        """R."""
+        return len(self.rows)
 
     @property
     def row_ids(self) -> tuple[str, ...]:
@@ -229,7 +233,6 @@ def build_batch(rows: Sequence[Row], min_shared: int = MIN_SHARED) -> Batch:
     )
     return Batch(
         forest=forest,
-        row_count=len(rows),
         rows=tuple(rows),
         row_K=torch.from_numpy(row_K),
         loss_mask_K=torch.from_numpy(mask_K),

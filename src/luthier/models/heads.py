@@ -47,6 +47,8 @@ class Head(nn.Module):
     def __init__(self, shape: HeadShape, width: int, seed: int, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.shape = shape
+        self.taken_from: Path | None = None
+        """The folder whose head it is; None: it began fresh."""
         weight = torch.zeros(shape.outputs, width)
         if shape.start == "normal":  # drawn on the CPU, so that a seed means the same start on every device
             weight.normal_(std=(width + 1) ** -0.5, generator=torch.Generator().manual_seed(seed))
@@ -89,23 +91,25 @@ class Head(nn.Module):
             ModelError: it is not there, of another kind, or of another shape.
         """
         kind, tensors = read_head(folder)
-        mine = self.tensors()
-        found, wanted = _described(kind, tensors), _described(self.shape.kind, mine)
+        found, wanted = _described(kind, tensors), self._described()
         if found != wanted:
             raise ModelError(f"{folder / FILE}: holds {found}; this run's objective has {wanted}")
         with torch.no_grad():
-            for name, tensor in mine.items():
+            for name, tensor in self.tensors().items():
                 tensor.copy_(tensors[name])
 
-    def fits(self, folder: Path) -> bool:
-        """Whether `folder` holds a head of this kind and shape.
+    def take(self, folder: Path) -> None:
+        """Begin as the head in `folder`, if there is one of this kind and shape.
 
         Raises:
             ModelError: its file is damaged.
         """
-        if not (folder / FILE).is_file():
-            return False
-        return _described(*read_head(folder)) == _described(self.shape.kind, self.tensors())
+        if (folder / FILE).is_file() and _described(*read_head(folder)) == self._described():
+            self.load(folder)
+            self.taken_from = folder
+
+    def _described(self) -> str:
+        return _described(self.shape.kind, self.tensors())
 
 
 def read_head(folder: Path) -> tuple[str, dict[str, Tensor]]:

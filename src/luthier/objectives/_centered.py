@@ -6,10 +6,12 @@ Earlier steps alone decide it, so it costs nothing and how a step is cut up cann
 checkpoint. The first step's is 0, as are its rewards.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
-from luthier.objectives.base import Mean, Memory
+from luthier.models.forest import Batch
+from luthier.objectives.base import Mean, Memory, with_value
 
+CENTER = "center"
 GOOD, BAD = "chosen_reward", "rejected_reward"
 
 
@@ -17,6 +19,11 @@ def center(memory: Memory) -> float:
     """From what was remembered; 0 until both kinds were seen."""
     means = [Mean(memory.get(f"{name}_total", 0.0), memory.get(f"{name}_count", 0.0)) for name in (GOOD, BAD)]
     return sum(mean.value() for mean in means) / 2 if all(mean.count for mean in means) else 0.0
+
+
+def with_center(batches: Iterable[Batch], memory: Memory) -> Iterator[Batch]:
+    """The batches with the center as the value `CENTER` of each row."""
+    return (with_value(batch, CENTER, center(memory)) for batch in batches)
 
 
 def centered(memory: Memory, metrics: Mapping[str, Mean]) -> Memory:

@@ -53,12 +53,17 @@ def smoothed(margin: Tensor, smoothing: float) -> Tensor:
     return -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)
 
 
+def ranked_right(margin_P: Tensor) -> Mean:
+    """The share of margins above 0; a tie counts as half right: at step 0 every margin is a tie."""
+    return Mean.of((margin_P > 0).float() + 0.5 * (margin_P == 0).float())
+
+
 def margin_metrics(chosen_P: Tensor, rejected_P: Tensor) -> dict[str, Mean]:
-    """Implicit rewards and how they rank; a tie counts as half right: at step 0 every margin is a tie."""
+    """Implicit rewards and how they rank."""
     margin_P = chosen_P - rejected_P
     return {
         "margin": Mean.of(margin_P),
-        "accuracy": Mean.of((margin_P > 0).float() + 0.5 * (margin_P == 0).float()),
+        "accuracy": ranked_right(margin_P),
         "chosen_reward": Mean.of(chosen_P),
         "rejected_reward": Mean.of(rejected_P),
     }

@@ -222,6 +222,11 @@ def no_grad_logprobs(scorer: Scorer | None, batch: Batch) -> Tensor:
         return scorer.token_logprobs(batch)
 
 
+def with_reference(models: Models, batch: Batch) -> Batch:
+    """The batch with what the reference makes of it, where `whole_step` asks before `loss` does: it is asked once."""
+    return replace(batch, values_K={**batch.values_K, REFERENCE: reference_logprobs(models, batch)})
+
+
 def reference_logprobs(models: Models, batch: Batch) -> Tensor:
     """(K,) log-probabilities under the reference: those that were kept, where they were."""
     kept_K = batch.values_K.get(REFERENCE)

@@ -8,6 +8,7 @@ replies; these are the means over all steps before (`_centered.py`). At step 0 t
 out: weighing bad replies by how likely their prompts are to have good ones (UDM), which needs a classifier of prompts.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
@@ -17,12 +18,9 @@ from pydantic import Field
 from luthier.data.templates import Template
 from luthier.examples import Example, Judged, Preference, Row
 from luthier.models.forest import Batch
-from luthier.objectives._centered import center, centered
+from luthier.objectives._centered import CENTER, centered, with_center
 from luthier.objectives._judged import judged_rows, reward_metrics, weighed
-from luthier.objectives.base import Loss, Mean, Memory, Models, Objective, reference_logprobs, with_value
-
-CENTER = "center"
-LN_2 = 0.6931471805599453
+from luthier.objectives.base import Loss, Mean, Memory, Models, Objective, reference_logprobs
 
 
 class BCO(Objective):
@@ -49,7 +47,7 @@ class BCO(Objective):
 
     def whole_step(self, models: Models, batches: Iterable[Batch], memory: Memory) -> Iterable[Batch]:
         """The center of earlier steps."""
-        return (with_value(batch, CENTER, center(memory)) for batch in batches)
+        return with_center(batches, memory)
 
     def loss(self, models: Models, batch: Batch) -> Loss:
         """Summed losses of the replies."""
@@ -65,4 +63,4 @@ class BCO(Objective):
 
     def loss_at_start(self) -> float | None:
         """ln 2 times the weight of a reply; None where it depends on how many of them are good."""
-        return self.desirable_weight * LN_2 if self.desirable_weight == self.undesirable_weight else None
+        return self.desirable_weight * math.log(2) if self.desirable_weight == self.undesirable_weight else None

@@ -25,11 +25,20 @@ from luthier.data.templates import Template
 from luthier.errors import RecipeError, did_you_mean
 from luthier.examples import Example, Preference, Row
 from luthier.models.forest import Batch
-from luthier.objectives._centered import center, centered
+from luthier.objectives._centered import CENTER, centered, with_center
 from luthier.objectives._pairs import lengths, margin_metrics, pair_rows, places, sides, smoothed
-from luthier.objectives.base import Loss, Mean, Memory, Models, Objective, reference_logprobs, with_value
+from luthier.objectives.base import (
+    Loss,
+    Mean,
+    Memory,
+    Models,
+    Objective,
+    reference_logprobs,
+    with_reference,
+    with_value,
+)
 
-OPPOSITE, CENTER = "opposite", "center"
+OPPOSITE = "opposite"
 MOST_EXPONENT = 80.0  # its exponential is still a float32
 
 
@@ -262,10 +271,10 @@ class DPO(Objective):
     def whole_step(self, models: Models, batches: Iterable[Batch], memory: Memory) -> Iterable[Batch]:
         """For `bco` the center of earlier steps; for `aot` each one's opposite among all pairs of this step."""
         if "bco" in self.penalties:
-            batches = [with_value(batch, CENTER, center(memory)) for batch in batches]
+            batches = with_center(batches, memory)
         if not self._sorts:
             return batches
-        batches = list(batches)
+        batches = [with_reference(models, batch) if self.uses_reference else batch for batch in batches]
         scored = [self._sums(models, batch) for batch in batches]
         policy_R, reference_R = (torch.cat(parts) for parts in zip(*scored, strict=True))
         opposite_R = torch.empty_like(policy_R)

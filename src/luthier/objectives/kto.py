@@ -8,10 +8,12 @@ y' is a reply to another prompt than x, so the baseline stands for KL(pi || ref)
 taken over all rows of a step before any of its losses, so how the step is cut up cannot change it: rows in the order of
 their ids, each with the reply of the next one that has another prompt. As in the paper it is a rough estimate: from as
 many replies as a step has rows, none of which the policy wrote. A step whose rows all have one prompt has no mismatched
-reply: its baseline is 0. Validation is one step. Shapes: R rows; K trained-on tokens.
+reply: its baseline is 0. A mismatched row is cut where rows are, since a long prompt and another's reply may be too
+long for the model. Validation is one step. Shapes: R rows; K trained-on tokens.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -34,7 +36,7 @@ from luthier.objectives.base import (
     with_value,
 )
 
-BASELINE = "baseline"
+BASELINE, LIMIT = "baseline", "limit"
 
 
 class KTO(Objective):
@@ -56,7 +58,10 @@ class KTO(Objective):
 
     def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
         """A row for each judged reply, with only the reply trained on."""
-        return judged_rows(example, template, "kto")
+        rows = judged_rows(example, template, "kto")
+        if template.max_tokens is None:
+            return rows
+        return tuple(replace(row, values={**row.values, LIMIT: float(template.max_tokens)}) for row in rows)
 
     def weight(self, batch: Batch) -> float:
         """Number of replies."""
@@ -113,7 +118,8 @@ def _mismatched(rows: Sequence[Row]) -> Iterator[tuple[tuple[str, tuple[int, ...
             if prompts[other] != prompt:
                 start = len(prompts[other])
                 ids, mask = rows[other].ids[start:], rows[other].loss_mask[start:]
-                yield _order(row), Row(prompt + ids, (0.0,) * len(prompt) + mask, row.id)
+                joined = Row(prompt + ids, (0.0,) * len(prompt) + mask, row.id)
+                yield _order(row), joined.first(int(row.values.get(LIMIT, len(joined.ids))))
                 break
 
 

@@ -15,6 +15,7 @@ it. Left out: rewards of single tokens, and several heads on one model.
 """
 
 import math
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ from luthier.errors import DataError
 from luthier.examples import Conversation, Example, Message, Preference, Row
 from luthier.models.forest import Batch
 from luthier.models.heads import HeadShape
+from luthier.objectives._pairs import pair_rows, ranked_right, sides
 from luthier.objectives.base import Loss, Mean, Models, Objective
 
 KIND = "reward"
@@ -37,7 +39,10 @@ def scored_row(template: Template, conversation: Conversation, reply: tuple[Mess
     Raises:
         TemplateError: the template refuses a message, or the reply has no assistant message.
     """
-    row = template.reply_row(conversation, reply)
+    return _up_to_end_of_turn(template.reply_row(conversation, reply))
+
+
+def _up_to_end_of_turn(row: Row) -> Row:
     last = max((i for i, weight in enumerate(row.loss_mask) if weight), default=len(row.ids) - 1)
     return row.first(last + 1)
 
@@ -59,17 +64,8 @@ class Reward(Objective):
 
     def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
         """Two rows: prompt + chosen, prompt + rejected; both carry the pair's `margin`."""
-        if not isinstance(example, Preference):
-            at = example.where
-            raise DataError("a reward needs preference pairs (prompt, chosen, rejected)", at.path, at.line, at.row)
-        margin = _margin(example)
-        made = []
-        for name, reply in (("chosen", example.chosen), ("rejected", example.rejected)):
-            messages = example.prompt + reply
-            asked = Conversation(messages, example.tools, example.where, f"{example.id}/{name}")
-            row = scored_row(template, asked, reply)
-            made.append(Row(row.ids, row.loss_mask, row.id, {"margin": margin}))
-        return tuple(made)
+        rows, margin = pair_rows(example, template, "reward"), _margin(example)
+        return tuple(replace(_up_to_end_of_turn(row), values={"margin": margin}) for row in rows)
 
     def weight(self, batch: Batch) -> float:
         """Number of pairs."""
@@ -78,9 +74,9 @@ class Reward(Objective):
     def loss(self, models: Models, batch: Batch) -> Loss:
         """Summed loss of the pairs."""
         reward_R = models.policy.head_values(batch).rows_RO[:, 0]
-        chosen_P, rejected_P = reward_R[0::2], reward_R[1::2]
+        chosen_P, rejected_P = sides(reward_R)
         difference_P = chosen_P - rejected_P
-        losses_P = -F.logsigmoid(difference_P - batch.values_R["margin"][0::2])
+        losses_P = -F.logsigmoid(difference_P - sides(batch.values_R["margin"])[0])
         if self.centering:
             losses_P = losses_P + self.centering * (chosen_P + rejected_P) ** 2
         return Loss(
@@ -88,14 +84,13 @@ class Reward(Objective):
             {
                 "loss": Mean.of(losses_P),
                 "margin": Mean.of(difference_P),
-                # a tie counts as half right: a head of zeros knows nothing
-                "accuracy": Mean.of((difference_P > 0).float() + 0.5 * (difference_P == 0).float()),
+                "accuracy": ranked_right(difference_P),
                 "reward": Mean.of(reward_R),
             },
         )
 
 
-def _margin(example: Preference) -> float:
+def _margin(example: Example) -> float:
     """The row's field `margin`; 0 where it has none.
 
     Raises:

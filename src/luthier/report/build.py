@@ -125,9 +125,9 @@ def _forgive_what_was_not_asked(parts: RunParts) -> None:
     """Forgetting that the recipe leaves out is not missing, nor that of a model that writes nothing, nor is retrieval
     that the recipe does not ask for."""
     asked = (parts.recipe.get("evaluation") or {}).get("forgetting") or {}
-    if asked.get("multiple_choice") == "none" and asked.get("text") == "none":
-        parts.missing = [m for m in parts.missing if m.part != "forgetting.json"]
-    if parts.evaluation is not None and parts.evaluation.task in HEAD_TASKS.values():
+    is_asked_nothing = asked.get("multiple_choice") == "none" and asked.get("text") == "none"
+    writes_nothing = parts.evaluation is not None and parts.evaluation.task in HEAD_TASKS.values()
+    if is_asked_nothing or writes_nothing:
         parts.missing = [m for m in parts.missing if m.part != "forgetting.json"]
     if parts.recipe and not parts.recipe.get("retrieval"):
         parts.missing = [m for m in parts.missing if m.part != "retrieval.json"]

@@ -76,7 +76,7 @@ class Context:
     tuned_fingerprint: str | None = None
     """Changes when the trained weights do; None before training."""
     head: Head | None = None
-    """Judges replies (tasks `rewards` and `steps`): the trained one, before training a fresh one."""
+    """Judges replies (tasks `rewards` and `steps`): the trained one, before training the base's own or a fresh one."""
     json_schema: Mapping[str, Any] | None = None
     """What answers must satisfy (task `json`)."""
     retriever: Retriever | None = None
