@@ -35,6 +35,12 @@ def finished(recipe: Path, folder: Path, until: float | None = None) -> bool:
     return True
 
 
+def commit_of(folder: Path) -> str:
+    """The commit of Luthier that last worked on a run; figures of it may be older than the page's heading."""
+    commit: str | None = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["git"]
+    return "not a git checkout" if commit is None else commit[:7]
+
+
 def measured(folder: Path, system: str, metric: str) -> Mapping[str, Any]:
     """A metric of a system with its interval: `value`, `low`, `high`."""
     systems = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["systems"]

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks._methods import finished, measured, write_section
+from benchmarks._methods import commit_of, finished, measured, write_section
 from luthier.config import write_toml
 
 METRIC = "reward_accuracy"
@@ -43,16 +43,25 @@ def shuffled(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
 
 
 def prepare(asked: argparse.Namespace, model: str, labels: str, seed: int) -> tuple[Path, Path]:
-    """Rows and recipe of one training, written if they are not there; the recipe's file and the run's folder."""
+    """Rows and recipe of one training, written if they are not there; the recipe's file and the run's folder.
+
+    Exits where a training with other rows or settings lies there: its figures would be told as these.
+    """
     folder = asked.out / f"{model}_{labels}_{seed}_{asked.pairs}"
-    recipe = folder / "recipe.toml"
-    if not recipe.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        rows = pairs_of(asked.data / "train.jsonl", asked.pairs, asked.characters)
-        rows = shuffled(rows, seed) if labels == "shuffled" else rows
-        (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        recipe.write_text(write_toml(settings(asked, model, seed, len(rows))), encoding="utf-8")
-    return recipe, folder / "run"
+    rows = pairs_of(asked.data / "train.jsonl", asked.pairs, asked.characters)
+    rows = shuffled(rows, seed) if labels == "shuffled" else rows
+    wanted = {
+        "train.jsonl": "".join(json.dumps(row) + "\n" for row in rows),
+        "recipe.toml": write_toml(settings(asked, model, seed, len(rows))),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in wanted.items():
+        path = folder / name
+        if not path.is_file():
+            path.write_text(text, encoding="utf-8")
+        elif path.read_text(encoding="utf-8") != text:
+            raise SystemExit(f"{path} is of other rows or settings than these; use another --out, or remove {folder}")
+    return folder / "recipe.toml", folder / "run"
 
 
 def settings(asked: argparse.Namespace, model: str, seed: int, pairs: int) -> dict[str, Any]:
@@ -88,7 +97,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/methods/reward"))
     asked = parser.parse_args()
     until = None if asked.minutes is None else time.monotonic() + 60 * asked.minutes
-    lines = ["| model | labels | seed | pairs | head not trained | trained |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| model | labels | seed | pairs | head not trained | trained | commit |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for model, labels, seed in trainings(asked):
         recipe, folder = prepare(asked, model, labels, seed)
         if not finished(recipe, folder, until):
@@ -96,7 +108,9 @@ def main() -> int:
             return 3
         pairs = json.loads((folder / "data/split.json").read_text(encoding="utf-8"))["train"]
         before, after = (measured(folder, system, METRIC) for system in ("zero_shot", "fine_tuned"))
-        lines.append(f"| {model} | {labels} | {seed} | {pairs} | {told(before)} | {told(after)} |")
+        lines.append(
+            f"| {model} | {labels} | {seed} | {pairs} | {told(before)} | {told(after)} | {commit_of(folder)} |"
+        )
         write_section("reward", lines)  # after each, so that what is there can be read
     print("\n".join(lines))
     return 0

@@ -26,6 +26,7 @@ from torch import Tensor
 from benchmarks._methods import write_section
 from benchmarks.reward import pairs_of
 from luthier.assemble import open_base
+from luthier.config import canonical_hash
 from luthier.data.formats import preference
 from luthier.data.read import Record
 from luthier.data.source import micro_batches
@@ -64,13 +65,13 @@ class Ends:
 def ends_of(asked: argparse.Namespace, split: str, until: float) -> Tensor | None:
     """(2P, width) the hidden state at the end of each reply, chosen and rejected in turn; None: time was up before.
 
-    Parts that are there are kept.
+    Parts that are there are kept, each under the digest of its pairs.
     """
     rows = pairs_of(asked.data / f"{split}.jsonl", asked.pairs, asked.characters if split == "train" else 10**9)
     folder = asked.out / asked.model
     folder.mkdir(parents=True, exist_ok=True)
     parts = [rows[start : start + PAIRS_A_PART] for start in range(0, len(rows), PAIRS_A_PART)]
-    paths = [folder / f"{split}_{asked.characters}_{number}.safetensors" for number in range(len(parts))]
+    paths = [folder / f"{split}_{canonical_hash(part)[:12]}.safetensors" for part in parts]
     left = [(path, part) for path, part in zip(paths, parts, strict=True) if not path.is_file()]
     if left:
         loaded = open_base(asked.model)
@@ -144,7 +145,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with train.jsonl and test.jsonl")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--pairs", type=int, default=500)
+    parser.add_argument("--pairs", type=int, default=500, help="most of each file")
     parser.add_argument("--share", type=float, default=0.8)
     parser.add_argument("--characters", type=int, default=600)
     parser.add_argument("--minutes", type=float, help="stop after so many; the same command goes on")
