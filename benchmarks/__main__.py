@@ -16,6 +16,8 @@ FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
 APART = ("gpu", "methods", "reward", "reward_probe")
 """Not for `make bench`: what needs a GPU, and what takes hours (`make methods`)."""
+METHODS_PAGE = "docs/methods.md"
+"""Written by benchmarks, so it differs from the commit as soon as the first of them is done."""
 PACKAGES = ("luthier", "torch", "transformers", "tokenizers", "numpy")
 
 
@@ -35,11 +37,16 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """The commit measured, marked when files differ from it."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=FOLDER, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "not a git checkout"
+    """The commit measured, marked when files other than `METHODS_PAGE` differ from it."""
+    done = _git("describe", "--always")
+    if done.returncode:
+        return "not a git checkout"
+    differs = _git("diff", "--quiet", "HEAD", "--", f":(top,exclude){METHODS_PAGE}").returncode
+    return done.stdout.strip() + ("-dirty" if differs else "")
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", *arguments], cwd=FOLDER.parent, capture_output=True, text=True, check=False)
 
 
 def threads_of(options: Sequence[str]) -> str:

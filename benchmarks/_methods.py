@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.__main__ import FOLDER, heading
+from benchmarks.__main__ import FOLDER, METHODS_PAGE, heading
 
-PAGE = FOLDER.parent / "docs/methods.md"
+PAGE = FOLDER.parent / METHODS_PAGE
 
 
 def finished(recipe: Path, folder: Path, until: float | None = None) -> bool:
