@@ -378,7 +378,7 @@ def fingerprint_of(
     """Hash of everything that decides the trained weights: settings, model, template, token ids and masks, versions.
 
     `start` is the sha256 of each file of the artifact that the adapter starts at, if it is not fresh. `asked` is what
-    graders see of the rows, where they decide.
+    graders see of the rows, where the objective is online.
     """
     apart = (*HARMLESS, "data")  # rows with passages differ in their tokens
     settings = {k: v for k, v in recipe.dump().items() if k not in apart}
@@ -386,7 +386,7 @@ def fingerprint_of(
     data = {name: _hash_units(group) for name, group in units.items()}
     versions = [__version__, torch.__version__, str(loaded.dtype), loaded.device.type, native.identity()]
     begun = [] if start is None else [dict(start)]
-    if asked is not None and recipe.rollout is not None:
+    if asked is not None:
         data["items"] = canonical_hash(asked.decides())
     return canonical_hash([settings, loaded.files.fingerprint, template.sha256, data, versions, *begun])
 

@@ -230,8 +230,10 @@ def prepare_training(opened: Opened, progress: Progress, prove: bool = True, ava
     return Prepared(opened, run, found)
 
 
-def asked_of(opened: Opened) -> Asked:
-    """What an online objective asks: the rows that others train on."""
+def asked_of(opened: Opened) -> Asked | None:
+    """What an online objective asks: the rows that others train on; None where the objective asks nothing."""
+    if opened.recipe.rollout is None:
+        return None
     named = opened.data.named() if opened.subject is None else opened.subject.splits
     template = assemble.template_for(opened.recipe, opened.loaded)
     runs = runs_asked(opened.recipe)

@@ -73,7 +73,7 @@ def keep(run: Run, folder: Path, progress: Progress) -> None:
         _write(path, values, run.fingerprint)
     source = run.source
     for name, units in wanted.items():
-        stored = StoredUnits(_told(units, values[name].tolist()), folder)
+        stored = StoredUnits(_told(units, values[name]), folder)
         if name == "validation":
             run.validation = stored
         elif isinstance(source, Source):
@@ -92,14 +92,14 @@ def _scored(run: Run, units: Sequence[Unit], progress: Progress) -> Tensor:
     return torch.cat(parts)
 
 
-def _told(units: Sequence[Unit], values: Sequence[float]) -> Iterator[Unit]:
+def _told(units: Sequence[Unit], values_K: Tensor) -> Iterator[Unit]:
     """The units with their part of the values."""
     at = 0
     for unit in units:
         rows: list[Row] = []
         for row in unit:
             end = at + row.trained_tokens
-            rows.append(_with_values(row, values[at:end]))
+            rows.append(_with_values(row, values_K[at:end].tolist()))
             at = end
         yield tuple(rows)
 

@@ -17,6 +17,7 @@ from luthier import assemble, registry
 from luthier.config import Tree, build, write_toml
 from luthier.data.source import Unit
 from luthier.data_stage import Data, prepare_data
+from luthier.engine import kept_reference
 from luthier.engine.loop import Step
 from luthier.engine.run import Run
 from luthier.errors import LuthierError, StorageError
@@ -141,6 +142,7 @@ def run_trial(
         folder.record(trial={**trial, "result": vars(result)}, **failure)
         for name in ("checkpoints", "adapter", FOLDER):  # the winner is trained again, as a run of its own
             shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / kept_reference.FILE).unlink(missing_ok=True)
     return result
 
 
