@@ -1,5 +1,7 @@
 """Reward models: what the losses are, what is read where, and that a rule is learned where there is one."""
 
+import argparse
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.reward import prepare
 from tests.engine_runs import make_run, random_units, tiny_llama
 
 from luthier.data.formats import stepwise
@@ -275,3 +278,22 @@ def test_rewards_of_several_models_become_one() -> None:
     assert combine([1.0, 3.0], "deviation") == 1.0
     assert combine([1.0, 3.0], "deviation", k=2.5) == -0.5
     assert combine([0.3], "deviation", k=9.0) == pytest.approx(0.3)
+
+
+# the benchmark
+
+
+def test_a_benchmark_never_tells_the_figures_of_other_options(tmp_path: Path) -> None:
+    def asked(characters: int) -> argparse.Namespace:
+        return argparse.Namespace(data=tmp_path, out=tmp_path / "out", pairs=2, characters=characters)
+
+    def row(length: int) -> str:
+        sides = {name: [{"role": "assistant", "content": name * length}] for name in ("chosen", "rejected")}
+        return json.dumps({"prompt": [{"role": "user", "content": "a"}], **sides})
+
+    (tmp_path / "train.jsonl").write_text(f"{row(1)}\n{row(9)}\n", encoding="utf-8")
+    recipe, folder = prepare(asked(20), "tiny", "true", 0)
+    assert len((recipe.parent / "train.jsonl").read_text(encoding="utf-8").splitlines()) == 1
+    assert prepare(asked(20), "tiny", "true", 0) == (recipe, folder)
+    with pytest.raises(SystemExit, match="is of other rows or settings than these"):
+        prepare(asked(200), "tiny", "true", 0)

@@ -12,12 +12,15 @@ def wanted_rows(example: Example, template: Template, objective: str) -> tuple[R
     Raises:
         DataError: the example judges replies or steps, some of which are not wanted; `objective` is who says so.
     """
-    at, problem = example.where, ""
+    at = example.where
     if isinstance(example, Preference | Judged):
         others = "dpo" if isinstance(example, Preference) else "kto"
-        problem = f"{objective} learns wanted replies, not a preference; use {others}"
-    elif steps_and_labels(example) is not None:
-        problem = f"steps are judged here, some to be wrong, and {objective} would learn them all; use process_reward"
-    if problem or isinstance(example, Preference | Judged):
-        raise DataError(problem, at.path, at.line, at.row)
+        raise DataError(f"{objective} learns wanted replies, not a preference; use {others}", at.path, at.line, at.row)
+    if steps_and_labels(example) is not None:
+        raise DataError(
+            f"steps are judged here, some to be wrong, and {objective} would learn them all; use process_reward",
+            at.path,
+            at.line,
+            at.row,
+        )
     return template.rows(example)
