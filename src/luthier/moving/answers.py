@@ -10,8 +10,9 @@ Two prompts are the same if roles, texts and tool calls are; ids, names and the 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from typing import Any
 from luthier.data.formats._chat import ChatFields
 from luthier.data.read import Record, kind_of
 from luthier.data.write import atomic_text, message_values
+from luthier.errors import DataError
 from luthier.evaluation.systems._wire import usage_of
 from luthier.examples import Message, Where
-from luthier.moving.exports import Export, Found, read_export
+from luthier.moving.exports import Export, read_export, refuse
+from luthier.moving.found import Found
 
 NUMBERS = ("prompt_tokens", "completion_tokens", "seconds", "usd", "created")
 KNOWN = frozenset({"id", "messages", "answer", "output", "model", "item", "from", *NUMBERS})
@@ -65,29 +68,38 @@ def collect(export: Export) -> tuple[list[Recorded], list[str]]:
     """All answers of an export, and what is said about those that are none.
 
     Raises:
-        DataError: one cannot be read.
+        DataError: one cannot be read; the message has every one.
     """
-    found, said = [], []
-    lonely = [one for identifier, one in export.completions.items() if not _asked(export, identifier, one)]
-    for identifier, one in export.completions.items():
-        if asked := _asked(export, identifier, one):
-            found.append(_of_completion(one, asked))
-    if lonely:
+    said: list[str] = []
+    asked = {identifier: _asked(export, identifier, one) for identifier, one in export.completions.items()}
+    if lonely := [one for identifier, one in export.completions.items() if not asked[identifier]]:
         said.append(
             f"{len(lonely)} stored completions are not used: nothing tells what was asked, since the list has answers "
             f"alone; export GET /chat/completions/ID/messages of each, too. The first: {lonely[0].where}"
         )
     if orphans := export.messages.keys() - export.completions.keys():
         said.append(f"messages of {len(orphans)} stored completions are not used: the completions are not there")
-    failed = 0
-    for one in export.items.values():
-        if (recorded := _of_item(one)) is not None:
-            found.append(recorded)
-        else:
+    found: list[Recorded] = []
+    failed, problems = 0, []
+    makers: list[Callable[[], Recorded | None]] = [
+        *(partial(_of_completion, one, asked[name]) for name, one in export.completions.items() if asked[name]),
+        *(partial(_of_item, one) for one in export.items.values()),
+        *(partial(_of_line, one) for one in export.answers),
+    ]
+    for make in makers:
+        try:
+            recorded = make()
+        except DataError as error:
+            problems.append(error)
+            continue
+        if recorded is None:
             failed += 1
+        else:
+            found.append(recorded)
+    refuse(problems)
     if failed:
         said.append(f"{failed} output items of Evals have no answer: sampling failed, as they say themselves")
-    return [*found, *map(_of_line, export.answers)], said
+    return found, said
 
 
 def read_answers(path: Path) -> list[Recorded]:
@@ -218,7 +230,7 @@ def _message(one: Found, values: Mapping[str, Any], at: str) -> Message:
     kept = {name: values[name] for name in _OF_A_MESSAGE if values.get(name) is not None}
     if values.get("content_parts"):
         kept["content"] = values["content_parts"]
-    content = kept.get("content") or values.get("refusal") or ("" if kept.get("tool_calls") else None)
+    content = kept.get("content") or values.get("refusal") or kept.get("content")  # which may be empty
     return ChatFields(Record(dict(one.values), one.where)).message({**kept, "content": content}, at)
 
 
