@@ -296,7 +296,15 @@ def test_two_processes_do_not_write_into_one_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["127.0.0.1:8000/v1", "ftp://example.com/v1", "http://a:b@example.com/v1", "", "http://example.com/v1?a=1"]
+    "url",
+    [
+        "http://127.0.0.1:65536/v1",
+        "127.0.0.1:8000/v1",
+        "ftp://example.com/v1",
+        "http://a:b@example.com/v1",
+        "",
+        "http://example.com/v1?a=1",
+    ],
 )
 def test_what_is_no_endpoint_is_refused(url: str) -> None:
     with pytest.raises(ServeError, match="--to"):

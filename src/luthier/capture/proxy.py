@@ -59,6 +59,7 @@ OF_A_HOP = frozenset(
 )
 """Headers that are for one connection alone."""
 LONGEST_ID = 200
+LAST_PORT = 65_535
 
 
 def require_url(url: str) -> None:
@@ -71,7 +72,8 @@ def require_url(url: str) -> None:
         found = httpx2.URL(url)
     except httpx2.InvalidURL:
         found = httpx2.URL("")
-    if found.scheme not in ("http", "https") or not found.host or found.query or found.fragment or found.userinfo:
+    is_base = found.scheme in ("http", "https") and found.host and not (found.query or found.fragment or found.userinfo)
+    if not is_base or (found.port or 0) > LAST_PORT:
         raise ServeError(f"--to {url}: expected the base of an endpoint, such as https://api.example.com/v1")
 
 

@@ -23,11 +23,12 @@ from luthier.data.write import atomic_text, message_values
 from luthier.errors import DataError
 from luthier.evaluation.systems._wire import usage_of
 from luthier.examples import Message, Where
-from luthier.moving.exports import Export, read_export, refuse
+from luthier.moving.exports import LEAVE_OUT, Export, read_export, refuse
 from luthier.moving.found import Found
 
 NUMBERS = ("prompt_tokens", "completion_tokens", "seconds", "usd", "created")
 KNOWN = frozenset({"id", "messages", "answer", "output", "model", "item", "from", *NUMBERS})
+MEND = "Mend what is wrong:"
 _OF_A_MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id")
 
 
@@ -64,7 +65,7 @@ def prompt_key(messages: Sequence[Message]) -> str:
     return sha256(json.dumps(shown, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
-def collect(export: Export) -> tuple[list[Recorded], list[str]]:
+def collect(export: Export, advice: str = LEAVE_OUT) -> tuple[list[Recorded], list[str]]:
     """All answers of an export, and what is said about those that are none.
 
     Raises:
@@ -96,7 +97,7 @@ def collect(export: Export) -> tuple[list[Recorded], list[str]]:
             failed += 1
         else:
             found.append(recorded)
-    refuse(problems)
+    refuse(problems, advice)
     if failed:
         said.append(f"{failed} output items of Evals have no answer: sampling failed, as they say themselves")
     return found, said
@@ -108,7 +109,7 @@ def read_answers(path: Path) -> list[Recorded]:
     Raises:
         DataError: it cannot be read, or holds none.
     """
-    found, said = collect(read_export([path]))
+    found, said = collect(read_export([path], MEND), MEND)
     if not found:
         raise Found({}, Where(str(path), 1)).error("; ".join(said) or "the file holds no recorded answers")
     return found

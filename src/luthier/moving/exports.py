@@ -31,6 +31,7 @@ from luthier.moving.asked import asked_of
 from luthier.moving.found import Found
 
 Kind: TypeAlias = Literal["supervised", "dpo", "reinforcement"]
+LEAVE_OUT = "Mend what is wrong, or leave a file out with --without FILE:"
 MOST_TOLD = 20
 """Refusals that one message lists."""
 _MESSAGE_ID = re.compile(r"(chatcmpl-.+)-(\d+)")
@@ -81,7 +82,7 @@ def files_of(paths: Sequence[Path], without: Sequence[Path]) -> tuple[list[Path]
     return kept, hidden
 
 
-def read_export(paths: Sequence[Path]) -> Export:
+def read_export(paths: Sequence[Path], advice: str = LEAVE_OUT) -> Export:
     """Read files of an export.
 
     Raises:
@@ -90,12 +91,12 @@ def read_export(paths: Sequence[Path]) -> Export:
     reader = _Reader()
     for path in paths:
         reader.read(path)
-    refuse(reader.problems)
+    refuse(reader.problems, advice)
     return reader.export
 
 
-def refuse(problems: Sequence[DataError]) -> None:
-    """Nothing where nothing is wrong.
+def refuse(problems: Sequence[DataError], advice: str) -> None:
+    """Nothing where nothing is wrong; else all of it, and what to do.
 
     Raises:
         DataError: something is; the message has every problem.
@@ -106,7 +107,6 @@ def refuse(problems: Sequence[DataError]) -> None:
     if more := len(problems) - len(lines):
         lines.append(f"  and {more} more")
     parts = "1 part of the export is" if len(problems) == 1 else f"{len(problems)} parts of the export are"
-    advice = "Mend what is wrong, or leave a file out with --without FILE:"
     raise DataError("\n".join([f"{parts} not understood, and nothing was written. {advice}", *lines]))
 
 

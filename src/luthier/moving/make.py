@@ -27,7 +27,7 @@ from luthier.data.read import lines_of
 from luthier.data.write import atomic_text
 from luthier.draft import Facts, require_same_kind
 from luthier.errors import DataError, EvaluationError, StorageError
-from luthier.examples import Document, Example
+from luthier.examples import Conversation, Document, Example
 from luthier.jobs.translate import (
     drafted,
     hyperparameters_of,
@@ -239,12 +239,21 @@ def _recipe(folder: Path, job: Found, making: _Making, summary: JobSummary) -> N
     asked = asked_of(job)
     set_hyperparameters(tree, asked)
     summary.given = hyperparameters_of(asked)
+    if summary.kind == "reinforcement" and not any(map(_says_what_is_wanted, read_examples(folder / TRAIN))):
+        summary.notes.append(
+            "Its rows have no reply and no `target`, so the metrics of its report have nothing to meet and say "
+            "nothing; the parity report goes by the grader."
+        )
     recipe = build(Recipe, absolute_paths(tree, folder.resolve()))
     summary.recipe = recipe
     head = (
         f"# Made by `luthier import openai` from {summary.name}; ../summary.md tells what became of each setting.\n\n"
     )
     _write(folder / RECIPE, head + write_toml(tree))
+
+
+def _says_what_is_wanted(example: Example) -> bool:
+    return isinstance(example, Conversation) and (example.completion is not None or example.target is not None)
 
 
 def _seed(job: Found) -> int:
