@@ -1,19 +1,19 @@
 """`luthier capture` in a thread, before any endpoint."""
 
 import json
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tests.listening import listening
 
 from luthier.capture import open_redactor
 from luthier.capture.proxy import Consent, Proxy, build_app
 from luthier.capture.record import Recorder
 from luthier.capture.store import DayFiles, Retention
 from luthier.serve.limits import Access
-from luthier.serve.server import Address, listen, server_of, url_of
+from luthier.serve.server import Address, listen, server_of
 
 YES = {"X-Luthier-Consent": "yes"}
 
@@ -31,19 +31,8 @@ def capturing(
     recorder = Recorder(DayFiles(folder, retention or Retention(30, 10**9)), open_redactor([]))
     bound = listen(Address(port=0))
     server = server_of(build_app(Proxy(to, consent or Consent(), recorder, access), access), 10.0)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
-    thread.start()
-    try:
-        deadline = time.monotonic() + 10
-        while not server.started and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert server.started
-        yield url_of(bound), recorder
-    finally:
-        server.should_exit = True
-        thread.join(timeout=20)
-        bound.close()
-    assert not thread.is_alive()
+    with listening(server, bound) as url:
+        yield url, recorder
 
 
 def rows_in(folder: Path) -> list[dict[str, Any]]:

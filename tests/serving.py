@@ -1,12 +1,11 @@
 """A tiny model that has learned a few replies by heart, and a real server around it on a loopback port."""
 
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from tests.listening import listening
 from torch import nn
 
 from luthier.adapters.base import Injected
@@ -18,7 +17,7 @@ from luthier.serve.app import build_server
 from luthier.serve.backend import Backend
 from luthier.serve.limits import Access, HttpLimits, Limits
 from luthier.serve.models import ServedModel, SharedBase
-from luthier.serve.server import Address, listen, url_of
+from luthier.serve.server import Address, listen
 
 WEATHER = {
     "type": "function",
@@ -104,18 +103,5 @@ def running(
     """A server in a thread; gives its base URL, and ends it as ctrl-C would."""
     backend = backend or Backend(models, limits, queue)
     bound = listen(Address(port=0))
-    url = url_of(bound)
-    server = build_server(backend, access or Access(), http)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
-    thread.start()
-    try:
-        deadline = time.monotonic() + 10
-        while not server.started and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert server.started
+    with listening(build_server(backend, access or Access(), http), bound) as url:
         yield url
-    finally:
-        server.should_exit = True
-        thread.join(timeout=20)
-        bound.close()
-    assert not thread.is_alive()

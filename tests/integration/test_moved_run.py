@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.openai_export import JOB, TUNED, write_export
+from tests.openai_export import JOB, TRAIN, TUNED, VALID, chats, job, write_export, write_lines
 
 from luthier.cli.main import main
 
@@ -43,3 +43,34 @@ def test_an_export_ends_in_a_trained_model_and_a_parity_report(
     assert len(parity["old_training"]["curve"]) == 60 and parity["new_training"]["steps"] == 6
     page = (folder / "run/parity.html").read_text("utf-8")
     assert TUNED in page and "<script" not in page
+
+
+def test_graded_training_is_compared_by_its_grader(
+    tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows that only ask: against an empty reply every metric would be 0, and every two models as good."""
+    exported, out = tmp_path / "exported", tmp_path / "moved"
+    exported.mkdir()
+    for name, count in ((TRAIN, 40), (VALID, 20)):
+        rows = [{"messages": m[:-1], "right": m[-1]["content"]} for m in (r["messages"] for r in chats(count, count))]
+        write_lines(exported / f"{name}.jsonl", rows)
+    write_lines(exported / "answers.jsonl", [{"messages": r["messages"], "output": r["right"]} for r in rows])
+    near = {"type": "text_similarity", "name": "Near", "evaluation_metric": "fuzzy_match"}
+    grader = {**near, "input": "{{ sample.output_text }}", "reference": "{{ item.right }}"}
+    settings = {"n_epochs": 1, "batch_size": 8, "compute_multiplier": 0.25, "eval_samples": 2}
+    method = {"type": "reinforcement", "reinforcement": {"grader": grader, "hyperparameters": settings}}
+    values = job(method=method, hyperparameters={}, result_files=[])
+    (exported / "job.json").write_text(json.dumps(values), encoding="utf-8")
+    assert main(["import", "openai", str(exported), "-o", str(out), "--model", str(tiny_model_folder)]) == 0
+    assert "parity report goes by the grader" in (out / "summary.md").read_text("utf-8")
+    run = str(out / JOB / "run")
+    quick = ["evaluation.forgetting.multiple_choice=none", "evaluation.forgetting.text=none", "training.steps=2"]
+    fewer = [*quick, "rollout.max_new_tokens=8", "evaluation.systems={ fine_tuned = {} }"]
+    options = [part for setting in fewer for part in ("--set", setting)]
+    assert main(["run", str(out / JOB / "recipe.toml"), "--out", run, *options]) == 0
+    parity = ["parity", run, "--answers", str(out / JOB / "answers.jsonl")]
+    assert main(parity) == 2 and "--graders" in capsys.readouterr().err
+    assert main([*parity, "--graders", str(out / JOB / "graders.json")]) == 0
+    found = json.loads((out / JOB / "run/parity.json").read_text("utf-8"))
+    assert [one["name"] for one in found["compared"]] == ["Near"] and found["compared"][0]["old"]["value"] == 1
+    assert found["sentence"].startswith("The new model answers worse") and "nothing to meet" in found["notes"][0]

@@ -21,6 +21,7 @@ from luthier.data.checks._patterns import personal, secrets
 from luthier.data.formats.base import read_examples
 from luthier.errors import ServeError
 from luthier.examples import Conversation
+from luthier.serve.limits import Access
 
 KEY = "sk-Proj4Abc9Def2Ghi7Jkl5Mno8Pqr1Stu6Vwx3"
 PLANTED = {
@@ -216,9 +217,17 @@ def test_pictures_pass_and_are_not_kept(tmp_path: Path) -> None:
 
 
 def test_an_endpoint_that_is_down_is_a_502_in_openai_s_shape(tmp_path: Path) -> None:
-    with capturing("http://127.0.0.1:9/v1", tmp_path) as (url, _):
+    with capturing("http://127.0.0.1:9/v1", tmp_path) as (url, recorder):
         answer = ask(url, "Hello", YES)
     assert answer.status_code == 502 and answer.json()["error"]["code"] == "upstream_unreachable"
+    assert recorder.counts == {"upstream_error": 1}
+
+
+def test_who_may_not_use_the_proxy_is_not_counted(tmp_path: Path) -> None:
+    with serving() as heard, capturing(heard.url, tmp_path, access=Access(key="k" * 20)) as (url, recorder):
+        assert ask(url, "Hello", YES).status_code == 401
+        assert ask(url, "Hello").status_code == 401
+    assert not recorder.counts and not heard.bodies
 
 
 def test_a_key_may_stand_for_consent_and_a_header_against_it(tmp_path: Path) -> None:
@@ -266,6 +275,7 @@ def test_half_a_line_is_cut_off_and_whole_ones_stay(tmp_path: Path) -> None:
 def test_old_days_and_the_oldest_beyond_the_bytes_are_deleted(tmp_path: Path) -> None:
     files = DayFiles(tmp_path, Retention(3, 100))
     (tmp_path / "notes.txt").write_text("not ours")
+    (tmp_path / "capture-2020-02-31.jsonl").write_text("nor this, of a day that never was")
     for ago in (9, 3, 2, 1):
         files.path_of(DAY - datetime.timedelta(days=ago)).write_bytes(b"x" * 29 + b"\n")
     files.append([b"y" * 29 + b"\n"], DAY)
@@ -274,7 +284,7 @@ def test_old_days_and_the_oldest_beyond_the_bytes_are_deleted(tmp_path: Path) ->
         files.append([b"z" * 80 + b"\n"], DAY)
     assert [(DAY - day).days for day, _ in files.files()] == [0] and (tmp_path / "notes.txt").exists()
     files.tidy(DAY + datetime.timedelta(days=4))
-    assert files.files() == []
+    assert files.files() == [] and (tmp_path / "capture-2020-02-31.jsonl").exists()
 
 
 def test_two_processes_do_not_write_into_one_folder(tmp_path: Path) -> None:
@@ -286,7 +296,15 @@ def test_two_processes_do_not_write_into_one_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["127.0.0.1:8000/v1", "ftp://example.com/v1", "http://a:b@example.com/v1", "", "http://example.com/v1?a=1"]
+    "url",
+    [
+        "http://127.0.0.1:65536/v1",
+        "127.0.0.1:8000/v1",
+        "ftp://example.com/v1",
+        "http://a:b@example.com/v1",
+        "",
+        "http://example.com/v1?a=1",
+    ],
 )
 def test_what_is_no_endpoint_is_refused(url: str) -> None:
     with pytest.raises(ServeError, match="--to"):

@@ -2,6 +2,8 @@
 
 import base64
 import json
+import os
+import shlex
 import shutil
 import tomllib
 from collections.abc import Callable
@@ -135,12 +137,25 @@ def test_graded_training_keeps_its_grader_or_says_why_there_is_no_recipe(tmp_pat
     rows = [{"messages": one["messages"][:-1], "correct": one["messages"][-1]["content"]} for one in chats(20, 4)]
     write_lines(tmp_path / f"{TRAIN}.jsonl", rows)
     grader = {key: value for key, value in evaluation()["testing_criteria"][0].items() if key != "id"}
-    method = {"type": "reinforcement", "reinforcement": {"grader": grader, "hyperparameters": {"eval_samples": 2}}}
+    settings = {"eval_samples": 2, "compute_multiplier": 0.5, "learning_rate_multiplier": 2, "reasoning_effort": "low"}
+    own = {"grader": {**grader, "extra": None}, "hyperparameters": {**settings, "eval_interval": "auto"}}
+    method = {"type": "reinforcement", "reinforcement": own}
     put(tmp_path / "job.json", job(validation_file=None, method=method, result_files=[]))
     assert import_openai(tmp_path, "-o", tmp_path / "out") == 0
     recipe = load(tmp_path / "out" / JOB / "recipe.toml")
     assert recipe.rollout is not None and recipe.rollout.validation_prompts == 2
     assert recipe.rollout.rewards["grader"].grader.model_dump()["name"] == grader["name"]
+    rate = recipe.optimizer.model_dump()["learning_rate"]
+    text = (tmp_path / "out/summary.md").read_text()
+    for part in (
+        f"| learning_rate_multiplier = 2 | `optimizer.learning_rate` = {rate:g}: our own {rate / 2:g}, times 2 |",
+        "| compute_multiplier = 0.5 | `rollout.group_size` = 4 replies to each prompt |",
+        "| eval_samples = 2 | `rollout.validation_prompts` = 2 |",
+        "| eval_interval = auto | `training.validate_every`: by our own rules |",
+        "| reasoning_effort = low | no equivalent",
+    ):
+        assert part in text, part
+    assert "beta" not in text
 
     shutil.rmtree(tmp_path / "out")
     asks = {"type": "score_model", "name": "s", "model": "gpt-4o", "input": [{"role": "user", "content": "?"}]}
@@ -164,6 +179,43 @@ def test_a_job_that_went_on_starts_where_the_earlier_run_ended(tmp_path: Path) -
     assert tree["adapter"]["start_from"] == f"../{JOB}/run"
 
 
+def test_an_integration_is_taken_as_the_service_writes_it(tmp_path: Path) -> None:
+    write_lines(tmp_path / f"{TRAIN}.jsonl", chats(60, 16))
+    asked = {"project": "weather", "name": None, "entity": None, "tags": ["a"], "run_id": "ftjob-x"}
+    integrations = [{"type": "wandb", "wandb": asked}]
+    put(tmp_path / "job.json", {**job(validation_file=None, result_files=[]), "integrations": integrations})
+    assert import_openai(tmp_path, "-o", tmp_path / "out") == 0
+    tree = tomllib.loads((tmp_path / "out" / JOB / "recipe.toml").read_text())
+    assert tree["tracking"] == {"wandb": {"type": "wandb", "project": "weather", "tags": ["a"]}}
+
+
+def test_one_answer_is_too_few_and_the_summary_says_so(tmp_path: Path) -> None:
+    held = chats(20, 17)
+    write_lines(tmp_path / f"{TRAIN}.jsonl", chats(60, 18))
+    write_lines(tmp_path / f"{VALID}.jsonl", held)
+    write_lines(tmp_path / "answers.jsonl", [{"messages": held[0]["messages"][:-1], "output": "sun"}])
+    put(tmp_path / "job.json", job(result_files=[]))
+    assert import_openai(tmp_path, "-o", tmp_path / "out") == 0
+    text = (tmp_path / "out/summary.md").read_text()
+    assert "answered one row of the validation file, which is too few" in text and "luthier parity" not in text
+    assert len(list(read_examples(tmp_path / "out" / JOB / "test.jsonl"))) == 20
+
+
+def test_the_commands_can_be_given_to_a_shell_and_the_folder_is_as_open_as_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_lines(tmp_path / "more.jsonl", chats(60, 19))
+    out = tmp_path / "moved here"
+    before = os.umask(0o077)
+    try:
+        assert import_openai(tmp_path / "more.jsonl", "-o", out) == 0
+    finally:
+        os.umask(before)
+    (line,) = [one for one in capsys.readouterr().out.splitlines() if "luthier run" in one]
+    assert shlex.split(line) == ["luthier", "run", f"{out}/more/recipe.toml", "--out", f"{out}/more/run"]
+    assert out.stat().st_mode & 0o077 == 0
+
+
 def test_rows_that_no_job_names_get_a_recipe_by_our_rules(tmp_path: Path) -> None:
     write_lines(tmp_path / "more.jsonl", chats(60, 7))
     assert import_openai(tmp_path / "more.jsonl", "-o", tmp_path / "out") == 0
@@ -177,6 +229,19 @@ def test_an_answer_of_ones_own_is_an_answer_too(tmp_path: Path) -> None:
     answers = read_answers(tmp_path / "answers.jsonl")
     assert [one.reply.content for one in answers] == ["sun"] * 20 + ["rain"] and answers[-1].id == "x"
     assert answers[0].seconds == 0.5 and answers[0].model is None
+
+
+def test_an_empty_question_was_asked_and_all_answers_that_are_none_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = {"messages": [{"role": "user", "content": ""}], "output": ""}
+    write_lines(tmp_path / "answers.jsonl", [line])
+    (one,) = read_answers(tmp_path / "answers.jsonl")
+    assert one.prompt is not None and one.prompt[0].content == one.reply.content == ""
+    write_lines(tmp_path / "answers.jsonl", [{**line, "score": 1}, line, {**line, "usd": -1}])
+    assert import_openai(tmp_path, "-o", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "2 parts of the export" in said and "answers.jsonl, line 1" in said and "answers.jsonl, line 3" in said
 
 
 def test_completions_without_what_was_asked_are_told_of(tmp_path: Path) -> None:
@@ -210,8 +275,34 @@ def test_the_newest_of_several_answers_counts(tmp_path: Path) -> None:
         ("a.json", '{"object": "vector_store", "id": "vs_1"}', 1, "'vector_store', which is nothing that OpenAI"),
         ("a.json", '{"object": "list", "data": 3}', 1, "'data' is a number"),
         ("a.json", '{"object": "fine_tuning.job"}', 1, "'id' is null"),
+        ("a.json", '{"object": "fine_tuning.job", "id": "x", "method": "dpo"}', 1, "'method' is a string"),
+        (
+            "a.json",
+            '{"object": "fine_tuning.job", "id": "x", "method": {"type": "magic"}}',
+            1,
+            "'method.type' is 'magic'",
+        ),
+        (
+            "a.json",
+            '{"object": "fine_tuning.job", "id": "x", "method": {"type": "reinforcement"}}',
+            1,
+            "'grader' is null",
+        ),
+        (
+            "a.json",
+            '{"object": "fine_tuning.job", "id": "x", "hyperparameters": {"n_epochs": "many"}}',
+            1,
+            "'n_epochs' is 'many'",
+        ),
+        (
+            "a.json",
+            '{"object": "fine_tuning.job", "id": "x", "integrations": [{"type": "wandb"}]}',
+            1,
+            "'integrations'",
+        ),
         ("a.csv", "step,loss\n1,2\n", 1, "columns step,loss"),
         ("a.csv", result_csv(3).replace("0.75", "much"), 2, "no number"),
+        ("a.csv", result_csv(1).replace("\n1,", "\n,"), 2, "which step"),
         ("notes.md", "# Notes\nOur export.\n", 1, "neither JSON that is understood nor a result table"),
         ("a.jsonl", "\n", 1, "holds nothing"),
         ("a.jsonl", '{"id": "1", "output": "x", "score": 2}', 1, "unknown field 'score'"),
@@ -252,6 +343,9 @@ def test_a_file_that_no_name_tells_is_asked_for(tmp_path: Path, capsys: pytest.C
     put(tmp_path / "job.json", job(result_files=["file-Gone"]))
     assert import_openai(tmp_path, "-o", tmp_path / "out") == 2
     assert f"--file {TRAIN}=PATH" in capsys.readouterr().err
+    wrong = ["--file", f"file-Typo={tmp_path / 'rows.jsonl'}"]
+    assert import_openai(tmp_path, "-o", tmp_path / "out", *wrong) == 2
+    assert "--file file-Typo: no job" in capsys.readouterr().err
     named = ["--file", f"{TRAIN}={tmp_path / 'rows.jsonl'}", "--file", f"{VALID}={tmp_path / 'held.jsonl'}"]
     assert import_openai(tmp_path, "-o", tmp_path / "out", *named) == 0
     assert "(file-Gone) is not among the files" in (tmp_path / "out/summary.md").read_text()

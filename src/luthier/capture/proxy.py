@@ -23,7 +23,7 @@ from starlette.types import ASGIApp
 from luthier.capture.record import Recorder, is_sampled
 from luthier.capture.rows import Exchange, digest_of
 from luthier.errors import ServeError
-from luthier.serve.api_error import ApiError
+from luthier.serve.api_error import ApiError, gone
 from luthier.serve.body import unless_gone
 from luthier.serve.guard import HostGuard, KeyCheck
 from luthier.serve.limits import Access
@@ -59,6 +59,7 @@ OF_A_HOP = frozenset(
 )
 """Headers that are for one connection alone."""
 LONGEST_ID = 200
+LAST_PORT = 65_535
 
 
 def require_url(url: str) -> None:
@@ -71,7 +72,8 @@ def require_url(url: str) -> None:
         found = httpx2.URL(url)
     except httpx2.InvalidURL:
         found = httpx2.URL("")
-    if found.scheme not in ("http", "https") or not found.host or found.query or found.fragment or found.userinfo:
+    is_base = found.scheme in ("http", "https") and found.host and not (found.query or found.fragment or found.userinfo)
+    if not is_base or (found.port or 0) > LAST_PORT:
         raise ServeError(f"--to {url}: expected the base of an endpoint, such as https://api.example.com/v1")
 
 
@@ -157,15 +159,18 @@ class Proxy:
         """Any request under `/v1`."""
         started, created = time.perf_counter(), int(time.time())
         request_id = request.headers.get(REQUEST_ID, "")[:LONGEST_ID] or uuid.uuid4().hex
+        try:
+            await self._check(request)
+        except ApiError as error:
+            return _refused(error)
         is_recorded = self._is_recorded(request, request_id)
         asked, told = _Copy(), _Copy()
         try:
-            await self._check(request)
             upstream = await self._send(request, asked if is_recorded else None)
         except ApiError as error:
+            if is_recorded:
+                self._recorder.count("client_gone" if error.status == gone().status else "upstream_error")
             return _refused(error)
-        except ClientDisconnect:
-            return Response(status_code=499)
         headers = [(k, v) for k, v in upstream.headers.raw if k.decode("latin-1").lower() not in OF_A_HOP]
         if is_recorded:
             headers.append((CAPTURE_ID.encode(), digest_of(request_id).encode()))
@@ -204,7 +209,6 @@ class Proxy:
 
         Raises:
             ApiError: 502 or 504: there is none; 499: the client hung up.
-            ClientDisconnect: the same, amid its body.
         """
         dropped = OF_A_HOP | {CONSENT, "accept-encoding"}
         headers = [(k, v) for k, v in request.headers.raw if k.decode("latin-1") not in dropped]
@@ -231,6 +235,8 @@ class Proxy:
         )
         try:
             return await self._answered(request, sent, is_read if has_body else None)
+        except ClientDisconnect:  # amid its body
+            raise gone() from None
         except httpx2.TimeoutException:
             raise ApiError("The endpoint does not answer in time.", status=504, code="upstream_timeout") from None
         except httpx2.HTTPError as error:
@@ -247,11 +253,7 @@ class Proxy:
                 await asyncio.wait({task, waits}, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 waits.cancel()
-
-        async def answer() -> httpx2.Response:
-            return await task
-
-        return await unless_gone(request, answer())
+        return await unless_gone(request, task)
 
     def _record(
         self, request_id: str, upstream: httpx2.Response, asked: _Copy, told: _Copy, times: tuple[int, float]

@@ -62,8 +62,8 @@ class DayFiles:
 
     def files(self) -> list[tuple[datetime.date, Path]]:
         """What there is, the oldest first; a file of another name is not ours, and never deleted."""
-        found = ((_NAME.fullmatch(path.name), path) for path in self.folder.iterdir())
-        return sorted((datetime.date.fromisoformat(match[1]), path) for match, path in found if match)
+        found = ((_day_of(path), path) for path in self.folder.iterdir())
+        return sorted((day, path) for day, path in found if day is not None)
 
     def append(self, lines: Sequence[bytes], today: datetime.date) -> None:
         """Add whole lines to the file of a day, all or none.
@@ -109,6 +109,14 @@ class DayFiles:
     def close(self) -> None:
         """Let another process write here."""
         self._lock.release()
+
+
+def _day_of(path: Path) -> datetime.date | None:
+    match = _NAME.fullmatch(path.name)
+    try:
+        return datetime.date.fromisoformat(match[1]) if match else None
+    except ValueError:  # a day that no month has
+        return None
 
 
 def _cut_rest(path: Path) -> int:

@@ -10,8 +10,9 @@ Two prompts are the same if roles, texts and tool calls are; ids, names and the 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,15 @@ from typing import Any
 from luthier.data.formats._chat import ChatFields
 from luthier.data.read import Record, kind_of
 from luthier.data.write import atomic_text, message_values
+from luthier.errors import DataError
 from luthier.evaluation.systems._wire import usage_of
 from luthier.examples import Message, Where
-from luthier.moving.exports import Export, Found, read_export
+from luthier.moving.exports import LEAVE_OUT, Export, read_export, refuse
+from luthier.moving.found import Found
 
 NUMBERS = ("prompt_tokens", "completion_tokens", "seconds", "usd", "created")
 KNOWN = frozenset({"id", "messages", "answer", "output", "model", "item", "from", *NUMBERS})
+MEND = "Mend what is wrong:"
 _OF_A_MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id")
 
 
@@ -61,33 +65,42 @@ def prompt_key(messages: Sequence[Message]) -> str:
     return sha256(json.dumps(shown, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
-def collect(export: Export) -> tuple[list[Recorded], list[str]]:
+def collect(export: Export, advice: str = LEAVE_OUT) -> tuple[list[Recorded], list[str]]:
     """All answers of an export, and what is said about those that are none.
 
     Raises:
-        DataError: one cannot be read.
+        DataError: one cannot be read; the message has every one.
     """
-    found, said = [], []
-    lonely = [one for identifier, one in export.completions.items() if not _asked(export, identifier, one)]
-    for identifier, one in export.completions.items():
-        if asked := _asked(export, identifier, one):
-            found.append(_of_completion(one, asked))
-    if lonely:
+    said: list[str] = []
+    asked = {identifier: _asked(export, identifier, one) for identifier, one in export.completions.items()}
+    if lonely := [one for identifier, one in export.completions.items() if not asked[identifier]]:
         said.append(
             f"{len(lonely)} stored completions are not used: nothing tells what was asked, since the list has answers "
             f"alone; export GET /chat/completions/ID/messages of each, too. The first: {lonely[0].where}"
         )
     if orphans := export.messages.keys() - export.completions.keys():
         said.append(f"messages of {len(orphans)} stored completions are not used: the completions are not there")
-    failed = 0
-    for one in export.items.values():
-        if (recorded := _of_item(one)) is not None:
-            found.append(recorded)
-        else:
+    found: list[Recorded] = []
+    failed, problems = 0, []
+    makers: list[Callable[[], Recorded | None]] = [
+        *(partial(_of_completion, one, asked[name]) for name, one in export.completions.items() if asked[name]),
+        *(partial(_of_item, one) for one in export.items.values()),
+        *(partial(_of_line, one) for one in export.answers),
+    ]
+    for make in makers:
+        try:
+            recorded = make()
+        except DataError as error:
+            problems.append(error)
+            continue
+        if recorded is None:
             failed += 1
+        else:
+            found.append(recorded)
+    refuse(problems, advice)
     if failed:
         said.append(f"{failed} output items of Evals have no answer: sampling failed, as they say themselves")
-    return [*found, *map(_of_line, export.answers)], said
+    return found, said
 
 
 def read_answers(path: Path) -> list[Recorded]:
@@ -96,7 +109,7 @@ def read_answers(path: Path) -> list[Recorded]:
     Raises:
         DataError: it cannot be read, or holds none.
     """
-    found, said = collect(read_export([path]))
+    found, said = collect(read_export([path], MEND), MEND)
     if not found:
         raise Found({}, Where(str(path), 1)).error("; ".join(said) or "the file holds no recorded answers")
     return found
@@ -218,7 +231,7 @@ def _message(one: Found, values: Mapping[str, Any], at: str) -> Message:
     kept = {name: values[name] for name in _OF_A_MESSAGE if values.get(name) is not None}
     if values.get("content_parts"):
         kept["content"] = values["content_parts"]
-    content = kept.get("content") or values.get("refusal") or ("" if kept.get("tool_calls") else None)
+    content = kept.get("content") or values.get("refusal") or kept.get("content")  # which may be empty
     return ChatFields(Record(dict(one.values), one.where)).message({**kept, "content": content}, at)
 
 

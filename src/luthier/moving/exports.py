@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from luthier import registry
 from luthier.data import strict_json
@@ -27,45 +27,14 @@ from luthier.errors import DataError
 from luthier.examples import Conversation, Where
 from luthier.jobs.results import COLUMNS
 from luthier.jobs.rows import ACCEPTED
+from luthier.moving.asked import asked_of
+from luthier.moving.found import Found
 
 Kind: TypeAlias = Literal["supervised", "dpo", "reinforcement"]
+LEAVE_OUT = "Mend what is wrong, or leave a file out with --without FILE:"
 MOST_TOLD = 20
 """Refusals that one message lists."""
 _MESSAGE_ID = re.compile(r"(chatcmpl-.+)-(\d+)")
-
-
-@dataclass(frozen=True)
-class Found:
-    """An object of an export and where it stands."""
-
-    values: Mapping[str, Any]
-    where: Where
-
-    def error(self, message: str) -> DataError:
-        """A DataError at this place."""
-        return DataError(message, self.where.path, self.where.line, self.where.row)
-
-    def text(self, name: str) -> str:
-        """A field that must be there and be text.
-
-        Raises:
-            DataError: it is not.
-        """
-        value = self.values.get(name)
-        if not isinstance(value, str) or not value:
-            raise self.error(f"{name!r} is {kind_of(value)}; expected a text, as OpenAI writes it")
-        return value
-
-    def table(self, name: str) -> Mapping[str, Any]:
-        """A field that must be there and be an object.
-
-        Raises:
-            DataError: it is not.
-        """
-        value = self.values.get(name)
-        if not isinstance(value, Mapping):
-            raise self.error(f"{name!r} is {kind_of(value)}; expected an object, as OpenAI writes it")
-        return value
 
 
 @dataclass
@@ -113,7 +82,7 @@ def files_of(paths: Sequence[Path], without: Sequence[Path]) -> tuple[list[Path]
     return kept, hidden
 
 
-def read_export(paths: Sequence[Path]) -> Export:
+def read_export(paths: Sequence[Path], advice: str = LEAVE_OUT) -> Export:
     """Read files of an export.
 
     Raises:
@@ -122,15 +91,22 @@ def read_export(paths: Sequence[Path]) -> Export:
     reader = _Reader()
     for path in paths:
         reader.read(path)
-    if not reader.problems:
-        return reader.export
-    lines = [f"  {problem}" for problem in reader.problems[:MOST_TOLD]]
-    if more := len(reader.problems) - len(lines):
+    refuse(reader.problems, advice)
+    return reader.export
+
+
+def refuse(problems: Sequence[DataError], advice: str) -> None:
+    """Nothing where nothing is wrong; else all of it, and what to do.
+
+    Raises:
+        DataError: something is; the message has every problem.
+    """
+    if not problems:
+        return
+    lines = [f"  {problem}" for problem in problems[:MOST_TOLD]]
+    if more := len(problems) - len(lines):
         lines.append(f"  and {more} more")
-    parts = (
-        "1 part of the export is" if len(reader.problems) == 1 else f"{len(reader.problems)} parts of the export are"
-    )
-    advice = "Mend what is wrong, or leave a file out with --without FILE:"
+    parts = "1 part of the export is" if len(problems) == 1 else f"{len(problems)} parts of the export are"
     raise DataError("\n".join([f"{parts} not understood, and nothing was written. {advice}", *lines]))
 
 
@@ -146,7 +122,7 @@ class _Reader:
         self._rows = 0
         export = self.export
         self._takers: dict[str, Callable[[Found], None]] = {
-            "fine_tuning.job": lambda found: self._keep(export.jobs, found),
+            "fine_tuning.job": self._take_job,
             "eval": lambda found: self._keep(export.evals, found),
             "eval.run": lambda found: self._keep(export.runs, found),
             "eval.run.output_item": lambda found: self._keep(export.items, found),
@@ -192,6 +168,10 @@ class _Reader:
         if known is not None and known.values != found.values:  # the same page twice is no contradiction
             raise found.error(f"{identifier} is there twice, and not the same: first at {known.where}")
         place[identifier] = found
+
+    def _take_job(self, found: Found) -> None:
+        asked_of(found)  # a recipe is made of it much later, when nothing else is looked at any more
+        self._keep(self.export.jobs, found)
 
     def _take_file(self, found: Found) -> None:
         self.export.files[found.text("id")] = found.text("filename")
@@ -334,7 +314,10 @@ def curve_of(table: bytes, path: Path) -> list[dict[str, float]]:
             step = {CURVE[name]: float(cell) for name, cell in zip(header, cells, strict=True) if cell.strip()}
         except ValueError as error:
             raise DataError(f"a cell is no number: {error}", path, line) from None
-        steps.append({name: value for name, value in step.items() if math.isfinite(value)})
+        kept = {name: value for name, value in step.items() if math.isfinite(value)}
+        if "step" not in kept:
+            raise DataError("the row does not say which step it is of", path, line)
+        steps.append(kept)
     return steps
 
 

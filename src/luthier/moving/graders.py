@@ -11,7 +11,9 @@ from luthier.data.write import atomic_text
 from luthier.errors import DataError, EvaluationError
 from luthier.evaluation.graders.base import Grader, Host, Limits, build_grader, validate
 from luthier.jobs.eval_grading import read_criterion
-from luthier.moving.exports import Export, Found
+from luthier.moving.asked import asked_of
+from luthier.moving.exports import Export
+from luthier.moving.found import Found, without_nulls
 
 LIMITS = Limits(seconds=20.0)
 _ANYTHING = Host(
@@ -62,7 +64,7 @@ def read_grader(values: Mapping[str, Any]) -> dict[str, Any]:
         EvaluationError: it is wrong.
     """
     # an Eval's answer names each criterion with an id, and writes what is not set as null
-    given = {key: value for key, value in values.items() if value is not None and key != "id"}
+    given = {key: value for key, value in without_nulls(values).items() if key != "id"}
     if given.get("type") == "multi" or (given.get("type") == "text_similarity" and "pass_threshold" not in given):
         validate(given, _ANYTHING)  # as a job has them, never an Eval
         return given
@@ -94,10 +96,9 @@ def read_graders(path: Path) -> list[Grader]:
 
 
 def _of(job: Found, export: Export, is_only: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    method = job.values.get("method")
-    own = method.get("reinforcement") if isinstance(method, Mapping) else None
-    if isinstance(own, Mapping) and isinstance(own.get("grader"), Mapping):
-        yield "the job's own", own["grader"]
+    method = asked_of(job)["method"]
+    if method["type"] == "reinforcement":
+        yield "the job's own", method["reinforcement"]["grader"]
     for identifier, one in export.evals.items():
         if not is_only and not _asked(job.values.get("fine_tuned_model"), identifier, export):
             continue

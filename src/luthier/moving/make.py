@@ -12,8 +12,8 @@ OUT/JOB/old_curve.csv job.json  the result table, and the job as it came
 
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ from luthier.data.read import lines_of
 from luthier.data.write import atomic_text
 from luthier.draft import Facts, require_same_kind
 from luthier.errors import DataError, EvaluationError, StorageError
-from luthier.examples import Document, Example
+from luthier.examples import Conversation, Document, Example
 from luthier.jobs.translate import (
     drafted,
     hyperparameters_of,
@@ -37,7 +37,9 @@ from luthier.jobs.translate import (
     set_hyperparameters,
 )
 from luthier.moving.answers import Recorded, newest, prompt_key, write_answers
-from luthier.moving.exports import Export, Found, dumped
+from luthier.moving.asked import asked_of
+from luthier.moving.exports import Export, dumped
+from luthier.moving.found import Found
 from luthier.moving.graders import write_graders
 from luthier.moving.summary import JobSummary, render
 from luthier.recipe import Recipe, absolute_paths
@@ -45,8 +47,6 @@ from luthier.recipe import Recipe, absolute_paths
 TRAIN, TEST, ANSWERS, UNANSWERED = "train.jsonl", "test.jsonl", "answers.jsonl", "unanswered.jsonl"
 SUMMARY = "summary.md"
 RECIPE, JOB, CURVE, GRADERS = "recipe.toml", "job.json", "old_curve.csv", "graders.json"
-FEWEST_ANSWERED = 2
-"""Rows with a recorded answer, below which all of the validation file is the test file."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 
 
@@ -117,13 +117,13 @@ def make(
     parent = out.resolve().parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=parent))
+        place = parent / f".{out.name}.{secrets.token_hex(6)}.tmp"
+        place.mkdir()  # as open to others as the user lets every new folder be
     except OSError as error:
         raise StorageError(f"{out}: cannot be made: {error.strerror or error}") from None
     try:
         summaries = _fill(place, _Making(export, answers, model, Files(export, _resolved(given, export))))
         _write(place / SUMMARY, render(export, summaries, *told, out))
-        place.chmod(0o755)
         if out.exists():
             out.rmdir()
         os.rename(place, out)
@@ -134,9 +134,23 @@ def make(
 
 
 def _resolved(given: Mapping[str, Path], export: Export) -> dict[str, Path]:
-    """The user's files as the export has them, which may have been found in a folder."""
+    """The user's files as the export has them, which may have been found in a folder.
+
+    Raises:
+        DataError: no job has such an id.
+    """
+    ids = {str(one) for job in export.jobs.values() for one in _ids_of(job)}
+    if unknown := sorted(given.keys() - ids):
+        told = ", ".join(sorted(ids)) or "none"
+        raise DataError(f"--file {unknown[0]}: no job of the export has a file with this id; ids are: {told}")
     known = {path.resolve(): path for path in (*export.rows, *export.curves)}
     return {identifier: known.get(path.resolve(), path) for identifier, path in given.items()}
+
+
+def _ids_of(job: Found) -> list[Any]:
+    results = job.values.get("result_files")
+    named = [job.values.get(key) for key in ("training_file", "validation_file")]
+    return [one for one in (*named, *(results if isinstance(results, list) else [])) if one is not None]
 
 
 @dataclass(frozen=True)
@@ -168,7 +182,7 @@ def _fill(place: Path, making: _Making) -> list[JobSummary]:
 
 def _job(place: Path, job: Found, making: _Making) -> JobSummary:
     """A folder for a job."""
-    name, kind = _named(job, job.text("id")), method_of(job.values)
+    name, kind = _named(job, job.text("id")), method_of(asked_of(job))
     summary = JobSummary(name, job, kind, making.model)
     folder = place / name
     folder.mkdir()
@@ -185,7 +199,7 @@ def _job(place: Path, job: Found, making: _Making) -> JobSummary:
         summary.refused = f"the job's status is {job.text('status')}, so there is nothing to make again"
     else:
         try:
-            require_graded(job.values)
+            require_graded(asked_of(job))
         except EvaluationError as error:
             summary.refused = f"{error}; the rows and the grader are kept"
         else:
@@ -200,7 +214,7 @@ def _rows_alone(place: Path, path: Path, kind: str, count: int, making: _Making)
     summary.files = {"training_file": str(path), "validation_file": None}
     folder = place / summary.name
     if folder.exists():
-        raise DataError(f"its recipe would be written to {summary.name}, which a job is called; rename the file", path)
+        raise DataError(f"its recipe would be written to {summary.name}, which is taken; rename the file", path)
     folder.mkdir()
     shutil.copyfile(path, folder / TRAIN)
     if kind == "reinforcement":
@@ -216,19 +230,30 @@ def _recipe(folder: Path, job: Found, making: _Making, summary: JobSummary) -> N
     require_same_kind(rows, held_out)
     require_method(summary.kind, rows, summary.files["training_file"] or "")
     tree: dict[str, Any] = {"seed": _seed(job), **drafted(Facts(rows, held_out, None, making.model, folder, None))}
-    if summary.kind == "dpo" and summary.answered:  # pairs are scored; an old answer can only be met by a written one
+    if (
+        summary.kind == "dpo" and summary.is_compared
+    ):  # pairs are scored; an old answer can only be met by a written one
         tree["evaluation"] |= {"task": "text", "metrics": ["rouge_l", "chrf"], "primary_metric": "rouge_l"}
     if (start := _start(job, making, summary)) is not None:
         tree["adapter"]["start_from"] = start
-    summary.learning_rate = tree["optimizer"]["learning_rate"]
-    summary.multiplier, _ = set_hyperparameters(tree, job.values)
-    summary.given = hyperparameters_of(job.values)
+    asked = asked_of(job)
+    set_hyperparameters(tree, asked)
+    summary.given = hyperparameters_of(asked)
+    if summary.kind == "reinforcement" and not any(map(_says_what_is_wanted, read_examples(folder / TRAIN))):
+        summary.notes.append(
+            "Its rows have no reply and no `target`, so the metrics of its report have nothing to meet and say "
+            "nothing; the parity report goes by the grader."
+        )
     recipe = build(Recipe, absolute_paths(tree, folder.resolve()))
     summary.recipe = recipe
     head = (
         f"# Made by `luthier import openai` from {summary.name}; ../summary.md tells what became of each setting.\n\n"
     )
     _write(folder / RECIPE, head + write_toml(tree))
+
+
+def _says_what_is_wanted(example: Example) -> bool:
+    return isinstance(example, Conversation) and (example.completion is not None or example.target is not None)
 
 
 def _seed(job: Found) -> int:
@@ -280,16 +305,16 @@ def _divide(folder: Path, validation: Path, job: Found, making: _Making, summary
     matched = [(line, by_prompt.get(key) or by_id.get(identifier)) for line, key, identifier in rows]
     answered = [one for _, one in matched if one is not None]
     summary.answered, summary.rows = len(answered), len(rows)
-    summary.unmatched = len(by_prompt) + len(by_id) - len({id(one) for one in answered})
-    if len(answered) < FEWEST_ANSWERED:
-        summary.answered = 0
+    used = {id(one) for one in answered}
+    summary.unmatched = len(by_prompt) + len(by_id) - len(used)
+    if not summary.is_compared:
         shutil.copyfile(validation, folder / TEST)
         return
     for name, is_answered in ((TEST, True), (UNANSWERED, False)):
         lines = [line for line, one in matched if (one is not None) == is_answered]
         if lines:
             (folder / name).write_bytes(b"".join(line.rstrip(b"\r\n") + b"\n" for line in lines))
-    write_answers(folder / ANSWERS, [one for one in mine if one in answered])
+    write_answers(folder / ANSWERS, [one for one in mine if id(one) in used])
 
 
 def _rows(path: Path) -> Iterator[tuple[bytes, str, str]]:

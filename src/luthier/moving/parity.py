@@ -116,7 +116,7 @@ def compare_with(
         curve: the old job's result table.
 
     Raises:
-        DataError: the run is not evaluated, no row has both answers, or a file cannot be used.
+        DataError: the run is not evaluated, no row has both answers, nothing judges them, or a file cannot be used.
     """
     side = read_side(run)
     evaluation, asked = side.evaluation, side.system(system)
@@ -127,8 +127,16 @@ def compare_with(
     recipe = side.recipe
     decision = build(DecisionSettings, recipe.get("decision") or {}, ["decision"])
     rules = _Rules(evaluation.confidence, int(recipe.get("seed") or 0), decision)
-    compared, old_scores, new_scores, both = _metrics(side, asked, evaluation, rows, rules)
     graded, not_graded = _graders(graders, rows, rules) if graders is not None else ([], [])
+    if any(_says_what_is_wanted(row) for row in rows.examples):
+        compared, old_scores, new_scores, both = _metrics(side, asked, evaluation, rows, rules)
+    elif graded:
+        compared, old_scores, new_scores, both = [], [None] * len(rows.old), [None] * len(rows.new), {}
+        notes.append("The test rows have no reply and no target, so metrics have nothing to meet: the grader decides.")
+    else:
+        raise DataError(
+            "the test rows have no reply and no target; name graders that judge the answers, --graders", run
+        )
     agreement_N = _alike(rows)
     return Parity(
         run=str(run),
@@ -150,6 +158,11 @@ def compare_with(
         old_training=None if curve is None else curve_training(_curve(curve)),
         new_training=side.report.training,
     )
+
+
+def _says_what_is_wanted(row: Conversation) -> bool:
+    """False of a row that a training on graded replies only asks; the run has put an empty reply in its place."""
+    return row.target is not None or (row.completion is not None and bool(message_text(row.completion)))
 
 
 def _shared(side: Side, system: str, answers: Sequence[Recorded]) -> tuple[_Rows, int, list[str]]:

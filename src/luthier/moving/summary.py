@@ -1,28 +1,31 @@
 """What an import made of every part of an export, for a reader: nothing is left out in silence."""
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from luthier.moving.exports import Export, Found
+from luthier.moving.asked import HYPERPARAMETERS
+from luthier.moving.exports import Export
+from luthier.moving.found import Found
 from luthier.moving.graders import GraderSummary
 from luthier.recipe import Recipe
 
+FEWEST_ANSWERED = 2
+"""Rows with a recorded answer, below which nothing is compared and all of the validation file is the test file."""
 BECAME = {
-    "n_epochs": "`training.epochs`",
-    "batch_size": "`training.rows_per_step`",
-    "learning_rate_multiplier": "`optimizer.learning_rate`",
-    "beta": "`objective.beta`",
+    "n_epochs": "training.epochs",
+    "batch_size": "training.rows_per_step",
+    "learning_rate_multiplier": "optimizer.learning_rate",
+    "beta": "objective.beta",
+    "compute_multiplier": "rollout.group_size",
+    "eval_interval": "training.validate_every",
+    "eval_samples": "rollout.validation_prompts",
 }
 """Hyperparameters that have an equivalent (`luthier.jobs.translate`)."""
-NO_EQUIVALENT = {
-    "compute_multiplier": "how much is sampled; nothing here",
-    "eval_interval": "nothing here",
-    "eval_samples": "nothing here",
-    "reasoning_effort": "of models that reason; nothing here",
-}
+NO_EQUIVALENT = {"reasoning_effort": "of models that reason; nothing here"}
 TOLD = {
     "id": "the folder's name",
     "model": "",
@@ -31,7 +34,7 @@ TOLD = {
     "hyperparameters": "",
     "method": "",
     "seed": "`seed`; the same number, and no promise of the same run",
-    "integrations": "`tracking`; its key must be in the environment, or take the table out",
+    "integrations": "`tracking`, without `run_id`; its key must be in the environment, or take the table out",
     "fine_tuned_model": "whose recorded answers are looked for",
     "status": "",
     "result_files": "",
@@ -53,10 +56,8 @@ class JobSummary:
     refused: str = ""
     """Why there is no recipe."""
     recipe: Recipe | None = None
-    learning_rate: float = 0.0
-    """Of our own rules, before the multiplier."""
-    multiplier: float = 1.0
     given: Mapping[str, Any] = field(default_factory=dict)
+    """Hyperparameters that the job sets."""
     notes: list[str] = field(default_factory=list)
     curve: str = ""
     rows: int = 0
@@ -68,9 +69,14 @@ class JobSummary:
     other_models: Counter[str] = field(default_factory=Counter)
 
     @property
+    def is_compared(self) -> bool:
+        """Whether enough rows have a recorded answer."""
+        return self.answered >= FEWEST_ANSWERED
+
+    @property
     def told(self) -> str:
         """In a line, for the terminal."""
-        old = f", {self.answered:,} recorded answers to compare with" if self.answered else ""
+        old = f", {self.answered:,} recorded answers to compare with" if self.is_compared else ""
         return f"a recipe for {self.kind} training{old}"
 
 
@@ -140,23 +146,31 @@ def _settings(summary: JobSummary, recipe: Recipe) -> Iterator[str]:
         yield f"| model `{values.get('model')}` | `{summary.model}`: OpenAI gives no weights out; choose with --model |"
     objective, adapter = dump["objective"]["type"], dump["adapter"]["type"]
     yield f"| method `{summary.kind}` | objective `{objective}` with adapter `{adapter}` |"
-    settings = {"n_epochs": dump["training"]["epochs"], "batch_size": dump["training"]["rows_per_step"]}
-    settings["learning_rate_multiplier"] = dump["optimizer"]["learning_rate"]
-    settings |= {"beta": dump["objective"]["beta"]} if "beta" in dump["objective"] else {}
-    for name, value in settings.items():
-        was = summary.given.get(name, "auto")
-        more = {
-            "learning_rate_multiplier": f": our own {summary.learning_rate:g}, times {summary.multiplier:g}",
-            "n_epochs": ", all of them, without an early stop" if name in summary.given else ": by our own rules",
-            "batch_size": "" if name in summary.given else ": by our own rules",
-        }.get(name, "")
-        yield f"| {name} = {was} | {BECAME[name]} = {value:g}{more} |"
+    for name in HYPERPARAMETERS[summary.kind].model_fields:
+        if name in BECAME:
+            yield f"| {name} = {summary.given.get(name, 'auto')} | {_setting(name, summary.given, dump)} |"
     for name, value in summary.given.items():
-        if name not in settings:
+        if name not in BECAME:
             yield f"| {name} = {value} | no equivalent: {NO_EQUIVALENT.get(name, 'nothing here has this name')} |"
     for name in ("seed", "integrations", "fine_tuned_model"):
         if values.get(name) not in (None, []):
             yield f"| {name} | {TOLD[name]} |"
+
+
+def _setting(name: str, given: Mapping[str, Any], dump: Mapping[str, Any]) -> str:
+    """What a hyperparameter became."""
+    table, key = BECAME[name].split(".")
+    value = dump[table][key]
+    became = f"`{BECAME[name]}` = {value:g}" if isinstance(value, int | float) else f"`{BECAME[name]}`"
+    if name == "learning_rate_multiplier":
+        multiplier = given.get(name, 1.0)
+        return f"{became}: our own {value / multiplier:g}, times {multiplier:g}"
+    if name not in given:
+        return f"{became}: by our own rules"
+    return {
+        "n_epochs": f"{became}, all of them, without an early stop",
+        "compute_multiplier": f"{became} replies to each prompt",
+    }.get(name, became)
 
 
 def _answers(summary: JobSummary) -> Iterator[str]:
@@ -165,6 +179,11 @@ def _answers(summary: JobSummary) -> Iterator[str]:
     model = summary.job.values.get("fine_tuned_model") or "the old model"
     if not summary.answered:
         yield f"No recorded answer of `{model}` to a row of the validation file, so there will be no parity report."
+    elif not summary.is_compared:
+        yield (
+            f"`{model}` answered one row of the validation file, which is too few to compare, so there will be no "
+            "parity report."
+        )
     else:
         rest = summary.rows - summary.answered
         more = f"; the other {rest:,} are in `unanswered.jsonl`, and not used" if rest else ""
@@ -194,11 +213,16 @@ def _next(summary: JobSummary, out: Path) -> Iterator[str]:
 
 
 def commands(summary: JobSummary, out: Path) -> list[str]:
-    """What comes next."""
+    """What comes next, for a shell."""
     folder = out / summary.name
-    found = [f"luthier run {folder}/recipe.toml --out {folder}/run"]
-    if summary.answered:
-        graders = f" --graders {folder}/graders.json" if summary.graders.taken else ""
-        curve = f" --curve {folder}/old_curve.csv" if summary.curve else ""
-        found.append(f"luthier parity {folder}/run --answers {folder}/answers.jsonl{graders}{curve}")
+    recipe, run, answers, graders, curve = (
+        shlex.quote(str(folder / name))
+        for name in ("recipe.toml", "run", "answers.jsonl", "graders.json", "old_curve.csv")
+    )
+    found = [f"luthier run {recipe} --out {run}"]
+    if summary.is_compared:
+        more = (f" --graders {graders}" if summary.graders.taken else "") + (
+            f" --curve {curve}" if summary.curve else ""
+        )
+        found.append(f"luthier parity {run} --answers {answers}{more}")
     return found

@@ -1,8 +1,8 @@
 """The body of a request, bounded in type, size and time, and whether its client still waits. No torch here."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable
+from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
@@ -41,7 +41,7 @@ async def read_body(request: Request, limits: HttpLimits) -> bytes:
     return bytes(body)
 
 
-async def unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
+async def unless_gone(request: Request, answer: Awaitable[T]) -> T:
     """Await `answer`, and cancel it as soon as the client hangs up."""
     task = asyncio.ensure_future(answer)
     watch = asyncio.ensure_future(hang_up(request.receive))
