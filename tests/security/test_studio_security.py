@@ -102,6 +102,13 @@ def test_a_cookie_opens_nothing_of_the_api(served: Studio, anna: Visitor) -> Non
     assert anna.get("/metrics").status == 401
 
 
+def test_who_signs_in_under_https_has_a_cookie_for_https_alone(served: Studio) -> None:
+    peer, body = Peer(int(served.url.rpartition(":")[2])), urlencode({"key": served.key("tls", "tls")}).encode()
+    for origin, secure in ({"origin": "https://localhost"}, True), ({"origin": "http://localhost"}, False), ({}, False):
+        answer = peer.send("POST", "/studio/sign-in", body, {**URLENCODED, **origin})
+        assert answer.status == 303 and ("Secure" in answer.headers["set-cookie"].split("; ")) is secure, origin
+
+
 def test_a_session_ends_with_its_key_its_time_and_its_sign_out(served: Studio) -> None:
     key = served.key("ends", "ends")
     visitor = sign_in(served, key)

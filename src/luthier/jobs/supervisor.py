@@ -142,7 +142,7 @@ class Supervisor:
     ) -> None:
         self._made = made
         self._store, self._files, self._blobs, self._disk = store, files, blobs, disk
-        self.folder, self._limits = folder, limits
+        self.folder, self.limits = folder, limits
         self._children: dict[str, _Child] = {}
         self._preparing: dict[str, Future[None]] = {}
         self._preparer = ThreadPoolExecutor(1, "prepare")
@@ -189,7 +189,7 @@ class Supervisor:
             running = {row["id"]: row for row in self._store.in_status("running")}
             for job_id, child in list(self._children.items()):
                 self._look_after(job_id, child, running.get(job_id))
-            if len(self._children) < self._limits.at_once:
+            if len(self._children) < self.limits.at_once:
                 self._begin_next()
 
     def folder_of(self, row: Row) -> Path:
@@ -281,7 +281,7 @@ class Supervisor:
     def _begin_next(self) -> None:
         queued = [row for row in self._store.in_status("queued") if row["id"] not in self._children]
         for row in queued:
-            if len(self._children) >= self._limits.at_once or not self._has_room(row):
+            if len(self._children) >= self.limits.at_once or not self._has_room(row):
                 return  # nobody overtakes, or a large job would wait for ever
             self._begin(row)
 
@@ -311,7 +311,7 @@ class Supervisor:
     def _beside(self) -> Beside:
         children = self._children.values()
         claims = [child.claim for child in children if child.claim is not None]
-        return Beside.of((child.process.pid for child in children), claims, self._limits.memory_bytes)
+        return Beside.of((child.process.pid for child in children), claims, self.limits.memory_bytes)
 
     def _wait(self, row: Row, what: str, why: str) -> None:
         if self._waits_for.get(row["id"]) != what:
@@ -341,7 +341,7 @@ class Supervisor:
                 stdout=output,
                 stderr=output,
                 env=child_environment(
-                    training_threads(self._limits.at_once), WANDB if row["asked"].get("integrations") else ()
+                    training_threads(self.limits.at_once), WANDB if row["asked"].get("integrations") else ()
                 ),
                 start_new_session=True,
             )
@@ -352,8 +352,8 @@ class Supervisor:
         ended = child.process.poll() is not None
         if row is not None:
             self._read_log(row, child.log)
-            if not ended and time.monotonic() - child.started > self._limits.seconds:
-                hours = self._limits.seconds / 3600
+            if not ended and time.monotonic() - child.started > self.limits.seconds:
+                hours = self.limits.seconds / 3600
                 self._fail(row, "time_limit", f"The job ran longer than {hours:,.4g} hours.", None)
                 row = None
         if ended:
