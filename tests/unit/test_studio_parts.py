@@ -145,9 +145,12 @@ def test_edits_are_entries_and_the_file_stays(service: Service, tmp_path: Path) 
     old = [text for _, text in lines_of(path)]
     assert lines == [old[0], new, old[2], *old[4:]]
     assert path.read_bytes() == before
-    service.files.delete(project, file["id"])
     edits.add(project, made["id"], 1, None)
+    service.files.delete(project, file["id"])
     assert edits.of(project, file["id"]) == {}  # what it quoted went with it
+    with pytest.raises(ApiError, match="No such file"):
+        edits.add(project, file["id"], 1, new)
+    assert edits.of(project, made["id"]) == {1: None}
 
 
 # rankings
