@@ -31,7 +31,7 @@ from luthier.jobs import tracking
 from luthier.jobs.blobs import Blobs
 from luthier.jobs.database import Row, now
 from luthier.jobs.disk import Disk
-from luthier.jobs.environment import WANDB, child_environment, training_threads
+from luthier.jobs.environment import WANDB, child_environment, start_child, training_threads
 from luthier.jobs.file_store import RESULTS, FileStore
 from luthier.jobs.ids import FILE, JOB
 from luthier.jobs.job_folder import (
@@ -51,7 +51,7 @@ from luthier.jobs.job_folder import (
 )
 from luthier.jobs.job_store import JobStore, Told
 from luthier.jobs.model_names import checkpoint_name, is_tuned, model_name
-from luthier.jobs.private import private_file, private_folder
+from luthier.jobs.private import private_folder
 from luthier.jobs.results import as_csv, checkpoint_metrics, metrics_data, step_message
 from luthier.jobs.room import Beside, Claim, gib, too_large
 from luthier.jobs.traces import tell_attempt
@@ -334,17 +334,9 @@ class Supervisor:
             return
         log = _Log()
         self._read_log(row, log)
-        with private_file(folder / LOG, "ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", PROGRAM, str(folder)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=child_environment(
-                    training_threads(self.limits.at_once), WANDB if row["asked"].get("integrations") else ()
-                ),
-                start_new_session=True,
-            )
+        also = WANDB if row["asked"].get("integrations") else ()
+        environment = child_environment(training_threads(self.limits.at_once), also)
+        process = start_child(PROGRAM, [str(folder)], folder / LOG, environment, own_session=True)
         spent = sum(float(one["seconds"]) for one in log.steps)
         self._children[row["id"]] = _Child(process, time.monotonic() - spent, Claim.read(folder), attempt, log=log)
 

@@ -11,8 +11,6 @@ import asyncio
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from hashlib import sha256
@@ -23,7 +21,7 @@ from starlette.concurrency import run_in_threadpool
 
 from luthier.data.write import atomic_text
 from luthier.jobs.database import Row
-from luthier.jobs.environment import child_environment, training_threads
+from luthier.jobs.environment import child_environment, start_child, training_threads
 from luthier.jobs.job_folder import ADAPTER, START, TRAIN
 from luthier.jobs.private import private_file, private_folder
 from luthier.serve.api_error import ApiError
@@ -116,14 +114,8 @@ class Looks:
 
     async def _look(self, place: Path) -> None:
         """One process, from its start to its end; it is killed when its time is over, or the server's."""
-        with private_file(place / LOG, "wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", PROGRAM, str(place)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=child_environment(training_threads(self._at_once)),  # as a job, whose time it is to tell
-            )
+        environment = child_environment(training_threads(self._at_once))  # as a job, whose time it is to tell
+        process = start_child(PROGRAM, [str(place)], place / LOG, environment)
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(MOST_SECONDS):
