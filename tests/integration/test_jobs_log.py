@@ -1,4 +1,4 @@
-"""`luthier up --log-format json`: every line is a JSON object, whoever wrote it."""
+"""`luthier up` with `log_format = "json"`: every line is a JSON object, whoever wrote it."""
 
 import json
 import subprocess

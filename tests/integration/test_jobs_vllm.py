@@ -224,6 +224,8 @@ def test_the_settings_name_a_base_and_an_address(tmp_path: Path) -> None:
     for url in ("ftp://127.0.0.1", "http://", "127.0.0.1"):
         with pytest.raises(RecipeError, match="expected a URL"):
             found({}, tiny={"url": url})
+        with pytest.raises(RecipeError, match=r"webhook\.url = .*expected a URL"):
+            build(ServiceSettings, {"webhook": {"url": url, "secret_env": "SECRET"}})
 
 
 def _adapter(jobs: Path, settings: Any) -> Path:

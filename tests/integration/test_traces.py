@@ -1,4 +1,4 @@
-"""`luthier up --traces`: a collector gets a span for each request and for each process of a job, and no secret."""
+"""`luthier up` with `traces`: a collector gets a span for each request and for each process of a job, and no secret."""
 
 import subprocess
 import sys

@@ -15,6 +15,7 @@ from tests.studio import Studio, add_jobs, chats, studio
 
 from luthier.jobs.pages import Page
 from luthier.web.pages import POLICY
+from luthier.web.rankings import Rankings
 from luthier.web.sessions import COOKIE, Sessions
 from luthier.web.studio import build_studio
 
@@ -100,6 +101,13 @@ def test_a_cookie_opens_nothing_of_the_api(served: Studio, anna: Visitor) -> Non
     assert anna.get("/v1/files").status == 401
     assert anna.get("/v1/models").status == 401
     assert anna.get("/metrics").status == 401
+
+
+def test_who_signs_in_under_https_has_a_cookie_for_https_alone(served: Studio) -> None:
+    peer, body = Peer(int(served.url.rpartition(":")[2])), urlencode({"key": served.key("tls", "tls")}).encode()
+    for origin, secure in ({"origin": "https://localhost"}, True), ({"origin": "http://localhost"}, False), ({}, False):
+        answer = peer.send("POST", "/studio/sign-in", body, {**URLENCODED, **origin})
+        assert answer.status == 303 and ("Secure" in answer.headers["set-cookie"].split("; ")) is secure, origin
 
 
 def test_a_session_ends_with_its_key_its_time_and_its_sign_out(served: Studio) -> None:
@@ -203,6 +211,19 @@ def test_what_is_another_project_s_does_not_exist(served: Studio, anna: Visitor)
     assert job.encode() not in stranger.get("/studio/jobs").body
     assert file.encode() not in stranger.get("/studio/files").body
     assert served.service.jobs.get(served.service.tenants.project("default"), job)["status"] == "queued"
+
+
+def test_preferences_of_a_job_that_is_refused_leave_no_file(served: Studio, anna: Visitor) -> None:
+    file = anna.upload(chats(12)).headers["location"].split("/")[3]
+    asked = {"first": "gpt-4o-mini", "second": "gpt-4o-mini", "temperature": "1", "pairs": "1"}
+    ranking = anna.post("/studio/rankings", file=file, **asked).headers["location"]
+    rankings = Rankings(served.service.database)
+    (pair,) = rankings.unanswered(ranking.rpartition("/")[2])
+    rankings.keep_answers(pair["id"], "one", "two")
+    assert anna.post(ranking, pair=pair["id"], choice="a").status == 303
+    before = anna.get("/studio/files").body
+    assert anna.post(f"{ranking}/train", model="ft:nothing", method="dpo").status == 400
+    assert anna.get("/studio/files").body == before
 
 
 def test_names_that_are_paths_or_sql_name_nothing(anna: Visitor) -> None:

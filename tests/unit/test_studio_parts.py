@@ -1,11 +1,13 @@
 """Parts of the studio that need no server: agreement of raters, rows as texts, edits and ratings with their undo."""
 
+import asyncio
 import hashlib
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.jobs_service import options_of
@@ -20,6 +22,7 @@ from luthier.web.edits import Edits, lines_of
 from luthier.web.file_pages import holds
 from luthier.web.forms import Posted
 from luthier.web.job_list import ROWS, JobList
+from luthier.web.looks import Looks
 from luthier.web.new_pages import job_of
 from luthier.web.pages import HERE
 from luthier.web.passages import Corpora
@@ -142,9 +145,12 @@ def test_edits_are_entries_and_the_file_stays(service: Service, tmp_path: Path) 
     old = [text for _, text in lines_of(path)]
     assert lines == [old[0], new, old[2], *old[4:]]
     assert path.read_bytes() == before
-    service.files.delete(project, file["id"])
     edits.add(project, made["id"], 1, None)
+    service.files.delete(project, file["id"])
     assert edits.of(project, file["id"]) == {}  # what it quoted went with it
+    with pytest.raises(ApiError, match="No such file"):
+        edits.add(project, file["id"], 1, new)
+    assert edits.of(project, made["id"]) == {1: None}
 
 
 # rankings
@@ -225,6 +231,23 @@ def test_passages_are_found_in_a_file_of_the_project(service: Service) -> None:
     assert "harbor" in found[0].text and found[0].title == "notes"
     with pytest.raises(ApiError):
         corpora.of(service.tenants.project("other"), file["id"])
+
+
+def test_pages_that_ask_at_once_begin_one_look(tmp_path: Path) -> None:
+    (tmp_path / "rows").write_bytes(b"no rows\n")
+
+    async def ask() -> list[dict[str, Any]]:
+        looks = Looks(tmp_path / "looks", tmp_path / "jobs", at_once=1)
+        found = await asyncio.gather(*(looks.found("project", tmp_path / "rows", "base", None) for _ in range(3)))
+        begun = [place.stat().st_ino for place in (tmp_path / "looks").iterdir()]
+        while "done" not in found[0]:
+            await asyncio.sleep(0.05)
+            found = [await looks.found("project", tmp_path / "rows", "base", None)]
+        assert [place.stat().st_ino for place in (tmp_path / "looks").iterdir()] == begun and len(begun) == 1
+        return found
+
+    (found,) = asyncio.run(ask())
+    assert "train.jsonl" in found["trouble"] and str(tmp_path) not in found["trouble"]
 
 
 # what is shipped

@@ -1,8 +1,12 @@
 """What the processes of the service get of its environment: where things lie, their share of the cores, no secrets."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from luthier.jobs.private import private_file
 
 PASSED = (
     "PATH",
@@ -68,3 +72,29 @@ def child_environment(more: Mapping[str, str], also: Sequence[str] = ()) -> dict
     found = {name: os.environ[name] for name in (*PASSED, *also) if name in os.environ}
     # threads that wait for one another sleep: they share their cores with other processes
     return {WAITING: "PASSIVE", **found, **more, PARENT: str(os.getpid())}
+
+
+def start_child(
+    program: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str], own_session: bool = False
+) -> "subprocess.Popen[bytes]":
+    """A process of this service that runs a module of ours, and prints to the end of a log.
+
+    Args:
+        program: the module.
+        arguments: of its command line.
+        log: a file of this user's alone.
+        environment: as of `child_environment`.
+        own_session: ctrl-C in the terminal does not reach it.
+
+    Raises:
+        OSError: the log cannot be written, or no process begun.
+    """
+    with private_file(log, "ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", program, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            start_new_session=own_session,
+        )

@@ -6,7 +6,7 @@ removed: expired files and uploads by `sweep`, bytes when their last row goes.
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from luthier.errors import StorageError
 from luthier.jobs.blobs import Blobs, TooLarge, Writer
-from luthier.jobs.database import Database, Row, files, insert_new, now, upload_parts, uploads
+from luthier.jobs.database import Database, Row, edits, files, insert_new, now, upload_parts, uploads
 from luthier.jobs.disk import Disk
 from luthier.jobs.ids import FILE, PART, UPLOAD, new_id
 from luthier.jobs.objects import FileObject, UploadObject, UploadPart
@@ -171,8 +171,7 @@ class FileStore:
         """
         digest = self.get(project, file_id)["sha256"]
         with self._naming, self._database.writing() as connection:
-            connection.execute(files.delete().where(files.c.project_id == project, files.c.id == file_id))
-            self._forget(connection, [digest])
+            self._remove(connection, {file_id: digest})
 
     def create_upload(self, project: str, asked: dict[str, Any]) -> UploadObject:
         """Begin an upload; `asked` has the columns that a client decides.
@@ -272,8 +271,7 @@ class FileStore:
         with self._naming:
             with self._database.writing() as connection:
                 old = connection.execute(sa.select(files.c.id, files.c.sha256).where(files.c.expires_at <= now())).all()
-                connection.execute(files.delete().where(files.c.id.in_([row.id for row in old])))
-                self._forget(connection, [row.sha256 for row in old])
+                self._remove(connection, {row.id: row.sha256 for row in old})
                 ended = connection.execute(late).mappings().all()
             for row in ended:
                 self._close(row, "expired", None)
@@ -309,6 +307,12 @@ class FileStore:
             )
             connection.execute(upload_parts.delete().where(upload_parts.c.upload_id == row["id"]))
             self._forget(connection, list(parts))
+
+    def _remove(self, connection: sa.Connection, digests: Mapping[str, str]) -> None:
+        """Remove files, whose digests these are, with what people changed in their rows, as that quotes them."""
+        connection.execute(edits.delete().where(edits.c.file_id.in_(digests)))
+        connection.execute(files.delete().where(files.c.id.in_(digests)))
+        self._forget(connection, list(digests.values()))
 
     def _forget(self, connection: sa.Connection, digests: Sequence[str]) -> None:
         """Remove bytes that no row names, while nobody else can name them."""

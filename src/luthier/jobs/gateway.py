@@ -12,7 +12,6 @@ import logging
 import re
 import secrets
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
@@ -25,8 +24,8 @@ import httpx2
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from luthier.jobs.database import Row
-from luthier.jobs.environment import answering_threads, child_environment
-from luthier.jobs.private import private_file, private_folder
+from luthier.jobs.environment import answering_threads, child_environment, start_child
+from luthier.jobs.private import private_folder
 from luthier.jobs.vllm import PATHS as VLLM_PATHS, Address, Vllm
 from luthier.serve.api_error import ApiError, unsupported
 from luthier.serve.failures import place_of
@@ -228,15 +227,9 @@ class Gateway:
         place = self._place(model)
         key, admin_key = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
         log = place / f"serve-{secrets.token_hex(4)}.log"
-        command = [sys.executable, "-m", PROGRAM, *self._opening(place, model), "--port", "0", "--api-key-env", KEY]
-        with private_file(log, "wb") as output:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=child_environment({KEY: key, ADMIN: admin_key, **answering_threads(self._beside)}),
-            )
+        arguments = [*self._opening(place, model), "--port", "0", "--api-key-env", KEY]
+        environment = child_environment({KEY: key, ADMIN: admin_key, **answering_threads(self._beside)})
+        process = start_child(PROGRAM, arguments, log, environment)
         engine = Engine(process, log, key, admin_key, loaded={model.name, BASE})
         try:
             engine.url = await self._address_of(engine)

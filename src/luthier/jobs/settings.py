@@ -3,13 +3,12 @@
 Read by `luthier up` and by `luthier service`, which must open the same database.
 """
 
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from luthier.config import Settings, build, override, read_toml
 from luthier.errors import ServeError
@@ -23,21 +22,23 @@ from luthier.jobs.webhooks import Target
 MOST_HOURS, MOST_GIB = 24 * 365, 2**20
 
 
+def _http(url: str) -> str:
+    found = urlsplit(url)
+    if found.scheme not in ("http", "https") or not found.hostname:
+        raise ValueError("expected a URL, such as http://127.0.0.1:8001/v1")
+    return url
+
+
+HttpUrl: TypeAlias = Annotated[str, AfterValidator(_http)]
+
+
 class VllmServer(Settings):
     """A vLLM that answers for one base."""
 
-    url: str
+    url: HttpUrl
     """Such as `http://127.0.0.1:8001/v1`; `/v1` may be left out."""
     key_env: str | None = None
     """Environment variable that holds its key."""
-
-    @field_validator("url")
-    @classmethod
-    def _is_http(cls, value: str) -> str:
-        found = urlsplit(value)
-        if found.scheme not in ("http", "https") or not found.hostname:
-            raise ValueError("expected a URL, such as http://127.0.0.1:8001/v1")
-        return value
 
 
 class ServedModels(Settings):
@@ -73,7 +74,7 @@ class JobLimits(Settings):
 class Webhook(Settings):
     """Who is told, signed, when a job ends."""
 
-    url: str
+    url: HttpUrl
     """Where to."""
     secret_env: str
     """Environment variable that holds the secret: `whsec_` and base64."""
@@ -121,7 +122,7 @@ class ServiceSettings(Settings):
             hours=limits.hours,
             most_waiting=limits.waiting_jobs,
             free_bytes=int(limits.free_disk_gib * 2**30),
-            memory_bytes=sys.maxsize if limits.memory_gib is None else int(limits.memory_gib * 2**30),
+            memory_bytes=Limits.memory_bytes if limits.memory_gib is None else int(limits.memory_gib * 2**30),
             webhook=None if self.webhook is None else _target(self.webhook, environment),
         )
 

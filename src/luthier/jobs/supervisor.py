@@ -31,7 +31,7 @@ from luthier.jobs import tracking
 from luthier.jobs.blobs import Blobs
 from luthier.jobs.database import Row, now
 from luthier.jobs.disk import Disk
-from luthier.jobs.environment import WANDB, child_environment, training_threads
+from luthier.jobs.environment import WANDB, child_environment, start_child, training_threads
 from luthier.jobs.file_store import RESULTS, FileStore
 from luthier.jobs.ids import FILE, JOB
 from luthier.jobs.job_folder import (
@@ -51,7 +51,7 @@ from luthier.jobs.job_folder import (
 )
 from luthier.jobs.job_store import JobStore, Told
 from luthier.jobs.model_names import checkpoint_name, is_tuned, model_name
-from luthier.jobs.private import private_file, private_folder
+from luthier.jobs.private import private_folder
 from luthier.jobs.results import as_csv, checkpoint_metrics, metrics_data, step_message
 from luthier.jobs.room import Beside, Claim, gib, too_large
 from luthier.jobs.traces import tell_attempt
@@ -142,7 +142,7 @@ class Supervisor:
     ) -> None:
         self._made = made
         self._store, self._files, self._blobs, self._disk = store, files, blobs, disk
-        self.folder, self._limits = folder, limits
+        self.folder, self.limits = folder, limits
         self._children: dict[str, _Child] = {}
         self._preparing: dict[str, Future[None]] = {}
         self._preparer = ThreadPoolExecutor(1, "prepare")
@@ -189,7 +189,7 @@ class Supervisor:
             running = {row["id"]: row for row in self._store.in_status("running")}
             for job_id, child in list(self._children.items()):
                 self._look_after(job_id, child, running.get(job_id))
-            if len(self._children) < self._limits.at_once:
+            if len(self._children) < self.limits.at_once:
                 self._begin_next()
 
     def folder_of(self, row: Row) -> Path:
@@ -281,7 +281,7 @@ class Supervisor:
     def _begin_next(self) -> None:
         queued = [row for row in self._store.in_status("queued") if row["id"] not in self._children]
         for row in queued:
-            if len(self._children) >= self._limits.at_once or not self._has_room(row):
+            if len(self._children) >= self.limits.at_once or not self._has_room(row):
                 return  # nobody overtakes, or a large job would wait for ever
             self._begin(row)
 
@@ -311,7 +311,7 @@ class Supervisor:
     def _beside(self) -> Beside:
         children = self._children.values()
         claims = [child.claim for child in children if child.claim is not None]
-        return Beside.of((child.process.pid for child in children), claims, self._limits.memory_bytes)
+        return Beside.of((child.process.pid for child in children), claims, self.limits.memory_bytes)
 
     def _wait(self, row: Row, what: str, why: str) -> None:
         if self._waits_for.get(row["id"]) != what:
@@ -334,17 +334,9 @@ class Supervisor:
             return
         log = _Log()
         self._read_log(row, log)
-        with private_file(folder / LOG, "ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", PROGRAM, str(folder)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=child_environment(
-                    training_threads(self._limits.at_once), WANDB if row["asked"].get("integrations") else ()
-                ),
-                start_new_session=True,
-            )
+        also = WANDB if row["asked"].get("integrations") else ()
+        environment = child_environment(training_threads(self.limits.at_once), also)
+        process = start_child(PROGRAM, [str(folder)], folder / LOG, environment, own_session=True)
         spent = sum(float(one["seconds"]) for one in log.steps)
         self._children[row["id"]] = _Child(process, time.monotonic() - spent, Claim.read(folder), attempt, log=log)
 
@@ -352,8 +344,8 @@ class Supervisor:
         ended = child.process.poll() is not None
         if row is not None:
             self._read_log(row, child.log)
-            if not ended and time.monotonic() - child.started > self._limits.seconds:
-                hours = self._limits.seconds / 3600
+            if not ended and time.monotonic() - child.started > self.limits.seconds:
+                hours = self.limits.seconds / 3600
                 self._fail(row, "time_limit", f"The job ran longer than {hours:,.4g} hours.", None)
                 row = None
         if ended:

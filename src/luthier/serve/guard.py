@@ -48,7 +48,7 @@ class HostGuard:
         hosts = _header(scope, b"host")
         if len(hosts) != 1 or not self._knows(hosts[0]):
             raise ApiError(
-                "This Host is not served here; `luthier serve --allow-host NAME` adds a name.",
+                "This Host is not served here; `--allow-host NAME`, or `allow_hosts` of a job service, adds a name.",
                 status=403,
                 code="host_not_allowed",
             )

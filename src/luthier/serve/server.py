@@ -103,7 +103,7 @@ def hosts_of(address: Address) -> tuple[tuple[str, ...], bool]:
     """
     for name in address.allow_hosts:
         if not is_address(name) and host_name(name) != name.lower().rstrip("."):
-            raise ServeError(f"--allow-host {name}: expected a name alone, without scheme, port or path")
+            raise ServeError(f"--allow-host (allow_hosts) {name}: expected a name alone, without scheme, port or path")
     wildcard = address.host in ("0.0.0.0", "::", "")
     return address.allow_hosts if wildcard else (*address.allow_hosts, address.host), wildcard
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from luthier.jobs.database import Database, edits, files, now
-from luthier.jobs.file_store import FileStore
+from luthier.jobs.file_store import FileStore, missing
 from luthier.jobs.ids import EDIT, new_id
 from luthier.jobs.objects import FileObject
 from luthier.jobs.rows import Rows
@@ -58,11 +58,16 @@ class Edits:
             return {row.line: row.text for row in connection.execute(query)}
 
     def add(self, project: str, file_id: str, line: int, text: str | None) -> None:
-        """Put a text in a line's place, or leave the line out."""
+        """Put a text in a line's place, or leave the line out.
+
+        Raises:
+            ApiError: 404: the file was deleted.
+        """
         values = {"project_id": project, "file_id": file_id, "line": line, "text": text}
+        is_there = sa.exists().where(files.c.project_id == project, files.c.id == file_id)
         with self._database.writing() as connection:
-            # what files quoted goes with them
-            connection.execute(edits.delete().where(edits.c.file_id.not_in(sa.select(files.c.id))))
+            if not connection.scalar(sa.select(is_there)):  # within: what a file's rows say must not outlive it
+                raise missing("file", file_id)
             connection.execute(edits.insert().values(id=new_id(EDIT), created_at=now(), **values))
 
     def undo(self, project: str, file_id: str) -> int | None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from luthier.jobs.http.reading import chunks_of
@@ -63,6 +64,12 @@ async def require_form(request: Request) -> None:
         body += chunk
         if len(body) > FORM_BYTES:
             raise ApiError(f"A form may have at most {FORM_BYTES:,} bytes.", status=413, code="body_too_large")
+    posted = await run_in_threadpool(_read, body)  # megabytes take a while
+    require_token(request, posted.one(TOKEN))
+    request.scope[FORM] = posted
+
+
+def _read(body: bytearray) -> Posted:
     fields: dict[str, list[str]] = {}
     try:
         for name, text in parse_qsl(body.decode("utf-8"), keep_blank_values=True, max_num_fields=MOST_FIELDS):
@@ -71,9 +78,7 @@ async def require_form(request: Request) -> None:
         raise ApiError("The form cannot be read.") from None
     if any("\x00" in text for texts in fields.values() for text in texts):
         raise ApiError("The form holds a NUL character.")
-    posted = Posted(fields)
-    require_token(request, posted.one(TOKEN))
-    request.scope[FORM] = posted
+    return Posted(fields)
 
 
 def posted_of(request: Request) -> Posted:

@@ -11,16 +11,17 @@ import asyncio
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
+
+from luthier.data.write import atomic_text
 from luthier.jobs.database import Row
-from luthier.jobs.environment import answering_threads, child_environment
+from luthier.jobs.environment import child_environment, start_child, training_threads
 from luthier.jobs.job_folder import ADAPTER, START, TRAIN
 from luthier.jobs.private import private_file, private_folder
 from luthier.serve.api_error import ApiError
@@ -38,15 +39,15 @@ class Looks:
     Args:
         folder: for one folder each.
         jobs: in which every job has its folder.
-        beside: jobs that train at a time.
+        at_once: jobs that train at a time.
     """
 
-    def __init__(self, folder: Path, jobs: Path, beside: int) -> None:
-        self._folder, self._jobs, self._beside = folder, jobs, beside
-        self._turn = asyncio.Semaphore(1)
+    def __init__(self, folder: Path, jobs: Path, at_once: int) -> None:
+        self._folder, self._jobs, self._at_once = folder, jobs, at_once
+        self._beginning, self._turn = asyncio.Lock(), asyncio.Lock()
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    def found(self, project: str, rows: Path, base: str, start: Row | None) -> dict[str, Any]:
+    async def found(self, project: str, rows: Path, base: str, start: Row | None) -> dict[str, Any]:
         """What is known by now of training on these rows; the first time, a process begins to find out.
 
         Args:
@@ -60,15 +61,20 @@ class Looks:
         """
         asked = {"base": base, "start": None if start is None else start["id"]}
         name = sha256(json.dumps([project, rows.name, asked]).encode()).hexdigest()[:32]
-        place = private_folder(self._folder) / name
-        found = self._read(place)
-        if name not in self._tasks and "done" not in found:
-            if len(self._tasks) >= MOST_WAITING:
-                raise ApiError("Many files are being looked at; try again shortly.", status=429)
-            self._sweep()
-            self._lay_out(place, rows, asked, start)
-            self._tasks[name] = asyncio.create_task(self._run(name, place))
-        return found
+        place = self._folder / name
+        if name not in self._tasks:
+            async with self._beginning:
+                await self._begin(name, place, rows, asked, start)
+        return await run_in_threadpool(self._read, place)
+
+    async def _begin(self, name: str, place: Path, rows: Path, asked: dict[str, Any], start: Row | None) -> None:
+        """Start a process, unless there is one or was."""
+        if name in self._tasks or "done" in await run_in_threadpool(self._read, place):
+            return
+        if len(self._tasks) >= MOST_WAITING:
+            raise ApiError("Many files are being looked at; try again shortly.", status=429)
+        await run_in_threadpool(self._lay_out, place, rows, asked, start)
+        self._tasks[name] = asyncio.create_task(self._run(name, place))
 
     def _read(self, place: Path) -> dict[str, Any]:
         path = place / FOUND
@@ -77,6 +83,8 @@ class Looks:
         return found
 
     def _lay_out(self, place: Path, rows: Path, asked: dict[str, Any], start: Row | None) -> None:
+        private_folder(self._folder)
+        self._sweep()
         shutil.rmtree(place, ignore_errors=True)
         private_folder(place)
         try:
@@ -92,24 +100,22 @@ class Looks:
         try:
             async with self._turn:
                 await self._look(place)
-            found = self._read(place)
-            if "done" not in found:  # it was killed, for its memory perhaps
-                found |= {"done": True, "trouble": "The process that looked at the file ended before its time."}
-                with private_file(place / FOUND, "wb") as file:
-                    file.write(json.dumps(found).encode())
+            await run_in_threadpool(self._end, place)
         finally:
             del self._tasks[name]
 
+    def _end(self, place: Path) -> None:
+        """Say so where the process could not."""
+        found = self._read(place)
+        if "done" not in found:  # it was killed, for its memory perhaps
+            found |= {"done": True, "trouble": "The process that looked at the file ended before its time."}
+            with atomic_text(place / FOUND) as file:  # pages read it meanwhile
+                json.dump(found, file)
+
     async def _look(self, place: Path) -> None:
         """One process, from its start to its end; it is killed when its time is over, or the server's."""
-        with private_file(place / LOG, "wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", PROGRAM, str(place)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=child_environment(answering_threads(self._beside)),
-            )
+        environment = child_environment(training_threads(self._at_once))  # as a job, whose time it is to tell
+        process = start_child(PROGRAM, [str(place)], place / LOG, environment)
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(MOST_SECONDS):

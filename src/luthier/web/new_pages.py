@@ -37,7 +37,7 @@ class NewPages:
     def __init__(self, service: Service, api: FineTuningRoutes) -> None:
         self._service, self._api = service, api
         folder = service.supervisor.folder
-        self._looks = Looks(folder.parent / "looks", folder, beside=1)
+        self._looks = Looks(folder.parent / "looks", folder, service.supervisor.limits.at_once)
 
     def add_to(self, app: FastAPI) -> None:
         """Add the pages."""
@@ -48,31 +48,41 @@ class NewPages:
 
     async def page(self, request: Request, file_id: str) -> Response:
         """GET /studio/files/{file_id}/job?model="""
-        return await self._page(request, file_id, "new.html.jinja")
+        file, rows, model = await run_in_threadpool(self._asked, request, file_id)
+        found = await self._found(file, rows, model)
+        return await run_in_threadpool(self._page, request, file, rows, model, found)
 
     async def found(self, request: Request, file_id: str) -> Response:
         """GET /studio/files/{file_id}/job/found?model=: the part of the page that changes"""
-        return await self._page(request, file_id, "new_found.html.jinja")
+        file, rows, model = await run_in_threadpool(self._asked, request, file_id)
+        return show(request, "new_found.html.jinja", file=file, model=model, found=await self._found(file, rows, model))
 
-    async def _page(self, request: Request, file_id: str, template: str) -> Response:
+    def _asked(self, request: Request, file_id: str) -> tuple[Row, Path, str]:
+        """The file, where its rows lie, and the name of the model."""
         project = session_of(request).caller.project_id
-        file = await run_in_threadpool(self._service.files.get, project, file_id)
+        file = self._service.files.get(project, file_id)
         if file["purpose"] != "fine-tune":
             raise ApiError("This file is not for training.")
-        known = await run_in_threadpool(self._models, project)
-        model = request.query_params.get("model") or known[0]
-        base, start = await run_in_threadpool(self._meant, project, model)
-        rows = self._service.files.path(project, file_id)
-        found = self._looks.found(project, rows, base, start)
-        found |= {name: without_places(found[name], base, model) for name in ("recipe", "trouble") if name in found}
-        others, _ = await run_in_threadpool(self._service.files.listed, project, Page(limit=MOST_FILES), "fine-tune")
+        model = request.query_params.get("model") or self._service.names.shown[0]
+        return file, self._service.files.path(project, file_id), model
+
+    async def _found(self, file: Row, rows: Path, model: str) -> dict[str, Any]:
+        """What a look found by now, without places of this machine."""
+        base, start = await run_in_threadpool(self._meant, file["project_id"], model)
+        found = await self._looks.found(file["project_id"], rows, base, start)
+        return found | {
+            name: without_places(found[name], base, model) for name in ("recipe", "trouble") if name in found
+        }
+
+    def _page(self, request: Request, file: Row, rows: Path, model: str, found: dict[str, Any]) -> Response:
+        others, _ = self._service.files.listed(file["project_id"], Page(limit=MOST_FILES), "fine-tune")
         return show(
             request,
-            template,
+            "new.html.jinja",
             file=file,
             model=model,
-            models=known,
-            method=await run_in_threadpool(method_for, rows),
+            models=self._models(file["project_id"]),
+            method=method_for(rows),
             found=found,
             others=[other for other in others if other["id"] != file["id"]],
         )

@@ -178,7 +178,11 @@ class RankPages:
             raise ApiError(f"'method': expected {' or '.join(PREFERRED)}.", param="method")
         file = self._keep(ranking, standing)
         body: dict[str, Any] = {"model": model, "training_file": file["id"], "method": {"type": method}, "suffix": MADE}
-        made = self._api.create(request, read_as(body, CreateJob))
+        try:
+            made = self._api.create(request, read_as(body, CreateJob))
+        except ApiError:  # nobody asked for the file alone
+            self._service.files.delete(ranking["project_id"], file["id"])
+            raise
         return go_to(f"/studio/jobs/{json.loads(bytes(made.body))['id']}")
 
     def _keep(self, ranking: Row, standing: Standing) -> FileObject:

@@ -110,8 +110,9 @@ def require_token(request: Request, given: str) -> None:
 
 
 def set_cookie(request: Request, answer: Response, secret: str) -> None:
-    """Let the browser keep the secret."""
-    secure = request.scope["scheme"] == "https"
+    """Let the browser keep the secret; for HTTPS alone if it signed in so, of which only its Origin tells: TLS ends
+    at a proxy, and a connection from there is plain HTTP."""
+    secure = request.headers.get("origin", "").startswith("https://")
     answer.set_cookie(COOKIE, secret, SECONDS, path=PATH, secure=secure, httponly=True, samesite="strict")
 
 
