@@ -16,10 +16,14 @@ from luthier.engine.rollout import Cast, Grade, Plan, Prompt, Rollouts, Written
 from luthier.engine.writing import OneTurn, OwnSampler
 from luthier.errors import DataError
 from luthier.examples import Message
+from luthier.models.heads import head_of
 from luthier.models.load import LoadedModel
 from luthier.models.scorer import Scorer
 from luthier.objectives.base import Models, OnlineObjective
 from luthier.objectives.grpo import GRPO
+from luthier.objectives.ppo import PPO
+from luthier.objectives.reinforce_plus_plus import ReinforcePlusPlus
+from luthier.objectives.rloo import RLOO
 
 PLAN = Plan(prompts_per_step=2, group_size=3, max_new_tokens=6, temperature=1.0, seed=0)
 Graded = Callable[[Sequence[tuple[Prompt, Written]]], list[Grade]]
@@ -145,6 +149,38 @@ def test_groups_of_equal_rewards_are_replaced_within_a_bound(loaded: LoadedModel
     always = rollouts(loaded, tmp_path / "always", replace(plan, resample=2), lambda a: [Grade(1.0) for _ in a])
     assert dead(always) == (4, 8)
     assert all(row.values["advantage"] == 0 for unit in always.step(1) for row in unit)
+
+
+@pytest.mark.parametrize(
+    ("objective", "dead"),
+    [(GRPO(), 1.0), (RLOO(), 1.0), (ReinforcePlusPlus(baseline=True), 1.0), (ReinforcePlusPlus(), 0.0), (PPO(), 0.0)],
+)
+def test_equal_replies_teach_nothing_where_they_are_compared_with_one_another(
+    objective: OnlineObjective, dead: float, loaded: LoadedModel, tmp_path: Path
+) -> None:
+    def of_the_prompt(answers: Sequence[tuple[Prompt, Written]]) -> list[Grade]:
+        return [Grade(float(prompt.item["number"])) for prompt, _ in answers]
+
+    objective = objective.model_copy(update={"beta": 0.0})
+    head = None if (shape := objective.head()) is None else head_of(loaded.model, shape, 0)
+    models = Models(Scorer(loaded.model, head=head))
+    source = rollouts(loaded, tmp_path / "a", grade=of_the_prompt, objective=objective, models=models)
+    assert source.first()["dead"] == dead
+    rows = [row for unit in source.step(1) for row in unit]
+    taught = {
+        value for row in rows for value in (row.values.get("advantage", 0.0), *row.token_values.get("advantage", ()))
+    }
+    assert (taught == {0.0}) == (dead == 1.0)
+    same = rollouts(loaded, tmp_path / "b", grade=lambda a: [Grade(1.0) for _ in a], objective=objective, models=models)
+    assert same.first()["dead"] == 1.0
+
+
+def test_rows_replies_are_worth_nothing_where_only_an_environment_rewards(loaded: LoadedModel, tmp_path: Path) -> None:
+    source = rollouts(loaded, tmp_path, grade=lambda answers: [Grade(0.0) for _ in answers])
+    source.prompts = [replace(prompt, reference=Message("assistant", "4")) for prompt in source.prompts]
+    assert source.reference_rewards(3) == []
+    source.cast = replace(source.cast, grade=lambda answers: [Grade(0.0, {"number": 0.0}) for _ in answers])
+    assert source.reference_rewards(3) == [("p0", 0.0, 0.0), ("p1", 0.0, 0.0), ("p2", 0.0, 0.0)]
 
 
 def test_replies_that_were_cut_off_can_be_left_out(loaded: LoadedModel, tmp_path: Path) -> None:

@@ -201,18 +201,23 @@ class Rollouts:
     # what the pre-flight asks
 
     def reference_rewards(self, count: int) -> list[tuple[str, float, float]]:
-        """Of at most so many prompts whose row gives a reply: the id, the reward of that reply, and of an empty one."""
+        """Of at most so many prompts whose row gives a reply: the id, the reward of that reply, and of an empty one;
+        none where no grader looks at replies."""
         known = [(prompt, prompt.reference) for prompt in self.prompts if prompt.reference is not None]
         known = known[:: max(1, len(known) // count)][:count]
         graded = self.cast.grade([(p, said(m)) for p, reply in known for m in (reply, Message("assistant", ""))])
+        if not any(grade.parts for grade in graded):  # an environment alone rewards, and none was talked to
+            return []
         rewards = [grade.reward for grade in graded]
         return [(p.id, rewards[2 * i], rewards[2 * i + 1]) for i, (p, _) in enumerate(known)]
 
     def first(self) -> Mapping[str, float]:
-        """Of the first rollout: `reward`, and the shares of replies `truncated` and of groups `dead`."""
+        """Of the first rollout: `reward`, and the shares of replies `truncated` and of groups `dead`: those that teach
+        nothing."""
         header, *lines = self.rollout(1)
-        is_dead = len({line["reward"] for line in lines}) == 1
-        dead = 1.0 if is_dead else header["dead_groups"] / len(header["places"])
+        dead = header["dead_groups"] / len(header["places"]) if self.cast.objective.least_group > 1 else 0.0
+        if len({line["reward"] for line in lines}) == 1:
+            dead = 1.0
         return {"reward": header["reward"], "truncated": header["truncated"], "dead": dead}
 
     # a rollout

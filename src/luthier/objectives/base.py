@@ -190,8 +190,11 @@ class OnlineObjective(Objective):
     """Learns from replies that the model writes while it trains (`engine.rollout`), by what they are worth."""
 
     keeps_reference: ClassVar[bool] = False
-    least_group: ClassVar[int] = 1
-    """Replies to one prompt that it needs at least, to compare them."""
+
+    @property
+    def least_group(self) -> int:
+        """Replies to one prompt that it needs at least: 2 where a reply is worth only what the others are not."""
+        return 1
 
     @abstractmethod
     def measure(self, models: Models, batch: Batch) -> Mapping[str, Tensor]:

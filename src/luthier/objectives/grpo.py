@@ -21,7 +21,7 @@ R rows. Left out: sapo, luspo and vespo; the entropy bonus.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -55,8 +55,6 @@ CLIP = (0.2, 0.28)  # arXiv:2503.14476: room upwards lets unlikely tokens grow
 class GRPO(GroupObjective):
     """Learn from graded replies, each compared with the others to its prompt."""
 
-    least_group: ClassVar[int] = 2
-
     loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo", "cispo", "gspo"] = "dapo"
     """How the tokens of a step are added up, and what is clipped."""
     epsilon: float | None = Field(None, ge=0, le=1)
@@ -67,6 +65,11 @@ class GRPO(GroupObjective):
     """Divide advantages by the deviation of rewards in their group, in the whole rollout, or not."""
     kl_estimator: Estimator = "k3"
     """How the divergence is told; its gradient is the same for all."""
+
+    @property
+    def least_group(self) -> int:
+        """Two, to compare them."""
+        return 2
 
     def credit(self, replies: Sequence[Reply], carried: Mapping[str, float]) -> tuple[list[Row], dict[str, float]]:
         """The advantage of each reply within its group; 0 where all rewards of a group are equal."""

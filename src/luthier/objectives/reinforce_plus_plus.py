@@ -3,7 +3,7 @@
     r_t = [t is the last token] reward - beta (log policy - log reference)_t        A_t = r_t + r_{t+1} + ...
 
 and advantages are brought to mean 0 and deviation 1 over all tokens of the rollout, which is the only baseline; with
-`baseline` the mean reward of the prompt's other replies goes off first (REINFORCE++-baseline). K tokens.
+`baseline` the mean reward of the prompt's replies goes off first (REINFORCE++-baseline). K tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,6 +36,11 @@ class ReinforcePlusPlus(GroupObjective):
     """How far a token's ratio may move from 1."""
     baseline: bool = False
     """Take the mean reward of a prompt's replies off each of them."""
+
+    @property
+    def least_group(self) -> int:
+        """Two with a `baseline`: a reply alone is its own mean."""
+        return 2 if self.baseline else 1
 
     def credit(self, replies: Sequence[Reply], carried: Mapping[str, float]) -> tuple[list[Row], dict[str, float]]:
         """The advantage of each token."""

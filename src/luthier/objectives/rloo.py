@@ -7,7 +7,6 @@ a reply is one action: its ratio is that of its whole probability, clipped as PP
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -31,14 +30,17 @@ from luthier.objectives.base import Loss, Mean, Models, Reply
 class RLOO(GroupObjective):
     """Learn from graded replies, each beside the mean of the others to its prompt."""
 
-    least_group: ClassVar[int] = 2
-
     beta: float = Field(0.05, ge=0)
     """What a nat of divergence from the reference model costs of the reward."""
     epsilon: float = Field(0.2, ge=0, le=1)
     """How far a reply's ratio may move from 1."""
     normalize_advantages: bool = False
     """Bring the advantages of a rollout to mean 0 and deviation 1."""
+
+    @property
+    def least_group(self) -> int:
+        """Two, to compare them."""
+        return 2
 
     def credit(self, replies: Sequence[Reply], carried: Mapping[str, float]) -> tuple[list[Row], dict[str, float]]:
         """The advantage of each reply over the mean of the others in its group."""
