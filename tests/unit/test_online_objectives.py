@@ -14,6 +14,7 @@ from luthier import registry
 from luthier.data.source import Unit
 from luthier.engine.loop import train
 from luthier.engine.run import Run
+from luthier.errors import RecipeError
 from luthier.examples import Row
 from luthier.models.forest import build_batch
 from luthier.objectives._online import Estimator, kl_penalty
@@ -22,7 +23,7 @@ from luthier.objectives.grpo import GRPO
 from luthier.objectives.ppo import PPO, estimated_advantages, next_coefficient, whitened
 from luthier.objectives.reinforce_plus_plus import ReinforcePlusPlus
 from luthier.objectives.rloo import RLOO
-from luthier.recipe import OBJECTIVES
+from luthier.recipe import OBJECTIVES, build_part
 
 ONLINE = [
     name
@@ -123,6 +124,20 @@ def test_each_token_of_reinforce_plus_plus_is_worth_what_is_still_to_come() -> N
     rows, _ = ReinforcePlusPlus(beta=0.0, baseline=True).credit(replies([[1.0, 0.0], [5.0, 4.0]]), {})
     found = [row.token_values["advantage"][1] for row in rows]
     assert found == pytest.approx([1.0, -1.0, 1.0, -1.0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"type": "grpo", "loss_type": "cispo", "epsilon": 0.2}, "only from above"),
+        ({"type": "grpo", "kl_estimator": "k1"}, "set objective.beta above 0"),
+        ({"type": "ppo", "beta": 0.0, "kl_target": 1.0}, "a weight of 0 stays 0"),
+        ({"type": "ppo", "kl_horizon": 10.0}, "means nothing without objective.kl_target"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        build_part(OBJECTIVES, settings, "grpo", ["objective"])
 
 
 # PPO's details

@@ -24,9 +24,10 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from luthier.errors import RecipeError
 from luthier.examples import Row
 from luthier.models.forest import Batch
 from luthier.objectives._online import (
@@ -65,6 +66,19 @@ class GRPO(GroupObjective):
     """Divide advantages by the deviation of rewards in their group, in the whole rollout, or not."""
     kl_estimator: Estimator = "k3"
     """How the divergence is told; its gradient is the same for all."""
+
+    @model_validator(mode="after")
+    def _together(self) -> "GRPO":
+        """Refuse what would be ignored.
+
+        Raises:
+            RecipeError: a bound that cispo has not, or the estimator of a divergence that there is not.
+        """
+        if self.epsilon is not None and self.loss_type == "cispo":
+            raise RecipeError("objective.epsilon means nothing for cispo, which bounds a ratio only from above")
+        if self.kl_estimator != "k3" and not self.beta:
+            raise RecipeError("objective.kl_estimator means nothing without a divergence; set objective.beta above 0")
+        return self
 
     @property
     def least_group(self) -> int:

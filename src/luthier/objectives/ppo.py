@@ -19,9 +19,10 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from luthier.errors import RecipeError
 from luthier.examples import Row
 from luthier.models.forest import Batch
 from luthier.models.heads import HeadShape
@@ -86,6 +87,21 @@ class PPO(GroupObjective):
     """Bring the advantages of all tokens of a rollout to mean 0 and deviation 1."""
     missing_end_penalty: float = Field(0.0, ge=0)
     """What a reply loses for running into the limit of tokens."""
+
+    @model_validator(mode="after")
+    def _together(self) -> "PPO":
+        """Refuse what would be ignored.
+
+        Raises:
+            RecipeError: a weight of the divergence that could not follow its target, or a horizon without one.
+        """
+        if self.kl_target is not None and not self.beta:
+            raise RecipeError(
+                "objective.kl_target: a weight of 0 stays 0, whatever it follows; set objective.beta above 0"
+            )
+        if self.kl_target is None and self.kl_horizon != type(self).model_fields["kl_horizon"].default:
+            raise RecipeError("objective.kl_horizon means nothing without objective.kl_target")
+        return self
 
     def head(self) -> HeadShape:
         """Values, one for each place; they are of no use once the training ends."""
