@@ -182,7 +182,7 @@ def test_advantages_of_a_group_are_those_of_trl() -> None:
     replies = [
         Reply(group, Row((1,), (0.0,)), float(reward), False) for group, row in enumerate(rewards) for reward in row
     ]
-    rows, _ = GRPO().credit(replies, {})
+    rows = GRPO().credit(replies, {})
     # grpo_trainer.py: rewards less the mean of their group, by torch.std + 1e-4
     expected = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
     found = torch.tensor([row.values["advantage"] for row in rows])

@@ -11,6 +11,7 @@ import torch
 from tests.engine_runs import make_run
 
 from luthier.data.templates import Template, build_template
+from luthier.engine import checkpoint
 from luthier.engine.loop import train
 from luthier.engine.rollout import Cast, Grade, Plan, Prompt, Rollouts, Written
 from luthier.engine.writing import OneTurn, OwnSampler
@@ -237,3 +238,24 @@ def test_the_one_rewarded_token_becomes_certain(name: str, loaded: LoadedModel, 
     with torch.no_grad():
         assert float(loaded.model(torch.tensor([prompts(template)[0].ids])).logits[0, -1].softmax(0)[wanted]) > 0.9
     assert steps[-1].metrics["validation_loss"] == -1.0
+
+
+def test_what_one_rollout_hands_to_the_next_is_the_memory_of_checkpoints(loaded: LoadedModel, tmp_path: Path) -> None:
+    run = make_run(
+        tmp_path,
+        base=lambda dtype: loaded.model,
+        objective={"type": "ppo", "beta": 0.1, "kl_target": 1.0, "kl_horizon": 24},
+        training={"steps": 4, "rows_per_step": 2, "patience": False, "validate_every": 4, "save_every": 3},
+    )
+    assert isinstance(run.objective, OnlineObjective)
+    plan = replace(PLAN, updates=2)
+    source = rollouts(loaded, tmp_path / "rollouts", plan, objective=run.objective, models=run.models)
+    run.source, run.models, run.validation = source, source.cast.models, source.planned_validation()
+    told = [step.metrics["kl_coefficient"] for step in train(run)]
+    # policy and reference are one here: the divergence is 0, so a fifth comes off for each 24 replies
+    after = [0.1, 0.1 * (1 - 0.2 * 6 / 24), 0.1 * (1 - 0.2 * 6 / 24) ** 2]
+    assert told == pytest.approx([after[0], after[0], after[1], after[1]])
+    assert run.state.memory == pytest.approx({"kl_coefficient": after[2]})
+    run.state.memory = {}
+    checkpoint.restore(run, run.checkpoints / "step-000003")
+    assert run.state.memory == pytest.approx({"kl_coefficient": after[2]})

@@ -20,14 +20,14 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
-from luthier.data.source import Places, Unit, micro_batches, order
+from luthier.data.source import NOTHING, Places, Unit, micro_batches, order
 from luthier.data.write import atomic_text
 from luthier.errors import DataError
 from luthier.examples import Message, Row
 from luthier.models.forest import build_batch
 from luthier.models.generate import Generation
 from luthier.models.scorer import in_mode
-from luthier.objectives.base import Models, OnlineObjective, Reply
+from luthier.objectives.base import Memory, Models, OnlineObjective, Reply
 
 GREEDY = 0.0
 
@@ -157,18 +157,17 @@ class Rollouts:
         self.cast, self.folder, self.key = cast, folder, key
         self.micro_batch_tokens = 4096
         """Most tokens measured at once."""
-        self.carried: Mapping[str, float] = {}
         self._places, self._further = Places(len(prompts), plan.seed), Places(len(prompts), plan.seed + 1)
         self._held: tuple[int, list[Unit]] = (0, [])
 
     # what the loop calls
 
-    def step(self, number: int) -> list[Unit]:
+    def step(self, number: int, memory: Memory = NOTHING) -> list[Unit]:
         """The units of step `number`, counted from 1: sampled now, or held from an earlier step of the rollout."""
         plan = self.plan
         rollout, place = divmod(number - 1, plan.updates * plan.minibatches)
         if self._held[0] != rollout + 1:
-            self._held = (rollout + 1, self._units(self.rollout(rollout + 1)))
+            self._held = (rollout + 1, self._units(self.rollout(rollout + 1, memory)))
         units = self._held[1]
         taken, part = divmod(place, plan.minibatches)
         if plan.minibatches > 1:
@@ -222,17 +221,16 @@ class Rollouts:
 
     # a rollout
 
-    def rollout(self, number: int) -> list[dict[str, Any]]:
+    def rollout(self, number: int, memory: Memory = NOTHING) -> list[dict[str, Any]]:
         """The lines of rollout `number`, counted from 1: its header and its replies; sampled unless they are kept."""
         path = self.folder / f"rollout-{number:06d}.jsonl"
         lines = self._kept(path)
         if lines is None:
-            lines = self._made(number)
+            lines = self._made(number, memory)
             self._keep(path, lines)
-        self.carried = lines[0]["carried"]
         return lines
 
-    def _made(self, number: int) -> list[dict[str, Any]]:
+    def _made(self, number: int, memory: Memory) -> list[dict[str, Any]]:
         places, groups, replaced = self._asked(number)
         measured = self._measured(places, groups)
         replies = [
@@ -240,7 +238,7 @@ class Rollouts:
             for i, (group, rows) in enumerate(zip(groups, measured, strict=True))
             for answer, row in zip(group, rows, strict=True)
         ]
-        rows, carried = self.cast.objective.credit(replies, self.carried)
+        rows = self.cast.objective.credit(replies, memory)
         answers = [answer for group in groups for answer in group]
         flags = [float(_is_dead(group)) for group in groups for _ in group]
         lines = []
@@ -250,7 +248,6 @@ class Rollouts:
         header = {
             "rollout": number,
             "key": self.key,
-            "carried": carried,
             "places": places,
             "dead_groups": sum(map(_is_dead, groups)),
             "replaced_groups": replaced,

@@ -39,13 +39,14 @@ from luthier.objectives._online import (
     groups_of,
     kl_penalty,
     kl_values,
+    less_mean,
     reply_metrics,
     row_means,
     trained_rows,
     trained_tokens,
     with_advantage,
 )
-from luthier.objectives.base import Loss, Mean, Models, Reply, no_grad_logprobs
+from luthier.objectives.base import Loss, Mean, Memory, Models, Reply, no_grad_logprobs
 
 SMALLEST = 1e-4  # beside a deviation, as in TRL
 # arXiv:2507.18071 clips a geometric mean far closer; arXiv:2506.13585 only bounds a weight from above
@@ -85,16 +86,16 @@ class GRPO(GroupObjective):
         """Two, to compare them."""
         return 2
 
-    def credit(self, replies: Sequence[Reply], carried: Mapping[str, float]) -> tuple[list[Row], dict[str, float]]:
+    def credit(self, replies: Sequence[Reply], memory: Memory) -> list[Row]:
         """The advantage of each reply within its group; 0 where all rewards of a group are equal."""
         rewards = [np.array([reply.reward for reply in group]) for group in groups_of(replies)]
-        centred = [group - group.mean() for group in rewards]
+        centred = [less_mean(group) for group in rewards]
         if self.scale_rewards == "group":
             centred = [c / (g.std(ddof=1) + SMALLEST) for c, g in zip(centred, rewards, strict=True)]
         advantages = np.concatenate(centred)
         if self.scale_rewards == "batch":
             advantages = advantages / (np.concatenate(rewards).std(ddof=1) + SMALLEST)
-        return with_advantage(replies, advantages.tolist()), {}
+        return with_advantage(replies, advantages.tolist())
 
     def weight(self, batch: Batch) -> float:
         """Tokens, replies, or the longest replies allowed."""

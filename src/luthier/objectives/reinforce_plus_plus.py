@@ -6,7 +6,7 @@ and advantages are brought to mean 0 and deviation 1 over all tokens of the roll
 `baseline` the mean reward of the prompt's replies goes off first (REINFORCE++-baseline). K tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,7 +24,7 @@ from luthier.objectives._online import (
     reply_metrics,
     trained_tokens,
 )
-from luthier.objectives.base import Loss, Mean, Models, Reply
+from luthier.objectives.base import Loss, Mean, Memory, Models, Reply
 
 
 class ReinforcePlusPlus(GroupObjective):
@@ -42,7 +42,7 @@ class ReinforcePlusPlus(GroupObjective):
         """Two with a `baseline`: a reply alone is its own mean."""
         return 2 if self.baseline else 1
 
-    def credit(self, replies: Sequence[Reply], carried: Mapping[str, float]) -> tuple[list[Row], dict[str, float]]:
+    def credit(self, replies: Sequence[Reply], memory: Memory) -> list[Row]:
         """The advantage of each token."""
         means = [
             float(np.mean([reply.reward for reply in group])) if self.baseline else 0.0
@@ -58,7 +58,7 @@ class ReinforcePlusPlus(GroupObjective):
             scaled = np.where(mask, (values - mean) / (deviation + 1e-8), 0.0)
             token_values = {**reply.row.token_values, "advantage": tuple(scaled.tolist())}
             rows.append(replace(reply.row, token_values=token_values))
-        return rows, {}
+        return rows
 
     def _to_come(self, reply: Reply, mean: float) -> np.ndarray:
         """For each token of the row: the reward, less the mean and the cost of divergence from here to the end."""
