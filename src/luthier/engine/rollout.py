@@ -288,7 +288,7 @@ class Rollouts:
         written = self.cast.write(prompts, seeds, temperature)
         grades = self.cast.grade(list(zip(prompts, written, strict=True)))
         return [
-            _Answer(group, prompt, answer, grade, grade.reward - self._overlong(answer), self._values(answer, grade))
+            _Answer(group, prompt, answer, grade, self._values(answer, grade))
             for group, prompt, answer, grade in zip(groups, prompts, written, grades, strict=True)
         ]
 
@@ -415,9 +415,13 @@ class _Answer:
     prompt: Prompt
     written: Written
     grade: Grade
-    reward: float
-    """The grade's, less what the length costs."""
     values: Mapping[str, float]
+    """Of its row."""
+
+    @property
+    def reward(self) -> float:
+        """The grade's, less what the length costs."""
+        return self.values["reward"]
 
     @property
     def truncated(self) -> bool:
@@ -456,18 +460,12 @@ def _without_truncated(units: Sequence[Unit], groups: Sequence[Sequence[_Answer]
 
 
 def _with_token_values(rows: Sequence[Row], measured: Mapping[str, torch.Tensor]) -> list[Row]:
-    """The rows with what was measured of their trained-on tokens; 0 for all others."""
+    """The rows with what was measured of their trained-on tokens."""
     found, first = [], 0
     for row in rows:
-        trained = [i for i, weight in enumerate(row.loss_mask) if weight and i]
-        token_values = dict(row.token_values)
-        for name, values_K in measured.items():
-            numbers = [0.0] * len(row.ids)
-            for i, value in zip(trained, values_K[first : first + len(trained)].tolist(), strict=True):
-                numbers[i] = value
-            token_values[name] = tuple(numbers)
-        first += len(trained)
-        found.append(replace(row, token_values=token_values))
+        end = first + row.trained_tokens
+        found.append(row.telling({name: values_K[first:end].tolist() for name, values_K in measured.items()}))
+        first = end
     return found
 
 

@@ -132,8 +132,8 @@ class PPO(GroupObjective):
         if self.whiten_advantages:
             advantages = _over_all(advantages)
         rows = [
-            _with(reply.row, places, {"advantage": advantage, "return": wanted})
-            for reply, places, advantage, wanted in zip(replies, written, advantages, returns, strict=True)
+            reply.row.telling({"advantage": advantage.tolist(), "return": wanted.tolist()})
+            for reply, advantage, wanted in zip(replies, advantages, returns, strict=True)
         ]
         if self.kl_target is None:
             return rows
@@ -185,13 +185,3 @@ def _over_all(parts: Sequence[np.ndarray], shift_mean: bool = True) -> list[np.n
     """Each part, whitened together with all others."""
     ends = np.cumsum([len(part) for part in parts])[:-1]
     return np.split(whitened(np.concatenate(parts), shift_mean), ends)
-
-
-def _with(row: Row, places: np.ndarray, found: Mapping[str, np.ndarray]) -> Row:
-    """The row with these numbers at these places, and 0 elsewhere."""
-    token_values = dict(row.token_values)
-    for name, values_T in found.items():
-        numbers = np.zeros(len(row.ids))
-        numbers[places] = values_T
-        token_values[name] = tuple(numbers.tolist())
-    return replace(row, token_values=token_values)
