@@ -1,7 +1,7 @@
 """Luthier's own loop on rows of the default recipe, in the order of the job. Prints an outcome."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.peers._outcome import read_job, read_lines, tell_steps
 from luthier import assemble
-from luthier.data.source import Source, Unit
+from luthier.data.source import NOTHING, Source, Unit
 from luthier.data.templates import Template
 from luthier.engine.loop import train
 from luthier.engine.run import Run
@@ -24,7 +24,7 @@ from luthier.recipe import Recipe, load
 class InOrder(Source):
     """Units as they stand in the file: peers are given the same rows in the same steps."""
 
-    def step(self, number: int) -> list[Unit]:
+    def step(self, number: int, memory: Mapping[str, float] = NOTHING) -> list[Unit]:
         """The units of step `number`, counted from 1."""
         first = (number - 1) * self.rows_per_step
         return list(self.units[first : first + self.rows_per_step])

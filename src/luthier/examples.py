@@ -170,6 +170,19 @@ class Row:
         """The row up to a length."""
         return self if length >= len(self.ids) else self.taken(range(length))
 
+    def telling(self, found: Mapping[str, Sequence[float]]) -> "Row":
+        """The row with these numbers, by name, of each token that is trained on; 0 for all others.
+
+        Raises:
+            ValueError: there are more or fewer numbers than such tokens.
+        """
+        trained = [i for i, weight in enumerate(self.loss_mask) if weight and i]
+        token_values = dict(self.token_values)
+        for name, numbers in found.items():
+            told = dict(zip(trained, numbers, strict=True))
+            token_values[name] = tuple(told.get(i, 0.0) for i in range(len(self.ids)))
+        return replace(self, token_values=token_values)
+
     @property
     def trained_tokens(self) -> int:
         """How many tokens of the row are trained on."""

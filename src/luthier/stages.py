@@ -231,15 +231,20 @@ def prepare_training(opened: Opened, progress: Progress, prove: bool = True, ava
 
 
 def asked_of(opened: Opened) -> Asked | None:
-    """What an online objective asks: the rows that others train on; None where the objective asks nothing."""
+    """What an online objective asks: the rows that others train on; None where the objective asks nothing.
+
+    Raises:
+        ModelError, EvaluationError: a run that grades replies has no trained model, or one that judges none.
+    """
     if opened.recipe.rollout is None:
         return None
     named = opened.data.named() if opened.subject is None else opened.subject.splits
     template = assemble.template_for(opened.recipe, opened.loaded)
-    runs = runs_asked(opened.recipe)
-    judges = {run: assemble.artifact_record(Path(run) / "adapter")["files"] for run in runs}
-    host = Host(judge=Judges() if runs else None)
-    return Asked(template, named["train"], named["validation"], host, judges)
+    runs, judge = runs_asked(opened.recipe), Judges()
+    for run in runs:  # now: later one that cannot judge is a grade of 0, and the memory it takes would not be counted
+        judge.model(run)
+    files = {run: assemble.artifact_record(Path(run) / "adapter")["files"] for run in runs}
+    return Asked(template, named["train"], named["validation"], Host(judge=judge if runs else None), files)
 
 
 def _tell_first(first: Mapping[str, float], progress: Progress) -> None:

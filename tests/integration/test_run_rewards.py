@@ -1,6 +1,7 @@
 """`luthier run` on pairs and judged steps with a head: the report, a fresh process, the server, and what is refused."""
 
 import json
+import os
 import subprocess
 import sys
 import urllib.error
@@ -166,3 +167,71 @@ def test_a_run_without_a_head_judges_nothing(tmp_path: Path, tiny_model_folder: 
     assert main(["train", str(recipe), "--out", str(tmp_path / "run")]) == 0
     with pytest.raises(EvaluationError, match="the model has no head"):
         open_reward_model(tmp_path / "run")
+
+
+SAMPLED = """
+seed = 1
+[model]
+name = "{model}"
+[data]
+train = "chats.jsonl"
+test_share = 0.0
+[objective]
+type = "grpo"
+[optimizer]
+learning_rate = 1e-2
+[training]
+steps = 3
+rows_per_step = 2
+[rollout]
+group_size = 3
+max_new_tokens = 6
+validation_prompts = 2
+[rollout.rewards.liked]
+grader = {{ type = "reward_model", runs = ["{run}"] }}
+[rollout.rewards.short]
+weight = 0.0
+grader = {{ type = "string_check", operation = "eq", input = "{{{{sample.output_text}}}}", reference = "No." }}
+"""
+
+
+def sampled_recipe(folder: Path, model: Path, run: str) -> Path:
+    asked = [
+        {"messages": [{"role": "user", "content": f"Where is number {i * 37 % 991}?"}, *CHAT[1:], CHAT[0]]}
+        for i in range(24)
+    ]
+    (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
+    recipe = folder / "grpo.toml"
+    recipe.write_text(SAMPLED.format(model=model, run=run), encoding="utf-8")
+    return recipe
+
+
+def test_a_reward_model_grades_what_another_training_samples(
+    tmp_path: Path, tiny_model_folder: Path, reward_run: Path
+) -> None:
+    """Its run is named relative to the recipe; each reply has the reward that a fresh look gives it."""
+    recipe = sampled_recipe(tmp_path, tiny_model_folder, os.path.relpath(reward_run, tmp_path))
+    assert main(["train", str(recipe), "--out", str(tmp_path / "run")]) == 0
+    lines = (tmp_path / "run/rollouts/rollout-000001.jsonl").read_text(encoding="utf-8").splitlines()
+    replies = [json.loads(line) for line in lines[1:]]
+    rows = {row["id"]: row for row in map(json.loads, (tmp_path / "run/data/train.jsonl").open(encoding="utf-8"))}
+    assert len(replies) == 6 and not any("problems" in reply for reply in replies)
+    judge = open_reward_model(reward_run)
+    for reply in replies:
+        chat = [Message(m["role"], m["content"]) for m in rows[reply["prompt"]]["messages"]]
+        asked = chat[:3]
+        (judged,) = judge.judge([Conversation((*asked, Message("assistant", reply["text"])))])
+        assert reply["reward"] == reply["rewards"]["liked"] == pytest.approx(judged.reward, abs=1e-6)
+    assert len({reply["reward"] for reply in replies}) > 1
+
+
+def test_a_run_that_judges_nothing_is_no_reward_of_0(
+    tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"Number {i * 37 % 991}?", "completion": f"Number {i * 37 % 991}."} for i in range(40)]
+    told = write(tmp_path, tiny_model_folder, rows, "sft", steps=3)
+    assert main(["train", str(told), "--out", str(tmp_path / "plain")]) == 0
+    recipe = sampled_recipe(tmp_path, tiny_model_folder, "plain")
+    assert main(["train", str(recipe), "--out", str(tmp_path / "run")]) != 0
+    assert "the model has no head, and rewards are read by one" in capsys.readouterr().err
+    assert not (tmp_path / "run/rollouts").exists()

@@ -29,6 +29,13 @@ def recipe(**tables: Any) -> Recipe:
         ({"rollout": None}, "learns from graded replies: write a table"),
         ({"objective": {"type": "sft"}}, r"\[rollout\] changes nothing with objective.type = 'sft'"),
         ({"rollout": {"rewards": REWARDS, "group_size": 1}}, "needs at least 2"),
+        (
+            {
+                "objective": {"type": "reinforce_plus_plus", "baseline": True},
+                "rollout": {"rewards": REWARDS, "group_size": 1},
+            },
+            "needs at least 2",
+        ),
         ({"adapter": {"type": "lora", "dropout": 0.1}}, "adapter.dropout = 0.1"),
         ({"adapter": {"type": "lora", "init": "eva"}}, "choose another start"),
         ({"data": {"train": "rows.jsonl", "replay": "other.jsonl"}}, "nothing to mix in"),

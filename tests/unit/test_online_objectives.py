@@ -1,6 +1,6 @@
 """Objectives of sampled replies: what they are at step 0, where they lead, and what equal rewards are worth."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,19 @@ from tests.engine_runs import VOCABULARY, make_run
 from torch import Tensor
 
 from luthier import registry
-from luthier.data.source import Unit
+from luthier.data.source import NOTHING, Unit
 from luthier.engine.loop import train
 from luthier.engine.run import Run
+from luthier.errors import RecipeError
 from luthier.examples import Row
 from luthier.models.forest import build_batch
 from luthier.objectives._online import Estimator, kl_penalty
-from luthier.objectives.base import Objective, OnlineObjective, Reply
+from luthier.objectives.base import Mean, Memory, Objective, OnlineObjective, Reply
 from luthier.objectives.grpo import GRPO
 from luthier.objectives.ppo import PPO, estimated_advantages, next_coefficient, whitened
 from luthier.objectives.reinforce_plus_plus import ReinforcePlusPlus
 from luthier.objectives.rloo import RLOO
-from luthier.recipe import OBJECTIVES
+from luthier.recipe import OBJECTIVES, build_part
 
 ONLINE = [
     name
@@ -40,7 +41,7 @@ def replies(rewards: list[list[float]]) -> list[Reply]:
 
 
 def advantages(objective: OnlineObjective, rewards: list[list[float]]) -> list[float]:
-    rows, _ = objective.credit(replies(rewards), {})
+    rows = objective.credit(replies(rewards), {})
     return [row.values["advantage"] for row in rows]
 
 
@@ -88,8 +89,9 @@ def test_the_mean_of_k1_and_k3_is_the_divergence(estimator: Estimator) -> None:
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_equal_rewards_are_worth_nothing(scale: Any) -> None:
-    assert advantages(GRPO(scale_rewards=scale), [[0.5] * 4, [1.0] * 4]) == [0.0] * 8
-    assert advantages(RLOO(beta=0.0), [[0.5] * 4, [1.0] * 4]) == pytest.approx([0.0] * 8)
+    for rewards in ([[0.5] * 4, [1.0] * 4], [[0.7] * 3, [0.1] * 3]):  # the mean of the second ones rounds
+        assert set(advantages(GRPO(scale_rewards=scale), rewards)) == {0.0}
+        assert set(advantages(RLOO(beta=0.0), rewards)) == {0.0}
 
 
 def test_what_a_reply_is_worth_beside_its_group() -> None:
@@ -107,7 +109,7 @@ def test_a_divergence_costs_of_the_reward() -> None:
     far, near = replies([[1.0, 1.0]])
     tokens = {**far.row.token_values, "reference_logprob": (0.0, -2.0, -4.0)}  # 1 + 2 nats more likely than before
     far = Reply(0, Row(far.row.ids, far.row.loss_mask, "far", {}, tokens), 1.0, False)
-    rows, _ = RLOO(beta=0.1).credit([far, near], {})
+    rows = RLOO(beta=0.1).credit([far, near], {})
     assert [row.values["advantage"] for row in rows] == pytest.approx([-0.3, 0.3])
 
 
@@ -115,14 +117,28 @@ def test_each_token_of_reinforce_plus_plus_is_worth_what_is_still_to_come() -> N
     row = replies([[1.0]])[0].row
     tokens = {**row.token_values, "reference_logprob": (0.0, -2.0, -4.0)}
     both = [Reply(0, Row(row.ids, row.loss_mask, "far", {}, tokens), 1.0, False), Reply(1, row, 0.0, False)]
-    rows, _ = ReinforcePlusPlus(beta=0.1).credit(both, {})
+    rows = ReinforcePlusPlus(beta=0.1).credit(both, {})
     raw = np.array([1 - 0.3, 1 - 0.2, 0.0, 0.0])
     scaled = (raw - raw.mean()) / raw.std()
     found = [value for row in rows for value in row.token_values["advantage"]]
     assert found == pytest.approx([0.0, *scaled[:2], 0.0, *scaled[2:]], abs=1e-6)
-    rows, _ = ReinforcePlusPlus(beta=0.0, baseline=True).credit(replies([[1.0, 0.0], [5.0, 4.0]]), {})
+    rows = ReinforcePlusPlus(beta=0.0, baseline=True).credit(replies([[1.0, 0.0], [5.0, 4.0]]), {})
     found = [row.token_values["advantage"][1] for row in rows]
     assert found == pytest.approx([1.0, -1.0, 1.0, -1.0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"type": "grpo", "loss_type": "cispo", "epsilon": 0.2}, "only from above"),
+        ({"type": "grpo", "kl_estimator": "k1"}, "set objective.beta above 0"),
+        ({"type": "ppo", "beta": 0.0, "kl_target": 1.0}, "a weight of 0 stays 0"),
+        ({"type": "ppo", "kl_horizon": 10.0}, "means nothing without objective.kl_target"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        build_part(OBJECTIVES, settings, "grpo", ["objective"])
 
 
 # PPO's details
@@ -161,24 +177,26 @@ def with_values(reward: float, truncated: bool = False) -> Reply:
 
 def test_the_reward_comes_at_the_last_token_and_the_divergence_at_each() -> None:
     objective = PPO(beta=0.1, lam=1.0, whiten_advantages=False)
-    (row,), carried = objective.credit([with_values(2.0)], {})
+    (row,) = objective.credit([with_values(2.0)], {})
     assert row.token_values["return"] == pytest.approx((0.0, 2.0 - 0.1 - 0.05, 2.0 - 0.1))
     assert row.token_values["advantage"] == pytest.approx((0.0, 1.85 - 0.25, 1.9 - 0.75))
-    assert carried == {}
+    assert "kl_coefficient" not in row.values
 
 
 def test_a_reply_without_an_end_loses_what_the_settings_say() -> None:
     objective = PPO(beta=0.0, lam=1.0, whiten_advantages=False, missing_end_penalty=1.5)
-    rows, _ = objective.credit([with_values(2.0), with_values(2.0, truncated=True)], {})
+    rows = objective.credit([with_values(2.0), with_values(2.0, truncated=True)], {})
     assert [row.token_values["return"][2] for row in rows] == pytest.approx([2.0, 0.5])
 
 
 def test_the_next_rollout_is_told_the_weight_of_the_divergence() -> None:
     objective = PPO(beta=0.1, kl_target=1.0, kl_horizon=10)
-    rows, carried = objective.credit([with_values(2.0)], {})
-    assert rows[0].values["kl_coefficient"] == 0.1 and carried["kl_coefficient"] == pytest.approx(0.1 * (1 + 0.2 / 10))
-    rows, again = objective.credit([with_values(2.0)], carried)
-    assert rows[0].values["kl_coefficient"] == carried["kl_coefficient"] < again["kl_coefficient"]
+    (row,) = objective.credit([with_values(2.0)], {})
+    after = 0.1 * (1 + 0.2 / 10)
+    assert row.values["kl_coefficient"] == 0.1 and row.values["next_kl_coefficient"] == pytest.approx(after)
+    memory = objective.remember({}, {"next_kl_coefficient": Mean(3 * after, 3)})
+    (row,) = objective.credit([with_values(2.0)], memory)
+    assert row.values["kl_coefficient"] == pytest.approx(after) and row.values["next_kl_coefficient"] > after
 
 
 def test_a_value_may_not_move_far_from_what_it_was(tmp_path: Path) -> None:
@@ -208,7 +226,6 @@ class Bandit:
 
     def __init__(self, run: Run, rewards: np.ndarray) -> None:
         self.run, self.rewards = run, rewards
-        self.carried: Mapping[str, float] = {}
 
     def logprobs(self) -> np.ndarray:
         with torch.no_grad():
@@ -223,7 +240,7 @@ class Bandit:
             for row, weight in zip(given, weights, strict=True)
         ]
 
-    def step(self, number: int) -> list[Unit]:
+    def step(self, number: int, memory: Memory = NOTHING) -> list[Unit]:
         """All tokens, each as much as the policy would sample it."""
         objective: Any = self.run.objective
         fresh, likely = self.rows(np.ones(VOCABULARY)), np.exp(self.logprobs())
@@ -233,7 +250,7 @@ class Bandit:
         for i, row in enumerate(fresh):
             tokens = {name: (*(0.0,) * 17, float(values_K[i])) for name, values_K in measured.items()}
             told.append(Reply(0, Row(row.ids, row.loss_mask, row.id, {}, tokens), float(self.rewards[i]), False))
-        rows, self.carried = objective.credit(told, self.carried)
+        rows = objective.credit(told, memory)
         return [tuple(self.rows(likely, rows))]
 
     def planned(self, number: int) -> list[Unit]:

@@ -345,6 +345,18 @@ def test_paths_of_retrieval_are_read_from_the_folder_of_the_recipe(tmp_path: Pat
     assert made["reranker"] == "owner/name" and made["store"] == "http://localhost:1"
 
 
+def test_runs_of_graders_are_read_from_the_folder_of_the_recipe_wherever_they_stand(tmp_path: Path) -> None:
+    judge = {"type": "reward_model", "runs": ["reward", "/runs/other"]}
+    rewards = {
+        "one": {"grader": judge},
+        "some": {"grader": {"type": "multi", "graders": {"a": judge, "b": {"type": "number"}}}},
+        "single": {"grader": {"type": "multi", "graders": {**judge, "name": "a"}}},
+    }
+    made = recipes.absolute_paths({"rollout": {"rewards": rewards}}, tmp_path)["rollout"]["rewards"]
+    found = [made["one"]["grader"], made["some"]["grader"]["graders"]["a"], made["single"]["grader"]["graders"]]
+    assert [grader["runs"] for grader in found] == [[str(tmp_path / "reward"), "/runs/other"]] * 3
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -100,6 +100,19 @@ def test_rewards_of_several_runs_are_combined(settings: dict[str, Any], reward: 
     assert seen[1] == [Message("user", "Hey"), Message("assistant", "Hello")]
 
 
+@pytest.mark.parametrize("reply", [[], [{"role": "assistant", "content": "the wanted reply"}]])
+def test_a_reply_to_a_longer_chat_is_judged_beside_all_of_it(reply: list[dict[str, str]]) -> None:
+    able, seen = judging({"runs/a": 1.0})
+    before = [Message("user", "Hi"), Message("assistant", "Hello"), Message("user", "And now?")]
+    grader = built({"type": "reward_model", "name": "r", "runs": ["runs/a"]}, able)
+    chat = [{"role": m.role, "content": m.content} for m in before]
+    assert accepted(grader.grade(Sample.of("Bye"), {"messages": chat + reply}, able)).reward == 1.0
+    assert seen == [[*before, Message("assistant", "Bye")]]
+    called = [*chat[:1], {**chat[1], "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}, chat[2]]
+    grade = grader.grade(Sample.of("Bye"), {"messages": called}, able)
+    assert "calls tools" in grade.problem and len(seen) == 1
+
+
 def test_reward_models_that_cannot_judge_are_a_flag_or_refused() -> None:
     settings = {"type": "reward_model", "name": "r", "runs": ["runs/a"]}
     with pytest.raises(EvaluationError, match=r"asks trained reward models \(runs/a\), and none can be opened here"):

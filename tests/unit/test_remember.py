@@ -329,7 +329,7 @@ def test_other_rows_to_replay_are_trained_on_anew_and_a_remedy_that_fails_ends_n
     pair = {"prompt": "Say it.", "chosen": "Yes.", "rejected": "No."}
     other.write_text(json.dumps(pair) + "\n", encoding="utf-8")
     last, _ = tried()
-    assert last["replay-0.1"]["status"] == "failed" and "Preference" in last["replay-0.1"]["reason"]
+    assert last["replay-0.1"]["status"] == "failed" and "a preference pair" in last["replay-0.1"]["reason"]
     assert last["rate"]["status"] == "measured" and any(one["chosen"] for one in last.values())
 
 

@@ -141,7 +141,7 @@ def test_a_pool_of_nothing_but_leaks_is_refused(recipe: Path, tmp_path: Path) ->
 
 def test_pairs_cannot_be_replayed_into_sft(recipe: Path, tmp_path: Path) -> None:
     pairs: list[dict[str, object]] = [{"prompt": f"Which {n}?", "chosen": "a", "rejected": "b"} for n in range(9)]
-    with pytest.raises(DataError, match="Preference"):
+    with pytest.raises(DataError, match="this row is a preference pair"):
         opened(recipe, tmp_path / "out", f"data.replay={write(tmp_path / 'pairs.jsonl', pairs)}")
 
 

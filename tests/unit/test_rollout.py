@@ -11,15 +11,20 @@ import torch
 from tests.engine_runs import make_run
 
 from luthier.data.templates import Template, build_template
+from luthier.engine import checkpoint
 from luthier.engine.loop import train
 from luthier.engine.rollout import Cast, Grade, Plan, Prompt, Rollouts, Written
 from luthier.engine.writing import OneTurn, OwnSampler
 from luthier.errors import DataError
 from luthier.examples import Message
+from luthier.models.heads import head_of
 from luthier.models.load import LoadedModel
 from luthier.models.scorer import Scorer
 from luthier.objectives.base import Models, OnlineObjective
 from luthier.objectives.grpo import GRPO
+from luthier.objectives.ppo import PPO
+from luthier.objectives.reinforce_plus_plus import ReinforcePlusPlus
+from luthier.objectives.rloo import RLOO
 
 PLAN = Plan(prompts_per_step=2, group_size=3, max_new_tokens=6, temperature=1.0, seed=0)
 Graded = Callable[[Sequence[tuple[Prompt, Written]]], list[Grade]]
@@ -147,6 +152,38 @@ def test_groups_of_equal_rewards_are_replaced_within_a_bound(loaded: LoadedModel
     assert all(row.values["advantage"] == 0 for unit in always.step(1) for row in unit)
 
 
+@pytest.mark.parametrize(
+    ("objective", "dead"),
+    [(GRPO(), 1.0), (RLOO(), 1.0), (ReinforcePlusPlus(baseline=True), 1.0), (ReinforcePlusPlus(), 0.0), (PPO(), 0.0)],
+)
+def test_equal_replies_teach_nothing_where_they_are_compared_with_one_another(
+    objective: OnlineObjective, dead: float, loaded: LoadedModel, tmp_path: Path
+) -> None:
+    def of_the_prompt(answers: Sequence[tuple[Prompt, Written]]) -> list[Grade]:
+        return [Grade(float(prompt.item["number"])) for prompt, _ in answers]
+
+    objective = objective.model_copy(update={"beta": 0.0})
+    head = None if (shape := objective.head()) is None else head_of(loaded.model, shape, 0)
+    models = Models(Scorer(loaded.model, head=head))
+    source = rollouts(loaded, tmp_path / "a", grade=of_the_prompt, objective=objective, models=models)
+    assert source.first()["dead"] == dead
+    rows = [row for unit in source.step(1) for row in unit]
+    taught = {
+        value for row in rows for value in (row.values.get("advantage", 0.0), *row.token_values.get("advantage", ()))
+    }
+    assert (taught == {0.0}) == (dead == 1.0)
+    same = rollouts(loaded, tmp_path / "b", grade=lambda a: [Grade(1.0) for _ in a], objective=objective, models=models)
+    assert same.first()["dead"] == 1.0
+
+
+def test_rows_replies_are_worth_nothing_where_only_an_environment_rewards(loaded: LoadedModel, tmp_path: Path) -> None:
+    source = rollouts(loaded, tmp_path, grade=lambda answers: [Grade(0.0) for _ in answers])
+    source.prompts = [replace(prompt, reference=Message("assistant", "4")) for prompt in source.prompts]
+    assert source.reference_rewards(3) == []
+    source.cast = replace(source.cast, grade=lambda answers: [Grade(0.0, {"number": 0.0}) for _ in answers])
+    assert source.reference_rewards(3) == [("p0", 0.0, 0.0), ("p1", 0.0, 0.0), ("p2", 0.0, 0.0)]
+
+
 def test_replies_that_were_cut_off_can_be_left_out(loaded: LoadedModel, tmp_path: Path) -> None:
     template = build_template(loaded, "model")
     one = OneTurn(OwnSampler(loaded, template.stop_ids), template, PLAN.max_new_tokens)
@@ -201,3 +238,24 @@ def test_the_one_rewarded_token_becomes_certain(name: str, loaded: LoadedModel, 
     with torch.no_grad():
         assert float(loaded.model(torch.tensor([prompts(template)[0].ids])).logits[0, -1].softmax(0)[wanted]) > 0.9
     assert steps[-1].metrics["validation_loss"] == -1.0
+
+
+def test_what_one_rollout_hands_to_the_next_is_the_memory_of_checkpoints(loaded: LoadedModel, tmp_path: Path) -> None:
+    run = make_run(
+        tmp_path,
+        base=lambda dtype: loaded.model,
+        objective={"type": "ppo", "beta": 0.1, "kl_target": 1.0, "kl_horizon": 24},
+        training={"steps": 4, "rows_per_step": 2, "patience": False, "validate_every": 4, "save_every": 3},
+    )
+    assert isinstance(run.objective, OnlineObjective)
+    plan = replace(PLAN, updates=2)
+    source = rollouts(loaded, tmp_path / "rollouts", plan, objective=run.objective, models=run.models)
+    run.source, run.models, run.validation = source, source.cast.models, source.planned_validation()
+    told = [step.metrics["kl_coefficient"] for step in train(run)]
+    # policy and reference are one here: the divergence is 0, so a fifth comes off for each 24 replies
+    after = [0.1, 0.1 * (1 - 0.2 * 6 / 24), 0.1 * (1 - 0.2 * 6 / 24) ** 2]
+    assert told == pytest.approx([after[0], after[0], after[1], after[1]])
+    assert run.state.memory == pytest.approx({"kl_coefficient": after[2]})
+    run.state.memory = {}
+    checkpoint.restore(run, run.checkpoints / "step-000003")
+    assert run.state.memory == pytest.approx({"kl_coefficient": after[2]})

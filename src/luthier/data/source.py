@@ -5,6 +5,7 @@ split over micro-batches.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -13,6 +14,9 @@ from luthier.examples import Row
 from luthier.models.forest import MIN_SHARED
 
 Unit: TypeAlias = tuple[Row, ...]
+
+NOTHING: Mapping[str, float] = MappingProxyType({})
+"""What is remembered before the first step."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -59,11 +63,9 @@ class Places:
 class RowSource(Protocol):
     """Where the loop gets its rows from: those that were given, or replies that are sampled when they are needed."""
 
-    carried: Mapping[str, float]
-    """Numbers that it needs again when a training goes on; checkpoints keep them."""
-
-    def step(self, number: int) -> list[Unit]:
-        """The units of step `number`, counted from 1, under the weights as they are now."""
+    def step(self, number: int, memory: Mapping[str, float] = NOTHING) -> list[Unit]:
+        """The units of step `number`, counted from 1, under the weights as they are now and with what the objective
+        remembers of earlier steps."""
         ...
 
     def planned(self, number: int) -> list[Unit]:
@@ -81,10 +83,9 @@ class Source:
     def __init__(self, units: Sequence[Unit], rows_per_step: int, seed: int) -> None:
         self.units, self.rows_per_step, self.seed = units, rows_per_step, seed
         self._places = Places(len(units), seed)
-        self.carried: Mapping[str, float] = {}
 
-    def step(self, number: int) -> list[Unit]:
-        """The units of step `number`, counted from 1."""
+    def step(self, number: int, memory: Mapping[str, float] = NOTHING) -> list[Unit]:
+        """The units of step `number`, counted from 1, whatever is remembered."""
         first = (number - 1) * self.rows_per_step
         return [self.units[place] for place in self._places.between(first, first + self.rows_per_step)]
 

@@ -78,12 +78,7 @@ def _write(run: Run, folder: Path) -> None:
     tensors, scalars = _optimizer_state(run)
     save_file(tensors, folder / "optimizer.safetensors")
     save_file(_rng_state(run.device), folder / "rng.safetensors")
-    state = {
-        "fingerprint": run.fingerprint,
-        "state": run.state.dump(),
-        "optimizer_scalars": scalars,
-        "carried": dict(run.source.carried),
-    }
+    state = {"fingerprint": run.fingerprint, "state": run.state.dump(), "optimizer_scalars": scalars}
     (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
     files = {}
     for path in sorted(folder.iterdir()):
@@ -160,7 +155,6 @@ def restore(run: Run, folder: Path) -> None:
     _load_optimizer(run, load_file(folder / "optimizer.safetensors"), saved["optimizer_scalars"])
     _load_rng(load_file(folder / "rng.safetensors"), run.device)
     run.state = State(**saved["state"])
-    run.source.carried = saved["carried"]
 
 
 def load_weights(run: Run, folder: Path) -> None:

@@ -8,7 +8,6 @@ among; the tests compare both.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -99,16 +98,9 @@ def _told(units: Sequence[Unit], values_K: Tensor) -> Iterator[Unit]:
         rows: list[Row] = []
         for row in unit:
             end = at + row.trained_tokens
-            rows.append(_with_values(row, values_K[at:end].tolist()))
+            rows.append(row.telling({REFERENCE: values_K[at:end].tolist()}))
             at = end
         yield tuple(rows)
-
-
-def _with_values(row: Row, values: Sequence[float]) -> Row:
-    left = iter(values)
-    trained = (index > 0 and weight != 0 for index, weight in enumerate(row.loss_mask))
-    numbers = tuple(next(left) if is_trained else 0.0 for is_trained in trained)
-    return replace(row, token_values={**row.token_values, REFERENCE: numbers})
 
 
 def _read(path: Path, fingerprint: str, counts: dict[str, int]) -> dict[str, Tensor] | None:

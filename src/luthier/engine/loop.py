@@ -89,7 +89,7 @@ def _learn(run: Run, number: int) -> dict[str, float]:
     rate = run.learning_rate * run.schedule.factor(number, run.steps)
     for group in run.optimizer.param_groups:
         group["lr"] = rate * group.get("rate_factor", 1.0)
-    batches = _batches(run, run.source.step(number))
+    batches = _batches(run, run.source.step(number, run.state.memory))
     weight = _step_weight(run, number, batches)
     run.model.train()
     with torch.no_grad():

@@ -20,14 +20,14 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
-from luthier.data.source import Places, Unit, micro_batches, order
+from luthier.data.source import NOTHING, Places, Unit, micro_batches, order
 from luthier.data.write import atomic_text
 from luthier.errors import DataError
 from luthier.examples import Message, Row
 from luthier.models.forest import build_batch
 from luthier.models.generate import Generation
 from luthier.models.scorer import in_mode
-from luthier.objectives.base import Models, OnlineObjective, Reply
+from luthier.objectives.base import Memory, Models, OnlineObjective, Reply
 
 GREEDY = 0.0
 
@@ -157,18 +157,17 @@ class Rollouts:
         self.cast, self.folder, self.key = cast, folder, key
         self.micro_batch_tokens = 4096
         """Most tokens measured at once."""
-        self.carried: Mapping[str, float] = {}
         self._places, self._further = Places(len(prompts), plan.seed), Places(len(prompts), plan.seed + 1)
         self._held: tuple[int, list[Unit]] = (0, [])
 
     # what the loop calls
 
-    def step(self, number: int) -> list[Unit]:
+    def step(self, number: int, memory: Memory = NOTHING) -> list[Unit]:
         """The units of step `number`, counted from 1: sampled now, or held from an earlier step of the rollout."""
         plan = self.plan
         rollout, place = divmod(number - 1, plan.updates * plan.minibatches)
         if self._held[0] != rollout + 1:
-            self._held = (rollout + 1, self._units(self.rollout(rollout + 1)))
+            self._held = (rollout + 1, self._units(self.rollout(rollout + 1, memory)))
         units = self._held[1]
         taken, part = divmod(place, plan.minibatches)
         if plan.minibatches > 1:
@@ -201,33 +200,37 @@ class Rollouts:
     # what the pre-flight asks
 
     def reference_rewards(self, count: int) -> list[tuple[str, float, float]]:
-        """Of at most so many prompts whose row gives a reply: the id, the reward of that reply, and of an empty one."""
+        """Of at most so many prompts whose row gives a reply: the id, the reward of that reply, and of an empty one;
+        none where no grader looks at replies."""
         known = [(prompt, prompt.reference) for prompt in self.prompts if prompt.reference is not None]
         known = known[:: max(1, len(known) // count)][:count]
         graded = self.cast.grade([(p, said(m)) for p, reply in known for m in (reply, Message("assistant", ""))])
+        if not any(grade.parts for grade in graded):  # an environment alone rewards, and none was talked to
+            return []
         rewards = [grade.reward for grade in graded]
         return [(p.id, rewards[2 * i], rewards[2 * i + 1]) for i, (p, _) in enumerate(known)]
 
     def first(self) -> Mapping[str, float]:
-        """Of the first rollout: `reward`, and the shares of replies `truncated` and of groups `dead`."""
+        """Of the first rollout: `reward`, and the shares of replies `truncated` and of groups `dead`: those that teach
+        nothing."""
         header, *lines = self.rollout(1)
-        is_dead = len({line["reward"] for line in lines}) == 1
-        dead = 1.0 if is_dead else header["dead_groups"] / len(header["places"])
+        dead = header["dead_groups"] / len(header["places"]) if self.cast.objective.least_group > 1 else 0.0
+        if len({line["reward"] for line in lines}) == 1:
+            dead = 1.0
         return {"reward": header["reward"], "truncated": header["truncated"], "dead": dead}
 
     # a rollout
 
-    def rollout(self, number: int) -> list[dict[str, Any]]:
+    def rollout(self, number: int, memory: Memory = NOTHING) -> list[dict[str, Any]]:
         """The lines of rollout `number`, counted from 1: its header and its replies; sampled unless they are kept."""
         path = self.folder / f"rollout-{number:06d}.jsonl"
         lines = self._kept(path)
         if lines is None:
-            lines = self._made(number)
+            lines = self._made(number, memory)
             self._keep(path, lines)
-        self.carried = lines[0]["carried"]
         return lines
 
-    def _made(self, number: int) -> list[dict[str, Any]]:
+    def _made(self, number: int, memory: Memory) -> list[dict[str, Any]]:
         places, groups, replaced = self._asked(number)
         measured = self._measured(places, groups)
         replies = [
@@ -235,7 +238,7 @@ class Rollouts:
             for i, (group, rows) in enumerate(zip(groups, measured, strict=True))
             for answer, row in zip(group, rows, strict=True)
         ]
-        rows, carried = self.cast.objective.credit(replies, self.carried)
+        rows = self.cast.objective.credit(replies, memory)
         answers = [answer for group in groups for answer in group]
         flags = [float(_is_dead(group)) for group in groups for _ in group]
         lines = []
@@ -245,7 +248,6 @@ class Rollouts:
         header = {
             "rollout": number,
             "key": self.key,
-            "carried": carried,
             "places": places,
             "dead_groups": sum(map(_is_dead, groups)),
             "replaced_groups": replaced,
@@ -286,7 +288,7 @@ class Rollouts:
         written = self.cast.write(prompts, seeds, temperature)
         grades = self.cast.grade(list(zip(prompts, written, strict=True)))
         return [
-            _Answer(group, prompt, answer, grade, grade.reward - self._overlong(answer), self._values(answer, grade))
+            _Answer(group, prompt, answer, grade, self._values(answer, grade))
             for group, prompt, answer, grade in zip(groups, prompts, written, grades, strict=True)
         ]
 
@@ -413,9 +415,13 @@ class _Answer:
     prompt: Prompt
     written: Written
     grade: Grade
-    reward: float
-    """The grade's, less what the length costs."""
     values: Mapping[str, float]
+    """Of its row."""
+
+    @property
+    def reward(self) -> float:
+        """The grade's, less what the length costs."""
+        return self.values["reward"]
 
     @property
     def truncated(self) -> bool:
@@ -454,18 +460,12 @@ def _without_truncated(units: Sequence[Unit], groups: Sequence[Sequence[_Answer]
 
 
 def _with_token_values(rows: Sequence[Row], measured: Mapping[str, torch.Tensor]) -> list[Row]:
-    """The rows with what was measured of their trained-on tokens; 0 for all others."""
+    """The rows with what was measured of their trained-on tokens."""
     found, first = [], 0
     for row in rows:
-        trained = [i for i, weight in enumerate(row.loss_mask) if weight and i]
-        token_values = dict(row.token_values)
-        for name, values_K in measured.items():
-            numbers = [0.0] * len(row.ids)
-            for i, value in zip(trained, values_K[first : first + len(trained)].tolist(), strict=True):
-                numbers[i] = value
-            token_values[name] = tuple(numbers)
-        first += len(trained)
-        found.append(replace(row, token_values=token_values))
+        end = first + row.trained_tokens
+        found.append(row.telling({name: values_K[first:end].tolist() for name, values_K in measured.items()}))
+        first = end
     return found
 
 

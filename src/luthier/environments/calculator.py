@@ -6,6 +6,7 @@ wrong, which a model can learn from, too.
 """
 
 import ast
+import math
 import operator
 import re
 from collections.abc import Callable, Mapping
@@ -69,7 +70,10 @@ def result(expression: str) -> tuple[str, bool]:
     try:
         if len(expression) > LONGEST:
             raise ValueError(f"longer than {LONGEST} characters")
-        return f"{_value(ast.parse(expression.strip(), mode='eval').body):.10g}", True
+        value = _value(ast.parse(expression.strip(), mode="eval").body)
+        if not math.isfinite(value):
+            raise OverflowError("the result is too large")
+        return f"{value:.10g}", True
     except (ValueError, SyntaxError, ArithmeticError, RecursionError, MemoryError) as error:
         return f"cannot be calculated: {error}", False
 

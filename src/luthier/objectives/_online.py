@@ -133,6 +133,13 @@ def groups_of(replies: Sequence[Reply]) -> Iterator[list[Reply]]:
         yield list(group)
 
 
+def less_mean(rewards: np.ndarray) -> np.ndarray:
+    """Less their mean; exactly 0 where all are equal, which a rounded mean would not leave."""
+    beside = rewards - rewards[0]
+    found: np.ndarray = beside - beside.mean()
+    return found
+
+
 def with_advantage(replies: Sequence[Reply], advantages: Sequence[float]) -> list[Row]:
     """The row of each reply with its advantage, for all of its tokens."""
     return [
@@ -156,7 +163,6 @@ class GroupObjective(OnlineObjective):
     """What all of them have in common."""
 
     accepts: ClassVar[tuple[type, ...]] = (Conversation,)
-    needs_reference: ClassVar[bool] = True
     rate_factor: ClassVar[float] = 0.1
 
     beta: float = Field(0.0, ge=0)

@@ -120,8 +120,6 @@ class Objective(Settings, ABC):
 
     accepts: ClassVar[tuple[type, ...]] = (Conversation, Document)
     """Kinds of example it trains on."""
-    needs_reference: ClassVar[bool] = False
-    """Whether `Models.reference` must be given."""
     keeps_reference: ClassVar[bool] = True
     """Whether the log-probabilities of its rows are all that it asks the reference for, so that they may be kept."""
     least_per_step: ClassVar[int] = 1
@@ -136,7 +134,7 @@ class Objective(Settings, ABC):
     @property
     def uses_reference(self) -> bool:
         """Whether these settings need `Models.reference`."""
-        return self.needs_reference
+        return False
 
     @abstractmethod
     def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
@@ -190,20 +188,23 @@ class OnlineObjective(Objective):
     """Learns from replies that the model writes while it trains (`engine.rollout`), by what they are worth."""
 
     keeps_reference: ClassVar[bool] = False
-    least_group: ClassVar[int] = 1
-    """Replies to one prompt that it needs at least, to compare them."""
+
+    @property
+    def least_group(self) -> int:
+        """Replies to one prompt that it needs at least: 2 where a reply is worth only what the others are not."""
+        return 1
 
     @abstractmethod
     def measure(self, models: Models, batch: Batch) -> Mapping[str, Tensor]:
         """(K,) numbers of the trained-on tokens under the models that sampled them, by name; without a graph."""
 
     @abstractmethod
-    def credit(self, replies: Sequence[Reply], carried: Mapping[str, float]) -> tuple[list[Row], dict[str, float]]:
-        """The row of each reply with what it has earned, for `loss`; and the numbers that the next rollout is told.
+    def credit(self, replies: Sequence[Reply], memory: Memory) -> list[Row]:
+        """The row of each reply with what it has earned, for `loss`.
 
         Args:
             replies: a whole rollout, group after group.
-            carried: what the rollout before handed on; empty at the first one. It is kept in checkpoints.
+            memory: of all steps before it.
         """
 
 

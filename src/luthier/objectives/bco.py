@@ -27,7 +27,6 @@ class BCO(Objective):
     """Learn from single replies that were good or bad, as a classifier would."""
 
     accepts: ClassVar[tuple[type, ...]] = (Judged, Preference)
-    needs_reference: ClassVar[bool] = True
     rate_factor: ClassVar[float] = 0.1
 
     beta: float = Field(0.1, gt=0)
@@ -36,6 +35,11 @@ class BCO(Objective):
     """Weight of a good reply."""
     undesirable_weight: float = Field(1.0, gt=0)
     """Weight of a bad reply."""
+
+    @property
+    def uses_reference(self) -> bool:
+        """Always."""
+        return True
 
     def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
         """A row for each judged reply, with only the reply trained on."""

@@ -176,7 +176,6 @@ class DPO(Objective):
     """Learn from pairs of a chosen and a rejected reply to one prompt."""
 
     accepts: ClassVar[tuple[type, ...]] = (Preference,)
-    needs_reference: ClassVar[bool] = True
     rate_factor: ClassVar[float] = 0.1
 
     beta: float = Field(0.1, gt=0)

@@ -21,12 +21,13 @@ R rows. Left out: sapo, luspo and vespo; the entropy bonus.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from luthier.errors import RecipeError
 from luthier.examples import Row
 from luthier.models.forest import Batch
 from luthier.objectives._online import (
@@ -38,13 +39,14 @@ from luthier.objectives._online import (
     groups_of,
     kl_penalty,
     kl_values,
+    less_mean,
     reply_metrics,
     row_means,
     trained_rows,
     trained_tokens,
     with_advantage,
 )
-from luthier.objectives.base import Loss, Mean, Models, Reply, no_grad_logprobs
+from luthier.objectives.base import Loss, Mean, Memory, Models, Reply, no_grad_logprobs
 
 SMALLEST = 1e-4  # beside a deviation, as in TRL
 # arXiv:2507.18071 clips a geometric mean far closer; arXiv:2506.13585 only bounds a weight from above
@@ -54,8 +56,6 @@ CLIP = (0.2, 0.28)  # arXiv:2503.14476: room upwards lets unlikely tokens grow
 
 class GRPO(GroupObjective):
     """Learn from graded replies, each compared with the others to its prompt."""
-
-    least_group: ClassVar[int] = 2
 
     loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo", "cispo", "gspo"] = "dapo"
     """How the tokens of a step are added up, and what is clipped."""
@@ -68,16 +68,34 @@ class GRPO(GroupObjective):
     kl_estimator: Estimator = "k3"
     """How the divergence is told; its gradient is the same for all."""
 
-    def credit(self, replies: Sequence[Reply], carried: Mapping[str, float]) -> tuple[list[Row], dict[str, float]]:
+    @model_validator(mode="after")
+    def _together(self) -> "GRPO":
+        """Refuse what would be ignored.
+
+        Raises:
+            RecipeError: a bound that cispo has not, or the estimator of a divergence that there is not.
+        """
+        if self.epsilon is not None and self.loss_type == "cispo":
+            raise RecipeError("objective.epsilon means nothing for cispo, which bounds a ratio only from above")
+        if self.kl_estimator != "k3" and not self.beta:
+            raise RecipeError("objective.kl_estimator means nothing without a divergence; set objective.beta above 0")
+        return self
+
+    @property
+    def least_group(self) -> int:
+        """Two, to compare them."""
+        return 2
+
+    def credit(self, replies: Sequence[Reply], memory: Memory) -> list[Row]:
         """The advantage of each reply within its group; 0 where all rewards of a group are equal."""
         rewards = [np.array([reply.reward for reply in group]) for group in groups_of(replies)]
-        centred = [group - group.mean() for group in rewards]
+        centred = [less_mean(group) for group in rewards]
         if self.scale_rewards == "group":
             centred = [c / (g.std(ddof=1) + SMALLEST) for c, g in zip(centred, rewards, strict=True)]
         advantages = np.concatenate(centred)
         if self.scale_rewards == "batch":
             advantages = advantages / (np.concatenate(rewards).std(ddof=1) + SMALLEST)
-        return with_advantage(replies, advantages.tolist()), {}
+        return with_advantage(replies, advantages.tolist())
 
     def weight(self, batch: Batch) -> float:
         """Tokens, replies, or the longest replies allowed."""

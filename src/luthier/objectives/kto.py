@@ -43,7 +43,6 @@ class KTO(Objective):
     """Learn from single replies that were good or bad, and from pairs as two of them."""
 
     accepts: ClassVar[tuple[type, ...]] = (Judged, Preference)
-    needs_reference: ClassVar[bool] = True
     rate_factor: ClassVar[float] = 0.1
     least_per_step: ClassVar[int] = 2
 
@@ -55,6 +54,11 @@ class KTO(Objective):
     """Weight of a good reply; good rows times this over bad rows times theirs should be 1 to 4/3."""
     undesirable_weight: float = Field(1.0, gt=0)
     """Weight of a bad reply."""
+
+    @property
+    def uses_reference(self) -> bool:
+        """Always."""
+        return True
 
     def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
         """A row for each judged reply, with only the reply trained on."""

@@ -19,9 +19,10 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from luthier.errors import RecipeError
 from luthier.examples import Row
 from luthier.models.forest import Batch
 from luthier.models.heads import HeadShape
@@ -34,9 +35,10 @@ from luthier.objectives._online import (
     reply_metrics,
     trained_tokens,
 )
-from luthier.objectives.base import Loss, Mean, Models, Reply, no_grad_logprobs
+from luthier.objectives.base import Loss, Mean, Memory, Models, Reply, no_grad_logprobs
 
-COEFFICIENT = "kl_coefficient"
+COEFFICIENT, NEXT = "kl_coefficient", "next_kl_coefficient"
+"""The weight of the divergence in a rollout, and in the one after it."""
 
 
 def estimated_advantages(rewards_T: np.ndarray, values_T: np.ndarray, gamma: float, lam: float) -> np.ndarray:
@@ -87,6 +89,21 @@ class PPO(GroupObjective):
     missing_end_penalty: float = Field(0.0, ge=0)
     """What a reply loses for running into the limit of tokens."""
 
+    @model_validator(mode="after")
+    def _together(self) -> "PPO":
+        """Refuse what would be ignored.
+
+        Raises:
+            RecipeError: a weight of the divergence that could not follow its target, or a horizon without one.
+        """
+        if self.kl_target is not None and not self.beta:
+            raise RecipeError(
+                "objective.kl_target: a weight of 0 stays 0, whatever it follows; set objective.beta above 0"
+            )
+        if self.kl_target is None and self.kl_horizon != type(self).model_fields["kl_horizon"].default:
+            raise RecipeError("objective.kl_horizon means nothing without objective.kl_target")
+        return self
+
     def head(self) -> HeadShape:
         """Values, one for each place; they are of no use once the training ends."""
         return HeadShape("value", after_training=False)
@@ -100,9 +117,9 @@ class PPO(GroupObjective):
             found["reference_logprob"] = no_grad_logprobs(models.reference, batch)
         return found
 
-    def credit(self, replies: Sequence[Reply], carried: Mapping[str, float]) -> tuple[list[Row], dict[str, float]]:
-        """Advantage and return of each token, and the weight of the divergence in the next rollout."""
-        coefficient = carried.get(COEFFICIENT, self.beta)
+    def credit(self, replies: Sequence[Reply], memory: Memory) -> list[Row]:
+        """Advantage and return of each token, and the weight of the divergence now and in the next rollout."""
+        coefficient = memory.get(COEFFICIENT, self.beta)
         written = [np.flatnonzero(reply.row.loss_mask) for reply in replies]
         costs = [self._divergence(reply)[places] for reply, places in zip(replies, written, strict=True)]
         rewards = [self._rewards(reply, kl, coefficient) for reply, kl in zip(replies, costs, strict=True)]
@@ -115,14 +132,18 @@ class PPO(GroupObjective):
         if self.whiten_advantages:
             advantages = _over_all(advantages)
         rows = [
-            _with(reply.row, places, {"advantage": advantage, "return": wanted})
-            for reply, places, advantage, wanted in zip(replies, written, advantages, returns, strict=True)
+            reply.row.telling({"advantage": advantage.tolist(), "return": wanted.tolist()})
+            for reply, advantage, wanted in zip(replies, advantages, returns, strict=True)
         ]
         if self.kl_target is None:
-            return rows, {}
+            return rows
         kl = float(np.mean([cost.sum() for cost in costs]))
         after = next_coefficient(coefficient, kl, self.kl_target, self.kl_horizon, len(replies))
-        return [replace(row, values={**row.values, COEFFICIENT: coefficient}) for row in rows], {COEFFICIENT: after}
+        return [replace(row, values={**row.values, COEFFICIENT: coefficient, NEXT: after}) for row in rows]
+
+    def remember(self, memory: Memory, metrics: Mapping[str, Mean]) -> Memory:
+        """The weight of the divergence for the rollout after this one; each of its steps tells the same."""
+        return {COEFFICIENT: metrics[NEXT].value()} if NEXT in metrics else memory
 
     def _divergence(self, reply: Reply) -> np.ndarray:
         return np.array(kl_of_tokens(reply)) if self.uses_reference else np.zeros(len(reply.row.ids))
@@ -149,8 +170,7 @@ class PPO(GroupObjective):
         losses_K = (clipped.losses * ratios.correction_K + self.value_weight * errors_K) * batch.loss_mask_K
         told = {**reply_metrics(batch), **ratios.metrics(), "clip_fraction": Mean.of(clipped.is_clipped)}
         told |= {"value": Mean.of(values_K), "value_error": Mean.of(errors_K)}
-        if COEFFICIENT in batch.values_R:
-            told[COEFFICIENT] = Mean.of(batch.values_R[COEFFICIENT])
+        told |= {name: Mean.of(batch.values_R[name]) for name in (COEFFICIENT, NEXT) if name in batch.values_R}
         return Loss(losses_K.sum(), told)
 
     def _value_errors(self, batch: Batch, values_K: Tensor, advantage_K: Tensor) -> Tensor:
@@ -165,13 +185,3 @@ def _over_all(parts: Sequence[np.ndarray], shift_mean: bool = True) -> list[np.n
     """Each part, whitened together with all others."""
     ends = np.cumsum([len(part) for part in parts])[:-1]
     return np.split(whitened(np.concatenate(parts), shift_mean), ends)
-
-
-def _with(row: Row, places: np.ndarray, found: Mapping[str, np.ndarray]) -> Row:
-    """The row with these numbers at these places, and 0 elsewhere."""
-    token_values = dict(row.token_values)
-    for name, values_T in found.items():
-        numbers = np.zeros(len(row.ids))
-        numbers[places] = values_T
-        token_values[name] = tuple(numbers.tolist())
-    return replace(row, token_values=token_values)

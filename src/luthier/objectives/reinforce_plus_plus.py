@@ -3,10 +3,10 @@
     r_t = [t is the last token] reward - beta (log policy - log reference)_t        A_t = r_t + r_{t+1} + ...
 
 and advantages are brought to mean 0 and deviation 1 over all tokens of the rollout, which is the only baseline; with
-`baseline` the mean reward of the prompt's other replies goes off first (REINFORCE++-baseline). K tokens.
+`baseline` the mean reward of the prompt's replies goes off first (REINFORCE++-baseline). K tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,7 +24,7 @@ from luthier.objectives._online import (
     reply_metrics,
     trained_tokens,
 )
-from luthier.objectives.base import Loss, Mean, Models, Reply
+from luthier.objectives.base import Loss, Mean, Memory, Models, Reply
 
 
 class ReinforcePlusPlus(GroupObjective):
@@ -37,7 +37,12 @@ class ReinforcePlusPlus(GroupObjective):
     baseline: bool = False
     """Take the mean reward of a prompt's replies off each of them."""
 
-    def credit(self, replies: Sequence[Reply], carried: Mapping[str, float]) -> tuple[list[Row], dict[str, float]]:
+    @property
+    def least_group(self) -> int:
+        """Two with a `baseline`: a reply alone is its own mean."""
+        return 2 if self.baseline else 1
+
+    def credit(self, replies: Sequence[Reply], memory: Memory) -> list[Row]:
         """The advantage of each token."""
         means = [
             float(np.mean([reply.reward for reply in group])) if self.baseline else 0.0
@@ -53,7 +58,7 @@ class ReinforcePlusPlus(GroupObjective):
             scaled = np.where(mask, (values - mean) / (deviation + 1e-8), 0.0)
             token_values = {**reply.row.token_values, "advantage": tuple(scaled.tolist())}
             rows.append(replace(reply.row, token_values=token_values))
-        return rows, {}
+        return rows
 
     def _to_come(self, reply: Reply, mean: float) -> np.ndarray:
         """For each token of the row: the reward, less the mean and the cost of divergence from here to the end."""

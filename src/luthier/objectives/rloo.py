@@ -6,8 +6,7 @@ The baseline knows nothing of the reply itself, so the gradient is unbiased; the
 a reply is one action: its ratio is that of its whole probability, clipped as PPO clips. R rows.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 import numpy as np
 from pydantic import Field
@@ -19,19 +18,18 @@ from luthier.objectives._online import (
     GroupObjective,
     Ratios,
     groups_of,
+    less_mean,
     reply_metrics,
     rewards_less_kl,
     row_means,
     trained_rows,
     with_advantage,
 )
-from luthier.objectives.base import Loss, Mean, Models, Reply
+from luthier.objectives.base import Loss, Mean, Memory, Models, Reply
 
 
 class RLOO(GroupObjective):
     """Learn from graded replies, each beside the mean of the others to its prompt."""
-
-    least_group: ClassVar[int] = 2
 
     beta: float = Field(0.05, ge=0)
     """What a nat of divergence from the reference model costs of the reward."""
@@ -40,17 +38,22 @@ class RLOO(GroupObjective):
     normalize_advantages: bool = False
     """Bring the advantages of a rollout to mean 0 and deviation 1."""
 
-    def credit(self, replies: Sequence[Reply], carried: Mapping[str, float]) -> tuple[list[Row], dict[str, float]]:
+    @property
+    def least_group(self) -> int:
+        """Two, to compare them."""
+        return 2
+
+    def credit(self, replies: Sequence[Reply], memory: Memory) -> list[Row]:
         """The advantage of each reply over the mean of the others in its group."""
         rewards, first, advantages = rewards_less_kl(replies, self.beta), 0, []
         for group in groups_of(replies):
             own = rewards[first : first + len(group)]
-            advantages.append(own - (own.sum() - own) / (len(own) - 1))
+            advantages.append(less_mean(own) * len(own) / (len(own) - 1))  # reward less the mean of the others
             first += len(group)
         found = np.concatenate(advantages)
         if self.normalize_advantages:
             found = (found - found.mean()) / (found.std(ddof=1) + 1e-4)
-        return with_advantage(replies, found.tolist()), {}
+        return with_advantage(replies, found.tolist())
 
     def weight(self, batch: Batch) -> float:
         """Number of replies."""

@@ -27,11 +27,15 @@ from luthier.objectives.base import Loss, Mean, Models, Objective, in_float64
 class SFTKL(Objective):
     """Learn the wanted replies token by token, without going far from the base."""
 
-    needs_reference: ClassVar[bool] = True
     keeps_reference: ClassVar[bool] = False
 
     kl_weight: float = Field(0.3, gt=0)
     """Weight of the divergence from the base beside the loss; 0.1 holds a little, 1 leaves half of each prediction."""
+
+    @property
+    def uses_reference(self) -> bool:
+        """Always."""
+        return True
 
     def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
         """The rows of a conversation or document as the template renders them."""

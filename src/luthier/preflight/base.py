@@ -47,7 +47,8 @@ class Sampled(Protocol):
     """Replies that the model writes to learn from, as the gates ask about them."""
 
     def reference_rewards(self, count: int) -> Sequence[tuple[str, float, float]]:
-        """Of at most so many rows that give a reply: the id, the reward of that reply, and of an empty one."""
+        """Of at most so many rows that give a reply: the id, the reward of that reply, and of an empty one; none where
+        no grader looks at replies."""
         ...
 
     def first(self) -> Mapping[str, float]:

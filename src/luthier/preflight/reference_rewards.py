@@ -27,7 +27,7 @@ class ReferenceRewards(Gate):
             return self.passes("This objective samples no replies.")
         found = subject.sampled.reference_rewards(ROWS)
         if not found:
-            return self.passes("No row gives a reply that could be graded.", rows=0)
+            return self.passes("No row gives a reply that a grader looks at.", rows=0)
         mean = sum(reward for _, reward, _ in found) / len(found)
         empty = sum(nothing for _, _, nothing in found) / len(found)
         faults = [

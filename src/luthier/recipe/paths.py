@@ -38,7 +38,7 @@ def _graders(tree: Tree) -> Iterator[Tree]:
         if isinstance(grader := waiting.pop(), dict):
             yield grader
             inner = grader.get("graders")
-            waiting += list(inner.values()) if isinstance(inner, dict) else []
+            waiting += [inner, *inner.values()] if isinstance(inner, dict) else []  # a table of them, or a single one
 
 
 _PATHS = (

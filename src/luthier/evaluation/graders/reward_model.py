@@ -15,8 +15,8 @@ from luthier.examples import ROLES, Message
 class RewardModel(Grader):
     """The reward of the answer, normalized by what each model was validated on: 0 is an ordinary reply.
 
-    It has no bounds. The chat before the answer is `input`, or the item's `messages` up to the last turn of the
-    assistant, or its `prompt`.
+    It has no bounds. The chat before the answer is `input`, or the item's `messages` without a reply at their end, or
+    its `prompt`.
     """
 
     of_openai: ClassVar[bool] = False  # a request must not name folders of this machine
@@ -62,9 +62,8 @@ class RewardModel(Grader):
         if self.input:
             return rendered(self.input, sample, item, longest)
         messages = _listed(item.get("messages"))
-        if messages is not None:
-            last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=len(messages))
-            return messages[:last]
+        if messages is not None:  # turns of the assistant before the end belong to what was asked
+            return messages[:-1] if messages[-1].role == "assistant" else messages
         prompt = item.get("prompt")
         found = [Message("user", prompt)] if isinstance(prompt, str) else _listed(prompt)
         if found is None:
@@ -77,9 +76,15 @@ class RewardModel(Grader):
 
 
 def _listed(value: Any) -> list[Message] | None:
-    """The messages of a list of `{"role", "content"}`; None if it is none."""
+    """The messages of a list of `{"role", "content"}`; None if it is none.
+
+    Raises:
+        NoScore: one calls tools, which would be lost.
+    """
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         return None
     if not all(isinstance(m, Mapping) and m.get("role") in ROLES and isinstance(m.get("content"), str) for m in value):
         return None
+    if any(m.get("tool_calls") for m in value):
+        raise NoScore("the chat before the answer calls tools, and a reward is that of texts", Errors(other_error=True))
     return [Message(m["role"], m["content"]) for m in value]
