@@ -30,19 +30,18 @@ from luthier.engine.loop import Step, observe, settle_head, train, validation_lo
 from luthier.engine.rollout import Rollouts
 from luthier.engine.run import Run
 from luthier.errors import PreflightError, StorageError
-from luthier.evaluation.graders.base import Host
 from luthier.examples import Example, Row
 from luthier.files import sync
 from luthier.models.kernels import native
 from luthier.models.load import LoadedModel
 from luthier.models.memory import peak_memory_bytes
 from luthier.objectives.base import OnlineObjective
-from luthier.online import Asked, runs_asked
+from luthier.online import Asked
 from luthier.preflight.base import RowSettings, Stage, Subject, require, run_gates
 from luthier.preflight.tensors_moved import checksums
 from luthier.progress import Progress, duration
 from luthier.recipe import Recipe
-from luthier.rewarding import Judges
+from luthier.rewarding import host_of
 from luthier.run_folder import RunFolder
 from luthier.starts import Start, keep_start
 from luthier.tracking import LOG, tracked
@@ -240,11 +239,7 @@ def asked_of(opened: Opened) -> Asked | None:
         return None
     named = opened.data.named() if opened.subject is None else opened.subject.splits
     template = assemble.template_for(opened.recipe, opened.loaded)
-    runs, judge = runs_asked(opened.recipe), Judges()
-    for run in runs:  # now: later one that cannot judge is a grade of 0, and the memory it takes would not be counted
-        judge.model(run)
-    files = {run: assemble.artifact_record(Path(run) / "adapter")["files"] for run in runs}
-    return Asked(template, named["train"], named["validation"], Host(judge=judge if runs else None), files)
+    return Asked(template, named["train"], named["validation"], *host_of(opened.recipe))
 
 
 def _tell_first(first: Mapping[str, float], progress: Progress) -> None:
