@@ -49,7 +49,8 @@ class RewardSettings(Settings):
 
 
 class RolloutSettings(Settings):
-    """Replies that the model writes while it trains, and what they are worth; for objectives that learn from them."""
+    """Replies that the model writes while it trains, and what they are worth; for objectives that learn from them,
+    and for `luthier data preferences`."""
 
     rewards: Annotated[dict[str, RewardSettings], BeforeValidator(_rewards)] = Field(default_factory=dict)
     """Graders by name, such as `[rollout.rewards.exact]`; the reward is the weighted sum of their grades."""
