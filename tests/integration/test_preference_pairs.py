@@ -183,6 +183,8 @@ def test_a_judge_makes_pairs_only_where_both_orders_agree(folder: Path, capsys: 
     assert f"of {int(asked) // 2:,} judgements {len(pairs):,} name the same reply in both orders" in out_text
     make(folder, "judged", "--by", "judge")
     assert (folder / "asked.txt").read_text() == asked
+    make(folder, "judged", "--by", "judge", "--set", "evaluation.style.criterion=short", code=2)
+    assert "changed: judge.criterion" in capsys.readouterr().err
 
 
 def test_a_judge_that_names_a_place_makes_no_pair(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

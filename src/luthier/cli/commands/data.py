@@ -36,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("file", nargs="?", type=Path, help="rows to score or to select from; preferences: a recipe")
     parser.add_argument(
-        "--out", type=Path, metavar="PATH", help="score: figures, .jsonl or .csv; select: rows; else a folder"
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help="score: figures, .jsonl or .csv; select: rows; else a folder, for preferences by default "
+        "runs/<name of the recipe>-preferences",
     )
     parser.add_argument("--keep", type=_count, metavar="K", help="select: how many rows")
     parser.add_argument(
