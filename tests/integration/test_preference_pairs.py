@@ -17,7 +17,7 @@ from luthier.cli.main import main
 from luthier.data.formats.base import read_examples
 from luthier.examples import Preference
 from luthier.jobs.service import open_service
-from luthier.preferences.choice import ALIKE, NO_ROOM, ONE_NOT_WHOLE, ONE_ORDER, SAME, TOO_CLOSE
+from luthier.preferences.choice import ALIKE, NO_ROOM, NOT_WHOLE, ONE_NOT_WHOLE, ONE_ORDER, SAME, TOO_CLOSE
 from luthier.web.rank_pages import lines_of_preferences
 from luthier.web.rankings import Rankings
 
@@ -103,7 +103,13 @@ def test_best_and_worst_become_rows_and_every_row_has_its_fate(folder: Path, gra
     assert [one["id"] for one in report] == train and 40 < len(train) < 64
     pairs = list(read_examples(graded / "preferences.jsonl", "preference"))
     assert [pair.id for pair in pairs] == [one["id"] for one in report if one["pair"]] and len(pairs) > 10
-    assert {one["reason"] for one in report} == {None, SAME, NO_ROOM}
+    assert {None, SAME, NO_ROOM} <= {one["reason"] for one in report} <= {None, SAME, NO_ROOM, NOT_WHOLE}
+    for one in report:
+        said = [line["extra"] for line in replies.get(one["id"], [])]
+        whole = [extra["reward"] for extra in said if not extra["truncated"] and not extra["fault"]]
+        lowest = min((extra["reward"] for extra in said if not extra["fault"]), default=0.0)
+        reason = NO_ROOM if not said else NOT_WHOLE if not whole else SAME if max(whole) <= lowest else None
+        assert one["reason"] == reason, one
     assert {len(group) for group in replies.values()} == {4} and not any(row.startswith("long") for row in replies)
     for pair in pairs:
         assert isinstance(pair, Preference)
