@@ -17,7 +17,16 @@ from luthier.cli.main import main
 from luthier.data.formats.base import read_examples
 from luthier.examples import Preference
 from luthier.jobs.service import open_service
-from luthier.preferences.choice import ALIKE, NO_ROOM, NOT_WHOLE, ONE_NOT_WHOLE, ONE_ORDER, SAME, TOO_CLOSE
+from luthier.preferences.choice import (
+    ALIKE,
+    NO_ROOM,
+    NOT_WHOLE,
+    NOTHING_NAMED,
+    ONE_NOT_WHOLE,
+    ONE_ORDER,
+    SAME,
+    TOO_CLOSE,
+)
 from luthier.web.rank_pages import lines_of_preferences
 from luthier.web.rankings import Rankings
 
@@ -223,6 +232,38 @@ def test_an_endpoint_is_asked_for_several_replies_and_never_twice(folder: Path) 
     assert pairs and {pair.extra["writer"] for pair in pairs} == {"large"}
     assert {pair.rejected[0].content for pair in pairs if isinstance(pair, Preference)} == {"no"}
     assert "held" not in json.loads((out / "manifest.json").read_text()), "a model was opened for nothing"
+
+
+def write_or_judge(body: dict[str, Any], number: int) -> Reply:
+    """As `by_seed`; asked to judge, it prefers JSON."""
+    text = body["messages"][-1]["content"]
+    if "[Answer A]" not in text:
+        return by_seed(body, number)
+    first, second = (part.strip().startswith("{") for part in text.split("[Answer A]")[1].split("[Answer B]"))
+    return completion("tie" if first == second else "A" if first else "B")
+
+
+def test_an_endpoint_can_write_and_judge(folder: Path) -> None:
+    with serving(write_or_judge) as heard:
+        judge = f'{{ type = "remote", base_url = "{heard.url}", model = "judge" }}'
+        where = f"evaluation.systems.elsewhere.base_url={heard.url}"
+        out = make(
+            folder, "both", "--model", "elsewhere", "--by", "judge", "--set", where,
+            "--set", f"evaluation.style.judge={judge}", "--report", str(folder / "both.jsonl"),
+        )  # fmt: skip
+    pairs = lines(out / "preferences.jsonl")
+    assert pairs and {pair["extra"]["judge"] for pair in pairs} == {"judge"}
+    assert all(pair["chosen"][0]["content"][0] == "{" and pair["rejected"][0]["content"] == "no" for pair in pairs)
+    assert {one["reason"] for one in lines(folder / "both.jsonl")} == {None, ALIKE}
+
+
+def test_a_local_judge_that_cannot_judge_says_so(
+    folder: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge = f'evaluation.style.judge={{ type = "local_model", model = "{tiny_model_folder}" }}'
+    make(folder, "random", "--by", "judge", "--set", judge, code=2)
+    told = capsys.readouterr().err
+    assert NOTHING_NAMED in told and "no pair came of any row" in told
 
 
 def trains(objective: str, rows: Path, base: Path, out: Path) -> dict[str, Any]:
