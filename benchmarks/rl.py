@@ -120,10 +120,10 @@ def answers(folder: Path, test: Path, task: Task) -> dict[str, list[float]]:
         found: dict[str, list[float]] = json.loads(kept.read_text(encoding="utf-8"))
         return found
     from luthier.assemble import open_trained
+    from luthier.data.asked import asked, item_of
     from luthier.data.formats.base import read_examples
     from luthier.examples import Conversation
     from luthier.models.generate import generate
-    from luthier.online import asked, item_of
 
     trained = open_trained(folder)
     rows = [row for row in read_examples(test) if isinstance(row, Conversation)]

@@ -7,6 +7,7 @@ from typing import Any
 
 from luthier import __version__
 from luthier.config import canonical_hash
+from luthier.data.asked import with_place_for_reply
 from luthier.data.checks._text import exact_content
 from luthier.data.checks.base import EMPTY_REPLY, Finding, run_checks
 from luthier.data.corpus_leaks import corpus_leaks
@@ -17,7 +18,6 @@ from luthier.data.write import write_examples
 from luthier.errors import DataError
 from luthier.examples import Example, Where
 from luthier.files import sha256_of
-from luthier.online import with_place_for_reply
 from luthier.progress import Progress
 from luthier.rag.corpus import read_corpus
 from luthier.recipe import Recipe

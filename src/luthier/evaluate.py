@@ -17,6 +17,7 @@ import torch
 from luthier import assemble, energy
 from luthier.adapters.base import Injected
 from luthier.config import canonical_hash, part
+from luthier.data.asked import says_what_is_right
 from luthier.data.split import group_keys
 from luthier.data.write import example_values
 from luthier.data_stage import Data
@@ -54,13 +55,16 @@ from luthier.examples import Conversation, Example, Judged, Preference
 from luthier.files import sha256_of
 from luthier.models.heads import Head
 from luthier.models.memory import tokens_in_flight
+from luthier.online import Rewards
 from luthier.progress import Progress
 from luthier.rag.retriever import Host, Retriever, build_retrievers, used_name
 from luthier.recipe import SYSTEMS, Recipe, RetrievalSettings, build_part, dump_part
 from luthier.registry import name_of
+from luthier.rewarding import host_of
 from luthier.run_folder import RunFolder
 from luthier.stages import Opened
 
+REWARD = "reward"
 BASE_ABILITY = "forgetting_base.json"
 RETRIEVAL = "retrieval.json"
 FINE_TUNED = "fine_tuned"
@@ -132,7 +136,7 @@ def question_of(opened: Opened) -> Question:
         task = judging or detect_task(_wanted(data.train if alike else data.test))
     require_rows(task, data.test)
     is_scored = task in SCORED_TASKS
-    train, validation = ([], []) if is_scored else (conversations(data.train), conversations(data.validation))
+    train, validation = ([], []) if is_scored else (_answered(data.train), _answered(data.validation))
     test = data.test if is_scored else conversations(data.test)
     if not test:
         raise EvaluationError("no test row has an answer that is wanted: all of them are replies that were judged bad")
@@ -140,17 +144,61 @@ def question_of(opened: Opened) -> Question:
         raise EvaluationError(
             f"evaluation.style.judge compares free texts, and these answers are of the task {task!r}; leave it out"
         )
-    names = settings.metrics or choose_metrics(task, settings.json_schema is not None)
+    reward = _reward(opened)
+    # what was trained on decides only where nothing else says what is right: rewards are taken at their word
+    own = () if reward is not None and _silent(test) else choose_metrics(task, settings.json_schema is not None)
+    names = settings.metrics or (*own, *([] if reward is None else [REWARD]))
     primary = settings.primary_metric or names[0]
-    metrics = build_metrics(list(dict.fromkeys([primary, *names])), settings.json_schema)
+    metrics = build_metrics(list(dict.fromkeys([primary, *names])), settings.json_schema, reward)
+    if REWARD in metrics and reward is None:
+        raise EvaluationError(
+            "the metric reward grades answers as a training on rewards does: it is for a recipe whose objective learns "
+            "from [rollout.rewards], without an environment; leave it out"
+        )
     require_metrics(task, metrics)
+    _require_wanted(test, metrics)
     room, looping = (0, False) if is_scored else room_for_answers(opened.template, train)
+    if opened.recipe.rollout is not None:  # replies that were learned from may have been longer than those of the rows
+        room = max(room, opened.recipe.rollout.max_new_tokens)
     limit = settings.max_new_tokens or room
     if not limit and not is_scored:
         raise EvaluationError("no training row has an assistant message; set evaluation.max_new_tokens")
     schema = read_schema(Path(settings.json_schema)) if settings.json_schema else None
     test = test[: settings.max_rows]
     return Question(test, train, validation, task, metrics, primary, schema, limit, stop_loops=not looping)
+
+
+def _reward(opened: Opened) -> dict[str, Any] | None:
+    """Settings of the metric `reward`; None where nothing says what a single answer is worth."""
+    settings = opened.recipe.rollout
+    if settings is None or settings.environment is not None:
+        return None
+    return Rewards(settings, host_of(opened.recipe)[0]).metric()
+
+
+def _answered(rows: Sequence[Example]) -> list[Conversation]:
+    """The chats that can stand in a prompt as examples."""
+    return [row for row in conversations(rows) if says_what_is_right(row)]
+
+
+def _require_wanted(test: Sequence[Example], metrics: Mapping[str, Metric]) -> None:
+    """Check that metrics that compare with what is wanted find it.
+
+    Raises:
+        EvaluationError: a row only asks.
+    """
+    silent = _silent(test)
+    if silent and metrics.keys() != {REWARD}:
+        raise EvaluationError(
+            f"test row {silent[0].id} at {silent[0].where}: no assistant message and no target to compare with. Where "
+            "graders alone say what is right, evaluation.metrics = ['reward'] goes by them; where an environment does, "
+            "leave the comparison out: data.test_share = 0"
+        )
+
+
+def _silent(test: Sequence[Example]) -> list[Conversation]:
+    """The rows that only ask."""
+    return [row for row in test if isinstance(row, Conversation) and not says_what_is_right(row)]
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from luthier import registry
 from luthier.config import part
+from luthier.data.asked import asked, item_of, reference_of
 from luthier.data.templates import Template
 from luthier.data.write import message_values
 from luthier.engine.rollout import Cast, Grade, Plan, Prompt, Rollouts, Writer, Written
@@ -83,38 +84,6 @@ def runs_asked(recipe: Recipe) -> list[str]:
     return sorted({run for grader in graders for one in (grader, *grader.parts()) for run in one.runs_asked()})
 
 
-def item_of(example: Conversation) -> dict[str, Any]:
-    """What graders and environments see of a row: its own fields; its target; its messages but the last reply; and
-    that reply's text as `reference_answer`."""
-    answer = reference_of(example)
-    return {
-        **dict(example.extra),
-        "messages": [message_values(message) for message in asked(example)],
-        **({} if example.target is None else {"target": example.target}),
-        **({} if answer is None else {"reference_answer": answer.content}),
-    }
-
-
-def asked(example: Conversation) -> tuple[Message, ...]:
-    """The messages that are answered: those before a last reply, or all where none stands there."""
-    messages = example.messages
-    return messages[:-1] if messages and messages[-1].role == "assistant" else messages
-
-
-def reference_of(example: Conversation) -> Message | None:
-    """The reply that the row gives; None: it gives none, or an empty one (`with_place_for_reply`)."""
-    last = example.messages[-1] if asked(example) != example.messages else None
-    return last if last is not None and (last.content or last.tool_calls) else None
-
-
-def with_place_for_reply(example: Example) -> Example:
-    """The example with an empty reply where it ends with a question: what the model will be asked for. Rows of graded
-    replies need no reply of their own; all else that looks at rows finds the place where one is written."""
-    if not isinstance(example, Conversation) or example.messages[-1:] != asked(example)[-1:]:
-        return example
-    return replace(example, messages=(*example.messages, Message("assistant")))
-
-
 def prompts_of(examples: Sequence[Example], template: Template, longest: int, reply: int) -> list[Prompt]:
     """What is asked for each example.
 
@@ -179,6 +148,11 @@ class Rewards:
         if earned is not None:
             parts["environment"], total = earned, total + earned
         return Grade(total, parts, problems)
+
+    def metric(self) -> dict[str, Any]:
+        """Settings of the metric `reward`."""
+        rewards = self.settings.model_dump(include={"rewards"})["rewards"]
+        return {"rewards": rewards, "worth": lambda item, reply: self.grade(item, reply).reward}
 
     def require(self) -> None:
         """Raise an EvaluationError if a grader cannot work here."""

@@ -28,6 +28,9 @@ def schema_file(tmp_path: Path) -> str:
 
 
 def build(name: str, schema_file: str) -> Metric:
+    if name == "reward":  # what is worth something, its recipe says
+        graded = {"worth": lambda item, reply: float(reply.content == json.dumps(item))}
+        return build_metrics([name], rewards=graded)[name]
     return build_metrics([name], schema_file)[name]
 
 
@@ -58,7 +61,8 @@ def perfect(name: str, row: int) -> Prediction:
     calls = (ToolCall("find", {"who": row}),) if name == "tool_calls" and row % 4 else ()
     message = Message("assistant", text, tool_calls=calls)
     certain, hopeless = TargetScore(10, 0.0, 10, 40), TargetScore(10, -1e90, 0, 40)
-    return Prediction(f"r{row}", (), text, wanted, message, message, certain, hopeless, (0.9, 0.1))
+    item = wanted if isinstance(wanted, dict) else {}
+    return Prediction(f"r{row}", (), text, wanted, message, message, certain, hopeless, (0.9, 0.1), item=item)
 
 
 def garbage(name: str, row: int) -> Prediction:
@@ -85,8 +89,10 @@ def test_right_answers_are_best_and_garbage_is_worst(name: str, schema_file: str
     metric = build(name, schema_file)
     right = metric.value(stack(metric, [perfect(name, r) for r in range(ROWS)]))
     wrong = metric.value(stack(metric, [garbage(name, r) for r in range(ROWS)]))
-    assert right == pytest.approx(metric.best)
-    if math.isinf(metric.worst):
+    assert right == pytest.approx(1.0 if math.isinf(metric.best) else metric.best)
+    if math.isinf(metric.best):
+        assert wrong == 0.0
+    elif math.isinf(metric.worst):
         assert wrong > 1e80
     else:
         assert wrong == pytest.approx(metric.worst)
@@ -166,7 +172,7 @@ def test_row_scores(name: str, schema_file: str) -> None:
     if not metric.scores_rows:
         assert score is None
         return
-    assert score == pytest.approx(metric.best)
+    assert score == pytest.approx(1.0 if math.isinf(metric.best) else metric.best)
     wrong = metric.row_score(metric.statistics(garbage(name, 1)))
     assert wrong is not None and score is not None and (wrong < score) == metric.higher_is_better
     if metric.binary:

@@ -62,12 +62,17 @@ def test_graded_training_is_compared_by_its_grader(
     values = job(method=method, hyperparameters={}, result_files=[])
     (exported / "job.json").write_text(json.dumps(values), encoding="utf-8")
     assert main(["import", "openai", str(exported), "-o", str(out), "--model", str(tiny_model_folder)]) == 0
-    assert "parity report goes by the grader" in (out / "summary.md").read_text("utf-8")
+    assert "its report goes by the reward; the parity report goes by the grader" in (out / "summary.md").read_text(
+        "utf-8"
+    )
     run = str(out / JOB / "run")
     quick = ["evaluation.forgetting.multiple_choice=none", "evaluation.forgetting.text=none", "training.steps=2"]
     fewer = [*quick, "rollout.max_new_tokens=8", "evaluation.systems={ fine_tuned = {} }"]
     options = [part for setting in fewer for part in ("--set", setting)]
     assert main(["run", str(out / JOB / "recipe.toml"), "--out", run, *options]) == 0
+    evaluated = json.loads((out / JOB / "run/evaluation.json").read_text("utf-8"))
+    (trained,) = evaluated["systems"]
+    assert trained["metrics"].keys() == {"reward"} and 0 < trained["metrics"]["reward"]["value"] < 1
     parity = ["parity", run, "--answers", str(out / JOB / "answers.jsonl")]
     assert main(parity) == 2 and "--graders" in capsys.readouterr().err
     assert main([*parity, "--graders", str(out / JOB / "graders.json")]) == 0

@@ -6,10 +6,11 @@ import pytest
 
 from luthier.assemble import objective_of
 from luthier.config import build
+from luthier.data.asked import asked, item_of, reference_of, with_place_for_reply
 from luthier.errors import RecipeError
 from luthier.evaluation.graders.base import Host
 from luthier.examples import Conversation, Document, Message
-from luthier.online import Asked, Rewards, asked, item_of, reference_of, with_place_for_reply
+from luthier.online import Asked, Rewards
 from luthier.recipe import Recipe
 
 REWARDS: dict[str, Any] = {

@@ -122,8 +122,10 @@ def require_metrics(task: str, metrics: Mapping[str, Metric]) -> None:
             raise EvaluationError(f"the metric {name} measures nothing in the task {task!r}; those that fit: {fitting}")
 
 
-def build_metrics(names: Sequence[str], json_schema: str | None = None) -> dict[str, Metric]:
-    """Metrics by name; one that needs the schema gets it.
+def build_metrics(
+    names: Sequence[str], json_schema: str | None = None, rewards: Mapping[str, Any] | None = None
+) -> dict[str, Metric]:
+    """Metrics by name; one that needs the schema gets it, and `reward` its settings.
 
     Raises:
         RecipeError: there is no metric of that name.
@@ -139,6 +141,8 @@ def build_metrics(names: Sequence[str], json_schema: str | None = None) -> dict[
                     f"the metric {name} needs a JSON Schema; name the file in evaluation.json_schema, or leave it out"
                 )
             values["json_schema"] = json_schema
+        if "rewards" in cls.model_fields and rewards is not None:
+            values |= rewards
         built[name] = build(cls, values, ["evaluation", "metrics", name])
     return built
 

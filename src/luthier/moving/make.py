@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.config import build, write_toml
+from luthier.data.asked import says_what_is_right
 from luthier.data.formats.base import read_examples
 from luthier.data.profile import profile
 from luthier.data.read import lines_of
@@ -239,11 +240,13 @@ def _recipe(folder: Path, job: Found, making: _Making, summary: JobSummary) -> N
     asked = asked_of(job)
     set_hyperparameters(tree, asked)
     summary.given = hyperparameters_of(asked)
-    if summary.kind == "reinforcement" and not any(map(_says_what_is_wanted, read_examples(folder / TRAIN))):
+    if summary.kind == "reinforcement" and not any(map(_says_what_is_right, read_examples(folder / TRAIN))):
         summary.notes.append(
-            "Its rows have no reply and no `target`, so the metrics of its report have nothing to meet and say "
-            "nothing; the parity report goes by the grader."
+            "Its rows have no reply and no `target`, so its report goes by the reward; the parity report goes by the "
+            "grader."
         )
+        tree["evaluation"].pop("metrics", None)
+        tree["evaluation"]["primary_metric"] = "reward"
     recipe = build(Recipe, absolute_paths(tree, folder.resolve()))
     summary.recipe = recipe
     head = (
@@ -252,8 +255,8 @@ def _recipe(folder: Path, job: Found, making: _Making, summary: JobSummary) -> N
     _write(folder / RECIPE, head + write_toml(tree))
 
 
-def _says_what_is_wanted(example: Example) -> bool:
-    return isinstance(example, Conversation) and (example.completion is not None or example.target is not None)
+def _says_what_is_right(example: Example) -> bool:
+    return isinstance(example, Conversation) and says_what_is_right(example)
 
 
 def _seed(job: Found) -> int:

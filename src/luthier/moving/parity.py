@@ -15,6 +15,7 @@ import numpy as np
 
 from luthier.comparison import NotComparable, Side, kept_statistics, read_side
 from luthier.config import build
+from luthier.data.asked import says_what_is_right
 from luthier.data.formats.base import read_examples
 from luthier.data.split import group_keys
 from luthier.data.write import message_values
@@ -39,7 +40,8 @@ from luthier.examples import Conversation
 from luthier.moving.answers import Recorded, newest, prompt_key
 from luthier.moving.exports import curve_of
 from luthier.moving.graders import LIMITS, read_graders
-from luthier.recipe import DecisionSettings
+from luthier.online import Rewards
+from luthier.recipe import DecisionSettings, RolloutSettings
 from luthier.registry import name_of
 from luthier.report.folder import read_lines
 from luthier.report.ladder import seconds_of_one
@@ -128,7 +130,7 @@ def compare_with(
     decision = build(DecisionSettings, recipe.get("decision") or {}, ["decision"])
     rules = _Rules(evaluation.confidence, int(recipe.get("seed") or 0), decision)
     graded, not_graded = _graders(graders, rows, rules) if graders is not None else ([], [])
-    if any(_says_what_is_wanted(row) for row in rows.examples):
+    if any(says_what_is_right(row) for row in rows.examples):
         compared, old_scores, new_scores, both = _metrics(side, asked, evaluation, rows, rules)
     elif graded:
         compared, old_scores, new_scores, both = [], [None] * len(rows.old), [None] * len(rows.new), {}
@@ -158,11 +160,6 @@ def compare_with(
         old_training=None if curve is None else curve_training(_curve(curve)),
         new_training=side.report.training,
     )
-
-
-def _says_what_is_wanted(row: Conversation) -> bool:
-    """False of a row that a training on graded replies only asks; the run has put an empty reply in its place."""
-    return row.target is not None or (row.completion is not None and bool(message_text(row.completion)))
 
 
 def _shared(side: Side, system: str, answers: Sequence[Recorded]) -> tuple[_Rows, int, list[str]]:
@@ -206,7 +203,8 @@ def _metrics(
     """Both by every metric of written answers, each row's scores by the first, and who is right where that is known."""
     schema = ((side.recipe.get("evaluation") or {}).get("json_schema")) or None
     names = [name for name in asked.metrics if name != evaluation.primary_metric]
-    metrics = build_metrics([evaluation.primary_metric, *names], schema)
+    rewards = _rewards(side).metric() if "reward" in asked.metrics else None
+    metrics = build_metrics([evaluation.primary_metric, *names], schema, rewards)
     written = {name: metric for name, metric in metrics.items() if metric.needs == "generation"}
     if evaluation.primary_metric not in written:
         raise DataError(
@@ -227,6 +225,20 @@ def _metrics(
     metric, old_NS, new_NS = scores[0]
     both = _who_is_right(old_NS, new_NS) if metric.binary else {}
     return compared, _row_scores(metric, old_NS), _row_scores(metric, new_NS), both
+
+
+def _rewards(side: Side) -> Rewards:
+    """The run's own graders.
+
+    Raises:
+        DataError: one cannot be asked here.
+    """
+    rewards = Rewards(build(RolloutSettings, side.recipe["rollout"], ["rollout"]), Host(limits=LIMITS))
+    try:
+        rewards.require()
+    except EvaluationError as error:
+        raise DataError(f"its rewards cannot be given to recorded answers: {error}", side.folder) from None
+    return rewards
 
 
 def _compared(

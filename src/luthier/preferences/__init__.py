@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from luthier import __version__
 from luthier.config import Tree
+from luthier.data.asked import with_place_for_reply
 from luthier.data.formats.base import read_examples
 from luthier.data.templates import Template
 from luthier.data.write import write_examples
@@ -27,7 +28,7 @@ from luthier.errors import DataError, RecipeError, TemplateError
 from luthier.evaluation.style.pairs import Judged, questions, read_replies
 from luthier.examples import Conversation, Example, Message, Preference
 from luthier.files import sha256_of
-from luthier.online import prompt_of, with_place_for_reply
+from luthier.online import prompt_of
 from luthier.preferences.cast import WAYS as WAYS, Cast, Choices as Choices, Judge, cast_of, require_fit as require_fit
 from luthier.preferences.choice import (
     NO_ROOM,

@@ -58,6 +58,8 @@ class Prediction:
     """Where rewards are measured: of the chosen and of the rejected reply, or of each step that it is right."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the row that no format claims, such as `acceptable` and `references`."""
+    item: Mapping[str, Any] = field(default_factory=dict)
+    """What graders see of a chat (`data.asked.item_of`)."""
 
     @property
     def target_text(self) -> str:
@@ -80,6 +82,8 @@ class Metric(Settings, ABC):
     """Every row is right (1) or wrong (0), and the value is their mean: exact tests apply."""
     counts_failures: ClassVar[bool] = False
     """It checks a format: failures are reported per million answers. Only for binary metrics."""
+    reads_target: ClassVar[bool] = True
+    """Whether targets can be unfit, which is found out before any answer. False too where asking costs."""
     scores_rows: ClassVar[bool] = True
     """Whether the value of a single row means something."""
     counts_tokens: ClassVar[bool] = False

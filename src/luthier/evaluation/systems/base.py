@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from luthier import __version__, registry
 from luthier.config import Settings
+from luthier.data.asked import item_of
 from luthier.data.templates import Template
 from luthier.data.write import message_values
 from luthier.errors import EvaluationError
@@ -249,6 +250,7 @@ def prediction(row: Example, answer: Answer) -> Prediction:
         rejected_score=answer.rejected_score,
         rewards=answer.rewards,
         extra=row.extra,
+        item=item_of(row) if isinstance(row, Conversation) else {},
     )
 
 
@@ -272,7 +274,7 @@ def require_measurable(rows: Iterable[Conversation], metrics: Iterable[Metric]) 
     Raises:
         EvaluationError: a row's target, or what it lists beside it, is not of the kind that a metric needs.
     """
-    scored = [metric for metric in metrics if metric.needs == "generation"]
+    scored = [metric for metric in metrics if metric.needs == "generation" and metric.reads_target]
     for row in rows:
         wanted = row.completion if row.completion is not None else Message("assistant", _as_text(row.target))
         for answer in (Answer(row.id, row.prompt, ""), Answer(row.id, row.prompt, message_text(wanted), wanted)):
