@@ -36,11 +36,12 @@ from luthier.models.forest import TokenScores
 from luthier.models.kernels import native
 from luthier.models.kernels.compiled import compile_layers, pays, works
 from luthier.models.load import LoadedModel, load
+from luthier.models.memory import available_bytes
 from luthier.models.new_tokens import with_new_tokens
 from luthier.models.packed import quantized_layers
 from luthier.models.scorer import Scorer, in_mode, require_forest
 from luthier.objectives.base import Models, Objective, OnlineObjective
-from luthier.online import Asked, require_fit, rollouts_of
+from luthier.online import Asked, require_fit, rollouts_of, sampler_bytes
 from luthier.recipe import ModelSettings, Recipe
 from luthier.run_folder import HARMLESS, RunFolder
 
@@ -328,7 +329,7 @@ def build_run(
     if isinstance(objective, OnlineObjective):
         if trainable.asked is None:
             raise ValueError("an online objective needs what is asked")
-        rollouts = rollouts_of(recipe, loaded, models, trainable.asked, folder, fingerprint)
+        rollouts = rollouts_of(recipe, loaded, trainable.injected, models, trainable.asked, folder, fingerprint)
         source, models, validation = rollouts, rollouts.cast.models, rollouts.planned_validation()
     given, most = recipe.training.micro_batch_tokens, most_that_pays(loaded.device)
     run = Run(
@@ -350,7 +351,9 @@ def build_run(
         optimizer_numbers=optimizer.state_numbers,
     )
     if given == "auto":
-        run.fit = fit(run, most, available)
+        taken = sampler_bytes(recipe, loaded)
+        free = available if available is not None or not taken else available_bytes(loaded.device)
+        run.fit = fit(run, most, None if free is None else max(free - taken, 0))
         run.micro_batch_tokens = run.fit.tokens
     if isinstance(source, Rollouts):
         source.micro_batch_tokens = run.micro_batch_tokens

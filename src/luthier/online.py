@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from luthier import registry
+from luthier.adapters.base import Adapter, Injected
 from luthier.config import part
 from luthier.data.templates import Template
 from luthier.data.write import message_values
-from luthier.engine.rollout import Cast, Grade, Plan, Prompt, Rollouts, Writer, Written
+from luthier.engine.rollout import Cast, Grade, Plan, Prompt, Rollouts, Sampler, Writer, Written
+from luthier.engine.vllm import MOST_DRIFT, Server, VllmSampler, held_bytes
 from luthier.engine.writing import OneTurn, OwnSampler, Turns
 from luthier.environments.base import EnvironmentSettings
 from luthier.errors import DataError, RecipeError
@@ -49,9 +51,34 @@ def require_fit(recipe: Recipe, objective: OnlineObjective) -> RolloutSettings:
             f"adapter.init = 'eva' begins from what the model does with the first rows, and {name} has none before it "
             "samples them; choose another start"
         )
+    if settings.vllm is not None:
+        _require_for_vllm(recipe)
     if recipe.data.replay is not None:
         raise RecipeError(f"data.replay: {name} learns from replies that it samples, so there is nothing to mix in")
     return settings
+
+
+def _require_for_vllm(recipe: Recipe) -> None:
+    """Check that vLLM can compute what is trained.
+
+    Raises:
+        RecipeError: it cannot.
+    """
+    kind = registry.name_of(recipe.adapter)
+    adapter = part(recipe.adapter, Adapter, "adapter")  # type: ignore[type-abstract]
+    how = "or remove [rollout.vllm]: our own generator writes for all"
+    if kind != "lora":
+        raise RecipeError(
+            f"rollout.vllm: vLLM is given the weights of a plain LoRA before each rollout, and adapter.type = {kind!r} "
+            f"trains others; set adapter.type = 'lora', {how}"
+        )
+    if adapter.added_tokens:
+        raise RecipeError(f"rollout.vllm: vLLM loads no rows of adapter.new_tokens; remove them, {how}")
+    if recipe.model.quantize != "none":
+        raise RecipeError(
+            f"rollout.vllm: vLLM has the dense base, and model.quantize = {recipe.model.quantize!r} trains over "
+            f"another; set it to 'none', {how}"
+        )
 
 
 @dataclass(frozen=True)
@@ -181,20 +208,60 @@ def _called(call: Mapping[str, Any]) -> dict[str, Any]:
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def writer_of(settings: RolloutSettings, loaded: LoadedModel, template: Template) -> Writer:
-    """What writes the replies."""
-    sampler, longest = OwnSampler(loaded, template.stop_ids), settings.max_new_tokens
+def vllm_of(
+    recipe: Recipe, loaded: LoadedModel, injected: Injected, template: Template, folder: Path
+) -> VllmSampler | None:
+    """The server that the recipe lets write replies, not started yet; None: our own generator writes.
+
+    Args:
+        recipe: of the run.
+        loaded: its base.
+        injected: the adapter that is trained in it.
+        template: whose stop tokens end a reply.
+        folder: for what the server says of itself.
+
+    Raises:
+        ModelError, RecipeError: it cannot work here.
+    """
+    settings = None if recipe.rollout is None else recipe.rollout.vllm
+    if settings is None:
+        return None
+    server = Server(settings, loaded, min(recipe.training.max_tokens, loaded.max_tokens), folder)
+    server.require()
+    return VllmSampler(server, injected, template.stop_ids)
+
+
+def sampler_bytes(recipe: Recipe, loaded: LoadedModel) -> int:
+    """What the sampler takes of the memory of the training's device beside the training itself, about."""
+    settings = None if recipe.rollout is None else recipe.rollout.vllm
+    return 0 if settings is None else held_bytes(settings, loaded)
+
+
+def writer_of(
+    settings: RolloutSettings, loaded: LoadedModel, template: Template, sampler: Sampler | None = None
+) -> Writer:
+    """What writes the replies; without a sampler, our own over the model."""
+    sampler, longest = sampler or OwnSampler(loaded, template.stop_ids), settings.max_new_tokens
     if settings.environment is None:
         return OneTurn(sampler, template, longest)
     environment = part(settings.environment, EnvironmentSettings, "rollout.environment")  # type: ignore[type-abstract]
     return Turns(sampler, template, longest, settings.max_turns, environment.make)
 
 
-def rollouts_of(recipe: Recipe, loaded: LoadedModel, models: Models, asked: Asked, folder: Path, key: str) -> Rollouts:
+def rollouts_of(
+    recipe: Recipe,
+    loaded: LoadedModel,
+    injected: Injected,
+    models: Models,
+    asked: Asked,
+    folder: Path,
+    key: str,
+) -> Rollouts:
     """The source of rows of an online objective; `folder` and `key`: those of the training.
 
     Raises:
         RecipeError, EvaluationError, DataError: a setting, a grader or a prompt does not go with it.
+        ModelError: the sampler cannot work here.
     """
     objective = part(recipe.objective, OnlineObjective, "objective")  # type: ignore[type-abstract]
     settings = require_fit(recipe, objective)
@@ -212,11 +279,15 @@ def rollouts_of(recipe: Recipe, loaded: LoadedModel, models: Models, asked: Aske
         settings.mask_truncated,
         settings.overlong_tokens,
     )
-    write = writer_of(settings, loaded, asked.template)
+    place = folder / "rollouts"
+    vllm = vllm_of(recipe, loaded, injected, asked.template, place)
+    write = writer_of(settings, loaded, asked.template, vllm)
     cast = Cast(objective, models.at(settings.temperature), loaded.model, loaded.device, write, rewards)
+    if vllm is not None:
+        cast = replace(cast, open=vllm.open, close=vllm.close, most_drift=MOST_DRIFT / min(settings.temperature, 1.0))
     longest, reply = min(recipe.training.max_tokens, loaded.max_tokens), settings.max_new_tokens
     train, validation = (prompts_of(rows, asked.template, longest, reply) for rows in (asked.train, asked.validation))
-    return Rollouts(plan, train, _some(validation, settings.validation_prompts), cast, folder / "rollouts", key)
+    return Rollouts(plan, train, _some(validation, settings.validation_prompts), cast, place, key)
 
 
 def _some(prompts: list[Prompt], count: int) -> list[Prompt]:

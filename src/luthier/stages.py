@@ -7,7 +7,7 @@ was. `luthier run` is these in order.
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -29,6 +29,7 @@ from luthier.engine.log import mend_log, metrics_line
 from luthier.engine.loop import Step, observe, settle_head, train, validation_loss
 from luthier.engine.rollout import Rollouts
 from luthier.engine.run import Run
+from luthier.engine.vllm import LOG as LOG_OF_VLLM
 from luthier.errors import PreflightError, StorageError
 from luthier.evaluation.graders.base import Host
 from luthier.examples import Example, Row
@@ -212,6 +213,8 @@ def prepare_training(opened: Opened, progress: Progress, prove: bool = True, ava
     settled = _settled(recipe, folder)
     run = assemble.build_run(settled, loaded, trainable, opened.units, fingerprint, folder.path, available)
     _tell_fit(run, folder, progress)
+    if recipe.rollout is not None and recipe.rollout.vllm is not None:
+        progress.say(f"  replies are written by vLLM; what it says of itself is in {folder / 'rollouts' / LOG_OF_VLLM}")
     with folder.timed("train"):
         keep(run, folder.path, progress)
     found = _newest(run, progress)
@@ -280,7 +283,8 @@ def train_stage(prepared: Prepared, progress: Progress, on_step: Callable[[Step]
         progress.say(f"  going on after step {found.step} ({found.folder})")
     subject = opened.subject if found is None else None
     mend_log(opened.folder / LOG, run.state)
-    with tracked(opened.recipe, opened.folder, progress) as tracking:
+    sampling = closing(run.source.cast) if isinstance(run.source, Rollouts) else nullcontext()
+    with sampling, tracked(opened.recipe, opened.folder, progress) as tracking:
         with progress.stage("train", "training"), opened.folder.timed("train"), interruptible() as interrupted:
             _steps(run, opened, subject, progress, on_step, interrupted)
         _finish(run, opened, progress)

@@ -15,7 +15,7 @@ from luthier.engine import checkpoint
 from luthier.engine.loop import train
 from luthier.engine.rollout import Cast, Grade, Plan, Prompt, Rollouts, Written
 from luthier.engine.writing import OneTurn, OwnSampler
-from luthier.errors import DataError
+from luthier.errors import DataError, ModelError
 from luthier.examples import Message
 from luthier.models.heads import head_of
 from luthier.models.load import LoadedModel
@@ -102,6 +102,24 @@ def test_a_file_tells_texts_rewards_and_drift(loaded: LoadedModel, tmp_path: Pat
         assert line["rewards"] == {"first": line["ids"][0] % 7} and line["values"]["reward"] == line["reward"]
         assert line["sampler_drift"] < 1e-5 and isinstance(line["text"], str)
         assert len(line["ids"]) == len(line["token_values"]["sampled_logprob"])
+
+
+def test_a_sampler_with_other_weights_is_refused(
+    loaded: LoadedModel, make_tiny: Callable[..., LoadedModel], tmp_path: Path
+) -> None:
+    template, other = build_template(loaded, "model"), make_tiny()
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)), alpha=0.3)
+    for model, name in ((loaded, "own"), (other, "other")):
+        write = OneTurn(OwnSampler(model, template.stop_ids), template, 6)
+        source = rollouts(loaded, tmp_path / name, write=write)
+        source.cast = replace(source.cast, most_drift=1.0)
+        if model is loaded:
+            assert source.rollout(1)[0]["sampler_drift"] < 1e-5
+            continue
+        with pytest.raises(ModelError, match=r"rollout 1: the sampler's log-probabilities are [\d.]+ nats a token"):
+            source.step(1)
 
 
 def test_passes_and_parts_take_each_prompt_once(loaded: LoadedModel, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ run that was killed ends with the bits of one that was not.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 
 from luthier.data.source import NOTHING, Places, Unit, micro_batches, order
 from luthier.data.write import atomic_text
-from luthier.errors import DataError
+from luthier.errors import DataError, ModelError
 from luthier.examples import Message, Row
 from luthier.models.forest import build_batch
 from luthier.models.generate import Generation
@@ -87,7 +88,7 @@ Grader: TypeAlias = Callable[[Sequence[tuple[Prompt, Written]]], Sequence[Grade]
 
 
 class Sampler(Protocol):
-    """Writes replies. `models.generate` is the one that ships; another engine may stand in its place."""
+    """Writes replies: our own generator, or another engine in its place (`writing.OwnSampler`, `vllm.VllmSampler`)."""
 
     def __call__(
         self, prompts: Sequence[Sequence[int]], limits: Sequence[int], seeds: Sequence[int], temperature: float
@@ -136,6 +137,12 @@ class Cast:
     device: torch.device
     write: Writer
     grade: Grader
+    open: Callable[[], None] = lambda: None
+    """Readies whatever writes."""
+    close: Callable[[], None] = lambda: None
+    """Lets go of it; it comes back when it is asked."""
+    most_drift: float = math.inf
+    """Nats a token between its log-probabilities and training's, over a rollout, which are refused above."""
 
 
 class Rollouts:
@@ -245,6 +252,12 @@ class Rollouts:
         for reply, answer, row, is_dead in zip(replies, answers, rows, flags, strict=True):
             values = {**row.values, **answer.values, "dead": is_dead, **_divergence(row)}
             lines.append(self._line(replace(answer, group=reply.group, values=values), replace(row, values=values)))
+        drift = sum(map(_drift, rows)) / len(rows)
+        if drift > self.cast.most_drift:
+            raise ModelError(
+                f"rollout {number}: the sampler's log-probabilities are {drift:.2f} nats a token from training's: it "
+                "writes with another model or other weights; remove [rollout.vllm], and the training writes itself"
+            )
         header = {
             "rollout": number,
             "key": self.key,
@@ -253,6 +266,7 @@ class Rollouts:
             "replaced_groups": replaced,
             "reward": sum(reply.reward for reply in replies) / len(replies),
             "truncated": sum(reply.truncated for reply in replies) / len(replies),
+            "sampler_drift": drift,
         }
         return [header, *lines]
 

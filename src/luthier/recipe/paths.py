@@ -48,6 +48,7 @@ _PATHS = (
     ("data", "train"),
     ("data", "validation"),
     ("data", "test"),
+    ("rollout", "vllm", "python"),
     ("retrieval", "corpus"),
     ("retrieval", "embedder"),
     ("retrieval", "reranker"),

@@ -1,6 +1,8 @@
 """What a recipe says of replies that the model writes while it trains."""
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_serializer, model_validator
@@ -8,6 +10,11 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_serializer, m
 from luthier.config import Settings, Tree, nested
 from luthier.errors import RecipeError
 from luthier.recipe.parts import ENVIRONMENTS, GRADERS, build_part, dump_part
+
+VLLM_PYTHON = "LUTHIER_VLLM_PYTHON"
+"""The environment variable that names the interpreter with vLLM where a recipe does not."""
+VLLM_COLDEST = 0.01
+"""Of lower temperatures vLLM makes this one, and says so in its log alone."""
 
 
 def _grader(table: Any) -> Settings:
@@ -48,6 +55,41 @@ class RewardSettings(Settings):
         return dump_part(grader)
 
 
+class VllmSettings(Settings):
+    """A vLLM server that writes the replies, started and ended by the training; nothing of it is imported."""
+
+    python: str | None = None
+    """The interpreter of an environment that has vLLM. Absent: the one in the environment variable
+    `LUTHIER_VLLM_PYTHON`, so that a recipe need not name a place of one machine."""
+    cache_gib: float = Field(4.0, gt=0)
+    """What it keeps of prompts and replies in memory, in GiB. Its weights and some 3 GiB come on top."""
+    devices: str | None = Field(None, min_length=1)
+    """Other GPUs than the training's, as `CUDA_VISIBLE_DEVICES` names them, such as `"1"`; absent: the same."""
+    arguments: tuple[str, ...] = ()
+    """More for its command line, such as `["--tensor-parallel-size", "2"]`."""
+    timeout_seconds: float = Field(1800.0, gt=0)
+    """Longest time for one reply, while others are written."""
+
+    @property
+    def interpreter(self) -> Path:
+        """What starts it.
+
+        Raises:
+            RecipeError: nothing names it.
+        """
+        named = self.python or os.environ.get(VLLM_PYTHON)
+        if not named:
+            raise RecipeError(
+                f"rollout.vllm.python: nothing names an interpreter with vLLM; give it here, or in {VLLM_PYTHON}"
+            )
+        return Path(named).absolute()
+
+    @property
+    def cache_bytes(self) -> int:
+        """`cache_gib` in bytes."""
+        return int(self.cache_gib * 2**30)
+
+
 class RolloutSettings(Settings):
     """Replies that the model writes while it trains, and what they are worth; for objectives that learn from them."""
 
@@ -76,6 +118,9 @@ class RolloutSettings(Settings):
     """Learn nothing from replies that ran into `max_new_tokens`."""
     overlong_tokens: int = Field(0, ge=0)
     """Within so many tokens of `max_new_tokens` the reward falls, by 1 at the limit; 0: it does not."""
+    vllm: VllmSettings | None = None
+    """`[rollout.vllm]`: replies are written by a vLLM server; absent: by our own generator, in the training's process.
+    Only for `adapter.type = "lora"`."""
     validation_prompts: int = Field(64, ge=1)
     """At most so many validation prompts are answered, by the likeliest tokens, to choose the best step."""
 
@@ -87,6 +132,16 @@ class RolloutSettings(Settings):
         if self.environment is None and self.max_turns != type(self).model_fields["max_turns"].default:
             with nested():
                 raise RecipeError("rollout.max_turns changes nothing without rollout.environment")
+        return self
+
+    @model_validator(mode="after")
+    def _require_temperature(self) -> "RolloutSettings":
+        if self.vllm is not None and self.temperature < VLLM_COLDEST:
+            with nested():
+                raise RecipeError(
+                    f"rollout.temperature = {self.temperature}: vLLM samples at {VLLM_COLDEST} or above; raise it, or "
+                    "remove [rollout.vllm]"
+                )
         return self
 
     @field_serializer("environment")
