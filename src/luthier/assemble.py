@@ -43,7 +43,7 @@ from luthier.models.scorer import Scorer, in_mode, require_forest
 from luthier.objectives.base import Models, Objective, OnlineObjective
 from luthier.online import Asked, require_fit, rollouts_of, sampler_bytes
 from luthier.recipe import ModelSettings, Recipe
-from luthier.run_folder import HARMLESS, RunFolder
+from luthier.run_folder import RunFolder, decisive
 
 TEMPLATE_FILE = "template.jinja"
 RECORD = "run.json"
@@ -383,8 +383,7 @@ def fingerprint_of(
     `start` is the sha256 of each file of the artifact that the adapter starts at, if it is not fresh. `asked` is what
     graders see of the rows, where the objective is online.
     """
-    apart = (*HARMLESS, "data")  # rows with passages differ in their tokens
-    settings = {k: v for k, v in recipe.dump().items() if k not in apart}
+    settings = {k: v for k, v in decisive(recipe.dump()).items() if k != "data"}  # with passages rows differ in tokens
     settings["adapter"] = {k: v for k, v in settings["adapter"].items() if k != "start_from"}  # its files say more
     data = {name: _hash_units(group) for name, group in units.items()}
     versions = [__version__, torch.__version__, str(loaded.dtype), loaded.device.type, native.identity()]

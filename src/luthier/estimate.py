@@ -262,7 +262,8 @@ def estimate_training(opened: Opened) -> TrainingEstimate:
 
 def _built(opened: Opened) -> Run:
     start = None if opened.start is None else opened.start.folder
-    trainable = replace(assemble.make_trainable(opened.recipe, opened.loaded, start), asked=asked_of(opened))
+    trainable = assemble.make_trainable(opened.recipe, opened.loaded, start)
+    trainable = replace(trainable, asked=asked_of(opened, to_train=False))
     return assemble.build_run(opened.recipe, opened.loaded, trainable, opened.units, "", opened.folder.path)
 
 

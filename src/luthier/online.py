@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from luthier.engine.rollout import Cast, Grade, Plan, Prompt, Rollouts, Sampler,
 from luthier.engine.vllm import MOST_DRIFT, Server, VllmSampler, held_bytes
 from luthier.engine.writing import OneTurn, OwnSampler, Turns
 from luthier.environments.base import EnvironmentSettings
-from luthier.errors import DataError, RecipeError
-from luthier.evaluation.graders.base import Grader, Host, Sample
+from luthier.errors import DataError, EvaluationError, RecipeError
+from luthier.evaluation.asked_models import AskedModels
+from luthier.evaluation.graders.base import Grader, Host, Sample, Unanswered
+from luthier.evaluation.systems.base import System
 from luthier.examples import Conversation, Example, Message
 from luthier.models.load import LoadedModel
 from luthier.objectives.base import Models, OnlineObjective
@@ -51,6 +54,7 @@ def require_fit(recipe: Recipe, objective: OnlineObjective) -> RolloutSettings:
             f"adapter.init = 'eva' begins from what the model does with the first rows, and {name} has none before it "
             "samples them; choose another start"
         )
+    _require_models(settings)
     if settings.vllm is not None:
         _require_for_vllm(recipe)
     if recipe.data.replay is not None:
@@ -92,7 +96,12 @@ class Asked:
     host: Host = field(default_factory=Host)
     """What graders may use."""
     judges: Mapping[str, Any] = field(default_factory=dict)
-    """Of each run whose model judges replies, by its folder, the sha256 of its files."""
+    """Of each run whose model judges replies, by its folder, the sha256 of its files; of a model on this machine that
+    graders ask, what its files are."""
+    at_once: int = 1
+    """Replies that are graded at the same time."""
+    notes: Sequence[str] = ()
+    """What is worth saying of whom graders ask."""
 
     def decides(self) -> list[Any]:
         """What rewards are made of beside the settings, for a digest: what graders see of all rows, and who judges."""
@@ -101,11 +110,43 @@ class Asked:
         return [*items, *([dict(self.judges)] if self.judges else [])]
 
 
+def _graders(settings: RolloutSettings | None) -> list[Grader]:
+    """All graders of rollouts, those within others too."""
+    tables = {} if settings is None else settings.rewards
+    graders = [part(table.grader, Grader, "grader") for table in tables.values()]  # type: ignore[type-abstract]
+    return [one for grader in graders for one in (grader, *grader.parts())]
+
+
 def runs_asked(recipe: Recipe) -> list[str]:
     """Folders of the runs that graders of rollouts ask, each once."""
-    tables = {} if recipe.rollout is None else recipe.rollout.rewards
-    graders = [part(table.grader, Grader, "grader") for table in tables.values()]  # type: ignore[type-abstract]
-    return sorted({run for grader in graders for one in (grader, *grader.parts()) for run in one.runs_asked()})
+    return sorted({run for grader in _graders(recipe.rollout) for run in grader.runs_asked()})
+
+
+def models_asked(recipe: Recipe, folder: Path, device: str) -> AskedModels:
+    """The models that graders of rollouts ask, ready; `folder`: that of the run.
+
+    Raises:
+        EvaluationError, ModelError: one cannot be asked from here.
+    """
+    settings = {} if recipe.rollout is None else recipe.rollout.models
+    models = {name: part(model, System, f"rollout.models.{name}") for name, model in settings.items()}  # type: ignore[type-abstract]
+    return AskedModels(models, folder / "rollouts" / "responses", device)
+
+
+def _require_models(settings: RolloutSettings) -> None:
+    """Check that graders ask just the models that are named.
+
+    Raises:
+        RecipeError: one is missing, or is asked by none.
+    """
+    asked = {model for grader in _graders(settings) for model in grader.models_asked()}
+    if missing := sorted(asked - settings.models.keys()):
+        raise RecipeError(
+            f"a grader asks the model {missing[0]!r}, and nothing says where it is: write a table "
+            f'[rollout.models."{missing[0]}"] with base_url and model, or with type = "local_model"'
+        )
+    if extra := sorted(settings.models.keys() - asked):
+        raise RecipeError(f"rollout.models.{extra[0]} changes nothing: no grader asks a model of this name; remove it")
 
 
 def item_of(example: Conversation) -> dict[str, Any]:
@@ -175,18 +216,43 @@ class Rewards:
 
     settings: RolloutSettings
     host: Host
+    at_once: int = 1
+    """Replies that are graded at the same time."""
 
     def __call__(self, answers: Sequence[tuple[Prompt, Written]]) -> list[Grade]:
-        """The grade of each reply."""
-        return [self.grade(prompt.item, written.message, written.earned) for prompt, written in answers]
+        """The grade of each reply, several at once where models are asked.
+
+        Raises:
+            EvaluationError: as `grade`.
+        """
+        asked = [(prompt.item, written.message, written.earned) for prompt, written in answers]
+        if self.at_once == 1:
+            return [self.grade(*one) for one in asked]
+        with ThreadPoolExecutor(self.at_once, "grading") as pool:
+            grades = [pool.submit(self.grade, *one) for one in asked]
+            try:
+                return [grade.result() for grade in grades]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def grade(self, item: Mapping[str, Any], reply: Message, earned: float | None = None) -> Grade:
-        """The grade of one reply to the row `item`; a grader that cannot grade it gives 0 and says why."""
+        """The grade of one reply to the row `item`; a grader that cannot grade it gives 0 and says why.
+
+        Raises:
+            EvaluationError: a model that a grader asks gives no answer.
+        """
         sample = Sample.of(reply.content, [_called(call) for call in message_values(reply).get("tool_calls", ())])
         parts, problems = {}, {}
         for name, reward in self.settings.rewards.items():
             grader = part(reward.grader, Grader, f"rollout.rewards.{name}.grader")  # type: ignore[type-abstract]
-            graded = grader.grade(sample, item, self.host)
+            try:
+                graded = grader.grade(sample, item, self.host)
+            except Unanswered as failure:
+                raise EvaluationError(
+                    f"rollout.rewards.{name}: {failure}. No reward is made up for it. What was answered is kept: once "
+                    "it answers, the same command goes on"
+                ) from None
             parts[name] = graded.reward
             if graded.problem:
                 problems[name] = graded.problem
@@ -265,7 +331,7 @@ def rollouts_of(
     """
     objective = part(recipe.objective, OnlineObjective, "objective")  # type: ignore[type-abstract]
     settings = require_fit(recipe, objective)
-    rewards = Rewards(settings, asked.host)
+    rewards = Rewards(settings, asked.host, asked.at_once)
     rewards.require()
     plan = Plan(
         recipe.training.rows_per_step,

@@ -9,6 +9,7 @@ Runs of one base share its weights.
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 
 from luthier.assemble import Artifact, read_artifact
 from luthier.config import canonical_hash
@@ -36,9 +37,14 @@ class Judges:
         self._device = device
         self._models: dict[str, RewardModel] = {}
         self._bases: dict[str, LoadedModel] = {}
+        self._one = Lock()
 
     def __call__(self, runs: Sequence[str], messages: Sequence[Message]) -> list[float]:
-        """The reward of a chat's last message by each run; raises as `judge`."""
+        """The reward of a chat's last message by each run; raises as `judge`. One thread at a time does."""
+        with self._one:
+            return self._rewards(runs, messages)
+
+    def _rewards(self, runs: Sequence[str], messages: Sequence[Message]) -> list[float]:
         return [judged[0].reward for judged in self.judge(runs, [Conversation(tuple(messages), id="the answer")])]
 
     def judge(self, runs: Sequence[str], conversations: Sequence[Conversation]) -> list[list[Judgement]]:

@@ -31,14 +31,14 @@ from luthier.engine.rollout import Rollouts
 from luthier.engine.run import Run
 from luthier.engine.vllm import LOG as LOG_OF_VLLM
 from luthier.errors import PreflightError, StorageError
-from luthier.evaluation.graders.base import Host
+from luthier.evaluation.graders.base import Host, ModelReply
 from luthier.examples import Example, Row
 from luthier.files import sync
 from luthier.models.kernels import native
 from luthier.models.load import LoadedModel
 from luthier.models.memory import peak_memory_bytes
 from luthier.objectives.base import OnlineObjective
-from luthier.online import Asked, runs_asked
+from luthier.online import Asked, models_asked, runs_asked
 from luthier.preflight.base import RowSettings, Stage, Subject, require, run_gates
 from luthier.preflight.tensors_moved import checksums
 from luthier.progress import Progress, duration
@@ -208,7 +208,7 @@ def prepare_training(opened: Opened, progress: Progress, prove: bool = True, ava
     asked = asked_of(opened)
     fingerprint = assemble.fingerprint_of(recipe, loaded, opened.template, opened.units, files, asked)
     trainable = replace(assemble.make_trainable(recipe, loaded, start), asked=asked)
-    for note in trainable.notes:
+    for note in (*trainable.notes, *(() if asked is None else asked.notes)):
         progress.say(f"  {note}")
     settled = _settled(recipe, folder)
     run = assemble.build_run(settled, loaded, trainable, opened.units, fingerprint, folder.path, available)
@@ -233,11 +233,14 @@ def prepare_training(opened: Opened, progress: Progress, prove: bool = True, ava
     return Prepared(opened, run, found)
 
 
-def asked_of(opened: Opened) -> Asked | None:
+def asked_of(opened: Opened, to_train: bool = True) -> Asked | None:
     """What an online objective asks: the rows that others train on; None where the objective asks nothing.
 
+    Unless it is `to_train`, models that graders ask are not asked, and no reply is worth anything.
+
     Raises:
-        ModelError, EvaluationError: a run that grades replies has no trained model, or one that judges none.
+        ModelError, EvaluationError: a run that grades replies has no trained model, or one that judges none; or a model
+            that graders ask cannot be asked from here.
     """
     if opened.recipe.rollout is None:
         return None
@@ -247,7 +250,21 @@ def asked_of(opened: Opened) -> Asked | None:
     for run in runs:  # now: later one that cannot judge is a grade of 0, and the memory it takes would not be counted
         judge.model(run)
     files = {run: assemble.artifact_record(Path(run) / "adapter")["files"] for run in runs}
-    return Asked(template, named["train"], named["validation"], Host(judge=judge if runs else None), files)
+    host = Host(judge=judge if runs else None)
+    if not to_train and opened.recipe.rollout.models:
+        host = replace(host, ask_model=lambda *_: ModelReply(""))
+    if not to_train or not opened.recipe.rollout.models:
+        return Asked(template, named["train"], named["validation"], host, files)
+    models = models_asked(opened.recipe, opened.folder.path, str(opened.loaded.device))
+    return Asked(
+        template,
+        named["train"],
+        named["validation"],
+        replace(host, ask_model=models),
+        {**files, **models.identities},
+        models.at_once,
+        models.notes,
+    )
 
 
 def _tell_first(first: Mapping[str, float], progress: Progress) -> None:
@@ -260,6 +277,11 @@ def _tell_first(first: Mapping[str, float], progress: Progress) -> None:
         progress.say(
             "  ! most ran into rollout.max_new_tokens and were graded unfinished: raise it, or train on the replies of "
             "the rows first, so that the model knows how to end"
+        )
+    if first["ungraded"]:
+        progress.say(
+            f"  ! a grader could not grade {first['ungraded']:.0%} of them, which then counts as 0; the files in "
+            "rollouts say why"
         )
     if first["dead"] > 0.5:
         progress.say(

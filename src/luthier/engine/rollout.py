@@ -218,13 +218,13 @@ class Rollouts:
         return [(p.id, rewards[2 * i], rewards[2 * i + 1]) for i, (p, _) in enumerate(known)]
 
     def first(self) -> Mapping[str, float]:
-        """Of the first rollout: `reward`, and the shares of replies `truncated` and of groups `dead`: those that teach
-        nothing."""
+        """Of the first rollout: `reward`, the shares of replies `truncated` and `ungraded`, and of groups `dead`: those
+        that teach nothing."""
         header, *lines = self.rollout(1)
         dead = header["dead_groups"] / len(header["places"]) if self.cast.objective.least_group > 1 else 0.0
         if len({line["reward"] for line in lines}) == 1:
             dead = 1.0
-        return {"reward": header["reward"], "truncated": header["truncated"], "dead": dead}
+        return {**{name: header[name] for name in ("reward", "truncated", "ungraded")}, "dead": dead}
 
     # a rollout
 
@@ -267,6 +267,7 @@ class Rollouts:
             "reward": sum(reply.reward for reply in replies) / len(replies),
             "truncated": sum(reply.truncated for reply in replies) / len(replies),
             "sampler_drift": drift,
+            "ungraded": sum(bool(answer.grade.problems) for answer in answers) / len(answers),
         }
         return [header, *lines]
 

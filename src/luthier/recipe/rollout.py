@@ -9,10 +9,16 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_serializer, m
 
 from luthier.config import Settings, Tree, nested
 from luthier.errors import RecipeError
-from luthier.recipe.parts import ENVIRONMENTS, GRADERS, build_part, dump_part
+from luthier.recipe.parts import ENVIRONMENTS, GRADERS, SYSTEMS, build_part, dump_part
 
 VLLM_PYTHON = "LUTHIER_VLLM_PYTHON"
 """The environment variable that names the interpreter with vLLM where a recipe does not."""
+ASKABLE = ("remote", "local_model")
+"""Systems that graders can ask."""
+NOT_OF_GRADING = frozenset(
+    {"note", "held_out", "shots", "tune_rows", "instruction", "suggest", "answer_room", "template_file"}
+)
+"""Settings of these that are of rows which are answered."""
 VLLM_COLDEST = 0.01
 """Of lower temperatures vLLM makes this one, and says so in its log alone."""
 
@@ -32,6 +38,25 @@ def _rewards(tables: Any) -> Any:
         grader = table.get("grader") if isinstance(table, Mapping) else None
         named[name] = {**table, "grader": {"name": name, **grader}} if isinstance(grader, Mapping) else table
     return named
+
+
+def _models(tables: Any) -> Any:
+    """The settings of each model that graders ask, by the name that they ask it by."""
+    if not isinstance(tables, Mapping):
+        return tables
+    return {name: _model(str(name), table) for name, table in tables.items()}
+
+
+def _model(name: str, table: Any) -> Settings:
+    at = ["rollout", "models", name]
+    with nested():
+        if isinstance(table, Mapping) and table.get("type", ASKABLE[0]) not in ASKABLE:
+            raise RecipeError(f"{'.'.join(at)}.type = {table['type']!r}: expected one of {', '.join(ASKABLE)}")
+        model = build_part(SYSTEMS, table, ASKABLE[0], at)
+        for key, value in model.model_dump().items():
+            if key in NOT_OF_GRADING and value != type(model).model_fields[key].default:
+                raise RecipeError(f"{'.'.join(at)}.{key} changes nothing: a grader's `input` is all that is asked")
+        return model
 
 
 def _environment(table: Any) -> Settings | None:
@@ -95,6 +120,12 @@ class RolloutSettings(Settings):
 
     rewards: Annotated[dict[str, RewardSettings], BeforeValidator(_rewards)] = Field(default_factory=dict)
     """Graders by name, such as `[rollout.rewards.exact]`; the reward is the weighted sum of their grades."""
+    models: Annotated[
+        dict[str, SerializeAsAny[Settings]], BeforeValidator(_models, json_schema_input_type=dict[str, Tree])
+    ] = Field(default_factory=dict)
+    """Whom graders of type `score_model` and `label_model` ask, by their `model`: `[rollout.models."gpt-4o"]`, of type
+    `remote` (the default: an endpoint, with `base_url`, `model`, `api_key_env`, `spend_limit_usd` and the rest) or
+    `local_model` (a base model on this machine), with the keys of these in `evaluation.systems`."""
     environment: Annotated[
         SerializeAsAny[Settings] | None, BeforeValidator(_environment, json_schema_input_type=Tree | None)
     ] = None
@@ -143,6 +174,10 @@ class RolloutSettings(Settings):
                     "remove [rollout.vllm]"
                 )
         return self
+
+    @field_serializer("models")
+    def _dump_models(self, models: dict[str, Settings]) -> Tree:
+        return {name: dump_part(model) for name, model in models.items()}
 
     @field_serializer("environment")
     def _dump_environment(self, environment: Settings | None) -> Tree | None:

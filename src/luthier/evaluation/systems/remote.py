@@ -125,7 +125,7 @@ class Remote(System):
         """
         questions = require_questions(rows, "remote")
         asked = list(self._requests(questions, context))
-        kept = Responses(None if context.responses is None else context.responses / self._file_name)
+        kept = Responses(None if context.responses is None else context.responses / self.file_name)
         missing = {request.key: request for request in asked if kept.get(request.key) is None}
         known = _known(asked, missing)
         attempts = self._ask(missing, asked, kept, context) if missing else 0
@@ -145,7 +145,8 @@ class Remote(System):
         return None if given is None or written is None else Prices(given, written)
 
     @property
-    def _file_name(self) -> str:
+    def file_name(self) -> str:
+        """Of the answers of this model there."""
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{urlsplit(self.base_url).netloc}-{self.model}")[:80]
         return f"{name}-{canonical_hash([self.base_url, self.model])[:12]}.jsonl"
 
