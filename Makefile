@@ -112,7 +112,7 @@ trackers: env .peers/mlflow/.ready
 bench: env
 	OMP_NUM_THREADS=$(WORKERS) $(BIN)/python -m benchmarks
 
-# Whether methods do what their papers say: hours, resumable, into docs/methods.md. DATA: a folder of preference pairs.
+# Whether methods do what their papers say: hours, resumable, into docs/methods.md. DATA: a folder of data.
 methods: env
 	$(BIN)/python -m benchmarks.methods --data $(DATA)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
-APART = ("gpu", "methods", "reward", "reward_probe")
+APART = ("gpu", "methods", "preferences", "reward", "reward_probe", "rl")
 """Not for `make bench`: what needs a GPU, and what takes hours (`make methods`)."""
 METHODS_PAGE = "docs/methods.md"
 """Written by benchmarks, so it differs from the commit as soon as the first of them is done."""

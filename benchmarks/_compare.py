@@ -164,9 +164,9 @@ def ratio(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> tuple[float, fl
     return statistics.median(ratios), min(ratios), max(ratios)
 
 
-def agree(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> bool:
+def agree(ours: Sequence[Outcome], theirs: Sequence[Outcome], tolerance: float) -> bool:
     """Whether both ended with the same loss."""
-    return abs(ours[-1].losses[-1] - theirs[-1].losses[-1]) <= LOSS_TOLERANCE
+    return abs(ours[-1].losses[-1] - theirs[-1].losses[-1]) <= tolerance
 
 
 COLUMNS = (
@@ -182,6 +182,7 @@ def lines(
     contenders: Sequence[Contender],
     outcomes: Mapping[str, Sequence[Outcome]],
     share: Callable[[Outcome], float] | None = None,
+    tolerance: float = LOSS_TOLERANCE,
 ) -> list[str]:
     """Lines of the table; ours, the first contender, is what the others are compared with.
 
@@ -191,6 +192,7 @@ def lines(
         contenders: in the order of the lines.
         outcomes: by the name of the contender.
         share: how much of the machine's matrix rate an outcome is.
+        tolerance: nats by which the last losses may differ.
     """
     ours = outcomes.get(contenders[0].name, [])
     made = []
@@ -206,7 +208,7 @@ def lines(
             continue
         speed, low, high = ratio(ours, found)
         peak = statistics.median(o.peak_bytes for o in ours) / statistics.median(o.peak_bytes for o in found)
-        verdict = f"{speed:.2f}x [{low:.2f}, {high:.2f}]" if agree(ours, found) else "void: losses differ"
+        verdict = f"{speed:.2f}x [{low:.2f}, {high:.2f}]" if agree(ours, found, tolerance) else "void: losses differ"
         made.append(f"{text} | {verdict} | {peak:.2f}x |")
     return made
 
@@ -235,6 +237,8 @@ class Race:
     """Writes files into a folder and says what every contender has to do."""
     contenders: Sequence[Contender]
     """Ours first."""
+    tolerance: float = LOSS_TOLERANCE
+    """More where chance is in the losses."""
 
 
 def matrix_rate(threads: int) -> float:
@@ -274,7 +278,7 @@ def main(description: str, races: Sequence[Race], given: Sequence[str], training
                 share = _share(job, matrix_rate(threads)) if "operations" in job else None
                 outcomes = in_turn(contenders, job, threads, asked.rounds)
                 what = f"{race.name}: {race.what}"
-                print(*lines(what, threads, contenders, outcomes, share), sep="\n", flush=True)
+                print(*lines(what, threads, contenders, outcomes, share, race.tolerance), sep="\n", flush=True)
     return 0
 
 

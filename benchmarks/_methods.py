@@ -35,6 +35,36 @@ def finished(recipe: Path, folder: Path, until: float | None = None) -> bool:
     return True
 
 
+def prepared(folder: Path, files: Mapping[str, str]) -> Path:
+    """The folder of a training, with its rows and its recipe.
+
+    Exits where other rows or settings lie there: figures of theirs would be told as these.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        path = folder / name
+        if not path.is_file():
+            path.write_text(text, encoding="utf-8")
+        elif path.read_text(encoding="utf-8") != text:
+            raise SystemExit(f"{path} is of other rows or settings than these; use another --out, or remove {folder}")
+    return folder
+
+
+def pairs_of(path: Path, count: int, characters: int) -> list[dict[str, Any]]:
+    """The first so many preference pairs whose prompt and either reply have no more characters than that."""
+    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    return [row for row in rows if max(_length(row, side) for side in ("chosen", "rejected")) <= characters][:count]
+
+
+def _length(row: Mapping[str, Any], side: str) -> int:
+    return sum(len(message["content"]) for message in (*row["prompt"], *row[side]))
+
+
+def lines_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The text of a JSON Lines file."""
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
 def commit_of(folder: Path) -> str:
     """The commit of Luthier that last worked on a run; figures of it may be older than the page's heading."""
     commit: str | None = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["git"]

@@ -2,7 +2,7 @@
 
     python -m benchmarks.reward --data FOLDER [--models A B] [--seeds 0 1] [--pairs 500] [--minutes 10]
 
-FOLDER holds `train.jsonl` and `test.jsonl`, preference pairs. Trained on are the first `--pairs` pairs of at most
+FOLDER holds `preference`, with `train.jsonl` and `test.jsonl`. Trained on are the first `--pairs` pairs of at most
 `--characters` characters a side; tested are all pairs of the test file. The control is the same training with chosen
 and rejected exchanged in each pair by a coin of the seed, also in validation: it must not be told from 0.5 on the test
 file, which keeps its labels. Each training is a whole `luthier run` under `--out`, and goes on where it was: with
@@ -18,21 +18,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks._methods import commit_of, finished, measured, write_section
+from benchmarks._methods import commit_of, finished, lines_of, measured, pairs_of, prepared, write_section
 from luthier.config import write_toml
 
 METRIC = "reward_accuracy"
 LABELS = ("true", "shuffled")
-
-
-def pairs_of(path: Path, count: int, characters: int) -> list[dict[str, Any]]:
-    """The first so many pairs that are short enough."""
-    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    return [row for row in rows if max(_length(row, side) for side in ("chosen", "rejected")) <= characters][:count]
-
-
-def _length(row: Mapping[str, Any], side: str) -> int:
-    return sum(len(message["content"]) for message in (*row["prompt"], *row[side]))
 
 
 def shuffled(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
@@ -42,26 +32,14 @@ def shuffled(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
     return [{swapped.get(k, k): v for k, v in row.items()} if coin.random() < 0.5 else row for row in rows]
 
 
-def prepare(asked: argparse.Namespace, model: str, labels: str, seed: int) -> tuple[Path, Path]:
-    """Rows and recipe of one training, written if they are not there; the recipe's file and the run's folder.
-
-    Exits where a training with other rows or settings lies there: its figures would be told as these.
-    """
-    folder = asked.out / f"{model}_{labels}_{seed}_{asked.pairs}"
-    rows = pairs_of(asked.data / "train.jsonl", asked.pairs, asked.characters)
+def prepare(asked: argparse.Namespace, model: str, labels: str, seed: int) -> Path:
+    """The folder of one training, with rows and recipe."""
+    rows = pairs_of(asked.data / "preference/train.jsonl", asked.pairs, asked.characters)
     rows = shuffled(rows, seed) if labels == "shuffled" else rows
-    wanted = {
-        "train.jsonl": "".join(json.dumps(row) + "\n" for row in rows),
-        "recipe.toml": write_toml(settings(asked, model, seed, len(rows))),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in wanted.items():
-        path = folder / name
-        if not path.is_file():
-            path.write_text(text, encoding="utf-8")
-        elif path.read_text(encoding="utf-8") != text:
-            raise SystemExit(f"{path} is of other rows or settings than these; use another --out, or remove {folder}")
-    return folder / "recipe.toml", folder / "run"
+    recipe = write_toml(settings(asked, model, seed, len(rows)))
+    return prepared(
+        asked.out / f"{model}_{labels}_{seed}_{asked.pairs}", {"train.jsonl": lines_of(rows), "recipe.toml": recipe}
+    )
 
 
 def settings(asked: argparse.Namespace, model: str, seed: int, pairs: int) -> dict[str, Any]:
@@ -70,7 +48,7 @@ def settings(asked: argparse.Namespace, model: str, seed: int, pairs: int) -> di
     return {
         "seed": seed,
         "model": {"name": model},
-        "data": {"train": "train.jsonl", "test": str((asked.data / "test.jsonl").resolve())},
+        "data": {"train": "train.jsonl", "test": str((asked.data / "preference/test.jsonl").resolve())},
         "objective": {"type": "reward"},
         "training": {"epochs": 1, "rows_per_step": 8, "validate_every": max(1, steps // 3), "max_tokens": 2048},
         "evaluation": {"systems": {"zero_shot": {}, "fine_tuned": {}}},
@@ -88,7 +66,7 @@ def told(found: Mapping[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with train.jsonl and test.jsonl")
+    parser.add_argument("--data", type=Path, required=True, help="folder with preference/train.jsonl and test.jsonl")
     parser.add_argument("--models", nargs="+", default=["smollm2-135m-instruct"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--pairs", type=int, default=500)
@@ -102,8 +80,9 @@ def main() -> int:
         "|---|---|---|---|---|---|---|",
     ]
     for model, labels, seed in trainings(asked):
-        recipe, folder = prepare(asked, model, labels, seed)
-        if not finished(recipe, folder, until):
+        place = prepare(asked, model, labels, seed)
+        folder = place / "run"
+        if not finished(place / "recipe.toml", folder, until):
             print(f"stopped in {folder}; the same command goes on", file=sys.stderr)
             return 3
         pairs = json.loads((folder / "data/split.json").read_text(encoding="utf-8"))["train"]

@@ -2,7 +2,7 @@
 
     python -m benchmarks.reward_probe --data FOLDER [--model NAME] [--seeds 20]
 
-FOLDER holds `train.jsonl` and `test.jsonl`, preference pairs. What the base makes of each reply's end is computed once,
+FOLDER holds `preference`, with `train.jsonl` and `test.jsonl`. What the base makes of each reply's end is computed once
 in parts that are kept under `--out`: with `--minutes` the command stops after so many, and the same command goes on.
 The head is then trained by the loss of `objectives/reward.py`. A seed draws the pairs that are trained on (`--share`)
 and the coin of the controls: chosen and rejected exchanged in training, tested on the true labels and on labels of the
@@ -23,8 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks._methods import write_section
-from benchmarks.reward import pairs_of
+from benchmarks._methods import pairs_of, write_section
 from luthier.assemble import open_base
 from luthier.config import canonical_hash
 from luthier.data.formats import preference
@@ -67,7 +66,8 @@ def ends_of(asked: argparse.Namespace, split: str, until: float) -> Tensor | Non
 
     Parts that are there are kept, each under the digest of its pairs.
     """
-    rows = pairs_of(asked.data / f"{split}.jsonl", asked.pairs, asked.characters if split == "train" else 10**9)
+    longest = asked.characters if split == "train" else 10**9
+    rows = pairs_of(asked.data / f"preference/{split}.jsonl", asked.pairs, longest)
     folder = asked.out / asked.model
     folder.mkdir(parents=True, exist_ok=True)
     parts = [rows[start : start + PAIRS_A_PART] for start in range(0, len(rows), PAIRS_A_PART)]
@@ -142,7 +142,7 @@ def rows_of(train_RE: Tensor, test_RE: Tensor, asked: argparse.Namespace) -> Ite
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with train.jsonl and test.jsonl")
+    parser.add_argument("--data", type=Path, required=True, help="folder with preference/train.jsonl and test.jsonl")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--pairs", type=int, default=500, help="most of each file")

@@ -16,7 +16,7 @@ from tests.studio import Studio, add_jobs, chats, studio
 from luthier.jobs.pages import Page
 from luthier.web.pages import POLICY
 from luthier.web.rankings import Rankings
-from luthier.web.sessions import COOKIE, Sessions
+from luthier.web.sessions import Sessions
 from luthier.web.studio import build_studio
 
 HOSTILE = "</textarea></pre><script>alert(1)</script><img src=x onerror=alert(1)> [x](javascript:alert(1)) \u202e"
@@ -35,7 +35,7 @@ class Visitor:
     @property
     def sent(self) -> dict[str, str]:
         """With the cookie, if there is one."""
-        return {**self.headers, **({"cookie": f"{COOKIE}={self.cookie}"} if self.cookie else {})}
+        return {**self.headers, **({"cookie": f"luthier_studio_{self.peer.port}={self.cookie}"} if self.cookie else {})}
 
     def get(self, path: str) -> Answer:
         """A page."""
@@ -59,6 +59,7 @@ def sign_in(served: Studio, key: str) -> Visitor:
     assert answer.status == 303, answer
     cookie = answer.headers["set-cookie"]
     assert {"HttpOnly", "Path=/studio", "SameSite=strict"} <= set(cookie.split("; "))
+    assert cookie.startswith(f"luthier_studio_{visitor.peer.port}="), "two services on one host share no session"
     visitor.cookie = cookie.partition(";")[0].partition("=")[2]
     visitor.token = re.findall(r'name="token" value="(\w{64})"', visitor.get("/studio/jobs").body.decode())[0]
     return visitor

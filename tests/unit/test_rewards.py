@@ -291,9 +291,10 @@ def test_a_benchmark_never_tells_the_figures_of_other_options(tmp_path: Path) ->
         sides = {name: [{"role": "assistant", "content": name * length}] for name in ("chosen", "rejected")}
         return json.dumps({"prompt": [{"role": "user", "content": "a"}], **sides})
 
-    (tmp_path / "train.jsonl").write_text(f"{row(1)}\n{row(9)}\n", encoding="utf-8")
-    recipe, folder = prepare(asked(20), "tiny", "true", 0)
-    assert len((recipe.parent / "train.jsonl").read_text(encoding="utf-8").splitlines()) == 1
-    assert prepare(asked(20), "tiny", "true", 0) == (recipe, folder)
+    (tmp_path / "preference").mkdir()
+    (tmp_path / "preference/train.jsonl").write_text(f"{row(1)}\n{row(9)}\n", encoding="utf-8")
+    place = prepare(asked(20), "tiny", "true", 0)
+    assert len((place / "train.jsonl").read_text(encoding="utf-8").splitlines()) == 1
+    assert prepare(asked(20), "tiny", "true", 0) == place
     with pytest.raises(SystemExit, match="is of other rows or settings than these"):
         prepare(asked(200), "tiny", "true", 0)

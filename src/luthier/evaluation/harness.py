@@ -255,20 +255,13 @@ def _require_sound(
             other = seen.get(row.id)
             why = f"its id {row.id!r} is also that of {other.where}" if other else "it has no id"
             raise EvaluationError(f"test row at {row.where}: {why}; records need an id for each row")
-        if isinstance(row, Conversation) and not _says_what_is_right(row):
+        if isinstance(row, Conversation) and row.completion is None and row.target is None:
             raise EvaluationError(
-                f"test row {row.id} at {row.where}: no assistant message and no target to compare with. Where rewards "
-                "alone say what is right, leave the comparison out: data.test_share = 0"
+                f"test row {row.id} at {row.where}: no assistant message and no target to compare with"
             )
         seen[row.id] = row
     # hours of answers would be lost on a target that no metric can read
     require_measurable([row for row in rows if isinstance(row, Conversation)], metrics.values())
-
-
-def _says_what_is_right(row: Conversation) -> bool:
-    """Whether there is a reply or a target; a row that only asks may hold the empty place of a reply."""
-    reply = row.completion
-    return row.target is not None or (reply is not None and bool(reply.content or reply.tool_calls))
 
 
 def _shared_fingerprint(rows: Sequence[Example], context: Context, metrics: Mapping[str, Metric]) -> str:

@@ -21,7 +21,7 @@ from luthier.jobs.http.caller import KEY, LONGEST_KEY
 from luthier.jobs.tenants import Caller, Tenants
 from luthier.serve.api_error import ApiError
 
-COOKIE, PATH = "luthier_studio", "/studio"
+PATH = "/studio"
 SECONDS = 12 * 3600
 SESSION = "luthier.session"
 
@@ -54,7 +54,7 @@ class Sessions:
         Raises:
             NotSignedIn: nobody that is known.
         """
-        secret = request.cookies.get(COOKIE, "")
+        secret = request.cookies.get(cookie_of(request), "")
         found = await run_in_threadpool(self.find, secret) if 0 < len(secret) <= LONGEST_KEY else None
         if found is None:
             raise NotSignedIn
@@ -109,11 +109,16 @@ def require_token(request: Request, given: str) -> None:
         raise ApiError("The page is out of date: open it again and repeat.", status=403, code="csrf_token_missing")
 
 
+def cookie_of(request: Request) -> str:
+    """The cookie's name: a browser does not tell ports apart, and two services on one host would sign each other out."""
+    return f"luthier_studio_{request.url.port}" if request.url.port else "luthier_studio"
+
+
 def set_cookie(request: Request, answer: Response, secret: str) -> None:
     """Let the browser keep the secret; for HTTPS alone if it signed in so, of which only its Origin tells: TLS ends
     at a proxy, and a connection from there is plain HTTP."""
     secure = request.headers.get("origin", "").startswith("https://")
-    answer.set_cookie(COOKIE, secret, SECONDS, path=PATH, secure=secure, httponly=True, samesite="strict")
+    answer.set_cookie(cookie_of(request), secret, SECONDS, path=PATH, secure=secure, httponly=True, samesite="strict")
 
 
 def _digest(secret: str) -> str:

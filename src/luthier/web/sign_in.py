@@ -11,7 +11,7 @@ from starlette.routing import Route
 from luthier.jobs.http.reading import chunks_of
 from luthier.serve.api_error import ApiError
 from luthier.web.pages import go_to, show
-from luthier.web.sessions import COOKIE, PATH, Sessions, set_cookie
+from luthier.web.sessions import PATH, Sessions, cookie_of, set_cookie
 
 MOST_BYTES = 4096
 
@@ -56,7 +56,7 @@ class SignIn:
 
     def close(self, request: Request) -> Response:
         """POST /studio/sign-out"""
-        self._sessions.close(request.cookies[COOKIE])
+        self._sessions.close(request.cookies[cookie_of(request)])
         answer = go_to("/studio/sign-in")
-        answer.delete_cookie(COOKIE, path=PATH)
+        answer.delete_cookie(cookie_of(request), path=PATH)
         return answer
