@@ -16,7 +16,7 @@ from luthier.engine.rollout import Cast, Grade, Plan, Prompt, Rollouts, Sampler,
 from luthier.engine.vllm import MOST_DRIFT, Server, VllmSampler, held_bytes
 from luthier.engine.writing import OneTurn, OwnSampler, Turns
 from luthier.environments.base import EnvironmentSettings
-from luthier.errors import DataError, EvaluationError, RecipeError
+from luthier.errors import DataError, RecipeError, ServiceError
 from luthier.evaluation.asked_models import AskedModels
 from luthier.evaluation.graders.base import Grader, Host, Sample, Unanswered
 from luthier.evaluation.systems.base import System
@@ -223,7 +223,7 @@ class Rewards:
         """The grade of each reply, several at once where models are asked.
 
         Raises:
-            EvaluationError: as `grade`.
+            ServiceError: as `grade`.
         """
         asked = [(prompt.item, written.message, written.earned) for prompt, written in answers]
         if self.at_once == 1:
@@ -240,7 +240,7 @@ class Rewards:
         """The grade of one reply to the row `item`; a grader that cannot grade it gives 0 and says why.
 
         Raises:
-            EvaluationError: a model that a grader asks gives no answer.
+            ServiceError: a model that a grader asks gives no answer.
         """
         sample = Sample.of(reply.content, [_called(call) for call in message_values(reply).get("tool_calls", ())])
         parts, problems = {}, {}
@@ -249,7 +249,7 @@ class Rewards:
             try:
                 graded = grader.grade(sample, item, self.host)
             except Unanswered as failure:
-                raise EvaluationError(
+                raise ServiceError(
                     f"rollout.rewards.{name}: {failure}. No reward is made up for it. What was answered is kept: once "
                     "it answers, the same command goes on"
                 ) from None

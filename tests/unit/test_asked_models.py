@@ -12,7 +12,7 @@ from tests.endpoint import Heard, Reply, completion, serving
 from luthier.assemble import objective_of
 from luthier.config import build
 from luthier.engine.rollout import Prompt, Written, said
-from luthier.errors import EvaluationError, RecipeError
+from luthier.errors import EvaluationError, RecipeError, ServiceError
 from luthier.evaluation.asked_models import AskedModels
 from luthier.evaluation.graders.base import Host, SamplingParams, Unanswered
 from luthier.evaluation.systems.local_model import LocalModel
@@ -108,7 +108,7 @@ def test_an_endpoint_that_goes_on_failing_ends_the_grading_and_is_asked_for_what
         return Reply(b"out of order", 500) if broken.is_set() and b"0.04" in reply.body else reply
 
     with serving(until_mended) as heard:
-        with pytest.raises(EvaluationError) as raised:
+        with pytest.raises(ServiceError) as raised:
             rewards(heard, tmp_path, concurrency=2)(answers(8))
         message = str(raised.value)
         assert message.startswith("rollout.rewards.good: the model 'judge' could not be asked: http://127.0.0.1:")
@@ -130,7 +130,7 @@ def test_a_busy_endpoint_is_asked_again(tmp_path: Path) -> None:
 def test_a_failure_within_a_formula_is_no_reward_either(tmp_path: Path) -> None:
     inner = {"good": {**GRADER, "name": "good"}, "right": {"type": "number", "name": "right"}}
     both = {"type": "multi", "calculate_output": "1 - good + right", "graders": inner}
-    with serving(lambda *_: Reply(b"", 500)) as heard, pytest.raises(EvaluationError, match="could not be asked"):
+    with serving(lambda *_: Reply(b"", 500)) as heard, pytest.raises(ServiceError, match="could not be asked"):
         rewards(heard, tmp_path, both)(answers(2))
 
 
@@ -143,7 +143,7 @@ def test_a_spend_limit_ends_the_grading_and_a_higher_one_goes_on(tmp_path: Path)
 
     most = 1e-6 * (2000 + 1024)
     with serving(dear) as heard:
-        with pytest.raises(EvaluationError, match=r"spend_limit_usd = .*a higher limit goes on"):
+        with pytest.raises(ServiceError, match=r"spend_limit_usd = .*a higher limit goes on"):
             rewards(heard, tmp_path, **PRICED, spend_limit_usd=most, concurrency=1)(answers(20))
         asked = len(heard.bodies)
         assert 1 < asked < 20 and asked * 200e-6 <= most
@@ -212,18 +212,18 @@ def test_a_model_on_this_machine_answers_as_it_is_sampled(tiny_model_folder: Pat
         (
             {
                 "models": {
-                    "judge": {"base_url": "http://a/v1", "model": "m"},
-                    "b": {"base_url": "http://a/v1", "model": "m"},
+                    "judge": {"base_url": "http://127.0.0.1/v1", "model": "m"},
+                    "b": {"base_url": "http://127.0.0.1/v1", "model": "m"},
                 }
             },
             "rollout.models.b changes nothing",
         ),
         ({"models": {"judge": {"type": "command", "command": ["x"]}}}, "type = 'command': expected one of remote"),
         (
-            {"models": {"judge": {"base_url": "http://a/v1", "model": "m", "shots": 2}}},
+            {"models": {"judge": {"base_url": "http://127.0.0.1/v1", "model": "m", "shots": 2}}},
             "rollout.models.judge.shots changes nothing",
         ),
-        ({"models": {"judge": {"base_url": "http://a/v1", "modle": "m"}}}, "did you mean 'model'"),
+        ({"models": {"judge": {"base_url": "http://127.0.0.1/v1", "modle": "m"}}}, "did you mean 'model'"),
     ],
 )
 def test_models_that_are_not_named_or_not_asked_are_refused(rollout: dict[str, Any], words: str) -> None:

@@ -126,5 +126,5 @@ def test_the_interpreter_of_vllm_is_named_in_the_recipe_or_by_the_machine(monkey
         VllmSettings().interpreter  # noqa: B018
     monkeypatch.setenv(VLLM_PYTHON, "/b/python")
     assert VllmSettings().interpreter == Path("/b/python")
-    tree = absolute_paths({"rollout": {"vllm": {"python": "../env/bin/python"}}}, Path("/home/me/recipes"))
-    assert tree["rollout"]["vllm"]["python"] == "/home/me/env/bin/python"
+    tree = absolute_paths({"rollout": {"vllm": {"python": "../env/bin/python"}}}, Path("/a/recipes"))
+    assert tree["rollout"]["vllm"]["python"] == "/a/env/bin/python"

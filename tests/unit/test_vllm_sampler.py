@@ -22,7 +22,7 @@ from luthier.adapters.base import Injected
 from luthier.adapters.dora import DoRA
 from luthier.adapters.lora import LoRA
 from luthier.engine.vllm import KEEPER, Server, VllmSampler, held_bytes
-from luthier.errors import ModelError
+from luthier.errors import ModelError, ServiceError
 from luthier.models.load import LoadedModel
 from luthier.recipe import VllmSettings
 
@@ -141,12 +141,12 @@ def test_a_server_that_was_closed_is_started_again_with_the_weights(make: Make, 
     ],
 )
 def test_what_goes_wrong_is_told_and_nothing_is_made_up(trouble: str, words: str, make: Make) -> None:
-    with pytest.raises(ModelError, match=rf"(?s){words}"):
+    with pytest.raises(ServiceError, match=rf"(?s){words}"):
         make(trouble)(ASKED, [30, 30], [0, 3], 1.0)
 
 
 def test_a_server_that_gives_no_answer_is_not_waited_for_for_ever(make: Make) -> None:
-    with pytest.raises(ModelError, match=r"within rollout.vllm.timeout_seconds = 0.5"):
+    with pytest.raises(ServiceError, match=r"within rollout.vllm.timeout_seconds = 0.5"):
         make("slow", timeout_seconds=0.5)(ASKED, [4, 4], [0, 1], 1.0)
 
 
@@ -190,17 +190,31 @@ print(child.pid, flush=True)
 """
 
 
-def kept(then: str, **options: Any) -> "tuple[subprocess.Popen[str], int]":
+def keeping(folder: Path, then: str) -> list[str]:
+    """The command line of a keeper whose command starts another and does something then."""
+    (folder / "made").mkdir()
+    return [
+        sys.executable,
+        "-S",
+        str(KEEPER),
+        str(folder / "made"),
+        sys.executable,
+        "-S",
+        "-c",
+        FAMILY.format(then=then),
+    ]
+
+
+def kept(folder: Path, then: str) -> "tuple[subprocess.Popen[str], int]":
     """A keeper, and the pid of what its command started."""
-    command = [sys.executable, "-S", str(KEEPER), sys.executable, "-S", "-c", FAMILY.format(then=then)]
-    keeper = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
+    keeper = subprocess.Popen(keeping(folder, then), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert keeper.stdout is not None
     return keeper, int(keeper.stdout.readline())
 
 
 @pytest.mark.parametrize("how", ["closed", "told"])
-def test_a_command_is_ended_with_its_children_when_nobody_holds_it(how: str) -> None:
-    keeper, grandchild = kept("time.sleep(60)")
+def test_a_command_is_ended_with_its_children_when_nobody_holds_it(how: str, tmp_path: Path) -> None:
+    keeper, grandchild = kept(tmp_path, "time.sleep(60)")
     (child,) = (one.pid for one in psutil.Process(keeper.pid).children())
     assert alive(child) and alive(grandchild)
     if how == "closed":
@@ -210,13 +224,14 @@ def test_a_command_is_ended_with_its_children_when_nobody_holds_it(how: str) -> 
     assert gone(child, grandchild)
     keeper.wait(10)
     keeper.communicate()
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_command_that_ends_by_itself_leaves_nobody_behind_and_tells_its_code() -> None:
-    keeper, grandchild = kept("sys.exit(3)")
+def test_a_command_that_ends_by_itself_leaves_nobody_behind_and_tells_its_code(tmp_path: Path) -> None:
+    keeper, grandchild = kept(tmp_path, "sys.exit(3)")
     assert keeper.wait(10) == 3
     keeper.communicate()
-    assert gone(grandchild)
+    assert gone(grandchild) and not list(tmp_path.iterdir())
 
 
 HOLDER = """
@@ -226,10 +241,12 @@ keeper.wait()
 """
 
 
-def test_a_holder_that_is_killed_takes_the_command_with_it() -> None:
-    command = [sys.executable, "-S", str(KEEPER), sys.executable, "-S", "-c", FAMILY.format(then="time.sleep(60)")]
+def test_a_holder_that_is_killed_takes_the_command_with_it(tmp_path: Path) -> None:
     holder = subprocess.Popen(
-        [sys.executable, "-S", "-c", HOLDER, *command], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-S", "-c", HOLDER, *keeping(tmp_path, "time.sleep(60)")],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     assert holder.stdout is not None
     grandchild = int(holder.stdout.readline())
@@ -237,3 +254,7 @@ def test_a_holder_that_is_killed_takes_the_command_with_it() -> None:
     holder.wait()
     assert gone(grandchild)
     holder.stdout.close()
+    deadline = time.monotonic() + 10
+    while list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not list(tmp_path.iterdir())

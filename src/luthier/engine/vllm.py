@@ -29,7 +29,7 @@ import httpx2
 import torch
 
 from luthier.adapters.base import Injected
-from luthier.errors import ModelError
+from luthier.errors import ModelError, ServiceError
 from luthier.models.generate import Generation
 from luthier.models.load import LoadedModel
 from luthier.models.vllm_lora import RANKS, rank_for, why_not
@@ -127,14 +127,14 @@ class Server:
 class _Running:
     """A server's process, and a client of it."""
 
-    def __init__(self, server: Server, injected: Injected) -> None:
+    def __init__(self, server: Server, rank: int) -> None:
         server.folder.mkdir(parents=True, exist_ok=True)
         self.log = server.log
         self.folder = Path(tempfile.mkdtemp(prefix="luthier-vllm-"))  # short: a socket's path has 107 characters
-        socket, rank = self.folder / "socket", _rank(injected, self.folder / "shape", server.loaded.files.name)
+        socket = self.folder / "socket"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-I", str(KEEPER), *server.command(socket, rank)],
+                [sys.executable, "-I", str(KEEPER), str(self.folder), *server.command(socket, rank)],
                 stdin=subprocess.PIPE,  # held by nobody but us: it ends when we do, however that is
                 stdout=log,
                 stderr=log,
@@ -143,65 +143,70 @@ class _Running:
             )
         self.client = httpx2.Client(
             transport=httpx2.HTTPTransport(uds=str(socket), limits=httpx2.Limits(max_connections=AT_ONCE)),
-            base_url="http://vllm",
+            base_url="http://localhost",
             timeout=server.settings.timeout_seconds,
         )
-        self.end = weakref.finalize(self, _end, self.process, self.client, self.folder)
+        self.end = weakref.finalize(self, _end, self.process, self.client)
 
     def await_health(self) -> None:
         """Wait until it answers.
 
         Raises:
-            ModelError: it ended, or took too long.
+            ServiceError: it ended, or took too long.
         """
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise ModelError(f"the vLLM server ended while it started; {self.said()}")
+                raise ServiceError(f"the vLLM server ended while it started; {self.said()}")
             try:
                 if self.client.get("/health").status_code == 200:
                     return
             except httpx2.TransportError:
                 pass  # its socket is not there yet
             time.sleep(0.1)
-        raise ModelError(f"the vLLM server did not answer within {START_SECONDS:g} s; {self.said()}")
+        raise ServiceError(f"the vLLM server did not answer within {START_SECONDS:g} s; {self.said()}")
 
     def post(self, path: str, values: Mapping[str, Any]) -> httpx2.Response:
         """An answer of status 200.
 
         Raises:
-            ModelError: there is none.
+            ServiceError: there is none.
         """
         again = "what was sampled is kept, and the same command goes on"
         try:
             response = self.client.post(path, json=values)
         except httpx2.TimeoutException:
-            raise ModelError(
+            raise ServiceError(
                 f"vLLM gave no answer within rollout.vllm.timeout_seconds = {self.client.timeout.read:g}; {again}; "
                 f"{self.said()}"
             ) from None
         except httpx2.TransportError as error:
-            raise ModelError(f"vLLM does not answer ({type(error).__name__}); {again}; {self.said()}") from None
+            raise ServiceError(f"vLLM does not answer ({type(error).__name__}); {again}; {self.said()}") from None
         if response.status_code != 200:
             told = response.text.strip()[:SHOWN]
-            raise ModelError(f"vLLM answered {path} with status {response.status_code}: {told}; {again}; {self.said()}")
+            raise ServiceError(
+                f"vLLM answered {path} with status {response.status_code}: {told}; {again}; {self.said()}"
+            )
         return response
 
     def said(self) -> str:
         """The end of its log."""
-        text = self.log.read_text(encoding="utf-8", errors="replace")
-        return f"the end of {self.log}:\n{text[-SHOWN:].strip()}"
+        with self.log.open("rb") as file:
+            file.seek(max(0, self.log.stat().st_size - SHOWN))
+            text = file.read().decode("utf-8", "replace")
+        return f"the end of {self.log}:\n{text.strip()}"
 
 
-def _rank(injected: Injected, folder: Path, base: str) -> int:
-    """`--max-lora-rank` for an adapter, which is written to `folder` to see what it is in a file.
+def _rank(injected: Injected, base: str) -> int:
+    """`--max-lora-rank` for an adapter, which is written to see what it is in a file.
 
     Raises:
         ModelError: vLLM would compute something else.
     """
-    injected.save(folder, base)
-    path = folder / "adapter_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    with tempfile.TemporaryDirectory(prefix="luthier-vllm-") as folder:
+        injected.save(Path(folder), base)
+        path = Path(folder) / "adapter_config.json"
+        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     why, rank = why_not(settings), rank_for(settings) if settings else None
     if why is not None or rank is None:
         raise ModelError(
@@ -211,13 +216,12 @@ def _rank(injected: Injected, folder: Path, base: str) -> int:
     return rank
 
 
-def _end(process: "subprocess.Popen[bytes]", client: httpx2.Client, folder: Path) -> None:
+def _end(process: "subprocess.Popen[bytes]", client: httpx2.Client) -> None:
     """Let the keeper end the server, and wait for it."""
     client.close()
     if process.stdin is not None:
         process.stdin.close()
     process.wait()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 class VllmSampler:
@@ -238,14 +242,16 @@ class VllmSampler:
         """Start the server, if it does not run.
 
         Raises:
-            ModelError: it cannot be started.
+            ModelError: there is no vLLM, or it would compute something else than what is trained.
+            ServiceError: it cannot be started.
         """
         if self._running is not None:
             return
         self._server.require()
+        rank = _rank(self._injected, self._server.loaded.files.name)
         if self._server.loaded.device.type == "cuda":
             torch.cuda.empty_cache()  # what is free of what this process holds is free for the server, too
-        running = _Running(self._server, self._injected)
+        running = _Running(self._server, rank)
         try:
             running.await_health()
         except BaseException:
@@ -265,7 +271,8 @@ class VllmSampler:
         """One reply to each prompt; all of the vocabulary can be drawn, as training scores it.
 
         Raises:
-            ModelError: the server cannot be started, does not take the adapter, or does not answer as it should.
+            ModelError: as `open`.
+            ServiceError: as `open`; or the server does not take the adapter, or does not answer as it should.
         """
         self.open()
         assert self._running is not None
@@ -277,6 +284,7 @@ class VllmSampler:
                 return [future.result() for future in futures]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
+                self.close()  # else those that are being written would be waited for
                 raise
 
     def _up_to_date(self, running: _Running) -> str:
@@ -316,7 +324,7 @@ class VllmSampler:
         try:
             return self._read(json.loads(text)["choices"][0], prompt, limit, temperature)
         except (ValueError, LookupError, TypeError) as error:
-            raise ModelError(
+            raise ServiceError(
                 f"vLLM's reply is not what was asked for ({type(error).__name__}: {error}): {text[:SHOWN]}"
             ) from None
 
