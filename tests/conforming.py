@@ -10,6 +10,7 @@ from schemathesis.core.failures import FailureGroup
 from schemathesis.core.transport import Response
 from schemathesis.openapi import from_dict
 from schemathesis.schemas import BaseSchema
+from schemathesis.specs.openapi.schemas import OpenApiSchema
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -34,7 +35,10 @@ def _strict() -> BaseSchema:
     for name, schema in document["components"]["schemas"].items():
         if name not in asked and "properties" in schema:
             schema.setdefault("additionalProperties", False)
-    return from_dict(document)
+    found = from_dict(document)
+    # named, so that it is imported above: in the service's thread Python 3.11 at times fails to parse it
+    assert isinstance(found, OpenApiSchema)
+    return found
 
 
 def _names(part: Any) -> set[str]:

@@ -110,7 +110,7 @@ def require_token(request: Request, given: str) -> None:
 
 
 def cookie_of(request: Request) -> str:
-    """The cookie's name: a browser does not tell ports apart, and two services on one host would sign each other out."""
+    """The cookie's name: browsers do not tell ports apart, and two services on one host would sign each other out."""
     return f"luthier_studio_{request.url.port}" if request.url.port else "luthier_studio"
 
 
