@@ -159,7 +159,7 @@ class _Running:
             if self.process.poll() is not None:
                 raise ServiceError(f"the vLLM server ended while it started; {self.said()}")
             try:
-                if self.client.get("/health").status_code == 200:
+                if self.client.get("/health", timeout=10.0).status_code == 200:
                     return
             except httpx2.TransportError:
                 pass  # its socket is not there yet
