@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +166,19 @@ def test_what_a_file_of_the_adapter_does_not_say_is_refused(loaded: LoadedModel,
         VllmSampler(Server(settings, loaded, 128, tmp_path), injected, STOPS).open()
 
 
-def test_other_devices_are_named_to_the_server_and_its_memory_is_set_aside(loaded: LoadedModel, tmp_path: Path) -> None:
-    settings = VllmSettings(python="x", devices="1,2", cache_gib=0.5)
-    assert Server(settings, loaded, 128, tmp_path).environment()["CUDA_VISIBLE_DEVICES"] == "1,2"
-    assert held_bytes(settings, loaded) > 3.5 * 2**30
+def test_the_server_is_given_the_training_s_device_or_others_and_its_memory_is_set_aside(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, apart = VllmSettings(python="x", cache_gib=0.5), VllmSettings(python="x", devices="1,2", cache_gib=0.5)
+    on_gpu = replace(loaded, device=torch.device("cuda", 1))
+    for visible, expected in ((None, "1"), ("4,7", "7")):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        for settings, devices in ((here, expected), (apart, "1,2")):
+            assert Server(settings, on_gpu, 128, tmp_path).environment()["CUDA_VISIBLE_DEVICES"] == devices
+    assert held_bytes(here, on_gpu) > 3.5 * 2**30 and held_bytes(apart, on_gpu) == 0
+    assert "--enforce-eager" not in Server(here, on_gpu, 128, tmp_path).command(Path("s"), 16)
 
 
 def alive(pid: int) -> bool:

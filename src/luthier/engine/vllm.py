@@ -47,6 +47,7 @@ MOST_DRIFT = 1.0
 SHOWN = 1500
 """Characters of the server's log that an error shows."""
 LOG = "vllm.log"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 _NAME = "luthier-{}"
 
 
@@ -98,16 +99,15 @@ class Server:
         return [*run, *given, *flags, *self.settings.arguments]
 
     def environment(self) -> dict[str, str]:
-        """Ours, without what names places of our own packages."""
+        """Ours, without what names places of our own packages, and with the devices that it may use."""
         own = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
-        devices = {} if self.settings.devices is None else {"CUDA_VISIBLE_DEVICES": self.settings.devices}
-        return {
-            **own,
-            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-            "VLLM_NO_USAGE_STATS": "1",
-            "HF_HUB_OFFLINE": "1",
-            **devices,
-        }
+        device = self.loaded.device
+        if self.settings.devices is not None:
+            own[VISIBLE] = self.settings.devices
+        elif device.type == "cuda":  # it would take the first one that it sees
+            seen = own.get(VISIBLE, "").split(",")
+            own[VISIBLE] = seen[device.index or 0] if seen != [""] else str(device.index or 0)
+        return {**own, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 
     def require(self) -> None:
         """Check what can be checked without starting it.

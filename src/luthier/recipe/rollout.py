@@ -15,9 +15,7 @@ VLLM_PYTHON = "LUTHIER_VLLM_PYTHON"
 """The environment variable that names the interpreter with vLLM where a recipe does not."""
 ASKABLE = ("remote", "local_model")
 """Systems that graders can ask."""
-NOT_OF_GRADING = frozenset(
-    {"note", "held_out", "shots", "tune_rows", "instruction", "suggest", "answer_room", "template_file"}
-)
+NOT_OF_GRADING = ("note", "held_out", "shots", "tune_rows", "instruction", "suggest", "answer_room")
 """Settings of these that are of rows which are answered."""
 VLLM_COLDEST = 0.01
 """Of lower temperatures vLLM makes this one, and says so in its log alone."""
