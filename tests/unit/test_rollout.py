@@ -198,8 +198,10 @@ def test_rows_replies_are_worth_nothing_where_only_an_environment_rewards(loaded
     source = rollouts(loaded, tmp_path, grade=lambda answers: [Grade(0.0) for _ in answers])
     source.prompts = [replace(prompt, reference=Message("assistant", "4")) for prompt in source.prompts]
     assert source.reference_rewards(3) == []
-    source.cast = replace(source.cast, grade=lambda answers: [Grade(0.0, {"number": 0.0}) for _ in answers])
-    assert source.reference_rewards(3) == [("p0", 0.0, 0.0), ("p1", 0.0, 0.0), ("p2", 0.0, 0.0)]
+    unread = {"number": "no number"}
+    source.cast = replace(source.cast, grade=lambda answers: [Grade(0.0, {"number": 0.0}, unread) for _ in answers])
+    assert source.reference_rewards(2) == [(row, 0.0, 0.0, "no number") for row in ("p0", "p2")]
+    assert len(source.reference_rewards(3)) == 3
 
 
 def test_replies_that_were_cut_off_can_be_left_out(loaded: LoadedModel, tmp_path: Path) -> None:

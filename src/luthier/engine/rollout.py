@@ -206,16 +206,16 @@ class Rollouts:
 
     # what the pre-flight asks
 
-    def reference_rewards(self, count: int) -> list[tuple[str, float, float]]:
-        """Of at most so many prompts whose row gives a reply: the id, the reward of that reply, and of an empty one;
-        none where no grader looks at replies."""
+    def reference_rewards(self, count: int) -> list[tuple[str, float, float, str]]:
+        """Of at most so many prompts whose row gives a reply: the id, the reward of that reply and of an empty one, and
+        why a grader could not grade it; none where no grader looks at replies."""
         known = [(prompt, prompt.reference) for prompt in self.prompts if prompt.reference is not None]
         known = known[:: max(1, len(known) // count)][:count]
         graded = self.cast.grade([(p, said(m)) for p, reply in known for m in (reply, Message("assistant", ""))])
         if not any(grade.parts for grade in graded):  # an environment alone rewards, and none was talked to
             return []
-        rewards = [grade.reward for grade in graded]
-        return [(p.id, rewards[2 * i], rewards[2 * i + 1]) for i, (p, _) in enumerate(known)]
+        pairs = zip(known, graded[::2], graded[1::2], strict=True)
+        return [(p.id, own.reward, no.reward, "; ".join(own.problems.values())) for (p, _), own, no in pairs]
 
     def first(self) -> Mapping[str, float]:
         """Of the first rollout: `reward`, the shares of replies `truncated` and `ungraded`, and of groups `dead`: those

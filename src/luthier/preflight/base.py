@@ -46,9 +46,9 @@ class RowSettings:
 class Sampled(Protocol):
     """Replies that the model writes to learn from, as the gates ask about them."""
 
-    def reference_rewards(self, count: int) -> Sequence[tuple[str, float, float]]:
-        """Of at most so many rows that give a reply: the id, the reward of that reply, and of an empty one; none where
-        no grader looks at replies."""
+    def reference_rewards(self, count: int) -> Sequence[tuple[str, float, float, str]]:
+        """Of at most so many rows that give a reply: the id, the reward of that reply and of an empty one, and why a
+        grader could not grade it; none where no grader looks at replies."""
         ...
 
     def first(self) -> Mapping[str, float]:
