@@ -38,6 +38,8 @@ def require_fit(recipe: Recipe, objective: OnlineObjective) -> RolloutSettings:
         raise RecipeError(
             f"objective.type = {name!r} learns from graded replies: write a table [rollout.rewards.NAME] with a grader"
         )
+    if not settings.rewards and settings.environment is None:
+        raise RecipeError("rollout.rewards: nothing says what a reply is worth; write [rollout.rewards.NAME]")
     if settings.group_size < objective.least_group:
         raise RecipeError(
             f"rollout.group_size = {settings.group_size}: {name} compares replies to one prompt and needs at least "
@@ -195,19 +197,29 @@ def prompts_of(examples: Sequence[Example], template: Template, longest: int, re
     """
     found = []
     for example in examples:
-        if not isinstance(example, Conversation):
-            raise DataError("only a chat can be answered", example.where.path, example.where.line, example.where.row)
-        ids = tuple(template.prompt_ids(asked(example), example.tools))
-        if len(ids) + reply > longest:
+        prompt = prompt_of(example, template)
+        if len(prompt.ids) + reply > longest:
             raise DataError(
-                f"its prompt has {len(ids)} tokens, and with rollout.max_new_tokens = {reply} more a row would have "
-                f"more than {longest}: raise training.max_tokens, the model's context allowing, or lower it",
+                f"its prompt has {len(prompt.ids)} tokens, and with rollout.max_new_tokens = {reply} more a row would "
+                f"have more than {longest}: raise training.max_tokens, the model's context allowing, or lower it",
                 example.where.path,
                 example.where.line,
                 example.where.row,
             )
-        found.append(Prompt(example.id, ids, asked(example), item_of(example), example.tools, reference_of(example)))
+        found.append(prompt)
     return found
+
+
+def prompt_of(example: Example, template: Template | None) -> Prompt:
+    """What is asked for an example; without a template its tokens are not told.
+
+    Raises:
+        DataError: it is no chat.
+    """
+    if not isinstance(example, Conversation):
+        raise DataError("only a chat can be answered", example.where.path, example.where.line, example.where.row)
+    ids = () if template is None else tuple(template.prompt_ids(asked(example), example.tools))
+    return Prompt(example.id, ids, asked(example), item_of(example), example.tools, reference_of(example))
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
-from luthier.assemble import Artifact, read_artifact
+from luthier.assemble import Artifact, artifact_record, read_artifact
 from luthier.config import canonical_hash
+from luthier.evaluation.graders.base import Host
 from luthier.evaluation.rewards import Judgement, RewardModel
 from luthier.examples import Conversation, Message
 from luthier.models.load import LoadedModel
 from luthier.models.mixed import twin
+from luthier.online import runs_asked
+from luthier.recipe import Recipe
 
 
 def open_reward_model(run: Path, device: str | None = None) -> RewardModel:
@@ -27,6 +31,18 @@ def open_reward_model(run: Path, device: str | None = None) -> RewardModel:
         EvaluationError: what it trained judges no replies.
     """
     return Judges(device).model(str(run))
+
+
+def host_of(recipe: Recipe) -> tuple[Host, dict[str, Any]]:
+    """What graders of a recipe's rollouts may use, and of each run that they ask the sha256 of its files.
+
+    Raises:
+        ModelError, EvaluationError: a run that grades replies has no trained model, or one that judges none.
+    """
+    runs, judge = runs_asked(recipe), Judges()
+    for run in runs:  # now: later one that cannot judge is a grade of 0, and the memory it takes would not be counted
+        judge.model(run)
+    return Host(judge=judge if runs else None), {run: artifact_record(Path(run) / "adapter")["files"] for run in runs}
 
 
 class Judges:

@@ -41,7 +41,7 @@ PRICES = "prices.toml"
 TRACKING = "tracking.json"
 """Which runs of its trackers this one is."""
 # what only its own recipe may go on with
-MADE = ("checkpoints/step-*", "adapter", "records", "evaluation.json")
+MADE = ("checkpoints/step-*", "adapter", "records", "evaluation.json", "replies")
 _said: set[str] = set()
 
 

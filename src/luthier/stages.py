@@ -31,19 +31,19 @@ from luthier.engine.rollout import Rollouts
 from luthier.engine.run import Run
 from luthier.engine.vllm import LOG as LOG_OF_VLLM
 from luthier.errors import PreflightError, StorageError
-from luthier.evaluation.graders.base import Host, ModelReply
+from luthier.evaluation.graders.base import ModelReply
 from luthier.examples import Example, Row
 from luthier.files import sync
 from luthier.models.kernels import native
 from luthier.models.load import LoadedModel
 from luthier.models.memory import peak_memory_bytes
 from luthier.objectives.base import OnlineObjective
-from luthier.online import Asked, models_asked, runs_asked
+from luthier.online import Asked, models_asked
 from luthier.preflight.base import RowSettings, Stage, Subject, require, run_gates
 from luthier.preflight.tensors_moved import checksums
 from luthier.progress import Progress, duration
 from luthier.recipe import Recipe
-from luthier.rewarding import Judges
+from luthier.rewarding import host_of
 from luthier.run_folder import RunFolder
 from luthier.starts import Start, keep_start
 from luthier.tracking import LOG, tracked
@@ -246,14 +246,11 @@ def asked_of(opened: Opened, to_train: bool = True) -> Asked | None:
         return None
     named = opened.data.named() if opened.subject is None else opened.subject.splits
     template = assemble.template_for(opened.recipe, opened.loaded)
-    runs, judge = runs_asked(opened.recipe), Judges()
-    for run in runs:  # now: later one that cannot judge is a grade of 0, and the memory it takes would not be counted
-        judge.model(run)
-    files = {run: assemble.artifact_record(Path(run) / "adapter")["files"] for run in runs}
-    host = Host(judge=judge if runs else None)
-    if not to_train and opened.recipe.rollout.models:
+    host, files = host_of(opened.recipe)
+    if not opened.recipe.rollout.models:
+        return Asked(template, named["train"], named["validation"], host, files)
+    if not to_train:
         host = replace(host, ask_model=lambda *_: ModelReply(""))
-    if not to_train or not opened.recipe.rollout.models:
         return Asked(template, named["train"], named["validation"], host, files)
     models = models_asked(opened.recipe, opened.folder.path, str(opened.loaded.device))
     return Asked(

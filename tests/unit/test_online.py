@@ -32,6 +32,7 @@ def recipe(**tables: Any) -> Recipe:
     ("tables", "words"),
     [
         ({"rollout": None}, "learns from graded replies: write a table"),
+        ({"rollout": {}}, "nothing says what a reply is worth"),
         ({"objective": {"type": "sft"}}, r"\[rollout\] changes nothing with objective.type = 'sft'"),
         ({"rollout": {"rewards": REWARDS, "group_size": 1}}, "needs at least 2"),
         (
@@ -58,7 +59,6 @@ def test_what_does_not_go_together_is_told(tables: dict[str, Any], words: str) -
 @pytest.mark.parametrize(
     ("rollout", "words"),
     [
-        ({}, "nothing says what a reply is worth"),
         ({"rewards": REWARDS, "max_turns": 3}, "changes nothing without rollout.environment"),
         ({"rewards": REWARDS, "overlong_tokens": 300}, "at most rollout.max_new_tokens"),
         ({**VLLM, "temperature": 0.001}, "vLLM samples at 0.01 or above"),

@@ -36,12 +36,12 @@ def score(args: argparse.Namespace) -> int:
     Raises:
         DataError: the file cannot be read, or `--out` is that file or not of an ending that figures have.
     """
-    _require_places(args.file, {"--out": args.out})
-    _require_ending(args.out)
+    require_places(args.file, {"--out": args.out})
+    require_ending(args.out)
     quality = _measured(args)
     values = [quality.values(row) for row in range(len(quality.examples))]
     if args.out is not None:
-        _write_figures(args.out, values)
+        write_figures(args.out, values)
     print(_report(quality, values))
     return 0
 
@@ -56,19 +56,19 @@ def select(args: argparse.Namespace) -> int:
 
     if args.keep is None or args.out is None:
         raise DataError("luthier data select: expected --keep K and --out FILE", args.file)
-    _require_places(args.file, {"--out": args.out, "--report": args.report})
+    require_places(args.file, {"--out": args.out, "--report": args.report})
     _require_ending_of_rows(args.file, args.out)
-    _require_ending(args.report)
+    require_ending(args.report)
     quality = _measured(args)
     selection = choose(quality, args.keep, args.by or "coverage")
     _write_rows(args.file, args.out, [quality.examples[row] for row in selection.kept.tolist()])
     if args.report is not None:
-        _write_figures(args.report, [_verdict(quality, selection, row) for row in range(len(quality.examples))])
+        write_figures(args.report, [_verdict(quality, selection, row) for row in range(len(quality.examples))])
     print(_told(quality, selection, args))
     return 0
 
 
-def _require_places(source: Path, outputs: Mapping[str, Path | None]) -> None:
+def require_places(source: Path, outputs: Mapping[str, Path | None]) -> None:
     """Check, before anything is measured, that nothing is written over the file that is read or over each other.
 
     Raises:
@@ -91,7 +91,12 @@ def _same_file(a: Path, b: Path) -> bool:
     return a.resolve() == b.resolve() or (a.exists() and b.exists() and a.samefile(b))
 
 
-def _require_ending(figures: Path | None) -> None:
+def require_ending(figures: Path | None) -> None:
+    """Check that a file of figures, if there shall be one, is of a kind that they are written as.
+
+    Raises:
+        DataError: it is not.
+    """
     if figures is not None and figures.suffix not in (".jsonl", ".csv"):
         raise DataError("figures are written as .jsonl or .csv; expected one of these endings", figures)
 
@@ -143,7 +148,8 @@ def _say(text: str) -> None:
 # What is written
 
 
-def _write_figures(path: Path, values: Sequence[dict[str, Any]]) -> None:
+def write_figures(path: Path, values: Sequence[dict[str, Any]]) -> None:
+    """Write figures of rows as `.jsonl` or `.csv`."""
     from luthier.data.write import atomic_text
 
     with atomic_text(path) as file:

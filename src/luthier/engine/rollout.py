@@ -292,7 +292,7 @@ class Rollouts:
         size = self.plan.group_size
         prompts = [self.prompts[place] for place in places for _ in range(size)]
         asked = [(i, place, reply) for i, place in enumerate(places) for reply in range(size)]
-        seeds = [_seed(self.plan.seed, number, again, *one) for one in asked]
+        seeds = [seed_of(self.plan.seed, number, again, *one) for one in asked]
         groups = [group for group in range(len(places)) for _ in range(size)]
         answers = self._answered(groups, prompts, seeds, self.plan.temperature)
         return [answers[first : first + size] for first in range(0, len(answers), size)]
@@ -307,17 +307,10 @@ class Rollouts:
             for group, prompt, answer, grade in zip(groups, prompts, written, grades, strict=True)
         ]
 
-    def _overlong(self, answer: Written) -> float:
-        """What a reply loses for coming near the limit: from 0 to 1 (arXiv:2503.14476, equation 13)."""
-        room = self.plan.overlong_tokens
-        if not room:
-            return 0.0
-        return min(max((sum(answer.own) - (self.plan.max_new_tokens - room)) / room, 0.0), 1.0)
-
     def _values(self, answer: Written, grade: Grade) -> dict[str, float]:
         parts = {f"reward_{name}": value for name, value in grade.parts.items()}
         return {
-            "reward": grade.reward - self._overlong(answer),
+            "reward": grade.reward - overlong(answer, self.plan.max_new_tokens, self.plan.overlong_tokens),
             **parts,
             "truncated": float(answer.truncated),
             "limit": float(self.plan.max_new_tokens),
@@ -449,7 +442,13 @@ def _is_dead(group: Sequence[_Answer]) -> bool:
     return len(group) > 1 and len({answer.reward for answer in group}) == 1
 
 
-def _seed(*numbers: int) -> int:
+def overlong(answer: Written, longest: int, room: int) -> float:
+    """What a reply loses for coming within `room` tokens of the longest one: from 0 to 1 (arXiv:2503.14476, equation
+    13); 0 where `room` is 0."""
+    return min(max((sum(answer.own) - (longest - room)) / room, 0.0), 1.0) if room else 0.0
+
+
+def seed_of(*numbers: int) -> int:
     """A number for a random stream, as far from that of its neighbors as any."""
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8])
 

@@ -293,7 +293,7 @@ def _fingerprint(shared: str, system: System, context: Context) -> str:
             "system": values,
             "tuned": context.tuned_fingerprint if system.uses_adapter else None,
             **_retrieved(system, context),
-            "files": dict(_files_named(values, context.recipe_folder)),
+            "files": dict(files_named(values, context.recipe_folder)),
             "identity": system.identity(context),
         }
     )
@@ -306,7 +306,7 @@ def _retrieved(system: System, context: Context) -> dict[str, Any]:
     return {"retriever": context.retriever.fingerprint, "top_k": context.retriever.top_k}
 
 
-def _files_named(value: Any, folder: Path) -> Iterator[tuple[str, str]]:
+def files_named(value: Any, folder: Path) -> Iterator[tuple[str, str]]:
     """Files that settings name, such as a command's script, with their digests: a changed script is another system."""
     if isinstance(value, str):
         path = folder / value
@@ -315,7 +315,7 @@ def _files_named(value: Any, folder: Path) -> Iterator[tuple[str, str]]:
             yield value, sha256_of(path)
     elif isinstance(value, Mapping | list | tuple):
         for inner in value.values() if isinstance(value, Mapping) else value:
-            yield from _files_named(inner, folder)
+            yield from files_named(inner, folder)
 
 
 def _measure(

@@ -114,7 +114,8 @@ class VllmSettings(Settings):
 
 
 class RolloutSettings(Settings):
-    """Replies that the model writes while it trains, and what they are worth; for objectives that learn from them."""
+    """Replies that the model writes while it trains, and what they are worth; for objectives that learn from them,
+    and for `luthier data preferences`."""
 
     rewards: Annotated[dict[str, RewardSettings], BeforeValidator(_rewards)] = Field(default_factory=dict)
     """Graders by name, such as `[rollout.rewards.exact]`; the reward is the weighted sum of their grades."""
@@ -154,10 +155,7 @@ class RolloutSettings(Settings):
     """At most so many validation prompts are answered, by the likeliest tokens, to choose the best step."""
 
     @model_validator(mode="after")
-    def _require_rewards(self) -> "RolloutSettings":
-        if not self.rewards and self.environment is None:
-            with nested():
-                raise RecipeError("rollout.rewards: nothing says what a reply is worth; write [rollout.rewards.NAME]")
+    def _require_environment(self) -> "RolloutSettings":
         if self.environment is None and self.max_turns != type(self).model_fields["max_turns"].default:
             with nested():
                 raise RecipeError("rollout.max_turns changes nothing without rollout.environment")

@@ -161,7 +161,7 @@ class RankPages:
         """GET /studio/rankings/{ranking_id}/preferences.jsonl: a download for dpo"""
         standing = self._rankings.standing(self._ranking(request, ranking_id)["id"])
         headers = {"content-disposition": 'attachment; filename="preferences.jsonl"', "cache-control": "no-store"}
-        return Response(_lines(standing), media_type="application/octet-stream", headers=headers)
+        return Response(lines_of_preferences(standing), media_type="application/octet-stream", headers=headers)
 
     def train(self, request: Request, ranking_id: str) -> Response:
         """POST /studio/rankings/{ranking_id}/train: the preferences become a file of the project, and a job on it
@@ -187,12 +187,13 @@ class RankPages:
 
     def _keep(self, ranking: Row, standing: Standing) -> FileObject:
         with self._service.files.receiver(ranking["project_id"]) as received:
-            received.write(_lines(standing))
+            received.write(lines_of_preferences(standing))
             return self._service.files.add(ranking["project_id"], "preferences.jsonl", "fine-tune", received)
 
     def _ranking(self, request: Request, ranking_id: str) -> Row:
         return self._rankings.get(session_of(request).caller.project_id, ranking_id)
 
 
-def _lines(standing: Standing) -> bytes:
+def lines_of_preferences(standing: Standing) -> bytes:
+    """The export: a JSON object a line for each pair with a winner."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in standing.preferences()).encode()

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from luthier.evaluation.systems.base import message_text
 from luthier.examples import Conversation, Message
 
 Choice: TypeAlias = Literal["first", "second", "tie"]
@@ -54,6 +55,13 @@ class Judged:
         if self.orders == ("first", "second"):
             return "a"
         return "b" if self.orders == ("second", "first") else "tie"
+
+
+def request_of(prompt: Sequence[Message]) -> str:
+    """What was asked, as a judge reads it; turns of a longer talk are told apart."""
+    if len(prompt) == 1:
+        return message_text(prompt[0])
+    return "\n\n".join(f"{message.role}: {message_text(message)}" for message in prompt)
 
 
 def questions(pair: Pair, criterion: str) -> tuple[Conversation, Conversation]:

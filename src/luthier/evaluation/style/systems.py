@@ -19,8 +19,7 @@ from luthier.evaluation.share import Share
 from luthier.evaluation.significance import Groups, clopper_pearson, compare, finite, number_groups
 from luthier.evaluation.style.distance import distance_to
 from luthier.evaluation.style.features import FEATURES, measure_style
-from luthier.evaluation.style.pairs import Judged, Pair, questions, read_replies
-from luthier.evaluation.systems.base import message_text
+from luthier.evaluation.style.pairs import Judged, Pair, questions, read_replies, request_of
 from luthier.examples import Conversation
 
 FORMAT = 1
@@ -141,16 +140,9 @@ def _replies(pairs: Sequence[Pair], judge: Judge, kept: MutableMapping[str, list
 
 def _pairs(a: str, b: str, found: Written) -> list[Pair]:
     return [
-        Pair(row.id, _request(row), x, y)
+        Pair(row.id, request_of(row.prompt), x, y)
         for row, x, y in zip(found.rows, found.answers[a], found.answers[b], strict=True)
     ]
-
-
-def _request(row: Conversation) -> str:
-    """What was asked; turns of a longer talk are told apart."""
-    if len(row.prompt) == 1:
-        return message_text(row.prompt[0])
-    return "\n\n".join(f"{message.role}: {message_text(message)}" for message in row.prompt)
 
 
 def _compare(

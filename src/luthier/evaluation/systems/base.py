@@ -166,6 +166,18 @@ class AskedByGraders(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Desk:
+    """Where a system that is asked over the network keeps what it is told, and who hears of it."""
+
+    responses: Path | None = None
+    """As of `Context`."""
+    on_progress: Progress = no_progress
+    """As of `Context`."""
+    say: Callable[[str], None] = to_stderr
+    """As of `Context`."""
+
+
 class System(Settings, ABC):
     """Implement `answer` in one new file beside this one; nothing else changes."""
 
@@ -177,6 +189,8 @@ class System(Settings, ABC):
     """Whether it is a model in this process, with tokens and log-probabilities; a program or an endpoint is none."""
     uses_retriever: ClassVar[bool] = False
     """Whether its answers depend on the passages of `[retrieval]`."""
+    changes_no_answer: ClassVar[frozenset[str]] = frozenset({"note", "held_out"})
+    """Settings that may become others while answers are collected."""
 
     note: str = ""
     """What a reader of the report must know about this system."""
@@ -226,6 +240,19 @@ class System(Settings, ABC):
         Raises:
             EvaluationError: the system cannot answer these rows.
         """
+
+    def sample(
+        self, rows: Sequence[Conversation], tokens: int, temperature: float, seeds: Sequence[int], desk: Desk
+    ) -> list[Answer]:
+        """One drawn answer to each row, in their order, of at most so many tokens; the same row may stand there often.
+
+        Raises:
+            EvaluationError: the system only answers with what it thinks best, or as `answer`.
+        """
+        raise EvaluationError(
+            f"a system of type {registry.name_of(self)!r} gives one answer to a row, and none is drawn from it; "
+            'name one of type "remote"'
+        )
 
 
 def require_questions(rows: Sequence[Example], system: str) -> list[Conversation]:

@@ -13,7 +13,7 @@ import json
 import re
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,7 @@ from luthier.evaluation.systems.base import (
     Answers,
     AskedByGraders,
     Context,
+    Desk,
     System,
     message_text,
     require_questions,
@@ -75,6 +76,16 @@ class Remote(System):
 
     is_model: ClassVar[bool] = False
     rung: ClassVar[Rung] = "other_model"
+    changes_no_answer: ClassVar[frozenset[str]] = System.changes_no_answer | {
+        "api_key_env",
+        "concurrency",
+        "timeout_seconds",
+        "retries",
+        "first_wait_seconds",
+        "input_usd_per_million_tokens",
+        "output_usd_per_million_tokens",
+        "spend_limit_usd",
+    }
 
     base_url: Annotated[str, AfterValidator(_base_url)]
     """Where the API is, such as `https://api.example.com/v1`; `/chat/completions` is added."""
@@ -93,7 +104,7 @@ class Remote(System):
     limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """What the request calls the longest answer; some newer models know only the second."""
     send_temperature: bool = True
-    """Whether `temperature = 0` is sent; models that think first refuse it."""
+    """Whether the temperature is sent, which is 0 but where replies are drawn; models that think first refuse it."""
     concurrency: int = Field(4, ge=1, le=256)
     """Requests under way at once."""
     timeout_seconds: float = Field(120.0, gt=0)
@@ -130,13 +141,8 @@ class Remote(System):
                 passed, the network is switched off, or a row is no question. What was answered is kept.
             StorageError: an answer cannot be kept.
         """
-        questions = require_questions(rows, "remote")
-        asked = list(self._requests(questions, context))
-        kept = Responses(None if context.responses is None else context.responses / self.file_name)
-        missing = {request.key: request for request in asked if kept.get(request.key) is None}
-        known = _known(asked, missing)
-        attempts = self._ask(missing, asked, kept, context) if missing else 0
-        context.on_progress("remote", len(rows), len(rows))
+        asked = list(self._requests(require_questions(rows, "remote"), context))
+        kept, attempts, known = self._collect(asked, Desk(context.responses, context.on_progress, context.say))
         answered = [kept.get(request.key) or {} for request in asked]
         has_usage = all(one["usage"] for one in answered)
         answers = [_answer(r, a, has_usage) for r, a in zip(asked, answered, strict=True)]
@@ -148,6 +154,32 @@ class Remote(System):
     def for_graders(self, folder: Path, device: str) -> AskedByGraders:
         """The model there; raises EvaluationError if the key is not there, or the network is switched off."""
         return _ForGraders(self, folder)
+
+    def sample(
+        self, rows: Sequence[Conversation], tokens: int, temperature: float, seeds: Sequence[int], desk: Desk
+    ) -> list[Answer]:
+        """As of `System`, to the row's own prompt and `instruction`; a server that reads no seed draws as it likes.
+
+        Raises:
+            EvaluationError, StorageError: as `answer`; or a setting is for answers that are compared.
+        """
+        for name in ("shots", "answer_room"):
+            if self.model_dump()[name] != type(self).model_fields[name].default:
+                raise EvaluationError(f"{name} changes nothing where answers are drawn: leave it out")
+        asked = [
+            self._request(row, with_instruction(row.prompt, self.instruction), tokens, temperature, seed)
+            for row, seed in zip(rows, seeds, strict=True)
+        ]
+        kept, _, _ = self._collect(asked, desk)
+        return [_answer(request, kept.get(request.key) or {}, has_usage=False) for request in asked]
+
+    def _collect(self, asked: Sequence[Request], desk: Desk) -> tuple[Responses, int, int]:
+        """All answers, how many requests that took, and how many answers were there before."""
+        kept = Responses(None if desk.responses is None else desk.responses / self.file_name)
+        missing = {request.key: request for request in asked if kept.get(request.key) is None}
+        attempts = self._ask(missing, asked, kept, desk) if missing else 0
+        desk.on_progress("remote", len(asked), len(asked))
+        return kept, attempts, _known(asked, missing)
 
     @property
     def prices(self) -> Prices | None:
@@ -172,27 +204,39 @@ class Remote(System):
             prompt = with_instruction(row.prompt, addition)
             if retriever is not None:
                 prompt = with_examples(prompt, retriever.similar(row, self.shots))
-            body: dict[str, Any] = {"model": self.model, "messages": wire_messages(prompt), self.limit_field: limit}
-            if self.send_temperature:
-                body["temperature"] = 0
-            if row.tools:
-                body["tools"] = [dict(tool) for tool in row.tools]
-            content = json.dumps(body).encode()
-            most = Usage(len(content) + SERVER_TOKENS, limit)
-            yield Request(canonical_hash([self.base_url, body]), row, prompt, content, most)
+            yield self._request(row, prompt, limit)
 
-    def _ask(self, missing: Mapping[str, Request], asked: Sequence[Request], kept: Responses, context: Context) -> int:
+    def _request(
+        self,
+        row: Conversation,
+        prompt: tuple[Message, ...],
+        limit: int,
+        temperature: float = 0,
+        seed: int | None = None,
+    ) -> Request:
+        body: dict[str, Any] = {"model": self.model, "messages": wire_messages(prompt), self.limit_field: limit}
+        if self.send_temperature:
+            body["temperature"] = temperature
+        if seed is not None:
+            body["seed"] = seed
+        if row.tools:
+            body["tools"] = [dict(tool) for tool in row.tools]
+        content = json.dumps(body).encode()
+        most = Usage(len(content) + SERVER_TOKENS, limit)
+        return Request(canonical_hash([self.base_url, body]), row, prompt, content, most)
+
+    def _ask(self, missing: Mapping[str, Request], asked: Sequence[Request], kept: Responses, desk: Desk) -> int:
         """Get what is missing, and return how many requests that took."""
-        self._announce(missing, asked, context)
+        self._announce(missing, asked, desk.say)
         patience = Patience(self.timeout_seconds, self.retries, self.first_wait_seconds)
         spent = sum(usage.usd(self.prices) for usage in kept.paid) if self.prices else 0.0
         purse = Purse(self.prices, self.spend_limit_usd, spent)
         with closing(Endpoint(self.base_url, key_from(self.api_key_env), patience)) as endpoint:
             asker = Asker(endpoint, kept, purse)
-            asker.ask_all(list(missing.values()), self.concurrency, partial(context.on_progress, "remote"))
+            asker.ask_all(list(missing.values()), self.concurrency, partial(desk.on_progress, "remote"))
         return asker.attempts
 
-    def _announce(self, missing: Mapping[str, Request], asked: Sequence[Request], context: Context) -> None:
+    def _announce(self, missing: Mapping[str, Request], asked: Sequence[Request], say: Callable[[str], None]) -> None:
         """Say what leaves the machine.
 
         Raises:
@@ -211,7 +255,7 @@ class Remote(System):
         examples = f", each with up to {self.shots} training rows" if self.shots else ""
         known = _known(asked, missing)
         rest = f" ({known} more are answered already)" if known else ""
-        context.say(
+        say(
             f"sending the prompts of {len(missing)} rows{examples} to {parts.netloc}, {where}{open_}, for "
             f"{self.model}{rest}"
         )

@@ -1,0 +1,82 @@
+"""`kill -9` of `luthier data preferences`: given again it goes on, and every file ends as without it."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.chaos
+
+KILLS, ROWS = 6, 200
+JUDGE = """
+import json, re, sys, time
+time.sleep(0.2)
+for line in sys.stdin:
+    row = json.loads(line)
+    pattern = r"\\[Answer A\\]\\n(.*)\\n\\n\\[Answer B\\]\\n(.*)\\n\\nWhich answer"
+    first, second = re.search(pattern, row["messages"][-1]["content"], re.S).groups()
+    print(json.dumps({"id": row["id"], "output": "A" if len(first) > len(second) else "B"}))
+"""
+RECIPE = """
+[model]
+name = "{model}"
+[data]
+train = "rows.jsonl"
+[evaluation.style]
+judge = {{ type = "command", command = ["python", "judge.py"] }}
+[rollout]
+group_size = 8
+max_new_tokens = 64
+[rollout.rewards.has_a]
+grader = {{ type = "string_check", input = "{{{{sample.output_text}}}}", reference = "a", operation = "like" }}
+"""
+
+
+def begin(recipe: Path, out: Path, way: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "luthier.cli.main", "data", "preferences", str(recipe), "--out", str(out), "--by", way],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def made(out: Path) -> list[Path]:
+    return sorted(out.glob("*/batch-*"))
+
+
+@pytest.mark.parametrize("way", ["rewards", "judge"])
+def test_kills_lose_a_batch_at_most_and_change_nothing(way: str, tmp_path: Path, tiny_model_folder: Path) -> None:
+    rows = [{"id": f"r{n}", "prompt": f"Where is {n * 37 % 991}?", "completion": "Here."} for n in range(ROWS)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "judge.py").write_text(JUDGE, encoding="utf-8")
+    recipe, whole, out = tmp_path / "pairs.toml", tmp_path / "whole", tmp_path / "killed"
+    recipe.write_text(RECIPE.format(model=tiny_model_folder), encoding="utf-8")
+    error = (undisturbed := begin(recipe, whole, way)).communicate(timeout=300)[1]
+    assert undisturbed.returncode == 0, error
+    chance, codes = random.Random(0), []
+    for after in sorted(chance.randrange(len(made(whole))) for _ in range(KILLS)):
+        child = begin(recipe, out, way)
+        while child.poll() is None and len(made(out)) < after:
+            time.sleep(0.002)
+        time.sleep(chance.random())
+        before = {path: path.stat().st_mtime_ns for path in made(out)}
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+        codes.append(child.returncode)
+        assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+    error = (last := begin(recipe, out, way)).communicate(timeout=300)[1]
+    assert last.returncode == 0, error
+    print(f"{way}: exit codes {codes}; {len(made(whole))} batches")
+    assert codes.count(-signal.SIGKILL) >= KILLS - 1, "the kills came too late to mean anything"
+    assert [path.relative_to(out) for path in made(out)] == [path.relative_to(whole) for path in made(whole)]
+    for path in (*made(whole), whole / "preferences.jsonl"):
+        assert (out / path.relative_to(whole)).read_bytes() == path.read_bytes(), path.name
+    assert len((whole / "preferences.jsonl").read_text(encoding="utf-8").splitlines()) > 5
