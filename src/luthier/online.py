@@ -56,7 +56,7 @@ def require_fit(recipe: Recipe, objective: OnlineObjective) -> RolloutSettings:
             f"adapter.init = 'eva' begins from what the model does with the first rows, and {name} has none before it "
             "samples them; choose another start"
         )
-    _require_models(settings)
+    require_models(settings)
     if settings.vllm is not None:
         _require_for_vllm(recipe)
     if recipe.data.replay is not None:
@@ -88,6 +88,21 @@ def _require_for_vllm(recipe: Recipe) -> None:
 
 
 @dataclass(frozen=True)
+class Hosted:
+    """What graders of rollouts may use."""
+
+    host: Host = field(default_factory=Host)
+    """Whom they ask."""
+    decides: Mapping[str, Any] = field(default_factory=dict)
+    """What they follow from beside the settings: of each run whose model judges, by its folder, the sha256 of its
+    files; of a model on this machine, by its name, what its files are."""
+    at_once: int = 1
+    """Replies that are graded at the same time."""
+    notes: Sequence[str] = ()
+    """What is worth saying of whom they ask."""
+
+
+@dataclass(frozen=True)
 class Asked:
     """What rollouts ask, as it was read."""
 
@@ -95,21 +110,13 @@ class Asked:
     """Without a limit of tokens."""
     train: Sequence[Example]
     validation: Sequence[Example]
-    host: Host = field(default_factory=Host)
-    """What graders may use."""
-    judges: Mapping[str, Any] = field(default_factory=dict)
-    """Of each run whose model judges replies, by its folder, the sha256 of its files; of a model on this machine that
-    graders ask, what its files are."""
-    at_once: int = 1
-    """Replies that are graded at the same time."""
-    notes: Sequence[str] = ()
-    """What is worth saying of whom graders ask."""
+    hosted: Hosted = field(default_factory=Hosted)
 
     def decides(self) -> list[Any]:
         """What rewards are made of beside the settings, for a digest: what graders see of all rows, and who judges."""
         rows = (*self.train, *self.validation)
         items: list[Any] = [item_of(example) for example in rows if isinstance(example, Conversation)]
-        return [*items, *([dict(self.judges)] if self.judges else [])]
+        return [*items, *([dict(self.hosted.decides)] if self.hosted.decides else [])]
 
 
 def _graders(settings: RolloutSettings | None) -> list[Grader]:
@@ -125,17 +132,17 @@ def runs_asked(recipe: Recipe) -> list[str]:
 
 
 def models_asked(recipe: Recipe, folder: Path, device: str) -> AskedModels:
-    """The models that graders of rollouts ask, ready; `folder`: that of the run.
+    """The models that graders of rollouts ask, ready; `folder`: for their answers.
 
     Raises:
         EvaluationError, ModelError: one cannot be asked from here.
     """
     settings = {} if recipe.rollout is None else recipe.rollout.models
     models = {name: part(model, System, f"rollout.models.{name}") for name, model in settings.items()}  # type: ignore[type-abstract]
-    return AskedModels(models, folder / "rollouts" / "responses", device)
+    return AskedModels(models, folder, device)
 
 
-def _require_models(settings: RolloutSettings) -> None:
+def require_models(settings: RolloutSettings) -> None:
     """Check that graders ask just the models that are named.
 
     Raises:
@@ -343,7 +350,7 @@ def rollouts_of(
     """
     objective = part(recipe.objective, OnlineObjective, "objective")  # type: ignore[type-abstract]
     settings = require_fit(recipe, objective)
-    rewards = Rewards(settings, asked.host, asked.at_once)
+    rewards = Rewards(settings, asked.hosted.host, asked.hosted.at_once)
     rewards.require()
     plan = Plan(
         recipe.training.rows_per_step,

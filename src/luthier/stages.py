@@ -31,14 +31,13 @@ from luthier.engine.rollout import Rollouts
 from luthier.engine.run import Run
 from luthier.engine.vllm import LOG as LOG_OF_VLLM
 from luthier.errors import PreflightError, StorageError
-from luthier.evaluation.graders.base import ModelReply
 from luthier.examples import Example, Row
 from luthier.files import sync
 from luthier.models.kernels import native
 from luthier.models.load import LoadedModel
 from luthier.models.memory import peak_memory_bytes
 from luthier.objectives.base import OnlineObjective
-from luthier.online import Asked, models_asked
+from luthier.online import Asked
 from luthier.preflight.base import RowSettings, Stage, Subject, require, run_gates
 from luthier.preflight.tensors_moved import checksums
 from luthier.progress import Progress, duration
@@ -208,7 +207,7 @@ def prepare_training(opened: Opened, progress: Progress, prove: bool = True, ava
     asked = asked_of(opened)
     fingerprint = assemble.fingerprint_of(recipe, loaded, opened.template, opened.units, files, asked)
     trainable = replace(assemble.make_trainable(recipe, loaded, start), asked=asked)
-    for note in (*trainable.notes, *(() if asked is None else asked.notes)):
+    for note in (*trainable.notes, *(() if asked is None else asked.hosted.notes)):
         progress.say(f"  {note}")
     settled = _settled(recipe, folder)
     run = assemble.build_run(settled, loaded, trainable, opened.units, fingerprint, folder.path, available)
@@ -246,22 +245,8 @@ def asked_of(opened: Opened, to_train: bool = True) -> Asked | None:
         return None
     named = opened.data.named() if opened.subject is None else opened.subject.splits
     template = assemble.template_for(opened.recipe, opened.loaded)
-    host, files = host_of(opened.recipe)
-    if not opened.recipe.rollout.models:
-        return Asked(template, named["train"], named["validation"], host, files)
-    if not to_train:
-        host = replace(host, ask_model=lambda *_: ModelReply(""))
-        return Asked(template, named["train"], named["validation"], host, files)
-    models = models_asked(opened.recipe, opened.folder.path, str(opened.loaded.device))
-    return Asked(
-        template,
-        named["train"],
-        named["validation"],
-        replace(host, ask_model=models),
-        {**files, **models.identities},
-        models.at_once,
-        models.notes,
-    )
+    hosted = host_of(opened.recipe, opened.folder.path, str(opened.loaded.device), to_train)
+    return Asked(template, named["train"], named["validation"], hosted)
 
 
 def _tell_first(first: Mapping[str, float], progress: Progress) -> None:
