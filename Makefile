@@ -87,7 +87,7 @@ shots: env
 chaos: env
 	$(PYTEST) -m chaos
 
-# The job service with a real vLLM on the CPU, in an environment of its own (3 GB).
+# The job service and rollouts with a real vLLM on the CPU, in an environment of its own (3 GB).
 vllm: env .peers/vllm/.ready
 	LUTHIER_VLLM_PYTHON=$(CURDIR)/.peers/vllm/bin/python $(PYTEST) --timeout 1800 -m vllm
 

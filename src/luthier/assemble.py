@@ -36,13 +36,14 @@ from luthier.models.forest import TokenScores
 from luthier.models.kernels import native
 from luthier.models.kernels.compiled import compile_layers, pays, works
 from luthier.models.load import LoadedModel, load
+from luthier.models.memory import available_bytes
 from luthier.models.new_tokens import with_new_tokens
 from luthier.models.packed import quantized_layers
 from luthier.models.scorer import Scorer, in_mode, require_forest
 from luthier.objectives.base import Models, Objective, OnlineObjective
-from luthier.online import Asked, require_fit, rollouts_of
+from luthier.online import Asked, require_fit, rollouts_of, sampler_bytes
 from luthier.recipe import ModelSettings, Recipe
-from luthier.run_folder import HARMLESS, RunFolder
+from luthier.run_folder import RunFolder, decisive
 
 TEMPLATE_FILE = "template.jinja"
 RECORD = "run.json"
@@ -328,7 +329,7 @@ def build_run(
     if isinstance(objective, OnlineObjective):
         if trainable.asked is None:
             raise ValueError("an online objective needs what is asked")
-        rollouts = rollouts_of(recipe, loaded, models, trainable.asked, folder, fingerprint)
+        rollouts = rollouts_of(recipe, loaded, trainable.injected, models, trainable.asked, folder, fingerprint)
         source, models, validation = rollouts, rollouts.cast.models, rollouts.planned_validation()
     given, most = recipe.training.micro_batch_tokens, most_that_pays(loaded.device)
     run = Run(
@@ -350,7 +351,9 @@ def build_run(
         optimizer_numbers=optimizer.state_numbers,
     )
     if given == "auto":
-        run.fit = fit(run, most, available)
+        taken = sampler_bytes(recipe, loaded)
+        free = available if available is not None or not taken else available_bytes(loaded.device)
+        run.fit = fit(run, most, None if free is None else max(free - taken, 0))
         run.micro_batch_tokens = run.fit.tokens
     if isinstance(source, Rollouts):
         source.micro_batch_tokens = run.micro_batch_tokens
@@ -380,8 +383,7 @@ def fingerprint_of(
     `start` is the sha256 of each file of the artifact that the adapter starts at, if it is not fresh. `asked` is what
     graders see of the rows, where the objective is online.
     """
-    apart = (*HARMLESS, "data")  # rows with passages differ in their tokens
-    settings = {k: v for k, v in recipe.dump().items() if k not in apart}
+    settings = {k: v for k, v in decisive(recipe.dump()).items() if k != "data"}  # with passages rows differ in tokens
     settings["adapter"] = {k: v for k, v in settings["adapter"].items() if k != "start_from"}  # its files say more
     data = {name: _hash_units(group) for name, group in units.items()}
     versions = [__version__, torch.__version__, str(loaded.dtype), loaded.device.type, native.identity()]

@@ -11,6 +11,7 @@
     ├── EvaluationError        a system or metric cannot be measured
     ├── RetrievalError         passages cannot be searched: a server does not answer, or a library is missing
     ├── ServeError             the server cannot start
+    ├── ServiceError           a server that a training asks does not answer, or answers something else
     ├── TrackingError          a tracker lacks a package or a key, does not answer, or refuses a run
     ├── ExportError            a run cannot be exported so, or the artifact is not the trained model
     └── NonFiniteStep          a gradient was NaN or infinite; the weights were not updated
@@ -75,6 +76,11 @@ class RetrievalError(LuthierError):
 
 class ServeError(LuthierError):
     """The server cannot start."""
+
+
+class ServiceError(LuthierError):
+    """A server that a training asks, for replies or for grades, does not answer, or answers something else; no fault of
+    what is trained."""
 
 
 class TrackingError(LuthierError):

@@ -6,6 +6,7 @@ measured: one typical training step and the answers to a few test rows are timed
 
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import date
 
@@ -261,7 +262,8 @@ def estimate_training(opened: Opened) -> TrainingEstimate:
 
 def _built(opened: Opened) -> Run:
     start = None if opened.start is None else opened.start.folder
-    trainable = replace(assemble.make_trainable(opened.recipe, opened.loaded, start), asked=asked_of(opened))
+    trainable = assemble.make_trainable(opened.recipe, opened.loaded, start)
+    trainable = replace(trainable, asked=asked_of(opened, to_train=False))
     return assemble.build_run(opened.recipe, opened.loaded, trainable, opened.units, "", opened.folder.path)
 
 
@@ -321,9 +323,11 @@ def _sampling_seconds(run: Run) -> tuple[float, float]:
     are given."""
     if not isinstance(run.source, Rollouts):
         return 0.0, 0.0
-    plan, started = run.source.plan, time.perf_counter()
-    _, *replies = run.source.rollout(1)
-    seconds = time.perf_counter() - started
+    with closing(run.source.cast):
+        run.source.cast.open()  # once for the whole training
+        plan, started = run.source.plan, time.perf_counter()
+        _, *replies = run.source.rollout(1)
+        seconds = time.perf_counter() - started
     return seconds / (plan.updates * plan.minibatches), seconds / len(replies)
 
 

@@ -173,7 +173,8 @@ def _reward(opened: Opened) -> dict[str, Any] | None:
     settings = opened.recipe.rollout
     if settings is None or settings.environment is not None:
         return None
-    return Rewards(settings, host_of(opened.recipe)[0]).metric()
+    hosted = host_of(opened.recipe, opened.folder.path, str(opened.loaded.device))
+    return Rewards(settings, hosted.host).metric()
 
 
 def _answered(rows: Sequence[Example]) -> list[Conversation]:

@@ -9,16 +9,16 @@ Runs of one base share its weights.
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from threading import Lock
 
 from luthier.assemble import Artifact, artifact_record, read_artifact
 from luthier.config import canonical_hash
-from luthier.evaluation.graders.base import Host
+from luthier.evaluation.graders.base import Host, ModelReply
 from luthier.evaluation.rewards import Judgement, RewardModel
 from luthier.examples import Conversation, Message
 from luthier.models.load import LoadedModel
 from luthier.models.mixed import twin
-from luthier.online import runs_asked
+from luthier.online import Hosted, models_asked, runs_asked
 from luthier.recipe import Recipe
 
 
@@ -32,16 +32,30 @@ def open_reward_model(run: Path, device: str | None = None) -> RewardModel:
     return Judges(device).model(str(run))
 
 
-def host_of(recipe: Recipe) -> tuple[Host, dict[str, Any]]:
-    """What graders of a recipe's rollouts may use, and of each run that they ask the sha256 of its files.
+def host_of(recipe: Recipe, folder: Path, device: str, asks: bool = True) -> Hosted:
+    """What graders of a recipe's rollouts may use.
+
+    Args:
+        recipe: with rollouts.
+        folder: for answers that are paid for.
+        device: of models on this machine.
+        asks: whether models are asked; else they say nothing, and no reply is worth anything to a grader that asks one.
 
     Raises:
-        ModelError, EvaluationError: a run that grades replies has no trained model, or one that judges none.
+        ModelError, EvaluationError: a run that grades replies has no trained model, or one that judges none; or a model
+            cannot be asked from here.
     """
     runs, judge = runs_asked(recipe), Judges()
     for run in runs:  # now: later one that cannot judge is a grade of 0, and the memory it takes would not be counted
         judge.model(run)
-    return Host(judge=judge if runs else None), {run: artifact_record(Path(run) / "adapter")["files"] for run in runs}
+    host = Host(judge=judge if runs else None)
+    files = {run: artifact_record(Path(run) / "adapter")["files"] for run in runs}
+    if recipe.rollout is None or not recipe.rollout.models:
+        return Hosted(host, files)
+    if not asks:
+        return Hosted(replace(host, ask_model=lambda *_: ModelReply("")), files)
+    models = models_asked(recipe, folder / "rollouts" / "responses", device)
+    return Hosted(replace(host, ask_model=models), {**files, **models.identities}, models.at_once, models.notes)
 
 
 class Judges:
@@ -52,9 +66,14 @@ class Judges:
         self._device = device
         self._models: dict[str, RewardModel] = {}
         self._bases: dict[str, LoadedModel] = {}
+        self._one = Lock()
 
     def __call__(self, runs: Sequence[str], messages: Sequence[Message]) -> list[float]:
-        """The reward of a chat's last message by each run; raises as `judge`."""
+        """The reward of a chat's last message by each run; raises as `judge`. One thread at a time does."""
+        with self._one:
+            return self._rewards(runs, messages)
+
+    def _rewards(self, runs: Sequence[str], messages: Sequence[Message]) -> list[float]:
         return [judged[0].reward for judged in self.judge(runs, [Conversation(tuple(messages), id="the answer")])]
 
     def judge(self, runs: Sequence[str], conversations: Sequence[Conversation]) -> list[list[Judgement]]:

@@ -24,8 +24,18 @@ from luthier.recipe import Recipe
 from luthier.run_registry import Parent
 
 VERSIONS = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+PATIENCE = (
+    *("api_key_env", "concurrency", "timeout_seconds", "retries", "first_wait_seconds"),
+    *("input_usd_per_million_tokens", "output_usd_per_million_tokens", "spend_limit_usd"),
+)
+"""Settings of a model that is asked over HTTP which do not change what it answers."""
 # settings that decide no weight: records carry their own keys, and the report reads prices anew
-HARMLESS = ("cost", "decision", "evaluation", "retrieval", "tracking")
+HARMLESS = (
+    *(("cost",), ("decision",), ("evaluation",), ("retrieval",), ("tracking",)),
+    # where a sampler or a judge is, and how long it is waited for: a run that stopped for want of these must go on
+    *(("rollout", "vllm", key) for key in ("python", "cache_gib", "devices", "timeout_seconds")),
+    *(("rollout", "models", "*", key) for key in PATIENCE),
+)
 PRICES = "prices.toml"
 """The copy of the user's price book."""
 TRACKING = "tracking.json"
@@ -101,7 +111,7 @@ class RunFolder:
         except OSError as error:
             raise StorageError(f"{self.path}: the run's folder cannot be made: {error}") from None
         before = self.recipe_values()
-        changed = [] if before is None else differing(before, recipe.dump(), but=HARMLESS)
+        changed = [] if before is None else differing(decisive(before), decisive(recipe.dump()))
         if changed:
             self._begin_anew(changed)
         with atomic_text(self.path / "recipe.toml") as copy:
@@ -244,12 +254,23 @@ def recipe_of(folder: Path) -> Recipe:
     return build(Recipe, values)
 
 
-def differing(a: Mapping[str, Any], b: Mapping[str, Any], but: Sequence[str] = (), at: str = "") -> list[str]:
-    """Dotted names of the settings that differ; `but` are tables that are passed over."""
+def decisive(recipe: Mapping[str, Any], but: Sequence[tuple[str, ...]] = HARMLESS) -> dict[str, Any]:
+    """The settings that decide what is trained; `but` are the others, `*` standing for any name."""
+    found = {}
+    for key, value in recipe.items():
+        inner = [path[1:] for path in but if path[0] in (key, "*")]
+        if () in inner:
+            continue
+        found[key] = decisive(value, inner) if inner and isinstance(value, Mapping) else value
+    return found
+
+
+def differing(a: Mapping[str, Any], b: Mapping[str, Any], at: str = "") -> list[str]:
+    """Dotted names of the settings that differ."""
     names = []
     for key in sorted(a.keys() | b.keys()):
         mine, other = a.get(key), b.get(key)
-        if mine == other or (not at and key in but):
+        if mine == other:
             continue
         nested = isinstance(mine, Mapping) and isinstance(other, Mapping)
         names += differing(mine, other, at=f"{at}{key}.") if nested else [f"{at}{key}"]  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ was. `luthier run` is these in order.
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -29,6 +29,7 @@ from luthier.engine.log import mend_log, metrics_line
 from luthier.engine.loop import Step, observe, settle_head, train, validation_loss
 from luthier.engine.rollout import Rollouts
 from luthier.engine.run import Run
+from luthier.engine.vllm import LOG as LOG_OF_VLLM
 from luthier.errors import PreflightError, StorageError
 from luthier.examples import Example, Row
 from luthier.files import sync
@@ -206,11 +207,13 @@ def prepare_training(opened: Opened, progress: Progress, prove: bool = True, ava
     asked = asked_of(opened)
     fingerprint = assemble.fingerprint_of(recipe, loaded, opened.template, opened.units, files, asked)
     trainable = replace(assemble.make_trainable(recipe, loaded, start), asked=asked)
-    for note in trainable.notes:
+    for note in (*trainable.notes, *(() if asked is None else asked.hosted.notes)):
         progress.say(f"  {note}")
     settled = _settled(recipe, folder)
     run = assemble.build_run(settled, loaded, trainable, opened.units, fingerprint, folder.path, available)
     _tell_fit(run, folder, progress)
+    if recipe.rollout is not None and recipe.rollout.vllm is not None:
+        progress.say(f"  replies are written by vLLM; what it says of itself is in {folder / 'rollouts' / LOG_OF_VLLM}")
     with folder.timed("train"):
         keep(run, folder.path, progress)
     found = _newest(run, progress)
@@ -229,17 +232,21 @@ def prepare_training(opened: Opened, progress: Progress, prove: bool = True, ava
     return Prepared(opened, run, found)
 
 
-def asked_of(opened: Opened) -> Asked | None:
+def asked_of(opened: Opened, to_train: bool = True) -> Asked | None:
     """What an online objective asks: the rows that others train on; None where the objective asks nothing.
 
+    Unless it is `to_train`, models that graders ask are not asked, and no reply is worth anything.
+
     Raises:
-        ModelError, EvaluationError: a run that grades replies has no trained model, or one that judges none.
+        ModelError, EvaluationError: a run that grades replies has no trained model, or one that judges none; or a model
+            that graders ask cannot be asked from here.
     """
     if opened.recipe.rollout is None:
         return None
     named = opened.data.named() if opened.subject is None else opened.subject.splits
     template = assemble.template_for(opened.recipe, opened.loaded)
-    return Asked(template, named["train"], named["validation"], *host_of(opened.recipe))
+    hosted = host_of(opened.recipe, opened.folder.path, str(opened.loaded.device), to_train)
+    return Asked(template, named["train"], named["validation"], hosted)
 
 
 def _tell_first(first: Mapping[str, float], progress: Progress) -> None:
@@ -252,6 +259,11 @@ def _tell_first(first: Mapping[str, float], progress: Progress) -> None:
         progress.say(
             "  ! most ran into rollout.max_new_tokens and were graded unfinished: raise it, or train on the replies of "
             "the rows first, so that the model knows how to end"
+        )
+    if first["ungraded"]:
+        progress.say(
+            f"  ! a grader could not grade {first['ungraded']:.0%} of them, which then counts as 0; the files in "
+            "rollouts say why"
         )
     if first["dead"] > 0.5:
         progress.say(
@@ -275,7 +287,8 @@ def train_stage(prepared: Prepared, progress: Progress, on_step: Callable[[Step]
         progress.say(f"  going on after step {found.step} ({found.folder})")
     subject = opened.subject if found is None else None
     mend_log(opened.folder / LOG, run.state)
-    with tracked(opened.recipe, opened.folder, progress) as tracking:
+    sampling = closing(run.source.cast) if isinstance(run.source, Rollouts) else nullcontext()
+    with sampling, tracked(opened.recipe, opened.folder, progress) as tracking:
         with progress.stage("train", "training"), opened.folder.timed("train"), interruptible() as interrupted:
             _steps(run, opened, subject, progress, on_step, interrupted)
         _finish(run, opened, progress)

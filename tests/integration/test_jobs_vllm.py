@@ -249,7 +249,7 @@ def test_what_fails_while_a_model_is_prepared_is_in_the_log(tmp_path: Path, capl
         await gateway.close()
 
     asyncio.run(prepare())
-    assert "a model is not prepared: AttributeError in vllm.py" in caplog.text
+    assert "a model is not prepared: AttributeError in vllm_lora.py" in caplog.text
 
 
 def test_a_job_that_succeeds_while_the_service_ends_is_still_loaded(

@@ -307,3 +307,67 @@ def test_what_people_ranked_in_the_studio_trains_as_it_was_exported(
     rows.write_bytes(ranked)
     counts = trains(objective, rows, tiny_model_folder, tmp_path / "run")
     assert sum(counts[split] for split in ("train", "validation", "test")) == 40  # two of three have a winner
+
+
+ASKED = """
+[rollout.rewards.good.grader]
+type = "score_model"
+model = "grader"
+input = [{{ role = "user", content = "{{{{sample.output_text}}}}" }}]
+[rollout.models.grader]
+base_url = "{url}"
+model = "served"
+"""
+
+
+def test_a_model_that_a_grader_asks_decides_and_is_asked_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def commas(text: str) -> float:
+        return text.count(",") / max(len(text), 1)
+
+    def score(body: dict[str, Any], _number: int) -> Reply:
+        asked = body["messages"][0]["content"].partition("\n\nAnswer with")[0]
+        return completion(json.dumps({"result": commas(asked)}))
+
+    drawn = (folder / "pairs.toml").read_text(encoding="utf-8").partition("[rollout.rewards.fields]")[0]
+    recipe, out = folder / "asked.toml", folder / "asked"
+    with serving(score) as heard:
+        recipe.write_text(drawn + ASKED.format(url=heard.url), encoding="utf-8")
+        given = ["data", "preferences", str(recipe), "--out", str(out)]
+        assert main(given) == 0
+        assert "to be graded by served" in "".join(capsys.readouterr())
+        asked = len(heard.bodies)
+        assert main([*given, "--set", "rollout.models.grader.retries=1"]) == 0
+        assert len(heard.bodies) == asked > 0
+    pairs = lines(out / "preferences.jsonl")
+    assert pairs
+    for pair in pairs:
+        chosen, rejected = (pair[name][-1]["content"] for name in ("chosen", "rejected"))
+        assert commas(chosen) > commas(rejected)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--set", "rollout.vllm.python=/a/python"], "rollout.vllm is of trainings"),
+        (
+            ["--set", "rollout.models.x.model=m", "--set", "rollout.models.x.base_url=http://127.0.0.1/v1"],
+            "no grader asks",
+        ),
+        (
+            [
+                "--by",
+                "judge",
+                "--set",
+                "rollout.models.x.model=m",
+                "--set",
+                "rollout.models.x.base_url=http://127.0.0.1/v1",
+            ],
+            "--by judge has none",
+        ),
+    ],
+)
+def test_servers_that_nobody_would_ask_are_refused(
+    folder: Path, options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(folder, "refused", *options, code=2)
+    assert words in capsys.readouterr().err

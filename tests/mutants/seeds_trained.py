@@ -207,8 +207,8 @@ class SampledReplies:
     def __init__(self, own: float, empty: float, dead: float) -> None:
         self.own, self.empty, self.dead = own, empty, dead
 
-    def reference_rewards(self, count: int) -> list[tuple[str, float, float]]:
-        return [(f"row-{i}", self.own, self.empty) for i in range(min(count, 8))]
+    def reference_rewards(self, count: int) -> list[tuple[str, float, float, str]]:
+        return [(f"row-{i}", self.own, self.empty, "") for i in range(min(count, 8))]
 
     def first(self) -> dict[str, float]:
         return {"reward": 0.0, "truncated": 0.0, "dead": self.dead}

@@ -1,5 +1,6 @@
 """What goes with an objective that samples its replies, what is asked, and what graders see."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +12,16 @@ from luthier.errors import RecipeError
 from luthier.evaluation.graders.base import Host
 from luthier.examples import Conversation, Document, Message
 from luthier.online import Asked, Rewards
-from luthier.recipe import Recipe
+from luthier.recipe import Recipe, VllmSettings
+from luthier.recipe.paths import absolute_paths
+from luthier.recipe.rollout import VLLM_PYTHON
 
 REWARDS: dict[str, Any] = {
     "number": {"weight": 2.0, "grader": {"type": "number"}},
     "valid": {"weight": 0.5, "grader": {"type": "json_schema"}},
 }
+
+VLLM: dict[str, Any] = {"rewards": REWARDS, "vllm": {"python": "/of/vllm/bin/python"}}
 
 
 def recipe(**tables: Any) -> Recipe:
@@ -41,6 +46,10 @@ def recipe(**tables: Any) -> Recipe:
         ({"adapter": {"type": "lora", "dropout": 0.1}}, "adapter.dropout = 0.1"),
         ({"adapter": {"type": "lora", "init": "eva"}}, "choose another start"),
         ({"data": {"train": "rows.jsonl", "replay": "other.jsonl"}}, "nothing to mix in"),
+        ({"rollout": VLLM, "adapter": {"type": "dora"}}, "'dora' trains others; set adapter.type = 'lora', or remove"),
+        ({"rollout": VLLM, "adapter": {"type": "full"}}, "'full' trains others"),
+        ({"rollout": VLLM, "adapter": {"type": "lora", "new_tokens": ["<a>"]}}, "no rows of adapter.new_tokens"),
+        ({"rollout": VLLM, "model": {"quantize": "nf4"}}, "model.quantize = 'nf4' trains over another"),
     ],
 )
 def test_what_does_not_go_together_is_told(tables: dict[str, Any], words: str) -> None:
@@ -53,6 +62,8 @@ def test_what_does_not_go_together_is_told(tables: dict[str, Any], words: str) -
     [
         ({"rewards": REWARDS, "max_turns": 3}, "changes nothing without rollout.environment"),
         ({"rewards": REWARDS, "overlong_tokens": 300}, "at most rollout.max_new_tokens"),
+        ({**VLLM, "temperature": 0.001}, "vLLM samples at 0.01 or above"),
+        ({**VLLM, "vllm": {"pyhton": "x"}}, "did you mean 'python'"),
         ({"rewards": REWARDS, "environment": {"type": "calculatr"}}, "did you mean 'calculator'"),
         ({"rewards": {"a": {"grader": {"type": "nummer"}}}}, "did you mean 'number'"),
     ],
@@ -107,3 +118,14 @@ def test_another_field_of_a_row_is_another_training() -> None:
     rows = [[Conversation((QUESTION,), extra={"answer": answer})] for answer in ("42", "43")]
     template: Any = None
     assert Asked(template, rows[0], []).decides() != Asked(template, rows[1], []).decides()
+
+
+def test_the_interpreter_of_vllm_is_named_in_the_recipe_or_by_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VLLM_PYTHON, raising=False)
+    assert VllmSettings(python="/a/python").interpreter == Path("/a/python")
+    with pytest.raises(RecipeError, match=f"give it here, or in {VLLM_PYTHON}"):
+        VllmSettings().interpreter  # noqa: B018
+    monkeypatch.setenv(VLLM_PYTHON, "/b/python")
+    assert VllmSettings().interpreter == Path("/b/python")
+    tree = absolute_paths({"rollout": {"vllm": {"python": "../env/bin/python"}}}, Path("/a/recipes"))
+    assert tree["rollout"]["vllm"]["python"] == "/a/env/bin/python"

@@ -235,7 +235,7 @@ def test_reference_names_every_key_with_its_default_and_meaning() -> None:
         for name, field in cls.model_fields.items():
             if (
                 name in PARTS
-                or name in ("systems", "forgetting", "grounding", "style", "machine")
+                or name in ("systems", "forgetting", "grounding", "style", "machine", "vllm")
                 or name in Recipe.model_fields
             ):
                 continue

@@ -15,7 +15,7 @@ from luthier.engine import checkpoint
 from luthier.engine.loop import train
 from luthier.engine.rollout import Cast, Grade, Plan, Prompt, Rollouts, Written
 from luthier.engine.writing import OneTurn, OwnSampler
-from luthier.errors import DataError
+from luthier.errors import DataError, ModelError
 from luthier.examples import Message
 from luthier.models.heads import head_of
 from luthier.models.load import LoadedModel
@@ -104,6 +104,24 @@ def test_a_file_tells_texts_rewards_and_drift(loaded: LoadedModel, tmp_path: Pat
         assert len(line["ids"]) == len(line["token_values"]["sampled_logprob"])
 
 
+def test_a_sampler_with_other_weights_is_refused(
+    loaded: LoadedModel, make_tiny: Callable[..., LoadedModel], tmp_path: Path
+) -> None:
+    template, other = build_template(loaded, "model"), make_tiny()
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)), alpha=0.3)
+    for model, name in ((loaded, "own"), (other, "other")):
+        write = OneTurn(OwnSampler(model, template.stop_ids), template, 6)
+        source = rollouts(loaded, tmp_path / name, write=write)
+        source.cast = replace(source.cast, most_drift=1.0)
+        if model is loaded:
+            assert source.rollout(1)[0]["sampler_drift"] < 1e-5
+            continue
+        with pytest.raises(ModelError, match=r"rollout 1: the sampler's log-probabilities are [\d.]+ nats a token"):
+            source.step(1)
+
+
 def test_passes_and_parts_take_each_prompt_once(loaded: LoadedModel, tmp_path: Path) -> None:
     source = rollouts(loaded, tmp_path, replace(PLAN, updates=2, minibatches=2))
     ids = [[unit[0].id for unit in source.step(number)] for number in range(1, 9)]
@@ -180,8 +198,10 @@ def test_rows_replies_are_worth_nothing_where_only_an_environment_rewards(loaded
     source = rollouts(loaded, tmp_path, grade=lambda answers: [Grade(0.0) for _ in answers])
     source.prompts = [replace(prompt, reference=Message("assistant", "4")) for prompt in source.prompts]
     assert source.reference_rewards(3) == []
-    source.cast = replace(source.cast, grade=lambda answers: [Grade(0.0, {"number": 0.0}) for _ in answers])
-    assert source.reference_rewards(3) == [("p0", 0.0, 0.0), ("p1", 0.0, 0.0), ("p2", 0.0, 0.0)]
+    unread = {"number": "no number"}
+    source.cast = replace(source.cast, grade=lambda answers: [Grade(0.0, {"number": 0.0}, unread) for _ in answers])
+    assert source.reference_rewards(2) == [(row, 0.0, 0.0, "no number") for row in ("p0", "p2")]
+    assert len(source.reference_rewards(3)) == 3
 
 
 def test_replies_that_were_cut_off_can_be_left_out(loaded: LoadedModel, tmp_path: Path) -> None:

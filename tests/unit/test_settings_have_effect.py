@@ -37,6 +37,7 @@ ODD: Tree = {**NEAR, "type": "string_check", "operation": "like", "reference": "
 del ODD["evaluation_metric"]
 ROLLOUT: Tree = {"group_size": 3, "max_new_tokens": 6, "updates": 2, "rewards": {"near": {"grader": NEAR}}}
 ENDING: Tree = {"rollout": {"max_new_tokens": 64}}  # some of these replies end
+ELSEWHERE = ("max_turns", "models", "vllm")
 PULLED: Tree = {"objective": {"beta": 0.5}}
 
 # setting -> its other value, and what both runs share beside the defaults
@@ -182,10 +183,10 @@ CHANGES: Mapping[str, tuple[Any, Tree]] = {
 
 
 def known() -> list[str]:
-    """Every setting of training and of all parts, `part.type.field`, but `start_from` (test_starts.py) and `max_turns`
-    (test_environments.py)."""
+    """Every setting of training and of all parts, `part.type.field`, but `start_from` (test_starts.py), `max_turns`
+    (test_environments.py), `models` (test_asked_models.py, test_model_judge.py) and `vllm` (test_vllm_sampler.py)."""
     names = [f"training.{field}" for field in TrainingSettings.model_fields]
-    names += [f"rollout.{field}" for field in RolloutSettings.model_fields if field != "max_turns"]
+    names += [f"rollout.{field}" for field in RolloutSettings.model_fields if field not in ELSEWHERE]
     for part, (package, _) in PARTS.items():
         for kind in registry.names(package):
             fields = registry.load_class(package, kind, Settings).model_fields

@@ -13,6 +13,7 @@ run that was killed ends with the bits of one that was not.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 
 from luthier.data.source import NOTHING, Places, Unit, micro_batches, order
 from luthier.data.write import atomic_text
-from luthier.errors import DataError
+from luthier.errors import DataError, ModelError
 from luthier.examples import Message, Row
 from luthier.models.forest import build_batch
 from luthier.models.generate import Generation
@@ -87,7 +88,7 @@ Grader: TypeAlias = Callable[[Sequence[tuple[Prompt, Written]]], Sequence[Grade]
 
 
 class Sampler(Protocol):
-    """Writes replies. `models.generate` is the one that ships; another engine may stand in its place."""
+    """Writes replies: our own generator, or another engine in its place (`writing.OwnSampler`, `vllm.VllmSampler`)."""
 
     def __call__(
         self, prompts: Sequence[Sequence[int]], limits: Sequence[int], seeds: Sequence[int], temperature: float
@@ -136,6 +137,12 @@ class Cast:
     device: torch.device
     write: Writer
     grade: Grader
+    open: Callable[[], None] = lambda: None
+    """Readies whatever writes."""
+    close: Callable[[], None] = lambda: None
+    """Lets go of it; it comes back when it is asked."""
+    most_drift: float = math.inf
+    """Nats a token between its log-probabilities and training's, over a rollout, which are refused above."""
 
 
 class Rollouts:
@@ -199,25 +206,25 @@ class Rollouts:
 
     # what the pre-flight asks
 
-    def reference_rewards(self, count: int) -> list[tuple[str, float, float]]:
-        """Of at most so many prompts whose row gives a reply: the id, the reward of that reply, and of an empty one;
-        none where no grader looks at replies."""
+    def reference_rewards(self, count: int) -> list[tuple[str, float, float, str]]:
+        """Of at most so many prompts whose row gives a reply: the id, the reward of that reply and of an empty one, and
+        why a grader could not grade it; none where no grader looks at replies."""
         known = [(prompt, prompt.reference) for prompt in self.prompts if prompt.reference is not None]
         known = known[:: max(1, len(known) // count)][:count]
         graded = self.cast.grade([(p, said(m)) for p, reply in known for m in (reply, Message("assistant", ""))])
         if not any(grade.parts for grade in graded):  # an environment alone rewards, and none was talked to
             return []
-        rewards = [grade.reward for grade in graded]
-        return [(p.id, rewards[2 * i], rewards[2 * i + 1]) for i, (p, _) in enumerate(known)]
+        pairs = zip(known, graded[::2], graded[1::2], strict=True)
+        return [(p.id, own.reward, no.reward, "; ".join(own.problems.values())) for (p, _), own, no in pairs]
 
     def first(self) -> Mapping[str, float]:
-        """Of the first rollout: `reward`, and the shares of replies `truncated` and of groups `dead`: those that teach
-        nothing."""
+        """Of the first rollout: `reward`, the shares of replies `truncated` and `ungraded`, and of groups `dead`: those
+        that teach nothing."""
         header, *lines = self.rollout(1)
         dead = header["dead_groups"] / len(header["places"]) if self.cast.objective.least_group > 1 else 0.0
         if len({line["reward"] for line in lines}) == 1:
             dead = 1.0
-        return {"reward": header["reward"], "truncated": header["truncated"], "dead": dead}
+        return {**{name: header[name] for name in ("reward", "truncated", "ungraded")}, "dead": dead}
 
     # a rollout
 
@@ -245,6 +252,12 @@ class Rollouts:
         for reply, answer, row, is_dead in zip(replies, answers, rows, flags, strict=True):
             values = {**row.values, **answer.values, "dead": is_dead, **_divergence(row)}
             lines.append(self._line(replace(answer, group=reply.group, values=values), replace(row, values=values)))
+        drift = sum(map(_drift, rows)) / len(rows)
+        if drift > self.cast.most_drift:
+            raise ModelError(
+                f"rollout {number}: the sampler's log-probabilities are {drift:.2f} nats a token from training's: it "
+                "writes with another model or other weights; remove [rollout.vllm], and the training writes itself"
+            )
         header = {
             "rollout": number,
             "key": self.key,
@@ -253,6 +266,8 @@ class Rollouts:
             "replaced_groups": replaced,
             "reward": sum(reply.reward for reply in replies) / len(replies),
             "truncated": sum(reply.truncated for reply in replies) / len(replies),
+            "sampler_drift": drift,
+            "ungraded": sum(bool(answer.grade.problems) for answer in answers) / len(answers),
         }
         return [header, *lines]
 

@@ -21,6 +21,7 @@ import httpx2
 from luthier.data.control_tokens import is_control
 from luthier.errors import LuthierError
 from luthier.models.catalog import resolve
+from luthier.models.vllm_lora import why_not
 from luthier.serve.api_error import ApiError, unsupported
 from luthier.serve.chat import NO_EFFECT, parse_chat
 from luthier.serve.completion import parse_completion
@@ -37,8 +38,6 @@ LONGEST = HttpLimits().default_tokens
 """Longest chat answer when the client sets no limit, as of our own engine."""
 DROPPED = frozenset({*NO_EFFECT, "modalities", "best_of", "echo", "suffix", "functions", "function_call"})
 """Fields that were read and ask for nothing."""
-PLAIN_LORA = ("alora_invocation_tokens", "modules_to_save", "trainable_token_indices", "use_dora")
-"""Settings of an adapter that vLLM refuses, or leaves out."""
 
 
 @dataclass(frozen=True)
@@ -185,14 +184,10 @@ def _require_servable(adapter: Path) -> None:
         template, quantize = record["template"]["name"], record["recipe"]["model"].get("quantize", "none")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _down(f"the model's files cannot be read ({type(error).__name__})") from None
-    why = None
-    if settings.get("peft_type") != "LORA" or settings.get("bias", "none") != "none":
-        why = "it is no LoRA"
-    elif extra := [name for name in PLAIN_LORA if settings.get(name)]:
-        why = f"its adapter has {', '.join(extra)}"
-    elif template != "model":
+    why = why_not(settings)
+    if why is None and template != "model":
         why = f"it was trained with the template {template!r}, and vLLM renders that of the base"
-    elif quantize != "none":
+    elif why is None and quantize != "none":
         why = f"it was trained over its base held in {quantize}, and vLLM has the dense one"
     if why is not None:
         raise ApiError(f"vLLM cannot serve this model as it was trained: {why}.", param="model", code="unusable")

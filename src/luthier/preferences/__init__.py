@@ -43,7 +43,7 @@ from luthier.preferences.choice import (
 )
 from luthier.progress import Progress
 from luthier.recipe import Recipe, RolloutSettings
-from luthier.run_folder import RunFolder, differing
+from luthier.run_folder import RunFolder, decisive, differing
 
 PAIRS = "preferences.jsonl"
 DECIDED = "sampled.json"
@@ -128,7 +128,7 @@ def _decides(recipe: Recipe, folder: RunFolder, choices: Choices) -> Tree:
         "by": choices.by,
         "margin": choices.margin,
         "seed": recipe.seed,
-        "rollout": recipe.dump()["rollout"],
+        "rollout": decisive(recipe.dump())["rollout"],
         "max_tokens": recipe.training.max_tokens,
         "rows": sha256_of(folder / "data/train.jsonl"),
     }

@@ -19,9 +19,9 @@ from luthier.evaluation.systems.base import Answer, Context, Desk, System
 from luthier.evaluation.task import build_metrics
 from luthier.examples import Conversation, Message
 from luthier.models.kernels import native
-from luthier.models.load import LoadedModel
+from luthier.models.load import LoadedModel, choose_device
 from luthier.models.memory import tokens_in_flight
-from luthier.online import Rewards, writer_of
+from luthier.online import Rewards, require_models, writer_of
 from luthier.preferences.choice import Question
 from luthier.progress import Progress
 from luthier.recipe import Recipe, RolloutSettings, dump_part
@@ -56,6 +56,7 @@ def require_fit(recipe: Recipe, choices: Choices) -> RolloutSettings:
     settings, judge = recipe.rollout, recipe.evaluation.style.judge
     if settings is None:
         raise RecipeError("the recipe does not say how replies are drawn: write a table [rollout] with group_size = 8")
+    _require_known(settings, choices)
     if settings.environment is not None:
         raise RecipeError("rollout.environment: pairs are of single replies, not of conversations; leave it out")
     if settings.group_size < 2:
@@ -78,6 +79,23 @@ def require_fit(recipe: Recipe, choices: Choices) -> RolloutSettings:
     if choices.writer is not None and settings.overlong_tokens:
         raise RecipeError("rollout.overlong_tokens counts tokens, and an endpoint's are not known; leave it out")
     return settings
+
+
+def _require_known(settings: RolloutSettings, choices: Choices) -> None:
+    """Check that no server is named which nobody would ask.
+
+    Raises:
+        RecipeError: one is.
+    """
+    if settings.vllm is not None:
+        raise RecipeError(
+            "rollout.vllm is of trainings; leave it out, or let a server that runs write: a table "
+            "[evaluation.systems.NAME] of type 'remote', and --model NAME"
+        )
+    if choices.by == "rewards":
+        require_models(settings)
+    elif settings.models:
+        raise RecipeError("rollout.models are asked by graders, and --by judge has none; leave them out")
 
 
 @dataclass(frozen=True)
@@ -144,10 +162,12 @@ def cast_of(recipe: Recipe, folder: RunFolder, choices: Choices, progress: Progr
     else:
         writer = _elsewhere(recipe, settings, choices.writer, desk)
     if choices.by == "rewards":
-        host, runs = host_of(recipe)
-        grade = Rewards(settings, host)
+        hosted = host_of(recipe, folder.path, str(choose_device(recipe.model.device)))
+        for note in hosted.notes:
+            progress.say(f"    {note}")
+        grade = Rewards(settings, hosted.host, hosted.at_once)
         grade.require()
-        return Cast(writer, grade, None, {"writer": writer.decides, "reward_models": runs})
+        return Cast(writer, grade, None, {"writer": writer.decides, "reward_models": dict(hosted.decides)})
     judge = _judge(recipe, folder, writer.model or _open(recipe, folder, progress), desk)
     return Cast(writer, None, judge, {"writer": writer.decides, "judge": judge.decides})
 

@@ -17,7 +17,7 @@ from luthier import registry
 from luthier.adapters.base import Injected
 from luthier.data.source import Unit
 from luthier.data.templates import Template
-from luthier.errors import LuthierError, PreflightError
+from luthier.errors import LuthierError, PreflightError, ServiceError
 from luthier.examples import Example, Row, Where
 from luthier.models.forest import Batch, build_batch
 from luthier.models.load import LoadedModel
@@ -46,9 +46,9 @@ class RowSettings:
 class Sampled(Protocol):
     """Replies that the model writes to learn from, as the gates ask about them."""
 
-    def reference_rewards(self, count: int) -> Sequence[tuple[str, float, float]]:
-        """Of at most so many rows that give a reply: the id, the reward of that reply, and of an empty one; none where
-        no grader looks at replies."""
+    def reference_rewards(self, count: int) -> Sequence[tuple[str, float, float, str]]:
+        """Of at most so many rows that give a reply: the id, the reward of that reply and of an empty one, and why a
+        grader could not grade it; none where no grader looks at replies."""
         ...
 
     def first(self) -> Mapping[str, float]:
@@ -233,6 +233,7 @@ def run_gates(subject: Subject, stage: Stage) -> list[GateResult]:
 
     Raises:
         PreflightError: there are no rows, so nothing could be shown.
+        ServiceError: a server that is asked does not answer, which says nothing of the run.
     """
     if not subject.examples:
         raise PreflightError("there are no training rows, so there is nothing to check and nothing to train on")
@@ -242,6 +243,8 @@ def run_gates(subject: Subject, stage: Stage) -> list[GateResult]:
 def _run(gate: Gate, subject: Subject) -> GateResult:
     try:
         return gate.check(subject)
+    except ServiceError:
+        raise
     except LuthierError as error:
         return gate.fails(f"the check itself could not be done: {error}.")
 

@@ -28,11 +28,11 @@ class ReferenceRewards(Gate):
         found = subject.sampled.reference_rewards(ROWS)
         if not found:
             return self.passes("No row gives a reply that a grader looks at.", rows=0)
-        mean = sum(reward for _, reward, _ in found) / len(found)
-        empty = sum(nothing for _, _, nothing in found) / len(found)
+        mean = sum(reward for _, reward, _, _ in found) / len(found)
+        empty = sum(nothing for _, _, nothing, _ in found) / len(found)
         faults = [
-            Fault(row, f"its own reply is worth {reward:g}, an empty one {nothing:g}")
-            for row, reward, nothing in found
+            Fault(row, f"its own reply is worth {reward:g}, an empty one {nothing:g}" + (f" ({why})" if why else ""))
+            for row, reward, nothing, why in found
             if not reward > nothing  # written so that a NaN fails
         ]
         details = {"rows": len(found), "mean": mean, "mean_of_empty": empty, "worse": len(faults)}

@@ -39,7 +39,11 @@ from luthier.recipe.parts import (
     dump_part as dump_part,
 )
 from luthier.recipe.paths import absolute_paths as absolute_paths
-from luthier.recipe.rollout import RewardSettings as RewardSettings, RolloutSettings as RolloutSettings
+from luthier.recipe.rollout import (
+    RewardSettings as RewardSettings,
+    RolloutSettings as RolloutSettings,
+    VllmSettings as VllmSettings,
+)
 
 DEFAULT_SYSTEMS = ("zero_shot", "few_shot", "fine_tuned")
 """What is compared when a recipe names no system."""

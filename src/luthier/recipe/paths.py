@@ -22,10 +22,20 @@ def absolute_paths(tree: Tree, folder: Path) -> Tree:
         value = table.get(key) if isinstance(table, dict) else None
         if isinstance(value, str) and value and _is_path(key, value, folder):
             table[key] = os.path.normpath(folder / value)
+    for model in _models(tree):
+        if model.get("type") == "local_model" and isinstance(name := model.get("model"), str):
+            model["model"] = os.path.normpath(folder / name) if _is_path("name", name, folder) else name
     for grader in _graders(tree):
         if isinstance(runs := grader.get("runs"), list):
             grader["runs"] = [os.path.normpath(folder / run) if isinstance(run, str) else run for run in runs]
     return tree
+
+
+def _models(tree: Tree) -> Iterator[Tree]:
+    """The tables of models that graders of rollouts ask."""
+    rollout = tree.get("rollout")
+    models = rollout.get("models") if isinstance(rollout, dict) else None
+    yield from (table for table in models.values() if isinstance(table, dict)) if isinstance(models, dict) else ()
 
 
 def _graders(tree: Tree) -> Iterator[Tree]:
@@ -48,6 +58,7 @@ _PATHS = (
     ("data", "train"),
     ("data", "validation"),
     ("data", "test"),
+    ("rollout", "vllm", "python"),
     ("retrieval", "corpus"),
     ("retrieval", "embedder"),
     ("retrieval", "reranker"),

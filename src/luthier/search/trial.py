@@ -20,7 +20,7 @@ from luthier.data_stage import Data, prepare_data
 from luthier.engine import kept_reference
 from luthier.engine.loop import Step
 from luthier.engine.run import Run
-from luthier.errors import LuthierError, StorageError
+from luthier.errors import LuthierError, ServiceError, StorageError
 from luthier.evaluate import context_of, question_of
 from luthier.evaluation.systems.base import System, prediction
 from luthier.progress import Progress
@@ -161,7 +161,7 @@ def _train(
     except Pruned:
         return Result("pruned", watched.loss, f"stopped at {watched.percent} % of its steps")
     except LuthierError as error:
-        if isinstance(error, StorageError):  # no fault of these settings
+        if isinstance(error, StorageError | ServiceError):  # no fault of these settings
             raise
         return Result("failed", None, str(error))
     if value is None or not math.isfinite(value):

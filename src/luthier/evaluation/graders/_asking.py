@@ -56,6 +56,10 @@ class ModelGrader(Grader):
     input: tuple[GraderMessage, ...] = Field(min_length=1, max_length=64)
     """The messages; what form the answer must have is said after the last one."""
 
+    def models_asked(self) -> tuple[str, ...]:
+        """One."""
+        return (self.model,)
+
     def require(self, host: Host) -> None:
         """Raise an EvaluationError if the host has no model."""
         if host.ask_model is None:

@@ -27,6 +27,11 @@ HOST_ERRORS = (LuthierError, OSError, RuntimeError, ValueError)
 """What a host's callables may raise; anything else is a mistake in the program, and is not taken for a bad answer."""
 
 
+class Unanswered(Exception):
+    """What a host raises that could not ask a model and wants no grade without its answer: no grader takes it for a bad
+    answer, as it takes `HOST_ERRORS`."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """An answer of the model that is trained: `sample` in templates and in Python graders."""
@@ -210,6 +215,10 @@ class Grader(Settings, ABC):
 
     def runs_asked(self) -> Sequence[str]:
         """Folders of the runs whose trained models it asks."""
+        return ()
+
+    def models_asked(self) -> Sequence[str]:
+        """Models of the host that it asks."""
         return ()
 
     def require(self, host: Host) -> None:

@@ -69,6 +69,20 @@ class Asker:
     def _ask(self, request: Request) -> None:
         if self._endpoint.stopping.is_set():
             raise Stopped
+        try:
+            self.ask(request)
+        except EvaluationError as error:
+            self._endpoint.stopping.set()
+            raise EvaluationError(f"row {request.row.id} ({request.row.where}): {error}") from None
+
+    def ask(self, request: Request) -> None:
+        """Get one answer.
+
+        Raises:
+            EvaluationError: the endpoint refuses or goes on failing, or the limit would be passed.
+            StorageError: an answer cannot be kept.
+            Stopped: the endpoint's `stopping` was set while it waited.
+        """
         with self._purse.paying(request.most) as payment:
 
             def on_failure(charged: bool) -> None:
@@ -79,11 +93,7 @@ class Asker:
                     self._kept.add({"key": request.key, "message": None, "charged": most})
 
             started = time.perf_counter()
-            try:
-                values = self._endpoint.ask(request.content, on_failure, payment.reserve)
-            except EvaluationError as error:
-                self._endpoint.stopping.set()
-                raise EvaluationError(f"row {request.row.id} ({request.row.where}): {error}") from None
+            values = self._endpoint.ask(request.content, on_failure, payment.reserve)
             self._count()
             usage = usage_of(values)
             charged = usage or request.most
@@ -92,7 +102,7 @@ class Asker:
             self._kept.add(
                 {
                     "key": request.key,
-                    "message": {name: choice["message"].get(name) for name in ("content", "tool_calls")},
+                    "message": {name: choice["message"].get(name) for name in ("content", "tool_calls", "refusal")},
                     "finish_reason": choice.get("finish_reason"),
                     "model": str(values.get("model", "")),
                     "usage": usage is not None,

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 from luthier import __version__, registry
 from luthier.config import Settings
@@ -21,6 +21,7 @@ from luthier.data.asked import item_of
 from luthier.data.templates import Template
 from luthier.data.write import message_values
 from luthier.errors import EvaluationError
+from luthier.evaluation.graders.base import ModelReply, SamplingParams
 from luthier.evaluation.metrics.base import Metric, Prediction, TargetScore
 from luthier.evaluation.rungs import RUNGS, UNTRAINED, Rung
 from luthier.examples import Conversation, Document, Example, Judged, Message, Preference
@@ -143,6 +144,29 @@ class Answers:
     details: dict[str, Any] = field(default_factory=dict)
 
 
+GRADER_TOKENS = 1024
+"""Longest reply to a grader that does not say (`sampling_params.max_completions_tokens`)."""
+
+
+class AskedByGraders(Protocol):
+    """A model that graders ask; may be used by several threads."""
+
+    at_once: int
+    """How many may ask at the same time."""
+    note: str
+    """What is worth saying of it before it is asked."""
+    identity: str
+    """Changes when its answers may, its settings being the same."""
+
+    def ask(self, messages: Sequence[Message], sampling: SamplingParams) -> ModelReply:
+        """Its reply.
+
+        Raises:
+            LuthierError: there is none.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Desk:
     """Where a system that is asked over the network keeps what it is told, and who hears of it."""
@@ -196,6 +220,19 @@ class System(Settings, ABC):
             ModelError: that cannot be found out.
         """
         return None
+
+    def for_graders(self, folder: Path, device: str) -> AskedByGraders:
+        """The model behind it, for graders of a training to ask.
+
+        Args:
+            folder: where answers are kept that are paid for.
+            device: that a model on this machine is opened on.
+
+        Raises:
+            EvaluationError: it is none that can be asked, or not from here.
+            ModelError: it cannot be had or used.
+        """
+        raise EvaluationError(f"graders cannot ask a system of the type {registry.name_of(self)!r}")
 
     @abstractmethod
     def answer(self, rows: Sequence[Example], context: Context) -> Answers:

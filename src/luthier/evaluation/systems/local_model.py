@@ -6,18 +6,27 @@ the report counts what its answers cost. Scores of wanted replies are taken, too
 tokens of its own tokenizer, so they cannot be compared with those of another family, while bits per byte can.
 """
 
+import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from luthier.config import build, nested
+from luthier.data.templates import build_template
+from luthier.errors import EvaluationError
+from luthier.evaluation.graders.base import ModelReply, SamplingParams
 from luthier.evaluation.rungs import Rung
 from luthier.evaluation.systems._other_model import ModelChoice, opened
-from luthier.evaluation.systems.base import Answers, Context, System
+from luthier.evaluation.systems.base import GRADER_TOKENS, Answers, AskedByGraders, Context, System
 from luthier.evaluation.systems.few_shot import FewShot
 from luthier.evaluation.systems.zero_shot import ZeroShot
-from luthier.examples import Example
+from luthier.examples import Example, Message
+from luthier.models.catalog import resolve
+from luthier.models.generate import generate
+from luthier.models.load import load
+from luthier.models.scorer import require_forest
 from luthier.recipe import ModelSettings
 
 
@@ -73,3 +82,39 @@ class LocalModel(System):
         with opened(self._choice, context, "local_model") as other:
             given = asker.answer(rows, other.context)
             return Answers(given.answers, given.seconds, {**other.details, **given.details})
+
+    def for_graders(self, folder: Path, device: str) -> AskedByGraders:
+        """The model, opened; raises ModelError if it cannot be had or used."""
+        return _ForGraders(self, device)
+
+
+class _ForGraders:
+    """The model, asked by graders, one question at a time."""
+
+    at_once = 1
+
+    def __init__(self, settings: "LocalModel", device: str) -> None:
+        files = resolve(settings.model)
+        self.identity, self._name = files.fingerprint, settings.model
+        self._loaded = load(files, settings.precision, device, quantize=settings.quantize)
+        require_forest(self._loaded.model)
+        self._template = build_template(self._loaded, settings.template)
+        self._one = threading.Lock()
+        self.note = f"replies are graded by {settings.model} on this machine"
+
+    def ask(self, messages: Sequence[Message], sampling: SamplingParams) -> ModelReply:
+        if sampling.reasoning_effort is not None:
+            raise EvaluationError(f"{self._name} is on this machine, and knows no reasoning_effort; remove it")
+        prompt = self._template.prompt_ids(messages)
+        with self._one:
+            (found,) = generate(
+                self._loaded,
+                [prompt],
+                max_new_tokens=sampling.max_completions_tokens or GRADER_TOKENS,
+                stop_ids=self._template.stop_ids,
+                stop_loops=True,
+                temperature=sampling.temperature or 0.0,
+                top_p=sampling.top_p or 1.0,
+                seed=[(sampling.seed or 0) % 2**64],
+            )
+        return ModelReply(self._template.parse_reply(found.ids).content, found.prompt_tokens + found.completion_tokens)

@@ -11,9 +11,12 @@ byte sent, 512 more for what a server adds, and the longest answer.
 
 import json
 import re
+import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
@@ -21,11 +24,13 @@ from pydantic import AfterValidator, Field, model_validator
 
 from luthier.config import canonical_hash, nested
 from luthier.errors import EvaluationError, RecipeError
+from luthier.evaluation.graders.base import ModelReply, SamplingParams
 from luthier.evaluation.rungs import Rung
 from luthier.evaluation.systems._asker import Asker, Request
 from luthier.evaluation.systems._endpoint import (
     Endpoint,
     Patience,
+    Stopped,
     is_this_machine,
     key_from,
     require_base_url,
@@ -35,8 +40,10 @@ from luthier.evaluation.systems._prompts import suggested
 from luthier.evaluation.systems._responses import Prices, Purse, Responses, Usage
 from luthier.evaluation.systems._wire import reply_of, wire_messages
 from luthier.evaluation.systems.base import (
+    GRADER_TOKENS,
     Answer,
     Answers,
+    AskedByGraders,
     Context,
     Desk,
     System,
@@ -144,6 +151,10 @@ class Remote(System):
         details = {**self._described(asked, context), **counted}
         return Answers(answers, seconds, details)
 
+    def for_graders(self, folder: Path, device: str) -> AskedByGraders:
+        """The model there; raises EvaluationError if the key is not there, or the network is switched off."""
+        return _ForGraders(self, folder)
+
     def sample(
         self, rows: Sequence[Conversation], tokens: int, temperature: float, seeds: Sequence[int], desk: Desk
     ) -> list[Answer]:
@@ -164,7 +175,7 @@ class Remote(System):
 
     def _collect(self, asked: Sequence[Request], desk: Desk) -> tuple[Responses, int, int]:
         """All answers, how many requests that took, and how many answers were there before."""
-        kept = Responses(None if desk.responses is None else desk.responses / self._file_name)
+        kept = Responses(None if desk.responses is None else desk.responses / self.file_name)
         missing = {request.key: request for request in asked if kept.get(request.key) is None}
         attempts = self._ask(missing, asked, kept, desk) if missing else 0
         desk.on_progress("remote", len(asked), len(asked))
@@ -177,7 +188,8 @@ class Remote(System):
         return None if given is None or written is None else Prices(given, written)
 
     @property
-    def _file_name(self) -> str:
+    def file_name(self) -> str:
+        """Of the answers of this model there."""
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{urlsplit(self.base_url).netloc}-{self.model}")[:80]
         return f"{name}-{canonical_hash([self.base_url, self.model])[:12]}.jsonl"
 
@@ -301,3 +313,76 @@ def _answer(request: Request, kept: Mapping[str, Any], has_usage: bool) -> Answe
         finished=kept["finish_reason"] != "length",
         alone_seconds=kept["seconds"],  # others are under way at the same time, and whoever waits waits so long
     )
+
+
+class _ForGraders:
+    """The model, asked by graders: what it answered is kept, and the same question has the same answer."""
+
+    identity = ""
+
+    def __init__(self, settings: "Remote", folder: Path) -> None:
+        local, parts, switch = is_this_machine(settings.base_url), urlsplit(settings.base_url), offline_switch()
+        if switch and not local:
+            raise EvaluationError(
+                f"{switch} is set, and graders ask {settings.model} on {parts.netloc}, which is not this machine; "
+                "unset it, or name a model on this one in rollout.models"
+            )
+        self._settings, self.at_once = settings, settings.concurrency
+        self._kept = Responses(folder / settings.file_name)
+        spent = sum(usage.usd(settings.prices) for usage in self._kept.paid) if settings.prices else 0.0
+        patience = Patience(settings.timeout_seconds, settings.retries, settings.first_wait_seconds)
+        self._endpoint = Endpoint(settings.base_url, key_from(settings.api_key_env), patience)
+        weakref.finalize(self, self._endpoint.close)
+        self._asker = Asker(self._endpoint, self._kept, Purse(settings.prices, settings.spend_limit_usd, spent))
+        self._free, self._lock = threading.Semaphore(settings.concurrency), threading.Lock()
+        self._asking: dict[str, threading.Lock] = {}
+        self._failure: EvaluationError | None = None
+        open_ = "" if local or parts.scheme == "https" else ", unencrypted"
+        where = "this machine" if local else "not this machine"
+        self.note = f"replies are sent to {parts.netloc}, which is {where}{open_}, to be graded by {settings.model}"
+
+    def ask(self, messages: Sequence[Message], sampling: SamplingParams) -> ModelReply:
+        request = self._request(messages, sampling)
+        with self._lock:
+            asking = self._asking.setdefault(request.key, threading.Lock())
+        with asking:  # whoever asks the same waits, and finds the answer
+            if self._kept.get(request.key) is None:
+                with self._free:
+                    self._get(request)
+        answer = self._kept.get(request.key)
+        assert answer is not None
+        message = answer["message"]
+        text = message.get("content")
+        return ModelReply(
+            text if isinstance(text, str) else "",
+            sum(answer["charged"]) if answer["usage"] else None,
+            refused=bool(message.get("refusal")),
+        )
+
+    def _get(self, request: Request) -> None:
+        try:
+            if self._endpoint.stopping.is_set():
+                raise Stopped
+            self._asker.ask(request)
+        except EvaluationError as error:
+            with self._lock:
+                self._failure = self._failure or error
+            self._endpoint.stopping.set()  # those that wait for their next attempt need not
+            raise
+        except Stopped:
+            raise EvaluationError(str(self._failure)) from None
+
+    def _request(self, messages: Sequence[Message], sampling: SamplingParams) -> Request:
+        settings, limit = self._settings, sampling.max_completions_tokens or GRADER_TOKENS
+        body: dict[str, Any] = {
+            "model": settings.model,
+            "messages": wire_messages(messages),
+            settings.limit_field: limit,
+        }
+        given = sampling.model_dump(exclude={"max_completions_tokens"}, exclude_none=True)
+        if settings.send_temperature:
+            given.setdefault("temperature", 0)
+        body |= given
+        content = json.dumps(body).encode()
+        key, most = canonical_hash([settings.base_url, body]), Usage(len(content) + SERVER_TOKENS, limit)
+        return Request(key, Conversation(tuple(messages)), tuple(messages), content, most)
