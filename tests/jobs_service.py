@@ -60,11 +60,11 @@ def new_key(folder: Path, model: Path) -> str:
 
 
 @contextmanager
-def running(folder: Path, model: Path, at_once: int = 1, **more: Any) -> Iterator[Running]:
-    """A service in this process, with more of `Options`."""
+def running(folder: Path, model: Path, at_once: int = 1, closed: bool = True, **more: Any) -> Iterator[Running]:
+    """A service in this process, with more of `Options`; `closed`: as of `Conforming`."""
     with open_service(options_of(folder, model, at_once=at_once, **more)) as service:
         bound = server.listen(server.Address(port=0))
-        app = Conforming(build_app(service, Hosts()))
+        app = Conforming(build_app(service, Hosts()), closed)
         serving = server.server_of(app, 5.0)
         thread = threading.Thread(target=serving.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()

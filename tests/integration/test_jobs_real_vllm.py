@@ -69,7 +69,7 @@ def test_a_job_is_served_by_vllm_as_by_us_and_again_after_a_restart(tmp_path: Pa
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     address = {str(real_model_folder): Address(f"http://127.0.0.1:{port}/v1", KEY)}
-    with running(tmp_path / "service", real_model_folder, vllm=address) as service:
+    with running(tmp_path / "service", real_model_folder, closed=False, vllm=address) as service:
         client = service.client()
         with _vllm(python, real_model_folder, port, tmp_path / "vllm.log"):
             file = client.files.create(file=("rows.jsonl", rows(24)), purpose="fine-tune")
