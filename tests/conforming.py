@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 import requests
-from schemathesis.core.failures import FailureGroup
+from schemathesis.core.failures import Failure, FailureGroup
 from schemathesis.core.transport import Response
 from schemathesis.openapi import from_dict
 from schemathesis.schemas import BaseSchema
@@ -84,5 +84,6 @@ class Conforming:
         response = Response(status, headers, body, request, 0.0, True)
         try:
             _document(self._closed)[path][method].validate_response(response)
-        except FailureGroup as found:
-            self.wrong.append(f"{method} {path} {status}: {'; '.join(map(str, found.exceptions))}")
+        except (Failure, FailureGroup) as found:
+            all_of = found.exceptions if isinstance(found, FailureGroup) else (found,)  # one comes alone
+            self.wrong.append(f"{method} {path} {status}: {'; '.join(map(str, all_of))}")

@@ -31,7 +31,8 @@ class ChatLogprobs(TypedDict):
     """Of a chat choice."""
 
     content: list[TokenLogprob]
-    refusal: None
+    refusal: NotRequired[None]
+    """Told by our own engine; vLLM leaves it out."""
 
 
 class CalledFunction(TypedDict):
