@@ -92,7 +92,7 @@ def test_a_job_is_served_by_vllm_as_by_us_and_again_after_a_restart(tmp_path: Pa
         with _vllm(python, real_model_folder, port, tmp_path / "vllm.log"):
             assert _first(client, name) == pytest.approx(tuned, abs=1e-3)
             client.models.delete(name)
-    trained = open_trained(served.folder)
+    trained = open_trained(tmp_path / "service/jobs" / served.folder)
     ids = trained.template.prompt_ids([Message("user", ASKED)])
     with torch.no_grad():
         # vLLM computes in float32 here
