@@ -35,9 +35,14 @@ class Rater:
         self._chance, self.said = random.Random(1), dict[str, str]()
         self.lost = 0
         answer = self._send("/studio/sign-in", "", key=key)
-        self._cookie = answer.headers["set-cookie"].partition(";")[0]
+        self._secret = answer.headers["set-cookie"].partition(";")[0].partition("=")[2]
         page = Peer(port).send("GET", self._page, None, {"cookie": self._cookie})
         self._token = re.findall(rb'name="token" value="(\w{64})"', page.body)[0].decode()
+
+    @property
+    def _cookie(self) -> str:
+        """Named after the port, which a service that is started again may have anew; a user's keeps its own."""
+        return f"luthier_studio_{self.port}={self._secret}"
 
     def rate(self, until: threading.Event) -> None:
         """Go on until all pairs are rated, or it is enough."""
@@ -50,7 +55,7 @@ class Rater:
                     self.lost += 1
                     time.sleep(0.05)
                     continue
-                assert answer.status == 303, answer
+                assert answer.status == 303 and "sign-in" not in answer.headers["location"], answer
                 self.said[pair] = choice
                 break
 

@@ -87,6 +87,12 @@ def test_what_is_kept_is_read_and_not_sampled_again(loaded: LoadedModel, tmp_pat
         rollouts(loaded, tmp_path, key="another training", write=unable).step(1)
 
 
+def test_what_a_killed_process_left_unfinished_is_removed(loaded: LoadedModel, tmp_path: Path) -> None:
+    (tmp_path / ".rollout-000001.jsonl.0123456789ab.tmp").write_text('{"key"', encoding="utf-8")
+    rollouts(loaded, tmp_path).step(1)
+    assert [path.name for path in tmp_path.iterdir()] == ["rollout-000001.jsonl"]
+
+
 def test_a_damaged_file_is_named(loaded: LoadedModel, tmp_path: Path) -> None:
     rollouts(loaded, tmp_path).step(1)
     (tmp_path / "rollout-000001.jsonl").write_text('{"key": "run"', encoding="utf-8")

@@ -115,6 +115,12 @@ def atomic_text(path: Path) -> Iterator[IO[str]]:
         text.detach()
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a process that was killed left of the files below; only where no other may be writing now."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink()
+
+
 @contextmanager
 def atomic_bytes(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` when the block ends well, and vanishes when it does not.

@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 
 from luthier.data.source import NOTHING, Places, Unit, micro_batches, order
-from luthier.data.write import atomic_text
+from luthier.data.write import atomic_text, remove_unfinished
 from luthier.errors import DataError, ModelError
 from luthier.examples import Message, Row
 from luthier.models.forest import build_batch
@@ -395,6 +395,7 @@ class Rollouts:
 
     def _keep(self, path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(path.parent)
         with atomic_text(path) as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 

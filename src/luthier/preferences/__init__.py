@@ -21,7 +21,7 @@ from luthier.config import Tree
 from luthier.data.asked import with_place_for_reply
 from luthier.data.formats.base import read_examples
 from luthier.data.templates import Template
-from luthier.data.write import write_examples
+from luthier.data.write import remove_unfinished, write_examples
 from luthier.data_stage import prepare_data
 from luthier.engine.rollout import Grade, Written, overlong, seed_of
 from luthier.errors import DataError, RecipeError, TemplateError
@@ -174,6 +174,7 @@ def _replies(
     path, size = folder / f"replies/batch-{number:06d}.jsonl", settings.group_size
     if not path.is_file():
         path.parent.mkdir(exist_ok=True)
+        remove_unfinished(path.parent)
         write_examples(path, list(_made(batch, seed, settings, cast)))
     kept = [_reply(row) for row in read_examples(path, "messages")]
     if len(kept) != len(batch) * size:
