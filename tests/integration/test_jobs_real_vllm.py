@@ -91,8 +91,8 @@ def test_a_job_is_served_by_vllm_as_by_us_and_again_after_a_restart(tmp_path: Pa
             tuned, base = _first(client, name), _first(client, MODEL)
         with _vllm(python, real_model_folder, port, tmp_path / "vllm.log"):
             assert _first(client, name) == pytest.approx(tuned, abs=1e-3)
+            trained = open_trained(tmp_path / "service/jobs" / served.folder)  # its files go with its name
             client.models.delete(name)
-    trained = open_trained(tmp_path / "service/jobs" / served.folder)
     ids = trained.template.prompt_ids([Message("user", ASKED)])
     with torch.no_grad():
         # vLLM computes in float32 here
