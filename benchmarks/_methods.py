@@ -22,7 +22,16 @@ def finished(recipe: Path, folder: Path, until: float | None = None) -> bool:
     """
     if (folder / "report.json").is_file():
         return True
-    command = [sys.executable, "-m", "luthier.cli.main", "run", str(recipe), "--out", str(folder)]
+    return to_its_end(["run", str(recipe), "--out", str(folder)], until)
+
+
+def to_its_end(arguments: Sequence[str], until: float | None = None) -> bool:
+    """Run `luthier` with these arguments, until that moment at most; whether it came to its end.
+
+    Raises:
+        CalledProcessError: it failed.
+    """
+    command = [sys.executable, "-m", "luthier.cli.main", *arguments]
     with subprocess.Popen(command, stdout=sys.stderr) as process:
         try:
             code = process.wait(None if until is None else max(until - time.monotonic(), 1))

@@ -10,6 +10,7 @@ test pairs, of the mean over seeds. Each training is a whole `luthier run` under
 """
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -95,17 +96,15 @@ def main() -> int:
     until = None if asked.minutes is None else time.monotonic() + 60 * asked.minutes
     rows = lines_of(pairs_of(asked.data / "preference/train.jsonl", asked.pairs, asked.characters))
     found: dict[tuple[str, str], list[Ranked]] = {}
-    for model in asked.models:
-        for seed in asked.seeds:
-            for method in asked.methods:
-                recipe = write_toml(settings(asked, model, method, seed))
-                place = prepared(asked.out / f"{model}_{method}_{seed}", {"train.jsonl": rows, "recipe.toml": recipe})
-                if not finished(place / "recipe.toml", place / "run", until):
-                    print(f"stopped in {place}; the same command goes on", file=sys.stderr)
-                    return 3
-                found.setdefault((model, method), []).append(ranked(place / "run"))
-                # after each, so that what is there can be read
-                write_section("preferences", [*HEAD, *(line(*key, ones) for key, ones in found.items())])
+    for model, seed, method in itertools.product(asked.models, asked.seeds, asked.methods):
+        recipe = write_toml(settings(asked, model, method, seed))
+        place = prepared(asked.out / f"{model}_{method}_{seed}", {"train.jsonl": rows, "recipe.toml": recipe})
+        if not finished(place / "recipe.toml", place / "run", until):
+            print(f"stopped in {place}; the same command goes on", file=sys.stderr)
+            return 3
+        found.setdefault((model, method), []).append(ranked(place / "run"))
+        # after each, so that what is there can be read
+        write_section("preferences", [*HEAD, *(line(*key, ones) for key, ones in found.items())])
     return 0
 
 

@@ -11,8 +11,6 @@ as train.jsonl, test.jsonl and schema.json; without it only `arithmetic` can be 
 import argparse
 import itertools
 import json
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._methods import commit_of, write_section
+from benchmarks._methods import commit_of, lines_of, prepared, to_its_end, write_section
 from benchmarks._rl_tasks import TASKS, Task
 from luthier.config import write_toml
 from luthier.evaluation.graders.base import Host, Sample, build_grader
@@ -89,28 +87,14 @@ def reward_recipe(
     }
 
 
-def write_rows(task: Task, folder: Path) -> None:
-    """The files that recipes name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in task.rows.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
 def train(values: dict[str, Any], folder: Path, until: float | None) -> bool:
     """`luthier train`, stopped when the time is over; whether it came to its end."""
+    recipe = f"{folder.name}.toml"
+    prepared(folder.parent, {recipe: write_toml(values)})
     ended = folder / "training.json"
     if ended.is_file() and json.loads(ended.read_text(encoding="utf-8"))["stopped"] != "interrupted":
         return True
-    file = folder.with_suffix(".toml")
-    file.write_text(write_toml(values), encoding="utf-8")
-    command = [sys.executable, "-m", "luthier.cli.main", "train", str(file), "--out", str(folder)]
-    with subprocess.Popen(command) as child:
-        try:
-            return child.wait(None if until is None else max(until - time.monotonic(), 1)) == 0
-        except subprocess.TimeoutExpired:
-            child.send_signal(signal.SIGINT)
-            child.wait()
-            return False
+    return to_its_end(["train", str(folder.parent / recipe), "--out", str(folder)], until)
 
 
 def answers(folder: Path, test: Path, task: Task) -> dict[str, list[float]]:
@@ -187,7 +171,7 @@ def main() -> int:
     found: dict[tuple[str, str], list[Trained]] = {}
     for name in options.tasks:
         task, folder = TASKS[name](options.data), (options.out / name).resolve()
-        write_rows(task, folder)
+        prepared(folder, {f"{part}.jsonl": lines_of(rows) for part, rows in task.rows.items()})
         test = folder / "test.jsonl"
         for seed, method in itertools.product(options.seeds, options.methods):
             start, run = folder / f"start-{seed}", folder / f"{method}-{seed}"

@@ -162,6 +162,17 @@ def real_model_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
+def vllm_python() -> str:
+    """The interpreter of an environment that has vLLM."""
+    from luthier.recipe.rollout import VLLM_PYTHON
+
+    python = os.environ.get(VLLM_PYTHON)
+    if not python:
+        pytest.skip(f"`make vllm` names an interpreter with vLLM in {VLLM_PYTHON}")
+    return python
+
+
+@pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the checkout."""
     return Path(__file__).resolve().parents[1]

@@ -55,12 +55,12 @@ from luthier.examples import Conversation, Example, Judged, Preference
 from luthier.files import sha256_of
 from luthier.models.heads import Head
 from luthier.models.memory import tokens_in_flight
-from luthier.online import Rewards
+from luthier.online import metric_of
 from luthier.progress import Progress
 from luthier.rag.retriever import Host, Retriever, build_retrievers, used_name
 from luthier.recipe import SYSTEMS, Recipe, RetrievalSettings, build_part, dump_part
 from luthier.registry import name_of
-from luthier.rewarding import host_of
+from luthier.rewarding import judging_files
 from luthier.run_folder import RunFolder
 from luthier.stages import Opened
 
@@ -173,8 +173,8 @@ def _reward(opened: Opened) -> dict[str, Any] | None:
     settings = opened.recipe.rollout
     if settings is None or settings.environment is not None:
         return None
-    hosted = host_of(opened.recipe, opened.folder.path, str(opened.loaded.device))
-    return Rewards(settings, hosted.host).metric()
+    # judges are opened when a reply is graded: what is only estimated or exported needs none
+    return metric_of(settings, lambda: opened.hosted.host, judging_files(opened.recipe))
 
 
 def _answered(rows: Sequence[Example]) -> list[Conversation]:

@@ -1,10 +1,11 @@
 """Parts of a run whose objective learns from replies that the model writes: prompts, graders, and the rollouts."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from luthier import registry
@@ -249,15 +250,28 @@ class Rewards:
             parts["environment"], total = earned, total + earned
         return Grade(total, parts, problems)
 
-    def metric(self) -> dict[str, Any]:
-        """Settings of the metric `reward`."""
-        rewards = self.settings.model_dump(include={"rewards"})["rewards"]
-        return {"rewards": rewards, "worth": lambda item, reply: self.grade(item, reply).reward}
-
     def require(self) -> None:
         """Raise an EvaluationError if a grader cannot work here."""
         for name, reward in self.settings.rewards.items():
             part(reward.grader, Grader, f"rollout.rewards.{name}.grader").require(self.host)  # type: ignore[type-abstract]
+
+
+def metric_of(
+    settings: RolloutSettings, host: Callable[[], Host], files: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Settings of the metric `reward`: what graders say of an answer.
+
+    Args:
+        settings: with rewards.
+        host: of the graders, asked for with each answer.
+        files: of runs that judge, as `Hosted.decides`.
+    """
+    models = {name: part(model, System, "rollout.models").deciding() for name, model in settings.models.items()}  # type: ignore[type-abstract]
+    dumped = settings.model_dump(include={"rewards"})["rewards"]
+    return {
+        "rewards": {"graders": dumped, "models": models, "files": dict(files)},
+        "worth": lambda item, reply: Rewards(settings, host()).grade(item, reply).reward,
+    }
 
 
 def _called(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,30 +32,50 @@ def open_reward_model(run: Path, device: str | None = None) -> RewardModel:
     return Judges(device).model(str(run))
 
 
-def host_of(recipe: Recipe, folder: Path, device: str, asks: bool = True) -> Hosted:
+def host_of(recipe: Recipe, folder: Path, device: str) -> Hosted:
     """What graders of a recipe's rollouts may use.
 
     Args:
         recipe: with rollouts.
-        folder: for answers that are paid for.
+        folder: the run's, for answers that are paid for.
         device: of models on this machine.
-        asks: whether models are asked; else they say nothing, and no reply is worth anything to a grader that asks one.
 
     Raises:
         ModelError, EvaluationError: a run that grades replies has no trained model, or one that judges none; or a model
             cannot be asked from here.
     """
-    runs, judge = runs_asked(recipe), Judges()
-    for run in runs:  # now: later one that cannot judge is a grade of 0, and the memory it takes would not be counted
-        judge.model(run)
-    host = Host(judge=judge if runs else None)
-    files = {run: artifact_record(Path(run) / "adapter")["files"] for run in runs}
+    found = _judges(recipe)
     if recipe.rollout is None or not recipe.rollout.models:
-        return Hosted(host, files)
-    if not asks:
-        return Hosted(replace(host, ask_model=lambda *_: ModelReply("")), files)
+        return found
     models = models_asked(recipe, folder / "rollouts" / "responses", device)
-    return Hosted(replace(host, ask_model=models), {**files, **models.identities}, models.at_once, models.notes)
+    decides = {**found.decides, **models.identities}
+    return Hosted(replace(found.host, ask_model=models), decides, models.at_once, models.notes)
+
+
+def unasked(recipe: Recipe) -> Hosted:
+    """The same where models are not asked: they say nothing, and no reply is worth anything to a grader that asks one.
+
+    Raises:
+        ModelError, EvaluationError: as `host_of`, of runs.
+    """
+    found = _judges(recipe)
+    return replace(found, host=replace(found.host, ask_model=lambda *_: ModelReply("")))
+
+
+def _judges(recipe: Recipe) -> Hosted:
+    files, judge = judging_files(recipe), Judges()
+    for run in files:  # now: later one that cannot judge is a grade of 0, and the memory it takes would not be counted
+        judge.model(run)
+    return Hosted(Host(judge=judge if files else None), files)
+
+
+def judging_files(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """Of each run that graders of rollouts ask, by its folder, the sha256 of its files.
+
+    Raises:
+        ModelError: one has no trained model, or a file of it was changed.
+    """
+    return {run: artifact_record(Path(run) / "adapter")["files"] for run in runs_asked(recipe)}
 
 
 class Judges:

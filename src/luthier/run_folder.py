@@ -20,15 +20,10 @@ from luthier import __version__, energy, prices, run_registry
 from luthier.config import build
 from luthier.data.write import atomic_text
 from luthier.errors import LuthierError, RecipeError, StorageError
-from luthier.recipe import Recipe
+from luthier.recipe import PATIENCE, Recipe
 from luthier.run_registry import Parent
 
 VERSIONS = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
-PATIENCE = (
-    *("api_key_env", "concurrency", "timeout_seconds", "retries", "first_wait_seconds"),
-    *("input_usd_per_million_tokens", "output_usd_per_million_tokens", "spend_limit_usd"),
-)
-"""Settings of a model that is asked over HTTP which do not change what it answers."""
 # settings that decide no weight: records carry their own keys, and the report reads prices anew
 HARMLESS = (
     *(("cost",), ("decision",), ("evaluation",), ("retrieval",), ("tracking",)),

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,12 @@ from luthier.models.kernels import native
 from luthier.models.load import LoadedModel
 from luthier.models.memory import peak_memory_bytes
 from luthier.objectives.base import OnlineObjective
-from luthier.online import Asked
+from luthier.online import Asked, Hosted
 from luthier.preflight.base import RowSettings, Stage, Subject, require, run_gates
 from luthier.preflight.tensors_moved import checksums
 from luthier.progress import Progress, duration
 from luthier.recipe import Recipe
-from luthier.rewarding import host_of
+from luthier.rewarding import host_of, unasked
 from luthier.run_folder import RunFolder
 from luthier.starts import Start, keep_start
 from luthier.tracking import LOG, tracked
@@ -67,6 +68,16 @@ class Opened:
     """What the gates looked at, its rows rendered; None where nothing is to be trained."""
     start: Start | None = None
     """What the adapter starts at; None: it is fresh, or nothing is to be trained."""
+
+    @cached_property
+    def hosted(self) -> Hosted:
+        """What graders of rollouts may use, opened when it is first asked for, once: what judges hold of memory, and
+        what was spent on them, is counted in one place.
+
+        Raises:
+            ModelError, EvaluationError: as `host_of`.
+        """
+        return host_of(self.recipe, self.folder.path, str(self.loaded.device))
 
 
 def open_run(
@@ -245,8 +256,7 @@ def asked_of(opened: Opened, to_train: bool = True) -> Asked | None:
         return None
     named = opened.data.named() if opened.subject is None else opened.subject.splits
     template = assemble.template_for(opened.recipe, opened.loaded)
-    hosted = host_of(opened.recipe, opened.folder.path, str(opened.loaded.device), to_train)
-    return Asked(template, named["train"], named["validation"], hosted)
+    return Asked(template, named["train"], named["validation"], opened.hosted if to_train else unasked(opened.recipe))
 
 
 def _tell_first(first: Mapping[str, float], progress: Progress) -> None:

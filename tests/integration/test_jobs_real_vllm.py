@@ -61,17 +61,16 @@ def _first(client: openai.OpenAI, model: str) -> dict[str, float]:
     return {one.token: one.logprob for one in answer.choices[0].logprobs.content[0].top_logprobs}
 
 
-def test_a_job_is_served_by_vllm_as_by_us_and_again_after_a_restart(tmp_path: Path, real_model_folder: Path) -> None:
-    python = os.environ.get("LUTHIER_VLLM_PYTHON")
-    if not python:
-        pytest.skip("make vllm names the Python that has vLLM in LUTHIER_VLLM_PYTHON")
+def test_a_job_is_served_by_vllm_as_by_us_and_again_after_a_restart(
+    vllm_python: str, tmp_path: Path, real_model_folder: Path
+) -> None:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     address = {str(real_model_folder): Address(f"http://127.0.0.1:{port}/v1", KEY)}
     with running(tmp_path / "service", real_model_folder, closed=False, vllm=address) as service:
         client = service.client()
-        with _vllm(python, real_model_folder, port, tmp_path / "vllm.log"):
+        with _vllm(vllm_python, real_model_folder, port, tmp_path / "vllm.log"):
             file = client.files.create(file=("rows.jsonl", rows(24)), purpose="fine-tune")
             parameters: Any = {"n_epochs": 2, "batch_size": 8, "learning_rate_multiplier": 2.0}
             method: Any = {"type": "supervised", "supervised": {"hyperparameters": parameters}}
@@ -89,7 +88,7 @@ def test_a_job_is_served_by_vllm_as_by_us_and_again_after_a_restart(tmp_path: Pa
             ).json()["data"]
             assert served.name in [card["id"] for card in cards]
             tuned, base = _first(client, name), _first(client, MODEL)
-        with _vllm(python, real_model_folder, port, tmp_path / "vllm.log"):
+        with _vllm(vllm_python, real_model_folder, port, tmp_path / "vllm.log"):
             assert _first(client, name) == pytest.approx(tuned, abs=1e-3)
             trained = open_trained(tmp_path / "service/jobs" / served.folder)  # its files go with its name
             client.models.delete(name)

@@ -43,7 +43,7 @@ def train(folder: Path, out: Path, url: str, model: Path, retries: int = 0, verb
     settings = f"steps = {STEPS}\nsave_every = 1\npatience = false"
     content = RECIPE.format(model=model, steps=STEPS).replace(f"steps = {STEPS}", settings)
     recipe.write_text(content + JUDGED.format(url=url, retries=retries), encoding="utf-8")
-    return main([verb, str(recipe), *(["--out", str(out)] if verb == "train" else [])])
+    return main([verb, str(recipe), *([] if verb == "estimate" else ["--out", str(out)])])
 
 
 def test_a_judge_that_fails_stops_the_training_which_then_ends_as_if_it_had_not(
@@ -80,3 +80,17 @@ def test_a_judge_that_fails_stops_the_training_which_then_ends_as_if_it_had_not(
     for line in map(json.loads, lines[1:]):
         text = line["text"]
         assert line["reward"] == pytest.approx(text.count("e") / max(len(text), 1))
+
+
+def test_the_report_asks_the_judge_of_the_training(tmp_path: Path, tiny_model_folder: Path) -> None:
+    """One judge: what it answered in one is kept for the other, and what it costs is counted once."""
+    write_rows(tmp_path / "rows.jsonl")
+    with serving(score) as heard:
+        assert train(tmp_path, tmp_path / "out", heard.url, tiny_model_folder, verb="run") == 0
+    found = json.loads((tmp_path / "out/evaluation.json").read_text(encoding="utf-8"))
+    rewards = [system["metrics"]["reward"]["value"] for system in found["systems"]]
+    assert len(rewards) > 1 and all(0 <= value <= 1 for value in rewards) and found["primary_metric"] != "reward"
+    (kept,) = (tmp_path / "out/rollouts/responses").iterdir()
+    questions = [body["messages"] for body in heard.bodies]
+    assert len(kept.read_text(encoding="utf-8").splitlines()) == len(questions)
+    assert len({json.dumps(question) for question in questions}) == len(questions)

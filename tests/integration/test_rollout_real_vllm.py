@@ -1,7 +1,6 @@
 """Replies of a training that a real vLLM writes on the CPU: with the weights of the moment, as training scores them."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -32,14 +31,6 @@ pytestmark = pytest.mark.vllm
 ASKED = [[1, 2, 3, 4, 5, 60, 70, 80], [1, 9, 8, 7]]
 STOPS = frozenset({2, *range(40, 90)})
 """So many that replies of a random model end."""
-
-
-@pytest.fixture(scope="module")
-def python() -> str:
-    found = os.environ.get("LUTHIER_VLLM_PYTHON")
-    if not found:
-        pytest.skip("make vllm names the Python that has vLLM in LUTHIER_VLLM_PYTHON")
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +67,15 @@ def shaken(injected: Injected, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def sampling(
-    python: str, model: Path, tmp_path_factory: pytest.TempPathFactory
+    vllm_python: str, model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[LoadedModel, Injected, VllmSampler]]:
     loaded = load(resolve(str(model)), precision="float32", device="cpu")
     # a kept start is a file of twice the rank; ranks by layer are patterns of the file
     injected = LoRA(rank=4, init="pissa", ranks={"down_proj": 6}).inject(loaded.model, 0)
     folder = tmp_path_factory.mktemp("log")
-    sampler = VllmSampler(Server(VllmSettings(python=python, cache_gib=0.25), loaded, 256, folder), injected, STOPS)
+    sampler = VllmSampler(
+        Server(VllmSettings(python=vllm_python, cache_gib=0.25), loaded, 256, folder), injected, STOPS
+    )
     yield loaded, injected, sampler
     sampler.close()
 
@@ -160,7 +153,7 @@ def servers(out: Path) -> list[psutil.Process]:
 
 
 def test_a_training_that_is_killed_leaves_no_server_and_goes_on_with_what_it_has(
-    tmp_path: Path, python: str, model: Path
+    tmp_path: Path, vllm_python: str, model: Path
 ) -> None:
     write_rows(tmp_path / "rows.jsonl")
     recipe, out = tmp_path / "recipe.toml", tmp_path / "run"

@@ -40,7 +40,7 @@ from luthier.examples import Conversation
 from luthier.moving.answers import Recorded, newest, prompt_key
 from luthier.moving.exports import curve_of
 from luthier.moving.graders import LIMITS, read_graders
-from luthier.online import Rewards
+from luthier.online import Rewards, metric_of
 from luthier.recipe import DecisionSettings, RolloutSettings
 from luthier.registry import name_of
 from luthier.report.folder import read_lines
@@ -131,7 +131,7 @@ def compare_with(
     rules = _Rules(evaluation.confidence, int(recipe.get("seed") or 0), decision)
     graded, not_graded = _graders(graders, rows, rules) if graders is not None else ([], [])
     if any(says_what_is_right(row) for row in rows.examples):
-        compared, old_scores, new_scores, both = _metrics(side, asked, evaluation, rows, rules)
+        compared, old_scores, new_scores, both = _metrics(side, asked, evaluation, rows, rules, not_graded)
     elif graded:
         compared, old_scores, new_scores, both = [], [None] * len(rows.old), [None] * len(rows.new), {}
         notes.append("The test rows have no reply and no target, so metrics have nothing to meet: the grader decides.")
@@ -198,12 +198,14 @@ def _shared(side: Side, system: str, answers: Sequence[Recorded]) -> tuple[_Rows
 
 
 def _metrics(
-    side: Side, asked: System, evaluation: Evaluation, rows: _Rows, rules: _Rules
+    side: Side, asked: System, evaluation: Evaluation, rows: _Rows, rules: _Rules, not_graded: list[str]
 ) -> tuple[list[Compared], list[float | None], list[float | None], dict[str, float]]:
     """Both by every metric of written answers, each row's scores by the first, and who is right where that is known."""
     schema = ((side.recipe.get("evaluation") or {}).get("json_schema")) or None
     names = [name for name in asked.metrics if name != evaluation.primary_metric]
-    rewards = _rewards(side).metric() if "reward" in asked.metrics else None
+    rewards = _rewards(side, not_graded) if "reward" in asked.metrics else None
+    if rewards is None and evaluation.primary_metric != "reward":
+        names = [name for name in names if name != "reward"]
     metrics = build_metrics([evaluation.primary_metric, *names], schema, rewards)
     written = {name: metric for name, metric in metrics.items() if metric.needs == "generation"}
     if evaluation.primary_metric not in written:
@@ -227,18 +229,15 @@ def _metrics(
     return compared, _row_scores(metric, old_NS), _row_scores(metric, new_NS), both
 
 
-def _rewards(side: Side) -> Rewards:
-    """The run's own graders.
-
-    Raises:
-        DataError: one cannot be asked here.
-    """
-    rewards = Rewards(build(RolloutSettings, side.recipe["rollout"], ["rollout"]), Host(limits=LIMITS))
+def _rewards(side: Side, not_graded: list[str]) -> dict[str, Any] | None:
+    """Settings of the metric `reward` with the run's own graders; None, and why, where one cannot be asked here."""
+    settings, host = build(RolloutSettings, side.recipe["rollout"], ["rollout"]), Host(limits=LIMITS)
     try:
-        rewards.require()
+        Rewards(settings, host).require()
     except EvaluationError as error:
-        raise DataError(f"its rewards cannot be given to recorded answers: {error}", side.folder) from None
-    return rewards
+        not_graded.append(f"reward: {error}")
+        return None
+    return metric_of(settings, lambda: host)
 
 
 def _compared(

@@ -213,18 +213,13 @@ def _elsewhere(recipe: Recipe, settings: RolloutSettings, name: str, desk: Desk)
         drawn = system.sample(rows, settings.max_new_tokens, settings.temperature, low, desk)
         return [_written(answer) for answer in drawn]
 
-    return Writer(str(dump_part(system).get("model", name)), write, _deciding(system))
+    return Writer(str(dump_part(system).get("model", name)), write, system.deciding())
 
 
 def _written(answer: Answer) -> Written:
     reply = answer.reply or Message("assistant", answer.output)
     text = reply.content.encode("utf-8", "replace").decode()  # half of a character, which no file can hold
     return Written(text, replace(reply, content=text), (), (), (), truncated=answer.finished is False)
-
-
-def _deciding(system: System) -> Tree:
-    """The settings by which its answers would be others."""
-    return {key: value for key, value in dump_part(system).items() if key not in system.changes_no_answer}
 
 
 def _judge(recipe: Recipe, folder: RunFolder, model: Model, desk: Desk) -> Judge:
@@ -247,7 +242,7 @@ def _judge(recipe: Recipe, folder: RunFolder, model: Model, desk: Desk) -> Judge
         say=desk.say,
         responses=desk.responses,
     )
-    values = _deciding(system)
+    values = system.deciding()
     decides = {
         "system": values,
         "criterion": style.criterion,

@@ -40,6 +40,7 @@ from luthier.recipe.parts import (
 )
 from luthier.recipe.paths import absolute_paths as absolute_paths
 from luthier.recipe.rollout import (
+    PATIENCE as PATIENCE,
     RewardSettings as RewardSettings,
     RolloutSettings as RolloutSettings,
     VllmSettings as VllmSettings,

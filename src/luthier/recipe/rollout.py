@@ -15,6 +15,11 @@ VLLM_PYTHON = "LUTHIER_VLLM_PYTHON"
 """The environment variable that names the interpreter with vLLM where a recipe does not."""
 ASKABLE = ("remote", "local_model")
 """Systems that graders can ask."""
+PATIENCE = (
+    *("api_key_env", "concurrency", "timeout_seconds", "retries", "first_wait_seconds"),
+    *("input_usd_per_million_tokens", "output_usd_per_million_tokens", "spend_limit_usd"),
+)
+"""Settings of a model that is asked over HTTP which do not change what it answers."""
 NOT_OF_GRADING = ("note", "held_out", "shots", "tune_rows", "instruction", "suggest", "answer_room")
 """Settings of these that are of rows which are answered."""
 VLLM_COLDEST = 0.01

@@ -20,7 +20,7 @@ class Reward(RatioMetric):
     reads_target: ClassVar[bool] = False
 
     rewards: Tree = Field(default_factory=dict)
-    """`rollout.rewards` of the recipe, which decide what it measures."""
+    """What decides what it measures: the graders, the models that they ask, and the files of runs that judge."""
     worth: Callable[[Mapping[str, Any], Message], float] | None = Field(None, exclude=True)
     """What they say of a reply to a row with these fields; None: values of another process are added up."""
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 from luthier import __version__, registry
-from luthier.config import Settings
+from luthier.config import Settings, Tree
 from luthier.data.asked import item_of
 from luthier.data.templates import Template
 from luthier.data.write import message_values
@@ -28,6 +28,7 @@ from luthier.examples import Conversation, Document, Example, Judged, Message, P
 from luthier.models.heads import Head
 from luthier.models.load import LoadedModel
 from luthier.rag.retriever import Retriever
+from luthier.recipe import dump_part
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with (what is being done, rows done, rows in all)."""
@@ -220,6 +221,10 @@ class System(Settings, ABC):
             ModelError: that cannot be found out.
         """
         return None
+
+    def deciding(self) -> Tree:
+        """The settings, with the type, by which its answers would be others."""
+        return {key: value for key, value in dump_part(self).items() if key not in self.changes_no_answer}
 
     def for_graders(self, folder: Path, device: str) -> AskedByGraders:
         """The model behind it, for graders of a training to ask.

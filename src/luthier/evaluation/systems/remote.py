@@ -56,6 +56,7 @@ from luthier.evaluation.systems.base import (
 from luthier.evaluation.systems.few_shot import Retriever
 from luthier.examples import Conversation, Example, Message
 from luthier.models.catalog import offline_switch
+from luthier.recipe import PATIENCE
 
 SERVER_TOKENS = 512
 """What a server may put around a prompt beside what it was sent: its own system message, the words around tools."""
@@ -76,16 +77,7 @@ class Remote(System):
 
     is_model: ClassVar[bool] = False
     rung: ClassVar[Rung] = "other_model"
-    changes_no_answer: ClassVar[frozenset[str]] = System.changes_no_answer | {
-        "api_key_env",
-        "concurrency",
-        "timeout_seconds",
-        "retries",
-        "first_wait_seconds",
-        "input_usd_per_million_tokens",
-        "output_usd_per_million_tokens",
-        "spend_limit_usd",
-    }
+    changes_no_answer: ClassVar[frozenset[str]] = System.changes_no_answer | frozenset(PATIENCE)
 
     base_url: Annotated[str, AfterValidator(_base_url)]
     """Where the API is, such as `https://api.example.com/v1`; `/chat/completions` is added."""
@@ -242,21 +234,18 @@ class Remote(System):
         Raises:
             EvaluationError: it must not.
         """
-        parts = urlsplit(self.base_url)
-        local = is_this_machine(self.base_url)
-        switch = offline_switch()
-        if switch and not local:
+        switch = _switched_off(self.base_url)
+        if switch:
             raise EvaluationError(
-                f"{switch} is set, so nothing is sent to {parts.netloc}, and {len(missing)} of {len(asked)} answers of "
-                f"{self.model} are not kept from an earlier evaluation; unset it, or leave the system out"
+                f"{switch} is set, so nothing is sent to {urlsplit(self.base_url).netloc}, and {len(missing)} of "
+                f"{len(asked)} answers of {self.model} are not kept from an earlier evaluation; unset it, or leave the "
+                "system out"
             )
-        where = "which is this machine" if local else "which is not this machine"
-        open_ = "" if local or parts.scheme == "https" else ", unencrypted"
         examples = f", each with up to {self.shots} training rows" if self.shots else ""
         known = _known(asked, missing)
         rest = f" ({known} more are answered already)" if known else ""
         say(
-            f"sending the prompts of {len(missing)} rows{examples} to {parts.netloc}, {where}{open_}, for "
+            f"sending the prompts of {len(missing)} rows{examples} to {_whereabouts(self.base_url)}, for "
             f"{self.model}{rest}"
         )
 
@@ -315,17 +304,29 @@ def _answer(request: Request, kept: Mapping[str, Any], has_usage: bool) -> Answe
     )
 
 
+def _switched_off(base_url: str) -> str | None:
+    """The environment variable that forbids to ask there, if one does."""
+    return None if is_this_machine(base_url) else offline_switch()
+
+
+def _whereabouts(base_url: str) -> str:
+    """Where what is sent goes, and whether others can read it on its way."""
+    parts, local = urlsplit(base_url), is_this_machine(base_url)
+    encrypted = local or parts.scheme == "https"
+    return f"{parts.netloc}, which is {'' if local else 'not '}this machine{'' if encrypted else ', unencrypted'}"
+
+
 class _ForGraders:
     """The model, asked by graders: what it answered is kept, and the same question has the same answer."""
 
     identity = ""
 
     def __init__(self, settings: "Remote", folder: Path) -> None:
-        local, parts, switch = is_this_machine(settings.base_url), urlsplit(settings.base_url), offline_switch()
-        if switch and not local:
+        switch, where = _switched_off(settings.base_url), _whereabouts(settings.base_url)
+        if switch:
             raise EvaluationError(
-                f"{switch} is set, and graders ask {settings.model} on {parts.netloc}, which is not this machine; "
-                "unset it, or name a model on this one in rollout.models"
+                f"{switch} is set, and graders ask {settings.model} on {where}; unset it, or name a model on this one "
+                "in rollout.models"
             )
         self._settings, self.at_once = settings, settings.concurrency
         self._kept = Responses(folder / settings.file_name)
@@ -337,9 +338,7 @@ class _ForGraders:
         self._free, self._lock = threading.Semaphore(settings.concurrency), threading.Lock()
         self._asking: dict[str, threading.Lock] = {}
         self._failure: EvaluationError | None = None
-        open_ = "" if local or parts.scheme == "https" else ", unencrypted"
-        where = "this machine" if local else "not this machine"
-        self.note = f"replies are sent to {parts.netloc}, which is {where}{open_}, to be graded by {settings.model}"
+        self.note = f"replies are sent to {where}, to be graded by {settings.model}"
 
     def ask(self, messages: Sequence[Message], sampling: SamplingParams) -> ModelReply:
         request = self._request(messages, sampling)
