@@ -36,7 +36,7 @@ config = GRPOConfig(
     max_completion_length=job["new_tokens"],
     temperature=1.0,
     shuffle_dataset=False,
-    generation_kwargs={"min_new_tokens": job["new_tokens"]},
+    generation_kwargs={"eos_token_id": -1},  # no token: replies do not end, as those of Luthier here
 )
 trainer = Told(
     model=job["model"],
