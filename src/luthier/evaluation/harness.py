@@ -337,7 +337,7 @@ def _measure(
         raise EvaluationError(f"the system {name} did not answer the rows in their order; this is a fault of its code")
     predictions = [prediction(row, answer) for row, answer in zip(rows, given.answers, strict=True)]
     usable = {m: metric for m, metric in metrics.items() if metric.needs == "generation" or system.is_model}
-    statistics = {m: [metric.statistics(p) for p in predictions] for m, metric in usable.items()}
+    statistics = {m: metric.statistics_of(predictions) for m, metric in usable.items()}
     with atomic_text(records / f"{name}.jsonl") as file:
         for index, one in enumerate(predictions):
             scores = {m: metric.row_score(statistics[m][index]) for m, metric in usable.items()}

@@ -8,7 +8,7 @@ Shapes: N rows, S statistics a row, B resamples; `counts_BN[b, i]` is how often 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -96,6 +96,10 @@ class Metric(Settings, ABC):
         Raises:
             EvaluationError: the row's target is not of the kind that the metric needs.
         """
+
+    def statistics_of(self, predictions: Sequence[Prediction]) -> list[tuple[float, ...]]:
+        """`statistics` of each row, for a metric that can look at several at once; raises as it does."""
+        return [self.statistics(prediction) for prediction in predictions]
 
     @abstractmethod
     def values(self, statistics_NS: Array, counts_BN: Array) -> Array:
