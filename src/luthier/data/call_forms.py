@@ -40,6 +40,8 @@ class Calls:
     form: CallForm
     text: CallText | None
     """None: it is read, but cannot be taken apart."""
+    is_visible: bool = True
+    """Whether openings and closings are text like any other; else tokens that are left out of a reply's text."""
 
 
 def find_calls(write: Callable[[CallForm], Write]) -> Calls | None:

@@ -57,16 +57,11 @@ def parse_reply_text(text: str, form: CallForm = TAGGED) -> Message:
             at = begin + len(form.opening)
             continue
         found, end = parsed
-        content.append(before_call(text[at:begin]))
+        content.append(text[at:begin].removesuffix("\n"))  # the line break before a call belongs to the call
         calls += found
         at = end
     content.append(text[at:])
     return Message("assistant", "".join(content), tool_calls=tuple(calls))
-
-
-def before_call(text: str) -> str:
-    """The content that stands before a call: the line break before a call belongs to the call."""
-    return text[:-1] if text.endswith("\n") else text
 
 
 def parse_calls_at(text: str, at: int, form: CallForm) -> tuple[list[ToolCall], int] | None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from luthier.config import did_you_mean
-from luthier.data.call_forms import Write, find_calls, same_calls
+from luthier.data.call_forms import Calls, Write, find_calls, same_calls
 from luthier.data.chat_jinja import compile_template, message_dict, plain
 from luthier.data.control_tokens import NO_STAND_INS, After, ControlTokens, StandIns
 from luthier.data.replies import TAGGED, CallForm, parse_reply_text
@@ -142,7 +142,7 @@ class Template:
         self._tokens.reserve({*self._tokens.found_in(whole), *self.stop_ids})
         self._reply_adds_space = self._adds_space_to_reply()
         self._writes_call_ids = writes_call_ids(self._render, self._arguments_as_text)
-        self.calls = find_calls(self._writer) if "tool_calls" in self.capabilities else None
+        self.calls = self._find_calls() if "tool_calls" in self.capabilities else None
 
     # what other modules call
 
@@ -362,6 +362,15 @@ class Template:
             "model.template to 'chatml_tools', or change the row"
         )
 
+    def _find_calls(self) -> Calls | None:
+        found = find_calls(self._writer)
+        hidden = self._tokens.special_ids.intersection(self._marks_of(found.form)) if found else ()
+        return replace(found, is_visible=False) if found and hidden else found
+
+    def _marks_of(self, form: CallForm) -> list[int]:
+        """The control tokens that a form's openings and closings are."""
+        return self._tokens.found_in(form.opening + form.closing)
+
     def _writer(self, form: CallForm) -> Write:
         """What the template makes of a reply to made-up words, as the reader of `form` is given it."""
 
@@ -534,7 +543,7 @@ class Template:
 
     def _decode(self, ids: Sequence[int], form: CallForm) -> str:
         """Text of generated ids up to the first stop id, special tokens left out but for those of tool calls."""
-        marks = self._tokens.found_in(form.opening + form.closing)
+        marks = self._marks_of(form)
         kept: list[int] = []
         for i in ids:
             if i in self.stop_ids:
