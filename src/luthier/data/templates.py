@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from luthier.config import did_you_mean
 from luthier.data.call_forms import Calls, Write, find_calls, same_calls
-from luthier.data.chat_jinja import compile_template, message_dict, plain
+from luthier.data.chat_jinja import compile_template, message_dict, tool_values
 from luthier.data.control_tokens import NO_STAND_INS, After, ControlTokens, StandIns
 from luthier.data.replies import TAGGED, CallForm, parse_reply_text
 from luthier.data.template_probes import (
@@ -248,6 +248,10 @@ class Template:
             raise TemplateError(str(error)) from None
         return [message_dict(m, self._arguments_as_text, self._developer_as_system) for m in messages]
 
+    def seen_tools(self, tools: Tools) -> list[Any]:
+        """The tools as the template is shown them."""
+        return [tool_values(tool) for tool in tools]
+
     def text(self, messages: Sequence[Message], tools: Tools = (), add_generation_prompt: bool = False) -> str:
         """The rendered text, for people to read; ids come from `prompt_ids` and `rows` only.
 
@@ -402,7 +406,7 @@ class Template:
             )
         try:
             dicts = self.seen(messages)
-            listed = plain(tools)
+            listed = self.seen_tools(tools)
             stand_ins = self._tokens.stand_ins(_all_strings([dicts, listed]), self.source)
         except TemplateError as error:
             raise TemplateError(f"{where}: {error}") from None
