@@ -8,12 +8,14 @@ from typing import Any
 
 import jsonschema
 import pytest
+from llguidance import LLMatcher
 from openai import BadRequestError, OpenAI
 from tests.serving import Tiny, learn, running
 
 from luthier.models.load import LoadedModel
 from luthier.serve.constraint import KEPT, Grammars
 from luthier.serve.fields import SCHEMA_BYTES
+from luthier.serve.work import Held
 
 ASKED: Any = [{"role": "user", "content": "Where does Anna live?"}]
 PERSON: dict[str, Any] = {
@@ -168,5 +170,5 @@ def test_a_schema_that_is_made_to_cost_much_does_not(client: OpenAI, schema: Any
 def test_compiled_schemas_do_not_pile_up(tiny: Tiny) -> None:
     grammars, (served, *_) = Grammars(), tiny.served()
     for number in range(200):
-        grammars.constraint(served, json.dumps({"const": number}))
+        grammars.constraint(served, Held(LLMatcher.grammar_from_json_schema({"const": number}), "", ""))
     assert len(grammars._compiled) == KEPT

@@ -37,10 +37,23 @@ def test_a_call_is_answered_as_a_tool_and_text_as_the_user() -> None:
     talk = Calculating(call_reward=0.1)
     call = ToolCall("calculate", {"expression": "6 * 7"}, "c1")
     said, earned, over = talk.step(Message("assistant", tool_calls=(call,)))
-    assert (said, earned, over) == (Message("tool", "42", tool_call_id="c1", name="calculate"), 0.1, False)
-    assert talk.step(Message("assistant", "So [calculate: 6 * 7]")) == (Message("user", "42"), 0.1, False)
-    assert talk.step(Message("assistant", "It is 42.")) == (None, 0.0, True)
+    assert (said, earned, over) == ((Message("tool", "42", tool_call_id="c1", name="calculate"),), 0.1, False)
+    assert talk.step(Message("assistant", "So [calculate: 6 * 7]")) == ((Message("user", "42"),), 0.1, False)
+    assert talk.step(Message("assistant", "It is 42.")) == ((), 0.0, True)
     assert talk.step(Message("assistant", "[calculate: x]"))[1:] == (0.0, False)
+
+
+def test_every_call_of_a_turn_is_answered_in_its_order() -> None:
+    calls = (
+        ToolCall("calculate", {"expression": "6 * 7"}, "a"),
+        ToolCall("search", {"for": "42"}, "b"),
+        ToolCall("calculate", {"expression": "1 / 0"}, "c"),
+        ToolCall("calculate", {"expression": "1 + 1"}, "d"),
+    )
+    said, earned, over = Calculating(call_reward=0.25).step(Message("assistant", tool_calls=calls))
+    assert [(m.role, m.tool_call_id, m.name) for m in said] == [("tool", c.id, c.name) for c in calls]
+    assert [said[0].content, said[3].content] == ["42", "2"] and "only the tool" in said[1].content
+    assert (earned, over) == (0.5, False)
 
 
 class Scripted:
@@ -97,6 +110,22 @@ def test_a_conversation_that_does_not_end_is_cut_off(
     write, _, prompt, _ = talk(tiny_loaded, *turns, longest=longest)
     (written,) = write([prompt], [1], 1.0)
     assert written.truncated and written.turns == said
+
+
+def test_two_calls_of_one_turn_are_both_answered_before_the_model_goes_on(tiny_loaded: LoadedModel) -> None:
+    template = build_template(tiny_loaded, "chatml_tools")
+    asked = (Message("user", "6 times 7, and 1 and 1?"),)
+    prompt = Prompt("p", tuple(template.prompt_ids(asked)), asked, {})
+    text = "\n".join(
+        f'<tool_call>\n{{"name": "calculate", "arguments": {{"expression": "{one}"}}}}\n</tool_call>'
+        for one in ("6 * 7", "1 + 1")
+    )
+    write = Turns(Scripted(tiny_loaded, template, text, "42 and 2"), template, 500, 3, Calculator().make)
+    (written,) = write([prompt], [1], 1.0)
+    assert (written.text, written.turns, written.truncated) == ("42 and 2", 2, False)
+    other = tiny_loaded.tokenizer.decode([t for t, mine in zip(written.ids, written.own, strict=True) if not mine])
+    results = "".join(f"<|im_start|>tool calculate\n{one}<|im_end|>\n" for one in ("42", "2"))
+    assert other == f"\n{results}<|im_start|>assistant\n"
 
 
 def test_a_rollout_of_conversations_trains_no_word_of_the_environment(

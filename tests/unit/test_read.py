@@ -383,7 +383,9 @@ _JSON = st.recursive(
 )
 _CALL = st.builds(ToolCall, _NAME, st.dictionaries(_TEXT, _JSON, max_size=3), st.none() | _TEXT)
 _PLAIN = st.builds(Message, st.sampled_from(["system", "developer", "user"]), _TEXT, name=st.none() | _TEXT)
-_TOOL_RESULT = st.builds(Message, st.just("tool"), _TEXT, tool_call_id=st.none() | _TEXT)
+_TOOL_RESULT = st.builds(
+    Message, st.just("tool"), _TEXT
+)  # of calls in plain text; tests/unit/test_tool_chats.py has more
 _REPLY = st.builds(
     Message,
     st.just("assistant"),
@@ -391,7 +393,7 @@ _REPLY = st.builds(
     st.lists(_CALL, max_size=2).map(tuple),
     weight=st.none() | st.floats(0, 2),
 )
-_MESSAGES = st.lists(_PLAIN | _TOOL_RESULT | _REPLY, max_size=4).map(tuple)
+_MESSAGES = st.lists(_PLAIN | _REPLY, max_size=4).map(tuple) | st.tuples(_PLAIN, _TOOL_RESULT, _REPLY)
 _TOOLS = st.lists(
     st.fixed_dictionaries(
         {"type": st.just("function"), "function": st.fixed_dictionaries({"name": _NAME, "parameters": _JSON})}

@@ -119,6 +119,18 @@ def message_dict(message: Message, arguments_as_text: bool, developer_as_system:
     return seen
 
 
+def tool_values(tool: Mapping[str, Any]) -> Any:
+    """What a template sees of a tool: all but `strict`, which tells the server how to hold calls and the model nothing.
+
+    Raises:
+        TemplateError: as `plain`.
+    """
+    values = plain(tool)
+    if isinstance(values.get("function"), dict):
+        values["function"].pop("strict", None)
+    return values
+
+
 def plain(value: Any, depth: int = 0) -> Any:
     """`value` rebuilt from dicts, lists and scalars, so that a template gets nothing with methods of its own.
 

@@ -19,9 +19,10 @@ RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexErr
 
 CAPABILITIES = ("system", "tools", "tool_calls", "tool_results")
 
-_USER = {"role": "user", "content": "quelzap"}
+PROBE_ASKED = "quelzap"
+_USER = {"role": "user", "content": PROBE_ASKED}
 _ASSISTANT = {"role": "assistant", "content": "brofind"}
-_TOOL = {
+PROBE_TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "vortlink",
@@ -51,22 +52,33 @@ def _attempt(render: Render, messages: Sequence[dict[str, Any]], tools: list[Any
 def wants_arguments_as_text(render: Render) -> bool:
     """Whether the template writes a call's arguments as they come, and so needs them as JSON text."""
     arguments = {"dwaxel": "stumril"}
-    as_object = _attempt(render, [_USER, _calling(arguments)], [_TOOL])
+    as_object = _attempt(render, [_USER, _calling(arguments)], [PROBE_TOOL])
     if '"stumril"' in as_object:
         return False
-    return '"stumril"' in _attempt(render, [_USER, _calling(json.dumps(arguments))], [_TOOL])
+    return '"stumril"' in _attempt(render, [_USER, _calling(json.dumps(arguments))], [PROBE_TOOL])
+
+
+def writes_call_ids(render: Render, arguments_as_text: bool) -> bool:
+    """Whether the template shows by an id which call a result answers."""
+    return "call00001" in _attempt(render, _answered(arguments_as_text), [PROBE_TOOL])
+
+
+def _answered(arguments_as_text: bool) -> list[dict[str, Any]]:
+    """A question, a call, its result, and the reply."""
+    arguments: Any = {"dwaxel": "stumril"}
+    call = _calling(json.dumps(arguments) if arguments_as_text else arguments)
+    result = {"role": "tool", "content": "gorvane", "tool_call_id": "call00001", "name": "vortlink"}
+    return [_USER, call, result, _ASSISTANT]
 
 
 def find_capabilities(render: Render, arguments_as_text: bool) -> frozenset[str]:
     """Which of CAPABILITIES the template renders."""
-    arguments: Any = {"dwaxel": "stumril"}
-    call = _calling(json.dumps(arguments) if arguments_as_text else arguments)
-    result = {"role": "tool", "content": "gorvane", "tool_call_id": "call00001", "name": "vortlink"}
+    answered = _answered(arguments_as_text)
     system = _attempt(render, [{"role": "system", "content": "hespral"}, _USER, _ASSISTANT])
-    tools = _attempt(render, [_USER, _ASSISTANT], [_TOOL])
-    calls = _attempt(render, [_USER, call], [_TOOL])
-    called = calls.replace(_attempt(render, [_USER, _ASSISTANT], [_TOOL]).partition("quelzap")[0], "")
-    results = _attempt(render, [_USER, call, result, _ASSISTANT], [_TOOL])
+    tools = _attempt(render, [_USER, _ASSISTANT], [PROBE_TOOL])
+    calls = _attempt(render, answered[:2], [PROBE_TOOL])
+    called = calls.replace(_attempt(render, [_USER, _ASSISTANT], [PROBE_TOOL]).partition("quelzap")[0], "")
+    results = _attempt(render, answered, [PROBE_TOOL])
     found = {
         "system": "hespral" in system,
         "tools": "vortlink" in tools and "mirplex" in tools,

@@ -20,10 +20,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from luthier.config import did_you_mean
-from luthier.data.chat_jinja import compile_template, message_dict, plain
+from luthier.data.call_forms import Calls, Write, find_calls, same_calls
+from luthier.data.chat_jinja import compile_template, message_dict, tool_values
 from luthier.data.control_tokens import NO_STAND_INS, After, ControlTokens, StandIns
-from luthier.data.replies import parse_reply_text
-from luthier.data.template_probes import RENDER_ERRORS, find_capabilities, skeleton, wants_arguments_as_text
+from luthier.data.replies import TAGGED, CallForm, parse_reply_text
+from luthier.data.template_probes import (
+    PROBE_ASKED,
+    PROBE_TOOL,
+    RENDER_ERRORS,
+    find_capabilities,
+    skeleton,
+    wants_arguments_as_text,
+    writes_call_ids,
+)
+from luthier.data.tool_results import ResultError, in_order_of_calls
 from luthier.errors import TemplateError
 from luthier.examples import NOWHERE, Conversation, Document, Message, Row, Where
 
@@ -62,8 +72,9 @@ class Rendered:
 class _Chat:
     """Messages as the template sees them, with stand-ins for what control tokens need.
 
-    `neutral` is the same chat with texts that say nothing. `memo` keeps what was rendered of the first messages, by
-    their number and whether the generation prompt follows.
+    `neutral` is the same chat with texts that say nothing. `calling` holds the assistant's messages with tool calls, as
+    they are, by their number. `memo` keeps what was rendered of the first messages, by their number and whether the
+    generation prompt follows.
     """
 
     messages: tuple[dict[str, Any], ...]
@@ -71,12 +82,13 @@ class _Chat:
     stand_ins: StandIns
     where: Where
     neutral: "_Chat | None" = None
+    calling: Mapping[int, Message] = field(default_factory=dict)
     memo: dict[tuple[int, bool], str] = field(default_factory=dict)
 
     def first(self, count: int) -> "_Chat":
         """The chat that ends before message `count`; what is rendered of either serves both."""
         neutral = None if self.neutral is None else self.neutral.first(count)
-        return _Chat(self.messages[:count], self.tools, self.stand_ins, self.where, neutral, self.memo)
+        return replace(self, messages=self.messages[:count], neutral=neutral)
 
 
 @dataclass(frozen=True)
@@ -98,6 +110,7 @@ class Template:
         stop_ids: ids that end an assistant turn, the template's own end-of-turn token among them.
         end_of_turn_id: the token that this template writes after a reply, or None if it writes none.
         capabilities: which of "system", "tools", "tool_calls" and "tool_results" the template renders at all.
+        calls: how it writes tool calls; None if it writes none, or none that can be read back.
     """
 
     def __init__(
@@ -128,6 +141,8 @@ class Template:
         self.stop_ids = stop_ids | ({self.end_of_turn_id} if self.end_of_turn_id is not None else frozenset())
         self._tokens.reserve({*self._tokens.found_in(whole), *self.stop_ids})
         self._reply_adds_space = self._adds_space_to_reply()
+        self._writes_call_ids = writes_call_ids(self._render, self._arguments_as_text)
+        self.calls = self._find_calls() if "tool_calls" in self.capabilities else None
 
     # what other modules call
 
@@ -218,11 +233,24 @@ class Template:
 
         A tool call that is not valid JSON stays in the text. Special tokens other than stop ids are left out.
         """
-        return parse_reply_text(self._decode(ids))
+        form = TAGGED if self.calls is None else self.calls.form
+        return parse_reply_text(self._decode(ids, form), form)
 
     def seen(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        """The messages as the template is shown them, for programs that render it themselves."""
+        """The messages as the template is shown them, for programs that render it themselves.
+
+        Raises:
+            TemplateError: a tool result answers no call, or nobody could tell which one.
+        """
+        try:
+            messages = in_order_of_calls(messages, gaps=self._writes_call_ids)
+        except ResultError as error:
+            raise TemplateError(str(error)) from None
         return [message_dict(m, self._arguments_as_text, self._developer_as_system) for m in messages]
+
+    def seen_tools(self, tools: Tools) -> list[Any]:
+        """The tools as the template is shown them."""
+        return [tool_values(tool) for tool in tools]
 
     def text(self, messages: Sequence[Message], tools: Tools = (), add_generation_prompt: bool = False) -> str:
         """The rendered text, for people to read; ids come from `prompt_ids` and `rows` only.
@@ -252,6 +280,8 @@ class Template:
             mask = [0.0] * len(ids)
             for turn, (start, end) in spans.items():
                 mask[start:end] = [trained.get(turn, 0.0)] * (end - start)
+                if turn in trained:
+                    self._require_read_back(chat, turn, ids[start:end])
             return [_row(ids, mask, id)], False
         return [self._turn_row(chat.first(k + 1), w, f"{id}#{k}") for k, w in sorted(trained.items())], True
 
@@ -261,6 +291,7 @@ class Template:
         ids = self._prompt(history)
         reply = self._reply_text(chat, self._text(history, True))
         completion = self._tokens.encode(reply, chat.stand_ins, self._after(ids))
+        self._require_read_back(chat, len(chat.messages) - 1, completion)
         return _row(ids + completion, [0.0] * len(ids) + [weight] * len(completion), id)
 
     def _reply_text(self, chat: _Chat, prompt: str) -> str:
@@ -309,7 +340,52 @@ class Template:
         mask = [1.0] * len(ids)
         for index, (start, end) in spans.items():
             mask[start:end] = [_weight(example.messages[index])] * (end - start)
+            self._require_read_back(chat, index, ids[start:end])
         return _row(ids, [0.0, *mask[1:]], example.id)
+
+    def _require_read_back(self, chat: _Chat, index: int, ids: Sequence[int]) -> None:
+        """Check that the calls of a trained reply would be the same calls when the model writes these tokens.
+
+        Raises:
+            TemplateError: they would be lost, or others.
+        """
+        said = chat.calling.get(index)
+        if said is None:
+            return
+        found = self.parse_reply(ids)
+        if self.calls is None:
+            why = "in a form that is not read back, so no call that the model makes would be found"
+        elif not same_calls(found.tool_calls, said.tool_calls):
+            why = "so that reading them back gives others"
+        elif found.content.strip() != said.content.strip():  # templates may trim what stands beside calls
+            why = "so that its text beside the calls is lost"
+        else:
+            return
+        raise TemplateError(
+            f"{chat.where}: message {index + 1} (assistant): template {self.name!r} writes its tool calls {why}; set "
+            "model.template to 'chatml_tools', or change the row"
+        )
+
+    def _find_calls(self) -> Calls | None:
+        found = find_calls(self._writer)
+        hidden = self._tokens.special_ids.intersection(self._marks_of(found.form)) if found else ()
+        return replace(found, is_visible=False) if found and hidden else found
+
+    def _marks_of(self, form: CallForm) -> list[int]:
+        """The control tokens that a form's openings and closings are."""
+        return self._tokens.found_in(form.opening + form.closing)
+
+    def _writer(self, form: CallForm) -> Write:
+        """What the template makes of a reply to made-up words, as the reader of `form` is given it."""
+
+        def write(reply: Message) -> str | None:
+            try:
+                chat = replace(self._chat((Message("user", PROBE_ASKED), reply), (PROBE_TOOL,), NOWHERE), calling={})
+                return self._decode(self._turn_row(chat, 1.0, "").ids[len(self._prompt(chat.first(1))) :], form)
+            except TemplateError:
+                return None
+
+        return write
 
     def _truncate(self, rows: Sequence[Row]) -> Rendered:
         limit = self.max_tokens
@@ -329,15 +405,17 @@ class Template:
                 f"({', '.join(builtin_names())}) or to a .jinja file"
             )
         try:
-            dicts = [message_dict(m, self._arguments_as_text, self._developer_as_system) for m in messages]
-            listed = plain(tools)
+            dicts = self.seen(messages)
+            listed = self.seen_tools(tools)
             stand_ins = self._tokens.stand_ins(_all_strings([dicts, listed]), self.source)
         except TemplateError as error:
             raise TemplateError(f"{where}: {error}") from None
 
+        calling = {k: m for k, m in enumerate(messages) if m.role == "assistant" and m.tool_calls}
+
         def changed(content: Callable[[str, bool], str], other: Change, neutral: _Chat | None = None) -> _Chat:
             new = tuple(_with_texts(message, content, other) for message in dicts)
-            return _Chat(new, _map_texts(listed, other) or None, stand_ins, where, neutral)
+            return _Chat(new, _map_texts(listed, other) or None, stand_ins, where, neutral, calling)
 
         neutral = changed(self._tokens.neutral, self._neutral_value)
         return changed(
@@ -467,13 +545,14 @@ class Template:
         alone, following = (self._tokens.encode("a", NO_STAND_INS, place) for place in (after, "text"))
         return alone != following
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        """Text of generated ids up to the first stop id, special tokens left out."""
+    def _decode(self, ids: Sequence[int], form: CallForm) -> str:
+        """Text of generated ids up to the first stop id, special tokens left out but for those of tool calls."""
+        marks = self._marks_of(form)
         kept: list[int] = []
         for i in ids:
             if i in self.stop_ids:
                 break
-            if i not in self._tokens.special_ids:
+            if i not in self._tokens.special_ids or i in marks:
                 kept.append(i)
         text = self._tokens.decode(kept)
         return text.removeprefix(" ") if self._reply_adds_space else text

@@ -125,7 +125,7 @@ class _Talk:
             return
         said, earned, self.is_over = self.environment.step(reply)
         self.earned += earned
-        if self.is_over or said is None:
+        if self.is_over or not said:
             self.is_over = True
             return
         follows = self._following(said, template)
@@ -133,13 +133,13 @@ class _Talk:
             self.is_over = self.truncated = True
             return
         self._add(follows, False, (0.0,) * len(follows))
-        self.messages = (*self.messages, said)
+        self.messages = (*self.messages, *said)
 
     def _add(self, ids: Sequence[int], own: bool, logprobs: Sequence[float]) -> None:
         self.ids, self.own = (*self.ids, *ids), (*self.own, *(own,) * len(ids))
         self.logprobs = (*self.logprobs, *logprobs)
 
-    def _following(self, said: Message, template: Template) -> tuple[int, ...] | None:
+    def _following(self, said: Sequence[Message], template: Template) -> tuple[int, ...] | None:
         """The tokens between the end of the last reply and the next one; None where the template has none.
 
         A reply can be of a form that a template refuses, or renders otherwise once it is history: then what was written
@@ -147,7 +147,7 @@ class _Talk:
         """
         try:
             row = template.reply_row(Conversation(self.messages, self.prompt.tools), self.messages[-1:])
-            whole = template.prompt_ids((*self.messages, said), self.prompt.tools)
+            whole = template.prompt_ids((*self.messages, *said), self.prompt.tools)
         except TemplateError:
             return None
         end = max(i for i, weight in enumerate(row.loss_mask) if weight) + 1
@@ -155,6 +155,6 @@ class _Talk:
 
     def written(self) -> Written:
         """The conversation; one that was not over after the last turn was cut off."""
-        last = self.messages[-1] if self.messages[-1].role == "assistant" else self.messages[-2]
+        last = next(message for message in reversed(self.messages) if message.role == "assistant")
         cut = self.truncated or not self.is_over
         return Written(last.content, last, self.ids, self.own, self.logprobs, cut, self.turns, self.earned)

@@ -18,8 +18,11 @@ class Environment(Protocol):
         """Begin with a row: its own fields, `messages`, and `target` and `reference_answer` where it has them."""
         ...
 
-    def step(self, reply: Message) -> tuple[Message | None, float, bool]:
-        """What is said to a reply (None: nothing), what the reply earned, and whether the conversation is over."""
+    def step(self, reply: Message) -> tuple[tuple[Message, ...], float, bool]:
+        """What is said to a reply, what the reply earned, and whether the conversation is over.
+
+        A reply that calls tools is answered with one result for each call, in their order.
+        """
         ...
 
 

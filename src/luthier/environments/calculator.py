@@ -1,8 +1,8 @@
 """A calculator that the model may ask: it calls the tool `calculate`, or writes `[calculate: 12 * 7]`.
 
-The result is said back as the tool's answer, or as the user's where the reply was text. A reply that asks nothing ends
-the conversation, and the graders look at it. Numbers, + - * / and parentheses; everything else is answered with what is
-wrong, which a model can learn from, too.
+Each call gets its result as the tool's answer; where the reply was text, the user says what its first question gives. A
+reply that asks nothing ends the conversation, and the graders look at it. Numbers, + - * / and parentheses; everything
+else is answered with what is wrong, which a model can learn from, too.
 """
 
 import ast
@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from luthier.environments.base import EnvironmentSettings
-from luthier.examples import Message
+from luthier.examples import Message, ToolCall
 
 TOOL = "calculate"
 LONGEST = 200
@@ -51,18 +51,22 @@ class Calculating:
     def reset(self, item: Mapping[str, Any]) -> None:
         """The rows differ in nothing that a calculator knows."""
 
-    def step(self, reply: Message) -> tuple[Message | None, float, bool]:
-        """The result of what the reply asks, or the end if it asks nothing."""
+    def step(self, reply: Message) -> tuple[tuple[Message, ...], float, bool]:
+        """The results of what the reply asks, or the end if it asks nothing."""
         if reply.tool_calls:
-            call = reply.tool_calls[0]
-            text = str(call.arguments.get("expression", "")) if call.name == TOOL else ""
-            said, is_number = result(text) if text else (f"there is only the tool {TOOL}(expression)", False)
-            return Message("tool", said, tool_call_id=call.id, name=call.name), self.call_reward * is_number, False
+            found = [(call, *_answer(call)) for call in reply.tool_calls]
+            said = tuple(Message("tool", text, tool_call_id=call.id, name=call.name) for call, text, _ in found)
+            return said, self.call_reward * sum(is_number for *_, is_number in found), False
         asked = _ASKED.search(reply.content)
         if asked is None:
-            return None, 0.0, True
-        said, is_number = result(asked.group(1))
-        return Message("user", said), self.call_reward * is_number, False
+            return (), 0.0, True
+        text, is_number = result(asked.group(1))
+        return (Message("user", text),), self.call_reward * is_number, False
+
+
+def _answer(call: ToolCall) -> tuple[str, bool]:
+    text = str(call.arguments.get("expression", "")) if call.name == TOOL else ""
+    return result(text) if text else (f"there is only the tool {TOOL}(expression)", False)
 
 
 def result(expression: str) -> tuple[str, bool]:

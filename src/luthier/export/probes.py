@@ -42,7 +42,10 @@ class Probes:
 
     def asked(self, trained: Trained) -> list[dict[str, Any]]:
         """Messages and tools as a template sees them."""
-        return [{"messages": trained.template.seen(row.prompt), "tools": list(row.tools)} for row in self.rows]
+        return [
+            {"messages": trained.template.seen(row.prompt), "tools": trained.template.seen_tools(row.tools)}
+            for row in self.rows
+        ]
 
 
 def probes_of(run: Path, trained: Trained, most: int = ROWS) -> Probes:

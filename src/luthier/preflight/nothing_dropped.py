@@ -8,6 +8,7 @@ kind of content that the template never renders is missing even where the questi
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+from luthier.data.chat_jinja import tool_values
 from luthier.data.template_probes import kinds_of
 from luthier.examples import Document
 from luthier.preflight._cases import Case
@@ -88,5 +89,5 @@ def _wanted(case: Case) -> Iterator[tuple[str, Any]]:
         yield "text", case.example.text
     for index, message in enumerate(case.messages[: _last(case) + 1]):
         yield from message_leaves(message, f"messages[{index}]")
-    for index, tool in enumerate(case.tools):
+    for index, tool in enumerate(map(tool_values, case.tools)):
         yield from ((path, leaf) for path, leaf in leaves(tool, f"tools[{index}]") if leaf not in SCHEMA_WORDS)

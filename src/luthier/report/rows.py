@@ -167,7 +167,8 @@ def _turn(turn: Any) -> Turn:
     content = as_text(turn.get("content") or "")
     calls = turn.get("tool_calls")
     text = f"{content}\n{as_text(calls)}".strip() if calls else content
-    return Turn(role=as_text(turn.get("role", "")), text=_clip(text))
+    role, answered = as_text(turn.get("role", "")), turn.get("tool_call_id") or turn.get("name")
+    return Turn(role=f"{role} {as_text(answered)}" if role == "tool" and answered else role, text=_clip(text))
 
 
 def _answer(name: str, record: Mapping[str, Any], score: float | None, bounds: Bounds | None) -> Answer:

@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import uvicorn
@@ -141,9 +142,9 @@ class Api:
             held.enter_context(self._backend.seat())
             served.require(asked)
             ids = await self._backend.prompt_ids(served.name, asked.messages, asked.tools)
-            if asked.schema is not None and isinstance(served, ServedModel):  # to compile a large one takes a moment
-                await asyncio.to_thread(GRAMMARS.constraint, served, asked.schema)
             work = self._work(served, asked, tuple(ids))
+            if isinstance(served, ServedModel) and (asked.schema is not None or asked.calls is not None):
+                work = replace(work, held=await asyncio.to_thread(GRAMMARS.held, served, asked))
             if asked.common.stream:
                 events = chat_events(self._backend, served, asked, work)
                 return EventStream(events, held.pop_all(), asked.common.include_usage)
@@ -272,7 +273,6 @@ class Api:
             n=common.n,
             stop=common.stop,
             deadline_seconds=self._limits.deadline_seconds,
-            schema=asked.schema if isinstance(asked, ChatRequest) else None,
         )
 
 

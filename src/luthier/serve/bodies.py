@@ -14,13 +14,13 @@ from luthier.serve.chat import (
     MAX_N,
     MAX_STOP_CHARACTERS,
     MAX_STOPS,
-    MAX_TOOLS,
     MAX_TOP_LOGPROBS,
 )
 from luthier.serve.completion import MAX_LOGPROBS, MAX_PROMPT_IDS
 from luthier.serve.decision import MAX_CHOICES, MAX_ITEMS, MAX_OPTIONS, MAX_QUESTIONS
 from luthier.serve.embedding_request import MAX_INPUTS, MAX_TOKENS
 from luthier.serve.fields import NAME_LIMIT
+from luthier.serve.tool_choice import MAX_TOOLS
 from luthier.serve.work import MAX_PROMPTS
 
 Name: TypeAlias = Annotated[str, Field(max_length=NAME_LIMIT)]
@@ -100,7 +100,8 @@ class Function(_Closed):
     name: Name
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: Literal[False] | None = None
+    strict: bool | None = None
+    """Whether arguments are held to `parameters` while they are written."""
 
 
 class Tool(_Closed):
@@ -108,6 +109,33 @@ class Tool(_Closed):
 
     type: Literal["function"]
     function: Function
+
+
+class NamedFunction(_Closed):
+    """One of the functions."""
+
+    name: Name
+
+
+class NamedTool(_Closed):
+    """One of the tools; as `tool_choice` it must be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class SomeTools(_Closed):
+    """Some of the tools, of which one may or must be called."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MAX_TOOLS)]
+
+
+class AllowedTools(_Closed):
+    """Only some of the tools may be called."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: SomeTools
 
 
 class StreamOptions(_Closed):
@@ -174,8 +202,10 @@ class ChatBody(_Common):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     """Only if `logprobs` is true."""
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
-    parallel_tool_calls: Literal[True] | None = None
+    tool_choice: (
+        Literal["auto", "none", "required"] | Annotated[NamedTool | AllowedTools, Field(discriminator="type")] | None
+    ) = None
+    parallel_tool_calls: bool | None = None
     response_format: Format | None = None
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
     metadata: Any = None

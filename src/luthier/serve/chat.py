@@ -7,6 +7,7 @@ from typing import Any
 from luthier.examples import ROLES, Message, ToolCall
 from luthier.serve.api_error import ApiError, unsupported
 from luthier.serve.fields import NAME_LIMIT, Fields, parse_body, parse_object, schema_text
+from luthier.serve.tool_choice import MAX_TOOLS, CallRule, calling_of, tools_of
 from luthier.serve.work import Sampling
 
 NO_EFFECT = (
@@ -25,7 +26,6 @@ MAX_N = 8
 MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 256
 MAX_MESSAGES = 2048
-MAX_TOOLS = 128
 MAX_BIASES = 1024
 MAX_TOP_LOGPROBS = 20
 
@@ -53,6 +53,8 @@ class ChatRequest:
     max_tokens: int | None
     schema: str | None = None
     """JSON schema that the answer is held to."""
+    calls: CallRule | None = None
+    """What calls are held to; None: to nothing."""
 
 
 def parse_chat(body: bytes) -> ChatRequest:
@@ -64,7 +66,7 @@ def parse_chat(body: bytes) -> ChatRequest:
     fields = Fields(parse_body(body))
     common = parse_common(fields, _chat_logprobs(fields))
     messages = messages_of(fields)
-    tools = tools_of(fields)
+    tools, calls = calling_of(fields, tools_of(fields))
     max_tokens = _max_tokens(fields)
     schema = _response_format(fields)
     if schema is not None and tools:
@@ -72,7 +74,7 @@ def parse_chat(body: bytes) -> ChatRequest:
     _refuse_the_rest(fields)
     fields.without_effect(NO_EFFECT)
     fields.finish()
-    return ChatRequest(common, messages, tools, max_tokens, schema)
+    return ChatRequest(common, messages, tools, max_tokens, schema, calls)
 
 
 def parse_common(fields: Fields, top_logprobs: int | None) -> Common:
@@ -214,33 +216,6 @@ def _tool_call(fields: Fields) -> ToolCall:
     fields.finish()
     at = function.path("arguments")
     return ToolCall(name, parse_object(text or "{}", repr(at), at), identity)
-
-
-def tools_of(fields: Fields) -> tuple[Mapping[str, Any], ...]:
-    """The tools that are offered."""
-    values = fields.array("tools", MAX_TOOLS) or []
-    tools = tuple(_tool(value, f"tools[{i}]") for i, value in enumerate(values))
-    choice = fields.get("tool_choice")
-    if choice is not None and choice not in ("auto", "none"):
-        raise unsupported("tool_choice", "the model is free to call a tool or not; only 'auto' and 'none' are possible")
-    fields.only("parallel_tool_calls", (True,), "the number of calls in a reply cannot be limited")
-    return () if choice == "none" else tools
-
-
-def _tool(value: Any, at: str) -> Mapping[str, Any]:
-    fields = Fields(value, at)
-    if fields.required_text("type") != "function":
-        raise unsupported(fields.path("type"), "only functions can be called")
-    function = Fields(fields.get("function"), fields.path("function"))
-    function.required_text("name", NAME_LIMIT)
-    function.text("description")
-    parameters = function.get("parameters")
-    if parameters is not None and not isinstance(parameters, dict):
-        raise function.wrong("parameters", "an object")
-    function.only("strict", (False,), "arguments are not constrained to the schema")
-    function.finish()
-    fields.finish()
-    return dict(value)  # as it came, key order and all: so it stands in training rows, and so it must be rendered
 
 
 def _refuse_the_rest(fields: Fields) -> None:

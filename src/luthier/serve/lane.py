@@ -198,9 +198,9 @@ class Lane:
             self._rows.extend(rows)
 
     def _sampler(self, request: Request, index: int) -> Sampler:
-        schema = request.work.schema
-        held = None if schema is None else GRAMMARS.constraint(request.served, schema)
-        return Sampler(request.work.sampling, index, held)
+        held = request.work.held
+        constraint = None if held is None else GRAMMARS.constraint(request.served, held)
+        return Sampler(request.work.sampling, index, constraint)
 
     def _take(self, row: Sequence, logits_V: Tensor) -> bool:
         """Choose a row's next token and send what it completes; False if the row is over."""

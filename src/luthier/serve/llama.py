@@ -60,6 +60,9 @@ NEUTRAL = {"samplers": ["temperature", "top_p"], "top_k": 0, "min_p": 0.0, "typi
 class GgufTemplate:
     """The template and the tokenizer in the file, as llama.cpp reads them."""
 
+    calls: None = None
+    """No tools are offered."""
+
     def __init__(
         self, llama: "Llama", source: str | None, controls: frozenset[str], always: frozenset[str] = frozenset()
     ) -> None:

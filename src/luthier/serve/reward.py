@@ -7,8 +7,9 @@ from typing import Any
 from luthier.evaluation.rewards import Judgement
 from luthier.examples import Conversation, Message
 from luthier.serve.api_error import ApiError
-from luthier.serve.chat import messages_of, tools_of
+from luthier.serve.chat import messages_of
 from luthier.serve.fields import NAME_LIMIT, Fields, parse_body
+from luthier.serve.tool_choice import tools_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeAlias, TypeVar
 
+from luthier.data.call_forms import Calls
 from luthier.examples import Message
 from luthier.serve.chat import ChatRequest
 from luthier.serve.completion import CompletionRequest
@@ -17,6 +18,10 @@ Asked: TypeAlias = ChatRequest | CompletionRequest | DecisionRequest | ScoreRequ
 
 class Reads(Protocol):
     """A chat template with its tokenizer."""
+
+    @property
+    def calls(self) -> Calls | None:
+        """How it writes tool calls; None if nobody knows."""
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """The prompt of a chat; raises TemplateError."""

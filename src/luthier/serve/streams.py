@@ -7,7 +7,7 @@ failure after that is an error event, which the `openai` client raises. When the
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from typing import Any
 
@@ -19,6 +19,7 @@ from luthier.serve.access_log import note_tokens
 from luthier.serve.api_error import ApiError
 from luthier.serve.backend import Backend
 from luthier.serve.body import hang_up
+from luthier.serve.call_stream import CallReader, Piece
 from luthier.serve.chat import ChatRequest
 from luthier.serve.completion import CompletionRequest
 from luthier.serve.ids import new_id
@@ -99,14 +100,20 @@ async def chat_events(backend: Backend, served: Served, asked: ChatRequest, work
 class _ChatChunks:
     """Events of one request as chunks.
 
-    If tools were offered, a completion is sent when it is whole: until then nobody can tell text from a tool call.
+    If tools were offered, text is sent as it comes and a call when it is whole: its id and name, then its arguments.
+    Where calls are no visible text, or a stop text may yet make text of them, a completion is sent when it is whole.
     """
 
     def __init__(self, served: Served, asked: ChatRequest, work: Work) -> None:
         self.base = head("chat.completion.chunk", new_id("chatcmpl"), int(time.time()), served)
         self.generated = 0
         self._served, self._usage, self._n = served, asked.common.include_usage, work.n
-        self._held = [Whole() for _ in range(work.n)] if asked.tools else []
+        calls = served.template.calls
+        reads = bool(asked.tools) and calls is not None and calls.is_visible and not work.stop
+        self._readers = [CallReader(calls.form) for _ in range(work.n)] if calls is not None and reads else []
+        self._held = [Whole() for _ in range(work.n)] if asked.tools and not reads else []
+        self._unsent: list[list[TokenScore]] = [[] for _ in range(work.n)]
+        self._calls = [0] * work.n
         self._greeted = False
 
     def of(self, event: Event) -> Iterator[Json]:
@@ -118,6 +125,9 @@ class _ChatChunks:
         if isinstance(event, Delta):
             if self._held:
                 self._held[event.index].add(event)
+            elif self._readers:
+                self._unsent[event.index].extend(event.tokens)
+                yield from self._pieces(event.index, self._readers[event.index].add(event.text))
             else:
                 yield self._chunk(event.index, {"content": event.text}, tokens=event.tokens)
         elif isinstance(event, Done):
@@ -129,11 +139,29 @@ class _ChatChunks:
         if self._held:
             completion = self._held[done.index].finish(done)
             reply, reason = reply_of(completion, self._served, True)
-            if reply.content or completion.tokens:
-                yield self._chunk(done.index, {"content": reply.content}, tokens=completion.tokens)
-            for i, call in enumerate(tool_calls_json(reply.tool_calls)):
-                yield self._chunk(done.index, {"tool_calls": [{"index": i, **call}]})
+            self._unsent[done.index].extend(completion.tokens)
+            text = [reply.content] if reply.content else []
+            yield from self._pieces(done.index, [*text, *reply.tool_calls])
+        elif self._readers:
+            yield from self._pieces(done.index, self._readers[done.index].flush())
+            reason = "tool_calls" if self._calls[done.index] and reason == "stop" else reason
+        if self._unsent[done.index]:
+            yield from self._pieces(done.index, [""])
         yield self._chunk(done.index, {}, reason)
+
+    def _pieces(self, index: int, pieces: Iterable[Piece]) -> Iterator[Json]:
+        """Text and calls; the scores of all tokens so far go with the next text."""
+        for piece in pieces:
+            if isinstance(piece, str):
+                tokens, self._unsent[index] = self._unsent[index], []
+                yield self._chunk(index, {"content": piece}, tokens=tokens)
+                continue
+            (call,) = tool_calls_json([piece])
+            number, self._calls[index] = self._calls[index], self._calls[index] + 1
+            arguments = {"arguments": call["function"]["arguments"]}
+            call["function"] = {**call["function"], "arguments": ""}
+            yield self._chunk(index, {"tool_calls": [{"index": number, **call}]})
+            yield self._chunk(index, {"tool_calls": [{"index": number, "function": arguments}]})
 
     def _chunk(self, index: int, delta: Json, reason: str | None = None, tokens: Sequence[TokenScore] = ()) -> Json:
         choice = {"index": index, "delta": delta, "logprobs": chat_logprobs(tokens or None), "finish_reason": reason}

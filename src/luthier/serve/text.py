@@ -100,7 +100,7 @@ class StopText:
             self.found = True
             ready, self._held = self._held[:at], ""
             return ready
-        keep = max((_overlap(self._held, s) for s in self._stops), default=0)
+        keep = max((overlap(self._held, s) for s in self._stops), default=0)
         ready, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return ready
 
@@ -110,7 +110,7 @@ class StopText:
         return ready
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that is a beginning of `stop`, the whole of `stop` excluded."""
     for n in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:n]):

@@ -35,6 +35,18 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """What completions are held to while they are written."""
+
+    grammar: str
+    """As `llguidance` reads it."""
+    param: str
+    """The field of the request that asked for it."""
+    what: str
+    """It in words."""
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """`n` completions of one prompt by one model."""
 
@@ -47,8 +59,7 @@ class Work:
     stop: tuple[str, ...] = ()
     """Texts that end a completion and are not part of it."""
     deadline_seconds: float = 600.0
-    schema: str | None = None
-    """JSON schema that completions are held to."""
+    held: Held | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from luthier.serve.api_error import ApiError
 from luthier.web.edits import PAGE_ROWS, Edits, lines_of, require_row
 from luthier.web.forms import TOKEN, posted_of
 from luthier.web.pages import go_to, show
-from luthier.web.row_text import compact, indented, turns, with_texts
+from luthier.web.row_text import compact, indented, tools, turns, with_texts
 from luthier.web.sessions import require_token, session_of
 
 PURPOSES = {"fine-tune": "Rows to train on", "user_data": "Text to find passages in"}
@@ -32,7 +32,7 @@ def holds(text: str, words: Sequence[str]) -> bool:
     missing = [word for word in words if word not in written]
     if not missing or "\\" not in text:
         return not missing
-    read = "\n".join(turn.text for turn in turns(text)).casefold()
+    read = "\n".join([tools(text), *(f"{turn.text}\n{turn.beside}" for turn in turns(text))]).casefold()
     return all(word in read for word in missing)
 
 
@@ -84,7 +84,10 @@ class FilePages:
         first = int(start) if start.isascii() and start.isdigit() and len(start) < LONGEST_LINE_NUMBER else 1
         changed = self._edits.of(file["project_id"], file["id"])
         found = islice(self._matching(file, changed, search, first), PAGE_ROWS + 1)
-        listed = [{"line": n, "text": text, "turns": turns(text), "excluded": gone} for n, text, gone in found]
+        listed = [
+            {"line": n, "text": text, "tools": tools(text), "turns": turns(text), "excluded": gone}
+            for n, text, gone in found
+        ]
         return show(
             request,
             "rows.html.jinja",
@@ -128,7 +131,14 @@ class FilePages:
         """GET /studio/files/{file_id}/rows/{line}: one row, to be mended"""
         file, number, text, _ = self._line(request, file_id, line)
         return show(
-            request, "row.html.jinja", file=file, line=number, turns=turns(text), text=indented(text), problem=None
+            request,
+            "row.html.jinja",
+            file=file,
+            line=number,
+            tools=tools(text),
+            turns=turns(text),
+            text=indented(text),
+            problem=None,
         )
 
     def fix(self, request: Request, file_id: str, line: str) -> Response:
@@ -147,6 +157,7 @@ class FilePages:
                 400,
                 file=file,
                 line=number,
+                tools=tools(new) if texts else "",
                 turns=shown,
                 text=indented(new),
                 problem=error.message,

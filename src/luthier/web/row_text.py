@@ -20,6 +20,8 @@ class Turn:
     who: str
     """The role, with the field for all but `messages`."""
     text: str
+    beside: str = ""
+    """What is shown and mended as JSON alone: the calls that it makes, or the call that it answers."""
 
 
 def turns(line: str) -> list[Turn]:
@@ -41,11 +43,34 @@ def turns(line: str) -> list[Turn]:
     return found
 
 
+def tools(line: str) -> str:
+    """The tools that a row offers, one a line as JSON; empty for none."""
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return ""
+    given = values.get("input", values) if isinstance(values, Mapping) else None
+    listed = given.get("tools") if isinstance(given, Mapping) else None
+    return "\n".join(json.dumps(tool, ensure_ascii=False) for tool in listed) if isinstance(listed, list) else ""
+
+
 def _messages(place: str, messages: Any) -> Iterator[Turn]:
     for number, message in enumerate(messages if isinstance(messages, list) else []):
-        if isinstance(message, Mapping) and isinstance(message.get("content"), str):
+        if not isinstance(message, Mapping):
+            continue
+        content, beside = message.get("content"), _beside(message)
+        if isinstance(content, str) or (content is None and beside):
             side = "" if place == "messages" else f"{place.partition('/')[0].replace('_', ' ')}: "
-            yield Turn(f"{place}/{number}/content", f"{side}{message.get('role', '')}", message["content"])
+            yield Turn(f"{place}/{number}/content", f"{side}{message.get('role', '')}", content or "", beside)
+
+
+def _beside(message: Mapping[str, Any]) -> str:
+    """Tool calls, a line each, or the id of the call that a tool result answers."""
+    calls = message.get("tool_calls")
+    if isinstance(calls, list) and calls:
+        return "\n".join(json.dumps(call, ensure_ascii=False) for call in calls)
+    answered = message.get("tool_call_id")
+    return f"answers {answered}" if isinstance(answered, str) else ""
 
 
 def with_texts(line: str, texts: Mapping[str, str]) -> str:

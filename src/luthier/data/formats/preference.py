@@ -39,6 +39,8 @@ def parse(record: Record, instruction: str | None = None) -> Preference:
     prompt, chosen, rejected, tools = _openai(fields) if is_openai else _trl(fields)
     require_reply(fields, chosen, "preferred_output" if is_openai else "chosen")
     require_reply(fields, rejected, "non_preferred_output" if is_openai else "rejected")
+    for name, reply in (("chosen", chosen), ("rejected", rejected)):
+        fields.require_results_matched((*prompt, *reply), f"prompt and {name}: ")
     return Preference(
         fields.with_system(prompt, instruction),
         chosen,

@@ -29,6 +29,7 @@ def parse(record: Record, instruction: str | None = None) -> Judged:
     fields = ChatFields(record)
     prompt, reply = side(fields, "prompt", "user"), side(fields, "completion", "assistant")
     require_reply(fields, reply, "completion")
+    fields.require_results_matched((*prompt, *reply), "prompt and completion: ")
     label = fields.require("label")
     if isinstance(label, str) and fields.kind == "csv" and is_verdict(label):
         label = label.strip().lower() == "true"

@@ -5,33 +5,40 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from luthier.data.replies import parse_reply_text
+from luthier.data.tool_results import ResultError, matched_results
+from luthier.errors import EvaluationError
 from luthier.evaluation.systems._responses import Usage
 from luthier.examples import Message, ToolCall
 
 
 def wire_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as the chat API takes them: arguments as JSON text, and an id for every call and its result."""
+    """Messages as the chat API takes them: arguments as JSON text, and an id for every call and its result.
+
+    Raises:
+        EvaluationError: a tool result answers no call, or nobody can tell which one.
+    """
+    try:
+        answers = matched_results(messages)
+    except ResultError as error:
+        raise EvaluationError(f"these messages cannot be sent: {error}") from None
+    ids = [[call.id or f"call_{n}_{i}" for i, call in enumerate(m.tool_calls)] for n, m in enumerate(messages)]
     found: list[dict[str, Any]] = []
-    waiting: list[str] = []
     for number, message in enumerate(messages):
         values: dict[str, Any] = {"role": message.role, "content": message.content}
         if message.name:
             values["name"] = message.name
         if message.tool_calls:
-            waiting = [call.id or f"call_{number}_{i}" for i, call in enumerate(message.tool_calls)]
             values["tool_calls"] = [
                 {
                     "id": identifier,
                     "type": "function",
                     "function": {"name": c.name, "arguments": json.dumps(dict(c.arguments), ensure_ascii=False)},
                 }
-                for identifier, c in zip(waiting, message.tool_calls, strict=True)
+                for identifier, c in zip(ids[number], message.tool_calls, strict=True)
             ]
         if message.role == "tool":
-            # results without an id answer the calls in their order
-            identifier = message.tool_call_id or (waiting[0] if waiting else f"call_{number}")
-            values["tool_call_id"] = identifier
-            waiting = [other for other in waiting if other != identifier]
+            caller, place = answers.get(number, (None, 0))
+            values["tool_call_id"] = f"call_{number}" if caller is None else ids[caller][place]
         found.append(values)
     return found
 
