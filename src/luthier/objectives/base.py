@@ -89,6 +89,10 @@ class Policy(Scorer, Protocol):
         """`token_logprobs` and `head_values`, from one pass of the model."""
         ...
 
+    def vectors(self, batch: Batch) -> Tensor:
+        """(R, D) a vector of length 1 for each row."""
+        ...
+
     def at(self, temperature: float) -> "Policy":
         """The same with all logits divided by a temperature."""
         ...
