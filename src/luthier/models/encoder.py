@@ -7,7 +7,7 @@ about the same length are computed together, padded, and equal rows once. What i
 functions (`rag/embedder.py`), so that what is trained is what is searched with.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -69,10 +69,9 @@ class EncoderScorer:
         """(R, D) a vector of length 1 for each row."""
         return self._of_rows(batch, self._vectors)
 
-    def head_values(self, batch: Batch) -> HeadValues:
-        """(R, 1) the number of each row; none before tokens."""
-        scores_RO = self._of_rows(batch, self._scores)
-        return HeadValues(scores_RO, scores_RO.new_zeros(0, scores_RO.shape[1]))
+    def scores(self, batch: Batch) -> Tensor:
+        """(R,) the number of each row."""
+        return self._of_rows(batch, self._scores)
 
     def at(self, temperature: float) -> "EncoderScorer":
         """The same: nothing is sampled from an encoder."""
@@ -90,6 +89,10 @@ class EncoderScorer:
         """Refused."""
         self._predicts_nothing()
 
+    def head_values(self, batch: Batch) -> HeadValues:
+        """Refused."""
+        self._predicts_nothing()
+
     def logprobs_and_values(self, batch: Batch) -> tuple[Tensor, HeadValues]:
         """Refused."""
         self._predicts_nothing()
@@ -100,7 +103,7 @@ class EncoderScorer:
             "replies, adapter.init = 'eva') needs a model that writes"
         )
 
-    def _of_rows(self, batch: Batch, compute: Any) -> Tensor:
+    def _of_rows(self, batch: Batch, compute: Callable[[Sequence[Row], torch.device], Tensor]) -> Tensor:
         """What `compute` makes of the rows, in their order; of equal ones once."""
         place: dict[tuple[int, ...], int] = {}
         distinct: list[Row] = []
@@ -127,8 +130,8 @@ class EncoderScorer:
         if SEGMENT in rows[0].token_values:
             told = [[int(number) for number in row.token_values[SEGMENT]] for row in rows]
             segments = {"token_type_ids": padded(told, 0, device)[0]}
-        scores_BO: Tensor = self.model(input_ids=ids_BT, attention_mask=mask_BT, **segments).logits
-        return scores_BO
+        logits_BO: Tensor = self.model(input_ids=ids_BT, attention_mask=mask_BT, **segments).logits
+        return logits_BO[:, 0]
 
 
 def _alike(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -82,11 +82,6 @@ class Scorer:
         batch = self._behind(batch)
         return self._read(self._hidden(batch), batch)
 
-    def vectors(self, batch: Batch) -> Tensor:
-        """(R, width) the hidden state of each row's last token, which has seen all others, of length 1."""
-        batch = self._behind(batch)
-        return F.normalize(self._hidden(batch)[batch.last_R].float(), dim=-1)
-
     def logprobs_and_values(self, batch: Batch) -> tuple[Tensor, HeadValues]:
         """`token_logprobs` and `head_values` from one pass of the model.
 

@@ -19,7 +19,7 @@ from luthier.data.templates import Template
 from luthier.errors import RecipeError
 from luthier.examples import Conversation, Example, Row
 from luthier.models.forest import Batch
-from luthier.objectives.base import Objective
+from luthier.objectives.base import Encoder, Models, Objective
 
 Part: TypeAlias = Literal["embedder", "reranker"]
 PASSAGE, POSITIVE = "passage", "positive"
@@ -97,6 +97,13 @@ class RetrieverObjective(Objective):
             pool: passages among which they are to find the right ones.
             texts: of both.
         """
+
+
+def encoder_of(models: Models) -> Encoder:
+    """What is trained."""
+    if models.encoder is None:
+        raise ValueError("this objective needs an encoder")
+    return models.encoder
 
 
 def ranges(right: Sequence[int]) -> list[tuple[int, int]]:

@@ -89,12 +89,20 @@ class Policy(Scorer, Protocol):
         """`token_logprobs` and `head_values`, from one pass of the model."""
         ...
 
+    def at(self, temperature: float) -> "Policy":
+        """The same with all logits divided by a temperature."""
+        ...
+
+
+class Encoder(Protocol):
+    """A model that reads a row as a whole and writes nothing, as an objective sees it."""
+
     def vectors(self, batch: Batch) -> Tensor:
         """(R, D) a vector of length 1 for each row."""
         ...
 
-    def at(self, temperature: float) -> "Policy":
-        """The same with all logits divided by a temperature."""
+    def scores(self, batch: Batch) -> Tensor:
+        """(R,) a number for each row."""
         ...
 
 
@@ -105,10 +113,14 @@ class Models:
 
     policy: Policy
     reference: Scorer | None = None
+    encoder: Encoder | None = None
+    """The policy where that is one; for objectives that train what finds passages."""
 
     def at(self, temperature: float) -> "Models":
         """The same at another temperature: what was sampled is scored as it was sampled."""
-        return Models(self.policy.at(temperature), self.reference and self.reference.at(temperature))
+        return replace(
+            self, policy=self.policy.at(temperature), reference=self.reference and self.reference.at(temperature)
+        )
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from luthier.objectives._retriever import (
     RetrieverObjective,
     Sought,
     Texts,
+    encoder_of,
     questions_of,
     ranges,
     rights,
@@ -79,7 +80,7 @@ class Contrastive(RetrieverObjective):
     def whole_step(self, models: Models, batches: Iterable[Batch], memory: Memory) -> list[Batch]:
         """The batches with each row's gradient, and each question's loss and rank."""
         held = list(batches)
-        vectors = [models.policy.vectors(batch) for batch in held]
+        vectors = [encoder_of(models).vectors(batch) for batch in held]
         step = _Step(held)
         with torch.enable_grad():
             vectors_RD = torch.cat(vectors).requires_grad_()
@@ -93,7 +94,7 @@ class Contrastive(RetrieverObjective):
 
     def loss(self, models: Models, batch: Batch) -> Loss:
         """Summed loss of the batch's questions; its gradient is that of the whole step's loss by the batch's rows."""
-        vectors_RD = models.policy.vectors(batch)
+        vectors_RD = encoder_of(models).vectors(batch)
         pull = (batch.values_R[GRADIENT] * (vectors_RD - vectors_RD.detach())).sum()  # 0, but its gradient is not
         return Loss(batch.values_R[SHARE].sum() + pull, _found(batch))
 

@@ -33,7 +33,7 @@ from luthier.progress import Progress
 from luthier.rag.passages import Passage
 from luthier.recipe import Recipe
 from luthier.retrievers.questions import find, pool_of
-from luthier.retrievers.tuned import Tuned, TunedEmbedder, write_artifact
+from luthier.retrievers.tuned import TUNED, Tuned, write_artifact
 from luthier.run_folder import RunFolder, differing
 from luthier.stages import PROVEN_AT, Prepared, newest, train_stage
 
@@ -144,7 +144,7 @@ def _open(recipe: Recipe, folder: RunFolder, data: Data, progress: Progress) -> 
     device = choose_device(recipe.model.device)
     with progress.stage("open", f"loading {recipe.model.name}"), folder.timed("open"):
         torch.manual_seed(recipe.seed)  # what a base lacks is drawn
-        tuned = TunedEmbedder(recipe, device)
+        tuned = TUNED[objective.trains](recipe, device)
         loaded = tuned.loaded()
     folder.record(
         model={
@@ -201,7 +201,8 @@ def _build(opened: Opened) -> tuple[Run, Injected]:
             f"adapter.type = {registry.name_of(recipe.adapter)!r} cannot be folded into an encoder, which is how it is "
             f"searched with ({error}); expected 'full', 'lora' or another that can"
         ) from None
-    trainable = assemble.Trainable(injected, Models(opened.tuned.scorer()))
+    scorer = opened.tuned.scorer()
+    trainable = assemble.Trainable(injected, Models(scorer, encoder=scorer))
     fingerprint = assemble.fingerprint_of(recipe, loaded, None, opened.units)
     return assemble.build_run(recipe, loaded, trainable, opened.units, fingerprint, opened.folder.path), injected
 

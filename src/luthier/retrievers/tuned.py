@@ -7,7 +7,7 @@ is folded into its base, since an encoder is small and what searches with it nee
 import copy
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,19 @@ from torch import nn
 from luthier import __version__
 from luthier.assemble import RECORD
 from luthier.engine.run import Run
+from luthier.errors import ModelError
 from luthier.examples import Row
 from luthier.files import sha256_of, sync
 from luthier.models.catalog import ModelFiles, resolve
 from luthier.models.encoder import EncoderScorer, without_dropout
 from luthier.models.forest import Batch
 from luthier.models.load import LoadedModel
-from luthier.objectives._retriever import Sought, Texts, text_row
+from luthier.objectives._retriever import Part, Sought, Texts, encoder_of, text_row
 from luthier.objectives.base import Models
+from luthier.objectives.rerank import pair_row
 from luthier.rag.embedder import POOLING, Embedder
 from luthier.rag.passages import Passage
+from luthier.rag.reranker import CrossEncoder
 from luthier.recipe import Recipe
 
 
@@ -105,7 +108,7 @@ class TunedEmbedder(Tuned):
 
     def trained(self, models: Models, batch: Batch) -> torch.Tensor:
         """Vectors."""
-        return models.policy.vectors(batch)
+        return encoder_of(models).vectors(batch)
 
     def write(self, model: Any, folder: Path) -> None:
         """As transformers and sentence-transformers have it: the mean over tokens, of length 1."""
@@ -145,7 +148,72 @@ class _Single:
         raise NotImplementedError("an embedder reads questions and passages apart")
 
 
-def write_artifact(tuned: Tuned, run: Run, recipe: Recipe, part: str, folder: Path) -> None:
+class TunedReranker(Tuned):
+    """A cross-encoder."""
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        """
+        Raises:
+            ModelError: the base cannot read pairs.
+        """
+        self.files = resolve(recipe.model.name)
+        self._cross = CrossEncoder(self.files, device, recipe.training.max_tokens, untrained=True)
+        self.tokenizer, self.max_tokens = self._cross.tokenizer, self._cross.max_tokens
+        if self.tokenizer.pad_token_id is None:
+            raise ModelError(
+                f"{self.files.name}: its tokenizer has no padding token, so this is no encoder such as BERT"
+            )
+        without_dropout(self.model)
+
+    @property
+    def model(self) -> Any:
+        """The encoder with the layer that scores."""
+        return self._cross.model
+
+    def texts(self, passages: Sequence[Passage]) -> Texts:
+        """Passages below their titles, as the search hands them over."""
+        return _Pairs(self._cross, passages)
+
+    def probes(self, sought: Sequence[Sought], passages: Sequence[Passage]) -> tuple[list[Row], torch.Tensor]:
+        """Questions beside their passages, and the scores."""
+        read = self.texts(passages)
+        rows = [pair_row(*read.pair(one.question, one.positive), one.id, {}) for one in sought]
+        scores = self._cross.score([(one.question, passages[one.positive].titled) for one in sought])
+        return rows, torch.tensor(scores)
+
+    def trained(self, models: Models, batch: Batch) -> torch.Tensor:
+        """Scores."""
+        return encoder_of(models).scores(batch)
+
+    def write(self, model: Any, folder: Path) -> None:
+        """As transformers has it, with one number."""
+        model.save_pretrained(folder)
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer.model_max_length = self.max_tokens  # as long a pair is read where it answers
+        tokenizer.save_pretrained(folder)
+
+
+class _Pairs:
+    """Questions beside passages."""
+
+    def __init__(self, cross: CrossEncoder, passages: Sequence[Passage]) -> None:
+        self._cross, self._passages = cross, passages
+
+    def question(self, text: str) -> tuple[int, ...]:
+        raise NotImplementedError("a reranker reads questions and passages together")
+
+    def passage(self, number: int) -> tuple[int, ...]:
+        raise NotImplementedError("a reranker reads questions and passages together")
+
+    def pair(self, question: str, number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        ((ids, segments),) = self._cross.read([(question, self._passages[number].titled)])
+        return tuple(ids), tuple(segments)
+
+
+TUNED: Mapping[Part, Callable[[Recipe, torch.device], Tuned]] = {"embedder": TunedEmbedder, "reranker": TunedReranker}
+
+
+def write_artifact(tuned: Tuned, run: Run, recipe: Recipe, part: Part, folder: Path) -> None:
     """Write what was trained, so that it is on the disk; the model that trained stays as it is.
 
     Raises:
