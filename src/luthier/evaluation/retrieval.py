@@ -283,16 +283,16 @@ def table(found: Mapping[str, Any]) -> str:
     lines = [
         f"{found['passages']:,} passages of {found['sources']:,} sources; {how_judged(found)}",
         "",
-        f"{'':10}" + "".join(f"{head:>22}" for head in heads) + f"{'ms a query':>12}",
+        f"{'':15}" + "".join(f"{head:>25}" for head in heads) + f"{'ms a query':>12}",
     ]
     for one in found["retrievers"]:
         name = one["name"] + ("*" if one["name"] == found["used"] else "")
-        cells = "".join(f"{_interval(one['metrics'][metric]):>22}" for metric in METRICS)
-        lines.append(f"{name:10}{cells}{1000 * one['seconds_per_query']:>12.1f}")
+        cells = "".join(f"{_interval(one['metrics'][metric]):>25}" for metric in METRICS)
+        lines.append(f"{name:15}{cells}{1000 * one['seconds_per_query']:>12.1f}")
     for one in found["retrievers"]:
         if "against" in one:
-            cells = "".join(f"{_interval(one['gains'][metric], '+'):>22}" for metric in METRICS)
-            lines.append(f"{'':10}{cells}  {one['name']} beside {one['against']}")
+            cells = "".join(f"{_interval(one['gains'][metric], '+'):>25}" for metric in METRICS)
+            lines.append(f"{one['name']:15}{cells}  beside {one['against']}")
     return "\n".join([*lines, "", f"* used by systems; intervals at {100 * found['confidence']:g} %"])
 
 

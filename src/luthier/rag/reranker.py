@@ -80,15 +80,16 @@ class CrossEncoder:
         longest = min(int(self.model.config.max_position_embeddings), int(self.tokenizer.model_max_length))
         return longest if self._most_tokens is None else min(longest, self._most_tokens)
 
-    def read(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
-        """The tokens of each pair, cut, and of which text each is; of none where the model does not ask."""
+    def read(self, pairs: Sequence[tuple[str, str]], cut: bool = True) -> list[Pair]:
+        """The tokens of each pair, and of which text each is; of none where the model does not ask. `cut`: to what the
+        model reads."""
         if not pairs:
             return []
         given = self.tokenizer(
             [query for query, _ in pairs],
             [text for _, text in pairs],
-            truncation="longest_first",
-            max_length=self.max_tokens,
+            truncation="longest_first" if cut else False,
+            max_length=self.max_tokens if cut else None,
             verbose=False,
         )
         ids: list[list[int]] = given["input_ids"]

@@ -7,6 +7,7 @@ from typing import Any
 from luthier.errors import ModelError
 from luthier.objectives._retriever import Part
 
+KINDS = {"embedder": "an embedder", "reranker": "a reranker"}
 ARTIFACT, RECORD = "adapter", "run.json"
 
 
@@ -22,11 +23,11 @@ def model_of(name: str, part: Part) -> str:
     folder = run / ARTIFACT
     if not (folder / RECORD).is_file():
         raise ModelError(f"{run} is a run that has trained nothing yet; `luthier train` goes on with it")
-    trained = record_of(folder).get("trains")
+    trained = str(record_of(folder).get("trains"))
     if trained != part:
         raise ModelError(
-            f"{run} is a run that trained {'a model that writes' if trained is None else f'a {trained}'}, and is named "
-            f"as retrieval.{part}; expected a run whose objective trains one (docs/retrievers.md)"
+            f"{run} is a run that trained {KINDS.get(trained, 'a model that writes')}, and is named as {part}; "
+            "expected a run whose objective trains one (docs/retrievers.md)"
         )
     return str(folder)
 

@@ -23,7 +23,7 @@ from luthier.files import sha256_of, sync
 from luthier.models.catalog import ModelFiles, resolve
 from luthier.models.encoder import EncoderScorer, without_dropout
 from luthier.models.forest import Batch
-from luthier.models.load import LoadedModel
+from luthier.models.load import LoadedModel, no_progress_bars
 from luthier.objectives._retriever import Part, Sought, Texts, encoder_of, text_row
 from luthier.objectives.base import Models
 from luthier.objectives.rerank import pair_row
@@ -222,7 +222,8 @@ def write_artifact(tuned: Tuned, run: Run, recipe: Recipe, part: Part, folder: P
     folder.mkdir(parents=True, exist_ok=True)
     model, injected = copy.deepcopy((run.model, run.injected))
     injected.merge()
-    tuned.write(model, folder)
+    with no_progress_bars():
+        tuned.write(model, folder)
     record = {
         "luthier": __version__,
         "trains": part,

@@ -69,9 +69,12 @@ def _remember(args: argparse.Namespace) -> int:
     from luthier.data_stage import prepare_data
     from luthier.evaluate import question_of
     from luthier.remember import Plain, begin_search, remember
+    from luthier.retrievers import train as retrievers
     from luthier.stages import open_run, prepare_training, train_stage, training_line
 
     with begin(args) as (recipe, folder, progress):
+        if retrievers.is_wanted(recipe):
+            raise RecipeError("--remember: an embedder or a reranker has no general ability that could be forgotten")
         begin_search(recipe, folder)
         opened = open_run(recipe, folder, prepare_data(recipe, folder, progress), progress)
         question = question_of(opened)
