@@ -3,11 +3,12 @@
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import BertConfig, BertForSequenceClassification, BertModel, LlamaConfig, LlamaForCausalLM
 
 from luthier.adapters._head import WithHead
 from luthier.adapters.base import Adapter, Injected
@@ -17,9 +18,11 @@ from luthier.engine.optimizers.base import OptimizerSettings
 from luthier.engine.run import Run
 from luthier.engine.schedules.base import Schedule
 from luthier.examples import Judged, Preference, Row
+from luthier.models.encoder import EncoderScorer, without_dropout
 from luthier.models.heads import head_of
 from luthier.models.scorer import Scorer
 from luthier.objectives._judged import GOOD
+from luthier.objectives._retriever import RetrieverObjective, Sought
 from luthier.objectives.base import Models, Objective, OnlineObjective
 from luthier.recipe import (
     ADAPTERS,
@@ -71,6 +74,28 @@ def tiny_llama(seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
     return model.to(dtype)
 
 
+def tiny_bert(part: str, dtype: torch.dtype = torch.float32) -> Any:
+    kind = {"embedder": BertModel, "reranker": BertForSequenceClassification}[part]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = kind(
+            BertConfig(
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                vocab_size=VOCABULARY,
+                max_position_embeddings=64,
+                num_labels=1,
+                initializer_range=0.1,
+            )
+        )
+    if part == "embedder":
+        model.pooler = None
+    without_dropout(model)
+    return model.to(dtype)
+
+
 def random_units(
     count: int,
     rows_per_unit: int = 1,
@@ -99,6 +124,35 @@ def verdicts(units: list[Unit]) -> list[Unit]:
     return [tuple(replace(row, values={GOOD: float(n % 2)}) for row in unit) for n, unit in enumerate(units)]
 
 
+class RandomTexts:
+    """Questions and passages of random tokens: the same for the same text or number."""
+
+    def question(self, text: str) -> tuple[int, ...]:
+        return self._some(f"question {text}")
+
+    def passage(self, number: int) -> tuple[int, ...]:
+        return self._some(f"passage {number}")
+
+    def pair(self, question: str, number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        first, second = self.question(question), self.passage(number)
+        return first + second, (0,) * len(first) + (1,) * len(second)
+
+    def _some(self, text: str) -> tuple[int, ...]:
+        rng = random.Random(text)
+        return tuple(rng.randrange(VOCABULARY) for _ in range(rng.randrange(4, 20)))
+
+
+def sought_questions(count: int, first: int = 0) -> list[Sought]:
+    """Questions, two of which always share a passage; every third has a second right one, which others bring."""
+    found = []
+    for number in range(first, first + count):
+        positive = number // 2
+        right = (positive, positive + 1) if number % 3 == 0 else (positive,)
+        wrong = tuple(at for at in range(positive + 1, positive + 6) if at not in right)
+        found.append(Sought(f"q{number}", f"{number}", positive, right, wrong, (*wrong, positive)))
+    return found
+
+
 def sampled_units(units: list[Unit], seed: int = 0) -> list[Unit]:
     """The same units as a rollout would leave them: with what each reply earned, and how likely it was."""
     rng = random.Random(seed)
@@ -119,13 +173,15 @@ def make_run(folder: Path, dtype: torch.dtype = torch.float32, **tables: Any) ->
     tables.setdefault("training", {"steps": 6, "rows_per_step": 4})
     tables.setdefault("optimizer", {"learning_rate": 1e-2})
     seed = tables.pop("seed", 0)
-    base = tables.pop("base", tiny_llama)
+    base = tables.pop("base", None)
     settings = build(TrainingSettings, tables.pop("training"))
     parts = {key: build_part(package, tables.pop(key, {}), default, [key]) for key, (package, default) in PARTS.items()}
     assert not tables, f"unknown tables {sorted(tables)}"
     adapter, objective, optimizer, schedule = parts.values()
     assert isinstance(adapter, Adapter) and isinstance(objective, Objective)
     assert isinstance(optimizer, OptimizerSettings) and isinstance(schedule, Schedule)
+    if base is None:
+        base = partial(tiny_bert, objective.trains) if isinstance(objective, RetrieverObjective) else tiny_llama
     model = base(dtype=dtype)
     torch.manual_seed(seed)
     reference = base(dtype=dtype) if objective.uses_reference else None
@@ -144,13 +200,21 @@ def make_run(folder: Path, dtype: torch.dtype = torch.float32, **tables: Any) ->
     trained, validation = random_units(10, per_unit, **needed), random_units(4, per_unit, seed=9, **needed)
     if is_judged:
         trained, validation = verdicts(trained), verdicts(validation)
+    if isinstance(objective, RetrieverObjective):
+        texts = RandomTexts()
+        trained = objective.training(sought_questions(10), texts)
+        validation = objective.validating(sought_questions(4, first=90), range(45, 60), texts)
     if isinstance(objective, OnlineObjective):
         trained, validation = sampled_units(random_units(10, 2)), sampled_units(random_units(4, 2, seed=9))
+    models = Models(Scorer(model, head=injected.head), Scorer(reference.eval()) if reference is not None else None)
+    if isinstance(objective, RetrieverObjective):
+        encoder = EncoderScorer(model, 0)
+        models = Models(encoder, encoder=encoder)
     return Run(
         settings=settings,
         steps=settings.steps or 6,
         model=model,
-        models=Models(Scorer(model, head=injected.head), Scorer(reference.eval()) if reference is not None else None),
+        models=models,
         objective=objective,
         injected=injected,
         optimizer=optimizer.build(injected.trainable, rate, injected.rate_factors()),

@@ -40,6 +40,7 @@ from luthier.models.memory import available_bytes
 from luthier.models.new_tokens import with_new_tokens
 from luthier.models.packed import quantized_layers
 from luthier.models.scorer import Scorer, in_mode, require_forest
+from luthier.objectives._retriever import RetrieverObjective
 from luthier.objectives.base import Models, Objective, OnlineObjective
 from luthier.online import Asked, require_fit, rollouts_of, sampler_bytes
 from luthier.recipe import ModelSettings, Recipe
@@ -63,6 +64,11 @@ def open_model(recipe: Recipe, precision: str | None = None, device: str | None 
         ModelError: it cannot be had or used.
     """
     settings = recipe.model
+    if isinstance(recipe.objective, RetrieverObjective):
+        raise RecipeError(
+            f"objective.type = {registry.name_of(recipe.objective)!r} trains {recipe.objective.trains}s, which write "
+            "nothing: `luthier train` and `luthier run` take such a recipe (docs/retrievers.md)"
+        )
     if settings.quantize != "none" and adapter_of(recipe).overwrites_base:
         raise RecipeError(
             f"model.quantize = {settings.quantize!r} holds the base in a form that cannot be trained, and "
@@ -373,7 +379,7 @@ def _compiling_pays(recipe: Recipe, loaded: LoadedModel, units: Sequence[Unit]) 
 def fingerprint_of(
     recipe: Recipe,
     loaded: LoadedModel,
-    template: Template,
+    template: Template | None,
     units: Mapping[str, Sequence[Unit]],
     start: Mapping[str, str] | None = None,
     asked: Asked | None = None,
@@ -381,7 +387,7 @@ def fingerprint_of(
     """Hash of everything that decides the trained weights: settings, model, template, token ids and masks, versions.
 
     `start` is the sha256 of each file of the artifact that the adapter starts at, if it is not fresh. `asked` is what
-    graders see of the rows, where the objective is online.
+    graders see of the rows, where the objective is online. No `template` makes the rows of a retriever.
     """
     settings = {k: v for k, v in decisive(recipe.dump()).items() if k != "data"}  # with passages rows differ in tokens
     settings["adapter"] = {k: v for k, v in settings["adapter"].items() if k != "start_from"}  # its files say more
@@ -390,7 +396,7 @@ def fingerprint_of(
     begun = [] if start is None else [dict(start)]
     if asked is not None:
         data["items"] = canonical_hash(asked.decides())
-    return canonical_hash([settings, loaded.files.fingerprint, template.sha256, data, versions, *begun])
+    return canonical_hash([settings, loaded.files.fingerprint, template and template.sha256, data, versions, *begun])
 
 
 def _hash_units(units: Sequence[Unit]) -> str:

@@ -16,8 +16,10 @@ from luthier.data.replay import Pool, build_pool
 from luthier.data.split import Split, split
 from luthier.data.write import write_examples
 from luthier.errors import DataError
+from luthier.evaluation.passage_groups import by_passage
 from luthier.examples import Example, Where
 from luthier.files import sha256_of
+from luthier.objectives._retriever import RetrieverObjective
 from luthier.progress import Progress
 from luthier.rag.corpus import read_corpus
 from luthier.recipe import Recipe
@@ -142,8 +144,10 @@ def divide(recipe: Recipe) -> tuple[Data, dict[str, Any], list[Finding]]:
     settings = recipe.data
 
     def read(path: str) -> list[Example]:
-        examples = read_examples(Path(path), settings.format, settings.instruction)
-        return [with_place_for_reply(example) for example in examples] if recipe.rollout else list(examples)
+        examples = list(read_examples(Path(path), settings.format, settings.instruction))
+        if isinstance(recipe.objective, RetrieverObjective) and recipe.retrieval is not None:
+            return by_passage(examples, {s.id: s.title for s in read_corpus(Path(recipe.retrieval.corpus))})
+        return [with_place_for_reply(example) for example in examples] if recipe.rollout else examples
 
     given = {name: path for name, path in _files(recipe).items() if name != "train"}
     taken = {name: read(path) for name, path in given.items() if path is not None}

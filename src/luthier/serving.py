@@ -19,11 +19,14 @@ from luthier.errors import ModelError, ServeError
 from luthier.models.catalog import resolve
 from luthier.models.load import choose_device
 from luthier.rag.embedder import Embedder
+from luthier.rag.reranker import CrossEncoder
+from luthier.rag.trained import model_of
 from luthier.serve.backend import Registry
 from luthier.serve.embedding import EmbeddingModel
 from luthier.serve.limits import Limits
 from luthier.serve.llama import LlamaWorker
 from luthier.serve.models import BASE, ServedModel, SharedBase, whole_model
+from luthier.serve.rerank import RerankModel
 from luthier.serve.work import MAX_PROMPTS
 
 GGUF_CACHE_TOKENS = 32_768
@@ -44,7 +47,10 @@ def parse_adapters(run: Path | None, given: Sequence[str]) -> dict[str, Path]:
             raise ServeError(f"--adapter {text}: expected NAME=PATH, such as dates=runs/dates")
         pairs.append((name, Path(folder)))
     if not pairs:
-        raise ServeError("nothing to serve: name a run's folder, --adapter NAME=PATH, --base NAME or --embedder NAME")
+        raise ServeError(
+            "nothing to serve: name a run's folder, --adapter NAME=PATH, --base NAME, --embedder NAME or "
+            "--reranker NAME"
+        )
     for name, path in pairs:
         if name == BASE:
             raise ServeError(f"{path}: a model called {BASE!r} would hide the base model's name; give it another one")
@@ -65,7 +71,19 @@ def open_embedders(given: Mapping[str, str], device: str | None = None) -> list[
         ModelError: one cannot be had, or is no encoder of the kind that is computed here.
     """
     place = choose_device(device or "auto")
-    return [EmbeddingModel(name, Embedder(resolve(model), place)) for name, model in given.items()]
+    files = {name: resolve(model_of(model, "embedder")) for name, model in given.items()}
+    return [EmbeddingModel(name, Embedder(found, place)) for name, found in files.items()]
+
+
+def open_rerankers(given: Mapping[str, str], device: str | None = None) -> list[RerankModel]:
+    """Cross-encoders by the names that requests have for them.
+
+    Raises:
+        ModelError: one cannot be had, or has no score for a pair.
+    """
+    place = choose_device(device or "auto")
+    files = {name: resolve(model_of(model, "reranker")) for name, model in given.items()}
+    return [RerankModel(name, CrossEncoder(found, place)) for name, found in files.items()]
 
 
 def open_gguf(path: Path, limits: Limits, queue: int) -> LlamaWorker:

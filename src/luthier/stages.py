@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -78,6 +78,11 @@ class Opened:
             ModelError, EvaluationError: as `host_of`.
         """
         return host_of(self.recipe, self.folder.path, str(self.loaded.device))
+
+    def save(self, folder: Path, run: Run) -> None:
+        """As `assemble.save_artifact`."""
+        begun = None if self.start is None else self.start.noted
+        assemble.save_artifact(folder, self.recipe, self.loaded, run.injected, self.template, run.fingerprint, begun)
 
 
 def open_run(
@@ -185,11 +190,46 @@ def _tell_replay(recipe: Recipe, data: Data, count: int, folder: RunFolder, prog
 # Training
 
 
+class Trainee(Protocol):
+    """What `train_stage` asks of a run that was opened: one of a model that writes (`Opened`), or of another."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """Of the run."""
+        ...
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's."""
+        ...
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The model that trains."""
+        ...
+
+    @property
+    def subject(self) -> Subject | None:
+        """What the gates of the first steps look at; None: nothing."""
+        ...
+
+    def save(self, folder: Path, run: Run) -> None:
+        """Write what the run trained.
+
+        Raises:
+            OSError, SafetensorError: the disk is full or the folder cannot be written.
+        """
+        ...
+
+
+Opens = TypeVar("Opens", bound=Trainee, covariant=True)
+
+
 @dataclass(frozen=True)
-class Prepared:
+class Prepared(Generic[Opens]):
     """A run whose adapter is in its model and was proven there; nothing is trained yet."""
 
-    opened: Opened
+    opened: Opens
     run: Run
     found: checkpoint.Found | None
     """Where training goes on; None: it begins."""
@@ -200,7 +240,9 @@ class Prepared:
         return nullcontext() if overwrites else self.run.injected.disabled()
 
 
-def prepare_training(opened: Opened, progress: Progress, prove: bool = True, available: int | None = None) -> Prepared:
+def prepare_training(
+    opened: Opened, progress: Progress, prove: bool = True, available: int | None = None
+) -> Prepared[Opened]:
     """Put the adapter in and, if training is to begin, let the gates on the model prove it.
 
     Without `prove` no gate looks: for a trial of settings whose like was proven, and whose winner will be.
@@ -227,7 +269,7 @@ def prepare_training(opened: Opened, progress: Progress, prove: bool = True, ava
         progress.say(f"  replies are written by vLLM; what it says of itself is in {folder / 'rollouts' / LOG_OF_VLLM}")
     with folder.timed("train"):
         keep(run, folder.path, progress)
-    found = _newest(run, progress)
+    found = newest(run, progress)
     if found is None and subject is not None:
         if observe(run):  # before the gates: what they prove is the start that is trained from
             progress.say("  the adapter begins from what the model does with the first rows")
@@ -282,7 +324,7 @@ def _tell_first(first: Mapping[str, float], progress: Progress) -> None:
         )
 
 
-def train_stage(prepared: Prepared, progress: Progress, on_step: Callable[[Step], None] | None = None) -> Run:
+def train_stage(prepared: Prepared[Trainee], progress: Progress, on_step: Callable[[Step], None] | None = None) -> Run:
     """Train, from the newest checkpoint or from the beginning; ends with the best weights in place.
 
     Raises:
@@ -341,7 +383,7 @@ def _tell_fit(run: Run, folder: RunFolder, progress: Progress) -> None:
         )
 
 
-def _newest(run: Run, progress: Progress) -> checkpoint.Found | None:
+def newest(run: Run, progress: Progress) -> checkpoint.Found | None:
     """The newest whole checkpoint that the gates have proven; None if training has to begin."""
     for leftover in run.checkpoints.glob(".*.tmp"):
         shutil.rmtree(leftover)
@@ -360,7 +402,7 @@ def _newest(run: Run, progress: Progress) -> checkpoint.Found | None:
 
 def _steps(
     run: Run,
-    opened: Opened,
+    opened: Trainee,
     subject: Subject | None,
     progress: Progress,
     on_step: Callable[[Step], None] | None,
@@ -393,7 +435,7 @@ def _steps(
                 raise KeyboardInterrupt
 
 
-def _finish(run: Run, opened: Opened, progress: Progress) -> None:
+def _finish(run: Run, opened: Trainee, progress: Progress) -> None:
     """Put the best weights in place and write the artifact and `training.json`."""
     final, best = opened.folder / "adapter", checkpoint.best(run)
     if best.skipped and assemble.is_artifact_of(final, run.fingerprint):
@@ -418,7 +460,7 @@ def _take(run: Run, best: checkpoint.Found, progress: Progress) -> None:
         )
 
 
-def keep_artifact(opened: Opened, run: Run, folder: Path) -> None:
+def keep_artifact(opened: Trainee, run: Run, folder: Path) -> None:
     """Write what the run trained so far as `folder/adapter`, whole or not at all, so that it can be served.
 
     Raises:
@@ -428,20 +470,17 @@ def keep_artifact(opened: Opened, run: Run, folder: Path) -> None:
     _write_artifact(run, opened, folder, run.checkpoints)
 
 
-def _save_artifact(run: Run, opened: Opened, source: Path) -> None:
+def _save_artifact(run: Run, opened: Trainee, source: Path) -> None:
     """Write the artifact of the run itself; `source` is the checkpoint that its weights came from."""
     _write_artifact(run, opened, opened.folder.path, source)
 
 
-def _write_artifact(run: Run, opened: Opened, folder: Path, source: Path) -> None:
+def _write_artifact(run: Run, opened: Trainee, folder: Path, source: Path) -> None:
     final, temporary = folder / "adapter", folder / ".adapter.tmp"
-    started_from = None if opened.start is None else opened.start.noted
     shutil.rmtree(temporary, ignore_errors=True)
     settle_head(run)
     try:
-        assemble.save_artifact(
-            temporary, opened.recipe, opened.loaded, run.injected, opened.template, run.fingerprint, started_from
-        )
+        opened.save(temporary, run)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         sync(folder)
@@ -453,7 +492,7 @@ def _write_artifact(run: Run, opened: Opened, folder: Path, source: Path) -> Non
         ) from error
 
 
-def _summary(run: Run, opened: Opened, stopped: str) -> dict[str, Any]:
+def _summary(run: Run, opened: Trainee, stopped: str) -> dict[str, Any]:
     state = run.state
     return {
         "steps": state.step,

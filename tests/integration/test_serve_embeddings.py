@@ -26,7 +26,7 @@ from luthier.serve.api_error import ApiError
 from luthier.serve.backend import Backend
 from luthier.serve.embedding import body_of
 from luthier.serve.embedding_request import MAX_INPUTS, NO_EFFECT, parse_embedding
-from luthier.serve.server import parse_embedders
+from luthier.serve.server import parse_encoders
 from luthier.serving import open_embedders
 
 TEXTS = ["the bridge", "a river and a city, a long way off", "?", "bridge bridge bridge", "city 12"]
@@ -44,7 +44,7 @@ def embedder(folder: Path) -> Embedder:
 
 @pytest.fixture(scope="module")
 def client(folder: Path) -> Iterator[OpenAI]:
-    backend = Backend([], embedders=open_embedders(parse_embedders([str(folder)]), "cpu"))
+    backend = Backend([], embedders=open_embedders(parse_encoders([str(folder)], "--embedder", ""), "cpu"))
     with running([], backend=backend) as url, OpenAI(base_url=url, api_key="none", max_retries=0) as client:
         yield client
 
@@ -138,7 +138,7 @@ def test_vectors_that_are_no_numbers_are_a_failure_with_its_line_in_the_log(
     weights = load_file(file)
     weights["embeddings.LayerNorm.bias"] = torch.full_like(weights["embeddings.LayerNorm.bias"], torch.nan)
     save_file(weights, file, {"format": "pt"})
-    backend = Backend([], embedders=open_embedders(parse_embedders([str(file.parent)]), "cpu"))
+    backend = Backend([], embedders=open_embedders(parse_encoders([str(file.parent)], "--embedder", ""), "cpu"))
     with running([], backend=backend) as url, pytest.raises(openai.InternalServerError) as caught:
         OpenAI(base_url=url, api_key="none", max_retries=2).embeddings.create(model="tiny-bert", input="a secret")
     told = [line for line in caplog.messages if "failed: NonFiniteVectors in embedding.py" in line]
@@ -174,7 +174,9 @@ def test_an_encoder_is_listed_and_does_not_chat(client: OpenAI) -> None:
 
 def test_two_encoders_of_one_name_are_refused(folder: Path) -> None:
     with pytest.raises(ServeError, match="same name"):
-        parse_embedders([str(folder), f"tiny-bert={folder}"])
-    assert parse_embedders([f"text-embedding-3-small={folder}"]) == {"text-embedding-3-small": str(folder)}
+        parse_encoders([str(folder), f"tiny-bert={folder}"], "--embedder", "")
+    assert parse_encoders([f"text-embedding-3-small={folder}"], "--embedder", "") == {
+        "text-embedding-3-small": str(folder)
+    }
     with pytest.raises(ServeError, match="NAME=MODEL"):
-        parse_embedders(["=x"])
+        parse_encoders(["=x"], "--embedder", "")

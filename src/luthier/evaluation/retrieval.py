@@ -15,8 +15,9 @@ were judged how is told with the figures. A longer reply stands in no passage, a
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -24,7 +25,7 @@ import numpy as np
 from luthier.errors import EvaluationError, RecipeError
 from luthier.evaluation.metrics._answers import answer_words
 from luthier.evaluation.metrics.base import Array
-from luthier.evaluation.significance import Groups, mean_interval
+from luthier.evaluation.significance import Groups, Interval, mean_interval
 from luthier.examples import Conversation, Example
 from luthier.rag.passages import Hit, Passage
 from luthier.rag.prompt import last_question
@@ -168,7 +169,9 @@ def measure_retrieval(
         )
     kept = {id(one.row) for one in judged}
     numbers = np.unique(groups_N[[id(row) in kept for row in rows]], return_inverse=True)[1]
-    measured = [_measure(retriever, judged, numbers, confidence, seed) for retriever in retrievers.values()]
+    interval = partial(mean_interval, confidence=confidence, seed=seed, groups_N=numbers)
+    scored = {name: _scored(retriever, judged) for name, retriever in retrievers.items()}
+    measured = [_measured(retrievers[name], scored, interval) for name in retrievers]
     by: list[str] = [one.by for one in judged]
     return {
         **nothing_judged(retrievers, rows, used, confidence),
@@ -201,25 +204,42 @@ def nothing_judged(
     }
 
 
-def _measure(
-    retriever: "Retriever", judged: Sequence[Judged], groups_N: Groups, confidence: float, seed: int
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Scored:
+    """A retriever's figures of each question."""
+
+    seconds_per_query: float
+    values: Mapping[str, Array]
+    """(N,) by metric."""
+
+
+def _scored(retriever: "Retriever", judged: Sequence[Judged]) -> _Scored:
     questions = [last_question(one.row.prompt) for one in judged]
     retriever.search(questions[:1], DEPTH)  # builds the index and loads the models, which is no query's time
     start = time.perf_counter()
     hits = retriever.search(questions, DEPTH)
     seconds = time.perf_counter() - start
-    scores: dict[str, Array] = {name: np.zeros(len(judged)) for name in METRICS}
+    values: dict[str, Array] = {name: np.zeros(len(judged)) for name in METRICS}
     for at, (one, found) in enumerate(zip(judged, hits, strict=True)):
         for name, value in score(one.relevance(found), one.right).items():
-            scores[name][at] = value
-    return {
+            values[name][at] = value
+    return _Scored(seconds / len(judged), values)
+
+
+def _measured(
+    retriever: "Retriever", scored: Mapping[str, _Scored], interval: Callable[[Array], Interval]
+) -> dict[str, Any]:
+    """A row of the table; where it is to be compared with another, with what it gains on the same questions."""
+    own, against = scored[retriever.name], scored.get(retriever.against)
+    found = {
         "name": retriever.name,
-        "seconds_per_query": seconds / len(judged),
-        "metrics": {
-            name: mean_interval(scores_N, confidence, seed, groups_N).dump() for name, scores_N in scores.items()
-        },
+        "seconds_per_query": own.seconds_per_query,
+        "metrics": {name: interval(values_N).dump() for name, values_N in own.values.items()},
     }
+    if against is None:
+        return found
+    gains = {name: interval(values_N - against.values[name]).dump() for name, values_N in own.values.items()}
+    return {**found, "against": retriever.against, "gains": gains}
 
 
 METRICS = (*(f"recall_at_{k}" for k in RECALLS), "mrr", "ndcg_at_10")
@@ -263,17 +283,21 @@ def table(found: Mapping[str, Any]) -> str:
     lines = [
         f"{found['passages']:,} passages of {found['sources']:,} sources; {how_judged(found)}",
         "",
-        f"{'':10}" + "".join(f"{head:>22}" for head in heads) + f"{'ms a query':>12}",
+        f"{'':15}" + "".join(f"{head:>25}" for head in heads) + f"{'ms a query':>12}",
     ]
     for one in found["retrievers"]:
         name = one["name"] + ("*" if one["name"] == found["used"] else "")
-        cells = "".join(f"{_interval(one['metrics'][metric]):>22}" for metric in METRICS)
-        lines.append(f"{name:10}{cells}{1000 * one['seconds_per_query']:>12.1f}")
+        cells = "".join(f"{_interval(one['metrics'][metric]):>25}" for metric in METRICS)
+        lines.append(f"{name:15}{cells}{1000 * one['seconds_per_query']:>12.1f}")
+    for one in found["retrievers"]:
+        if "against" in one:
+            cells = "".join(f"{_interval(one['gains'][metric], '+'):>25}" for metric in METRICS)
+            lines.append(f"{one['name']:15}{cells}  beside {one['against']}")
     return "\n".join([*lines, "", f"* used by systems; intervals at {100 * found['confidence']:g} %"])
 
 
-def _interval(found: Mapping[str, float]) -> str:
-    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+def _interval(found: Mapping[str, float], sign: str = "") -> str:
+    return f"{found['value']:{sign}.3f} [{found['low']:{sign}.3f}, {found['high']:{sign}.3f}]"
 
 
 def label(metric: str) -> str:

@@ -232,7 +232,13 @@ def load_tokenizer(files: ModelFiles) -> Any:
     return tokenizer
 
 
-def load_weights(files: ModelFiles, dtype: torch.dtype, head: str = "CausalLM", spare: tuple[str, ...] = ()) -> Any:
+def load_weights(
+    files: ModelFiles,
+    dtype: torch.dtype,
+    head: str = "CausalLM",
+    spare: tuple[str, ...] = (),
+    labels: int | None = None,
+) -> Any:
     """The model of a folder, on the CPU; the global random state is left as it was.
 
     Args:
@@ -240,7 +246,9 @@ def load_weights(files: ModelFiles, dtype: torch.dtype, head: str = "CausalLM", 
         dtype: number format of its weights.
         head: the transformers class is `AutoModelFor` and this; empty for `AutoModel`, the body alone, to which weights
             of a head that it does not have are no fault.
-        spare: beginnings of names of weights that may be missing, because what they compute is not used.
+        spare: beginnings of names of weights that may be missing, because what they compute is not used, or because
+            they begin to be trained.
+        labels: numbers that a head for classification tells; None: as many as the folder says.
 
     Raises:
         ModelError: the files are damaged, or a weight is missing, of another shape, or too many.
@@ -262,6 +270,7 @@ def load_weights(files: ModelFiles, dtype: torch.dtype, head: str = "CausalLM", 
                 trust_remote_code=False,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are reported below, with their names
+                **({} if labels is None else {"num_labels": labels}),
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{files.name}: cannot be loaded from {files.folder}: {error}") from None

@@ -94,6 +94,18 @@ class Policy(Scorer, Protocol):
         ...
 
 
+class Encoder(Protocol):
+    """A model that reads a row as a whole and writes nothing, as an objective sees it."""
+
+    def vectors(self, batch: Batch) -> Tensor:
+        """(R, D) a vector of length 1 for each row."""
+        ...
+
+    def scores(self, batch: Batch) -> Tensor:
+        """(R,) a number for each row."""
+        ...
+
+
 @dataclass(frozen=True)
 class Models:
     """The cast. With an adapter, `reference` is the policy with the adapter off and costs no memory; one that goes on
@@ -101,10 +113,14 @@ class Models:
 
     policy: Policy
     reference: Scorer | None = None
+    encoder: Encoder | None = None
+    """The policy where that is one; for objectives that train what finds passages."""
 
     def at(self, temperature: float) -> "Models":
         """The same at another temperature: what was sampled is scored as it was sampled."""
-        return Models(self.policy.at(temperature), self.reference and self.reference.at(temperature))
+        return replace(
+            self, policy=self.policy.at(temperature), reference=self.reference and self.reference.at(temperature)
+        )
 
 
 @dataclass(frozen=True)

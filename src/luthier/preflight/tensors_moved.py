@@ -31,7 +31,10 @@ class TensorsMoved(Gate):
         before = subject.checksums
         if not before:
             return self.fails("There are no checksums from before step 1 to compare with.")
-        after = checksums(subject.need_model().model, subject.need_injected())
+        return self.between(before, checksums(subject.need_model().model, subject.need_injected()))
+
+    def between(self, before: Mapping[str, str], after: Mapping[str, str]) -> GateResult:
+        """Compare the checksums of before step 1 with later ones."""
         faults = [Fault("", f"{name} appeared since step 1") for name in after.keys() - before.keys()]
         faults += [Fault("", f"{name} is gone since step 1") for name in before.keys() - after.keys()]
         both = [name for name in before if name in after]

@@ -22,6 +22,7 @@ import torch
 from luthier.config import canonical_hash
 from luthier.errors import ModelError
 from luthier.models.catalog import ModelFiles
+from luthier.models.encoder import padded, pooled
 from luthier.models.load import load_tokenizer, load_weights, require_supported
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
@@ -31,6 +32,8 @@ BATCH_TOKENS = 8192
 """Most tokens computed at once, padding included."""
 UNBOUNDED = 1 << 20
 """What a tokenizer that knows no limit says is more than this."""
+POOLING = "pooling_mode_mean_tokens"
+"""What the settings of that library call the mean over tokens."""
 MODULES = ("Transformer", "Pooling", "Normalize")
 """Parts that a folder of the library sentence-transformers may name: what is computed here."""
 
@@ -47,8 +50,13 @@ class Embedded:
 class Embedder:
     """An encoder; its weights are loaded when the first text is embedded."""
 
-    def __init__(self, files: ModelFiles, device: torch.device) -> None:
+    def __init__(self, files: ModelFiles, device: torch.device, most_tokens: int | None = None) -> None:
         """Look at the folder.
+
+        Args:
+            files: of the encoder.
+            device: where it computes.
+            most_tokens: of a text; absent: as many as the encoder was trained for.
 
         Raises:
             ModelError: the model is of a kind that cannot be used so.
@@ -60,7 +68,8 @@ class Embedder:
         self.tokenizer = load_tokenizer(files)
         if self.tokenizer.pad_token_id is None:
             raise ModelError(f"{files.name}: its tokenizer has no padding token, so this is no encoder such as BERT")
-        self.max_tokens = _max_tokens(files.folder, self.tokenizer)
+        longest = _max_tokens(files.folder, self.tokenizer)
+        self.max_tokens = longest if most_tokens is None else min(longest, most_tokens)
 
     @property
     def fingerprint(self) -> str:
@@ -94,7 +103,7 @@ class Embedder:
             on_progress: told how many of them are done, and how many there are.
         """
         ids = self.ids_of(texts)
-        vectors_ND = self.embed_ids([self._cut(one) for one in ids], on_progress)
+        vectors_ND = self.embed_ids([self.cut(one) for one in ids], on_progress)
         return Embedded(vectors_ND, sum(len(one) > self.max_tokens for one in ids))
 
     def ids_of(self, texts: Sequence[str]) -> list[list[int]]:
@@ -129,23 +138,15 @@ class Embedder:
             on_progress(done, len(ids))
         return vectors_ND
 
-    def _cut(self, ids: list[int]) -> list[int]:
+    def cut(self, ids: list[int]) -> list[int]:
         """At most `max_tokens`, the last of which is the one that ends a text ([SEP])."""
         return ids if len(ids) <= self.max_tokens else [*ids[: self.max_tokens - 1], ids[-1]]
 
     @torch.inference_mode()
     def _encode(self, ids: list[list[int]]) -> Vectors:
-        longest = max(map(len, ids))
-        padded_BT = torch.full((len(ids), longest), self.tokenizer.pad_token_id)
-        mask_BT = torch.zeros((len(ids), longest), dtype=torch.long)
-        for row, one in enumerate(ids):
-            padded_BT[row, : len(one)] = torch.tensor(one)
-            mask_BT[row, : len(one)] = 1
-        mask_BT = mask_BT.to(self.device)
-        hidden_BTD = self.model(input_ids=padded_BT.to(self.device), attention_mask=mask_BT).last_hidden_state
-        # the length that is divided by does not change the direction, so the sum does as well as the mean
-        sums_BD = (hidden_BTD * mask_BT[:, :, None]).sum(1)
-        return torch.nn.functional.normalize(sums_BD, dim=-1).cpu().numpy()
+        ids_BT, mask_BT = padded(ids, self.tokenizer.pad_token_id, self.device)
+        hidden_BTD = self.model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
+        return pooled(hidden_BTD, mask_BT).cpu().numpy()
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -199,7 +200,7 @@ def _require_mean(folder: Path, name: str) -> None:
         )
     paths = [part.get("path") for part, kind in zip(modules, kinds, strict=True) if kind == "Pooling"]
     pooling = folder / str(paths[0] if paths else "1_Pooling") / "config.json"
-    if pooling.is_file() and not _json(pooling).get("pooling_mode_mean_tokens", True):
+    if pooling.is_file() and not _json(pooling).get(POOLING, True):
         raise ModelError(
             f"{name}: {pooling} asks for another pooling than the mean over tokens, which is the only one here; "
             "use an encoder that was trained with mean pooling, such as all-minilm-l6-v2"

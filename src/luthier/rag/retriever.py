@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from luthier.config import canonical_hash
-from luthier.errors import DataError, RecipeError
+from luthier.errors import DataError, ModelError, RecipeError
 from luthier.models.catalog import cache_folder, resolve
 from luthier.rag.chunking import chunk
 from luthier.rag.corpus import read_corpus
@@ -22,10 +22,12 @@ from luthier.rag.lexical import RULE, Bm25
 from luthier.rag.passages import Hit, Passage
 from luthier.rag.qdrant import Qdrant, connect
 from luthier.rag.reranker import CrossEncoder, Reranked
+from luthier.rag.trained import model_of, record_of
 from luthier.rag.vectors import VectorCache
 from luthier.recipe import RetrievalSettings
 
-RERANKED = "reranked"
+RERANKED, BEFORE = "reranked", "_before"
+"""`dense_before` searches with what a run trained its embedder from."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,15 @@ class Retriever:
     """Passages, and a way to find those that answer a query."""
 
     name: str
-    """`bm25`, `dense`, `hybrid` or `reranked`."""
+    """`bm25`, `dense`, `hybrid` or `reranked`; with `_before`, what a trained embedder began as."""
     passages: Sequence[Passage]
     finder: Finder
     top_k: int
     """How many passages stand in a prompt, at most."""
     fingerprint: str
     """Changes when what is found may."""
+    against: str = ""
+    """The retriever that it is compared with, question by question; empty: none."""
 
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Hit]]:
         """At most `top_k` passages for each query, the best first; fewer where fewer have anything to do with it.
@@ -89,19 +93,47 @@ def build_retrievers(settings: RetrievalSettings, host: Host | None = None) -> M
     texts = [passage.titled for passage in passages]
     corpus = canonical_hash([[passage.id, passage.title, passage.text] for passage in passages])
     finders: dict[str, Finder] = {"bm25": Bm25(texts)}
-    keys = {"bm25": canonical_hash([corpus, "bm25", RULE])}
+    keys, against = {"bm25": canonical_hash([corpus, "bm25", RULE])}, dict[str, str]()
+
+    def add_dense(embedder: Embedder, after: str) -> None:
+        """Search by vectors of this embedder, alone and beside words; `after`: what is added to the names."""
+        finders["dense" + after] = _dense(settings, embedder, passages, corpus, host)
+        keys["dense" + after] = canonical_hash([corpus, embedder.fingerprint, settings.store])
+        if settings.retriever == "hybrid":
+            finders["hybrid" + after] = Fused([finders["bm25"], finders["dense" + after]])
+            keys["hybrid" + after] = canonical_hash([keys["bm25"], keys["dense" + after]])
+
     if settings.retriever != "bm25":
-        embedder = Embedder(resolve(settings.embedder, say=host.say), host.device)
-        finders["dense"] = _dense(settings, embedder, passages, corpus, host)
-        keys["dense"] = canonical_hash([corpus, embedder.fingerprint, settings.store])
-    if settings.retriever == "hybrid":
-        finders["hybrid"] = Fused([finders["bm25"], finders["dense"]])
-        keys["hybrid"] = canonical_hash([keys["bm25"], keys["dense"]])
+        name = model_of(settings.embedder, "embedder")
+        if (before := _base_of(name, host)) is not None:
+            add_dense(before, BEFORE)
+            against |= {"dense": "dense" + BEFORE, "hybrid": "hybrid" + BEFORE}
+        add_dense(Embedder(resolve(name, say=host.say), host.device), "")
     if settings.reranker:
-        model = CrossEncoder(resolve(settings.reranker, say=host.say), host.device)
+        model = CrossEncoder(resolve(model_of(settings.reranker, "reranker"), say=host.say), host.device)
         finders[RERANKED] = Reranked(finders[settings.retriever], texts, model)
         keys[RERANKED] = canonical_hash([keys[settings.retriever], model.fingerprint])
-    return {name: Retriever(name, passages, finder, settings.top_k, keys[name]) for name, finder in finders.items()}
+        against[RERANKED] = settings.retriever
+    return {
+        name: Retriever(name, passages, finder, settings.top_k, keys[name], against.get(name, ""))
+        for name, finder in finders.items()
+    }
+
+
+def _base_of(name: str, host: Host) -> Embedder | None:
+    """What a run trained its embedder from, to compare; None where it is no run's, or its base cannot be had."""
+    base = record_of(Path(name)).get("model", {})
+    if not base:
+        return None
+    try:
+        files = resolve(base["name"], say=host.say)
+    except ModelError as error:
+        host.say(f"what {name} was trained from is not compared with it: {error}")
+        return None
+    if files.fingerprint != base["fingerprint"]:
+        host.say(f"what {name} was trained from is not compared with it: {base['name']} is another model than it was")
+        return None
+    return Embedder(files, host.device)
 
 
 def read_passages(settings: RetrievalSettings, say: Callable[[str], None] = lambda _text: None) -> list[Passage]:

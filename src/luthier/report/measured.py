@@ -7,11 +7,15 @@ class MeasuredRetriever(Part):
     """One way to search, on the questions of the test rows."""
 
     name: str
-    """`bm25`, `dense`, `hybrid` or `reranked`."""
+    """`bm25`, `dense`, `hybrid` or `reranked`; with `_before`, what a trained embedder began as."""
     seconds_per_query: float
     """Time of a search."""
     metrics: dict[str, Interval] = {}
     """`recall_at_1`, `_3`, `_5`, `_10`, `mrr` and `ndcg_at_10`."""
+    against: str = ""
+    """The retriever that it is compared with on the same questions; empty: none."""
+    gains: dict[str, Interval] = {}
+    """What it has more of each metric than that one."""
 
 
 class Retrieval(Part):

@@ -33,6 +33,7 @@ from luthier.serve.ids import new_id
 from luthier.serve.limits import Access, HttpLimits
 from luthier.serve.models import ServedModel
 from luthier.serve.replies import chat_choice, completion_choice, head, model_card, usage
+from luthier.serve.rerank import parse_rerank
 from luthier.serve.reward import ScoreRequest, parse_score
 from luthier.serve.served import Served
 from luthier.serve.server import server_of
@@ -81,6 +82,8 @@ def build_routes(backend: Backend, access: Access, limits: HttpLimits) -> FastAP
     app.add_api_route("/v1/decisions", api.decide, methods=["POST"], response_model=None)
     app.add_api_route("/score", api.score, methods=["POST"], response_model=None)
     app.add_api_route("/v1/embeddings", api.embed, methods=["POST"], response_model=None)
+    for path in ("/rerank", "/v1/rerank", "/v2/rerank"):  # vLLM's own, Jina's and Cohere's
+        app.add_api_route(path, api.rerank, methods=["POST"], response_model=None)
     app.add_api_route(ADMIN, api.list_adapters, methods=["GET"], response_model=None)
     app.add_api_route(ADMIN, api.add_adapter, methods=["POST"], response_model=None)
     app.add_api_route(ADMIN + "/{name:path}", api.remove_adapter, methods=["DELETE"], response_model=None)
@@ -103,12 +106,12 @@ class Api:
     async def list_models(self) -> Response:
         """GET /v1/models"""
         cards = [model_card(served.name, served.created) for served in self._backend.models.values()]
-        cards += [model_card(name) for name in self._backend.embedders]
+        cards += [model_card(name) for name in self._backend.encoders]
         return JSONResponse({"object": "list", "data": cards})
 
     async def get_model(self, name: str) -> Response:
         """GET /v1/models/{id}"""
-        if name in self._backend.embedders:
+        if name in self._backend.encoders:
             return JSONResponse(model_card(name))
         served = self._backend.models.get(name)
         if served is None:
@@ -206,13 +209,22 @@ class Api:
         asked = parse_embedding(await read_body(request, self._limits))
         model = self._backend.embedders.get(asked.model)
         if model is None:
-            if asked.model in self._backend.models:
-                raise unsupported("model", "it answers in words; vectors come from an encoder (--embedder)")
-            raise self._unknown(asked.model)
+            raise self._other(asked.model, "vectors come from an encoder (--embedder)")
         with self._backend.seat():
             found = await unless_gone(request, model.embed(asked, self._limits.deadline_seconds))
         note_tokens(request.scope, usage(found.tokens, 0))
         return Response(found.body, media_type="application/json")
+
+    async def rerank(self, request: Request) -> Response:
+        """POST /rerank"""
+        asked = parse_rerank(await read_body(request, self._limits))
+        model = self._backend.rerankers.get(asked.model)
+        if model is None:
+            raise self._other(asked.model, "documents are put in order by a cross-encoder (--reranker)")
+        with self._backend.seat():
+            found = await unless_gone(request, model.rerank(asked, self._limits.deadline_seconds))
+        note_tokens(request.scope, usage(found.tokens, 0))
+        return JSONResponse(found.body)
 
     async def _answer_chat(self, request: Request, asked: ChatRequest, served: Served, work: Work) -> Response:
         created = int(time.time())
@@ -236,13 +248,23 @@ class Api:
     def _served(self, name: str) -> Served:
         served = self._backend.models.get(name)
         if served is None:
-            if name in self._backend.embedders:
-                raise unsupported("model", "it makes vectors of texts (/v1/embeddings)")
-            raise self._unknown(name)
+            raise self._other(name, "chats are answered by a model that writes")
         return served
 
+    def _other(self, name: str, wanted: str) -> ApiError:
+        """What is wrong with a name that is none of the wanted kind."""
+        kinds = {
+            "it answers in words": self._backend.models,
+            "it makes vectors of texts (/v1/embeddings)": self._backend.embedders,
+            "it puts documents in order (/rerank)": self._backend.rerankers,
+        }
+        for kind, names in kinds.items():
+            if name in names:
+                return unsupported("model", f"{kind}; {wanted}")
+        return self._unknown(name)
+
     def _unknown(self, name: str) -> ApiError:
-        return model_not_found(name, [*self._backend.models, *self._backend.embedders])
+        return model_not_found(name, [*self._backend.models, *self._backend.encoders])
 
     async def _prompt(self, served: Served, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
         if isinstance(prompt, str):

@@ -17,6 +17,7 @@ from luthier.serve.decision import DecisionRequest
 from luthier.serve.embedding import EmbeddingModel
 from luthier.serve.limits import Limits
 from luthier.serve.models import ServedModel
+from luthier.serve.rerank import RerankModel
 from luthier.serve.served import Computes, Served
 from luthier.serve.work import MAX_PROMPTS, Completion, Delta, Done, Event, Failed, Whole, Work
 from luthier.serve.worker import Worker
@@ -52,16 +53,19 @@ class Backend:
         registry: "Registry | None" = None,
         embedders: Sequence[EmbeddingModel] = (),
         worker: Computes | None = None,
+        rerankers: Sequence[RerankModel] = (),
     ) -> None:
         """`worker`: what computes instead of our own engine, and has the models."""
         names = [
             *(served.name for served in models),
             *(worker.models if worker else ()),
             *(embedder.name for embedder in embedders),
+            *(reranker.name for reranker in rerankers),
         ]
         if len(set(names)) != len(names):
             raise ServeError(f"two models have the same name: {', '.join(names)}; rename the run's folder")
         self.embedders = {embedder.name: embedder for embedder in embedders}
+        self.rerankers = {reranker.name: reranker for reranker in rerankers}
         self._capacity = queue
         self._registry = registry or Registry()
         # every HTTP request holds one seat, but a list of prompts is one piece of work each
@@ -81,11 +85,18 @@ class Backend:
         self._opener.shutdown(cancel_futures=True)
         for embedder in self.embedders.values():
             embedder.stop()
+        for reranker in self.rerankers.values():
+            reranker.stop()
 
     @property
     def models(self) -> Mapping[str, Served]:
         """What can be asked for, by name."""
         return self._worker.models
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Names of what reads and does not write."""
+        return (*self.embedders, *self.rerankers)
 
     def registered(self) -> list[str]:
         """Names that `add` takes."""
@@ -99,7 +110,7 @@ class Backend:
                 opened.
         """
         self._require_registered(name)
-        if name in self.models or name in self.embedders:
+        if name in (*self.models, *self.encoders):
             raise ApiError(f"{name!r} is served already.", status=409, code="model_exists")
         if len(self.models) >= MAX_MODELS:
             raise ApiError(f"{MAX_MODELS} models are served already; remove one first.", status=409, code="too_many")

@@ -4,19 +4,17 @@ The vectors are those that retrieval searches with. What an encoder cannot do is
 reads is not cut, and a vector of which it was never trained to give a part is not shortened.
 """
 
-import asyncio
 import base64
 import json
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import Event
+from functools import partial
 
 import numpy as np
 
 from luthier.rag.embedder import Embedder, Vectors
-from luthier.serve.api_error import ApiError, deadline_passed, unsupported
+from luthier.serve.api_error import ApiError, unsupported
 from luthier.serve.embedding_request import MAX_TOKENS, EmbeddingRequest
+from luthier.serve.own_thread import OwnThread, Tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +50,6 @@ class NonFiniteVectors(RuntimeError):
     """The encoder answered with NaN or infinity."""
 
 
-class _GivenUp(Exception):
-    """Nobody waits for the vectors any more."""
-
-
 class EmbeddingModel:
     """One encoder, computed in a thread of its own."""
 
@@ -63,11 +57,11 @@ class EmbeddingModel:
         """`name`: what requests call it."""
         self.name, self._embedder = name, embedder
         self._dimension = embedder.dimension  # loads the weights: whoever asks first shall not wait for them
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="luthier-embed")
+        self._thread = OwnThread("luthier-embed")
 
     def stop(self) -> None:
         """End the thread after the batch that is computed."""
-        self._thread.shutdown(cancel_futures=True)
+        self._thread.stop()
 
     async def embed(self, asked: EmbeddingRequest, deadline_seconds: float) -> Embeddings:
         """The vectors of a request; whoever stops to wait ends the work at the next batch.
@@ -81,19 +75,12 @@ class EmbeddingModel:
                 "dimensions",
                 f"{self.name!r} was not trained to give shorter vectors; its own have {self._dimension} numbers",
             )
-        given_up = Event()
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(deadline_seconds):
-                return await loop.run_in_executor(self._thread, self._embed, asked, given_up)
-        except TimeoutError:
-            raise deadline_passed(deadline_seconds, "Send fewer texts at a time.") from None
-        finally:
-            given_up.set()
+        work = partial(self._embed, asked)
+        return await self._thread.compute(work, deadline_seconds, "Send fewer texts at a time.")
 
-    def _embed(self, asked: EmbeddingRequest, given_up: Event) -> Embeddings:
+    def _embed(self, asked: EmbeddingRequest, tell: Tell) -> Embeddings:
         ids = self._ids(asked)
-        vectors_ND = self._embedder.embed_ids(ids, _unless(given_up))
+        vectors_ND = self._embedder.embed_ids(ids, tell)
         if not np.isfinite(vectors_ND).all():  # base64 would carry a NaN without a word
             raise NonFiniteVectors
         tokens = sum(map(len, ids))
@@ -119,11 +106,3 @@ class EmbeddingModel:
         if not all(0 <= one < vocabulary for one in ids):
             raise ApiError(f"Token ids must be between 0 and {vocabulary - 1}.", param="input", code="out_of_range")
         return self._embedder.marked(ids)
-
-
-def _unless(given_up: Event) -> Callable[[int, int], None]:
-    def check(_done: int, _all: int) -> None:
-        if given_up.is_set():
-            raise _GivenUp
-
-    return check

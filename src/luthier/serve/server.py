@@ -56,7 +56,7 @@ def require_sensible(http: HttpLimits, rows: Limits, queue: int) -> None:
             raise ServeError(f"{name} {value}: expected {low} to {high}")
 
 
-def parse_embedders(given: Sequence[str]) -> dict[str, str]:
+def parse_encoders(given: Sequence[str], option: str, example: str) -> dict[str, str]:
     """Each `NAME=MODEL` of the command line by its name; a model alone is called as it is named, a folder by its name.
 
     Raises:
@@ -69,9 +69,9 @@ def parse_embedders(given: Sequence[str]) -> dict[str, str]:
             model = text
             name = os.path.basename(os.path.abspath(text)) if os.path.exists(text) else text
         if not name or not model:
-            raise ServeError(f"--embedder {text}: expected a model such as all-minilm-l6-v2, or NAME=MODEL")
+            raise ServeError(f"{option} {text}: expected a model such as {example}, or NAME=MODEL")
         if name in found:
-            raise ServeError(f"two models have the same name: {name}; give one another with --embedder NAME=MODEL")
+            raise ServeError(f"two models have the same name: {name}; give one another with {option} NAME=MODEL")
         found[name] = model
     return found
 

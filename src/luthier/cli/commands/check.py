@@ -124,6 +124,7 @@ def _check_recipe(args: argparse.Namespace) -> Outcome:
     from luthier import recipe as recipes
     from luthier.data.formats.base import sniff
     from luthier.data_stage import divide
+    from luthier.retrievers import train as retrievers
     from luthier.tracking import require_trackers
 
     recipe = recipes.load(args.paths[0], args.set)
@@ -148,6 +149,12 @@ def _check_recipe(args: argparse.Namespace) -> Outcome:
     outcome.notes = [str(note) for note in counts["notes"]]
     if counts["dropped_duplicates"]:
         outcome.notes.append(f"{counts['dropped_duplicates']:,} repeated training rows are left out (data.duplicates)")
+    if retrievers.is_wanted(recipe):
+        if args.show:
+            raise RecipeError("--show: an embedder or a reranker trains on no chat; see `luthier retrieve --query`")
+        retrievers.require_sensible(recipe)
+        outcome.notes.append("an encoder is proven when it is trained: the gates for models that write were left out")
+        return outcome
     _gates_and_rows(recipe, data, args, outcome)
     return outcome
 

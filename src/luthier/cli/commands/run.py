@@ -24,9 +24,18 @@ def run(args: argparse.Namespace) -> int:
     from luthier.complete import complete
     from luthier.data_stage import prepare_data
     from luthier.remember import require_no_choice
+    from luthier.retrievers import train as retrievers
+    from luthier.retrievers.measure import measure
+    from luthier.stages import training_line
 
     with begin(args) as (recipe, folder, progress):
         require_no_choice(folder)
-        report = complete(recipe, folder, prepare_data(recipe, folder, progress), progress)
+        data = prepare_data(recipe, folder, progress)
+        if retrievers.is_wanted(recipe):
+            retrievers.train(recipe, folder, data, progress)
+            progress.say(training_line(folder.read("training.json")))
+            print(measure(recipe, folder, data, progress))
+            return 0
+        report = complete(recipe, folder, data, progress)
     print(summary(report, folder / "report.html"))
     return 0

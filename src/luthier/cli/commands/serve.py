@@ -11,13 +11,14 @@ example:
   luthier serve --adapter dates=runs/dates --adapter names=runs/names
   luthier serve --base smollm2-135m-instruct
   luthier serve --embedder all-minilm-l6-v2
+  luthier serve --embedder runs/embedder --reranker runs/reranker
 """
 
 import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from luthier.serve.backend import Backend
@@ -42,7 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[NAME=]MODEL",
-        help="an encoder for /v1/embeddings, such as all-minilm-l6-v2, alone or beside others",
+        help="an encoder for /v1/embeddings, such as all-minilm-l6-v2 or a run that trained one, alone or beside more",
+    )
+    parser.add_argument(
+        "--reranker",
+        action="append",
+        default=[],
+        metavar="[NAME=]MODEL",
+        help="a cross-encoder for /rerank, such as a run that trained one, alone or beside others",
     )
     parser.add_argument(
         "--register",
@@ -94,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     bound = server.listen(address)
     backend = _open(args, rows)
     server.set_up_log()
-    names = ", ".join(repr(name) for name in (*backend.models, *backend.embedders))
+    names = ", ".join(repr(name) for name in (*backend.models, *backend.encoders))
     print(f"serving {names} at {server.url_of(bound)} (ctrl-C ends it)", file=sys.stderr, flush=True)
     server.run(build_server(backend, access, limits), bound)
     return 0
@@ -104,20 +112,28 @@ def _open(args: argparse.Namespace, rows: "Limits") -> "Backend":
     """The models that the options name."""
     from luthier.errors import ServeError
     from luthier.serve.backend import Backend
-    from luthier.serve.server import parse_embedders
-    from luthier.serving import Runs, open_embedders, open_gguf, parse_adapters
+    from luthier.serve.server import parse_encoders
+    from luthier.serving import Runs, open_embedders, open_gguf, open_rerankers, parse_adapters
 
-    embedders, has_run = parse_embedders(args.embedder), args.run is not None or bool(args.adapter)
+    has_run = args.run is not None or bool(args.adapter)
+    named = {
+        "embedders": (parse_encoders(args.embedder, "--embedder", "all-minilm-l6-v2"), open_embedders),
+        "rerankers": (parse_encoders(args.reranker, "--reranker", "runs/reranker"), open_rerankers),
+    }
+
+    def encoders() -> dict[str, Any]:
+        return {kind: open_all(given, args.device) for kind, (given, open_all) in named.items()}
+
     if args.run is not None and args.run.suffix == ".gguf":
         for option in ("adapter", "base", "register", "device"):
             if vars(args)[option]:
                 raise ServeError(f"--{option}: a GGUF file ({args.run}) is served by llama.cpp, and alone")
         worker = open_gguf(args.run, rows, args.queue)
-        return Backend([], queue=args.queue, embedders=open_embedders(embedders), worker=worker)
-    if not has_run and args.base is None and embedders:
+        return Backend([], queue=args.queue, worker=worker, **encoders())
+    if not has_run and args.base is None and any(given for given, _ in named.values()):
         if args.register is not None:
             raise ServeError("--register: adapters are added to a base; name a run, or --base NAME")
-        return Backend([], rows, args.queue, embedders=open_embedders(embedders, args.device))
+        return Backend([], rows, args.queue, **encoders())
     folders = {} if not has_run and args.base is not None else parse_adapters(args.run, args.adapter)
     runs = Runs(folders, args.register, args.device, args.base)
-    return Backend(runs.models(), rows, args.queue, runs, open_embedders(embedders, args.device))
+    return Backend(runs.models(), rows, args.queue, runs, **encoders())

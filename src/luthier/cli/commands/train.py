@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from luthier.data_stage import prepare_data
     from luthier.passages import is_wanted, require_readable, train_with_passages
     from luthier.remember import require_no_choice
+    from luthier.retrievers import train as retrievers
     from luthier.stages import open_run, prepare_training, train_stage, training_line
 
     if args.budget is not None and not (args.remember and args.budget >= 0):
@@ -48,6 +49,11 @@ def run(args: argparse.Namespace) -> int:
     with begin(args) as (recipe, folder, progress):
         require_no_choice(folder)
         data = prepare_data(recipe, folder, progress)
+        if retrievers.is_wanted(recipe):
+            retrievers.train(recipe, folder, data, progress)
+            progress.say(training_line(folder.read("training.json")))
+            print(folder / "adapter")
+            return 0
         require_readable(recipe, data)
         train_stage(prepare_training(open_run(recipe, folder, data, progress), progress), progress)
         progress.say(training_line(folder.read("training.json")))
@@ -63,9 +69,12 @@ def _remember(args: argparse.Namespace) -> int:
     from luthier.data_stage import prepare_data
     from luthier.evaluate import question_of
     from luthier.remember import Plain, begin_search, remember
+    from luthier.retrievers import train as retrievers
     from luthier.stages import open_run, prepare_training, train_stage, training_line
 
     with begin(args) as (recipe, folder, progress):
+        if retrievers.is_wanted(recipe):
+            raise RecipeError("--remember: an embedder or a reranker has no general ability that could be forgotten")
         begin_search(recipe, folder)
         opened = open_run(recipe, folder, prepare_data(recipe, folder, progress), progress)
         question = question_of(opened)

@@ -1,0 +1,54 @@
+"""Questions that one passage answers, or passages of one title, stay on one side of a split.
+
+A retriever that was trained on a question has seen its passage, and knows it again when another question asks for it.
+Held-out questions show what it does on passages that it never saw only where none of theirs was trained on.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from luthier.evaluation.retrieval import GOLD
+from luthier.examples import Conversation, Example
+
+FEWEST_TITLES, LARGEST_SHARE = 8, 0.25
+"""Titles group passages if there are at least so many, none of which most rows ask about: else no split is possible."""
+
+
+def by_passage(examples: Sequence[Example], titles: Mapping[str, str]) -> list[Example]:
+    """The examples with a `group` where they name passages and have none of their own.
+
+    Args:
+        examples: rows of one file.
+        titles: of each source of the corpus, by id; empty: it has none.
+    """
+    named = [_sources(example, titles) for example in examples]
+    keys = [[titles.get(source) or source for source in sources] for sources in named]
+    counts: dict[str, int] = {}
+    for one in keys:
+        for key in set(one):
+            counts[key] = counts.get(key, 0) + 1
+    if len(counts) < FEWEST_TITLES or max(counts.values()) > LARGEST_SHARE * len(examples):
+        keys = named
+    parent: dict[str, str] = {}
+
+    def root(key: str) -> str:
+        while parent.setdefault(key, key) != key:
+            key = parent[key]
+        return key
+
+    for one in keys:
+        for key in one[1:]:
+            parent[root(key)] = root(one[0])
+    return [
+        replace(example, group=f"passage {root(one[0])}") if one and example.group is None else example
+        for example, one in zip(examples, keys, strict=True)
+    ]
+
+
+def _sources(example: Example, titles: Mapping[str, str]) -> list[str]:
+    """The sources that a row names; of a passage of a cut source, the source."""
+    if not isinstance(example, Conversation):
+        return []
+    gold = example.extra.get(GOLD)
+    names = [name for name in gold if isinstance(name, str)] if isinstance(gold, list | tuple) else []
+    return [name if name in titles else name.rpartition("#")[0] or name for name in names]

@@ -1,0 +1,46 @@
+"""Whether a trained retriever finds more: every search with it and without, on the same test questions."""
+
+from luthier.data.split import group_keys
+from luthier.data_stage import Data
+from luthier.evaluate import RETRIEVAL, conversations
+from luthier.evaluation.retrieval import measure_retrieval, table
+from luthier.evaluation.significance import number_groups
+from luthier.models.load import choose_device
+from luthier.objectives._retriever import RetrieverObjective
+from luthier.progress import Progress
+from luthier.rag.retriever import Host, build_retrievers, used_name
+from luthier.recipe import Recipe, RetrievalSettings
+from luthier.run_folder import RunFolder
+
+
+def measure(recipe: Recipe, folder: RunFolder, data: Data, progress: Progress) -> str:
+    """Write `retrieval.json`, and return its table for a terminal.
+
+    Raises:
+        LuthierError: as `build_retrievers` and `measure_retrieval`.
+    """
+    settings = with_trained(recipe, folder)
+    rows = conversations(data.test)[: recipe.evaluation.max_rows]
+    if not rows:
+        return "There are no test questions: data.test_share is 0, so nothing is measured."
+    with progress.stage("retrieval", "searching passages"), folder.timed("retrieval"):
+        host = Host(
+            choose_device(recipe.model.device),
+            lambda text: progress.say(f"    {text}"),
+            lambda what, done, total: progress.update(done, total, what),
+        )
+        retrievers, groups_N = build_retrievers(settings, host), number_groups(group_keys(rows))
+        confidence = recipe.evaluation.confidence
+        found = measure_retrieval(retrievers, rows, groups_N, used_name(settings), confidence, recipe.seed)
+    folder.write(RETRIEVAL, {**found, "key": ""})
+    return table(found)
+
+
+def with_trained(recipe: Recipe, folder: RunFolder) -> RetrievalSettings:
+    """The recipe's passages, searched with what the run trained."""
+    settings, objective = recipe.retrieval, recipe.objective
+    assert settings is not None and isinstance(objective, RetrieverObjective)
+    changes: dict[str, str] = {objective.trains: str(folder.path)}
+    if objective.trains == "embedder" and settings.retriever == "bm25":  # words alone would not show what was trained
+        changes["retriever"] = "hybrid"
+    return settings.model_copy(update=changes)
