@@ -44,6 +44,7 @@ def learn_curve(folder: RunFolder, shares: Sequence[float], more_rows: Sequence[
     recipe = recipe_of(folder.path)
     steps = _steps_of(folder)
     data = prepare_data(recipe, folder, progress)
+    recipe = assemble.settled(recipe, data.train)  # fewer rows may not have all labels
     parts = _parts(data.train, shares, recipe.seed, progress)
     require_sizes([*map(len, parts), len(data.train)])  # before anything is trained
     question, statistics = _of_the_run(folder, recipe, data, progress)
@@ -123,7 +124,7 @@ def _of_the_run(folder: RunFolder, recipe: Recipe, data: Data, progress: Progres
         )
     opened = reopen(folder, recipe, data, progress)
     assemble.require_same_base(assemble.artifact_record(folder / "adapter"), opened.loaded)
-    injected = assemble.restore(recipe, opened.loaded.model, folder / "adapter")
+    injected = assemble.restore(opened.recipe, opened.loaded.model, folder / "adapter")
     question = question_of(opened)
     return question, _primary(measure_fine_tuned(opened, question, injected, progress).statistics, question)
 

@@ -6,6 +6,7 @@ was. `luthier run` is these in order.
 
 import shutil
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 
@@ -27,16 +29,19 @@ from luthier.engine import checkpoint
 from luthier.engine.interrupts import interruptible
 from luthier.engine.kept_reference import keep
 from luthier.engine.log import mend_log, metrics_line
-from luthier.engine.loop import Step, observe, settle_head, train, validation_loss
+from luthier.engine.loop import Step, observe, read_validation, settle_head, train, validation_loss
 from luthier.engine.rollout import Rollouts
 from luthier.engine.run import Run
 from luthier.engine.vllm import LOG as LOG_OF_VLLM
 from luthier.errors import PreflightError, StorageError
+from luthier.evaluation import classes
+from luthier.evaluation.metrics.base import Array
 from luthier.examples import Example, Row
 from luthier.files import sync
 from luthier.models.kernels import native
 from luthier.models.load import LoadedModel
 from luthier.models.memory import peak_memory_bytes
+from luthier.objectives._labelled import Labelled, listed
 from luthier.objectives.base import OnlineObjective
 from luthier.online import Asked, Hosted
 from luthier.preflight.base import RowSettings, Stage, Subject, require, run_gates
@@ -100,6 +105,7 @@ def open_run(
         ModelError, RecipeError: what the adapter shall start at is not there, or does not fit.
         PreflightError: a gate refused the rows; `preflight.json` tells all of it.
     """
+    recipe = settle(recipe, data, progress)
     start = keep_start(recipe, folder)
     with progress.stage("open", f"loading {recipe.model.name}"), folder.timed("open"):
         loaded = assemble.open_for_run(recipe, folder)
@@ -134,8 +140,29 @@ def open_run(
     return Opened(recipe, folder, data, loaded, template, units, subject, start)
 
 
+def settle(recipe: Recipe, data: Data, progress: Progress) -> Recipe:
+    """The recipe with what its objective takes from the training rows, and a word on held-out rows that it cannot be
+    right about.
+
+    Raises:
+        DataError: a row does not fit the objective.
+    """
+    recipe = assemble.settled(recipe, data.train)
+    objective = assemble.objective_of(recipe)
+    if isinstance(objective, Labelled):
+        for name, rows in (("validation", data.validation), ("test", data.test)):
+            found = objective.unknown(rows)
+            if found:
+                progress.say(
+                    f"  ! {sum(found.values()):,} {name} rows have labels that no training row has, and count as "
+                    f"wrong: {listed(list(found))}"
+                )
+    return recipe
+
+
 def row_subject(recipe: Recipe, data: Data, loaded: LoadedModel, template: Template) -> Subject:
     """What the gates look at before a model is needed: what is replayed is trained on as well, and proved as well."""
+    recipe = assemble.settled(recipe, data.train)
     return Subject(
         examples=[*data.train, *replayed(recipe, data, loaded, template)],
         template=template,
@@ -438,6 +465,7 @@ def _write_artifact(run: Run, opened: Opened, folder: Path, source: Path) -> Non
     started_from = None if opened.start is None else opened.start.noted
     shutil.rmtree(temporary, ignore_errors=True)
     settle_head(run)
+    calibrate_head(run)
     try:
         assemble.save_artifact(
             temporary, opened.recipe, opened.loaded, run.injected, opened.template, run.fingerprint, started_from
@@ -451,6 +479,20 @@ def _write_artifact(run: Run, opened: Opened, folder: Path, source: Path) -> Non
             f"{final}: the trained weights could not be written: {checkpoint.write_failure(error)}. They are safe in "
             f"{source}: mend this and run the same command again."
         ) from error
+
+
+def calibrate_head(run: Run) -> None:
+    """Where a head says something of texts: find what makes its numbers probabilities, on all validation rows."""
+    head = run.injected.head
+    if not classes.is_classifier(head):
+        return
+    read, wanted = [], defaultdict[str, list[Array]](list)
+    for batch, values in read_validation(run):
+        read.append(values.rows_RO.double().cpu().numpy())
+        for name, values_R in batch.values_R.items():
+            wanted[name].append(values_R.double().cpu().numpy())
+    values_NO = np.concatenate(read) if read else np.zeros((0, 1))
+    head.found = classes.calibrate(head, values_NO, {name: np.concatenate(parts) for name, parts in wanted.items()})
 
 
 def _summary(run: Run, opened: Opened, stopped: str) -> dict[str, Any]:

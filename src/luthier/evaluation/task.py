@@ -24,6 +24,11 @@ reads of it."""
 HEAD_TASKS: Mapping[str, Task] = {"reward": "rewards", "process_reward": "steps"}
 """What is measured of a training with a head, by the head's kind."""
 
+TEXT_HEAD_TASKS: Mapping[str, Task] = {"classify": "label"}
+"""What the head of a training says of texts, by its kind: systems that write are asked for the same."""
+SURE_METRICS = ("calibration_error", "brier")
+"""Beside those of the task `label`, where a system tells how sure it is."""
+
 
 def detect_task(examples: Sequence[Example]) -> Task:
     """The kind of answer: `language` for raw text, `pairs` for preference pairs, `tool_calls` where rows offer tools,
@@ -115,7 +120,7 @@ def require_metrics(task: str, metrics: Mapping[str, Metric]) -> None:
         EvaluationError: a metric of written answers where none are written, or of pairs where there are none.
     """
     scored = {"language": ("logprobs",), "pairs": ("logprobs", "pairs"), "rewards": ("rewards",), "steps": ("steps",)}
-    given = scored.get(task, ("generation", "logprobs"))
+    given = scored.get(task, ("generation", "logprobs", *(("probabilities",) if task == "label" else ())))
     for name, metric in metrics.items():
         if metric.needs not in given:
             fitting = ", ".join(choose_metrics(task))

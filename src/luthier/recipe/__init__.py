@@ -282,6 +282,9 @@ class EvaluationSettings(Settings):
     """Use only the first this many test rows; absent: all."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """Coverage of every interval in the report."""
+    precision: float = Field(0.95, gt=0, lt=1)
+    """Share of right answers that is wanted of systems that tell how sure they are: the report says how many rows they
+    answer at it, and leave the others to somebody else."""
     systems: Annotated[dict[str, SerializeAsAny[Settings]], BeforeValidator(_systems)] = Field(default_factory=dict)
     """Tables of systems by name, each with a `type`; absent: zero_shot, few_shot and fine_tuned, and rag where there is
     a `[retrieval]`."""

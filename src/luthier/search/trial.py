@@ -204,6 +204,7 @@ class Watched:
 
 
 def _open(ground: Ground, folder: RunFolder, recipe: Recipe) -> Opened:
+    recipe = assemble.settled(recipe, ground.data.train)
     start = keep_start(recipe, folder)
     loaded = assemble.open_for_run(recipe, folder)
     template = assemble.template_for(recipe, loaded, assemble.longest_row(recipe, loaded))
