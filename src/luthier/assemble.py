@@ -135,17 +135,6 @@ def objective_of(recipe: Recipe) -> Objective:
     return objective
 
 
-def settled(recipe: Recipe, train: Sequence[Example]) -> Recipe:
-    """The recipe with what its objective takes from training rows; what it was settled with before stays.
-
-    Raises:
-        DataError: a row does not fit the objective.
-    """
-    objective = objective_of(recipe)
-    found = objective.settled(train)
-    return recipe if found is objective else recipe.model_copy(update={"objective": found})
-
-
 def units_of(recipe: Recipe, examples: Iterable[Example], template: Template) -> Iterator[Unit]:
     """The training rows of each example, in the order of the examples.
 

@@ -23,6 +23,7 @@ from luthier.examples import Example
 from luthier.progress import Progress, Within
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder, recipe_of
+from luthier.settling import settled
 from luthier.stages import open_run, prepare_training, train_stage
 
 FOLDER, FILE = "curve", "curve.json"
@@ -44,7 +45,7 @@ def learn_curve(folder: RunFolder, shares: Sequence[float], more_rows: Sequence[
     recipe = recipe_of(folder.path)
     steps = _steps_of(folder)
     data = prepare_data(recipe, folder, progress)
-    recipe = assemble.settled(recipe, data.train)  # fewer rows may not have all labels
+    recipe = settled(recipe, data.train)  # fewer rows may not have all labels
     parts = _parts(data.train, shares, recipe.seed, progress)
     require_sizes([*map(len, parts), len(data.train)])  # before anything is trained
     question, statistics = _of_the_run(folder, recipe, data, progress)

@@ -22,6 +22,7 @@ from luthier.data.split import group_keys
 from luthier.data.write import example_values
 from luthier.data_stage import Data
 from luthier.errors import EvaluationError, RecipeError
+from luthier.evaluation.abstaining import abstain
 from luthier.evaluation.forgetting import (
     WINDOW_TOKENS,
     Ability,
@@ -64,6 +65,7 @@ from luthier.recipe import SYSTEMS, Recipe, RetrievalSettings, build_part, dump_
 from luthier.registry import name_of
 from luthier.rewarding import judging_files
 from luthier.run_folder import RunFolder
+from luthier.settling import settled
 from luthier.stages import Opened
 
 REWARD = "reward"
@@ -311,9 +313,8 @@ def _fine_tuned_of(recipe: Recipe) -> System:
 
 def _weights(opened: Opened) -> str:
     """Changes when what was trained does."""
-    artifact = opened.folder / "adapter"
-    named = [artifact / HEAD_SETTINGS] if (artifact / HEAD_SETTINGS).is_file() else []
-    return canonical_hash([sha256_of(path) for path in [*sorted(artifact.glob("*.safetensors")), *named]])
+    found = [*(opened.folder / "adapter").glob("*.safetensors"), *(opened.folder / "adapter").glob(HEAD_SETTINGS)]
+    return canonical_hash([sha256_of(path) for path in sorted(found)])
 
 
 def require_passages(recipe: Recipe) -> None:
@@ -431,6 +432,7 @@ def _evaluate(
         progress.say("    " + _result(measured[name], groups_N, question, options))
     _ground(opened, folder, question, list(measured), progress)
     _style(opened, folder, question, measured, progress)
+    abstain(folder, recipe, measured, groups_N, progress)
     return conclude(measured, groups_N, question.task, question.metrics, options)
 
 
@@ -593,7 +595,7 @@ def _base_ability(opened: Opened, folder: RunFolder, progress: Progress, disable
 
 def reopen(folder: RunFolder, recipe: Recipe, data: Data, progress: Progress) -> Opened:
     """A run with its base model in memory, for evaluation alone: nothing is proved again."""
-    recipe = assemble.settled(recipe, data.train)
+    recipe = settled(recipe, data.train)
     with progress.stage("open", f"loading {recipe.model.name}"):
         loaded = assemble.open_for_run(recipe, folder)
         template = assemble.template_for(recipe, loaded, assemble.longest_row(recipe, loaded))

@@ -6,7 +6,6 @@ was. `luthier run` is these in order.
 
 import shutil
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +14,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 
@@ -29,19 +27,16 @@ from luthier.engine import checkpoint
 from luthier.engine.interrupts import interruptible
 from luthier.engine.kept_reference import keep
 from luthier.engine.log import mend_log, metrics_line
-from luthier.engine.loop import Step, observe, read_validation, settle_head, train, validation_loss
+from luthier.engine.loop import Step, observe, settle_head, train, validation_loss
 from luthier.engine.rollout import Rollouts
 from luthier.engine.run import Run
 from luthier.engine.vllm import LOG as LOG_OF_VLLM
 from luthier.errors import PreflightError, StorageError
-from luthier.evaluation import classes
-from luthier.evaluation.metrics.base import Array
 from luthier.examples import Example, Row
 from luthier.files import sync
 from luthier.models.kernels import native
 from luthier.models.load import LoadedModel
 from luthier.models.memory import peak_memory_bytes
-from luthier.objectives._labelled import Labelled, listed
 from luthier.objectives.base import OnlineObjective
 from luthier.online import Asked, Hosted
 from luthier.preflight.base import RowSettings, Stage, Subject, require, run_gates
@@ -50,6 +45,7 @@ from luthier.progress import Progress, duration
 from luthier.recipe import Recipe
 from luthier.rewarding import host_of, unasked
 from luthier.run_folder import RunFolder
+from luthier.settling import calibrate_head, settle, settled
 from luthier.starts import Start, keep_start
 from luthier.tracking import LOG, tracked
 
@@ -140,29 +136,9 @@ def open_run(
     return Opened(recipe, folder, data, loaded, template, units, subject, start)
 
 
-def settle(recipe: Recipe, data: Data, progress: Progress) -> Recipe:
-    """The recipe with what its objective takes from the training rows, and a word on held-out rows that it cannot be
-    right about.
-
-    Raises:
-        DataError: a row does not fit the objective.
-    """
-    recipe = assemble.settled(recipe, data.train)
-    objective = assemble.objective_of(recipe)
-    if isinstance(objective, Labelled):
-        for name, rows in (("validation", data.validation), ("test", data.test)):
-            found = objective.unknown(rows)
-            if found:
-                progress.say(
-                    f"  ! {sum(found.values()):,} {name} rows have labels that no training row has, and count as "
-                    f"wrong: {listed(list(found))}"
-                )
-    return recipe
-
-
 def row_subject(recipe: Recipe, data: Data, loaded: LoadedModel, template: Template) -> Subject:
     """What the gates look at before a model is needed: what is replayed is trained on as well, and proved as well."""
-    recipe = assemble.settled(recipe, data.train)
+    recipe = settled(recipe, data.train)
     return Subject(
         examples=[*data.train, *replayed(recipe, data, loaded, template)],
         template=template,
@@ -247,8 +223,8 @@ def prepare_training(opened: Opened, progress: Progress, prove: bool = True, ava
     trainable = replace(assemble.make_trainable(recipe, loaded, start), asked=asked)
     for note in (*trainable.notes, *(() if asked is None else asked.hosted.notes)):
         progress.say(f"  {note}")
-    settled = _settled(recipe, folder)
-    run = assemble.build_run(settled, loaded, trainable, opened.units, fingerprint, folder.path, available)
+    fitted = _with_micro_batch(recipe, folder)
+    run = assemble.build_run(fitted, loaded, trainable, opened.units, fingerprint, folder.path, available)
     _tell_fit(run, folder, progress)
     if recipe.rollout is not None and recipe.rollout.vllm is not None:
         progress.say(f"  replies are written by vLLM; what it says of itself is in {folder / 'rollouts' / LOG_OF_VLLM}")
@@ -342,7 +318,7 @@ def _gates(folder: RunFolder, subject: Subject, stage: Stage) -> None:
     require(results)
 
 
-def _settled(recipe: Recipe, folder: RunFolder) -> Recipe:
+def _with_micro_batch(recipe: Recipe, folder: RunFolder) -> Recipe:
     """The recipe with the micro-batch that this run found for `auto` when it was first prepared, if it did.
 
     Another one would end with other bits: sums over other parts round otherwise.
@@ -479,20 +455,6 @@ def _write_artifact(run: Run, opened: Opened, folder: Path, source: Path) -> Non
             f"{final}: the trained weights could not be written: {checkpoint.write_failure(error)}. They are safe in "
             f"{source}: mend this and run the same command again."
         ) from error
-
-
-def calibrate_head(run: Run) -> None:
-    """Where a head says something of texts: find what makes its numbers probabilities, on all validation rows."""
-    head = run.injected.head
-    if not classes.is_classifier(head):
-        return
-    read, wanted = [], defaultdict[str, list[Array]](list)
-    for batch, values in read_validation(run):
-        read.append(values.rows_RO.double().cpu().numpy())
-        for name, values_R in batch.values_R.items():
-            wanted[name].append(values_R.double().cpu().numpy())
-    values_NO = np.concatenate(read) if read else np.zeros((0, 1))
-    head.found = classes.calibrate(head, values_NO, {name: np.concatenate(parts) for name, parts in wanted.items()})
 
 
 def _summary(run: Run, opened: Opened, stopped: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 import torch
+from scipy import special
 
 from luthier.data.source import micro_batches
 from luthier.data.templates import Template
@@ -146,6 +147,24 @@ def said_of(head: Head, values_NO: Array) -> list[Said]:
     labels = head.shape.labels
     probability_NC = softmax(values_NO, float(head.found.get("temperature", 1.0)))
     return [Said(labels[int(row.argmax())], dict(zip(labels, row.tolist(), strict=True))) for row in probability_NC]
+
+
+def temperatures(head: Head) -> list[float]:
+    """What each of a head's numbers is divided by."""
+    return [float(head.found.get("temperature", 1.0))] * head.shape.outputs
+
+
+def in_nats(head: Head, values_NO: Array) -> Array:
+    """What a head's numbers say, as logarithms of probabilities; a number that is none, as it is."""
+    found: Array = special.log_softmax(values_NO, axis=1)
+    return found
+
+
+def with_temperature_in(head: Head) -> Head:
+    """A head that reads numbers that were divided by the temperature already."""
+    scaled = copy.copy(head)
+    scaled.found = {name: value for name, value in head.found.items() if name != "temperature"}
+    return scaled
 
 
 def calibrate(head: Head, values_NO: Array, wanted: Mapping[str, Array]) -> dict[str, Any]:

@@ -42,6 +42,8 @@ class HeadShape:
     start: Literal["normal", "zeros"] = "zeros"
     """`normal`: N(0, 1 / (width + 1)), so that numbers begin near 0 and apart (Ziegler et al. 2019, arXiv:1909.08593);
     a bias begins at 0."""
+    rate: float = 1.0
+    """What the learning rate of the run is multiplied by for it."""
     labels: tuple[str, ...] = ()
     """What each of its numbers is called, in their order; empty where they have no names."""
     reading: Mapping[str, Any] = field(default_factory=dict)

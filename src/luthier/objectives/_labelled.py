@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from luthier.data.templates import Template
@@ -133,6 +134,10 @@ class OfText(Objective, ABC):
     """How the head begins: at zeros, so that nothing is likelier than anything else, or drawn from N(0, 1 / (width +
     1))."""
 
+    head_rate: float = Field(0.1, gt=0)
+    """What the learning rate is multiplied by for the head: an update of a head moves what it says by the width of the
+    model times the rate, since last hidden states of different texts have much in common."""
+
     def shown(self, example: Conversation) -> tuple[Message, ...]:
         """What was asked."""
         return shown_messages(example, self.input)
@@ -144,7 +149,15 @@ class OfText(Objective, ABC):
     def shape(self, outputs: int, labels: tuple[str, ...] = (), **reading: Any) -> HeadShape:
         """A head without a bias: heads of transformers have none, and the width is enough to say one."""
         told = {"input": self.input, **reading}
-        return HeadShape(self.kind, outputs, bias=False, start=self.head_start, labels=labels, reading=told)
+        return HeadShape(
+            self.kind,
+            outputs,
+            bias=False,
+            start=self.head_start,
+            rate=self.head_rate,
+            labels=labels,
+            reading=told,
+        )
 
     def weight(self, batch: Batch) -> float:
         """Number of rows."""

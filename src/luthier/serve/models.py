@@ -99,7 +99,9 @@ class ServedModel:
     def _require_read(self, asked: ClassifyRequest) -> None:
         """Refuse what its head was not trained to read."""
         if self.classifier is None:
-            raise unsupported("model", f"{self.name!r} writes replies; texts are classified by a run that trained a head")
+            raise unsupported(
+                "model", f"{self.name!r} writes replies; texts are classified by a run that trained a head"
+            )
         if self.classifier.input == "chat" and not asked.messages:
             raise unsupported("input", f"{self.name!r} was trained on chats, system messages and all: send 'messages'")
         if asked.precision is not None and not self.classifier.says_labels:

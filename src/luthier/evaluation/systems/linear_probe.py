@@ -82,7 +82,7 @@ class LinearProbe(System):
         details: dict[str, Any] = {
             "embedder": self.embedder,
             "penalty": penalty,
-            "tried": [{"penalty": value, "cross_validation_loss": loss} for value, loss in losses],
+            "penalties": [{"penalty": value, "cross_validation_loss": loss} for value, loss in losses],
             "abstention": calibration.abstention(context.precision),
         }
         return Answers(answers, seconds, details)
