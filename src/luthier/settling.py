@@ -9,8 +9,9 @@ from luthier.assemble import objective_of
 from luthier.data_stage import Data
 from luthier.engine.loop import read_validation
 from luthier.engine.run import Run
-from luthier.evaluation import classes
+from luthier.evaluation.classes import is_classifier
 from luthier.evaluation.metrics.base import Array
+from luthier.evaluation.said import reading_of
 from luthier.examples import Example
 from luthier.objectives._labelled import Labelled, listed
 from luthier.progress import Progress
@@ -51,12 +52,15 @@ def settle(recipe: Recipe, data: Data, progress: Progress) -> Recipe:
 def calibrate_head(run: Run) -> None:
     """Where a head says something of texts: find what makes its numbers probabilities, on all validation rows."""
     head = run.injected.head
-    if not classes.is_classifier(head):
+    if not is_classifier(head):
         return
     read, wanted = [], defaultdict[str, list[Array]](list)
     for batch, values in read_validation(run):
-        read.append(values.rows_RO.double().cpu().numpy())
-        for name, values_R in batch.values_R.items():
-            wanted[name].append(values_R.double().cpu().numpy())
+        of_words = bool(batch.values_K)
+        read.append((values.tokens_KO if of_words else values.rows_RO).double().cpu().numpy())
+        for name, numbers in (batch.values_K if of_words else batch.values_R).items():
+            wanted[name].append(numbers.double().cpu().numpy())
     values_NO = np.concatenate(read) if read else np.zeros((0, 1))
-    head.found = classes.calibrate(head, values_NO, {name: np.concatenate(parts) for name, parts in wanted.items()})
+    if len(values_NO):
+        names = {name: np.concatenate(parts) for name, parts in wanted.items()}
+        head.found = reading_of(head).calibrate(values_NO, names)

@@ -98,7 +98,7 @@ def _learn(run: Run, number: int) -> dict[str, float]:
     for batch in batches:
         with forest_mode(run.model):
             loss = run.objective.loss(run.models, batch)
-            if len(batch.row_K):  # without a trained token there is no graph to go back through
+            if loss.total.requires_grad:  # without a token that is learned from there is no graph to go back through
                 (loss.total / weight).backward()
         mean = Mean(float(loss.total.detach()), run.objective.weight(batch))
         parts.append({"loss": mean, **loss.metrics})  # every objective has a loss to show, whatever else it reports

@@ -1,4 +1,4 @@
-"""What a trained head says of texts: a label, or more of them, with probabilities, or a number.
+"""What a trained head says of texts: a label, or several, or a number, or the labels of spans.
 
 The one path by which evaluation, server and exports read such a head. A text is rendered as it was in training; the
 batch is a forest, so what else is in it changes nothing. Probabilities are calibrated by the temperature that was found
@@ -8,19 +8,15 @@ any precision can be found later.
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeGuard
+from collections.abc import Callable, Sequence
+from typing import TypeGuard
 
-import numpy as np
 import torch
-from scipy import special
 
 from luthier.data.source import micro_batches
 from luthier.data.templates import Template
 from luthier.errors import EvaluationError
-from luthier.evaluation.calibration import Threshold, find_threshold, fit_temperature, softmax
-from luthier.evaluation.metrics.base import Array
+from luthier.evaluation.said import KINDS, Reading, Said, reading_of
 from luthier.evaluation.systems.base import Answer, Answers, Context
 from luthier.examples import NOWHERE, Conversation, Message, Row
 from luthier.models.decode import evaluating
@@ -28,34 +24,11 @@ from luthier.models.forest import HeadValues, build_batch
 from luthier.models.heads import Head
 from luthier.models.load import LoadedModel
 from luthier.models.scorer import Scorer
-from luthier.objectives import classify
+from luthier.objectives import token_classify
 from luthier.objectives._labelled import Input, asked_row
 
 MOST_TOKENS = 4096
 """Read at once, which bounds memory; a longer text is read by itself."""
-KINDS = frozenset({classify.KIND})
-"""Of heads that say something of a text."""
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a head says of one text."""
-
-    output: str
-    """As a reply would say it."""
-    probabilities: Mapping[str, float]
-    """Of every label, calibrated."""
-
-    @property
-    def confidence(self) -> float:
-        """Of what it says."""
-        return max(self.probabilities.values())
-
-    def item(self) -> dict[str, Any]:
-        """As the server tells it: vLLM's fields, and the names of `probs`."""
-        label = max(self.probabilities, key=lambda name: self.probabilities[name])
-        probs = list(self.probabilities.values())
-        return {"label": label, "probs": probs, "num_classes": len(probs), "labels": list(self.probabilities)}
 
 
 class Classifier:
@@ -66,7 +39,7 @@ class Classifier:
         Raises:
             EvaluationError: there is no head, or one that says nothing of texts.
         """
-        if head is None or head.shape.kind not in KINDS:
+        if not is_classifier(head):
             found = "no head" if head is None else f"a head of kind {head.shape.kind!r}"
             raise EvaluationError(f"the model has {found}, and texts are read by one of {', '.join(sorted(KINDS))}")
         self.loaded, self.head = loaded, head
@@ -75,9 +48,9 @@ class Classifier:
         self._scorer = Scorer(loaded.model, head=head)
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        """In the order of the head's numbers."""
-        return self.head.shape.labels
+    def reading(self) -> Reading:
+        """What the head's numbers mean."""
+        return reading_of(self.head)
 
     @property
     def input(self) -> Input:
@@ -86,9 +59,11 @@ class Classifier:
         return found
 
     @property
-    def says_labels(self) -> bool:
-        """Whether it says one label of a text, which is right or wrong."""
-        return self.head.shape.kind == classify.KIND
+    def system(self) -> str | None:
+        """The system message that leads a text; None where training rows had several, and empty where they had none or
+        it is not read."""
+        found: str | None = "" if self.input == "text" else self.head.shape.reading.get("system")
+        return found
 
     def say(
         self,
@@ -104,13 +79,16 @@ class Classifier:
         rows = [self.row(conversation) for conversation in conversations]
         found: list[Said] = []
         for group in micro_batches([(row,) for row in rows], MOST_TOKENS):
-            found += self.read(group)
+            found += self.read(group, conversations[len(found) : len(found) + len(group)])
             on_progress(len(found), len(rows))
         return found
 
     def row(self, conversation: Conversation) -> Row:
         """What is read of a conversation; raises as `say`."""
-        row = asked_row(conversation, self.template, self.input)
+        if self.head.shape.kind == token_classify.KIND:
+            row = token_classify.read_row(conversation, self.template)
+        else:
+            row = asked_row(conversation, self.template, self.input)
         if len(row.ids) > self.loaded.max_tokens:
             name = conversation.id or "the text"
             name += "" if conversation.where == NOWHERE else f" ({conversation.where})"
@@ -119,13 +97,16 @@ class Classifier:
             )
         return row
 
-    def text(self, text: str) -> Row:
-        """What is read of a text alone; raises as `say`."""
-        return self.row(Conversation((Message("user", text),)))
-
-    def read(self, rows: Sequence[Row]) -> list[Said]:
-        """What the head says of rows, all of them at once."""
-        return said_of(self.head, self.values(rows).rows_RO.double().cpu().numpy())
+    def read(self, rows: Sequence[Row], conversations: Sequence[Conversation]) -> list[Said]:
+        """What the head says of rows, which were made of these conversations, all of them at once."""
+        if self.head.shape.kind != token_classify.KIND:
+            return self.reading.say(self.values(rows).rows_RO.double().cpu().numpy())
+        batch = build_batch(rows)
+        tokens_KO, row_K = self.values(rows).tokens_KO.double().cpu().numpy(), batch.row_K.numpy()
+        return [
+            self.reading.say_words(conversation, self.template, tokens_KO[row_K == index])
+            for index, conversation in enumerate(conversations)
+        ]
 
     @torch.inference_mode()
     def values(self, rows: Sequence[Row]) -> HeadValues:
@@ -133,83 +114,6 @@ class Classifier:
         batch = build_batch(rows).to(self.loaded.device)
         with evaluating(self.loaded.model):
             return self._scorer.head_values(batch)
-
-    def threshold(self, precision: float) -> Threshold | None:
-        """From which confidence on so many answers are right; None where the validation rows could not show it."""
-        kept = self.head.found.get("validation")
-        if kept is None:
-            return None
-        return find_threshold(np.array(kept["confidence"]), np.array(kept["right"]), precision)
-
-
-def said_of(head: Head, values_NO: Array) -> list[Said]:
-    """What a head's numbers mean."""
-    labels = head.shape.labels
-    probability_NC = softmax(values_NO, float(head.found.get("temperature", 1.0)))
-    return [Said(labels[int(row.argmax())], dict(zip(labels, row.tolist(), strict=True))) for row in probability_NC]
-
-
-def temperatures(head: Head) -> list[float]:
-    """What each of a head's numbers is divided by."""
-    return [float(head.found.get("temperature", 1.0))] * head.shape.outputs
-
-
-def in_nats(head: Head, values_NO: Array) -> Array:
-    """What a head's numbers say, as logarithms of probabilities; a number that is none, as it is."""
-    found: Array = special.log_softmax(values_NO, axis=1)
-    return found
-
-
-def with_temperature_in(head: Head) -> Head:
-    """A head that reads numbers that were divided by the temperature already."""
-    scaled = copy.copy(head)
-    scaled.found = {name: value for name, value in head.found.items() if name != "temperature"}
-    return scaled
-
-
-def calibrate(head: Head, values_NO: Array, wanted: Mapping[str, Array]) -> dict[str, Any]:
-    """What is kept of the validation rows: `Head.found`.
-
-    Args:
-        head: trained.
-        values_NO: what it reads of them.
-        wanted: by the names that the objective gives to `Row.values`.
-    """
-    if not len(values_NO):
-        return {}
-    return calibrated(values_NO, wanted["label"].astype(np.int64).tolist()).dump()
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The temperature of labels' scores, and how sure and how right the answers to validation rows were with it."""
-
-    temperature: float
-    confidence_N: Array
-    right_N: Array
-
-    def dump(self) -> dict[str, Any]:
-        """Plain values."""
-        validation = {"confidence": self.confidence_N.tolist(), "right": self.right_N.astype(int).tolist()}
-        return {"temperature": self.temperature, "validation": validation}
-
-    def abstention(self, precision: float) -> dict[str, Any]:
-        """The threshold for a precision, as a system tells it."""
-        return told(self.temperature, find_threshold(self.confidence_N, self.right_N, precision), precision)
-
-
-def calibrated(scores_NC: Array, wanted_N: Sequence[int]) -> Calibration:
-    """Calibrate the scores of labels on validation rows; `wanted_N` is below 0 where a label is none of them."""
-    temperature = fit_temperature(scores_NC, wanted_N)
-    probability_NC = softmax(scores_NC, temperature)
-    right_N = (probability_NC.argmax(1) == np.asarray(wanted_N)).astype(np.float64)
-    return Calibration(temperature, probability_NC.max(1), right_N)
-
-
-def told(temperature: float | None, threshold: Threshold | None, precision: float) -> dict[str, Any]:
-    """What a system says of its calibration."""
-    found = None if threshold is None else threshold.dump()
-    return {"temperature": temperature, "wanted_precision": precision, "threshold": found}
 
 
 def answer_with_head(rows: Sequence[Conversation], context: Context, what: str) -> Answers:
@@ -231,13 +135,12 @@ def answer_with_head(rows: Sequence[Conversation], context: Context, what: str) 
             Message("assistant", one.output),
             prompt_tokens=len(model.row(row).ids),
             completion_tokens=0,
-            probabilities=one.probabilities,
+            probabilities=one.probabilities or None,
             alone_seconds=alone.get(index),
         )
         for index, (row, one) in enumerate(zip(rows, said, strict=True))
     ]
-    abstention = told(model.head.found.get("temperature"), model.threshold(context.precision), context.precision)
-    return Answers(answers, seconds, {"abstention": abstention})
+    return Answers(answers, seconds, model.reading.told(context.precision))
 
 
 def _alone(rows: Sequence[Conversation], model: Classifier, context: Context) -> dict[int, float]:

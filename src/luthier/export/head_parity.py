@@ -4,8 +4,8 @@ The numbers are compared three times, so that each difference has one cause, as 
 folding the adapter in, rounding to the artifact's number format, and the file with the program that reads it.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,28 +14,28 @@ import torch
 from luthier.assemble import Trained
 from luthier.data.source import micro_batches
 from luthier.data.split import group_keys
-from luthier.evaluation import classes
+from luthier.evaluation.classes import MOST_TOKENS, Classifier
 from luthier.evaluation.metrics.base import Array
+from luthier.evaluation.said import reading_of
 from luthier.evaluation.significance import compare, finite, metric_interval, number_groups
 from luthier.evaluation.systems import base as systems
-from luthier.export.formats._head import WEIGHT, score_weight
+from luthier.examples import Row
+from luthier.export.formats._head import WEIGHT, reads_words, score_weight
 from luthier.export.formats.base import Exporter, merge
 from luthier.export.parity import FLOOR_MAX_NATS, MERGE_ROWS, SCORE_MARGIN, Check, Parity, round_weights
 from luthier.export.probes import Probes
 from luthier.models.heads import Head
-from luthier.objectives._labelled import shown_messages
+from luthier.objectives._labelled import text_of
 
 
 def questions_of(trained: Trained, head: Head, probes: Probes) -> list[dict[str, Any]]:
     """What the fresh process is asked: texts, or messages and tools as a template sees them."""
     if head.shape.reading["input"] == "chat":
         return probes.asked(trained)
-    return [{"text": "\n".join(m.content for m in shown_messages(row, "text"))} for row in probes.rows]
+    return [{"text": text_of(row)} for row in probes.rows]
 
 
-def check_head_parity(
-    trained: Trained, exporter: Exporter, probes: Probes, found: Mapping[str, Any], folder: Path
-) -> Parity:
+def check_head_parity(trained: Trained, exporter: Exporter, probes: Probes, found: Mapping[str, Any]) -> Parity:
     """Compare what the fresh process found with the trained model; the model's weights are changed on the way.
 
     Args:
@@ -43,12 +43,11 @@ def check_head_parity(
         exporter: that wrote the artifact.
         probes: what was asked.
         found: what the fresh process wrote.
-        folder: the artifact.
     """
     head = trained.injected.head
     assert head is not None
     trained.loaded.model.float()
-    reader = classes.Classifier(trained.loaded, trained.template, head)
+    reader = Classifier(trained.loaded, trained.template, head)
     rows = [reader.row(row) for row in probes.rows]
     wanted = score_weight(head)
     own = _read(reader, rows, wanted)
@@ -60,18 +59,21 @@ def check_head_parity(
         weights = {name: p.detach().clone() for name, p in trained.loaded.model.named_parameters()}
         largest = round_weights(trained, weights, exporter.rounded)[0] or 0.0
         rounded = _read(reader, rows, exporter.rounded(trained, WEIGHT, wanted))
-    given = np.array(found["values"], dtype=np.float64)
-    cut = sum(tuple(ids) == row.ids for ids, row in zip(found["ids"], rows, strict=True))
+    words = reads_words(head)
+    given = np.concatenate([_given(values, row, words) for values, row in zip(found["values"], rows, strict=True)])
+    wanted_ids = [row.ids[:-1] if words else row.ids for row in rows]  # the last word is read before an end that we add
+    cut = sum(tuple(ids) == wanted for ids, wanted in zip(found["ids"], wanted_ids, strict=True))
     labels, n = list(head.shape.labels), len(rows)
     same = float((_best(given) == _best(own)).mean())
+    logs = reader.reading.logs
     differences = {
-        "artifact_to_trained": _difference(head, given, own),
-        "trained_to_merged": _difference(head, folded, own[: len(folded)]),
-        "trained_to_rounded": _difference(head, rounded, own),
-        "rounded_to_artifact": _difference(head, given, rounded),
+        "artifact_to_trained": _difference(logs(given), logs(own)),
+        "trained_to_merged": _difference(logs(folded), logs(own[: len(folded)])),
+        "trained_to_rounded": _difference(logs(rounded), logs(own)),
+        "rounded_to_artifact": _difference(logs(given), logs(rounded)),
         "explained_by_arithmetic": {"mean": 0.0, "max": 0.0},
     }
-    task_check, task = _task(trained, head, probes, given, own)
+    task_check, task = _task(trained, reader, probes, rows, given, own)
     checks = (
         Check("token ids of texts", cut == n, f"{cut} of {n} as in training", "all"),
         Check("labels", not labels or found["labels"] == labels, f"{len(found['labels'])} names", "those of the head"),
@@ -95,23 +97,29 @@ def check_head_parity(
     return Parity(checks, figures)
 
 
-def _read(reader: classes.Classifier, rows: Any, weight: torch.Tensor) -> Array:
-    """(N, outputs) what these weights read of the rows."""
-    kept = reader.head.weight.detach().clone()
+def _read(reader: Classifier, rows: Sequence[Row], weight: torch.Tensor) -> Array:
+    """(M, outputs) what these weights read of the rows, or of their words."""
+    kept, words = reader.head.weight.detach().clone(), reads_words(reader.head)
     with torch.no_grad():
         reader.head.weight.copy_(weight)
-        parts = [reader.values(group).rows_RO for group in micro_batches([(row,) for row in rows], classes.MOST_TOKENS)]
+        read = [reader.values(group) for group in micro_batches([(row,) for row in rows], MOST_TOKENS)]
         reader.head.weight.copy_(kept)
-    return torch.cat(parts).double().numpy()
+    return torch.cat([one.tokens_KO if words else one.rows_RO for one in read]).double().numpy()
 
 
-def _best(values_NO: Array) -> Array:
-    return values_NO.argmax(1) if values_NO.shape[1] > 1 else np.zeros(len(values_NO))
+def _given(values: Any, row: Row, words: bool) -> Array:
+    """(M, outputs) what the artifact reads of one row, or of its words, each before the token behind it."""
+    if not words:
+        return np.array([values], dtype=np.float64)
+    return np.array([values[at - 1] for at, weight in enumerate(row.loss_mask) if weight], dtype=np.float64)
 
 
-def _difference(head: Head, a_NO: Array, b_NO: Array) -> dict[str, float]:
-    """Of log-probabilities, where the head says them; else of its numbers."""
-    off = np.abs(classes.in_nats(head, a_NO) - classes.in_nats(head, b_NO))
+def _best(values_MO: Array) -> Array:
+    return values_MO.argmax(1) if values_MO.shape[1] > 1 else np.zeros(len(values_MO))
+
+
+def _difference(a_MO: Array, b_MO: Array) -> dict[str, float]:
+    off = np.abs(a_MO - b_MO)
     return {"mean": float(off.mean()), "max": float(off.max())}
 
 
@@ -121,17 +129,24 @@ def _within(what: str, found: float) -> Check:
 
 
 def _task(
-    trained: Trained, head: Head, probes: Probes, given: Array, own: Array
+    trained: Trained, reader: Classifier, probes: Probes, rows: Sequence[Row], given: Array, own: Array
 ) -> tuple[list[Check], dict[str, Any] | None]:
     """The run's own metric of both, paired."""
     name = probes.question.primary
     metric = probes.question.metrics[name]
-    scaled = classes.with_temperature_in(head)
+    scaled = copy.copy(reader.head)
+    scaled.found = {key: value for key, value in scaled.found.items() if key != "temperature"}  # it is in the numbers
+    reading = reading_of(scaled)
 
-    def statistics(values_NO: Array) -> Array:
-        said = classes.said_of(scaled, values_NO)
+    def statistics(values_MO: Array) -> Array:
+        if reads_words(reader.head):
+            ends = np.cumsum([row.trained_tokens for row in rows])[:-1]
+            parts = zip(probes.rows, np.split(values_MO, ends), strict=True)
+            said = [reading.say_words(row, reader.template, part) for row, part in parts]
+        else:
+            said = reading.say(values_MO)
         answers = (
-            systems.Answer(row.id, row.prompt, one.output, probabilities=one.probabilities)
+            systems.Answer(row.id, row.prompt, one.output, probabilities=one.probabilities or None)
             for row, one in zip(probes.rows, said, strict=True)
         )
         predictions = [systems.prediction(row, answer) for row, answer in zip(probes.rows, answers, strict=True)]

@@ -129,7 +129,7 @@ def prove(run: Path, exporter: Exporter, folder: Path, progress: Progress, rows:
             job = {**exporter.reload_settings(trained, folder), "questions": questions}
             found = asked_in_a_process(HEADS, job)
         with progress.stage("compare", "comparing with the trained model"):
-            return check_head_parity(trained, exporter, probes, found, folder)
+            return check_head_parity(trained, exporter, probes, found)
     with progress.stage("reload", f"{len(probes.rows)} test rows to the artifact, in a process of its own"):
         found = reload(trained, exporter, folder, probes)
     with progress.stage("answer", "the same rows to the trained model"):

@@ -42,9 +42,9 @@ class Classify(Labelled):
         """The one label."""
         return (label_of(example),)
 
-    def settled(self, examples: Sequence[Example]) -> "Classify":
+    def learned(self, examples: Sequence[Example]) -> "Classify":
         """With the labels of the training rows, and how many rows have each where they are weighed."""
-        found = super().settled(examples)
+        found = super().learned(examples)
         assert isinstance(found, Classify)
         if len(found.labels) < 2:
             raise error_at(examples[0], f"every training row has the label {found.labels[0]!r}; expected two at least")

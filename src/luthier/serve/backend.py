@@ -11,9 +11,9 @@ from typing import Any
 from luthier.data.source import micro_batches
 from luthier.errors import EvaluationError, LuthierError, ServeError, TemplateError
 from luthier.evaluation.calibration import Threshold
-from luthier.evaluation.classes import Said
 from luthier.evaluation.rewards import Judgement
-from luthier.examples import Conversation, Message
+from luthier.evaluation.said import Said
+from luthier.examples import Conversation, Message, Row
 from luthier.serve.api_error import ApiError, deadline_passed, model_not_found, too_many
 from luthier.serve.choices import GROUP_TOKENS, Choices, Reading, grouped, score
 from luthier.serve.classification import ClassifyRequest
@@ -248,18 +248,21 @@ class Backend:
         reader = self._scored(model).classifier
         assert reader is not None  # `require` has refused others
         param = "messages" if asked.messages else "input"
+        conversations = asked.conversations(reader.system or "")
         loop = asyncio.get_running_loop()
-        rows, found = [], []
+        rows: list[Row] = []
+        found: list[Said] = []
         try:
-            for conversation in asked.conversations:
+            for conversation in conversations:
                 rows.append(await loop.run_in_executor(self._renderer, reader.row, conversation))
         except TemplateError as error:
             raise ApiError(f"The text cannot be rendered: {error}", param=param, code="template_error") from None
         except EvaluationError as error:
             raise ApiError(f"The text cannot be read: {error}", param=param, code="invalid_value") from None
         for group in micro_batches([(row,) for row in rows], GROUP_TOKENS):
-            found += await asyncio.wrap_future(self._worker.compute(partial(reader.read, group)))
-        threshold = None if asked.precision is None else reader.threshold(asked.precision)
+            part = conversations[len(found) : len(found) + len(group)]
+            found += await asyncio.wrap_future(self._worker.compute(partial(reader.read, group, part)))
+        threshold = None if asked.precision is None else reader.reading.threshold(asked.precision)
         return found, sum(len(row.ids) for row in rows), threshold
 
     def _scored(self, name: str) -> ServedModel:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.evaluation.calibration import Threshold
-from luthier.evaluation.classes import Said
+from luthier.evaluation.said import Said
 from luthier.examples import Conversation, Message
 from luthier.serve.api_error import ApiError
 from luthier.serve.chat import messages_of, tools_of
@@ -30,12 +30,12 @@ class ClassifyRequest:
     precision: float | None
     """Wanted share of right answers among those that are given; None: all are given."""
 
-    @property
-    def conversations(self) -> list[Conversation]:
-        """What is read, in its order."""
+    def conversations(self, system: str = "") -> list[Conversation]:
+        """What is read, in its order; texts are led by the system message of the training rows."""
         if self.messages:
             return [Conversation(self.messages, self.tools, id="the chat")]
-        return [Conversation((Message("user", text),), id=f"input {i}") for i, text in enumerate(self.texts)]
+        lead = (Message("system", system),) if system else ()
+        return [Conversation((*lead, Message("user", text)), id=f"input {i}") for i, text in enumerate(self.texts)]
 
     def body(self, said: Sequence[Said], tokens: int, threshold: Threshold | None) -> dict[str, Any]:
         """The answer; `tokens` were read for it, and none was written."""
@@ -49,7 +49,7 @@ class ClassifyRequest:
         }
 
     def _item(self, index: int, said: Said, threshold: Threshold | None) -> dict[str, Any]:
-        item: dict[str, Any] = {"index": index, **said.item()}
+        item: dict[str, Any] = {"index": index, **said.item}
         if self.precision is not None:
             item["answered"] = threshold is not None and said.confidence >= threshold.confidence
             item["threshold"] = None if threshold is None else threshold.confidence

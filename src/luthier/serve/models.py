@@ -102,9 +102,9 @@ class ServedModel:
             raise unsupported(
                 "model", f"{self.name!r} writes replies; texts are classified by a run that trained a head"
             )
-        if self.classifier.input == "chat" and not asked.messages:
-            raise unsupported("input", f"{self.name!r} was trained on chats, system messages and all: send 'messages'")
-        if asked.precision is not None and not self.classifier.says_labels:
+        if self.classifier.system is None and not asked.messages:
+            raise unsupported("input", f"{self.name!r} was trained with several system messages: send 'messages'")
+        if asked.precision is not None and not self.classifier.reading.answers_once:
             raise unsupported("precision", f"what {self.name!r} says is no single label that is right or wrong")
 
     def place(self) -> int:

@@ -17,8 +17,8 @@ from pydantic import Field
 
 from luthier.errors import EvaluationError
 from luthier.evaluation.calibration import softmax
-from luthier.evaluation.classes import calibrated
 from luthier.evaluation.metrics.base import Array
+from luthier.evaluation.said import calibrated
 from luthier.evaluation.systems._prompts import has_room, suggested
 from luthier.evaluation.systems.base import Answer, Answers, Context, System, require_questions, with_instruction
 from luthier.examples import Conversation, Example, Message

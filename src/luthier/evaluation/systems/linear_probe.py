@@ -17,14 +17,14 @@ from scipy.optimize import minimize
 
 from luthier.errors import EvaluationError
 from luthier.evaluation.calibration import softmax
-from luthier.evaluation.classes import calibrated
 from luthier.evaluation.metrics.base import Array
 from luthier.evaluation.rungs import Rung
+from luthier.evaluation.said import calibrated
 from luthier.evaluation.systems.base import Answer, Answers, Context, System, require_questions
 from luthier.evaluation.systems.label_likelihood import labels_of
 from luthier.examples import Conversation, Example, Message
 from luthier.models.catalog import resolve
-from luthier.objectives._labelled import label_of, shown_messages
+from luthier.objectives._labelled import label_of, text_of
 from luthier.rag.embedder import Embedder
 
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -89,8 +89,7 @@ class LinearProbe(System):
 
 
 def _vectors(embedder: Embedder, rows: Sequence[Conversation]) -> Array:
-    texts = ["\n".join(message.content for message in shown_messages(row, "text")) for row in rows]
-    vectors_ND: Array = embedder.embed(texts).vectors_ND.astype(np.float64)
+    vectors_ND: Array = embedder.embed([text_of(row) for row in rows]).vectors_ND.astype(np.float64)
     return vectors_ND
 
 

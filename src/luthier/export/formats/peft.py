@@ -6,13 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from luthier import assemble
 from luthier.assemble import Trained, precision_of
 from luthier.errors import ExportError
-from luthier.export.formats._head import PROBLEMS, WEIGHT, auto_class, head_of, require_class, save_head, score_weight
+from luthier.export.formats._head import (
+    PROBLEMS,
+    WEIGHT,
+    auto_class,
+    head_of,
+    reads_words,
+    require_class,
+    save_head,
+    score_weight,
+)
 from luthier.export.formats.base import TRANSFORMERS, Exporter, require_package, save_tokenizer
 from luthier.models.heads import Head
 from luthier.models.packed import quantizer
@@ -40,8 +50,8 @@ class Peft(Exporter):
                 f"{trained.name} has no adapter in the layout of peft (there is no {SETTINGS}): all its weights were "
                 "trained; use --format safetensors"
             )
-        if head_of(trained) is not None:
-            require_class(trained)
+        if (head := head_of(trained)) is not None:
+            require_class(trained, head)
         require_package("peft", "pip install peft", "the gate opens a peft export with it")
 
     def write(self, trained: Trained, folder: Path) -> None:
@@ -82,10 +92,16 @@ class Peft(Exporter):
 def _add_head(head: Head, folder: Path) -> None:
     """Put the head among the adapter's tensors, and say so, as peft does of a head that trains beside an adapter."""
     (weights,) = folder.glob("adapter_*.safetensors")
-    save_file({**load_file(weights), f"base_model.model.{WEIGHT}": score_weight(head)}, weights, {"format": "pt"})
+    tensors = {**load_file(weights), f"base_model.model.{WEIGHT}": score_weight(head)}
+    if reads_words(head):
+        tensors["base_model.model.score.bias"] = torch.zeros(head.shape.outputs)
+    save_file(tensors, weights, {"format": "pt"})
     path = folder / SETTINGS
     values = json.loads(path.read_text(encoding="utf-8"))
-    values |= {"task_type": "SEQ_CLS", "modules_to_save": [*(values.get("modules_to_save") or []), "score"]}
+    values |= {
+        "task_type": "TOKEN_CLS" if reads_words(head) else "SEQ_CLS",
+        "modules_to_save": [*(values.get("modules_to_save") or []), "score"],
+    }
     path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 

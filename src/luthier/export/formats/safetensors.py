@@ -25,8 +25,8 @@ class Safetensors(Exporter):
 
     def require(self, trained: Trained) -> None:
         """Whatever can be trained can be written, and a head where transformers has the architecture with one."""
-        if head_of(trained) is not None:
-            require_class(trained)
+        if (head := head_of(trained)) is not None:
+            require_class(trained, head)
 
     def write(self, trained: Trained, folder: Path) -> None:
         """Merge in float32, round once, write as transformers does."""
