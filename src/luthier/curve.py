@@ -23,6 +23,7 @@ from luthier.examples import Example
 from luthier.progress import Progress, Within
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder, recipe_of
+from luthier.settling import settled
 from luthier.stages import open_run, prepare_training, train_stage
 
 FOLDER, FILE = "curve", "curve.json"
@@ -44,6 +45,7 @@ def learn_curve(folder: RunFolder, shares: Sequence[float], more_rows: Sequence[
     recipe = recipe_of(folder.path)
     steps = _steps_of(folder)
     data = prepare_data(recipe, folder, progress)
+    recipe = settled(recipe, data.train)  # fewer rows may not have all labels
     parts = _parts(data.train, shares, recipe.seed, progress)
     require_sizes([*map(len, parts), len(data.train)])  # before anything is trained
     question, statistics = _of_the_run(folder, recipe, data, progress)
@@ -123,7 +125,7 @@ def _of_the_run(folder: RunFolder, recipe: Recipe, data: Data, progress: Progres
         )
     opened = reopen(folder, recipe, data, progress)
     assemble.require_same_base(assemble.artifact_record(folder / "adapter"), opened.loaded)
-    injected = assemble.restore(recipe, opened.loaded.model, folder / "adapter")
+    injected = assemble.restore(opened.recipe, opened.loaded.model, folder / "adapter")
     question = question_of(opened)
     return question, _primary(measure_fine_tuned(opened, question, injected, progress).statistics, question)
 

@@ -22,6 +22,7 @@ from luthier.data.split import group_keys
 from luthier.data.write import example_values
 from luthier.data_stage import Data
 from luthier.errors import EvaluationError, RecipeError
+from luthier.evaluation.abstaining import abstain
 from luthier.evaluation.forgetting import (
     WINDOW_TOKENS,
     Ability,
@@ -44,6 +45,8 @@ from luthier.evaluation.systems.base import Context, System, TrainedOn
 from luthier.evaluation.task import (
     HEAD_TASKS,
     SCORED_TASKS,
+    SURE_METRICS,
+    TEXT_HEAD_TASKS,
     build_metrics,
     choose_metrics,
     detect_task,
@@ -53,7 +56,7 @@ from luthier.evaluation.task import (
 )
 from luthier.examples import Conversation, Example, Judged, Preference
 from luthier.files import sha256_of
-from luthier.models.heads import Head
+from luthier.models.heads import SETTINGS as HEAD_SETTINGS, Head
 from luthier.models.memory import tokens_in_flight
 from luthier.online import metric_of
 from luthier.progress import Progress
@@ -62,6 +65,7 @@ from luthier.recipe import SYSTEMS, Recipe, RetrievalSettings, build_part, dump_
 from luthier.registry import name_of
 from luthier.rewarding import judging_files
 from luthier.run_folder import RunFolder
+from luthier.settling import settled
 from luthier.stages import Opened
 
 REWARD = "reward"
@@ -130,7 +134,7 @@ def question_of(opened: Opened) -> Question:
     if not data.test:
         raise EvaluationError("there are no test rows; name a file in data.test, or raise data.test_share")
     head = assemble.objective_of(opened.recipe).head()
-    judging = None if head is None else HEAD_TASKS.get(head.kind)
+    judging = None if head is None else HEAD_TASKS.get(head.kind) or TEXT_HEAD_TASKS.get(head.kind)
     task = settings.task
     if task == "auto":
         task = judging or detect_task(_wanted(data.train if alike else data.test))
@@ -147,6 +151,7 @@ def question_of(opened: Opened) -> Question:
     reward = _reward(opened)
     # what was trained on decides only where nothing else says what is right: rewards are taken at their word
     own = () if reward is not None and _silent(test) else choose_metrics(task, settings.json_schema is not None)
+    own = (*own, *(SURE_METRICS if task == "label" and _tell_how_sure(opened.recipe) else ()))
     names = settings.metrics or (*own, *([] if reward is None else [REWARD]))
     primary = settings.primary_metric or names[0]
     metrics = build_metrics(list(dict.fromkeys([primary, *names])), settings.json_schema, reward)
@@ -166,6 +171,13 @@ def question_of(opened: Opened) -> Question:
     schema = read_schema(Path(settings.json_schema)) if settings.json_schema else None
     test = test[: settings.max_rows]
     return Question(test, train, validation, task, metrics, primary, schema, limit, stop_loops=not looping)
+
+
+def _tell_how_sure(recipe: Recipe) -> bool:
+    """Whether a system tells the probability of every label."""
+    return not assemble.objective_of(recipe).writes or any(
+        s.gives_probabilities for s in assemble.systems_of(recipe).values()
+    )
 
 
 def _reward(opened: Opened) -> dict[str, Any] | None:
@@ -225,9 +237,14 @@ def measure_base(opened: Opened, question: Question, progress: Progress, disable
     _measure_retrieval(opened, question, retrievers, progress)
     mode = Mode(disabled, used_of(retrievers, opened.recipe))
     found = _evaluate(opened, opened.folder, question, mode, progress)
-    if question.task not in HEAD_TASKS.values():
+    if _writes(opened, question):
         _base_ability(opened, opened.folder, progress, disabled)
     return found
+
+
+def _writes(opened: Opened, question: Question) -> bool:
+    """Whether the trained model is meant to write."""
+    return question.task not in HEAD_TASKS.values() and assemble.objective_of(opened.recipe).writes
 
 
 def measure_tuned(
@@ -254,8 +271,8 @@ def measure_tuned(
     found = _retrievers(opened, progress) if any(system.uses_retriever for system in asked) else {}
     mode = Mode(injected.disabled, used_of(found, opened.recipe), trained_on, tuned, injected.head)
     evaluation = _evaluate(opened, folder, question, mode, progress, before)
-    if question.task in HEAD_TASKS.values():
-        return evaluation  # what judges writes nothing, so there is nothing that it could forget to write
+    if not _writes(opened, question):
+        return evaluation  # what reads writes nothing, so there is nothing that it could forget to write
     ability = _base_ability(opened, folder, progress, injected.disabled)
     confidence = opened.recipe.evaluation.confidence
     key = canonical_hash([_ability_key(opened, folder), tuned, confidence])
@@ -296,7 +313,8 @@ def _fine_tuned_of(recipe: Recipe) -> System:
 
 def _weights(opened: Opened) -> str:
     """Changes when what was trained does."""
-    return canonical_hash([sha256_of(path) for path in sorted((opened.folder / "adapter").glob("*.safetensors"))])
+    found = [*(opened.folder / "adapter").glob("*.safetensors"), *(opened.folder / "adapter").glob(HEAD_SETTINGS)]
+    return canonical_hash([sha256_of(path) for path in sorted(found)])
 
 
 def require_passages(recipe: Recipe) -> None:
@@ -414,6 +432,7 @@ def _evaluate(
         progress.say("    " + _result(measured[name], groups_N, question, options))
     _ground(opened, folder, question, list(measured), progress)
     _style(opened, folder, question, measured, progress)
+    abstain(folder, recipe, measured, groups_N, progress)
     return conclude(measured, groups_N, question.task, question.metrics, options)
 
 
@@ -521,6 +540,7 @@ def context_of(opened: Opened, question: Question, folder: RunFolder | None = No
         batch_tokens=tokens_in_flight(opened.loaded.model),
         task=question.task,
         primary_metric=question.metrics[question.primary],
+        precision=opened.recipe.evaluation.precision,
         base_fingerprint=canonical_hash([opened.loaded.files.fingerprint, str(opened.loaded.dtype)]),
         json_schema=question.schema,
         train_file=(folder / "data/train.jsonl").resolve(),
@@ -575,6 +595,7 @@ def _base_ability(opened: Opened, folder: RunFolder, progress: Progress, disable
 
 def reopen(folder: RunFolder, recipe: Recipe, data: Data, progress: Progress) -> Opened:
     """A run with its base model in memory, for evaluation alone: nothing is proved again."""
+    recipe = settled(recipe, data.train)
     with progress.stage("open", f"loading {recipe.model.name}"):
         loaded = assemble.open_for_run(recipe, folder)
         template = assemble.template_for(recipe, loaded, assemble.longest_row(recipe, loaded))

@@ -127,7 +127,7 @@ def reopen_with_passages(recipe: Recipe, folder: RunFolder, data: Data, progress
         return None
     opened = reopen(inner, _longer(recipe), data, Within(progress, WHAT))
     assemble.require_same_base(assemble.artifact_record(inner / "adapter"), opened.loaded)
-    return Second(opened, assemble.restore(recipe, opened.loaded.model, inner / "adapter"))
+    return Second(opened, assemble.restore(opened.recipe, opened.loaded.model, inner / "adapter"))
 
 
 def _longer(recipe: Recipe) -> Recipe:

@@ -45,6 +45,7 @@ from luthier.progress import Progress, duration
 from luthier.recipe import Recipe
 from luthier.rewarding import host_of, unasked
 from luthier.run_folder import RunFolder
+from luthier.settling import calibrate_head, settle, settled
 from luthier.starts import Start, keep_start
 from luthier.tracking import LOG, tracked
 
@@ -105,6 +106,7 @@ def open_run(
         ModelError, RecipeError: what the adapter shall start at is not there, or does not fit.
         PreflightError: a gate refused the rows; `preflight.json` tells all of it.
     """
+    recipe = settle(recipe, data, progress)
     start = keep_start(recipe, folder)
     with progress.stage("open", f"loading {recipe.model.name}"), folder.timed("open"):
         loaded = assemble.open_for_run(recipe, folder)
@@ -141,6 +143,7 @@ def open_run(
 
 def row_subject(recipe: Recipe, data: Data, loaded: LoadedModel, template: Template) -> Subject:
     """What the gates look at before a model is needed: what is replayed is trained on as well, and proved as well."""
+    recipe = settled(recipe, data.train)
     return Subject(
         examples=[*data.train, *replayed(recipe, data, loaded, template)],
         template=template,
@@ -262,8 +265,8 @@ def prepare_training(
     trainable = replace(assemble.make_trainable(recipe, loaded, start), asked=asked)
     for note in (*trainable.notes, *(() if asked is None else asked.hosted.notes)):
         progress.say(f"  {note}")
-    settled = _settled(recipe, folder)
-    run = assemble.build_run(settled, loaded, trainable, opened.units, fingerprint, folder.path, available)
+    fitted = _with_micro_batch(recipe, folder)
+    run = assemble.build_run(fitted, loaded, trainable, opened.units, fingerprint, folder.path, available)
     _tell_fit(run, folder, progress)
     if recipe.rollout is not None and recipe.rollout.vllm is not None:
         progress.say(f"  replies are written by vLLM; what it says of itself is in {folder / 'rollouts' / LOG_OF_VLLM}")
@@ -357,7 +360,7 @@ def _gates(folder: RunFolder, subject: Subject, stage: Stage) -> None:
     require(results)
 
 
-def _settled(recipe: Recipe, folder: RunFolder) -> Recipe:
+def _with_micro_batch(recipe: Recipe, folder: RunFolder) -> Recipe:
     """The recipe with the micro-batch that this run found for `auto` when it was first prepared, if it did.
 
     Another one would end with other bits: sums over other parts round otherwise.
@@ -479,6 +482,7 @@ def _write_artifact(run: Run, opened: Trainee, folder: Path, source: Path) -> No
     final, temporary = folder / "adapter", folder / ".adapter.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     settle_head(run)
+    calibrate_head(run)
     try:
         opened.save(temporary, run)
         shutil.rmtree(final, ignore_errors=True)

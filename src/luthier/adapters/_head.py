@@ -45,8 +45,9 @@ class WithHead(Injected):
         return self.adapter.observe(batches, score)
 
     def rate_factors(self) -> Mapping[str, float]:
-        """As the adapter's; the head learns at the rate of the run."""
-        return self.adapter.rate_factors()
+        """As the adapter's, and the head's own where it is not that of the run."""
+        own = {} if self.head.shape.rate == 1 else dict.fromkeys(self._of_head, self.head.shape.rate)
+        return {**self.adapter.rate_factors(), **own}
 
     def disabled(self) -> AbstractContextManager[None]:
         """The adapter off; the head reads the base's hidden states then."""

@@ -161,6 +161,20 @@ class ControlTokens:
         ids += self._segment(text[at:], stand_ins, after)
         return ids
 
+    def spans(self, text: str, stand_ins: StandIns, after: After) -> list[tuple[int, int]]:
+        """Where in the text each token of `encode` begins and ends, in characters."""
+        found: list[tuple[int, int]] = []
+        at = 0
+        for match in self._pattern.finditer(text):
+            found += self._segment_spans(text[at : match.start()], at, stand_ins, after)
+            found.append(match.span())
+            at, after = match.end(), "token"
+        return found + self._segment_spans(text[at:], at, stand_ins, after)
+
+    def _segment_spans(self, text: str, start: int, stand_ins: StandIns, after: After) -> list[tuple[int, int]]:
+        offsets = self._backends[after].encode(stand_ins.show(text), add_special_tokens=False).offsets if text else []
+        return [(start + begin, start + end) for begin, end in offsets]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids that go on where other text was: a leading space of the first word is kept."""
         if not self._anchor:

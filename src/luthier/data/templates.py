@@ -228,6 +228,14 @@ class Template:
         hidden = self._tokens.hide(text, stand_ins)
         return [*self._bos_ids, *self._tokens.encode(hidden, stand_ins, "token" if self._bos_ids else "start")]
 
+    def text_spans(self, text: str) -> list[tuple[int, int]]:
+        """Where each of `text_ids` begins and ends in the text, in characters; what the tokenizer puts before it is
+        nowhere."""
+        stand_ins = self._tokens.stand_ins([text])
+        hidden = self._tokens.hide(text, stand_ins)
+        own = self._tokens.spans(hidden, stand_ins, "token" if self._bos_ids else "start")
+        return [*((0, 0) for _ in self._bos_ids), *own]
+
     def parse_reply(self, ids: Sequence[int]) -> Message:
         """The assistant message that generated ids mean, up to the first stop id; its tool calls are parsed.
 

@@ -16,7 +16,7 @@ from luthier.data.source import Unit, micro_batches
 from luthier.engine import checkpoint
 from luthier.engine.run import Run
 from luthier.errors import DataError, NonFiniteStep
-from luthier.models.forest import Batch, build_batch
+from luthier.models.forest import Batch, HeadValues, build_batch
 from luthier.models.load import wait_for
 from luthier.models.memory import peak_memory_bytes
 from luthier.models.scorer import forest_mode, in_mode
@@ -98,7 +98,7 @@ def _learn(run: Run, number: int) -> dict[str, float]:
     for batch in batches:
         with forest_mode(run.model):
             loss = run.objective.loss(run.models, batch)
-            if len(batch.row_K):  # without a trained token there is no graph to go back through
+            if loss.total.requires_grad:  # without a token that is learned from there is no graph to go back through
                 (loss.total / weight).backward()
         mean = Mean(float(loss.total.detach()), run.objective.weight(batch))
         parts.append({"loss": mean, **loss.metrics})  # every objective has a loss to show, whatever else it reports
@@ -160,17 +160,23 @@ def validation_metrics(run: Run, step: int | None = None) -> dict[str, float]:
     return {name: mean.value() for name, mean in merge_metrics(parts).items()}
 
 
-@torch.no_grad()
 def settle_head(run: Run) -> None:
     """Where a head's numbers are told normalized: by what it reads at the ends of all validation rows."""
     head = run.injected.head
     if head is None or not head.shape.normalized:
         return
-    with in_mode(run.model, training=False):
-        batches = (build_batch(group).to(run.device) for group in micro_batches(run.validation, run.micro_batch_tokens))
-        read = [run.models.policy.head_values(batch).rows_RO for batch in batches]
+    read = [values.rows_RO for _, values in read_validation(run)]
     if read:
         head.settle(torch.cat(read))
+
+
+@torch.no_grad()
+def read_validation(run: Run) -> Iterator[tuple[Batch, HeadValues]]:
+    """What the head reads of all validation rows, batch by batch."""
+    with in_mode(run.model, training=False):
+        for group in micro_batches(run.validation, run.micro_batch_tokens):
+            batch = build_batch(group).to(run.device)
+            yield batch, run.models.policy.head_values(batch)
 
 
 def _validate(run: Run) -> dict[str, float]:

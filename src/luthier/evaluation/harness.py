@@ -22,7 +22,7 @@ from luthier.config import canonical_hash
 from luthier.data.split import group_keys
 from luthier.data.write import atomic_text, example_values
 from luthier.errors import EvaluationError, StorageError
-from luthier.evaluation.metrics.base import Array, Metric
+from luthier.evaluation.metrics.base import Array, Metric, Prediction
 from luthier.evaluation.significance import (
     Comparison,
     Groups,
@@ -277,6 +277,7 @@ def _shared_fingerprint(rows: Sequence[Example], context: Context, metrics: Mapp
         "schema": context.json_schema,
         "task": context.task,
         "max_new_tokens": context.max_new_tokens,
+        **({"precision": context.precision} if context.task == "label" else {}),
         "stop_loops": context.stop_loops,
         "base": context.base_fingerprint,
         "versions": dict(context.versions),
@@ -336,7 +337,7 @@ def _measure(
     if [answer.id for answer in given.answers] != [row.id for row in rows]:
         raise EvaluationError(f"the system {name} did not answer the rows in their order; this is a fault of its code")
     predictions = [prediction(row, answer) for row, answer in zip(rows, given.answers, strict=True)]
-    usable = {m: metric for m, metric in metrics.items() if metric.needs == "generation" or system.is_model}
+    usable = {m: metric for m, metric in metrics.items() if _known(metric, system, predictions)}
     statistics = {m: metric.statistics_of(predictions) for m, metric in usable.items()}
     with atomic_text(records / f"{name}.jsonl") as file:
         for index, one in enumerate(predictions):
@@ -350,6 +351,8 @@ def _measure(
             }
             if one.rewards is not None:
                 record["rewards"] = list(one.rewards)
+            if one.probabilities is not None:
+                record["confidence"] = max(one.probabilities.values(), default=0.0)
             if given.answers[index].sources:
                 record["sources"] = list(given.answers[index].sources)
             file.write(_json_line(record))
@@ -358,6 +361,13 @@ def _measure(
     measured = Measured(system, arrays, seconds, *_token_counts(given), _details(given), alone)
     _save_state(records, name, fingerprint, measured)
     return measured
+
+
+def _known(metric: Metric, system: System, predictions: Sequence[Prediction]) -> bool:
+    """Whether a system tells what a metric looks at."""
+    if metric.needs == "probabilities":
+        return all(one.probabilities is not None for one in predictions)
+    return metric.needs == "generation" or system.is_model
 
 
 def _json_line(record: Mapping[str, Any]) -> str:

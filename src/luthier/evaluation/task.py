@@ -17,12 +17,35 @@ METRICS = "luthier.evaluation.metrics"
 LONGEST_LABEL = 80
 ROWS_LOOKED_AT = 2000
 
-Task: TypeAlias = Literal["json", "label", "tool_calls", "answers", "text", "language", "pairs", "rewards", "steps"]
+Task: TypeAlias = Literal[
+    "json",
+    "label",
+    "labels",
+    "number",
+    "spans",
+    "tool_calls",
+    "answers",
+    "text",
+    "language",
+    "pairs",
+    "rewards",
+    "steps",
+]
 SCORED_TASKS = frozenset({"language", "pairs", "rewards", "steps"})
 """Tasks in which a model writes nothing: the probability that it gives to what is there is measured, or what its head
 reads of it."""
 HEAD_TASKS: Mapping[str, Task] = {"reward": "rewards", "process_reward": "steps"}
 """What is measured of a training with a head, by the head's kind."""
+
+TEXT_HEAD_TASKS: Mapping[str, Task] = {
+    "classify": "label",
+    "multi_label": "labels",
+    "regress": "number",
+    "token_classify": "spans",
+}
+"""What the head of a training says of texts, by its kind: systems that write are asked for the same."""
+SURE_METRICS = ("calibration_error", "brier")
+"""Beside those of the task `label`, where a system tells how sure it is."""
 
 
 def detect_task(examples: Sequence[Example]) -> Task:
@@ -77,6 +100,9 @@ def choose_metrics(task: str, has_schema: bool = False) -> tuple[str, ...]:
         return ("field_f1", "exact_match", "json_valid", *schema, "field_precision", "field_recall")
     return {
         "label": ("accuracy", "macro_f1", "exact_match"),
+        "labels": ("labels_f1", "labels_exact"),
+        "number": ("r_squared", "absolute_error"),
+        "spans": ("span_f1",),
         "tool_calls": ("tool_calls",),
         "answers": ("answer_f1", "answer_match"),
         "text": ("rouge_l", "chrf", "exact_match", "token_accuracy", "perplexity"),
@@ -115,7 +141,7 @@ def require_metrics(task: str, metrics: Mapping[str, Metric]) -> None:
         EvaluationError: a metric of written answers where none are written, or of pairs where there are none.
     """
     scored = {"language": ("logprobs",), "pairs": ("logprobs", "pairs"), "rewards": ("rewards",), "steps": ("steps",)}
-    given = scored.get(task, ("generation", "logprobs"))
+    given = scored.get(task, ("generation", "logprobs", *(("probabilities",) if task == "label" else ())))
     for name, metric in metrics.items():
         if metric.needs not in given:
             fitting = ", ".join(choose_metrics(task))

@@ -16,7 +16,9 @@ from luthier import registry
 from luthier.assemble import Trained, open_trained
 from luthier.errors import ExportError, StorageError
 from luthier.export.card import write_card
-from luthier.export.formats.base import Exporter
+from luthier.export.formats._head import head_of
+from luthier.export.formats.base import HEADS, Exporter
+from luthier.export.head_parity import check_head_parity, questions_of
 from luthier.export.parity import Parity, check_parity, own_replies
 from luthier.export.probes import ROWS, Probes, probes_of
 from luthier.files import sha256_of, sync
@@ -55,7 +57,7 @@ def export(
         made.mkdir(parents=True)
         with progress.stage("write", "writing"):
             trained = open_float32(run)
-            _require_whole(trained)
+            _require_whole(trained, exporter)
             exporter.require(trained)
             exporter.write(trained, made)
             del trained  # the proof opens its own: it must not see what writing did to this one
@@ -79,18 +81,19 @@ def export(
     return parity
 
 
-def _require_whole(trained: Trained) -> None:
+def _require_whole(trained: Trained, exporter: Exporter) -> None:
     """Check that nothing of the trained model is left out.
 
     Raises:
-        ExportError: it needs its head, which no format holds.
+        ExportError: it needs its head, which the format does not hold.
     """
     head = trained.injected.head
-    if head is not None and head.shape.after_training:
-        raise ExportError(
-            f"{trained.folder} answers by a head of kind {head.shape.kind!r}, which no format of an export holds; "
-            "`luthier serve` and `open_trained` use it"
-        )
+    if head is None or not head.shape.after_training or head.shape.kind in exporter.heads:
+        return
+    raise ExportError(
+        f"{trained.folder} answers by a head of kind {head.shape.kind!r}, which an export of this format does not "
+        "hold; `luthier serve` and `open_trained` use it"
+    )
 
 
 def require_free(out: Path) -> None:
@@ -120,6 +123,13 @@ def prove(run: Path, exporter: Exporter, folder: Path, progress: Progress, rows:
     """
     trained = open_trained(run, "cpu")
     probes = probes_of(run, trained, rows)
+    if (head := head_of(trained)) is not None:
+        questions = questions_of(trained, head, probes)
+        with progress.stage("reload", f"{len(probes.rows)} test rows to the artifact, in a process of its own"):
+            job = {**exporter.reload_settings(trained, folder), "questions": questions}
+            found = asked_in_a_process(HEADS, job)
+        with progress.stage("compare", "comparing with the trained model"):
+            return check_head_parity(trained, exporter, probes, found)
     with progress.stage("reload", f"{len(probes.rows)} test rows to the artifact, in a process of its own"):
         found = reload(trained, exporter, folder, probes)
     with progress.stage("answer", "the same rows to the trained model"):
@@ -142,15 +152,24 @@ def reload(trained: Trained, exporter: Exporter, folder: Path, probes: Probes) -
         "longest_prompt": max(len(trained.template.prompt_ids(row.prompt, row.tools)) for row in probes.rows),
         "threads": torch.get_num_threads(),
     }
+    return asked_in_a_process(exporter.reloads_with, job)
+
+
+def asked_in_a_process(module: str, job: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a module answers to a job in a process of its own.
+
+    Raises:
+        ExportError: the process failed.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         job_path, answers_path = Path(temporary) / "job.json", Path(temporary) / "answers.json"
         job_path.write_text(json.dumps(job), encoding="utf-8")
-        command = [sys.executable, "-m", exporter.reloads_with, str(job_path), str(answers_path)]
+        command = [sys.executable, "-m", module, str(job_path), str(answers_path)]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode or not answers_path.is_file():
             said = " ".join(line.strip() for line in done.stderr.splitlines()[-3:] if line.strip())
             raise ExportError(
-                f"the artifact could not be opened in a fresh process ({exporter.reloads_with}, exit code "
+                f"the artifact could not be opened in a fresh process ({module}, exit code "
                 f"{done.returncode}): {said or 'it said nothing'}"
             )
         found: Mapping[str, Any] = json.loads(answers_path.read_text(encoding="utf-8"))

@@ -201,10 +201,10 @@ def _score_all(trained: Trained, exporter: Exporter, answers: Sequence[Answer]) 
     merge(trained)  # also makes dense what the adapter left quantized, so that all of it is rounded below
     merged = score(trained, answers[:MERGE_ROWS])
     weights = {name: parameter.detach().clone() for name, parameter in trained.loaded.model.named_parameters()}
-    largest, _ = _round(trained, weights, exporter.rounded)
+    largest, _ = round_weights(trained, weights, exporter.rounded)
     rounded = score(trained, answers)
     arithmetic = none
-    touched, changed = _round(trained, weights, exporter.like_arithmetic)
+    touched, changed = round_weights(trained, weights, exporter.like_arithmetic)
     if touched is not None:
         like = score(trained, answers) if changed else rounded
         arithmetic = _Difference.of(like.logprobs_T, own.logprobs_T)
@@ -230,10 +230,10 @@ def _inputs(
 
 
 @torch.no_grad()
-def _round(
+def round_weights(
     trained: Trained, weights: Mapping[str, Tensor], rounded: Callable[[Trained, str, Tensor], Tensor | None]
 ) -> tuple[float | None, bool]:
-    """Put rounded weights into the model.
+    """Put rounded weights into the model, those of `weights` as `rounded` rounds them.
 
     Returns:
         The largest relative change of a tensor by rounding, None if none is rounded; and whether the model was changed.
@@ -302,10 +302,11 @@ def told(parity: Parity) -> list[str]:
     """The figures of a gate that passed, for a terminal, a line each."""
     figures, task = parity.figures, parity.figures["task"]
     probes, nats = figures["probes"], figures["logprob_difference_nats"]
+    said, of_what = ("texts read", "texts") if "head" in figures else ("tokens written", "tokens")
     lines = [
-        f"{figures['program']}: {probes['rows']} of {probes['of']} test rows, {figures['tokens']:,} tokens written",
+        f"{figures['program']}: {probes['rows']} of {probes['of']} test rows, {figures['tokens']:,} {said}",
         *(f"  {name.replace('_', ' ')}: {in_nats(difference)}" for name, difference in nats.items()),
-        f"  first choice of the trained model: {figures['greedy_agreement']['trained']:.2%} of tokens",
+        f"  first choice of the trained model: {figures['greedy_agreement']['trained']:.2%} of {of_what}",
     ]
     if task is not None:
         lines.append(f"  {task['metric']}: {both_scores(task)}")
@@ -314,7 +315,7 @@ def told(parity: Parity) -> list[str]:
 
 def in_nats(difference: Mapping[str, float]) -> str:
     """A difference of log-probabilities in words."""
-    return f"mean {difference['mean']:.2g}, largest {difference['max']:.2g} nats a token"
+    return f"mean {difference['mean']:.2g}, largest {difference['max']:.2g} nats"
 
 
 def both_scores(task: Mapping[str, Any]) -> str:

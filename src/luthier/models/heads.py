@@ -6,8 +6,9 @@ It is float32 whatever the model is held in, and computed in float32 at least: a
 It is no part of the model: what the model writes does not depend on it, and a model's own files do not hold it.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,8 @@ from luthier.errors import ModelError
 
 FILE = "head.safetensors"
 """Beside the weights of an artifact."""
+SETTINGS = "head.json"
+"""Beside `FILE`, of a head whose numbers have names: what they are called and how they are read."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,12 @@ class HeadShape:
     start: Literal["normal", "zeros"] = "zeros"
     """`normal`: N(0, 1 / (width + 1)), so that numbers begin near 0 and apart (Ziegler et al. 2019, arXiv:1909.08593);
     a bias begins at 0."""
+    rate: float = 1.0
+    """What the learning rate of the run is multiplied by for it."""
+    labels: tuple[str, ...] = ()
+    """What each of its numbers is called, in their order; empty where they have no names."""
+    reading: Mapping[str, Any] = field(default_factory=dict)
+    """What else decides its numbers and is known before training, as plain values: what is read of a row."""
 
 
 class Head(nn.Module):
@@ -49,6 +58,8 @@ class Head(nn.Module):
         self.shape = shape
         self.taken_from: Path | None = None
         """The folder whose head it is; None: it began fresh."""
+        self.found: dict[str, Any] = {}
+        """What was found of its numbers after training, as plain values, such as the temperature that calibrates."""
         weight = torch.zeros(shape.outputs, width)
         if shape.start == "normal":  # drawn on the CPU, so that a seed means the same start on every device
             weight.normal_(std=(width + 1) ** -0.5, generator=torch.Generator().manual_seed(seed))
@@ -80,9 +91,18 @@ class Head(nn.Module):
         return dict(self.state_dict())
 
     def save(self, folder: Path) -> None:
-        """Write `FILE`, which says of what kind the head is."""
+        """Write `FILE`, which says of what kind the head is, and `SETTINGS` where there is something to be named."""
         tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in self.tensors().items()}
         save_file(tensors, folder / FILE, metadata={"kind": self.shape.kind})
+        if self._named:
+            text = json.dumps({**self._named, "found": self.found}, indent=1, ensure_ascii=False, allow_nan=False)
+            (folder / SETTINGS).write_text(text + "\n", encoding="utf-8")
+
+    @property
+    def _named(self) -> dict[str, Any]:
+        """What must be equal where a head is read again."""
+        named = {"labels": list(self.shape.labels)} if self.shape.labels else {}
+        return {**named, **self.shape.reading}
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote.
@@ -97,6 +117,13 @@ class Head(nn.Module):
         with torch.no_grad():
             for name, tensor in self.tensors().items():
                 tensor.copy_(tensors[name])
+        settings = read_settings(folder)
+        self.found = dict(settings.pop("found", {}))
+        if settings != self._named:
+            raise ModelError(
+                f"{folder / SETTINGS}: the head there was trained for {_short(settings)}; this run's objective has "
+                f"{_short(self._named)}"
+            )
 
     def take(self, folder: Path) -> None:
         """Begin as the head in `folder`, if there is one of this kind and shape.
@@ -104,8 +131,13 @@ class Head(nn.Module):
         Raises:
             ModelError: its file is damaged.
         """
-        if (folder / FILE).is_file() and _described(*read_head(folder)) == self._described():
+        if not (folder / FILE).is_file() or _described(*read_head(folder)) != self._described():
+            return
+        settings = read_settings(folder)
+        settings.pop("found", None)
+        if settings == self._named:
             self.load(folder)
+            self.found = {}  # of the weights as they were
             self.taken_from = folder
 
     def _described(self) -> str:
@@ -127,6 +159,29 @@ def read_head(folder: Path) -> tuple[str, dict[str, Tensor]]:
         return kind, load_file(path)
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path}: not a safetensors file that can be read: {error}") from None
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What `SETTINGS` in a folder says; nothing where there is no such file.
+
+    Raises:
+        ModelError: it is damaged.
+    """
+    path = folder / SETTINGS
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path}: not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ModelError(f"{path}: expected a JSON object")
+    return values
+
+
+def _short(values: Mapping[str, Any]) -> str:
+    text = json.dumps(values, ensure_ascii=False)
+    return text if len(text) <= 200 else text[:200] + "..."
 
 
 def _described(kind: str, tensors: Mapping[str, Tensor]) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from luthier.config import Settings
 from luthier.data.templates import Template
-from luthier.examples import Conversation, Document, Example, Row
+from luthier.examples import Conversation, Document, Example, Message, Row
 from luthier.models.forest import Batch, HeadValues, TokenScores
 from luthier.models.heads import HeadShape
 
@@ -142,6 +142,20 @@ class Objective(Settings, ABC):
     """Fewest examples of a step, where it compares them with one another."""
     rate_factor: ClassVar[float] = 1.0
     """What an adapter's own learning rate is multiplied by where the recipe names none."""
+    writes: ClassVar[bool] = True
+    """Whether replies are read; else a head reads what was asked, and the trained model is not meant to write."""
+
+    def settled(self, examples: Sequence[Example]) -> "Objective":
+        """The same with what only training rows decide, such as the labels; as it is where nothing is left to decide.
+
+        Raises:
+            DataError: a row does not fit it.
+        """
+        return self
+
+    def shown(self, example: Conversation) -> tuple[Message, ...]:
+        """The messages that its rows show."""
+        return example.messages
 
     def head(self) -> HeadShape | None:
         """The head that trains beside the adapter, for `Scorer.head_values` of the policy; None: none."""

@@ -133,6 +133,8 @@ def _render(
             yield Case(example, messages, example.tools, rows[index : index + 1], whole[index : index + 1], turns)
     elif isinstance(example, Document):
         yield Case(example, (), (), rows, whole)
+    elif not objective.writes:
+        yield Case(example, objective.shown(example), (), rows, whole)
     else:
         answers = [i for i, m in enumerate(example.messages) if m.role == "assistant"]
         wanted = answers[-1:] if loss_on == "last_assistant" else answers

@@ -28,6 +28,8 @@ class EndOfTurn(Gate):
 
         A reply whose end the cut took is the gate `truncation`'s matter and is left out.
         """
+        if not subject.objective.writes:
+            return self.passes("A head reads what is asked; no reply is learned.")
         stops = subject.template.stop_ids
         ended, missed = 0, 0
         faults = []

@@ -33,7 +33,11 @@ class EveryRow(Gate):
                 faults.append(Fault("", f"{len(units):,} of {len(examples):,} {split} rows were rendered"))
                 continue
             for example, unit in zip(examples, units, strict=True):
-                faults += [Fault(row.id, untrained(row), example.where) for row in unit if not row.trained_tokens]
+                faults += [
+                    Fault(row.id, untrained(row), example.where)
+                    for row in unit
+                    if not row.trained_tokens and subject.objective.writes
+                ]
                 faults += [] if unit else [Fault(example.id, "no row is left of it", example.where)]
             rows = sum(map(len, units))
             cut = sum(_cut(subject, example, unit) for example, unit in zip(examples, units, strict=True))

@@ -21,12 +21,20 @@ class TrainedTokens(Gate):
     def check(self, subject: Subject) -> GateResult:
         """Count the trained tokens of each row; the first token of a row cannot be predicted and does not count."""
         faults = [fault for case in (*subject.cases, *subject.validation_cases) for fault in _faults(case)]
+        if not subject.objective.writes:  # a head reads the one token that a row may have
+            faults = [fault for case in (*subject.cases, *subject.validation_cases) for fault in _empty(case)]
         rows = [row for case in subject.cases for row in case.rows]
         tokens, trained = sum(len(row.ids) for row in rows), sum(row.trained_tokens for row in rows)
         share = f"{trained / tokens:.0%}" if tokens else "none"
         least = min((row.trained_tokens for row in rows), default=0)
         message = f"{trained:,} of {tokens:,} tokens are trained on ({share}); the least in a row is {least}."
         return self.judge(faults, message, tokens=tokens, trained_tokens=trained)
+
+
+def _empty(case: Case) -> list[Fault]:
+    if case.error or any(row.ids for row in case.rows):
+        return []
+    return [Fault(case.row_id, "no token is left of it", case.where)]
 
 
 def _faults(case: Case) -> list[Fault]:

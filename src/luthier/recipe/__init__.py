@@ -264,12 +264,25 @@ class StyleSettings(Settings):
 class EvaluationSettings(Settings):
     """What is measured on the test rows, and for which systems."""
 
-    task: Literal["auto", "json", "label", "tool_calls", "answers", "text", "language", "pairs", "rewards", "steps"] = (
-        "auto"
-    )
-    """What kind of answer is expected; chooses the metrics when none are named. `answers`: one of several short texts,
-    each of which would do. `language` (raw text) and `pairs` are
-    scored, not answered; `rewards` and `steps` are judged by the head of a `reward` or a `process_reward`."""
+    task: Literal[
+        "auto",
+        "json",
+        "label",
+        "labels",
+        "number",
+        "spans",
+        "tool_calls",
+        "answers",
+        "text",
+        "language",
+        "pairs",
+        "rewards",
+        "steps",
+    ] = "auto"
+    """What kind of answer is expected; chooses the metrics when none are named. `labels`: a list of labels; `number`: a
+    number; `spans`: parts of the text and their labels. `answers`: one of several short texts, each of which would do.
+    `language` (raw text) and `pairs` are scored, not answered; `rewards` and `steps` are judged by the head of a
+    `reward` or a `process_reward`."""
     metrics: tuple[str, ...] = ()
     """Names from `luthier/evaluation/metrics`; absent: those that fit the task."""
     primary_metric: str | None = None
@@ -282,6 +295,9 @@ class EvaluationSettings(Settings):
     """Use only the first this many test rows; absent: all."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """Coverage of every interval in the report."""
+    precision: float = Field(0.95, gt=0, lt=1)
+    """Share of right answers that is wanted of systems that tell how sure they are: the report says how many rows they
+    answer at it, and leave the others to somebody else."""
     systems: Annotated[dict[str, SerializeAsAny[Settings]], BeforeValidator(_systems)] = Field(default_factory=dict)
     """Tables of systems by name, each with a `type`; absent: zero_shot, few_shot and fine_tuned, and rag where there is
     a `[retrieval]`."""

@@ -91,7 +91,7 @@ class Judge:
             return found
         opened = reopen(folder, self.recipe, self.data, progress)
         if adapter is not None:
-            restore(self.recipe, opened.loaded.model, adapter)
+            restore(opened.recipe, opened.loaded.model, adapter)
         opened.loaded.model.eval()
 
         with progress.stage(f"remember:{folder.path.name}", f"measuring {folder.path.name}"):

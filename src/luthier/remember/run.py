@@ -76,10 +76,11 @@ def begin_search(recipe: Recipe, folder: RunFolder) -> None:
     Raises:
         EvaluationError: the recipe leaves it out, or trains a model that writes nothing.
     """
-    head = objective_of(recipe).head()
-    if head is not None and head.kind in HEAD_TASKS:
+    objective = objective_of(recipe)
+    head = objective.head() if objective.writes else None
+    if not objective.writes or (head is not None and head.kind in HEAD_TASKS):
         raise EvaluationError(
-            "--remember keeps a model able to write, and what this recipe trains judges replies and writes none"
+            "--remember keeps a model able to write, and what this recipe trains reads and writes nothing"
         )
     if (kept := folder.read(REMEMBER)) is not None:
         folder.write(REMEMBER, {**kept, "chosen": None})

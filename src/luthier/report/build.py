@@ -8,7 +8,7 @@ from pathlib import Path
 from luthier import config
 from luthier.data.write import atomic_text
 from luthier.errors import StorageError
-from luthier.evaluation.task import HEAD_TASKS
+from luthier.evaluation.task import HEAD_TASKS, TEXT_HEAD_TASKS
 from luthier.prices import Book, open_book
 from luthier.recipe import CostSettings, DecisionSettings
 from luthier.report.assumptions import sensitivity
@@ -67,6 +67,7 @@ def build_report(folder: Path, today: date | None = None) -> Report:
         frontier=parts.frontier,
         grounding=parts.grounding,
         style=parts.style,
+        abstention=parts.abstention,
         cost=cost,
         data=Data(split=parts.split, findings=findings, checked=parts.findings is not None),
         training=training,
@@ -127,6 +128,7 @@ def _forgive_what_was_not_asked(parts: RunParts) -> None:
     asked = (parts.recipe.get("evaluation") or {}).get("forgetting") or {}
     is_asked_nothing = asked.get("multiple_choice") == "none" and asked.get("text") == "none"
     writes_nothing = parts.evaluation is not None and parts.evaluation.task in HEAD_TASKS.values()
+    writes_nothing = writes_nothing or (parts.recipe.get("objective") or {}).get("type") in TEXT_HEAD_TASKS
     if is_asked_nothing or writes_nothing:
         parts.missing = [m for m in parts.missing if m.part != "forgetting.json"]
     if parts.recipe and not parts.recipe.get("retrieval"):

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from luthier.errors import DataError
 from luthier.report.schema import (
+    Abstention,
     Difference,
     Evaluation,
     Finding,
@@ -101,6 +102,7 @@ class RunParts:
     frontier: Frontier | None = None
     grounding: Grounding | None = None
     style: Style | None = None
+    abstention: Abstention | None = None
     missing: list[Missing] = field(default_factory=list)
 
 
@@ -152,6 +154,8 @@ def read_run(folder: Path) -> RunParts:
         parts.grounding = _read(parts, "grounding.json", Grounding)
     if (folder / "style.json").is_file():  # only free text makes one
         parts.style = _read(parts, "style.json", Style)
+    if (folder / "abstention.json").is_file():  # only systems that tell how sure they are make one
+        parts.abstention = _read(parts, "abstention.json", Abstention)
     return parts
 
 

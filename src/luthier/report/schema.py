@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from luthier.evaluation.rungs import Rung
+from luthier.report.abstention_parts import Abstention as Abstention
 from luthier.report.cost_schema import Cost as Cost
 from luthier.report.frontier_parts import Frontier as Frontier, Replay as Replay
 from luthier.report.grounding_parts import Grounding as Grounding
@@ -565,6 +566,8 @@ class Report(Part):
     """Null if no row carries passages."""
     style: Style | None = None
     """Null unless answers are free text."""
+    abstention: Abstention | None = None
+    """Null where no system tells how sure it is."""
     cost: Cost
     """Money."""
     data: Data

@@ -28,6 +28,7 @@ from luthier.recipe import SYSTEMS, Recipe
 from luthier.report.folder import read_lines
 from luthier.run_folder import RunFolder
 from luthier.run_registry import Parent
+from luthier.settling import settled
 from luthier.stages import Opened, open_run, prepare_training, row_subject, train_stage
 from luthier.starts import FOLDER, keep_start
 from luthier.trackers.base import Ended
@@ -204,6 +205,7 @@ class Watched:
 
 
 def _open(ground: Ground, folder: RunFolder, recipe: Recipe) -> Opened:
+    recipe = settled(recipe, ground.data.train)
     start = keep_start(recipe, folder)
     loaded = assemble.open_for_run(recipe, folder)
     template = assemble.template_for(recipe, loaded, assemble.longest_row(recipe, loaded))

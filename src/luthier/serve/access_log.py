@@ -32,6 +32,7 @@ ROUTES = (
     "/v1/decisions",
     "/v1/embeddings",
     "/score",
+    "/classify",
     "/v1/adapters",
 )
 NAMED = ("/v1/models/", "/v1/adapters/")

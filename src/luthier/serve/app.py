@@ -22,6 +22,7 @@ from luthier.serve.api_error import ApiError, deadline_passed, model_not_found, 
 from luthier.serve.backend import Backend
 from luthier.serve.body import read_body, unless_gone
 from luthier.serve.chat import ChatRequest, parse_chat
+from luthier.serve.classification import ClassifyRequest, parse_classify
 from luthier.serve.completion import CompletionRequest, parse_completion
 from luthier.serve.constraint import GRAMMARS
 from luthier.serve.decision import DecisionRequest, parse_decision
@@ -81,6 +82,7 @@ def build_routes(backend: Backend, access: Access, limits: HttpLimits) -> FastAP
     app.add_api_route("/v1/completions", api.completions, methods=["POST"], response_model=None)
     app.add_api_route("/v1/decisions", api.decide, methods=["POST"], response_model=None)
     app.add_api_route("/score", api.score, methods=["POST"], response_model=None)
+    app.add_api_route("/classify", api.classify, methods=["POST"], response_model=None)
     app.add_api_route("/v1/embeddings", api.embed, methods=["POST"], response_model=None)
     for path in ("/rerank", "/v1/rerank", "/v2/rerank"):  # vLLM's own, Jina's and Cohere's
         app.add_api_route(path, api.rerank, methods=["POST"], response_model=None)
@@ -203,6 +205,24 @@ class Api:
             raise deadline_passed(seconds, "Send a shorter chat.") from None
         note_tokens(request.scope, usage(tokens, 0))
         return JSONResponse(asked.body(judged, tokens))
+
+    async def classify(self, request: Request) -> Response:
+        """POST /classify"""
+        asked = parse_classify(await read_body(request, self._limits))
+        served = self._served(asked.model)
+        with self._backend.seat():
+            served.require(asked)
+            return await unless_gone(request, self._classify(request, asked, served))
+
+    async def _classify(self, request: Request, asked: ClassifyRequest, served: Served) -> Response:
+        seconds = self._limits.deadline_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                said, tokens, threshold = await self._backend.classify(served.name, asked)
+        except TimeoutError:
+            raise deadline_passed(seconds, "Send fewer or shorter texts.") from None
+        note_tokens(request.scope, usage(tokens, 0))
+        return JSONResponse(asked.body(said, tokens, threshold))
 
     async def embed(self, request: Request) -> Response:
         """POST /v1/embeddings"""

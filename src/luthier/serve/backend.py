@@ -8,11 +8,15 @@ from contextlib import aclosing, contextmanager
 from functools import partial
 from typing import Any
 
+from luthier.data.source import micro_batches
 from luthier.errors import EvaluationError, LuthierError, ServeError, TemplateError
+from luthier.evaluation.calibration import Threshold
 from luthier.evaluation.rewards import Judgement
-from luthier.examples import Conversation, Message
+from luthier.evaluation.said import Said
+from luthier.examples import Conversation, Message, Row
 from luthier.serve.api_error import ApiError, deadline_passed, model_not_found, too_many
-from luthier.serve.choices import Choices, Reading, grouped, score
+from luthier.serve.choices import GROUP_TOKENS, Choices, Reading, grouped, score
+from luthier.serve.classification import ClassifyRequest
 from luthier.serve.decision import DecisionRequest
 from luthier.serve.embedding import EmbeddingModel
 from luthier.serve.limits import Limits
@@ -243,6 +247,34 @@ class Backend:
             raise ApiError(f"The reply cannot be scored: {error}", param="messages", code="invalid_value") from None
         (judged,) = await asyncio.wrap_future(self._worker.compute(partial(judge.read, [row])))
         return judged, len(row.ids)
+
+    async def classify(self, model: str, asked: ClassifyRequest) -> tuple[list[Said], int, Threshold | None]:
+        """What a head says of each text, the tokens read for them, and from which confidence on it is right often
+        enough, where that was asked.
+
+        Raises:
+            ApiError: 400 if the template cannot render a text, or it does not fit in the context; 503 if the worker is
+                closing.
+        """
+        reader = self._scored(model).classifier
+        assert reader is not None  # `require` has refused others
+        param = "messages" if asked.messages else "input"
+        conversations = asked.conversations(reader.system or "")
+        loop = asyncio.get_running_loop()
+        rows: list[Row] = []
+        found: list[Said] = []
+        try:
+            for conversation in conversations:
+                rows.append(await loop.run_in_executor(self._renderer, reader.row, conversation))
+        except TemplateError as error:
+            raise ApiError(f"The text cannot be rendered: {error}", param=param, code="template_error") from None
+        except EvaluationError as error:
+            raise ApiError(f"The text cannot be read: {error}", param=param, code="invalid_value") from None
+        for group in micro_batches([(row,) for row in rows], GROUP_TOKENS):
+            part = conversations[len(found) : len(found) + len(group)]
+            found += await asyncio.wrap_future(self._worker.compute(partial(reader.read, group, part)))
+        threshold = None if asked.precision is None else reader.reading.threshold(asked.precision)
+        return found, sum(len(row.ids) for row in rows), threshold
 
     def _scored(self, name: str) -> ServedModel:
         served = self._served(name)

@@ -34,6 +34,7 @@ from luthier.examples import Message
 from luthier.files import sha256_of
 from luthier.serve.api_error import ApiError, deadline_passed, internal, too_many, unsupported
 from luthier.serve.chat import ChatRequest
+from luthier.serve.classification import ClassifyRequest
 from luthier.serve.completion import CompletionRequest
 from luthier.serve.decision import DecisionRequest
 from luthier.serve.failures import place_of
@@ -135,6 +136,8 @@ class GgufModel:
             raise unsupported("model", "decisions are scored by our own engine, which this GGUF file is not loaded in")
         if isinstance(asked, ScoreRequest):
             raise unsupported("model", "replies are scored by a reward model's head, which no GGUF file holds")
+        if isinstance(asked, ClassifyRequest):
+            raise unsupported("model", "texts are classified by a head, which no GGUF file holds")
         sampling = asked.common.sampling
         penalties = {"presence_penalty": sampling.presence_penalty, "frequency_penalty": sampling.frequency_penalty}
         for name, value in penalties.items():

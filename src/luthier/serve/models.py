@@ -14,11 +14,13 @@ from luthier.adapters.base import Injected
 from luthier.config import canonical_hash
 from luthier.data.template_probes import kinds_of
 from luthier.data.templates import Template
+from luthier.evaluation.classes import Classifier, classifier_of
 from luthier.evaluation.rewards import RewardModel, judge_of
 from luthier.models.load import LoadedModel
 from luthier.models.mixed import NO_ADAPTER, Mixture, Part, twin
 from luthier.models.virtual import virtual_ids
 from luthier.serve.api_error import unsupported
+from luthier.serve.classification import ClassifyRequest
 from luthier.serve.completion import CompletionRequest
 from luthier.serve.decision import DecisionRequest
 from luthier.serve.reward import ScoreRequest
@@ -42,7 +44,9 @@ class ServedModel:
     fingerprint: str = ""
     """Identifies weights (what was trained included) and template; `system_fingerprint` in answers."""
     judge: RewardModel | None = None
-    """What scores replies (/score); None: it writes them."""
+    """What scores replies (/score); None: it does not."""
+    classifier: Classifier | None = None
+    """What says something of texts (/classify); None: it does not."""
     shared: Mixture | None = None
     """What its rows are written with, together with those of others; None: with `loaded`, in a batch of their own."""
     parts: dict[str, Part] = field(default_factory=dict)
@@ -78,6 +82,11 @@ class ServedModel:
             raise unsupported("model", f"{self.name!r} writes replies; they are scored by a reward model")
         if not isinstance(asked, ScoreRequest) and self.judge is not None:
             raise unsupported("model", f"{self.name!r} was trained to score replies (/score), not to write them")
+        if isinstance(asked, ClassifyRequest):
+            self._require_read(asked)
+            return
+        if self.classifier is not None:
+            raise unsupported("model", f"{self.name!r} was trained to classify texts (/classify), not to write replies")
         if isinstance(asked, CompletionRequest):
             return
         tools = () if isinstance(asked, DecisionRequest) else asked.tools
@@ -86,6 +95,17 @@ class ServedModel:
                 what = "system messages" if kind == "system" else kind.replace("_", " ")
                 at = "input" if isinstance(asked, DecisionRequest) else place
                 raise unsupported(at, f"the chat template of {self.name!r} has no place for {what}")
+
+    def _require_read(self, asked: ClassifyRequest) -> None:
+        """Refuse what its head was not trained to read."""
+        if self.classifier is None:
+            raise unsupported(
+                "model", f"{self.name!r} writes replies; texts are classified by a run that trained a head"
+            )
+        if self.classifier.system is None and not asked.messages:
+            raise unsupported("input", f"{self.name!r} was trained with several system messages: send 'messages'")
+        if asked.precision is not None and not self.classifier.reading.answers_once:
+            raise unsupported("precision", f"what {self.name!r} says is no single label that is right or wrong")
 
     def place(self) -> int:
         """Move its parts into the mixture, once; returns the place of its rows there. For the thread that computes."""
@@ -122,8 +142,8 @@ class SharedBase:
             parts = injected.parts()
             fingerprint = "fp_" + canonical_hash([self._key(template), _digest(injected)])[:12]
         shared = None if parts is None else self.mixture
-        judge = judge_of(loaded, template, injected.head)
-        return ServedModel(name, loaded, template, int(time.time()), fingerprint, judge, shared, dict(parts or {}))
+        heads = judge_of(loaded, template, injected.head), classifier_of(loaded, template, injected.head)
+        return ServedModel(name, loaded, template, int(time.time()), fingerprint, *heads, shared, dict(parts or {}))
 
     def _copy(self) -> LoadedModel:
         return replace(self.loaded, model=twin(self.loaded.model))
@@ -135,7 +155,8 @@ class SharedBase:
 def whole_model(name: str, loaded: LoadedModel, template: Template, injected: Injected) -> ServedModel:
     """A model all of whose weights were trained; there is no base beside it."""
     key = canonical_hash([loaded.files.fingerprint, template.sha256, _digest(injected)])[:12]
-    return ServedModel(name, loaded, template, int(time.time()), f"fp_{key}", judge_of(loaded, template, injected.head))
+    heads = judge_of(loaded, template, injected.head), classifier_of(loaded, template, injected.head)
+    return ServedModel(name, loaded, template, int(time.time()), f"fp_{key}", *heads)
 
 
 def _digest(injected: Injected) -> str:

@@ -7,13 +7,14 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 from luthier.data.call_forms import Calls
 from luthier.examples import Message
 from luthier.serve.chat import ChatRequest
+from luthier.serve.classification import ClassifyRequest
 from luthier.serve.completion import CompletionRequest
 from luthier.serve.decision import DecisionRequest
 from luthier.serve.reward import ScoreRequest
 from luthier.serve.work import Event, Work
 
 T = TypeVar("T")
-Asked: TypeAlias = ChatRequest | CompletionRequest | DecisionRequest | ScoreRequest
+Asked: TypeAlias = ChatRequest | CompletionRequest | DecisionRequest | ScoreRequest | ClassifyRequest
 
 
 class Reads(Protocol):

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         measured = measure_base(opened, question, progress)
         if (folder / "adapter").is_dir():
             assemble.require_same_base(assemble.artifact_record(folder / "adapter"), opened.loaded)
-            injected = assemble.restore(recipe, opened.loaded.model, folder / "adapter")
+            injected = assemble.restore(opened.recipe, opened.loaded.model, folder / "adapter")
             measured = measure_tuned(opened, question, injected, progress, measured)
             del opened, injected  # its memory is needed for the second training's model
             second = reopen_with_passages(recipe, folder, data, progress) if is_wanted(recipe) else None

@@ -121,12 +121,14 @@ class Fields:
         instruction: str | None,
         tools: tuple[Mapping[str, Any], ...] = (),
         label: str | None = None,
+        target: Any = None,
     ) -> Conversation:
         """These turns with what every format reads alike: `system`, `id`, `target`, `group`, the rest as `extra`.
 
-        Call it last. `label`, where a format has one, stands for `target`.
+        Call it last. `label`, or another `target`, where a format has one, stands for the row's own.
         """
-        target = self.target()
+        own = self.target()
+        target = own if target is None else target
         return Conversation(
             self.with_system(messages, instruction),
             tools,

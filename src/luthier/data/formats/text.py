@@ -14,7 +14,10 @@ from luthier.examples import Document
 SAMPLE: Mapping[str, Any] = {"text": "Led Zeppelin were an English rock band formed in London in 1968."}
 
 # a row that has one of these beside `text` means something else by it
-_OTHERS = ("label", "messages", "conversations", "prompt", "completion", "instruction", "chosen", "input")
+_OTHERS = (
+    *("label", "labels", "number", "spans", "messages", "conversations"),
+    *("prompt", "completion", "instruction", "chosen", "input"),
+)
 
 
 def matches(values: Mapping[str, Any]) -> bool:

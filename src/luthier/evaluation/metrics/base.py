@@ -19,7 +19,7 @@ from luthier.config import Settings
 from luthier.examples import Message
 
 Array: TypeAlias = npt.NDArray[np.float64]
-Needs: TypeAlias = Literal["generation", "logprobs", "pairs", "rewards", "steps"]
+Needs: TypeAlias = Literal["generation", "logprobs", "pairs", "rewards", "steps", "probabilities"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Prediction:
     """The reply that was not wanted, for a preference pair; None for every other row."""
     rewards: tuple[float, ...] | None = None
     """Where rewards are measured: of the chosen and of the rejected reply, or of each step that it is right."""
+    probabilities: Mapping[str, float] | None = None
+    """Of every label, where the system tells them."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the row that no format claims, such as `acceptable` and `references`."""
     item: Mapping[str, Any] = field(default_factory=dict)
@@ -72,7 +74,8 @@ class Metric(Settings, ABC):
 
     needs: ClassVar[Needs] = "generation"
     """What it looks at: the answer, the log-probabilities of what was wanted, those of both replies of a pair, or what
-    a head reads of both or of each step. All but the first are known of model systems only."""
+    a head reads of both or of each step. All but the first are known of model systems only; the probabilities of all
+    labels, of whatever system tells them."""
     higher_is_better: ClassVar[bool] = True
     worst: ClassVar[float] = 0.0
     """Value of the worst system; infinite where there is no bound."""

@@ -70,7 +70,8 @@ class Context:
     max_new_tokens: int
     """The longest answer."""
     task: str
-    """`json`, `label`, `tool_calls`, `answers` or `text`; `language`, `pairs`, `rewards` or `steps`, where nothing is
+    """`json`, `label`, `labels`, `number`, `spans`, `tool_calls`, `answers` or `text`; `language`, `pairs`, `rewards` or
+    `steps`, where nothing is
     written and rows are scored."""
     primary_metric: Metric
     """What prompts are chosen by."""
@@ -79,7 +80,10 @@ class Context:
     tuned_fingerprint: str | None = None
     """Changes when the trained weights do; None before training."""
     head: Head | None = None
-    """Judges replies (tasks `rewards` and `steps`): the trained one, before training the base's own or a fresh one."""
+    """Judges replies (tasks `rewards` and `steps`): the trained one, before training the base's own or a fresh one. Or
+    the trained one that says something of what is asked."""
+    precision: float = 0.95
+    """Wanted share of right answers among those that a system gives that may abstain."""
     json_schema: Mapping[str, Any] | None = None
     """What answers must satisfy (task `json`)."""
     retriever: Retriever | None = None
@@ -131,6 +135,8 @@ class Answer:
     """Of a preference pair only."""
     rewards: tuple[float, ...] | None = None
     """In the tasks `rewards` and `steps` only."""
+    probabilities: Mapping[str, float] | None = None
+    """Of every label, calibrated, where the system tells them."""
     alone_seconds: float | None = None
     """How long it took to answer this row alone; None where that was not measured."""
 
@@ -191,6 +197,8 @@ class System(Settings, ABC):
     """Whether it is a model in this process, with tokens and log-probabilities; a program or an endpoint is none."""
     uses_retriever: ClassVar[bool] = False
     """Whether its answers depend on the passages of `[retrieval]`."""
+    gives_probabilities: ClassVar[bool] = False
+    """Whether it tells the probability of every label (task `label`), whatever was trained."""
     changes_no_answer: ClassVar[frozenset[str]] = frozenset({"note", "held_out"})
     """Settings that may become others while answers are collected."""
 
@@ -291,6 +299,7 @@ def prediction(row: Example, answer: Answer) -> Prediction:
         target_score=answer.target_score,
         rejected_score=answer.rejected_score,
         rewards=answer.rewards,
+        probabilities=answer.probabilities,
         extra=row.extra,
         item=item_of(row) if isinstance(row, Conversation) else {},
     )

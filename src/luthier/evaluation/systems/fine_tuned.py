@@ -5,8 +5,9 @@ from typing import ClassVar
 
 from luthier.errors import EvaluationError
 from luthier.evaluation.answering import answer_with_model
+from luthier.evaluation.classes import answer_with_head, is_classifier
 from luthier.evaluation.rungs import Rung
-from luthier.evaluation.systems.base import Answers, Context, System, TrainedOn
+from luthier.evaluation.systems.base import Answers, Context, System, TrainedOn, require_questions
 from luthier.examples import Example
 
 
@@ -26,4 +27,6 @@ class FineTuned(System):
             raise EvaluationError(
                 "the system fine_tuned needs trained weights; run `luthier train` first, or leave it out"
             )
+        if is_classifier(context.head):
+            return answer_with_head(require_questions(rows, "fine_tuned"), context, "fine_tuned")
         return Answers(*answer_with_model(rows, [row.prompt for row in rows], context, "fine_tuned"))

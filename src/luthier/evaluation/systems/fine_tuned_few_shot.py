@@ -12,6 +12,7 @@ from pydantic import Field
 
 from luthier.errors import EvaluationError
 from luthier.evaluation.answering import answer_with_model
+from luthier.evaluation.classes import require_writer
 from luthier.evaluation.rungs import Rung
 from luthier.evaluation.systems._prompts import Addition, choose
 from luthier.evaluation.systems.base import Answers, Context, System, TrainedOn, require_questions
@@ -49,6 +50,7 @@ class FineTunedFewShot(System):
             raise EvaluationError(
                 "the system fine_tuned_few_shot needs trained weights; run `luthier train` first, or leave it out"
             )
+        require_writer(context, "fine_tuned_few_shot")
         questions = require_questions(rows, "fine_tuned_few_shot")
         prompter = Prompter(FewShot(shots=self.shots), context)
         ways: list[Way | _Plain] = [Way(Addition(), "nearest"), Way(Addition(), "diverse"), _Plain()]

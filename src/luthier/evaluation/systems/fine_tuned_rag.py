@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from luthier.errors import EvaluationError
 from luthier.evaluation.answering import answer_with_model
+from luthier.evaluation.classes import require_writer
 from luthier.evaluation.rungs import Rung
 from luthier.evaluation.systems._prompts import Addition
 from luthier.evaluation.systems.base import Answers, Context, System, TrainedOn, require_questions
@@ -37,6 +38,7 @@ class FineTunedRag(System):
                 "the system fine_tuned_rag needs a training on retrieved passages; run `luthier train` first, or "
                 "leave it out"
             )
+        require_writer(context, "fine_tuned_rag")
         made = Prompter(retriever, context, "").made(questions, Way(Addition(), retriever.top_k))
         answers, seconds = answer_with_model(rows, [one.prompt for one in made], context, "fine_tuned_rag")
         found = sum(len(one.passages) for one in made)

@@ -24,6 +24,7 @@ from luthier.models.packed import make_dense
 TRANSFORMERS = "luthier.export.reload_transformers"
 LLAMA_CPP = "luthier.export.reload_llama_cpp"
 PACKED = "luthier.export.reload_packed"
+HEADS = "luthier.export.reload_classifier"
 
 
 class Exporter(ABC):
@@ -32,7 +33,9 @@ class Exporter(ABC):
     types: ClassVar[tuple[str, ...]] = ()
     """What `--type` may say; empty: nothing can be chosen."""
     reloads_with: ClassVar[str]
-    """The module that opens the artifact in a fresh process."""
+    """The module that opens the artifact in a fresh process; one with a head is opened by `HEADS`."""
+    heads: ClassVar[frozenset[str]] = frozenset()
+    """Kinds of heads that the format holds."""
 
     least_kept: float = LEAST_KEPT
     """Share of the update that must survive in each layer, where the format rounds to few bits."""

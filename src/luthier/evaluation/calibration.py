@@ -1,0 +1,147 @@
+"""Numbers as probabilities that can be believed: a temperature, how far confidence is off, and when to abstain.
+
+    p = softmax(z / T), or sigmoid(z / T) of each label by itself       T: the least NLL on validation rows
+
+(Guo et al. 2017, arXiv:1706.04599, section 4.2.) A temperature changes no answer of its own. Wanted is not quite 1 but
+(n + 1) / (n + 2), the rest spread over the other labels (Platt 1999, section 2.2), so that rows that are all right do
+not call for a temperature of 0.
+
+A threshold says from which confidence on an answer is given, so that of the answers given a wanted share is right. It
+is found on validation rows, going down from the surest ones and stopping where the exact binomial lower bound of what
+is right (Clopper and Pearson 1934) falls below what is wanted: tests in a fixed order, of which the first that fails
+ends all, so that the bound holds for the threshold that is found as well (Angelopoulos et al. 2021, arXiv:2110.01052,
+section 3.1). The first test is at the fewest rows that one wrong answer leaves enough of.
+
+Shapes: N rows, C labels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import special
+from scipy.optimize import minimize_scalar
+
+from luthier.evaluation.metrics.base import Array
+from luthier.evaluation.significance import clopper_pearson
+
+LEVEL = 0.95
+"""Confidence of the lower bound that a threshold must keep; one-sided."""
+COLDEST, HOTTEST = 0.02, 50.0
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """From which confidence on an answer is given."""
+
+    confidence: float
+    answered: int
+    right: int
+    rows: int
+    """Validation rows that it was found on; `answered` of them are at least as sure, and `right` of these right."""
+    low: float
+    """Lower bound of the share of answers that are right."""
+
+    def dump(self) -> dict[str, Any]:
+        """Plain values."""
+        return vars(self)
+
+
+def softmax(logits_NC: Array, temperature: float = 1.0) -> Array:
+    """(N, C) probabilities."""
+    return np.asarray(special.softmax(logits_NC / temperature, axis=1), dtype=np.float64)
+
+
+def fit_temperature(logits_NC: Array, wanted_N: Sequence[int]) -> float:
+    """The temperature of one label of many; 1 where no row tells.
+
+    Args:
+        logits_NC: of validation rows.
+        wanted_N: the number of each row's label; below 0 where it is none of them.
+    """
+    wanted = np.asarray(wanted_N, dtype=np.int64)
+    known = wanted >= 0
+    logits, wanted = logits_NC[known], wanted[known]
+    if not len(wanted):
+        return 1.0
+    rows, labels = logits.shape
+    target = np.full((rows, labels), 1 / (rows + 2) / max(labels - 1, 1))
+    target[np.arange(rows), wanted] = (rows + 1) / (rows + 2)
+    return _least(lambda t: -float((target * special.log_softmax(logits / t, axis=1)).sum()))
+
+
+def fit_temperatures(logits_NC: Array, wanted_NC: Array) -> list[float]:
+    """The temperature of each label, where a text may have several."""
+    rows = len(logits_NC)
+    low, high = 1 / (rows + 2), (rows + 1) / (rows + 2)
+    found = []
+    for logits_N, wanted_N in zip(logits_NC.T, wanted_NC.T, strict=True):
+        target_N = np.where(wanted_N > 0, high, low)
+        found.append(_least(lambda t, z=logits_N, y=target_N: _binary(z / t, y)) if rows else 1.0)
+    return found
+
+
+def _binary(logits_N: Array, target_N: Array) -> float:
+    return -float((target_N * special.log_expit(logits_N) + (1 - target_N) * special.log_expit(-logits_N)).sum())
+
+
+def _least(nll: Any) -> float:
+    """The temperature of the least NLL, which is convex in 1 / T."""
+    bounds = (np.log(COLDEST), np.log(HOTTEST))
+    found = minimize_scalar(lambda log_t: nll(np.exp(log_t)), bounds=bounds, method="bounded")
+    return float(np.exp(found.x))
+
+
+def calibration_error(confidence_N: Array, right_N: Array, bins: int, counts_BN: Array | None = None) -> Array:
+    """(B,) expected calibration error, sum over bins of |right - confidence| / N, with bins of equal width.
+
+    Args:
+        confidence_N: of each answer, between 0 and 1.
+        right_N: 1 where it is right.
+        bins: how many.
+        counts_BN: how often each row counts; None: once.
+    """
+    counts_BN = np.ones((1, len(confidence_N))) if counts_BN is None else counts_BN
+    place_N = np.clip((confidence_N * bins).astype(np.int64), 0, bins - 1)
+    off_NM = np.zeros((len(confidence_N), bins))
+    off_NM[np.arange(len(place_N)), place_N] = right_N - confidence_N
+    error_B: Array = np.abs(counts_BN @ off_NM).sum(1) / counts_BN.sum(1)
+    return error_B
+
+
+def find_threshold(confidence_N: Array, right_N: Array, precision: float, level: float = LEVEL) -> Threshold | None:
+    """The lowest confidence from which on so many answers are right; None where validation rows cannot show it.
+
+    Args:
+        confidence_N: of the validation rows' answers.
+        right_N: 1 where an answer is right.
+        precision: wanted share of right answers among those given.
+        level: confidence of the lower bound.
+    """
+    order = np.argsort(-confidence_N, kind="stable")
+    sorted_N, right = confidence_N[order], np.cumsum(right_N[order])
+    rows, found = len(order), None
+    for answered in range(min(_fewest(precision, level), rows), rows + 1):
+        if answered < rows and answered and sorted_N[answered] == sorted_N[answered - 1]:
+            continue  # equally sure answers are given together
+        if not answered:
+            continue
+        low = lower_bound(round(right[answered - 1]), answered, level)
+        if low < precision:
+            break
+        found = Threshold(float(sorted_N[answered - 1]), answered, round(right[answered - 1]), rows, low)
+    return found
+
+
+def lower_bound(successes: int, trials: int, level: float = LEVEL) -> float:
+    """One-sided lower bound of a share."""
+    return clopper_pearson(successes, trials, 2 * level - 1)[0]
+
+
+def _fewest(precision: float, level: float) -> int:
+    """Rows of which one may be wrong and the bound still holds."""
+    trials = 2
+    while lower_bound(trials - 1, trials, level) < precision:
+        trials += max(1, trials // 64)
+    return trials

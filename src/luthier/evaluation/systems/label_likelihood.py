@@ -1,0 +1,175 @@
+"""The base model, asked how likely each label is as its reply: nothing is written, and no answer is anything else.
+
+    score of label c = log p(c and the end of the turn | prompt)        p_c = softmax(scores / T)_c
+
+T is found on validation rows, as for every other system that tells how sure it is. Two prompts compete on validation
+rows, the row's own and the one that names the labels; what prompts share is computed once for all labels. Left out:
+dividing by the length of a label, or by how likely it is without the text.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from luthier.errors import EvaluationError
+from luthier.evaluation.calibration import softmax
+from luthier.evaluation.metrics.base import Array
+from luthier.evaluation.said import calibrated
+from luthier.evaluation.systems._prompts import has_room, suggested
+from luthier.evaluation.systems.base import Answer, Answers, Context, System, require_questions, with_instruction
+from luthier.examples import Conversation, Example, Message
+from luthier.models.generate import Question, score_choices_batch
+from luthier.objectives._labelled import label_of
+
+Prompts = list[tuple[Message, ...]]
+
+
+class LabelLikelihood(System):
+    """The base model's likeliest label."""
+
+    gives_probabilities: ClassVar[bool] = True
+
+    instruction: str = ""
+    """Always added to the system message."""
+    tune_rows: int = Field(40, ge=0)
+    """Validation rows on which the row's own prompt and one that names the labels compete; 0: its own is used."""
+
+    def answer(self, rows: Sequence[Example], context: Context) -> Answers:
+        """The likeliest label of each row, with the probabilities of all.
+
+        Raises:
+            EvaluationError: the task is no choice of labels, or a row leaves no room for one.
+        """
+        with context.adapter_disabled():
+            return likeliest(require_questions(rows, "label_likelihood"), self._choose(context), context)
+
+    def _choose(self, context: Context) -> str:
+        """The addition under which more validation rows are answered right; of equals the shorter."""
+        rows = context.validation[: self.tune_rows]
+        additions = ["", *suggested(context)[-1:]] if rows else [""]
+        labels, found = labels_of(context), []
+        for text in additions:
+            addition = "\n".join(part for part in (self.instruction, text) if part)
+            prompts = [with_instruction(row.prompt, addition) for row in rows]
+            if not all(has_room(row, p, context) for row, p in zip(rows, prompts, strict=True)):
+                continue
+            scores_NC = (
+                score_labels(rows, prompts, labels, context, "choosing a prompt") if len(additions) > 1 else None
+            )
+            right = 0 if scores_NC is None else _right(scores_NC, rows, labels)
+            found.append((right, addition))
+        return max(found, key=lambda one: one[0], default=(0, self.instruction))[1]
+
+
+def likeliest(rows: Sequence[Conversation], addition: str, context: Context) -> Answers:
+    """The likeliest label of each row under the model as it is, calibrated on the validation rows.
+
+    Raises:
+        EvaluationError: as `LabelLikelihood.answer`.
+    """
+    labels = labels_of(context)
+    start = time.perf_counter()
+    prompts = [with_instruction(row.prompt, addition) for row in rows]
+    scores_NC = score_labels(rows, prompts, labels, context, "scoring labels")
+    seconds = time.perf_counter() - start
+    held_out = [with_instruction(row.prompt, addition) for row in context.validation]
+    validation_NC = score_labels(context.validation, held_out, labels, context, "calibrating")
+    calibration = calibrated(validation_NC, [_place(row, labels) for row in context.validation])
+    alone = {}
+    for place in (n * len(rows) // context.alone_rows for n in range(min(context.alone_rows, len(rows)))):
+        began = time.perf_counter()
+        score_labels(rows[place : place + 1], prompts[place : place + 1], labels, replace(context, on_progress=_silent))
+        alone[place] = time.perf_counter() - began
+    answers = [
+        Answer(
+            row.id,
+            prompt,
+            labels[int(p_C.argmax())],
+            Message("assistant", labels[int(p_C.argmax())]),
+            prompt_tokens=len(context.template.prompt_ids(prompt, row.tools)),
+            completion_tokens=0,
+            probabilities=dict(zip(labels, p_C.tolist(), strict=True)),
+            alone_seconds=alone.get(index),
+        )
+        for index, (row, prompt, p_C) in enumerate(
+            zip(rows, prompts, softmax(scores_NC, calibration.temperature), strict=True)
+        )
+    ]
+    details: dict[str, Any] = {"addition": addition, "abstention": calibration.abstention(context.precision)}
+    return Answers(answers, seconds, details)
+
+
+def labels_of(context: Context) -> tuple[str, ...]:
+    """The labels of the training rows, in the order of the alphabet.
+
+    Raises:
+        EvaluationError: the task is no choice of labels, or there are no training rows.
+    """
+    if context.task != "label" or not context.train:
+        raise EvaluationError(
+            f"label likelihood chooses among the labels of the training rows, and the task is {context.task!r}; leave "
+            "the system out of evaluation.systems"
+        )
+    return tuple(sorted({label_of(row) for row in context.train}))
+
+
+def score_labels(
+    rows: Sequence[Conversation], prompts: Prompts, labels: Sequence[str], context: Context, what: str = ""
+) -> Array:
+    """(N, C) log-probability of each label and the end of the turn, after each prompt.
+
+    Raises:
+        EvaluationError: a row leaves no room for a label.
+        TemplateError: the template refuses a row.
+    """
+    if not rows:
+        return np.zeros((0, len(labels)))
+    replies = _replies(rows[0], prompts[0], labels, context)
+    if len(rows) > 1 and replies != _replies(rows[-1], prompts[-1], labels, context):
+        raise EvaluationError("the chat template writes a label otherwise after other prompts, so none can be scored")
+    questions: list[Question] = []
+    for row, prompt in zip(rows, prompts, strict=True):
+        ids = tuple(context.template.prompt_ids(prompt, row.tools))
+        longest = len(ids) + max(map(len, replies))
+        if longest > context.loaded.max_tokens:
+            raise EvaluationError(
+                f"row {row.id} ({row.where}): with a label it needs {longest} tokens, and the model's context ends at "
+                f"{context.loaded.max_tokens}"
+            )
+        questions.append((ids, replies))
+    scores = score_choices_batch(
+        context.loaded, questions, on_progress=lambda done, total: context.on_progress(what, done, total)
+    )
+    return np.array(scores, dtype=np.float64)
+
+
+def _replies(
+    row: Conversation, prompt: tuple[Message, ...], labels: Sequence[str], context: Context
+) -> tuple[tuple[int, ...], ...]:
+    """The tokens of each label as a reply, with the token that ends it."""
+    start, found = len(context.template.prompt_ids(prompt, row.tools)), []
+    for label in labels:
+        reply = Message("assistant", label)
+        rendered = context.template.reply_row(Conversation((*prompt, reply), row.tools, row.where, row.id), (reply,))
+        last = max(i for i, weight in enumerate(rendered.loss_mask) if weight)
+        found.append(tuple(rendered.ids[start : last + 1]))
+    if len(set(found)) != len(found):
+        raise EvaluationError("the chat template makes the same tokens of two labels, so they cannot be told apart")
+    return tuple(found)
+
+
+def _place(row: Conversation, labels: Sequence[str]) -> int:
+    label = label_of(row)
+    return labels.index(label) if label in labels else -1
+
+
+def _right(scores_NC: Array, rows: Sequence[Conversation], labels: Sequence[str]) -> int:
+    return sum(_place(row, labels) == int(s_C.argmax()) for row, s_C in zip(rows, scores_NC, strict=True))
+
+
+def _silent(_what: str, _done: int, _total: int) -> None:
+    """Nothing is shown."""
