@@ -143,7 +143,7 @@ def divide(recipe: Recipe) -> tuple[Data, dict[str, Any], list[Finding]]:
 
     def read(path: str) -> list[Example]:
         examples = read_examples(Path(path), settings.format, settings.instruction)
-        return [with_place_for_reply(example) for example in examples] if recipe.rollout else list(examples)
+        return [with_place_for_reply(example) for example in examples] if _is_replied(recipe) else list(examples)
 
     given = {name: path for name, path in _files(recipe).items() if name != "train"}
     taken = {name: read(path) for name, path in given.items() if path is not None}
@@ -152,7 +152,7 @@ def divide(recipe: Recipe) -> tuple[Data, dict[str, Any], list[Finding]]:
     shares = {name: share for name, share in shares.items() if name not in taken}
     parts = split(read(settings.train), shares, recipe.seed, taken=taken)
     findings = run_checks(Data(parts.train, parts.validation, parts.test).named())
-    if recipe.rollout:  # a row that is only asked needs no reply
+    if _is_replied(recipe):  # a row that is only asked needs no reply
         findings = [finding for finding in findings if finding.message != EMPTY_REPLY]
     pool = _pool(recipe, parts)
     findings += pool.findings() if pool else []
@@ -167,6 +167,11 @@ def divide(recipe: Recipe) -> tuple[Data, dict[str, Any], list[Finding]]:
         **({"replay": pool.counts()} if pool else {}),
     }
     return Data(training, parts.validation, parts.test, pool.rows if pool else ()), counts, findings
+
+
+def _is_replied(recipe: Recipe) -> bool:
+    """Whether replies are written to the rows."""
+    return recipe.rollout is not None or (recipe.teacher is not None and recipe.teacher.replies == "teacher")
 
 
 def _pool(recipe: Recipe, parts: Split) -> Pool | None:

@@ -1,5 +1,6 @@
 """Learning from a teacher: buckets against autograd, divergences at and away from step 0, and the whole vocabulary."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import get_args
 
@@ -33,16 +34,18 @@ def whole(kind: Divergence, logits: Tensor, teacher: Tensor, hidden: Tensor) -> 
     t, s = teacher[hidden].softmax(-1), logits[hidden].softmax(-1)
 
     def kl(p: Tensor, q: Tensor) -> Tensor:
-        return (p * (p.log() - q.log())).sum(-1)
+        terms: Tensor = p * (p.log() - q.log())
+        return terms.sum(-1)
 
-    mixed = 0.3 * t + 0.7 * s
-    return {
+    mixed: Tensor = 0.3 * t + 0.7 * s
+    named: dict[str, Tensor] = {
         "forward_kl": kl(t, s),
         "reverse_kl": kl(s, t),
         "js": 0.3 * kl(t, mixed) + 0.7 * kl(s, mixed),
         "skew_kl": kl(t, 0.2 * t + 0.8 * s),
         "skew_reverse_kl": kl(s, 0.8 * t + 0.2 * s),
-    }[kind]
+    }
+    return named[kind]
 
 
 def test_buckets_and_their_gradient_are_those_of_autograd() -> None:
@@ -52,7 +55,8 @@ def test_buckets_and_their_gradient_are_those_of_autograd() -> None:
     ids[4] = NOTHING
     weights = torch.linspace(-1, 2, 30, dtype=torch.float64).reshape(6, 5)
     found = []
-    for function in (bucket_logprobs_plain, bucket_logprobs, *(partial(bucket_logprobs, cells=c) for c in (62, 1))):
+    in_chunks: list[Callable[..., Tensor]] = [partial(bucket_logprobs, cells=cells) for cells in (1000, 62, 1)]
+    for function in (bucket_logprobs_plain, *in_chunks):
         leaf = student.clone().requires_grad_()
         out = function(leaf, hidden, ids)
         there = out > -torch.inf

@@ -43,10 +43,5 @@ class TaughtSettings(Settings):
 
     def distance(self, logits_HV: Tensor, batch: Batch, told: Told) -> Tensor:
         """(K,) from what the teacher told, with the graph of the logits."""
-        student_KB = bucket_logprobs(logits_HV, hidden_of_tokens(batch), told.ids_KB)
+        student_KB = bucket_logprobs(logits_HV, batch.hidden_K, told.ids_KB)
         return divergence(self.divergence, told.logprobs_KB, student_KB, self.beta, self.skew)
-
-
-def hidden_of_tokens(batch: Batch) -> Tensor:
-    """(K,) which of the H positions predicts each trained-on token."""
-    return batch.hidden_Q[batch.prediction_K]

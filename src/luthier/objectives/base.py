@@ -102,6 +102,8 @@ class Lesson:
     """How many of the likeliest tokens; the others are told as one."""
     temperature: float = 1.0
     """That the teacher's logits are divided by."""
+    wants_every_token: bool = True
+    """Whether nothing else is learned where it tells nothing."""
 
 
 @dataclass(frozen=True)
@@ -141,8 +143,8 @@ class Models:
 
     def at(self, temperature: float) -> "Models":
         """The same at another temperature: what was sampled is scored as it was sampled."""
-        reference, teacher = (other and other.at(temperature) for other in (self.reference, self.teacher))
-        return Models(self.policy.at(temperature), reference, teacher)
+        reference = self.reference and self.reference.at(temperature)
+        return Models(self.policy.at(temperature), reference, self.teacher and self.teacher.at(temperature))
 
     def told(self, batch: Batch) -> Told:
         """What the teacher says of a batch."""
@@ -236,6 +238,8 @@ class OnlineObjective(Objective):
     """Learns from replies that the model writes while it trains (`engine.rollout`), by what they are worth."""
 
     keeps_reference: ClassVar[bool] = False
+    needs_rewards: ClassVar[bool] = True
+    """Whether replies are learned from by what graders, or an environment, give for them."""
 
     @property
     def least_group(self) -> int:

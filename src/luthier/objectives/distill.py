@@ -30,7 +30,7 @@ class Distill(TaughtSettings, Objective):
 
     def lesson(self) -> Lesson:
         """The likeliest tokens at this temperature."""
-        return Lesson(self.top_k, self.temperature)
+        return Lesson(self.top_k, self.temperature, wants_every_token=not self.cross_entropy)
 
     def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
         """The rows of a conversation or document as the template renders them."""

@@ -41,13 +41,21 @@ def bucket_logprobs(logits_HV: Tensor, hidden_K: Tensor, ids_KB: Tensor, cells: 
 
 
 @torch.no_grad()
-def likeliest(logits_HV: Tensor, hidden_K: Tensor, count: int, cells: int = CELLS) -> tuple[Tensor, Tensor]:
-    """The ids (K, B) of the `count` likeliest tokens at each place, at most the whole vocabulary, and their buckets
-    (K, B + 1)."""
+def likeliest(
+    logits_HV: Tensor, hidden_K: Tensor, count: int, among_V: Tensor | None = None, cells: int = CELLS
+) -> tuple[Tensor, Tensor]:
+    """The ids (K, B) of the `count` likeliest tokens at each place, and their buckets (K, B + 1).
+
+    `among_V` says which tokens may be named, None: all; others have their share in the last bucket. B is `count`, or
+    how many may be named if those are fewer.
+    """
     places, vocabulary = len(hidden_K), logits_HV.shape[1]
-    ids_KB = hidden_K.new_empty((places, min(count, vocabulary)))
+    most = vocabulary if among_V is None else int(among_V.sum())
+    ids_KB = hidden_K.new_empty((places, min(count, most)))
     for part in _chunks(places, vocabulary, cells):
-        ids_KB[part] = logits_HV[hidden_K[part]].topk(ids_KB.shape[1]).indices
+        scores = logits_HV[hidden_K[part]]
+        named = scores if among_V is None else scores.masked_fill(~among_V, -INFINITE)
+        ids_KB[part] = named.topk(ids_KB.shape[1]).indices
     return ids_KB, bucket_logprobs(logits_HV, hidden_K, ids_KB, cells)
 
 
