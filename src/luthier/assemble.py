@@ -268,9 +268,7 @@ def make_trainable(recipe: Recipe, loaded: LoadedModel, start: Path | None = Non
 
 def _teaches_itself(recipe: Recipe, objective: Objective) -> bool:
     """Whether the model as it was before training is asked while it trains."""
-    settings = recipe.teacher
-    is_own = settings is not None and settings.model is None and settings.run is None
-    return is_own and isinstance(objective, OnlineObjective)
+    return recipe.teacher is not None and recipe.teacher.is_own and isinstance(objective, OnlineObjective)
 
 
 def head_over_base(recipe: Recipe, loaded: LoadedModel) -> heads.Head | None:

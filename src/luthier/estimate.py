@@ -268,10 +268,12 @@ def _built(opened: Opened) -> Run:
     start = None if opened.start is None else opened.start.folder
     trainable = assemble.make_trainable(opened.recipe, opened.loaded, start)
     trainable = replace(trainable, asked=asked_of(opened, to_train=False))
-    if (plan := planned(opened.recipe, opened.loaded)) is not None:
-        is_asked_once = not isinstance(assemble.objective_of(opened.recipe), OnlineObjective)
-        with_made_up = replace(trainable, models=replace(trainable.models, teacher=made_up(plan)))
-        trainable = with_made_up if is_asked_once else taught(plan, opened, trainable, Silent())
+    plan, objective = planned(opened.recipe, opened.loaded), assemble.objective_of(opened.recipe)
+    lesson = objective.lesson()
+    if plan is not None and lesson is not None:
+        asked_once = replace(trainable, models=replace(trainable.models, teacher=made_up(lesson)))
+        is_kept = not isinstance(objective, OnlineObjective)  # another one stays in memory, so it counts
+        trainable = asked_once if is_kept else taught(plan, opened, trainable, Silent())
     return assemble.build_run(opened.recipe, opened.loaded, trainable, opened.units, "", opened.folder.path)
 
 

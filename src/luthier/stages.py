@@ -46,8 +46,8 @@ from luthier.recipe import Recipe
 from luthier.rewarding import host_of, unasked
 from luthier.run_folder import RunFolder
 from luthier.starts import Start, keep_start
-from luthier.teaching.plan import Planned, planned
-from luthier.teaching.stage import replies_of_teacher, require_rows_known, student_of, teacher_of
+from luthier.teaching.plan import Planned, Voice, planned
+from luthier.teaching.stage import replies_of_teacher, require_replies, teacher_of
 from luthier.tracking import LOG, tracked
 
 PROVEN_AT = 3  # the step after which the gates of stage `steps` look
@@ -252,17 +252,12 @@ def prepare_training(opened: Opened, progress: Progress, prove: bool = True, ava
 
 def taught(plan: Planned, opened: Opened, trainable: assemble.Trainable, progress: Progress) -> assemble.Trainable:
     """The cast with its teacher."""
-    require_rows_known(plan, opened.subject is not None)
-    named = opened.data.named() if opened.subject is None else opened.subject.splits
-    teacher = teacher_of(
-        plan,
-        opened.recipe,
-        opened.folder,
-        student_of(opened.recipe, opened.loaded, trainable.before),
-        {name: named[name] for name in opened.units},
-        opened.units,
-        progress,
-    )
+    require_replies(plan, opened.subject is not None)
+    recipe, loaded = opened.recipe, opened.loaded
+    student = Voice(loaded, assemble.template_for(recipe, loaded), trainable.before)
+    splits = opened.data.named() if opened.subject is None else opened.subject.splits
+    named = {name: splits[name] for name in opened.units}
+    teacher = teacher_of(plan, recipe, opened.folder, student, named, opened.units, progress)
     return replace(trainable, models=replace(trainable.models, teacher=teacher))
 
 

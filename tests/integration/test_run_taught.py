@@ -78,7 +78,11 @@ def baked(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> 
 def test_a_prompt_is_baked_and_the_report_says_what_it_saves_and_costs(baked: Path) -> None:
     report = read(baked / "report.json")
     found = report["baking"]
-    assert found["prompted"] == "prompted" and found["baked"] == "fine_tuned" and found["n"] == report["evaluation"]["n"] > 0
+    assert (
+        found["prompted"] == "prompted"
+        and found["baked"] == "fine_tuned"
+        and found["n"] == report["evaluation"]["n"] > 0
+    )
     saved = found["prompt_tokens"] - found["tokens_without"]
     assert 60 < saved == pytest.approx(saved_by_template(baked))
     d = found["difference"]

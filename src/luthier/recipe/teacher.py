@@ -39,6 +39,11 @@ class TeacherSettings(Settings):
     """At which it writes; 0: the likeliest token each time."""
 
     @property
+    def is_own(self) -> bool:
+        """Whether it is the model that is trained, as it was before."""
+        return self.model is None and self.run is None
+
+    @property
     def has_prompt(self) -> bool:
         """Whether it reads more than the trained model does."""
         return self.prompt is not None or self.examples is not None
@@ -58,7 +63,7 @@ class TeacherSettings(Settings):
         with nested():
             if self.model is not None and self.run is not None:
                 raise RecipeError("teacher.model and teacher.run both say who teaches; keep one")
-            if self.model is None and self.run is None and not self.has_prompt:
+            if self.is_own and not self.has_prompt:
                 raise RecipeError(
                     "[teacher] says neither who teaches nor with which prompt, so it would be the model itself: write "
                     "model, run, prompt or examples"

@@ -1,7 +1,6 @@
 """A teacher that is asked once, of all rows of a training."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -19,10 +18,10 @@ from luthier.models.forest import build_batch
 from luthier.models.kernels import native
 from luthier.models.kernels.buckets import NOTHING
 from luthier.models.scorer import in_mode
-from luthier.objectives.base import Told
+from luthier.objectives.base import Lesson, Told
 from luthier.progress import Progress
 from luthier.recipe import Recipe
-from luthier.teaching.plan import Planned, Voice, opened
+from luthier.teaching.plan import Planned, Voice, open_voice
 from luthier.teaching.words import Words, say
 
 READ_AT_ONCE = 4096
@@ -44,10 +43,10 @@ class Seen:
 
 def kept(
     plan: Planned,
+    lesson: Lesson,
     recipe: Recipe,
     student: Voice,
-    named: Mapping[str, Sequence[Example]],
-    units: Mapping[str, Sequence[Unit]],
+    rows: Mapping[str, tuple[Sequence[Example], Sequence[Unit]]],
     folder: Path,
     progress: Progress,
 ) -> KeptTeacher:
@@ -55,10 +54,10 @@ def kept(
 
     Args:
         plan: the teacher.
+        lesson: what is asked.
         recipe: of the run.
         student: its model, whose scorer is that of the model before training.
-        named: examples by split.
-        units: their rows.
+        rows: by split, examples and what they became.
         folder: of the run.
         progress: told how far it is.
 
@@ -68,38 +67,36 @@ def kept(
         DataError: a row does not fit the teacher.
         ModelError, StorageError: it cannot be opened, or the disk is full.
     """
-    places = places_of(row for name in named for unit in units[name] for row in unit)
-    key = _key(plan, student, units)
+    places = places_of(row for _, units in rows.values() for unit in units for row in unit)
+    key = _key(plan, lesson, student, {name: units for name, (_, units) in rows.items()})
     if is_kept(folder, key, places):
         return keep(folder, key, places, _ask_nobody, lambda _: None)
-    opening = nullcontext(student) if plan.is_own else opened(plan, recipe, student.loaded.device, progress)
-    with opening as voice:
-        words = Words(student, voice)
-        rows_of = chain.from_iterable(zip(named[name], units[name], strict=True) for name in named)
-        read = seen(plan, voice, words, rows_of, folder)
-        _require_told(plan, read, words, progress)
-        ask = Asking(voice, words, plan, read.pairs)
-        rows = len(read.pairs)
-        title = f"{plan.name} is asked of {rows:,} rows once, which is kept ({FOLDER}/)"
-        with progress.stage("teacher", title), in_mode(voice.loaded.model, training=False):
-            return keep(
-                folder,
-                key,
-                places,
-                lambda part: ask(part * ROWS_OF_PART, (part + 1) * ROWS_OF_PART),
-                lambda parts: progress.update(min(parts * ROWS_OF_PART, rows), rows),
-            )
+    voice = student if plan.is_own else open_voice(plan, recipe, student.loaded.device, progress)
+    words = Words(student, voice)
+    one_by_one = chain.from_iterable(zip(*split, strict=True) for split in rows.values())
+    read = seen(plan, voice, words, one_by_one, folder)
+    _require_told(plan, lesson, read, words, progress)
+    ask, count = Asking(voice, words, lesson, read.pairs), len(read.pairs)
+    title = f"{plan.name} is asked of {count:,} rows once, which is kept ({FOLDER}/)"
+    with progress.stage("teacher", title), in_mode(voice.loaded.model, training=False):
+        return keep(
+            folder,
+            key,
+            places,
+            lambda part: ask(part * ROWS_OF_PART, (part + 1) * ROWS_OF_PART),
+            lambda parts: progress.update(min(parts * ROWS_OF_PART, count), count),
+        )
 
 
 def _ask_nobody(part: int) -> Told:
     raise ValueError(f"part {part} was there a moment ago")
 
 
-def _key(plan: Planned, student: Voice, units: Mapping[str, Sequence[Unit]]) -> str:
+def _key(plan: Planned, lesson: Lesson, student: Voice, units: Mapping[str, Sequence[Unit]]) -> str:
     """Changes when anything does that the teacher's words follow from."""
     rows = {name: assemble.hash_units(group) for name, group in units.items()}
     own = [student.loaded.files.fingerprint, student.template.sha256, student.loaded.device.type, native.identity()]
-    return canonical_hash([plan.decides, rows, own, __version__, torch.__version__])
+    return canonical_hash([plan.decides, lesson.top_k, lesson.temperature, rows, own, __version__, torch.__version__])
 
 
 def seen(planned: Planned, voice: Voice, words: Words, rows_of: Iterable[tuple[Example, Unit]], folder: Path) -> Seen:
@@ -155,7 +152,7 @@ def _paired(mine: Row, theirs: Row, places: Sequence[int | None]) -> tuple[Unit,
     return (told, replace(theirs, loss_mask=mask)), len(asked_at)
 
 
-def _require_told(plan: Planned, read: Seen, words: Words, progress: Progress) -> None:
+def _require_told(plan: Planned, lesson: Lesson, read: Seen, words: Words, progress: Progress) -> None:
     """Say how much a teacher with another tokenizer tells.
 
     Raises:
@@ -174,7 +171,7 @@ def _require_told(plan: Planned, read: Seen, words: Words, progress: Progress) -
             f"the teacher, {plan.name}, {why}, and tells of no token. Learn from the replies that it writes: "
             "`luthier data replies RECIPE --model teacher`, then objective.type = 'sft' on these"
         )
-    if plan.lesson.wants_every_token:
+    if lesson.wants_every_token:
         raise RecipeError(
             f"the teacher, {plan.name}, {why}: it tells of {share:.1%} of the trained tokens. Set "
             "objective.cross_entropy above 0 (0.5, say), so that the others are learned from the rows; or learn from "
@@ -186,9 +183,9 @@ def _require_told(plan: Planned, read: Seen, words: Words, progress: Progress) -
 class Asking:
     """Asks a teacher of rows, part by part."""
 
-    def __init__(self, voice: Voice, words: Words, plan: Planned, pairs: Sequence[Unit]) -> None:
-        self._device, self._scorer = voice.loaded.device, voice.scorer.at(plan.lesson.temperature)
-        self._words, self._lesson = words, plan.lesson
+    def __init__(self, voice: Voice, words: Words, lesson: Lesson, pairs: Sequence[Unit]) -> None:
+        self._device, self._scorer = voice.loaded.device, voice.scorer.at(lesson.temperature)
+        self._words, self._lesson = words, lesson
         self._pairs = pairs
 
     def __call__(self, first: int, end: int) -> Told:

@@ -59,6 +59,7 @@ class LiveTeacher:
 
 def live(
     plan: Planned,
+    lesson: Lesson,
     recipe: Recipe,
     student: Voice,
     named: Mapping[str, Sequence[Example]],
@@ -70,11 +71,7 @@ def live(
         RecipeError: its tokenizer is another one than the student's.
         ModelError: it cannot be opened.
     """
-    if plan.is_own:
-        voice = student
-    else:
-        with progress.stage("teacher", f"loading the teacher, {plan.name}"):
-            voice = open_voice(plan.settings, recipe, student.loaded.device)
+    voice = student if plan.is_own else open_voice(plan, recipe, student.loaded.device, progress)
     words = Words(student, voice)
     if not words.are_equal:
         raise RecipeError(
@@ -89,12 +86,12 @@ def live(
         if isinstance(example, Conversation)
     }
     held = 0 if plan.is_own else held_bytes(voice.loaded.model)
-    return LiveTeacher(voice.scorer, plan.lesson, words, prompts, held)
+    return LiveTeacher(voice.scorer, lesson, words, prompts, held)
 
 
-def made_up(plan: Planned) -> Teacher:
+def made_up(lesson: Lesson) -> Teacher:
     """In place of a kept teacher where only time and memory are counted: all mass is that of the unnamed."""
-    return _Nobody(plan.lesson.top_k)
+    return _Nobody(lesson.top_k)
 
 
 @dataclass(frozen=True)

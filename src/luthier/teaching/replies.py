@@ -7,7 +7,6 @@ that was stopped goes on with the next one. A reply that was cut off would teach
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from luthier.models.load import LoadedModel
 from luthier.models.scorer import Scorer
 from luthier.progress import Progress
 from luthier.recipe import Recipe
-from luthier.teaching.plan import Planned, Voice, opened
+from luthier.teaching.plan import Planned, Voice, open_voice
 
 AT_ONCE = 64
 """Replies of a batch; what a process that is killed loses."""
@@ -69,8 +68,8 @@ def replied(
         place.mkdir(parents=True, exist_ok=True)
         remove_unfinished(place)
         student = Voice(loaded, assemble.template_for(recipe, loaded), Scorer(loaded.model))
-        opening = nullcontext(student) if plan.is_own else opened(plan, recipe, loaded.device, progress)
-        with opening as voice, progress.stage("replies", f"{plan.name} writes replies, which are kept ({place.name}/)"):
+        voice = student if plan.is_own else open_voice(plan, recipe, loaded.device, progress)
+        with progress.stage("replies", f"{plan.name} writes replies, which are kept ({place.name}/)"):
             for number, path in enumerate(missing, start=1):
                 write_examples(path, _written(plan, voice, recipe.seed, *batches[path]))
                 progress.update(number, len(missing), "batches of replies")

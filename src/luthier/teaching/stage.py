@@ -7,13 +7,13 @@ from luthier.data.source import Unit
 from luthier.errors import RecipeError
 from luthier.examples import Example
 from luthier.models.load import LoadedModel
-from luthier.objectives.base import OnlineObjective, Scorer, Teacher
+from luthier.objectives.base import OnlineObjective, Teacher
 from luthier.progress import Progress
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder
 from luthier.teaching.kept import kept
 from luthier.teaching.live import live
-from luthier.teaching.plan import Planned, Voice, planned
+from luthier.teaching.plan import Planned, Voice, free, planned
 from luthier.teaching.replies import replied
 
 
@@ -29,7 +29,9 @@ def replies_of_teacher(
     if plan is None or plan.settings.replies == "rows":
         return named
     with folder.timed("teacher"):
-        return replied(plan, recipe, loaded, named, folder.path, progress)
+        found = replied(plan, recipe, loaded, named, folder.path, progress)
+    free(loaded.device)
+    return found
 
 
 def teacher_of(
@@ -55,20 +57,22 @@ def teacher_of(
     Raises:
         LuthierError: as `kept` and `live`.
     """
+    objective = assemble.objective_of(recipe)
+    lesson = objective.lesson()
+    if lesson is None:
+        raise ValueError("this objective asks no teacher")
     with folder.timed("teacher"):
-        if isinstance(assemble.objective_of(recipe), OnlineObjective):
-            return live(plan, recipe, student, named, progress)
-        return kept(plan, recipe, student, named, units, folder.path, progress)
+        if isinstance(objective, OnlineObjective):
+            return live(plan, lesson, recipe, student, named, progress)
+        rows = {name: (named[name], units[name]) for name in named}
+        found = kept(plan, lesson, recipe, student, rows, folder.path, progress)
+    free(student.loaded.device)
+    return found
 
 
-def student_of(recipe: Recipe, loaded: LoadedModel, before: Scorer) -> Voice:
-    """The model that learns, as a teacher sees it; `before`: as it is before training."""
-    return Voice(loaded, assemble.template_for(recipe, loaded), before)
-
-
-def require_rows_known(plan: Planned, is_known: bool) -> None:
+def require_replies(plan: Planned, are_known: bool) -> None:
     """Raise a RecipeError where a training was opened without the rows that the teacher wrote."""
-    if plan.settings.replies == "teacher" and not is_known:
+    if plan.settings.replies == "teacher" and not are_known:
         raise RecipeError(
             "teacher.replies = 'teacher' is of a whole run; where many settings are tried, let the teacher write first "
             "(`luthier data replies RECIPE --model teacher`) and name these rows in data.train"
