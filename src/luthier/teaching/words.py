@@ -41,13 +41,16 @@ class Words:
     def _shared(self) -> dict[int, int]:
         if self.are_equal:
             return {token: token for token in range(_width(self._theirs))}
+        both, added = (self._mine, self._theirs), [_added(voice) for voice in (self._mine, self._theirs)]
         mine, theirs = (
-            {token: text.of(token)[1] for token in set(_vocabulary(voice).values()) - _added(voice)}
-            for voice, text in zip((self._mine, self._theirs), self._texts, strict=True)
+            {token: text.of(token)[1] for token in set(_vocabulary(voice).values()) - set(control.values())}
+            for voice, text, control in zip(both, self._texts, added, strict=True)
         )
-        found = shared_vocabulary(mine, theirs)
-        ends = self._theirs.template.end_of_turn_id, self._mine.template.end_of_turn_id
-        return found if None in ends else {**found, ends[0]: ends[1]}  # type: ignore[dict-item]
+        control = {token: added[0][name] for name, token in added[1].items() if name in added[0]}
+        their_end, my_end = self._theirs.template.end_of_turn_id, self._mine.template.end_of_turn_id
+        if their_end is not None and my_end is not None:  # whatever it is called
+            control = {token: other for token, other in control.items() if other != my_end} | {their_end: my_end}
+        return shared_vocabulary(mine, theirs) | control
 
 
 def _width(voice: Voice) -> int:
@@ -61,8 +64,10 @@ def _vocabulary(voice: Voice) -> dict[str, int]:
     return found
 
 
-def _added(voice: Voice) -> set[int]:
-    return set(voice.loaded.tokenizer.get_added_vocab().values())
+def _added(voice: Voice) -> dict[str, int]:
+    """Tokens that steer, and others that were added to the vocabulary, by their texts."""
+    found: dict[str, int] = voice.loaded.tokenizer.get_added_vocab()
+    return found
 
 
 def _trained(row: Row) -> list[int]:
