@@ -72,4 +72,5 @@ def test_divergences_are_those_of_trl(dtype: torch.dtype, beta: float, temperatu
     exact = 1e-6 if dtype == torch.float32 else 1e-12
     assert float(found.total.detach()) / temperature**2 == pytest.approx(float(expected.detach()), rel=exact)
     assert mine.grad is not None and wanted is not None
-    assert (mine.grad - wanted).abs().max() < exact * max(1.0, float(wanted.abs().max()))
+    # both round in float32, each in its own order
+    assert (mine.grad - wanted).abs().max() < (5e-6 if dtype == torch.float32 else 1e-12)
