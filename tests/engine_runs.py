@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,14 @@ from luthier.engine.run import Run
 from luthier.engine.schedules.base import Schedule
 from luthier.examples import Judged, Preference, Row
 from luthier.models.encoder import EncoderScorer, without_dropout
+from luthier.models.forest import Batch
 from luthier.models.heads import head_of
+from luthier.models.kernels.buckets import likeliest
+from luthier.models.memory import held_bytes
 from luthier.models.scorer import Scorer
 from luthier.objectives._judged import GOOD
 from luthier.objectives._retriever import RetrieverObjective, Sought
-from luthier.objectives.base import Models, Objective, OnlineObjective
+from luthier.objectives.base import Lesson, Models, Objective, OnlineObjective, Told
 from luthier.recipe import (
     ADAPTERS,
     OBJECTIVES,
@@ -168,6 +171,25 @@ def sampled_units(units: list[Unit], seed: int = 0) -> list[Unit]:
     return [tuple(sampled(row) for row in unit) for unit in units]
 
 
+@dataclass(frozen=True)
+class AskedTeacher:
+    """A teacher of the student's tokenizer, asked each time."""
+
+    scorer: Scorer
+    lesson: Lesson
+
+    def told(self, batch: Batch) -> Told:
+        with torch.no_grad():
+            logits_HV = self.scorer.at(self.lesson.temperature).logits(batch)
+        return Told(*likeliest(logits_HV, batch.hidden_K, self.lesson.top_k))
+
+    def at(self, temperature: float) -> "AskedTeacher":
+        return AskedTeacher(self.scorer.at(temperature), self.lesson)
+
+    def held_bytes(self) -> int:
+        return held_bytes(self.scorer.model)
+
+
 def make_run(folder: Path, dtype: torch.dtype = torch.float32, **tables: Any) -> Run:
     """A run at step 0; keyword arguments are tables of the recipe, and `base`, which makes the model."""
     tables.setdefault("training", {"steps": 6, "rows_per_step": 4})
@@ -210,6 +232,9 @@ def make_run(folder: Path, dtype: torch.dtype = torch.float32, **tables: Any) ->
     if isinstance(objective, RetrieverObjective):
         encoder = EncoderScorer(model, 0)
         models = Models(encoder, encoder=encoder)
+    if (lesson := objective.lesson()) is not None:
+        teacher = base(dtype=dtype, **({"seed": 7} if base is tiny_llama else {}))
+        models = replace(models, teacher=AskedTeacher(Scorer(teacher.eval()), lesson))
     return Run(
         settings=settings,
         steps=settings.steps or 6,

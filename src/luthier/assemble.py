@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ from luthier.models.new_tokens import with_new_tokens
 from luthier.models.packed import quantized_layers
 from luthier.models.scorer import Scorer, in_mode, require_forest
 from luthier.objectives._retriever import RetrieverObjective
-from luthier.objectives.base import Models, Objective, OnlineObjective
+from luthier.objectives.base import Models, Objective, OnlineObjective, Scorer as AnyScorer
 from luthier.online import Asked, require_fit, rollouts_of, sampler_bytes
 from luthier.recipe import ModelSettings, Recipe
 from luthier.run_folder import RunFolder, decisive
@@ -131,6 +131,7 @@ def objective_of(recipe: Recipe) -> Objective:
         RecipeError: it does not go with the recipe's rollouts, or with there being none.
     """
     objective = part(recipe.objective, Objective, "objective")  # type: ignore[type-abstract]
+    _require_teacher(recipe, objective)
     if isinstance(objective, OnlineObjective):
         require_fit(recipe, objective)
     elif recipe.rollout is not None:
@@ -139,6 +140,20 @@ def objective_of(recipe: Recipe) -> Objective:
             "replies of the rows; remove it, or choose an objective such as 'grpo'"
         )
     return objective
+
+
+def _require_teacher(recipe: Recipe, objective: Objective) -> None:
+    name = registry.name_of(objective)
+    if objective.lesson() is not None and recipe.teacher is None:
+        raise RecipeError(
+            f"objective.type = {name!r} learns from a teacher: write a table [teacher] with model = '...', run = "
+            "'runs/...', or a prompt that the model shall do without"
+        )
+    if objective.lesson() is None and recipe.teacher is not None:
+        raise RecipeError(
+            f"[teacher] changes nothing with objective.type = {name!r}, which asks none; remove it, or choose an "
+            "objective such as 'distill'"
+        )
 
 
 def units_of(recipe: Recipe, examples: Iterable[Example], template: Template) -> Iterator[Unit]:
@@ -174,6 +189,8 @@ class Trainable:
 
     injected: Injected
     models: Models
+    before: AnyScorer
+    """The model as it is before training: while nothing is trained, or for good where that is `models.reference`."""
     notes: tuple[str, ...] = ()
     """What is worth saying of how it begins."""
     asked: Asked | None = None
@@ -242,17 +259,22 @@ def make_trainable(recipe: Recipe, loaded: LoadedModel, start: Path | None = Non
     # an overwritten base is held in float32; products are still computed in the type that the model was loaded in
     autocast = loaded.dtype if adapter.overwrites_base and loaded.dtype == torch.bfloat16 else None
     policy, notes = Scorer(loaded.model, autocast, injected.head), _about_head(injected, start or loaded.files.folder)
-    if not objective.uses_reference:
-        return Trainable(injected, Models(policy), notes)
+    before = _Reference(policy, nullcontext if adapter.overwrites_base or start is not None else injected.disabled)
+    if not objective.uses_reference and not _teaches_itself(recipe, objective):
+        return Trainable(injected, Models(policy), before, notes)
+    reference: AnyScorer = before
     if start is not None:
-        before = {name: parameter.detach().clone() for name, parameter in injected.trainable.items()}
-        held = partial(standing_in, injected.trainable, before)
-        return Trainable(injected, Models(policy, _Reference(policy, held)), notes)
-    if not adapter.overwrites_base:
-        return Trainable(injected, Models(policy, _Reference(policy, injected.disabled)), notes)
-    # copied after the injection, so that at step 0 policy and reference compute the same bits
-    frozen = copy.deepcopy(loaded.model).requires_grad_(False).eval()
-    return Trainable(injected, Models(policy, Scorer(frozen, autocast)), notes)
+        begun = {name: parameter.detach().clone() for name, parameter in injected.trainable.items()}
+        reference = _Reference(policy, partial(standing_in, injected.trainable, begun))
+    elif adapter.overwrites_base:
+        # copied after the injection, so that at step 0 policy and reference compute the same bits
+        reference = Scorer(copy.deepcopy(loaded.model).requires_grad_(False).eval(), autocast)
+    return Trainable(injected, Models(policy, reference), reference, notes)
+
+
+def _teaches_itself(recipe: Recipe, objective: Objective) -> bool:
+    """Whether the model as it was before training is asked while it trains."""
+    return recipe.teacher is not None and recipe.teacher.is_own and isinstance(objective, OnlineObjective)
 
 
 def head_over_base(recipe: Recipe, loaded: LoadedModel) -> heads.Head | None:
@@ -383,23 +405,27 @@ def fingerprint_of(
     units: Mapping[str, Sequence[Unit]],
     start: Mapping[str, str] | None = None,
     asked: Asked | None = None,
+    taught: Sequence[Any] = (),
 ) -> str:
     """Hash of everything that decides the trained weights: settings, model, template, token ids and masks, versions.
 
     `start` is the sha256 of each file of the artifact that the adapter starts at, if it is not fresh. `asked` is what
-    graders see of the rows, where the objective is online. No `template` makes the rows of a retriever.
+    graders see of the rows, where the objective is online. `taught` is what a teacher's words follow from. No `template`
+    makes the rows of a retriever.
     """
     settings = {k: v for k, v in decisive(recipe.dump()).items() if k != "data"}  # with passages rows differ in tokens
     settings["adapter"] = {k: v for k, v in settings["adapter"].items() if k != "start_from"}  # its files say more
-    data = {name: _hash_units(group) for name, group in units.items()}
+    data = {name: hash_units(group) for name, group in units.items()}
     versions = [__version__, torch.__version__, str(loaded.dtype), loaded.device.type, native.identity()]
-    begun = [] if start is None else [dict(start)]
+    begun: list[Any] = [] if start is None else [dict(start)]
+    begun += [{"teacher": list(taught)}] if taught else []
     if asked is not None:
         data["items"] = canonical_hash(asked.decides())
     return canonical_hash([settings, loaded.files.fingerprint, template and template.sha256, data, versions, *begun])
 
 
-def _hash_units(units: Sequence[Unit]) -> str:
+def hash_units(units: Sequence[Unit]) -> str:
+    """Changes when a token, a weight or a value of them does."""
     digest = hashlib.sha256()
     for unit in units:
         for row in unit:

@@ -147,7 +147,7 @@ def divide(recipe: Recipe) -> tuple[Data, dict[str, Any], list[Finding]]:
         examples = list(read_examples(Path(path), settings.format, settings.instruction))
         if isinstance(recipe.objective, RetrieverObjective) and recipe.retrieval is not None:
             return by_passage(examples, {s.id: s.title for s in read_corpus(Path(recipe.retrieval.corpus))})
-        return [with_place_for_reply(example) for example in examples] if recipe.rollout else examples
+        return [with_place_for_reply(example) for example in examples] if _is_replied(recipe) else examples
 
     given = {name: path for name, path in _files(recipe).items() if name != "train"}
     taken = {name: read(path) for name, path in given.items() if path is not None}
@@ -156,7 +156,7 @@ def divide(recipe: Recipe) -> tuple[Data, dict[str, Any], list[Finding]]:
     shares = {name: share for name, share in shares.items() if name not in taken}
     parts = split(read(settings.train), shares, recipe.seed, taken=taken)
     findings = run_checks(Data(parts.train, parts.validation, parts.test).named())
-    if recipe.rollout:  # a row that is only asked needs no reply
+    if _is_replied(recipe):  # a row that is only asked needs no reply
         findings = [finding for finding in findings if finding.message != EMPTY_REPLY]
     pool = _pool(recipe, parts)
     findings += pool.findings() if pool else []
@@ -171,6 +171,11 @@ def divide(recipe: Recipe) -> tuple[Data, dict[str, Any], list[Finding]]:
         **({"replay": pool.counts()} if pool else {}),
     }
     return Data(training, parts.validation, parts.test, pool.rows if pool else ()), counts, findings
+
+
+def _is_replied(recipe: Recipe) -> bool:
+    """Whether replies are written to the rows."""
+    return recipe.rollout is not None or (recipe.teacher is not None and recipe.teacher.replies == "teacher")
 
 
 def _pool(recipe: Recipe, parts: Split) -> Pool | None:

@@ -38,11 +38,15 @@ from luthier.models.memory import (
 )
 from luthier.models.scorer import forest_mode
 from luthier.models.sizes import SIZES
+from luthier.objectives.base import OnlineObjective
 from luthier.prices import Machine
+from luthier.progress import Silent
 from luthier.rag.retriever import read_passages
 from luthier.report.plan import Offer, offers
 from luthier.report.schema import System, Tokens
-from luthier.stages import Opened, asked_of
+from luthier.stages import Opened, asked_of, taught
+from luthier.teaching.live import made_up
+from luthier.teaching.plan import planned
 
 LARGEST_MICRO_BATCH = 2**17  # tokens; nobody needs more
 COUNTED_PASSAGES = 50  # for the mean length of a passage
@@ -264,6 +268,12 @@ def _built(opened: Opened) -> Run:
     start = None if opened.start is None else opened.start.folder
     trainable = assemble.make_trainable(opened.recipe, opened.loaded, start)
     trainable = replace(trainable, asked=asked_of(opened, to_train=False))
+    plan, objective = planned(opened.recipe, opened.loaded), assemble.objective_of(opened.recipe)
+    lesson = objective.lesson()
+    if plan is not None and lesson is not None:
+        asked_once = replace(trainable, models=replace(trainable.models, teacher=made_up(lesson)))
+        is_kept = not isinstance(objective, OnlineObjective)  # another one stays in memory, so it counts
+        trainable = asked_once if is_kept else taught(plan, opened, trainable, Silent())
     return assemble.build_run(opened.recipe, opened.loaded, trainable, opened.units, "", opened.folder.path)
 
 

@@ -35,6 +35,7 @@ from luthier.evaluation.forgetting import (
 )
 from luthier.evaluation.grounding import systems as grounding
 from luthier.evaluation.harness import Evaluation, Measured, Options, conclude, measure
+from luthier.evaluation.long_prompt import read_long_prompt
 from luthier.evaluation.metrics.base import Metric
 from luthier.evaluation.retrieval import judged_rows, measure_retrieval, nothing_judged, recall_sentence, require_gold
 from luthier.evaluation.schema import read_schema
@@ -183,7 +184,7 @@ def _tell_how_sure(recipe: Recipe) -> bool:
 def _reward(opened: Opened) -> dict[str, Any] | None:
     """Settings of the metric `reward`; None where nothing says what a single answer is worth."""
     settings = opened.recipe.rollout
-    if settings is None or settings.environment is not None:
+    if settings is None or settings.environment is not None or not settings.rewards:
         return None
     # judges are opened when a reply is graded: what is only estimated or exported needs none
     return metric_of(settings, lambda: opened.hosted, judging_files(opened.recipe))
@@ -543,6 +544,7 @@ def context_of(opened: Opened, question: Question, folder: RunFolder | None = No
         precision=opened.recipe.evaluation.precision,
         base_fingerprint=canonical_hash([opened.loaded.files.fingerprint, str(opened.loaded.dtype)]),
         json_schema=question.schema,
+        long_prompt=read_long_prompt(opened.recipe.teacher),
         train_file=(folder / "data/train.jsonl").resolve(),
         responses=folder / "responses",
         recipe_folder=Path(folder.read("manifest.json")["recipe_folder"]),

@@ -37,11 +37,9 @@ def require_fit(recipe: Recipe, objective: OnlineObjective) -> RolloutSettings:
     settings = recipe.rollout
     name, adapter = registry.name_of(objective), recipe.dump()["adapter"]
     if settings is None:
-        raise RecipeError(
-            f"objective.type = {name!r} learns from graded replies: write a table [rollout.rewards.NAME] with a grader"
-        )
-    if not settings.rewards and settings.environment is None:
-        raise RecipeError("rollout.rewards: nothing says what a reply is worth; write [rollout.rewards.NAME]")
+        wanted = "[rollout.rewards.NAME] with a grader" if objective.needs_rewards else "[rollout]"
+        raise RecipeError(f"objective.type = {name!r} learns from replies that it samples: write a table {wanted}")
+    _require_what_is_learned_from(settings, objective)
     if settings.group_size < objective.least_group:
         raise RecipeError(
             f"rollout.group_size = {settings.group_size}: {name} compares replies to one prompt and needs at least "
@@ -64,6 +62,17 @@ def require_fit(recipe: Recipe, objective: OnlineObjective) -> RolloutSettings:
     if recipe.data.replay is not None:
         raise RecipeError(f"data.replay: {name} learns from replies that it samples, so there is nothing to mix in")
     return settings
+
+
+def _require_what_is_learned_from(settings: RolloutSettings, objective: OnlineObjective) -> None:
+    """Raise a RecipeError where rewards are missing, or are shaped for an objective that learns from none."""
+    if objective.needs_rewards and not settings.rewards and settings.environment is None:
+        raise RecipeError("rollout.rewards: nothing says what a reply is worth; write [rollout.rewards.NAME]")
+    for key in ("resample", "overlong_tokens"):
+        if not objective.needs_rewards and settings.model_dump()[key]:
+            raise RecipeError(
+                f"rollout.{key} is about rewards, and {registry.name_of(objective)} learns from none; leave it out"
+            )
 
 
 def _require_for_vllm(recipe: Recipe) -> None:

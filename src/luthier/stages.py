@@ -47,6 +47,8 @@ from luthier.rewarding import host_of, unasked
 from luthier.run_folder import RunFolder
 from luthier.settling import calibrate_head, settle, settled
 from luthier.starts import Start, keep_start
+from luthier.teaching.plan import Planned, Voice, planned
+from luthier.teaching.stage import replies_of_teacher, require_replies, teacher_of
 from luthier.tracking import LOG, tracked
 
 PROVEN_AT = 3  # the step after which the gates of stage `steps` look
@@ -127,9 +129,11 @@ def open_run(
         template={"name": template.name, "sha256": template.sha256},
     )
     data = prepare(data, loaded, assemble.template_for(recipe, loaded))
+    named = {"train": data.train, "validation": data.validation}
+    learned = replace(data, **replies_of_teacher(recipe, folder, loaded, named, progress))
     with progress.stage("rows", "pre-flight over the rows"), folder.timed("preflight"):
-        subject = row_subject(recipe, data, loaded, template)
-        _tell_replay(recipe, data, len(subject.examples) - len(data.train), folder, progress)
+        subject = row_subject(recipe, learned, loaded, template)
+        _tell_replay(recipe, learned, len(subject.examples) - len(learned.train), folder, progress)
         _gates(folder, subject, "rows")
         named = subject.splits
         units = {
@@ -260,9 +264,12 @@ def prepare_training(
     start, files = (None, None) if opened.start is None else (opened.start.folder, opened.start.files)
     if subject is None and prove:
         raise PreflightError("this run was opened for evaluation; open_run proves its rows before it trains")
-    asked = asked_of(opened)
-    fingerprint = assemble.fingerprint_of(recipe, loaded, opened.template, opened.units, files, asked)
+    asked, plan = asked_of(opened), planned(recipe, loaded)
+    decides = () if plan is None else plan.decides
+    fingerprint = assemble.fingerprint_of(recipe, loaded, opened.template, opened.units, files, asked, decides)
     trainable = replace(assemble.make_trainable(recipe, loaded, start), asked=asked)
+    if plan is not None:
+        trainable = taught(plan, opened, trainable, progress)
     for note in (*trainable.notes, *(() if asked is None else asked.hosted.notes)):
         progress.say(f"  {note}")
     fitted = _with_micro_batch(recipe, folder)
@@ -286,6 +293,17 @@ def prepare_training(
         if subject.sampled is not None:
             _tell_first(subject.sampled.first(), progress)
     return Prepared(opened, run, found)
+
+
+def taught(plan: Planned, opened: Opened, trainable: assemble.Trainable, progress: Progress) -> assemble.Trainable:
+    """The cast with its teacher."""
+    require_replies(plan, opened.subject is not None)
+    recipe, loaded = opened.recipe, opened.loaded
+    student = Voice(loaded, assemble.template_for(recipe, loaded), trainable.before)
+    splits = opened.data.named() if opened.subject is None else opened.subject.splits
+    named = {name: splits[name] for name in opened.units}
+    teacher = teacher_of(plan, recipe, opened.folder, student, named, opened.units, progress)
+    return replace(trainable, models=replace(trainable.models, teacher=teacher))
 
 
 def asked_of(opened: Opened, to_train: bool = True) -> Asked | None:

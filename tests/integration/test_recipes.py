@@ -22,7 +22,8 @@ def ran(recipe: str, out: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_each_has_its_test() -> None:
-    assert {path.name for path in RECIPES.glob("*.toml")} == {"addresses.toml", "feedback.toml", "reinforcement.toml"}
+    tested = {"addresses", "bake", "distill", "feedback", "reinforcement"}
+    assert {path.stem for path in RECIPES.glob("*.toml")} == tested
 
 
 def test_reinforcement_can_be_read_and_fits_the_run_that_it_starts_from() -> None:
@@ -89,3 +90,57 @@ def test_feedback(tmp_path: Path, tiny_model_folder: Path) -> None:
     asked = [json.loads(line) for line in (tmp_path / "out/records/zero_shot.jsonl").read_text().splitlines()]
     right = {row["prompt"]: row["completion"] for row in rows if row["label"]}
     assert asked and all(right[record["prompt"][-1]["content"]] == record["target"] for record in asked)
+
+
+PLACES = [
+    {
+        "prompt": f"Where is number {n * 37 % 991}?",
+        "completion": f"Number {n * 37 % 991} is in Main Street.",
+    }
+    for n in range(60)
+]
+SMALL = {
+    "training.steps": 3,
+    "evaluation.max_rows": 4,
+    "evaluation.max_new_tokens": 8,
+    "evaluation.forgetting.multiple_choice": "none",
+    "evaluation.forgetting.text": "none",
+}
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_distill(tmp_path: Path, tiny_model_folder: Path) -> None:
+    """The teacher is the same model, so there is nothing to learn of it and the rows teach the rest."""
+    settings = {
+        **SMALL,
+        "data.train": written(tmp_path / "rows.jsonl", PLACES),
+        "model.name": str(tiny_model_folder),
+        "teacher": json.dumps({"model": str(tiny_model_folder)}).replace('":', '" ='),
+        "evaluation.systems": "{ fine_tuned = {} }",
+    }
+    report = ran("distill.toml", tmp_path / "out", settings)
+    assert {system["name"] for system in report["systems"]} == {"fine_tuned"} and report["baking"] is None
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["divergence"] == pytest.approx(0, abs=1e-6)
+    assert lines[0]["loss"] == pytest.approx(0.5 * lines[0]["cross_entropy"], abs=1e-6) and lines[0]["loss"] > 1
+
+
+def test_bake(tmp_path: Path, tiny_model_folder: Path) -> None:
+    (tmp_path / "prompt.txt").write_text("Read the number and say where it is. " * 4, encoding="utf-8")
+    settings = {
+        **SMALL,
+        "data.train": written(tmp_path / "questions.jsonl", PLACES[:40]),
+        "data.test": written(tmp_path / "test.jsonl", PLACES[40:52]),
+        "model.name": str(tiny_model_folder),
+        "teacher.prompt": str(tmp_path / "prompt.txt"),
+        "teacher.examples": written(tmp_path / "examples.jsonl", PLACES[52:54]),
+        "teacher.replies": "rows",  # an untrained model's do not end
+        "teacher.max_new_tokens": 256,
+    }
+    report = ran("bake.toml", tmp_path / "out", settings)
+    assert {system["name"] for system in report["systems"]} == {"prompted", "zero_shot", "fine_tuned"}
+    assert report["baking"]["prompt_tokens"] - report["baking"]["tokens_without"] > 60

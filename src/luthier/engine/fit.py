@@ -265,10 +265,11 @@ def _alone(run: Run, batch: Batch) -> Batch:
 
 
 def _weights(run: Run) -> int:
-    """Bytes of the policy with its head and, where the objective was given a frozen copy, of that."""
+    """Bytes of the policy with its head and, where the objective was given them, of a frozen copy and a teacher."""
     head = 0 if run.injected.head is None else held_bytes(run.injected.head)
     copy = vars(run.models.reference).get("model") if run.models.reference is not None else None
-    return held_bytes(run.model) + head + (held_bytes(copy) if copy is not None else 0)
+    teacher = 0 if run.models.teacher is None else run.models.teacher.held_bytes()
+    return held_bytes(run.model) + head + (held_bytes(copy) if copy is not None else 0) + teacher
 
 
 def _process_bytes(run: Run) -> int:

@@ -221,8 +221,9 @@ class Rollouts:
         """Of the first rollout: `reward`, the shares of replies `truncated` and `ungraded`, and of groups `dead`: those
         that teach nothing."""
         header, *lines = self.rollout(1)
-        dead = header["dead_groups"] / len(header["places"]) if self.cast.objective.least_group > 1 else 0.0
-        if len({line["reward"] for line in lines}) == 1:
+        objective = self.cast.objective
+        dead = header["dead_groups"] / len(header["places"]) if objective.least_group > 1 else 0.0
+        if objective.needs_rewards and len({line["reward"] for line in lines}) == 1:
             dead = 1.0
         return {**{name: header[name] for name in ("reward", "truncated", "ungraded")}, "dead": dead}
 

@@ -80,6 +80,11 @@ class Batch:
         """The ids of the rows."""
         return tuple(row.id for row in self.rows)
 
+    @property
+    def hidden_K(self) -> Tensor:
+        """(K,) index into `hidden_H` of the position that predicts each trained-on token."""
+        return self.hidden_Q[self.prediction_K]
+
     def sum_rows(self, values_K: Tensor) -> Tensor:
         """(R,) sums of `values_K` over each row's trained-on tokens."""
         return torch.zeros(self.row_count, dtype=values_K.dtype, device=values_K.device).index_add(

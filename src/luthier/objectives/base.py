@@ -107,6 +107,44 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True)
+class Lesson:
+    """What an objective wants to be told of each trained-on token by a teacher."""
+
+    top_k: int
+    """How many of the likeliest tokens; the others are told as one."""
+    temperature: float = 1.0
+    """That the teacher's logits are divided by."""
+    wants_every_token: bool = True
+    """Whether nothing else is learned where it tells nothing."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a teacher would say at the places of the trained-on tokens of a batch, in the order of its `row_K`."""
+
+    ids_KB: Tensor
+    """(K, B) its likeliest tokens; -1 where it names no further one."""
+    logprobs_KB: Tensor
+    """(K, B + 1) their log-probabilities, and last that of all other tokens together; -inf for what is not there."""
+
+
+class Teacher(Protocol):
+    """A model to learn from, in memory or as what it said once."""
+
+    def told(self, batch: Batch) -> Told:
+        """What it says of the batch; without a graph."""
+        ...
+
+    def at(self, temperature: float) -> "Teacher":
+        """The same with all logits divided by a temperature, too."""
+        ...
+
+    def held_bytes(self) -> int:
+        """What it holds in memory beside the policy."""
+        ...
+
+
+@dataclass(frozen=True)
 class Models:
     """The cast. With an adapter, `reference` is the policy with the adapter off and costs no memory; one that goes on
     from an earlier run keeps a copy of its tensors, as they began, to put in."""
@@ -115,12 +153,19 @@ class Models:
     reference: Scorer | None = None
     encoder: Encoder | None = None
     """The policy where that is one; for objectives that train what finds passages."""
+    teacher: Teacher | None = None
 
     def at(self, temperature: float) -> "Models":
         """The same at another temperature: what was sampled is scored as it was sampled."""
-        return replace(
-            self, policy=self.policy.at(temperature), reference=self.reference and self.reference.at(temperature)
-        )
+        reference = self.reference and self.reference.at(temperature)
+        teacher = self.teacher and self.teacher.at(temperature)
+        return replace(self, policy=self.policy.at(temperature), reference=reference, teacher=teacher)
+
+    def told(self, batch: Batch) -> Told:
+        """What the teacher says of a batch."""
+        if self.teacher is None:
+            raise ValueError("this objective needs a teacher")
+        return self.teacher.told(batch)
 
 
 @dataclass(frozen=True)
@@ -165,6 +210,10 @@ class Objective(Settings, ABC):
     def uses_reference(self) -> bool:
         """Whether these settings need `Models.reference`."""
         return False
+
+    def lesson(self) -> Lesson | None:
+        """What is asked of `Models.teacher`; None: there is none."""
+        return None
 
     @abstractmethod
     def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
@@ -218,6 +267,8 @@ class OnlineObjective(Objective):
     """Learns from replies that the model writes while it trains (`engine.rollout`), by what they are worth."""
 
     keeps_reference: ClassVar[bool] = False
+    needs_rewards: ClassVar[bool] = True
+    """Whether replies are learned from by what graders, or an environment, give for them."""
 
     @property
     def least_group(self) -> int:

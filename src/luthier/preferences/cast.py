@@ -11,26 +11,29 @@ import torch
 from luthier import assemble
 from luthier.config import Tree, did_you_mean, part
 from luthier.data.templates import Template
-from luthier.engine.rollout import Written
+from luthier.engine.rollout import Prompt, Written
 from luthier.errors import RecipeError
 from luthier.evaluation.harness import files_named
 from luthier.evaluation.style.pairs import ANSWER_TOKENS
 from luthier.evaluation.systems.base import Answer, Context, Desk, System
 from luthier.evaluation.task import build_metrics
-from luthier.examples import Conversation, Message
+from luthier.examples import Conversation, Example, Message
 from luthier.models.kernels import native
 from luthier.models.load import LoadedModel, choose_device
 from luthier.models.memory import tokens_in_flight
-from luthier.online import Rewards, require_models, writer_of
+from luthier.online import Rewards, prompt_of, require_models, writer_of
 from luthier.preferences.choice import Question
 from luthier.progress import Progress
 from luthier.recipe import Recipe, RolloutSettings, dump_part
 from luthier.rewarding import host_of
 from luthier.run_folder import RunFolder
 from luthier.starts import keep_start
+from luthier.teaching.plan import named, open_voice
 
 Way: TypeAlias = Literal["rewards", "judge"]
 WAYS: tuple[Way, ...] = ("rewards", "judge")
+TEACHER = "teacher"
+"""As a writer: whom the recipe's `[teacher]` names."""
 SEEDS = 2**31
 """What every endpoint takes for a seed lies below."""
 
@@ -44,7 +47,7 @@ class Choices:
     margin: float | None = None
     """Least difference of rewards; None: any."""
     writer: str | None = None
-    """The system of `evaluation.systems` that writes; None: the recipe's model."""
+    """The system of `evaluation.systems` that writes, or `teacher`, the recipe's; None: the recipe's model."""
 
 
 def require_fit(recipe: Recipe, choices: Choices) -> RolloutSettings:
@@ -53,12 +56,11 @@ def require_fit(recipe: Recipe, choices: Choices) -> RolloutSettings:
     Raises:
         RecipeError: they do not.
     """
-    settings, judge = recipe.rollout, recipe.evaluation.style.judge
-    if settings is None:
-        raise RecipeError("the recipe does not say how replies are drawn: write a table [rollout] with group_size = 8")
-    _require_known(settings, choices)
-    if settings.environment is not None:
-        raise RecipeError("rollout.environment: pairs are of single replies, not of conversations; leave it out")
+    settings, judge = require_drawn(recipe, choices.writer), recipe.evaluation.style.judge
+    if choices.by == "rewards":
+        require_models(settings)
+    elif settings.models:
+        raise RecipeError("rollout.models are asked by graders, and --by judge has none; leave them out")
     if settings.group_size < 2:
         raise RecipeError("rollout.group_size = 1: a pair is of two replies to one prompt; draw 2 or more")
     if choices.by == "rewards" and not settings.rewards:
@@ -71,31 +73,32 @@ def require_fit(recipe: Recipe, choices: Choices) -> RolloutSettings:
         )
     if choices.by == "judge" and choices.margin is not None:
         raise RecipeError("--margin is of rewards, and a judge gives none; leave it out")
-    known = list(recipe.evaluation.systems)
-    if choices.writer is not None and choices.writer not in known:
-        raise RecipeError(
-            f"--model {choices.writer}: evaluation.systems has no such table{did_you_mean(choices.writer, known)}"
-        )
-    if choices.writer is not None and settings.overlong_tokens:
-        raise RecipeError("rollout.overlong_tokens counts tokens, and an endpoint's are not known; leave it out")
     return settings
 
 
-def _require_known(settings: RolloutSettings, choices: Choices) -> None:
-    """Check that no server is named which nobody would ask.
+def require_drawn(recipe: Recipe, writer: str | None) -> RolloutSettings:
+    """How replies are drawn, if somebody can draw them so; `writer`: as of `Choices`.
 
     Raises:
-        RecipeError: one is.
+        RecipeError: nobody can.
     """
+    settings, known = recipe.rollout, [*recipe.evaluation.systems, *([TEACHER] if recipe.teacher is not None else [])]
+    if settings is None:
+        raise RecipeError("the recipe does not say how replies are drawn: write a table [rollout] with group_size = 8")
     if settings.vllm is not None:
         raise RecipeError(
             "rollout.vllm is of trainings; leave it out, or let a server that runs write: a table "
             "[evaluation.systems.NAME] of type 'remote', and --model NAME"
         )
-    if choices.by == "rewards":
-        require_models(settings)
-    elif settings.models:
-        raise RecipeError("rollout.models are asked by graders, and --by judge has none; leave them out")
+    if settings.environment is not None:
+        raise RecipeError("rollout.environment: what is made is of single replies, not of conversations; leave it out")
+    if writer is not None and writer not in known:
+        raise RecipeError(f"--model {writer}: evaluation.systems has no such table{did_you_mean(writer, known)}")
+    if writer is None and recipe.teacher is not None:
+        raise RecipeError("[teacher] changes nothing here without --model teacher; remove it, or let it write")
+    if writer not in (None, TEACHER) and settings.overlong_tokens:
+        raise RecipeError("rollout.overlong_tokens counts tokens, and an endpoint's are not known; leave it out")
+    return settings
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,24 @@ class Writer:
     """What its replies follow from beside the recipe."""
     model: Model | None = None
     """None: it is not here."""
+    reads: Callable[[tuple[Message, ...]], tuple[Message, ...]] = tuple
+    """What it is asked where a row asks these messages."""
+
+    def prompt(self, row: Example) -> Prompt:
+        """What a row asks, as graders and rows have it."""
+        return prompt_of(row, self.template)
+
+    def asked(self, question: Question) -> Prompt:
+        """What it reads itself."""
+        prompt, template = question.prompt, self.template
+        messages = self.reads(prompt.messages)
+        if template is None or messages == prompt.messages:
+            return prompt
+        return replace(prompt, messages=messages, ids=tuple(template.prompt_ids(messages, prompt.tools)))
+
+    def has_room(self, question: Question, reply: int) -> bool:
+        """Whether a reply of so many tokens fits behind what it reads."""
+        return self.model is None or len(self.asked(question).ids) + reply <= self.model.longest
 
     @property
     def template(self) -> Template | None:
@@ -149,19 +170,28 @@ class Cast:
     """What they say follows from, beside the recipe."""
 
 
-def cast_of(recipe: Recipe, folder: RunFolder, choices: Choices, progress: Progress) -> Cast:
+def cast_of(recipe: Recipe, folder: RunFolder, by: Way, writer_name: str | None, progress: Progress) -> Cast:
     """Open what takes part; no model where an endpoint writes and graders decide.
 
+    Args:
+        recipe: whose replies are drawn; known to fit.
+        folder: opened with it.
+        by: as of `Choices`.
+        writer_name: as `Choices.writer`.
+        progress: told what is opened.
+
     Raises:
-        RecipeError, ModelError, EvaluationError: something does not fit, is not there or cannot work here.
+        RecipeError, ModelError, EvaluationError: something is not there or cannot work here.
     """
-    settings = require_fit(recipe, choices)
+    settings = require_drawn(recipe, writer_name)
     desk = Desk(folder / "responses", say=lambda text: progress.say(f"    {text}"))
-    if choices.writer is None:
+    if writer_name is None:
         writer = _here(recipe, settings, folder, progress)
+    elif writer_name == TEACHER:
+        writer = _taught(recipe, settings, folder, progress)
     else:
-        writer = _elsewhere(recipe, settings, choices.writer, desk)
-    if choices.by == "rewards":
+        writer = _elsewhere(recipe, settings, writer_name, desk)
+    if by == "rewards":
         hosted = host_of(recipe, folder.path, str(choose_device(recipe.model.device)))
         for note in hosted.notes:
             progress.say(f"    {note}")
@@ -197,11 +227,38 @@ def _here(recipe: Recipe, settings: RolloutSettings, folder: RunFolder, progress
         "model": loaded.files.fingerprint,
         "template": template.sha256,
         "start": None if start is None else dict(start.files),
-        "versions": [torch.__version__, assemble.precision_of(loaded), loaded.device.type, native.identity()],
+        "versions": _versions(loaded),
     }
     # a folder by its own name: where it lies is nobody's business who is given the pairs
     name = recipe.model.name if start is None else start.source
     return Writer(Path(name).name if Path(name).exists() else name, write, decides, model)
+
+
+def _taught(recipe: Recipe, settings: RolloutSettings, folder: RunFolder, progress: Progress) -> Writer:
+    """The recipe's teacher, behind its prompt if it has one; the replies are those of the rows without it."""
+    if recipe.teacher is None:
+        raise ValueError("a teacher writes only where the recipe names one")
+    own = _open(recipe, folder, progress) if recipe.teacher.is_own else None
+    device = choose_device(recipe.model.device)
+    plan = named(recipe.teacher, device, None if own is None else own.loaded)
+    if own is None:
+        voice = open_voice(plan, recipe, device, progress)
+        model = Model(voice.loaded, voice.template, voice.loaded.max_tokens)
+    else:
+        model = Model(own.loaded, own.template, own.loaded.max_tokens)
+    sample = writer_of(settings, model.loaded, model.template)
+    writer = Writer(
+        Path(plan.name).name if Path(plan.name).exists() else plan.name,
+        lambda asked, seeds: sample([writer.asked(question) for question in asked], seeds, settings.temperature),
+        {"teacher": plan.decides, "template": model.template.sha256, "versions": _versions(model.loaded)},
+        model,
+        plan.before,
+    )
+    return writer
+
+
+def _versions(loaded: LoadedModel) -> list[str]:
+    return [torch.__version__, assemble.precision_of(loaded), loaded.device.type, native.identity()]
 
 
 def _elsewhere(recipe: Recipe, settings: RolloutSettings, name: str, desk: Desk) -> Writer:

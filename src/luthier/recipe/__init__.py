@@ -45,6 +45,7 @@ from luthier.recipe.rollout import (
     RolloutSettings as RolloutSettings,
     VllmSettings as VllmSettings,
 )
+from luthier.recipe.teacher import TeacherSettings as TeacherSettings
 
 DEFAULT_SYSTEMS = ("zero_shot", "few_shot", "fine_tuned")
 """What is compared when a recipe names no system."""
@@ -59,6 +60,8 @@ NOT_OF_JUDGES: Mapping[str, str] = {
 """Settings of these systems that mean nothing for a judge, and why."""
 RETRIEVING_SYSTEM = "rag"
 """What is compared beside these, before the last, when the recipe has passages."""
+PROMPTED_SYSTEM = "prompted"
+"""The same, when the recipe's teacher reads a prompt that the trained model does without."""
 
 
 def _part(key: str) -> BeforeValidator:
@@ -486,6 +489,8 @@ class Recipe(Settings):
     """How long and how much at once."""
     rollout: RolloutSettings | None = None
     """Replies that are sampled and graded while training; absent: the objective learns from those of the rows."""
+    teacher: TeacherSettings | None = None
+    """Whom the model learns from, where the objective asks a teacher; absent: nobody."""
     evaluation: EvaluationSettings = Field(default_factory=dict, validate_default=True)  # type: ignore[assignment]
     """What is measured."""
     retrieval: RetrievalSettings | None = None
@@ -509,14 +514,17 @@ class Recipe(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _compare_retrieval(cls, values: Any) -> Any:
-        """Where passages are given and no system is named, one that retrieves is among those compared."""
-        if not isinstance(values, Mapping) or not values.get("retrieval"):
+    def _compare_what_is_given(cls, values: Any) -> Any:
+        """Where no system is named, one that retrieves is among those compared if passages are given, and one with the
+        teacher's prompt if it has one."""
+        if not isinstance(values, Mapping):
             return values
-        evaluation = values.get("evaluation", {})
-        if not isinstance(evaluation, Mapping) or evaluation.get("systems"):
+        evaluation, teacher = values.get("evaluation", {}), values.get("teacher")
+        more = [RETRIEVING_SYSTEM] if values.get("retrieval") else []
+        more += [PROMPTED_SYSTEM] if isinstance(teacher, Mapping) and {"prompt", "examples"} & teacher.keys() else []
+        if not more or not isinstance(evaluation, Mapping) or evaluation.get("systems"):
             return values
-        systems: Tree = {name: {} for name in (*DEFAULT_SYSTEMS[:-1], RETRIEVING_SYSTEM, DEFAULT_SYSTEMS[-1])}
+        systems: Tree = {name: {} for name in (*DEFAULT_SYSTEMS[:-1], *more, DEFAULT_SYSTEMS[-1])}
         return {**values, "evaluation": {**evaluation, "systems": systems}}
 
     @field_serializer("adapter", "objective", "optimizer", "schedule")

@@ -59,6 +59,11 @@ _PATHS = (
     ("data", "validation"),
     ("data", "test"),
     ("rollout", "vllm", "python"),
+    ("teacher", "model"),
+    ("teacher", "run"),
+    ("teacher", "template"),
+    ("teacher", "prompt"),
+    ("teacher", "examples"),
     ("retrieval", "corpus"),
     ("retrieval", "embedder"),
     ("retrieval", "reranker"),
@@ -71,7 +76,7 @@ _PATHS = (
 
 
 def _is_path(key: str, value: str, folder: Path) -> bool:
-    if key in ("name", "embedder", "reranker"):  # `org/model` is a hub id unless there is such a folder
+    if key in ("name", "model", "embedder", "reranker"):  # `org/model` is a hub id unless there is such a folder
         return (folder / value).exists()
     if key == "template":
         return value.endswith(".jinja")

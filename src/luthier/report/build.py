@@ -12,6 +12,7 @@ from luthier.evaluation.task import HEAD_TASKS, TEXT_HEAD_TASKS
 from luthier.prices import Book, open_book
 from luthier.recipe import CostSettings, DecisionSettings
 from luthier.report.assumptions import sensitivity
+from luthier.report.baking import build_baking
 from luthier.report.cost import build_cost, monthly
 from luthier.report.folder import Metrics, RunParts, read_run
 from luthier.report.ladder import Facts
@@ -68,6 +69,7 @@ def build_report(folder: Path, today: date | None = None) -> Report:
         grounding=parts.grounding,
         style=parts.style,
         abstention=parts.abstention,
+        baking=build_baking(facts, parts.recipe),
         cost=cost,
         data=Data(split=parts.split, findings=findings, checked=parts.findings is not None),
         training=training,

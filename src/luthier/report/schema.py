@@ -532,6 +532,31 @@ class LearningCurve(Part):
     """By number of further rows."""
 
 
+class Baking(Part):
+    """A model that was taught to do without a prompt, beside the base that reads it; on the same test rows."""
+
+    prompted: str
+    """The system that reads the prompt."""
+    baked: str
+    """The trained one, without it."""
+    n: int
+    """Test rows."""
+    prompt_tokens: float
+    """Tokens that the base reads for an answer, on average, by its own tokenizer."""
+    tokens_without: float
+    """Tokens that the trained model reads."""
+    metric: str
+    """The primary metric."""
+    with_prompt: Interval
+    """Its value for the base with the prompt."""
+    without: Interval
+    """Its value for the trained model without it."""
+    difference: Difference
+    """Trained minus prompted, paired."""
+    kept: float | None = None
+    """The trained model's share of the base's value; null for a metric that does not begin at 0 and rise."""
+
+
 class Missing(Part):
     """A part that the run's folder does not have, or not whole."""
 
@@ -568,6 +593,8 @@ class Report(Part):
     """Null unless answers are free text."""
     abstention: Abstention | None = None
     """Null where no system tells how sure it is."""
+    baking: Baking | None = None
+    """Null unless the model was taught to do without a prompt."""
     cost: Cost
     """Money."""
     data: Data

@@ -1,13 +1,15 @@
-"""Make the data of an example or preference pairs, or look at each row of a file and keep the best.
+"""Make the data of an example, preference pairs or replies, or look at each row of a file and keep the best.
 
   luthier data                                   list the examples there are
   luthier data addresses                         make the data of one
   luthier data score FILE                        figures of each row: repeats, outliers, label errors, loss
   luthier data select FILE --keep K --out FILE   keep the K best rows, as they stand
   luthier data preferences RECIPE --out DIR      pairs for dpo: replies that a model writes, graded or judged
+  luthier data replies RECIPE --out DIR          rows for sft: replies that a model writes, the best or all good ones
 
 `score` and `select` read any file that training reads; --model adds the loss of each row under a base model.
-`preferences` asks the recipe's training rows, as its [rollout] says; given again, it goes on where it was stopped.
+`preferences` and `replies` ask the recipe's training rows, as its [rollout] says; given again, they go on where they
+were stopped.
 
 An example is a folder with an importer.py, whose function `import_rows(out)` writes the files and returns what to say
 about them. It is looked for in ./examples, beside the installed package's checkout, or at a path. Its code is run.
@@ -32,30 +34,36 @@ IMPORTER = "importer.py"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `luthier data` takes."""
     parser.add_argument(
-        "example", nargs="?", help="score, select, preferences, a folder in examples/, or the path of one"
+        "example", nargs="?", help="score, select, preferences, replies, a folder in examples/, or the path of one"
     )
-    parser.add_argument("file", nargs="?", type=Path, help="rows to score or to select from; preferences: a recipe")
+    parser.add_argument(
+        "file", nargs="?", type=Path, help="rows to score or to select from; preferences, replies: a recipe"
+    )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="PATH",
-        help="score: figures, .jsonl or .csv; select: rows; else a folder, for preferences by default "
-        "runs/<name of the recipe>-preferences",
+        help="score: figures, .jsonl or .csv; select: rows; else a folder, for preferences and replies by default "
+        "runs/<name of the recipe>-preferences or -replies",
     )
     parser.add_argument("--keep", type=_count, metavar="K", help="select: how many rows")
     parser.add_argument(
         "--by",
         choices=[choice for choices in BY.values() for choice in choices],
-        help="what counts; select: coverage (the default), easy, hard; preferences: rewards (the default), judge",
+        help="what counts; select: coverage (the default), easy, hard; preferences: rewards (the default), judge; "
+        "replies: best (the default), passing",
     )
     parser.add_argument(
-        "--report", type=Path, metavar="FILE", help="select, preferences: every row's figures and fate, .jsonl or .csv"
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="select, preferences, replies: every row's figures and fate, .jsonl or .csv",
     )
     parser.add_argument(
         "--model",
         metavar="NAME",
-        help="score, select: the model whose loss is measured; preferences: who writes in place of the recipe's model, "
-        "a table of evaluation.systems with type = 'remote'",
+        help="score, select: the model whose loss is measured; preferences, replies: who writes in place of the "
+        "recipe's model, a table of evaluation.systems with type = 'remote', or `teacher`, whom [teacher] names",
     )
     parser.add_argument("--format", metavar="NAME", help="score, select: how rows are read; default: found out")
     parser.add_argument(
@@ -65,7 +73,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set",
         action="append",
         metavar="KEY=VALUE",
-        help="preferences: change a setting, such as rollout.group_size=4",
+        help="preferences, replies: change a setting, such as rollout.group_size=4",
+    )
+    parser.add_argument(
+        "--least", type=_finite, metavar="X", help="replies: least reward of one that is kept; default: any"
     )
 
 
@@ -85,30 +96,43 @@ def _margin(text: str) -> float:
     return found
 
 
-BY = {"select": ("coverage", "easy", "hard"), "preferences": ("rewards", "judge")}
+def _finite(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number")
+    return found
+
+
+BY = {"select": ("coverage", "easy", "hard"), "preferences": ("rewards", "judge"), "replies": ("best", "passing")}
 """What may count, by action."""
 TAKEN = {
     "score": ("file", "out", "model", "format"),
     "select": ("file", "out", "keep", "by", "report", "model", "format"),
     "preferences": ("file", "out", "by", "report", "model", "margin", "set"),
+    "replies": ("file", "out", "by", "report", "model", "least", "set"),
 }
 """What each action takes; the examples take `out` alone."""
+OF_RECIPES = ("preferences", "replies")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Score or select rows, make pairs, run the importer of the named example, or list the examples.
+    """Score or select rows, make pairs or replies, run the importer of the named example, or list the examples.
 
     Raises:
         DataError: options do not go together, or a file or example cannot be used.
     """
     _require_taken(arguments)
     if arguments.example in TAKEN:
-        from luthier.cli import data_preferences, data_quality
+        from luthier.cli import data_preferences, data_quality, data_replies
 
         actions = {
             "score": data_quality.score,
             "select": data_quality.select,
             "preferences": data_preferences.preferences,
+            "replies": data_replies.replies,
         }
         return actions[arguments.example](arguments)
     if arguments.example is None:
@@ -131,7 +155,7 @@ def _require_taken(arguments: argparse.Namespace) -> None:
         if name != "example" and value is not None and name not in taken:
             raise DataError(f"luthier data {action or ''}: takes no {name if name == 'file' else '--' + name}")
     if action in TAKEN and arguments.file is None:
-        raise DataError(f"luthier data {action}: expected a {'recipe' if action == 'preferences' else 'data file'}")
+        raise DataError(f"luthier data {action}: expected a {'recipe' if action in OF_RECIPES else 'data file'}")
     if arguments.by is not None and arguments.by not in BY[action]:
         raise DataError(f"luthier data {action}: --by {arguments.by}: expected {' or '.join(BY[action])}")
     if arguments.by in ("easy", "hard") and arguments.model is None:

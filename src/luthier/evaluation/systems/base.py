@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 from luthier import __version__, registry
 from luthier.config import Settings, Tree
@@ -29,6 +29,9 @@ from luthier.models.heads import Head
 from luthier.models.load import LoadedModel
 from luthier.rag.retriever import Retriever
 from luthier.recipe import dump_part
+
+if TYPE_CHECKING:
+    from luthier.evaluation.long_prompt import LongPrompt
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with (what is being done, rows done, rows in all)."""
@@ -88,6 +91,8 @@ class Context:
     """What answers must satisfy (task `json`)."""
     retriever: Retriever | None = None
     """Finds passages of the recipe's corpus; None where the recipe has no `[retrieval]`."""
+    long_prompt: "LongPrompt | None" = None
+    """What the recipe's teacher reads before a row; None where it reads no more than the trained model does."""
     train_file: Path | None = None
     """The training rows as JSONL, for external programs."""
     recipe_folder: Path = Path(".")

@@ -1,0 +1,179 @@
+"""Whether a small model learns more from a larger teacher than from the same rows alone, on held-out rows.
+
+    python -m benchmarks.distill --data FOLDER [--rows 100] [--prompts 400] [--seeds 0 1] [--minutes 10]
+
+FOLDER holds `json_extraction`, with train.jsonl and test.jsonl. The teacher is a larger model that was trained on
+`--taught` rows. Its students see `--rows` of these: with their labels alone (`sft`), or with the teacher's
+probabilities of the same tokens (`distill`). Two more students see no label, but `--prompts` questions and what the
+teacher replied to them (`luthier data replies`): as text (`replies`), and with its probabilities (`replies + distill`).
+All students take `--steps` steps. Tested are the first `--tested` test rows, answered greedily; intervals are over test
+rows, of the mean over seeds. Every training is a whole `luthier run` under `--out` and goes on where it was: with
+`--minutes` the command stops after so many. Writes its table into docs/methods.md.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks._methods import commit_of, finished, lines_of, prepared, to_its_end, write_section
+from luthier.config import write_toml
+from luthier.evaluation.significance import mean_interval
+
+METRIC, SYSTEM = "field_f1", "fine_tuned"
+STUDENTS: Mapping[str, tuple[str, bool]] = {
+    "sft": ("rows", False),
+    "distill": ("rows", True),
+    "replies": ("replies", False),
+    "replies + distill": ("replies", True),
+}
+"""Which file a student learns, and whether its teacher tells probabilities."""
+HEAD = [
+    "| teacher | student | learns | seeds | tested | teacher's score | score | gain over `sft` | each seed | commit |",
+    "|---|---|---|---|---|---|---|---|---|---|",
+]
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def common(asked: argparse.Namespace, model: str, train: str, test: Path, steps: int, seed: int) -> dict[str, Any]:
+    """What all trainings have in common."""
+    return {
+        "seed": seed,
+        "model": {"name": model},
+        "data": {"train": train, "test": str(test.resolve()), "validation_share": 0.1},
+        "adapter": {"type": "lora", "rank": 16},
+        "optimizer": {"learning_rate": asked.rate},
+        "training": {"steps": steps, "rows_per_step": 8, "patience": False, "validate_every": max(1, steps // 5)},
+        "evaluation": {
+            "task": "json",
+            "primary_metric": METRIC,
+            "max_new_tokens": 96,
+            "systems": {SYSTEM: {}},
+            "forgetting": {"multiple_choice": "none", "text": "none"},
+        },
+    }
+
+
+def tested(asked: argparse.Namespace) -> Path:
+    """The test rows, in a file of their own."""
+    rows = rows_of(asked.data / "json_extraction/test.jsonl")[: asked.tested]
+    return prepared(asked.out, {"test.jsonl": lines_of(rows)}) / "test.jsonl"
+
+
+def teacher(asked: argparse.Namespace, train: Sequence[Mapping[str, Any]], until: float | None) -> Path | None:
+    """The folder of the teacher's run; None: it is not finished yet."""
+    recipe = common(asked, asked.teacher, "train.jsonl", tested(asked), asked.teacher_steps, 0)
+    rows = {"train.jsonl": lines_of(train[: asked.taught]), "recipe.toml": write_toml(recipe)}
+    place = prepared(asked.out / "teacher", rows)
+    return place / "run" if finished(place / "recipe.toml", place / "run", until) else None
+
+
+def replies(
+    asked: argparse.Namespace, train: Sequence[Mapping[str, Any]], teacher: Path, until: float | None
+) -> Path | None:
+    """The teacher's replies to more questions; None: they are not written yet."""
+    questions = [{"id": row["id"], "messages": row["messages"][:2]} for row in train[: asked.prompts]]
+    recipe = {
+        "model": {"name": asked.teacher},
+        "data": {"train": "questions.jsonl", "test_share": 0.0, "validation_share": 0.01},
+        "teacher": {"run": str(teacher.resolve())},
+        "rollout": {"group_size": 1, "max_new_tokens": 96, "temperature": asked.temperature},
+    }
+    files = {"questions.jsonl": lines_of(questions), "recipe.toml": write_toml(recipe)}
+    place = prepared(asked.out / "replies", files)
+    found = place / "made/replies.jsonl"
+    command = ["data", "replies", str(place / "recipe.toml"), "--out", str(place / "made"), "--model", "teacher"]
+    return found if found.is_file() or to_its_end(command, until) else None
+
+
+def student(asked: argparse.Namespace, name: str, texts: Mapping[str, str], teacher: Path, seed: int) -> Path:
+    """The folder of a student, with its recipe."""
+    file, is_told = STUDENTS[name]
+    recipe = common(asked, asked.student, "train.jsonl", tested(asked), asked.steps, seed)
+    if is_told:
+        recipe["objective"] = {"type": "distill", "cross_entropy": 0.5}
+        recipe["teacher"] = {"run": str(teacher.resolve())}
+    files = {"train.jsonl": texts[file], "recipe.toml": write_toml(recipe)}
+    return prepared(asked.out / f"{name.replace(' + ', '_')}_{seed}", files)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """One training."""
+
+    scores_N: np.ndarray
+    """Of the test rows."""
+    commit: str
+
+    @classmethod
+    def of(cls, folder: Path) -> "Learned":
+        """What a finished run says."""
+        lines = rows_of(folder / f"records/{SYSTEM}.jsonl")
+        return cls(np.array([line["scores"][METRIC] for line in lines]), commit_of(folder))
+
+
+def line(asked: argparse.Namespace, name: str, found: Mapping[str, Sequence[Learned]], taught: Learned) -> str:
+    """A row of the table; the gain is of the seeds that both have."""
+    mine, base = found[name], found["sft"]
+    scores_N = np.mean([one.scores_N for one in mine], axis=0)
+    score = mean_interval(scores_N)
+    both = list(zip(mine, base, strict=False))
+    gain = mean_interval(np.mean([a.scores_N - b.scores_N for a, b in both], axis=0))
+    told = "" if name == "sft" else f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+    each = ", ".join(f"{one.scores_N.mean():.3f}" for one in mine)
+    return (
+        f"| {asked.teacher} | {asked.student} | `{name}` | {len(mine)} | {len(scores_N)} | "
+        f"{taught.scores_N.mean():.3f} | {score.value:.3f} [{score.low:.3f}, {score.high:.3f}] | {told} | {each} | "
+        f"{mine[0].commit} |"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with json_extraction/train.jsonl, test.jsonl")
+    parser.add_argument("--teacher", default="qwen2.5-coder-0.5b-instruct")
+    parser.add_argument("--student", default="smollm2-135m-instruct")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--taught", type=int, default=600, help="rows that the teacher learns")
+    parser.add_argument("--teacher-steps", type=int, default=70)
+    parser.add_argument("--rows", type=int, default=100, help="rows with labels that students learn")
+    parser.add_argument("--prompts", type=int, default=400, help="questions that the teacher replies to")
+    parser.add_argument("--temperature", type=float, default=0.1, help="at which it does")
+    parser.add_argument("--steps", type=int, default=60, help="of each student")
+    parser.add_argument("--tested", type=int, default=200)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--minutes", type=float, help="stop after so many; the same command goes on")
+    parser.add_argument("--out", type=Path, default=Path("runs/methods/distill"))
+    asked = parser.parse_args()
+    until = None if asked.minutes is None else time.monotonic() + 60 * asked.minutes
+    train = rows_of(asked.data / "json_extraction/train.jsonl")
+    taught = teacher(asked, train, until)
+    written = None if taught is None else replies(asked, train, taught, until)
+    if taught is None or written is None:
+        print(f"stopped in {asked.out}; the same command goes on", file=sys.stderr)
+        return 3
+    texts = {"rows": lines_of(train[: asked.rows]), "replies": written.read_text(encoding="utf-8")}
+    found: dict[str, list[Learned]] = {}
+    for seed, name in itertools.product(asked.seeds, STUDENTS):
+        place = student(asked, name, texts, taught, seed)
+        if not finished(place / "recipe.toml", place / "run", until):
+            print(f"stopped in {place}; the same command goes on", file=sys.stderr)
+            return 3
+        found.setdefault(name, []).append(Learned.of(place / "run"))
+        lines = [line(asked, each, found, Learned.of(taught)) for each in found]
+        write_section("distill", [*HEAD, *lines])  # after each, so that what is there can be read
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

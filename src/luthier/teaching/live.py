@@ -1,0 +1,111 @@
+"""A teacher that stays in memory, and one that is none, where only memory and time are counted."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from luthier.data.asked import asked
+from luthier.errors import RecipeError
+from luthier.examples import Conversation, Example, Row
+from luthier.models.forest import Batch, build_batch
+from luthier.models.memory import held_bytes
+from luthier.objectives.base import Lesson, Scorer, Teacher, Told
+from luthier.progress import Progress
+from luthier.recipe import Recipe
+from luthier.teaching.plan import Planned, Voice, open_voice
+from luthier.teaching.words import Words, say
+
+
+class LiveTeacher:
+    """A teacher that is asked in every step, of replies that nobody knew before."""
+
+    def __init__(
+        self, scorer: Scorer, lesson: Lesson, words: Words, prompts: Mapping[str, tuple[int, ...]], held: int
+    ) -> None:
+        """
+        Args:
+            scorer: of the teacher.
+            lesson: what is asked of it.
+            words: what its tokens are to the student.
+            prompts: what it reads before the reply, by the id of the example.
+            held: bytes that it takes beside the student.
+        """
+        self._scorer, self._lesson, self._words, self._prompts = scorer, lesson, words, prompts
+        self._held = held
+
+    def told(self, batch: Batch) -> Told:
+        """What it says of the same replies behind its own prompts."""
+        rows = [self._read(row) for row in batch.rows]
+        return say(self._scorer, build_batch(rows).to(batch.row_K.device), self._lesson, self._words)
+
+    def _read(self, row: Row) -> Row:
+        # a reply has its number behind a slash; a turn that is a row of its own, behind a hash
+        names = row.id, row.id.rpartition("/")[0], row.id.rpartition("#")[0]
+        before = next(self._prompts[name] for name in names if name in self._prompts)
+        first = next((i for i, weight in enumerate(row.loss_mask) if weight and i), len(row.ids))
+        mask = (*(0.0,) * len(before), *row.loss_mask[first:])
+        return Row((*before, *row.ids[first:]), mask, row.id)
+
+    def at(self, temperature: float) -> "LiveTeacher":
+        """The same with its logits divided, too."""
+        return LiveTeacher(self._scorer.at(temperature), self._lesson, self._words, self._prompts, self._held)
+
+    def held_bytes(self) -> int:
+        """Of its weights, where they are others than the student's."""
+        return self._held
+
+
+def live(
+    plan: Planned,
+    lesson: Lesson,
+    recipe: Recipe,
+    student: Voice,
+    named: Mapping[str, Sequence[Example]],
+    progress: Progress,
+) -> LiveTeacher:
+    """The teacher of a training that samples its replies; arguments as of `kept`.
+
+    Raises:
+        RecipeError: its tokenizer is another one than the student's.
+        ModelError: it cannot be opened.
+    """
+    voice = student if plan.is_own else open_voice(plan, recipe, student.loaded.device, progress)
+    words = Words(student, voice)
+    if not words.are_equal:
+        raise RecipeError(
+            f"the teacher, {plan.name}, has another tokenizer than {recipe.model.name}: replies that are sampled here "
+            "are no tokens of its. Learn from given replies (objective.type = 'distill' with objective.cross_entropy = "
+            "0.5), or from those that it writes (`luthier data replies RECIPE --model teacher`)"
+        )
+    prompts = {
+        example.id: tuple(voice.template.prompt_ids(plan.before(asked(example)), example.tools))
+        for group in named.values()
+        for example in group
+        if isinstance(example, Conversation)
+    }
+    held = 0 if plan.is_own else held_bytes(voice.loaded.model)
+    return LiveTeacher(voice.scorer, lesson, words, prompts, held)
+
+
+def made_up(lesson: Lesson) -> Teacher:
+    """In place of a kept teacher where only time and memory are counted: all mass is that of the unnamed."""
+    return _Nobody(lesson.top_k)
+
+
+@dataclass(frozen=True)
+class _Nobody:
+    top_k: int
+
+    def told(self, batch: Batch) -> Told:
+        shape, device = (len(batch.row_K), self.top_k), batch.row_K.device
+        ids_KB = torch.arange(self.top_k, device=device).expand(shape)
+        uniform = torch.full((shape[0], self.top_k + 1), -math.log(self.top_k + 1), device=device)
+        return Told(ids_KB, uniform)
+
+    def at(self, temperature: float) -> "_Nobody":
+        return self
+
+    def held_bytes(self) -> int:
+        return 0
