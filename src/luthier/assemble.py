@@ -122,9 +122,15 @@ def objective_of(recipe: Recipe) -> Objective:
     """The recipe's objective.
 
     Raises:
-        RecipeError: it does not go with the recipe's rollouts, or with there being none.
+        RecipeError: it does not go with the recipe's rollouts, or with there being none; or rows are to be made first,
+            by a constitution.
     """
     objective = part(recipe.objective, Objective, "objective")  # type: ignore[type-abstract]
+    if recipe.constitution is not None:
+        raise RecipeError(
+            "the recipe has a table [constitution], which `luthier constitution` reads and no other command; remove it "
+            "to train on the rows as they are"
+        )
     if isinstance(objective, OnlineObjective):
         require_fit(recipe, objective)
     elif recipe.rollout is not None:

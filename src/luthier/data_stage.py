@@ -140,10 +140,11 @@ def divide(recipe: Recipe) -> tuple[Data, dict[str, Any], list[Finding]]:
         DataError: a row cannot be read, or there are too few to split.
     """
     settings = recipe.data
+    only_asked = recipe.rollout is not None or recipe.constitution is not None
 
     def read(path: str) -> list[Example]:
         examples = read_examples(Path(path), settings.format, settings.instruction)
-        return [with_place_for_reply(example) for example in examples] if recipe.rollout else list(examples)
+        return [with_place_for_reply(example) for example in examples] if only_asked else list(examples)
 
     given = {name: path for name, path in _files(recipe).items() if name != "train"}
     taken = {name: read(path) for name, path in given.items() if path is not None}
@@ -152,7 +153,7 @@ def divide(recipe: Recipe) -> tuple[Data, dict[str, Any], list[Finding]]:
     shares = {name: share for name, share in shares.items() if name not in taken}
     parts = split(read(settings.train), shares, recipe.seed, taken=taken)
     findings = run_checks(Data(parts.train, parts.validation, parts.test).named())
-    if recipe.rollout:  # a row that is only asked needs no reply
+    if only_asked:  # such a row needs no reply
         findings = [finding for finding in findings if finding.message != EMPTY_REPLY]
     pool = _pool(recipe, parts)
     findings += pool.findings() if pool else []

@@ -272,6 +272,11 @@ class DPO(Objective):
         """Unless it is taken to be uniform."""
         return not self.reference_free
 
+    @property
+    def reads_probability(self) -> bool:
+        """With the sigmoid, which is a cross-entropy."""
+        return self.penalties == ("sigmoid",)
+
     def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
         """Two rows: prompt + chosen, prompt + rejected, with only the replies trained on; both carry `probability`.
 
@@ -279,7 +284,7 @@ class DPO(Objective):
             DataError: the pair has a soft label, and a penalty is chosen that knows none.
         """
         rows, probability = pair_rows(example, template, "dpo"), probability_of(example)
-        if probability < 1 and self.penalties != ("sigmoid",):
+        if probability < 1 and not self.reads_probability:
             at, names = example.where, _listed(self.penalties)
             raise DataError(
                 f"{PROBABILITY!r} = {probability:g} is a soft label, which penalty = 'sigmoid' alone reads, and the "

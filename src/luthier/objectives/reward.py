@@ -70,6 +70,11 @@ class Reward(Objective):
         """One number for a reply; without `centering` the loss would never move a bias."""
         return HeadShape(KIND, normalized=True, bias=self.centering > 0, start=self.head_start)
 
+    @property
+    def reads_probability(self) -> bool:
+        """Always."""
+        return True
+
     def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
         """Two rows: prompt + chosen, prompt + rejected; both carry the pair's `margin` and its `probability`."""
         rows, margin = pair_rows(example, template, "reward"), _margin(example)
