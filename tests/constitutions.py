@@ -44,11 +44,11 @@ learning_rate = 4e-3
 [training]
 steps = 5
 rows_per_step = 4
-max_tokens = 512
+max_tokens = 800
 [constitution]
 principles = "mine.toml"
 harmless = "harmless.jsonl"
-max_new_tokens = 320
+max_new_tokens = 240
 pairs = 2
 critic_tokens = 160
 shots = 1

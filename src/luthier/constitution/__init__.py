@@ -9,7 +9,7 @@ better one, and the model, or a reward model, learns from that. Held-out prompts
     data/ harmless/          red-team and harmless prompts, divided (`data_stage`)
     replies/ revised/        revise.py      supervised/  learn.py      drawn/ compared/ calibration/  compare.py
     preferred/               learn.py       answers/ judged/  measure.py
-    constitution.json, constitution.html, critiques/, comparisons/      the report: report.py, luthier/report/constitution.py
+    constitution.json constitution.html critiques/ comparisons/    report.py, luthier/report/constitution.py
 
 A file is there whole or not at all, and one that is there is read instead of made: the same command goes on where it
 was stopped, by `kill -9` as well, and ends with the same records and the same weights.
@@ -142,8 +142,8 @@ def require_fit(recipe: Recipe) -> ConstitutionSettings:
             raise RecipeError(f"{table}.{odd[0]} changes nothing for `luthier constitution`; remove it")
     if values["adapter"].get("start_from") is not None:
         raise RecipeError(
-            "adapter.start_from: a constitution begins with the base model; merge the earlier run (`luthier merge`), and "
-            "name the merged model in model.name"
+            "adapter.start_from: a constitution begins with the base model; export the earlier run (`luthier export`), "
+            "and name what comes out in model.name"
         )
     _require_learner(recipe, settings)
     constitution_of(settings)

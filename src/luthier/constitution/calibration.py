@@ -1,16 +1,16 @@
-"""From log-odds of letters to a probability that a reply is the better one, and how far such probabilities can be trusted.
+"""From log-odds of letters to a probability that a reply is the better one, and how far that can be trusted.
 
-For a pair (a, b) and one principle the critic is asked twice. With d1 = log p(A) - log p(B) where a stands first, and d2
-the same where b does,
+For a pair (a, b) and one principle the critic is asked twice. With d1 = log p(A) - log p(B) where a stands first, and
+d2 the same where b does,
 
     lean = (d1 - d2) / 2        for a, whatever the place
     bias = (d1 + d2) / 2        for the first place, whatever stands there
 
-since d1 = bias + lean and d2 = bias - lean. The probability is the mean over principles of sigmoid(lean / T). T is 1, or
-fitted to pairs that people judged, by the least mean of -log p(what they chose) (temperature scaling, Guo et al. 2017,
-arXiv:1706.04599). A critic that knows nothing gets the largest T that is tried, and all of its probabilities lie near
-1/2: soft labels then teach nothing, which is right. What is told of calibrated probabilities is cross-fitted: half of
-the pairs are told with the T of the other half.
+since d1 = bias + lean and d2 = bias - lean. The probability is the mean over principles of sigmoid(lean / T). T is 1,
+or fitted to pairs that people judged, by the least mean of -log p(what they chose) (temperature scaling, Guo et al.
+2017, arXiv:1706.04599). A critic that knows nothing gets the largest T that is tried, and all of its probabilities lie
+near 1/2: soft labels then teach nothing, which is right. What is told of calibrated probabilities is cross-fitted: half
+of the pairs are told with the T of the other half.
 """
 
 import math

@@ -1,6 +1,7 @@
 """Who takes part in a constitution's run, each opened when it is first needed, and let go before a training."""
 
 import gc
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from luthier import assemble, registry
 from luthier.config import Tree, part
 from luthier.constitution.voices import Elsewhere, Here, Voice
 from luthier.evaluation.systems.base import Desk, System
+from luthier.examples import Message
 from luthier.models.catalog import resolve
 from luthier.models.load import choose_device
 from luthier.progress import Progress
@@ -17,7 +19,7 @@ from luthier.rewarding import Judges
 from luthier.run_folder import RunFolder
 
 BEFORE, SUPERVISED, PREFERRED = "before", "supervised", "preferred"
-"""The model as it was, after the training on revised replies, and after that on preferences; the folders of runs, too."""
+"""The model as it was, after the training on revised replies, and after that on preferences: folders of runs, too."""
 
 
 class Cast:
@@ -38,6 +40,10 @@ class Cast:
             with self._progress.stage("open", f"opening the model, {name}"):
                 self._writer = name, self._open_base() if name == BEFORE else self._open_trained(name)
         return self._writer[1]
+
+    def unfit(self, name: str, messages: Sequence[Message], reply: str) -> str:
+        """Why no row of a training can end with a reply, by the template of `writer(name)`; empty: one can."""
+        return self.writer(name).unfit(messages, reply, self._recipe.training.max_tokens)
 
     @property
     def precision(self) -> str:

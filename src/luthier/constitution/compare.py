@@ -3,10 +3,9 @@
     drawn/batch-000001.jsonl         replies of the supervised model, several to each prompt
     compared/batch-000001.jsonl      of each two of them what the critic says, by several principles, in both orders
     calibration/batch-000001.jsonl   the same of pairs that people judged
-    calibration.json                 the temperature that follows
 
-(Bai et al. 2022, arXiv:2212.08073, section 4.1: the probability that a feedback model gives to one of two letters is the
-label.)
+(Bai et al. 2022, arXiv:2212.08073, section 4.1: the probability that a feedback model gives to one of two letters is
+the label.)
 """
 
 from collections import Counter
@@ -23,7 +22,7 @@ from luthier.constitution.cast import SUPERVISED
 from luthier.constitution.principles import KINDS, Kind, Principle, compared_by
 from luthier.constitution.prompts import comparison_prompt
 from luthier.constitution.revise import Prompt, Workshop, fault_of
-from luthier.constitution.voices import Ask
+from luthier.constitution.voices import Ask, Said
 from luthier.data.formats.base import read_examples
 from luthier.engine.rollout import seed_of
 from luthier.errors import DataError
@@ -38,10 +37,10 @@ COMPARED_AT_ONCE = 16
 _DRAWN, _SHOWN = 4, 5
 """What a random stream is of."""
 ALIKE = "both replies say the same"
-NOT_WHOLE = "one of the two replies is cut off or empty"
+NOT_WHOLE = "one of the two replies is cut off, empty, or too long for a row"
 NOT_NAMED = "the critic names neither letter"
+EVEN = "the critic prefers neither"
 NOT_SURE = "the critic is less sure than constitution.least_probability"
-CALIBRATION = "calibration.json"
 
 
 @dataclass(frozen=True)
@@ -75,13 +74,17 @@ def drawn(prompts: Sequence[Prompt], shop: Workshop) -> list[Two]:
         said = shop.cast.writer(SUPERVISED).write(asks, shop.settings.max_new_tokens, shop.settings.temperature)
         groups = [said[at : at + count] for at in range(0, len(said), count)]
         return [
-            {**p.values(), "replies": [{"reply": s.text, "fault": fault_of(s)} for s in group]}
+            {**p.values(), "replies": [{"reply": s.text, "fault": _fault(p, s, shop)} for s in group]}
             for p, group in zip(batch, groups, strict=True)
         ]
 
     with shop.progress.stage("drawn", f"{count} replies of the supervised model to each of {len(prompts):,} prompts"):
         records = in_batches(prompts, DRAWN_AT_ONCE, shop.folder / "drawn", make, shop.progress, "prompts")
     return [two for prompt, record in zip(prompts, records, strict=True) for two in _pairs(prompt, record["replies"])]
+
+
+def _fault(prompt: Prompt, said: Said, shop: Workshop) -> str:
+    return fault_of(said) or shop.cast.unfit(SUPERVISED, prompt.messages, said.text)
 
 
 def _pairs(prompt: Prompt, replies: Sequence[Record]) -> list[Two]:
@@ -202,7 +205,7 @@ def preferences(
     for record in records:
         votes = votes_of(record)
         sure = probability(votes, temperature)
-        reason = "" if votes else NOT_NAMED
+        reason = NOT_NAMED if not votes else EVEN if sure == 0.5 else ""
         if not reason and max(sure, 1 - sure) < shop.settings.least_probability:
             reason = NOT_SURE
         told.append({**record, "probability": sure, "reason": reason})

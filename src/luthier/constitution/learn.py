@@ -19,6 +19,7 @@ from luthier.data.write import write_examples
 from luthier.data_stage import prepare_data
 from luthier.errors import DataError, ModelError
 from luthier.examples import Conversation, Example, Message
+from luthier.files import sha256_of
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder
 from luthier.stages import open_run, prepare_training, train_stage, training_line
@@ -44,7 +45,7 @@ def supervised_rows(
     for prompt, record in (*red_team, *harmless):
         text, fault = record.get("final", record["reply"]), record["fault"]
         if given and prompt.kind == "harmless":
-            text, fault = prompt.given or "", "" if prompt.given else "its row gives no reply"
+            text, fault = prompt.given or "", record.get("given_fault", "its row gives no reply")
         if fault:
             without[fault] += 1
             continue
@@ -102,14 +103,15 @@ def _trained(
 ) -> Mapping[str, Any]:
     if not rows:
         raise DataError(f"nothing is left to train {name} on; the records beside it say why", shop.folder.path)
-    write_examples(shop.folder / file, rows)
-    tree["data"]["train"] = str((shop.folder / file).resolve())
-    inner, folder = build(Recipe, tree), RunFolder(shop.folder / name, listed=False)
+    path, folder = shop.folder / file, RunFolder(shop.folder / name, listed=False)
+    write_examples(path, rows)
+    tree["data"]["train"] = str(path.resolve())
+    inner = build(Recipe, tree)
     shop.progress.say(f"the training {name}, on {len(rows):,} rows")
     with folder.locked():
-        folder.begin(inner, write_toml(tree), shop.folder.path)
-        if not _is_done(folder):
+        if not _is_done(folder, sha256_of(path)):
             shop.cast.release()
+            folder.begin(inner, write_toml(tree), shop.folder.path)
             data = prepare_data(inner, folder, shop.progress)
             train_stage(prepare_training(open_run(inner, folder, data, shop.progress), shop.progress), shop.progress)
     summary: Mapping[str, Any] = folder.read("training.json")
@@ -117,9 +119,11 @@ def _trained(
     return summary
 
 
-def _is_done(folder: RunFolder) -> bool:
-    """Whether the training ended, and left a whole artifact."""
+def _is_done(folder: RunFolder, rows: str) -> bool:
+    """Whether the training on the rows with this digest ended, and left a whole artifact."""
     if (folder.read("training.json") or {}).get("stopped") not in DONE:
+        return False
+    if (folder.read("manifest.json") or {}).get("data", {}).get("train", {}).get("sha256") != rows:
         return False
     try:
         read_artifact(folder.path)

@@ -1,7 +1,7 @@
 """What the critic is asked: for a critique, a revision, or which of two replies is better; and what judges are asked.
 
-Few-shot, as in Bai et al. 2022 (arXiv:2212.08073, appendix E): the constitution's examples are earlier turns of the same
-talk, so that a model that was not tuned to criticize sees how it is done. In a comparison the better reply stands
+Few-shot, as in Bai et al. 2022 (arXiv:2212.08073, appendix E): the constitution's examples are earlier turns of the
+same talk, so that a model that was not tuned to criticize sees how it is done. In a comparison the better reply stands
 first in every other example, so that the examples favor no letter.
 """
 

@@ -1,6 +1,5 @@
 """The report of a constitution's run, from what its stages found."""
 
-import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -101,8 +100,8 @@ def write_pages(recipe: Recipe, found: Found, shop: Workshop) -> Path:
 
 
 def outcome_of(measured: Sequence[pages.Measured], harm: str | None, model: str, most_refusals: float) -> pages.Outcome:
-    """What follows from the measures of a model: surely less harm or more by the measure of harm; and whether refusals of
-    harmless prompts rose, by the ends of the interval, by no more than was allowed, or by more."""
+    """What follows from the measures of a model: surely less harm or more by the measure of harm; and whether refusals
+    of harmless prompts rose, by the ends of the interval, by no more than was allowed, or by more."""
     by = {(one.name, one.kind): one for one in measured}
     of_harm = by.get((harm or "", "red_team"))
     if of_harm is None:
@@ -159,9 +158,9 @@ def _of(share: tuple[float, float, float]) -> Shown:
 def _revised(found: Found) -> list[pages.Revised]:
     names = list(found.revision_rewards)
     told = [found.revision_rewards[name] for name in names]
-    by_record = [dict(zip(names, of_models, strict=True)) for of_models in zip(*told, strict=True)] if told else []
+    by_record = [dict(zip(names, of_models, strict=True)) for of_models in zip(*told, strict=True)]
     shown = []
-    for record, rewards in itertools.zip_longest(found.revised, by_record, fillvalue={}):
+    for record, rewards in zip(found.revised, by_record or [{}] * len(found.revised), strict=True):
         steps = [
             pages.Step(
                 principle=step["principle"],
@@ -331,7 +330,7 @@ def _notes(found: Found, shop: Workshop, harm: str | None) -> list[str]:
     asked = sum(len(record["steps"]) for record in found.revised)
     changed = sum(len(set(dict(enumerate_texts(record)).values())) > 1 for record in found.revised)
     notes.append(
-        f"{kept:,} of {asked:,} revisions took a reply's place, and {changed:,} of {len(found.revised):,} replies ended "
-        "otherwise than they began."
+        f"{kept:,} of {asked:,} revisions took a reply's place, and {changed:,} of {len(found.revised):,} replies "
+        "ended otherwise than they began."
     )
     return notes

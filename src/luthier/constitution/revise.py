@@ -8,7 +8,7 @@ nothing. (Bai et al. 2022, arXiv:2212.08073, section 3.1.)
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,10 +104,21 @@ def first_replies(prompts: Sequence[Prompt], shop: Workshop) -> list[Record]:
     def make(batch: Sequence[Prompt]) -> list[Record]:
         asks = [Ask(p.id, p.messages, seed_of(shop.seed, _FIRST, KINDS.index(p.kind), p.place)) for p in batch]
         said = shop.cast.writer(BEFORE).write(asks, settings.max_new_tokens, settings.temperature)
-        return [{**p.values(), "reply": s.text, "fault": fault_of(s)} for p, s in zip(batch, said, strict=True)]
+        return [_first(prompt, one, shop) for prompt, one in zip(batch, said, strict=True)]
 
     with shop.progress.stage("replies", f"a reply to each of {len(prompts):,} prompts"):
         return in_batches(prompts, REPLIES_AT_ONCE, shop.folder / "replies", make, shop.progress, "prompts")
+
+
+def _first(prompt: Prompt, said: Said, shop: Workshop) -> Record:
+    record = {**prompt.values(), "reply": said.text, "fault": _whole_fault(prompt, said, shop)}
+    if prompt.given is not None and shop.settings.harmless_replies == "given":
+        record["given_fault"] = _whole_fault(prompt, Said(prompt.given), shop)
+    return record
+
+
+def _whole_fault(prompt: Prompt, said: Said, shop: Workshop) -> str:
+    return fault_of(said) or shop.cast.unfit(BEFORE, prompt.messages, said.text)
 
 
 def revised(prompts: Sequence[Prompt], replies: Sequence[Record], shop: Workshop) -> list[Record]:
@@ -137,7 +148,7 @@ def _revised(batch: Sequence[tuple[Prompt, Record]], shop: Workshop) -> list[Rec
         for at, step in enumerate(_round(prompts, now, by, number, critic, shop)):
             steps[at].append(step)
             if not step["fault"]:
-                now[at], faults[at] = step["revision"], ""
+                now[at], faults[at] = step["revision"], shop.cast.unfit(BEFORE, prompts[at].messages, step["revision"])
     return [
         {**prompt.values(), "reply": reply["reply"], "steps": taken, "final": final, "fault": fault}
         for (prompt, reply), taken, final, fault in zip(batch, steps, now, faults, strict=True)

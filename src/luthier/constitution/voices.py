@@ -1,7 +1,7 @@
-"""Models as they take part: what writes replies, what criticizes, what judges. A voice writes texts, and chooses letters.
+"""Models as they take part: what writes replies, what criticizes, what judges. A voice writes, and chooses letters.
 
-`lean` is log p("A") - log p("B") for the next token after a prompt. A model on this machine always tells it. An endpoint
-tells it where it gives log-probabilities; elsewhere what it wrote is read, and a letter counts for `READ` nats.
+A choice is log p("A") - log p("B") for the next token after a prompt. A model on this machine always tells it. An
+endpoint tells it where it gives log-probabilities; elsewhere what it wrote is read, and a letter counts for `READ`.
 """
 
 import math
@@ -29,6 +29,7 @@ from luthier.models.scorer import Scorer
 SCORED_TOKENS = 8192
 """Read at once where letters are chosen."""
 NO_ROOM = "the question leaves no room for an answer in the model's context"
+TOO_LONG = "with its prompt it has more tokens than training.max_tokens"
 SEEDS = 2**31
 """What every endpoint takes for a seed lies below."""
 
@@ -44,8 +45,8 @@ class Ask:
 
     @property
     def row(self) -> Conversation:
-        """As systems are asked."""
-        return Conversation(self.messages, id=self.id)
+        """As systems are asked: with a place for the reply, since examples before the question have replies, too."""
+        return Conversation((*self.messages, Message("assistant")), id=self.id)
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,15 @@ class Here:
     def _prompt(self, asked: Ask, tokens: int) -> tuple[int, ...] | None:
         ids = self.template.prompt_ids(asked.messages)
         return tuple(ids) if len(ids) + tokens <= self.loaded.max_tokens else None
+
+    def unfit(self, messages: Sequence[Message], reply: str, longest: int) -> str:
+        """Why no row of at most so many tokens can end with a reply; empty: one can."""
+        said = (Message("assistant", reply),)
+        try:
+            row = self.template.reply_row(Conversation((*messages, *said)), said)
+        except TemplateError as error:
+            return str(error)
+        return TOO_LONG if len(row.ids) > min(longest, self.loaded.max_tokens) else ""
 
     @torch.inference_mode()
     def _logprobs(self, rows: Sequence[Row]) -> list[float]:

@@ -71,8 +71,8 @@ class ConstitutionSettings(Settings):
     temperature: float = Field(1.0, gt=0, le=10)
     """Of the replies that are revised or compared; held-out prompts are answered by the likeliest tokens."""
     critic: Annotated[SerializeAsAny[Settings] | None, _asked("critic")] = None
-    """Who criticizes, revises and prefers: a table such as `{ type = "local_model", model = "..." }`, or a `remote` (any
-    endpoint that speaks OpenAI's API); absent: the recipe's model, as it was before training."""
+    """Who criticizes, revises and prefers: a table such as `{ type = "local_model", model = "..." }`, or a `remote`
+    (any endpoint that speaks OpenAI's API); absent: the recipe's model, as it was before training."""
     critic_tokens: int = Field(192, ge=1)
     """Longest critique, and longest revision."""
     critic_temperature: float = Field(0.7, ge=0, le=10)

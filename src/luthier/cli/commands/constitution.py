@@ -1,4 +1,4 @@
-"""Constitutional AI: a critic revises a model's replies by principles and compares them, and the model learns from both.
+"""Constitutional AI: a critic revises replies by principles and compares them, and the model learns from both.
 
 The recipe has a table [constitution] (docs/constitution.md). A run that was stopped goes on where it was when the same
 command is given again; every critique, revision and comparison is a record that the report shows.
