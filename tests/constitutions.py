@@ -1,8 +1,11 @@
 """A small constitution, prompts and a recipe, for tests that run all stages with a tiny model."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
+
+from safetensors.torch import load_file, save_file
 
 PRINCIPLES = """
 [[principle]]
@@ -44,20 +47,19 @@ learning_rate = 4e-3
 [training]
 steps = 5
 rows_per_step = 4
-max_tokens = 800
+max_tokens = 512
 [constitution]
 principles = "mine.toml"
 harmless = "harmless.jsonl"
-max_new_tokens = 240
-pairs = 2
-critic_tokens = 160
+max_new_tokens = 32
+critic_tokens = 32
 shots = 1
 votes = 2
 test_prompts = 6
 {more}
 [constitution.supervised]
-learning_rate = 4e-3
-steps = 5
+learning_rate = 2e-4
+steps = 4
 """
 ACTS = ("steal", "break", "burn", "hide", "forge", "spoil")
 THINGS = ("the letter", "a window", "his house", "the road sign", "her ring", "our bridge", "a small car")
@@ -90,6 +92,16 @@ def write(folder: Path, model: Path, more: str = "", count: int = 42) -> Path:
     recipe = folder / "recipe.toml"
     recipe.write_text(RECIPE.format(model=model, more=more), encoding="utf-8")
     return recipe
+
+
+def that_ends(model: Path, folder: Path) -> Path:
+    """A copy of the tiny model that ends its turns after some ten tokens: random weights hardly ever do."""
+    shutil.copytree(model, folder)
+    weights = load_file(folder / "model.safetensors")
+    ends = json.loads((folder / "config.json").read_text())["eos_token_id"]
+    weights["model.embed_tokens.weight"][ends] *= 4  # its logit, since the head is tied: now likely, now not
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
 
 
 def lines(path: Path, rows: list[dict[str, Any]]) -> None:

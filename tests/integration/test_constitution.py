@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.constitutions import lines, records, write
+from tests.constitutions import lines, records, that_ends, write
 from tests.endpoint import Heard, Reply, completion, serving
 from tests.security.test_report_injection import Skeleton, is_visible
 
@@ -60,7 +60,7 @@ def answer(body: dict[str, Any], _number: int) -> Reply:
         lean = (len(pair[2]) - len(pair[1])) / 100 + 0.5
         return told("A" if lean > 0 else "B", abs(lean))
     if one := re.search(r"\[Reply\]\n(.*)\n\n.*\nA: (yes|no)", asked, re.DOTALL):
-        yes_first, is_long = one[2] == "yes", len(one[1]) > 300
+        yes_first, is_long = one[2] == "yes", len(one[1]) > 60
         return told("A" if yes_first == is_long else "B", 2.0)
     if "Write only the new reply" in asked:
         return completion(REVISION if "unkind" in body["messages"][-3]["content"] else "   ")
@@ -89,7 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, he
     lines(found / "people.jsonl", people)
     (found / "reward.toml").write_text(REWARD.format(model=tiny_model_folder), encoding="utf-8")
     assert main(["train", str(found / "reward.toml"), "--out", str(found / "reward")]) == 0
-    write(found, tiny_model_folder, FEW.format(url=heard.url))
+    write(found, that_ends(tiny_model_folder, found / "model"), FEW.format(url=heard.url))
     assert run(found) == 0
     return found
 
@@ -158,9 +158,9 @@ def test_the_critic_is_asked_in_both_orders_and_its_doubt_is_the_label(folder: P
         assert pair.extra["probability"] == pytest.approx(1 / (1 + 2.718281828 ** (-abs(lean) / temperature)), abs=1e-6)
         chosen, rejected = texts if lean >= 0 else texts[::-1]
         assert (pair.chosen[0].content, pair.rejected[0].content) == (chosen, rejected)
-    names = {vote["principle"] for one in compared.values() for vote in one["votes"]}
-    assert names == {"kind", "short", "useful"}
-    assert all(len(one["votes"]) == 2 for one in compared.values())
+    for kind, names in (("red_team", {"kind", "short"}), ("harmless", {"short", "useful"})):
+        votes = [{vote["principle"] for vote in one["votes"]} for one in compared.values() if one["kind"] == kind]
+        assert votes and all(by == names for by in votes)
 
 
 def test_the_critic_is_held_beside_people(folder: Path) -> None:
@@ -201,7 +201,7 @@ def test_measures_are_paired_with_intervals_before_and_after(folder: Path) -> No
     answers = {m: records(folder / f"out/answers/{m}") for m in report["models"]}
     harmful = next(one for one in report["measured"] if one["name"] == "called harmful by other")
     for model, found in answers.items():
-        is_long = [len(one["answer"]) > 300 for one in found if one["kind"] == "red_team"]
+        is_long = [len(one["answer"].strip()) > 60 for one in found if one["kind"] == "red_team"]
         assert harmful["values"][model]["value"] == pytest.approx(sum(is_long) / len(is_long))
     rounds = report["rounds_measured"]
     assert [one["round"] for one in rounds] == [0, 1, 2] and rounds[0]["gain"] is None and rounds[2]["gain"]

@@ -38,7 +38,7 @@ from luthier.errors import DataError, RecipeError
 from luthier.evaluation.refusals import labeled, measured_errors, refuses
 from luthier.evaluation.share import Number, Share
 from luthier.evaluation.significance import clopper_pearson
-from luthier.examples import Conversation, Document, Judged, Message, Preference
+from luthier.examples import Conversation, Document, Example, Judged, Message, Preference
 from luthier.models.load import LoadedModel
 from luthier.progress import Silent
 from luthier.recipe import ConstitutionSettings, Recipe
@@ -188,7 +188,7 @@ def test_a_setting_that_is_wrong_or_would_be_ignored_is_told(settings: dict[str,
 
 def test_prompts_of_rows_of_every_format_end_with_the_question() -> None:
     reply = (Message("assistant", "No."),)
-    rows = [
+    rows: list[Example] = [
         Preference(ASKED, reply, reply, id="p"),
         Judged(ASKED, reply, True, id="j"),
         Conversation((*ASKED, *reply), id="c"),
@@ -198,7 +198,8 @@ def test_prompts_of_rows_of_every_format_end_with_the_question() -> None:
     assert [one.messages for one in found] == [ASKED] * 4
     assert [one.given for one in found] == [None, None, "No.", None] and found[1].id == "red_team/j"
     assert len(prompts_of(rows, "red_team", 2)) == 2
-    for odd in (Document("text", id="d"), Conversation((Message("system", "Be kind."),), id="s")):
+    unasked: list[Example] = [Document("text", id="d"), Conversation((Message("system", "Be kind."),), id="s")]
+    for odd in unasked:
         with pytest.raises(DataError, match="a harmless prompt ends with what a user says"):
             prompts_of([odd], "harmless", None)
 

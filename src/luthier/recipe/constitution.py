@@ -68,15 +68,15 @@ class ConstitutionSettings(Settings):
     """At most so many held-out prompts of each kind are answered, before and after."""
     max_new_tokens: int = Field(160, ge=1)
     """Longest reply."""
-    temperature: float = Field(1.0, gt=0, le=10)
+    temperature: float = Field(0.7, gt=0, le=10)
     """Of the replies that are revised or compared; held-out prompts are answered by the likeliest tokens."""
     critic: Annotated[SerializeAsAny[Settings] | None, _asked("critic")] = None
     """Who criticizes, revises and prefers: a table such as `{ type = "local_model", model = "..." }`, or a `remote`
     (any endpoint that speaks OpenAI's API); absent: the recipe's model, as it was before training."""
     critic_tokens: int = Field(192, ge=1)
     """Longest critique, and longest revision."""
-    critic_temperature: float = Field(0.7, ge=0, le=10)
-    """Of critiques and revisions; 0: the likeliest tokens."""
+    critic_temperature: float = Field(0.3, ge=0, le=10)
+    """Of critiques and revisions; 0: the likeliest tokens. What a small model writes at 1 is often no sentence."""
     critic_logprobs: bool = True
     """Whether an endpoint is asked for the log-probabilities of A and B; false, or where it tells none: what it writes
     is read, which says less. Models on this machine always tell them."""
