@@ -128,10 +128,16 @@ def objective_of(recipe: Recipe) -> Objective:
     """The recipe's objective.
 
     Raises:
-        RecipeError: it does not go with the recipe's rollouts, or with there being none.
+        RecipeError: it does not go with the recipe's rollouts, or with there being none; or rows are to be made first,
+            by a constitution.
     """
     objective = part(recipe.objective, Objective, "objective")  # type: ignore[type-abstract]
     _require_teacher(recipe, objective)
+    if recipe.constitution is not None:
+        raise RecipeError(
+            "the recipe has a table [constitution], which `luthier constitution` reads and no other command; remove it "
+            "to train on the rows as they are"
+        )
     if isinstance(objective, OnlineObjective):
         require_fit(recipe, objective)
     elif recipe.rollout is not None:
@@ -410,8 +416,8 @@ def fingerprint_of(
     """Hash of everything that decides the trained weights: settings, model, template, token ids and masks, versions.
 
     `start` is the sha256 of each file of the artifact that the adapter starts at, if it is not fresh. `asked` is what
-    graders see of the rows, where the objective is online. `taught` is what a teacher's words follow from. No `template`
-    makes the rows of a retriever.
+    graders see of the rows, where the objective is online. `taught` is what a teacher's words follow from. No
+    `template` makes the rows of a retriever.
     """
     settings = {k: v for k, v in decisive(recipe.dump()).items() if k != "data"}  # with passages rows differ in tokens
     settings["adapter"] = {k: v for k, v in settings["adapter"].items() if k != "start_from"}  # its files say more

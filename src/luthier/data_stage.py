@@ -175,7 +175,8 @@ def divide(recipe: Recipe) -> tuple[Data, dict[str, Any], list[Finding]]:
 
 def _is_replied(recipe: Recipe) -> bool:
     """Whether replies are written to the rows."""
-    return recipe.rollout is not None or (recipe.teacher is not None and recipe.teacher.replies == "teacher")
+    by_a_teacher = recipe.teacher is not None and recipe.teacher.replies == "teacher"
+    return recipe.rollout is not None or recipe.constitution is not None or by_a_teacher
 
 
 def _pool(recipe: Recipe, parts: Split) -> Pool | None:

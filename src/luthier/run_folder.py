@@ -30,6 +30,9 @@ HARMLESS = (
     # where a sampler or a judge is, and how long it is waited for: a run that stopped for want of these must go on
     *(("rollout", "vllm", key) for key in ("python", "cache_gib", "devices", "timeout_seconds")),
     *(("rollout", "models", "*", key) for key in PATIENCE),
+    *(("constitution", "critic", key) for key in PATIENCE),
+    # how what was made is measured
+    *(("constitution", key) for key in ("reward_models", "judge", "most_refusals")),
 )
 PRICES = "prices.toml"
 """The copy of the user's price book."""

@@ -74,7 +74,11 @@ def test_a_head_of_zeros_begins_at_ln_2_and_half_right(kind: str, tmp_path: Path
 
 def test_a_row_ends_with_its_turn_where_the_head_reads(template: Template) -> None:
     for row in Reward().rows(PAIR, template):
-        assert row.ids[-1] == template.end_of_turn_id and row.loss_mask[-1] == 1 and row.values == {"margin": 0.0}
+        assert (
+            row.ids[-1] == template.end_of_turn_id
+            and row.loss_mask[-1] == 1
+            and row.values == {"margin": 0.0, "probability": 1.0}
+        )
         batch = build_batch([row])
         assert int(batch.forest.ids_N[batch.last_R[0]]) == template.end_of_turn_id
 
@@ -82,7 +86,7 @@ def test_a_row_ends_with_its_turn_where_the_head_reads(template: Template) -> No
 @pytest.mark.parametrize(("given", "margin"), [(2, 2.0), (0.5, 0.5), (None, 0.0), ("1.5", 1.5), ("", 0.0)])
 def test_a_margin_is_a_field_of_the_row(given: Any, margin: float, template: Template) -> None:
     for row in Reward().rows(replace(PAIR, extra={"margin": given}), template):
-        assert row.values == {"margin": margin}
+        assert row.values == {"margin": margin, "probability": 1.0}
 
 
 @pytest.mark.parametrize("given", ["much", True, float("nan"), [1]])

@@ -12,15 +12,18 @@ if TYPE_CHECKING:
     from luthier.run_folder import RunFolder
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+def add_run_arguments(parser: argparse.ArgumentParser, recipe_needed: bool = True) -> None:
     """RECIPE, --set and --out."""
-    add_recipe_arguments(parser)
+    add_recipe_arguments(parser, recipe_needed)
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/<name of the recipe>)")
 
 
-def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+def add_recipe_arguments(parser: argparse.ArgumentParser, recipe_needed: bool = True) -> None:
     """RECIPE and --set."""
-    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a recipe file; `luthier init` writes one")
+    count = None if recipe_needed else "?"
+    parser.add_argument(
+        "recipe", type=Path, metavar="RECIPE", nargs=count, help="a recipe file; `luthier init` writes one"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, such as training.steps=100"
     )

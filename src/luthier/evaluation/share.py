@@ -1,4 +1,7 @@
-"""A share of rows as a metric, so that intervals and tests of right-or-wrong metrics apply to what was counted."""
+"""Numbers of rows as metrics, so that intervals and paired tests apply to what was counted or judged elsewhere."""
+
+import math
+from typing import ClassVar
 
 from luthier.errors import EvaluationError
 from luthier.evaluation.metrics.base import Array, Metric, Prediction
@@ -17,3 +20,16 @@ class Share(Metric):
         """(B,) the share of the rows in each resample."""
         shares_B: Array = counts_BN @ statistics_NS[:, 0] / counts_BN.sum(axis=1)
         return shares_B
+
+
+class Score(Share):
+    """The mean of one number a row, from 0 to 1."""
+
+    binary = False
+
+
+class Number(Score):
+    """The mean of one number a row, of any size."""
+
+    worst: ClassVar[float] = -math.inf
+    best: ClassVar[float] = math.inf

@@ -3,6 +3,9 @@
 Shapes: P pairs, R = 2P rows, K trained-on tokens.
 """
 
+import math
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,6 +15,9 @@ from luthier.errors import DataError
 from luthier.examples import Conversation, Example, Preference, Row
 from luthier.models.forest import Batch
 from luthier.objectives.base import Mean
+
+PROBABILITY = "probability"
+"""Of a pair that its chosen reply is the better one: a soft label. A row's own field, and the value of its rows."""
 
 
 def pair_rows(example: Example, template: Template, objective: str) -> tuple[Row, ...]:
@@ -36,6 +42,12 @@ def sides(values_R: Tensor) -> tuple[Tensor, Tensor]:
     return values_R[0::2], values_R[1::2]
 
 
+def probabilities(batch: Batch) -> Tensor:
+    """(P,) how probable it is that the chosen reply of each pair is the better one; rows that tell none are certain."""
+    given_R = batch.values_R.get(PROBABILITY)
+    return sides(torch.ones(batch.row_count, device=batch.row_K.device) if given_R is None else given_R)[0]
+
+
 def lengths(batch: Batch) -> Tensor:
     """(R,) trained-on tokens of each row, weighted by the mask; 1 where a cut has left none."""
     return batch.sum_rows(batch.loss_mask_K).clamp(min=1)
@@ -48,8 +60,40 @@ def places(batch: Batch) -> Tensor:
     return torch.arange(len(batch.row_K), device=batch.row_K.device) - first_R[batch.row_K]
 
 
-def smoothed(margin: Tensor, smoothing: float) -> Tensor:
-    """-log sigmoid of a margin, where a share `smoothing` of the labels is taken to be flipped (cDPO)."""
+def number_of(example: Example, name: str, otherwise: float, meaning: str) -> float:
+    """The row's own field of this name; `otherwise` where it has none.
+
+    Raises:
+        DataError: it is no number; `meaning` says what one would be.
+    """
+    given: Any = example.extra.get(name)
+    if given is None or given == "":  # an empty cell of a CSV file
+        return otherwise
+    try:
+        found = math.nan if isinstance(given, bool) else float(given)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not math.isfinite(found):
+        at = example.where
+        raise DataError(f"{name!r} is {given!r}; expected a number, {meaning}", at.path, at.line, at.row)
+    return found
+
+
+def probability_of(example: Example) -> float:
+    """The row's field `probability`; 1 where it has none: the label is certain.
+
+    Raises:
+        DataError: it is no number from 0 to 1.
+    """
+    found = number_of(example, PROBABILITY, 1.0, "how probable it is that the chosen reply is the better one")
+    if not 0 <= found <= 1:
+        at = example.where
+        raise DataError(f"{PROBABILITY!r} is {found:g}; expected a number from 0 to 1", at.path, at.line, at.row)
+    return found
+
+
+def smoothed(margin: Tensor, smoothing: float | Tensor) -> Tensor:
+    """-log sigmoid of a margin, where a share `smoothing` of the labels, or of each, is taken to be flipped (cDPO)."""
     return -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)
 
 

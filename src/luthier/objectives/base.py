@@ -215,6 +215,11 @@ class Objective(Settings, ABC):
         """What is asked of `Models.teacher`; None: there is none."""
         return None
 
+    @property
+    def reads_probability(self) -> bool:
+        """Whether a pair's own `probability` is a soft label to these settings."""
+        return False
+
     @abstractmethod
     def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
         """The training sequences of one example; they stay together in one micro-batch, in this order."""

@@ -6,14 +6,15 @@ rejected: one classification loss over pairs, without a reward model and without
     c = log pi(chosen) - log ref(chosen)      r = log pi(rejected) - log ref(rejected)      margin = c - r
 
 Shapes: P pairs, R = 2P rows that alternate chosen, rejected; K trained-on tokens. At step 0 the policy is the
-reference, so c and r are 0 and the sigmoid loss is ln 2. `aot` compares all pairs of a step with one another, and
-`bco` is centered by earlier steps: both are told by `whole_step`. Left out: WPO's weights, and references
-that move (TR-DPO).
+reference, so c and r are 0 and the sigmoid loss is ln 2. A row whose field `probability` says how sure it is that the
+chosen reply is the better one has, with the sigmoid, the cross-entropy with that soft label. `aot` compares all pairs
+of a step with one another, and `bco` is centered by earlier steps: both are told by `whole_step`. Left out: WPO's
+weights, and references that move (TR-DPO).
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
@@ -22,11 +23,21 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from luthier.data.templates import Template
-from luthier.errors import RecipeError, did_you_mean
+from luthier.errors import DataError, RecipeError, did_you_mean
 from luthier.examples import Example, Preference, Row
 from luthier.models.forest import Batch
 from luthier.objectives._centered import CENTER, centered, with_center
-from luthier.objectives._pairs import lengths, margin_metrics, pair_rows, places, sides, smoothed
+from luthier.objectives._pairs import (
+    PROBABILITY,
+    lengths,
+    margin_metrics,
+    pair_rows,
+    places,
+    probabilities,
+    probability_of,
+    sides,
+    smoothed,
+)
 from luthier.objectives.base import (
     Loss,
     Mean,
@@ -64,10 +75,12 @@ class Pairs:
     """What `aot` compares the chosen reply, or the pair, with."""
     rejected_opposite: Tensor
     """What `aot_unpaired` compares the rejected reply with."""
+    flipped: Tensor
+    """How probable it is that the label is flipped: `label_smoothing` and the row's own `probability` together."""
 
 
 def _sigmoid(p: Pairs, o: "DPO") -> Tensor:
-    return smoothed(o.beta * p.margin, o.label_smoothing)  # DPO, equation 7; smoothed: cDPO (Mitchell 2023)
+    return smoothed(o.beta * p.margin, p.flipped)  # DPO, equation 7; smoothed: cDPO (Mitchell 2023)
 
 
 def _hinge(p: Pairs, o: "DPO") -> Tensor:
@@ -259,9 +272,28 @@ class DPO(Objective):
         """Unless it is taken to be uniform."""
         return not self.reference_free
 
+    @property
+    def reads_probability(self) -> bool:
+        """With the sigmoid, which is a cross-entropy."""
+        return self.penalties == ("sigmoid",)
+
     def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
-        """Two rows: prompt + chosen, prompt + rejected, with only the replies trained on."""
-        return pair_rows(example, template, "dpo")
+        """Two rows: prompt + chosen, prompt + rejected, with only the replies trained on; both carry `probability`.
+
+        Raises:
+            DataError: the pair has a soft label, and a penalty is chosen that knows none.
+        """
+        rows, probability = pair_rows(example, template, "dpo"), probability_of(example)
+        if probability < 1 and not self.reads_probability:
+            at, names = example.where, _listed(self.penalties)
+            raise DataError(
+                f"{PROBABILITY!r} = {probability:g} is a soft label, which penalty = 'sigmoid' alone reads, and the "
+                f"recipe has {names}; set objective.penalty = 'sigmoid', or take the field out of the rows",
+                at.path,
+                at.line,
+                at.row,
+            )
+        return tuple(replace(row, values={PROBABILITY: probability}) for row in rows)
 
     def weight(self, batch: Batch) -> float:
         """Number of pairs."""
@@ -305,6 +337,7 @@ class DPO(Objective):
             center=sides(batch.values_R[CENTER] if "bco" in self.penalties else none_R)[0],
             chosen_opposite=sides(opposite_R)[0],
             rejected_opposite=sides(opposite_R)[1],
+            flipped=self._flipped(probabilities(batch)),
         )
         losses_P = self._penalized(pairs)
         metrics = margin_metrics(self.beta * chosen_P, self.beta * rejected_P)
@@ -320,6 +353,10 @@ class DPO(Objective):
             return None
         zero = torch.zeros(1, dtype=torch.float64)
         return float(self._penalized(Pairs(*[zero] * len(Pairs.__dataclass_fields__))))
+
+    def _flipped(self, probability_P: Tensor) -> Tensor:
+        """(P,) a label is flipped where one of two coins says so and the other does not."""
+        return self.label_smoothing + (1 - 2 * self.label_smoothing) * (1 - probability_P)
 
     @property
     def _sorts(self) -> bool:

@@ -6,27 +6,35 @@ should be the larger one:
     loss = - log sigmoid(r(chosen) - r(rejected) - margin) + centering * (r(chosen) + r(rejected))^2
 
 The margin is the row's own field `margin`, how much better the chosen reply was rated, and 0 where it has none (Llama
-2, arXiv:2307.09288, equation 2). The loss of a pair does not depend on where 0 is; `centering` puts it between both
-replies (Eisenstein et al. 2023, arXiv:2312.09244, equation 3), and only then has the head a bias.
+2, arXiv:2307.09288, equation 2). A row whose field `probability` says how sure it is that the chosen reply is the
+better one has the cross-entropy with that soft label: p times the first term, and 1 - p times that of the opposite
+order. The loss of a pair does not depend on where 0 is; `centering` puts it between both replies (Eisenstein et al.
+2023, arXiv:2312.09244, equation 3), and only then has the head a bias.
 
 Shapes: P pairs, R = 2P rows that alternate chosen, rejected. A row ends with the end of its last turn, where the head
 reads: what a template writes after it is cut off. With a head of zeros the loss begins at ln 2, with a drawn one near
 it. Left out: rewards of single tokens, and several heads on one model.
 """
 
-import math
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import torch.nn.functional as F
 from pydantic import Field
 
 from luthier.data.templates import Template
-from luthier.errors import DataError
 from luthier.examples import Conversation, Example, Message, Preference, Row
 from luthier.models.forest import Batch
 from luthier.models.heads import HeadShape
-from luthier.objectives._pairs import pair_rows, ranked_right, sides
+from luthier.objectives._pairs import (
+    PROBABILITY,
+    number_of,
+    pair_rows,
+    probabilities,
+    probability_of,
+    ranked_right,
+    sides,
+    smoothed,
+)
 from luthier.objectives.base import Loss, Mean, Models, Objective
 
 KIND = "reward"
@@ -62,10 +70,16 @@ class Reward(Objective):
         """One number for a reply; without `centering` the loss would never move a bias."""
         return HeadShape(KIND, normalized=True, bias=self.centering > 0, start=self.head_start)
 
+    @property
+    def reads_probability(self) -> bool:
+        """Always."""
+        return True
+
     def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
-        """Two rows: prompt + chosen, prompt + rejected; both carry the pair's `margin`."""
+        """Two rows: prompt + chosen, prompt + rejected; both carry the pair's `margin` and its `probability`."""
         rows, margin = pair_rows(example, template, "reward"), _margin(example)
-        return tuple(replace(_up_to_end_of_turn(row), values={"margin": margin}) for row in rows)
+        values = {"margin": margin, PROBABILITY: probability_of(example)}
+        return tuple(replace(_up_to_end_of_turn(row), values=values) for row in rows)
 
     def weight(self, batch: Batch) -> float:
         """Number of pairs."""
@@ -76,7 +90,7 @@ class Reward(Objective):
         reward_R = models.policy.head_values(batch).rows_RO[:, 0]
         chosen_P, rejected_P = sides(reward_R)
         difference_P = chosen_P - rejected_P
-        losses_P = -F.logsigmoid(difference_P - sides(batch.values_R["margin"])[0])
+        losses_P = smoothed(difference_P - sides(batch.values_R["margin"])[0], 1 - probabilities(batch))
         if self.centering:
             losses_P = losses_P + self.centering * (chosen_P + rejected_P) ** 2
         return Loss(
@@ -91,21 +105,5 @@ class Reward(Objective):
 
 
 def _margin(example: Example) -> float:
-    """The row's field `margin`; 0 where it has none.
-
-    Raises:
-        DataError: it is no number.
-    """
-    given: Any = example.extra.get("margin")
-    if given is None or given == "":  # an empty cell of a CSV file
-        return 0.0
-    try:
-        margin = math.nan if isinstance(given, bool) else float(given)
-    except (TypeError, ValueError):
-        margin = math.nan
-    if not math.isfinite(margin):
-        at = example.where
-        raise DataError(
-            f"'margin' is {given!r}; expected a number, how much better the chosen reply is", at.path, at.line, at.row
-        )
-    return margin
+    """The row's field `margin`; 0 where it has none; raises DataError if it is no number."""
+    return number_of(example, "margin", 0.0, "how much better the chosen reply is")

@@ -22,6 +22,7 @@ from pydantic import (
 from luthier import registry
 from luthier.config import Settings, Tree, build, canonical_hash, did_you_mean, nested, override, read_toml
 from luthier.errors import RecipeError
+from luthier.recipe.constitution import ConstitutionSettings as ConstitutionSettings
 from luthier.recipe.parts import (
     ADAPTERS as ADAPTERS,
     ENVIRONMENTS as ENVIRONMENTS,
@@ -491,6 +492,8 @@ class Recipe(Settings):
     """Replies that are sampled and graded while training; absent: the objective learns from those of the rows."""
     teacher: TeacherSettings | None = None
     """Whom the model learns from, where the objective asks a teacher; absent: nobody."""
+    constitution: ConstitutionSettings | None = None
+    """Constitutional AI; absent: the rows are learned from as they are."""
     evaluation: EvaluationSettings = Field(default_factory=dict, validate_default=True)  # type: ignore[assignment]
     """What is measured."""
     retrieval: RetrievalSettings | None = None

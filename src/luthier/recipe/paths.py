@@ -25,6 +25,9 @@ def absolute_paths(tree: Tree, folder: Path) -> Tree:
     for model in _models(tree):
         if model.get("type") == "local_model" and isinstance(name := model.get("model"), str):
             model["model"] = os.path.normpath(folder / name) if _is_path("name", name, folder) else name
+    constitution = tree.get("constitution")
+    if isinstance(constitution, dict) and isinstance(runs := constitution.get("reward_models"), list):
+        constitution["reward_models"] = [os.path.normpath(folder / r) if isinstance(r, str) else r for r in runs]
     for grader in _graders(tree):
         if isinstance(runs := grader.get("runs"), list):
             grader["runs"] = [os.path.normpath(folder / run) if isinstance(run, str) else run for run in runs]
@@ -32,10 +35,12 @@ def absolute_paths(tree: Tree, folder: Path) -> Tree:
 
 
 def _models(tree: Tree) -> Iterator[Tree]:
-    """The tables of models that graders of rollouts ask."""
-    rollout = tree.get("rollout")
+    """The tables of models that graders of rollouts ask, and of those of a constitution."""
+    rollout, constitution = tree.get("rollout"), tree.get("constitution")
     models = rollout.get("models") if isinstance(rollout, dict) else None
-    yield from (table for table in models.values() if isinstance(table, dict)) if isinstance(models, dict) else ()
+    found = list(models.values()) if isinstance(models, dict) else []
+    found += [constitution.get(key) for key in ("critic", "judge")] if isinstance(constitution, dict) else []
+    yield from (table for table in found if isinstance(table, dict))
 
 
 def _graders(tree: Tree) -> Iterator[Tree]:
@@ -64,6 +69,10 @@ _PATHS = (
     ("teacher", "template"),
     ("teacher", "prompt"),
     ("teacher", "examples"),
+    ("constitution", "principles"),
+    ("constitution", "harmless"),
+    ("constitution", "harmless_test"),
+    ("constitution", "calibration"),
     ("retrieval", "corpus"),
     ("retrieval", "embedder"),
     ("retrieval", "reranker"),
@@ -80,4 +89,4 @@ def _is_path(key: str, value: str, folder: Path) -> bool:
         return (folder / value).exists()
     if key == "template":
         return value.endswith(".jinja")
-    return key not in ("multiple_choice", "text") or value not in ("builtin", "none")
+    return key not in ("multiple_choice", "text", "principles") or value not in ("builtin", "none")

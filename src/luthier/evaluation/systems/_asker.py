@@ -108,6 +108,7 @@ class Asker:
                     "usage": usage is not None,
                     "charged": [charged.prompt, charged.completion],
                     "seconds": time.perf_counter() - started,
+                    **({"logprobs": choice["logprobs"]} if choice.get("logprobs") else {}),
                 }
             )
 

@@ -78,6 +78,17 @@ def _call(value: Any) -> ToolCall | None:
     return ToolCall(name, arguments, identifier if isinstance(identifier, str) else None)
 
 
+def first_logprobs(logprobs: Any) -> dict[str, float]:
+    """The likeliest first tokens of a choice and their log-probabilities, from its `logprobs`; none where it tells
+    none."""
+    try:
+        listed = [(one["token"], one["logprob"]) for one in logprobs["content"][0]["top_logprobs"]]
+    except (LookupError, TypeError):
+        return {}
+    numbers = ((token, value) for token, value in listed if isinstance(value, int | float))
+    return {token: float(value) for token, value in numbers if isinstance(token, str)}
+
+
 def usage_of(values: Mapping[str, Any]) -> Usage | None:
     """What a chat completion says it took; None if it does not say."""
     given = values.get("usage")

@@ -73,9 +73,8 @@ class Context:
     max_new_tokens: int
     """The longest answer."""
     task: str
-    """`json`, `label`, `labels`, `number`, `spans`, `tool_calls`, `answers` or `text`; `language`, `pairs`, `rewards` or
-    `steps`, where nothing is
-    written and rows are scored."""
+    """`json`, `label`, `labels`, `number`, `spans`, `tool_calls`, `answers` or `text`; `language`, `pairs`, `rewards`
+    or `steps`, where nothing is written and rows are scored."""
     primary_metric: Metric
     """What prompts are chosen by."""
     base_fingerprint: str
@@ -272,6 +271,25 @@ class System(Settings, ABC):
             f"a system of type {registry.name_of(self)!r} gives one answer to a row, and none is drawn from it; "
             'name one of type "remote"'
         )
+
+    def letters(
+        self, rows: Sequence[Conversation], tokens: int, with_logprobs: bool, desk: Desk
+    ) -> list[tuple[str, dict[str, float]]]:
+        """What it writes to each row's own prompt, the likeliest tokens, and of its first token the likeliest ones with
+        their log-probabilities; none where they are not asked for, or are not told.
+
+        Raises:
+            EvaluationError: it tells no such thing, or as `answer`.
+        """
+        raise EvaluationError(f"a system of type {registry.name_of(self)!r} cannot be asked for a letter")
+
+    def open_here(self, device: str) -> tuple[LoadedModel, Template] | None:
+        """The model behind it, opened on this machine, and its template; None: it is elsewhere.
+
+        Raises:
+            ModelError: it cannot be had or used.
+        """
+        return None
 
 
 def require_questions(rows: Sequence[Example], system: str) -> list[Conversation]:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from luthier.config import build, nested
-from luthier.data.templates import build_template
+from luthier.data.templates import Template, build_template
 from luthier.errors import EvaluationError
 from luthier.evaluation.graders.base import ModelReply, SamplingParams
 from luthier.evaluation.rungs import Rung
@@ -25,7 +25,7 @@ from luthier.evaluation.systems.zero_shot import ZeroShot
 from luthier.examples import Example, Message
 from luthier.models.catalog import resolve
 from luthier.models.generate import generate
-from luthier.models.load import load
+from luthier.models.load import LoadedModel, load
 from luthier.models.scorer import require_forest
 from luthier.recipe import ModelSettings
 
@@ -83,6 +83,12 @@ class LocalModel(System):
             given = asker.answer(rows, other.context)
             return Answers(given.answers, given.seconds, {**other.details, **given.details})
 
+    def open_here(self, device: str) -> tuple[LoadedModel, Template]:
+        """The model and its template; raises ModelError if it cannot be had or used."""
+        loaded = load(resolve(self.model), self.precision, device, quantize=self.quantize)
+        require_forest(loaded.model)
+        return loaded, build_template(loaded, self.template)
+
     def for_graders(self, folder: Path, device: str) -> AskedByGraders:
         """The model, opened; raises ModelError if it cannot be had or used."""
         return _ForGraders(self, device)
@@ -94,11 +100,8 @@ class _ForGraders:
     at_once = 1
 
     def __init__(self, settings: "LocalModel", device: str) -> None:
-        files = resolve(settings.model)
-        self.identity, self._name = files.fingerprint, settings.model
-        self._loaded = load(files, settings.precision, device, quantize=settings.quantize)
-        require_forest(self._loaded.model)
-        self._template = build_template(self._loaded, settings.template)
+        self._loaded, self._template = settings.open_here(device)
+        self.identity, self._name = self._loaded.files.fingerprint, settings.model
         self._one = threading.Lock()
         self.note = f"replies are graded by {settings.model} on this machine"
 

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
-from luthier.config import canonical_hash, nested
+from luthier.config import Tree, canonical_hash, nested
 from luthier.errors import EvaluationError, RecipeError
 from luthier.evaluation.graders.base import ModelReply, SamplingParams
 from luthier.evaluation.rungs import Rung
@@ -38,7 +38,7 @@ from luthier.evaluation.systems._endpoint import (
 )
 from luthier.evaluation.systems._prompts import suggested
 from luthier.evaluation.systems._responses import Prices, Purse, Responses, Usage
-from luthier.evaluation.systems._wire import reply_of, wire_messages
+from luthier.evaluation.systems._wire import first_logprobs, reply_of, wire_messages
 from luthier.evaluation.systems.base import (
     GRADER_TOKENS,
     Answer,
@@ -58,6 +58,8 @@ from luthier.examples import Conversation, Example, Message
 from luthier.models.catalog import offline_switch
 from luthier.recipe import PATIENCE
 
+MOST_LOGPROBS = 20
+"""Tokens whose log-probabilities are asked for; the API gives no more."""
 SERVER_TOKENS = 512
 """What a server may put around a prompt beside what it was sent: its own system message, the words around tools."""
 
@@ -165,6 +167,20 @@ class Remote(System):
         kept, _, _ = self._collect(asked, desk)
         return [_answer(request, kept.get(request.key) or {}, has_usage=False) for request in asked]
 
+    def letters(
+        self, rows: Sequence[Conversation], tokens: int, with_logprobs: bool, desk: Desk
+    ) -> list[tuple[str, dict[str, float]]]:
+        """As of `System`; a server that knows no log-probabilities tells none, or refuses the request.
+
+        Raises:
+            EvaluationError, StorageError: as `answer`.
+        """
+        more: Tree = {"logprobs": True, "top_logprobs": MOST_LOGPROBS} if with_logprobs else {}
+        asked = [self._request(row, row.prompt, tokens, more=more) for row in rows]
+        kept, _, _ = self._collect(asked, desk)
+        answers = [kept.get(request.key) or {} for request in asked]
+        return [(message_text(reply_of(one["message"])), first_logprobs(one.get("logprobs"))) for one in answers]
+
     def _collect(self, asked: Sequence[Request], desk: Desk) -> tuple[Responses, int, int]:
         """All answers, how many requests that took, and how many answers were there before."""
         kept = Responses(None if desk.responses is None else desk.responses / self.file_name)
@@ -205,6 +221,7 @@ class Remote(System):
         limit: int,
         temperature: float = 0,
         seed: int | None = None,
+        more: Tree | None = None,
     ) -> Request:
         body: dict[str, Any] = {"model": self.model, "messages": wire_messages(prompt), self.limit_field: limit}
         if self.send_temperature:
@@ -213,6 +230,7 @@ class Remote(System):
             body["seed"] = seed
         if row.tools:
             body["tools"] = [dict(tool) for tool in row.tools]
+        body |= more or {}
         content = json.dumps(body).encode()
         most = Usage(len(content) + SERVER_TOKENS, limit)
         return Request(canonical_hash([self.base_url, body]), row, prompt, content, most)
