@@ -202,7 +202,7 @@ def _build(opened: Opened) -> tuple[Run, Injected]:
             f"searched with ({error}); expected 'full', 'lora' or another that can"
         ) from None
     scorer = opened.tuned.scorer()
-    trainable = assemble.Trainable(injected, Models(scorer, encoder=scorer))
+    trainable = assemble.Trainable(injected, Models(scorer, encoder=scorer), scorer)
     fingerprint = assemble.fingerprint_of(recipe, loaded, None, opened.units)
     return assemble.build_run(recipe, loaded, trainable, opened.units, fingerprint, opened.folder.path), injected
 

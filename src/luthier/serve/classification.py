@@ -9,9 +9,10 @@ from luthier.evaluation.calibration import Threshold
 from luthier.evaluation.said import Said
 from luthier.examples import Conversation, Message
 from luthier.serve.api_error import ApiError
-from luthier.serve.chat import messages_of, tools_of
+from luthier.serve.chat import messages_of
 from luthier.serve.fields import NAME_LIMIT, Fields, parse_body
 from luthier.serve.ids import new_id
+from luthier.serve.tool_choice import tools_of
 
 MAX_INPUTS = 256
 """Texts of one request."""

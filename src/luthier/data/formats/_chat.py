@@ -172,10 +172,11 @@ class ChatFields(Fields):
         instruction: str | None,
         tools: tuple[Mapping[str, Any], ...] = (),
         label: str | None = None,
+        target: Any = None,
     ) -> Conversation:
         """As in `Fields`, for messages in which every tool result answers a call."""
         self.require_results_matched(messages)
-        return super().conversation(messages, instruction, tools, label)
+        return super().conversation(messages, instruction, tools, label, target)
 
     def extra(self) -> dict[str, Any]:
         """As in `Fields`, with the unknown fields of single messages under `message_fields`."""
