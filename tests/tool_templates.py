@@ -10,7 +10,8 @@ from tests.small_tokenizers import CONTROL, TEXTS
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from luthier.data.templates import BUILTIN, Template
+from luthier.data.template_sources import BUILTIN
+from luthier.data.templates import Template
 
 # Qwen2.5 (https://qwen.readthedocs.io/en/latest/framework/function_call.html) and Hermes: calls in tags; results in a
 # user turn, those of one turn together

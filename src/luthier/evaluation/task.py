@@ -77,7 +77,14 @@ def choose_metrics(task: str, has_schema: bool = False) -> tuple[str, ...]:
         return ("field_f1", "exact_match", "json_valid", *schema, "field_precision", "field_recall")
     return {
         "label": ("accuracy", "macro_f1", "exact_match"),
-        "tool_calls": ("tool_calls",),
+        "tool_calls": (
+            "tool_calls",
+            "call_names",
+            "call_arguments",
+            "call_schema_valid",
+            "call_precision",
+            "call_recall",
+        ),
         "answers": ("answer_f1", "answer_match"),
         "text": ("rouge_l", "chrf", "exact_match", "token_accuracy", "perplexity"),
         "language": ("bits_per_byte", "perplexity", "token_accuracy"),

@@ -8,7 +8,7 @@ Shapes: N rows, S statistics a row, B resamples; `counts_BN[b, i]` is how often 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -56,6 +56,8 @@ class Prediction:
     """The reply that was not wanted, for a preference pair; None for every other row."""
     rewards: tuple[float, ...] | None = None
     """Where rewards are measured: of the chosen and of the rejected reply, or of each step that it is right."""
+    tools: Sequence[Mapping[str, Any]] = ()
+    """What the row offers."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the row that no format claims, such as `acceptable` and `references`."""
     item: Mapping[str, Any] = field(default_factory=dict)

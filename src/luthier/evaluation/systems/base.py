@@ -291,6 +291,7 @@ def prediction(row: Example, answer: Answer) -> Prediction:
         target_score=answer.target_score,
         rejected_score=answer.rejected_score,
         rewards=answer.rewards,
+        tools=row.tools if isinstance(row, Conversation) else (),
         extra=row.extra,
         item=item_of(row) if isinstance(row, Conversation) else {},
     )
