@@ -353,7 +353,7 @@ class Template:
             TemplateError: they would be lost, or others.
         """
         said = chat.calling.get(index)
-        if said is None:
+        if said is None or "tool_calls" not in self.capabilities:  # the gate `nothing_dropped` tells of these
             return
         why = lost_when_read(self.parse_reply(ids), said, self.calls)
         if not why:
