@@ -29,7 +29,7 @@ from luthier.config import write_toml
 from luthier.data.formats.base import read_examples
 from luthier.data.tool_schemas import argument_validators, fits
 from luthier.evaluation.metrics.base import Metric
-from luthier.evaluation.significance import Interval, bootstrap_interval, mean_interval
+from luthier.evaluation.significance import Interval, mean_interval, metric_interval
 from luthier.evaluation.systems._wire import wire_messages
 from luthier.evaluation.task import build_metrics, choose_metrics
 from luthier.examples import Conversation
@@ -79,9 +79,7 @@ def statistics_of(folder: Path, system: str) -> dict[str, np.ndarray]:
 
 def interval(metric: Metric, statistics_NS: np.ndarray) -> Interval:
     """Over rows; of means over seeds where the statistics are."""
-    if metric.binary:
-        return mean_interval(statistics_NS[:, 0])
-    return bootstrap_interval(metric.values, statistics_NS)
+    return mean_interval(statistics_NS[:, 0]) if metric.binary else metric_interval(metric, statistics_NS)
 
 
 def quality(model: str, folders: Sequence[Path]) -> list[str]:
