@@ -51,6 +51,7 @@ METRICS = choose_metrics("tool_calls")
 TRAINED = "tuned"
 CHOICES = {"free": "auto", "required": "required"}
 ANSWER_TOKENS = 256
+"""Most of a reply; an untrained model that hangs in a loop would otherwise take most of the time."""
 
 
 def settings(asked: argparse.Namespace, model: str, seed: int) -> dict[str, Any]:
@@ -65,6 +66,7 @@ def settings(asked: argparse.Namespace, model: str, seed: int) -> dict[str, Any]
         "training": {"epochs": asked.epochs, "rows_per_step": 8, "max_tokens": 1280},
         "evaluation": {
             "task": "tool_calls",
+            "max_new_tokens": ANSWER_TOKENS,
             **dict(rows),
             "systems": {"zero_shot": {}, "few_shot": {"shots": asked.shots}, "fine_tuned": {}},
         },
