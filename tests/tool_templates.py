@@ -10,9 +10,10 @@ from tests.small_tokenizers import CONTROL, TEXTS
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from luthier.data.templates import BUILTIN, Template
+from luthier.data.template_sources import BUILTIN
+from luthier.data.templates import Template
 
-# Qwen2.5 (https://qwen.readthedocs.io/en/latest/framework/function_call.html) and Hermes: calls in tags; results in a
+# Qwen2.5 (its documentation of function calls) and Hermes: calls in tags; results in a
 # user turn, those of one turn together
 QWEN25 = (
     "{%- set own = messages[0].content if messages[0].role == 'system' else 'You are a helpful assistant.' -%}"
@@ -41,7 +42,7 @@ QWEN3 = QWEN25.replace(
     "'<|im_start|>assistant\\n' -}}{%- endif -%}",
     "'<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n' -}}{%- endif -%}",
 )
-# Llama 3.1 to 3.3 (https://www.llama.com/docs/model-cards-and-prompt-formats/llama3_1/#json-based-tool-calling): one
+# Llama 3.1 to 3.3 (its prompt format, "JSON based tool calling"): one
 # call, which is the whole turn; its text is left out
 LLAMA3 = (
     "{{- bos_token -}}"
@@ -64,7 +65,7 @@ LLAMA3 = (
     "{%- endif -%}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}{%- endif -%}"
 )
-# Mistral's v3 tokenizer (https://docs.mistral.ai/guides/tokenization/): tools before the last question, calls as one
+# Mistral's v3 tokenizer (its guide to tokenization): tools before the last question, calls as one
 # list with ids of nine characters, results with them
 MISTRAL = (
     "{%- set turns = messages[1:] if messages[0].role == 'system' else messages -%}"
@@ -94,7 +95,7 @@ MISTRAL = (
     "{{- '[/TOOL_RESULTS]' -}}"
     "{%- endif -%}{%- endfor -%}"
 )
-# Gemma 3 (https://ai.google.dev/gemma/docs/core/prompt-structure): no tools
+# Gemma 3 (its prompt structure): no tools
 GEMMA3 = (
     "{{- bos_token -}}"
     "{%- set own = messages[0].content + '\\n\\n' if messages[0].role == 'system' else '' -%}"

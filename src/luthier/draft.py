@@ -426,7 +426,14 @@ def metrics_of(facts: Facts) -> list[str]:
     return {
         "json": ["field_f1", "exact_match", "json_valid", *(["schema_valid"] if facts.schema else [])],
         "label": ["accuracy", "macro_f1"],
-        "tool_calls": ["tool_calls"],
+        "tool_calls": [
+            "tool_calls",
+            "call_names",
+            "call_arguments",
+            "call_schema_valid",
+            "call_precision",
+            "call_recall",
+        ],
         "answers": ["answer_f1", "answer_match"],
         "text": ["rouge_l", "chrf"],
         "language": ["bits_per_byte", "perplexity", "token_accuracy"],

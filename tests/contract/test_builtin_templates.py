@@ -10,7 +10,8 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from luthier.data.replies import parse_reply_text
-from luthier.data.templates import BUILTIN, Template, build_template, builtin_names
+from luthier.data.template_sources import BUILTIN, builtin_names
+from luthier.data.templates import Template, build_template
 from luthier.errors import TemplateError
 from luthier.examples import Conversation, Message, ToolCall
 from luthier.models.load import LoadedModel

@@ -55,23 +55,40 @@ def target(name: str, row: int) -> Any:
     return {"name": f"person {row}", "age": row}
 
 
+TOOLS = (
+    {
+        "type": "function",
+        "function": {"name": "find", "parameters": {"properties": {"who": {"type": "integer"}}, "required": ["who"]}},
+    },
+)
+CALLING = ("call_precision", "call_recall")
+
+
 def perfect(name: str, row: int) -> Prediction:
     wanted = target(name, row)
     text = wanted if isinstance(wanted, str) else json.dumps(wanted)
-    calls = (ToolCall("find", {"who": row}),) if name == "tool_calls" and row % 4 else ()
+    calls = (ToolCall("find", {"who": row}),) if "call_" in name + "_" and row % 4 else ()
     message = Message("assistant", text, tool_calls=calls)
     certain, hopeless = TargetScore(10, 0.0, 10, 40), TargetScore(10, -1e90, 0, 40)
     item = wanted if isinstance(wanted, dict) else {}
-    return Prediction(f"r{row}", (), text, wanted, message, message, certain, hopeless, (0.9, 0.1), item=item)
+    scores = (certain, hopeless, (0.9, 0.1))
+    return Prediction(f"r{row}", (), text, wanted, message, message, *scores, tools=TOOLS, item=item)
 
 
 def garbage(name: str, row: int) -> Prediction:
-    """Wrong in every respect; a field metric gets fields, or precision would have nothing to judge."""
+    """Wrong in every respect; a field metric gets fields, one of arguments calls, and one of calling at all the
+    contrary of what is wanted, or there would be nothing to judge."""
     right = perfect(name, row)
     output = '{"zzz": 0}' if name.startswith("field_") else "@@@"
-    reply = Message("assistant", "@@@", tool_calls=(ToolCall("unheard_of", {}),))
+    calls: tuple[ToolCall, ...] = (ToolCall("unheard_of", {}),)
+    if name == "call_arguments":
+        calls = tuple(ToolCall(call.name, {"who": "nobody"}) for call in right.reply.tool_calls) if right.reply else ()
+    elif name in CALLING and right.reply is not None and right.reply.tool_calls:
+        calls = ()
+    reply = Message("assistant", "@@@", tool_calls=calls)
     certain, hopeless = TargetScore(10, 0.0, 10, 40), TargetScore(10, -1e90, 0, 40)
-    return Prediction(right.id, (), output, right.target, right.expected, reply, hopeless, certain, (0.1, 0.9))
+    scores = (hopeless, certain, (0.1, 0.9))
+    return Prediction(right.id, (), output, right.target, right.expected, reply, *scores, tools=TOOLS)
 
 
 def stack(metric: Metric, predictions: list[Prediction]) -> np.ndarray:
@@ -81,7 +98,8 @@ def stack(metric: Metric, predictions: list[Prediction]) -> np.ndarray:
 def test_the_promised_metrics_are_there() -> None:
     promised = "exact_match json_valid schema_valid field_f1 accuracy macro_f1 rouge_l chrf token_accuracy perplexity"
     scored = {"bits_per_byte", "pair_accuracy", "answer_f1", "answer_match"}
-    assert set(promised.split()) | scored | {"tool_calls", "field_precision", "field_recall"} <= set(NAMES)
+    calls = {"tool_calls", "call_names", "call_arguments", "call_schema_valid", *CALLING}
+    assert set(promised.split()) | scored | calls | {"field_precision", "field_recall"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

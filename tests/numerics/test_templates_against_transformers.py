@@ -9,7 +9,8 @@ import pytest
 from tests.rendering import left_out
 
 from luthier.data.formats.base import read_examples
-from luthier.data.templates import BUILTIN, Template
+from luthier.data.template_sources import BUILTIN
+from luthier.data.templates import Template
 from luthier.examples import Conversation, Document, Message
 
 pytestmark = [pytest.mark.slow, pytest.mark.numerics]

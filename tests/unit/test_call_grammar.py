@@ -180,6 +180,33 @@ def test_a_schema_that_cannot_be_held_is_refused_if_strict_and_else_any_object(t
     assert found.tool_calls == (ToolCall("odd", {"a": [1, {}]}),)
 
 
+def test_names_and_descriptions_are_plain_text(tiny_loaded: LoadedModel) -> None:
+    """Whatever a client calls its tools: nothing of it is grammar, and no control token is written for it."""
+    served = serve(tiny_loaded, FAMILIES["mistral"])
+    name = 'a"< /s>\\ "| /x/ <[3]>'
+    described = {
+        "type": "object",
+        "description": 'see http://x.org // # %json "/',
+        "properties": {"x//": {"const": "#"}},
+    }
+    tool = {"type": "function", "function": {"name": name, "parameters": {**described, "required": ["x//"]}}}
+    (call,) = write(
+        served, constraint(served, tools=[tool], tool_choice="required", parallel_tool_calls=False), 0
+    ).tool_calls
+    assert (call.name, call.arguments) == (name, {"x//": "#"})
+
+
+def test_a_name_that_spells_a_control_token_is_refused(tiny_loaded: LoadedModel) -> None:
+    served = serve(tiny_loaded, FAMILIES["llama3"])
+    tool: Any = {"type": "function", "function": {"name": "f<|eot_id|>", "parameters": {"type": "object"}}}
+    with pytest.raises(ApiError, match=r"tools\[1\].function.name.*<\|eot_id\|>"):
+        Grammars().held(served, ask(tools=[TOOLS[0], tool], tool_choice="required"))
+    inside = {"type": "object", "properties": {"x": {"const": "<|eot_id|>"}}}
+    strict = {"type": "function", "function": {"name": "f", "parameters": inside, "strict": True}}
+    with pytest.raises(ApiError, match=r"tools\[0\].function.parameters.*<\|eot_id\|>"):
+        Grammars().held(served, ask(tools=[strict]))
+
+
 def test_arguments_of_any_kind_are_values_that_a_program_can_hold(tiny_loaded: LoadedModel) -> None:
     """Numbers in all places where a schema may name them, and in what no schema describes."""
     served = serve(tiny_loaded, FAMILIES["chatml_tools"])

@@ -16,6 +16,7 @@ from luthier.evaluation.metrics.answer_f1 import AnswerF1
 from luthier.evaluation.metrics.answer_match import AnswerMatch
 from luthier.evaluation.metrics.base import Metric, Prediction, TargetScore
 from luthier.evaluation.metrics.bits_per_byte import BitsPerByte
+from luthier.evaluation.metrics.call_arguments import CallArguments
 from luthier.evaluation.metrics.exact_match import ExactMatch
 from luthier.evaluation.metrics.field_f1 import FieldF1
 from luthier.evaluation.metrics.field_precision import FieldPrecision
@@ -288,6 +289,54 @@ def test_tool_calls_without_a_list_must_be_equal() -> None:
     assert called() == 1 and called(b) == 0
     no_reply = Prediction("r", (), "", "", Message("assistant", "", tool_calls=(b,)), None)
     assert ToolCalls().statistics(no_reply)[0] == 0
+
+
+def test_what_is_right_of_calls_is_told_apart() -> None:
+    """By hand: right, wrong argument, wrong name, unfit argument, called for nothing, not called, rightly silent."""
+    schema = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
+    tools = tuple({"type": "function", "function": {"name": name, "parameters": schema}} for name in "fg")
+    f1, f2, g1, odd = (
+        ToolCall("f", {"x": 1}),
+        ToolCall("f", {"x": 2}),
+        ToolCall("g", {"x": 1}),
+        ToolCall("f", {"x": "1"}),
+    )
+    rows = [((f1, g1), (g1, f1)), ((f1,), (f2,)), ((f1,), (g1,)), ((f1,), (odd,)), ((), (f1,)), ((f1,), ()), ((), ())]
+
+    def values(name: str) -> tuple[float, float]:
+        metric = build_metrics([name])[name]
+        found = [
+            metric.statistics(
+                Prediction(
+                    "r", (), "", "", Message("assistant", "", wanted), Message("assistant", "", made), tools=tools
+                )
+            )
+            for wanted, made in rows
+        ]
+        sums = np.array(found).sum(axis=0)
+        assert metric.value(np.array(found)) == pytest.approx(sums[0] / sums[1])
+        return float(sums[0]), float(sums[1])
+
+    assert values("tool_calls") == (2, 7)
+    assert values("call_names") == (4, 7)
+    assert values("call_arguments") == (2, 4)
+    assert values("call_schema_valid") == (5, 6)
+    assert values("call_precision") == (4, 5)
+    assert values("call_recall") == (4, 5)
+
+
+def test_arguments_count_as_often_as_their_function_is_wanted() -> None:
+    one, two, three = (ToolCall("f", {"x": x}) for x in (1, 2, 3))
+    metric = CallArguments()
+
+    def statistics(wanted: tuple[ToolCall, ...], made: tuple[ToolCall, ...], **extra: Any) -> tuple[float, float]:
+        expected, reply = Message("assistant", "", wanted), Message("assistant", "", made)
+        return metric.statistics(Prediction("r", (), "", "", expected, reply, extra=extra))
+
+    assert statistics((one, two), (two, three)) == (1, 2)
+    assert statistics((one,), (one, one)) == (1, 1)
+    assert statistics((one,), (ToolCall("g", {"x": 1}),)) == (0, 0)
+    assert statistics((one,), (three,), acceptable=[{"f": {"x": [1, 3]}}]) == (1, 1)
 
 
 def test_tool_calls_with_a_list_may_choose() -> None:

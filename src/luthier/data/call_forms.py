@@ -67,6 +67,17 @@ def same_calls(found: tuple[ToolCall, ...], wanted: tuple[ToolCall, ...]) -> boo
     )
 
 
+def lost_when_read(found: Message, said: Message, calls: Calls | None) -> str:
+    """What a template does to the calls of a reply, in words, if they are not read back as they were; else empty."""
+    if calls is None:
+        return "in a form that is not read back, so no call that the model makes would be found"
+    if not same_calls(found.tool_calls, said.tool_calls):
+        return "so that reading them back gives others"
+    if found.content.strip() != said.content.strip():  # templates may trim what stands beside calls
+        return "so that its text beside the calls is lost"
+    return ""
+
+
 def _take_apart(written: str, write: Write, form: CallForm) -> CallText | None:
     name, arguments = json.dumps(_FIRST.name), json.dumps(_FIRST.arguments)
     begin, _, rest = written.partition(name)

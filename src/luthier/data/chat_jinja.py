@@ -6,9 +6,9 @@ marks are accepted and change nothing: which tokens are trained on is decided el
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 import jinja2
 from jinja2 import nodes
@@ -20,6 +20,8 @@ from jinja2.utils import Namespace
 from luthier.data.strict_json import MAX_DEPTH
 from luthier.errors import TemplateError
 from luthier.examples import Message
+
+Change: TypeAlias = Callable[[str], str]
 
 PRIVATE_USE = range(0xE000, 0xF900)
 """Code points that no text uses by agreement; one of them serves as the escape character."""
@@ -146,3 +148,31 @@ def plain(value: Any, depth: int = 0) -> Any:
     if value is None or isinstance(value, str | int | float):
         return value
     raise TemplateError(f"a value of type {type(value).__name__} is not JSON and cannot be shown to a chat template")
+
+
+def with_texts(message: dict[str, Any], content: Callable[[str, bool], str], other: Change) -> dict[str, Any]:
+    """A message with its content changed by `content(text, is_reply)`, every other text but the role by `other`."""
+    changed = {key: value if key == "role" else map_texts(value, other) for key, value in message.items()}
+    return {**changed, "content": content(message["content"], message["role"] == "assistant")}
+
+
+def map_texts(value: Any, change: Change) -> Any:
+    """Plain data with every text and key changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {change(key): map_texts(item, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [map_texts(item, change) for item in value]
+    return value
+
+
+def all_strings(value: Any) -> list[str]:
+    """Leaf strings and keys of plain data."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [text for key, item in value.items() for text in (key, *all_strings(item))]
+    if isinstance(value, list):
+        return [text for item in value for text in all_strings(item)]
+    return []

@@ -15,13 +15,18 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from luthier.config import did_you_mean
-from luthier.data.call_forms import Calls, Write, find_calls, same_calls
-from luthier.data.chat_jinja import compile_template, message_dict, tool_values
+from luthier.data.call_forms import Calls, Write, find_calls, lost_when_read
+from luthier.data.chat_jinja import (
+    Change,
+    all_strings,
+    compile_template,
+    map_texts,
+    message_dict,
+    tool_values,
+    with_texts,
+)
 from luthier.data.control_tokens import NO_STAND_INS, After, ControlTokens, StandIns
 from luthier.data.replies import TAGGED, CallForm, parse_reply_text
 from luthier.data.template_probes import (
@@ -33,6 +38,7 @@ from luthier.data.template_probes import (
     wants_arguments_as_text,
     writes_call_ids,
 )
+from luthier.data.template_sources import added_bos, builtin_names, find_source
 from luthier.data.tool_results import ResultError, in_order_of_calls
 from luthier.errors import TemplateError
 from luthier.examples import NOWHERE, Conversation, Document, Message, Row, Where
@@ -42,13 +48,10 @@ if TYPE_CHECKING:  # torch takes seconds to import, and this module needs none o
 
 LossOn: TypeAlias = Literal["assistant", "last_assistant", "all"]
 Tools: TypeAlias = Sequence[Mapping[str, Any]]
-Change: TypeAlias = Callable[[str], str]
 
 
 MEMO_CHARACTERS = 1 << 28
 """Rendered beginnings of one conversation are kept up to about this many characters."""
-
-BUILTIN = resources.files("luthier.data") / "templates_builtin"
 
 _WORD = re.compile(r"\w*")
 
@@ -129,7 +132,7 @@ class Template:
         self.max_tokens = max_tokens
         self._bos_id: int | None = tokenizer.bos_token_id
         self._eos_id: int | None = tokenizer.eos_token_id
-        self._bos_ids = _added_bos(tokenizer)
+        self._bos_ids = added_bos(tokenizer)
         self._tokens = ControlTokens(tokenizer.backend_tokenizer)
         self._jinja = compile_template(source, name)
         self._specials = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
@@ -358,16 +361,10 @@ class Template:
             TemplateError: they would be lost, or others.
         """
         said = chat.calling.get(index)
-        if said is None:
+        if said is None or "tool_calls" not in self.capabilities:  # the gate `nothing_dropped` tells of these
             return
-        found = self.parse_reply(ids)
-        if self.calls is None:
-            why = "in a form that is not read back, so no call that the model makes would be found"
-        elif not same_calls(found.tool_calls, said.tool_calls):
-            why = "so that reading them back gives others"
-        elif found.content.strip() != said.content.strip():  # templates may trim what stands beside calls
-            why = "so that its text beside the calls is lost"
-        else:
+        why = lost_when_read(self.parse_reply(ids), said, self.calls)
+        if not why:
             return
         raise TemplateError(
             f"{chat.where}: message {index + 1} (assistant): template {self.name!r} writes its tool calls {why}; set "
@@ -415,15 +412,15 @@ class Template:
         try:
             dicts = self.seen(messages)
             listed = self.seen_tools(tools)
-            stand_ins = self._tokens.stand_ins(_all_strings([dicts, listed]), self.source)
+            stand_ins = self._tokens.stand_ins(all_strings([dicts, listed]), self.source)
         except TemplateError as error:
             raise TemplateError(f"{where}: {error}") from None
 
         calling = {k: m for k, m in enumerate(messages) if m.role == "assistant" and m.tool_calls}
 
         def changed(content: Callable[[str, bool], str], other: Change, neutral: _Chat | None = None) -> _Chat:
-            new = tuple(_with_texts(message, content, other) for message in dicts)
-            return _Chat(new, _map_texts(listed, other) or None, stand_ins, where, neutral, calling)
+            new = tuple(with_texts(message, content, other) for message in dicts)
+            return _Chat(new, map_texts(listed, other) or None, stand_ins, where, neutral, calling)
 
         neutral = changed(self._tokens.neutral, self._neutral_value)
         return changed(
@@ -574,46 +571,6 @@ def _weight(message: Message) -> float:
     return 1.0 if message.weight is None else message.weight
 
 
-def _with_texts(message: dict[str, Any], content: Callable[[str, bool], str], other: Change) -> dict[str, Any]:
-    """A message with its content changed by `content(text, is_reply)`, every other text but the role by `other`."""
-    changed = {key: value if key == "role" else _map_texts(value, other) for key, value in message.items()}
-    return {**changed, "content": content(message["content"], message["role"] == "assistant")}
-
-
-def _map_texts(value: Any, change: Change) -> Any:
-    """Plain data with every text and key changed."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, dict):
-        return {change(key): _map_texts(item, change) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_map_texts(item, change) for item in value]
-    return value
-
-
-def _all_strings(value: Any) -> list[str]:
-    """Leaf strings and keys of plain data."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, dict):
-        return [text for key, item in value.items() for text in (key, *_all_strings(item))]
-    if isinstance(value, list):
-        return [text for item in value for text in _all_strings(item)]
-    return []
-
-
-def _added_bos(tokenizer: Any) -> list[int]:
-    """The ids that the tokenizer itself puts before plain text: one BOS, or nothing."""
-    bos = tokenizer.bos_token_id
-    ids = tokenizer.backend_tokenizer.encode("a", add_special_tokens=True).ids
-    return [bos] if bos is not None and ids[:1] == [bos] else []
-
-
-def builtin_names() -> list[str]:
-    """Names of the templates that come with Luthier."""
-    return sorted(entry.name.removesuffix(".jinja") for entry in BUILTIN.iterdir() if entry.name.endswith(".jinja"))
-
-
 def build_template(
     loaded: "LoadedModel", name: str = "model", *, loss_on: LossOn = "assistant", max_tokens: int | None = None
 ) -> Template:
@@ -623,45 +580,5 @@ def build_template(
         TemplateError: nothing is called `name`, the file cannot be read, or a built-in template's control tokens are
             not in the model's vocabulary.
     """
-    source = _find_source(loaded, name)
+    source = find_source(loaded, name)
     return Template(loaded.tokenizer, source, name, stop_ids=loaded.stop_ids, loss_on=loss_on, max_tokens=max_tokens)
-
-
-def _find_source(loaded: "LoadedModel", name: str) -> str:
-    if name == "model":
-        return _own_source(loaded)
-    if name in builtin_names():
-        return _builtin_source(loaded, name)
-    path = Path(name)
-    if path.suffix not in (".jinja", ".j2", ".txt"):
-        raise TemplateError(
-            f"unknown template {name!r}{did_you_mean(name, ['model', *builtin_names()])} (or give a .jinja file)"
-        )
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TemplateError(f"template file {path}: cannot be read: {error}") from None
-
-
-def _own_source(loaded: "LoadedModel") -> str:
-    source = loaded.tokenizer.chat_template
-    if isinstance(source, Mapping):
-        if "default" not in source:
-            raise TemplateError(f"{loaded.files.name}: several chat templates {sorted(source)} and none is 'default'")
-        source = source["default"]
-    return source or ""
-
-
-def _builtin_source(loaded: "LoadedModel", name: str) -> str:
-    tokenizer = loaded.tokenizer
-    vocabulary = {t.content for t in tokenizer.backend_tokenizer.get_added_tokens_decoder().values()}
-    missing = [t for t in ("<|im_start|>", "<|im_end|>") if t not in vocabulary]
-    if missing:
-        raise TemplateError(
-            f"template {name!r} needs the control tokens {', '.join(missing)}, which {loaded.files.name} lacks; "
-            'use model.template = "model" or a .jinja file made for this model'
-        )
-    source = (BUILTIN / f"{name}.jinja").read_text(encoding="utf-8")
-    # a model that was trained with a BOS before every text keeps it; ChatML itself has none
-    opens = bool(_added_bos(tokenizer)) and tokenizer.bos_token != "<|im_start|>"
-    return "{{- bos_token -}}\n" + source if opens else source

@@ -44,27 +44,26 @@ def matched_results(messages: Sequence[Message]) -> Mapping[int, tuple[int, int]
 
 def _answered(message: Message, waiting: Mapping[int, ToolCall], index: int, calls: int) -> int:
     wanted = message.tool_call_id
-    if wanted is None and not waiting:
-        raise ResultError(index, f"is one result more than the {calls} calls before it; expected one for each call")
+    if wanted is None:
+        return _without_id(message, waiting, index, calls)
     same = [number for number, call in waiting.items() if call.id == wanted]
-    if wanted is not None and not same:
-        # ids that were taken off the calls alone leave the order
-        same = [number for number, call in waiting.items() if call.id is None]
-        if not same:
-            known = ", ".join(repr(call.id) for call in waiting.values()) or "none"
-            raise ResultError(
-                index,
-                f"has the tool_call_id {wanted!r}, which is that of no call that waits for a result ({known}); "
-                "expected the id of a call of the assistant's turn before it, each once",
-            )
-    elif wanted is not None and len(same) > 1:
+    if len(same) > 1:
         raise ResultError(index, f"answers {wanted!r}, the id of {len(same)} calls; expected an id of its own for each")
-    elif wanted is None:
-        same = _without_id(message, waiting, index)
+    # where ids were taken off the calls alone, the order is left
+    same = same or [number for number, call in waiting.items() if call.id is None]
+    if not same:
+        known = ", ".join(repr(call.id) for call in waiting.values()) or "none"
+        raise ResultError(
+            index,
+            f"has the tool_call_id {wanted!r}, which is that of no call that waits for a result ({known}); "
+            "expected the id of a call of the assistant's turn before it, each once",
+        )
     return same[0]
 
 
-def _without_id(message: Message, waiting: Mapping[int, ToolCall], index: int) -> list[int]:
+def _without_id(message: Message, waiting: Mapping[int, ToolCall], index: int, calls: int) -> int:
+    if not waiting:
+        raise ResultError(index, f"is one result more than the {calls} calls before it; expected one for each call")
     named = [number for number, call in waiting.items() if message.name in (None, call.name)]
     if not named:
         raise ResultError(index, f"is a result of {message.name!r}, which no call that waits for a result names")
@@ -74,7 +73,7 @@ def _without_id(message: Message, waiting: Mapping[int, ToolCall], index: int) -
             index,
             f"has no tool_call_id, and {len(named)} calls with ids wait for a result; expected the id of one of them",
         )
-    return without or named
+    return (without or named)[0]
 
 
 def in_order_of_calls(messages: Sequence[Message], gaps: bool = False) -> tuple[Message, ...]:

@@ -57,7 +57,7 @@ def call_grammar(
         lines += [f"head[lazy]: ANY {literal(opening)}", r"ANY: /(.|\n)*/"]
     lines.append("call: " + " | ".join(f"call_{i}" for i in range(len(tools))))
     for i, tool in enumerate(tools):
-        name = literal(json.dumps(tool.name, ensure_ascii=False))
+        name = json.dumps(json.dumps(tool.name, ensure_ascii=False))
         lines.append(f"call_{i}: {name} {literal(text.middle)} arguments_{i}")
         lines.append(f"arguments_{i}: %json {json.dumps({**tool.schema, 'x-guidance': options})}")
     if ID in text.end:
@@ -70,7 +70,8 @@ def _text(forbidden: str) -> str:
 
 
 def _without(opening: str) -> str:
-    return _text(rf"(.|\n)*{re.escape(opening).replace('/', chr(92) + '/')}(.|\n)*")
+    escaped = re.escape(opening).replace("/", r"\/")
+    return _text(rf"(.|\n)*{escaped}(.|\n)*")
 
 
 def _literals(tokens: Mapping[str, int]) -> Callable[[str], str]:

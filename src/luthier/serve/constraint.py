@@ -8,6 +8,7 @@ schema may cost is bounded by its own fuel limits.
 import json
 import math
 from collections import OrderedDict
+from collections.abc import Iterable
 from threading import Lock
 from typing import Any
 
@@ -99,13 +100,15 @@ class Grammars:
                 "cannot be held to it; leave it out",
             )
         wanted = [(i, tool) for i, tool in enumerate(tools) if rule.names is None or name_of(tool) in rule.names]
-        offered = [Offered(name_of(tool), self._arguments(served, tool, i)) for i, tool in wanted]
         llm = self._tokenizer(served)
         tokens = {t: i for t, i in served.loaded.tokenizer.get_added_vocab().items() if llm.is_special_token(i)}
+        for i, tool in wanted:
+            _require_no_token(name_of(tool), tokens, f"tools[{i}].function.name")
+        offered = [Offered(name_of(tool), self._arguments(served, tool, i, tokens)) for i, tool in wanted]
         grammar = call_grammar(calls, calls.text, rule, offered, tokens, SPACES)
         return Held(LLMatcher.grammar_from_lark(grammar), "tools", "these tools")
 
-    def _arguments(self, served: ServedModel, tool: Any, index: int) -> Any:
+    def _arguments(self, served: ServedModel, tool: Any, index: int, tokens: Iterable[str]) -> Any:
         """The schema that a call's arguments are held to: any object where only a strict one would be refused."""
         schema = arguments_schema(tool["function"].get("parameters"))
         text = json.dumps(schema, ensure_ascii=False)
@@ -113,6 +116,7 @@ class Grammars:
         try:
             if len(text.encode()) > SCHEMA_BYTES:
                 raise ApiError(f"A schema may have at most {SCHEMA_BYTES:,} bytes.", param=at)
+            _require_no_token(text, tokens, at)
             self.constraint(served, Held(_of_schema(text), at, f"the schema of {name_of(tool)!r}"))
         except ApiError:
             if is_strict(tool):
@@ -134,6 +138,16 @@ class Grammars:
             made = llguidance.hf.from_tokenizer(tokenizer, n_vocab=served.vocabulary, eos_token=stops)
             self._tokenizers[id(tokenizer)] = tokenizer, made
         return self._tokenizers[id(tokenizer)][1]
+
+
+def _require_no_token(text: str, tokens: Iterable[str], at: str) -> None:
+    # where a grammar leaves one text alone, the library lets it be written with the control tokens that it spells
+    if found := next((token for token in tokens if token in text), None):
+        raise ApiError(
+            f"Calls cannot be held to {at!r}: it spells {found!r}, a control token of this model.",
+            param=at,
+            code="unsupported_schema",
+        )
 
 
 def _of_schema(schema: str) -> str:

@@ -1,14 +1,17 @@
 """Turns in an order that a chat template cannot render, or that teaches something else than was meant.
 
 Most templates raise on such rows or, worse, render them anyway with turns dropped. Tool calls are compared with the
-tools that the row offers, and with their results: by id where both have one, else in their order.
+tools that the row offers, and with their results. A row whose results do not answer its calls is refused when it is
+read from a file.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from luthier.data.checks.base import Check, Finding, Severity, Tally
 from luthier.data.prompts import tools_text
+from luthier.data.tool_results import ResultError, matched_results
+from luthier.data.tool_schemas import argument_validators, fits
 from luthier.examples import Conversation, Document, Example, Judged, Message, Preference, ToolCall
 
 _KINDS: dict[str, tuple[Severity, str, str]] = {
@@ -55,8 +58,8 @@ _KINDS: dict[str, tuple[Severity, str, str]] = {
         "add the tool's result; a served model always sees one before it goes on",
     ),
     "wrong_tool_call_id": (
-        "warning",
-        "a tool result whose tool_call_id is that of no open call",
+        "error",
+        "a tool result that answers no open call, or one of several",
         "give it the id of the call that it answers",
     ),
     "invalid_arguments": (
@@ -118,7 +121,7 @@ class Roles(Check):
             return {"no_tools"}
         validators = self._validators_of(tools)
         faults = set() if all(call.name in validators for call in calls) else {"unknown_tool"}
-        if any(not _fits(call.arguments, validators.get(call.name)) for call in calls):
+        if any(not fits(call.arguments, validators.get(call.name)) for call in calls):
             faults.add("invalid_arguments")
         return faults
 
@@ -128,7 +131,7 @@ class Roles(Check):
         text = tools_text(tools)
         found = self._validators.get(text)
         if found is None:
-            found = {name: _validator(parameters) for name, parameters in _offered(tools)}
+            found = argument_validators(tools)
             if len(self._validators) < _REMEMBERED:
                 self._validators[text] = found
         return found
@@ -169,60 +172,10 @@ def _order_faults(messages: Sequence[Message]) -> set[str]:
 
 def _result_faults(messages: Sequence[Message]) -> set[str]:
     """Calls that no result answers before the next turn, but for those at the end; results that answer no open call."""
-    faults: set[str] = set()
-    waiting: list[str | None] = []
-    for message in messages:
-        if message.role == "tool":
-            faults |= _take_result(waiting, message.tool_call_id)
-            continue
-        if waiting and message.role in ("user", "assistant"):
-            faults.add("unanswered_call")
-        if message.role in ("user", "assistant"):
-            waiting = [call.id for call in message.tool_calls]
-    return faults
-
-
-def _take_result(waiting: list[str | None], answered: str | None) -> set[str]:
-    """Take the call that a result answers off the list of those that wait."""
-    if answered in waiting:
-        waiting.remove(answered)
-    elif answered is None or None in waiting:  # without ids results come in the order of the calls
-        del waiting[:1]
-    elif waiting:
+    try:
+        answered = set(matched_results(messages).values())
+    except ResultError:
         return {"wrong_tool_call_id"}
-    return set()
-
-
-def _offered(tools: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Name and parameters of the offered tools, in OpenAI's nested shape (`function.name`) or flat (`name`)."""
-    for tool in tools:
-        inner = tool.get("function", tool)
-        name = inner.get("name") if isinstance(inner, Mapping) else None
-        if isinstance(name, str):
-            yield name, inner.get("parameters")
-
-
-def _validator(parameters: Any) -> Any:
-    """What checks arguments against a JSON Schema; None without one that can be used. Nothing is fetched."""
-    if not isinstance(parameters, Mapping) or not parameters:
-        return None
-    import jsonschema
-    from referencing import Registry
-
-    validator = jsonschema.validators.validator_for(parameters, jsonschema.Draft202012Validator)
-    try:
-        validator.check_schema(dict(parameters))
-    except (jsonschema.SchemaError, RecursionError):
-        return None
-    return validator(parameters, registry=Registry())
-
-
-def _fits(arguments: Mapping[str, Any], validator: Any) -> bool:
-    if validator is None:
-        return True
-    from referencing.exceptions import Unresolvable
-
-    try:
-        return bool(validator.is_valid(arguments))
-    except (Unresolvable, RecursionError):  # a $ref that leads out of the tool, or data too deep to follow
-        return True
+    last = max((i for i, m in enumerate(messages) if m.role in ("user", "assistant")), default=0)
+    called = {(i, number) for i, m in enumerate(messages[:last]) for number in range(len(m.tool_calls))}
+    return {"unanswered_call"} if called - answered else set()

@@ -58,6 +58,8 @@ class Prediction:
     """Where rewards are measured: of the chosen and of the rejected reply, or of each step that it is right."""
     probabilities: Mapping[str, float] | None = None
     """Of every label, where the system tells them."""
+    tools: Sequence[Mapping[str, Any]] = ()
+    """What the row offers."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the row that no format claims, such as `acceptable` and `references`."""
     item: Mapping[str, Any] = field(default_factory=dict)

@@ -323,6 +323,7 @@ def prediction(row: Example, answer: Answer) -> Prediction:
         rejected_score=answer.rejected_score,
         rewards=answer.rewards,
         probabilities=answer.probabilities,
+        tools=row.tools if isinstance(row, Conversation) else (),
         extra=row.extra,
         item=item_of(row) if isinstance(row, Conversation) else {},
     )
