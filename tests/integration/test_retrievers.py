@@ -134,6 +134,27 @@ def test_a_trained_reranker_orders_better_and_is_reopened_by_others(
     assert steps[-1]["loss"] < 0.7 * steps[0]["loss"]
 
 
+def test_rows_may_bring_their_passages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, run = write_task(tmp_path, "contrastive", steps=5), tmp_path / "run"
+    texts = {one["id"]: one["text"] for one in map(json.loads, (tmp_path / "corpus.jsonl").read_text().splitlines())}
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    brought = [
+        {"query": row["question"], "pos": [texts[row["gold_passage_ids"][0]]], "neg": [texts["p0"]]}
+        for row in rows
+        if row["gold_passage_ids"] != ["p0"]
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in brought), encoding="utf-8")
+    assert main(["run", str(recipe), "--out", str(run)]) != 0
+    assert "brings its passages as texts" in capsys.readouterr().err
+    text = recipe.read_text(encoding="utf-8")
+    start, end = text.index("[retrieval]"), text.index("[objective]")
+    recipe.write_text(text[:start] + text[end:], encoding="utf-8")
+    assert main(["run", str(recipe), "--out", str(run)]) == 0
+    assert "24 passages of 24 sources" in capsys.readouterr().out
+    trained = [json.loads(line) for line in (run / "data/train.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert all(len(row["extra"]["gold_passage_ids"]) == len(row["extra"]["wrong_passage_ids"]) == 1 for row in trained)
+
+
 def test_vectors_are_kept_by_the_weights_that_made_them(tmp_path: Path) -> None:
     recipe = write_task(tmp_path, "contrastive", steps=15)
     assert main(["train", str(recipe), "--out", str(tmp_path / "run")]) == 0
