@@ -76,11 +76,8 @@ def recipes(asked: argparse.Namespace, seed: int) -> dict[str, dict[str, Any]]:
 
 def trained(recipe: Path, run: Path, until: float | None) -> bool:
     """Train, or go on; whether it is done."""
-    return (
-        (run / "training.json").is_file()
-        and (run / "adapter/run.json").is_file()
-        or to_its_end(["train", str(recipe), "--out", str(run)], until)
-    )
+    done = (run / "training.json").is_file() and (run / "adapter/run.json").is_file()
+    return done or to_its_end(["train", str(recipe), "--out", str(run)], until)
 
 
 def figures(data: Path, runs: Mapping[str, Path], kept: Path) -> dict[str, dict[str, list[float]]]:
@@ -88,8 +85,9 @@ def figures(data: Path, runs: Mapping[str, Path], kept: Path) -> dict[str, dict[
     if kept.is_file():
         found: dict[str, dict[str, list[float]]] = json.loads(kept.read_text(encoding="utf-8"))
         return found
-    corpus, places = str(data / "rag_qa/corpus.jsonl"), {part: str(run) for part, run in runs.items()}
-    settings = RetrievalSettings(corpus=corpus, chunk_words=None, **places)
+    embedder, reranker = str(runs["embedder"]), str(runs["reranker"])
+    corpus = str(data / "rag_qa/corpus.jsonl")
+    settings = RetrievalSettings(corpus=corpus, chunk_words=None, embedder=embedder, reranker=reranker)
     retrievers = build_retrievers(settings, Host(say=lambda text: print(text, file=sys.stderr)))
     rows = [row for row in read_examples(data / "rag_qa/test.jsonl") if isinstance(row, Conversation)]
     judged = judged_rows(rows, retrievers["bm25"].passages)
@@ -106,7 +104,8 @@ def line(name: str, seeds: Sequence[Mapping[str, Mapping[str, Sequence[float]]]]
     """A row of the table: means over seeds, intervals over questions."""
 
     def mean_N(retriever: str, metric: str) -> np.ndarray:
-        return np.mean([of_seed[retriever][metric] for of_seed in seeds], axis=0)
+        mean: np.ndarray = np.mean([of_seed[retriever][metric] for of_seed in seeds], axis=0)
+        return mean
 
     cells = [f"{c.value:.3f} [{c.low:.3f}, {c.high:.3f}]" for c in (mean_interval(mean_N(name, m)) for m in METRICS)]
     gains = ["", ""]

@@ -60,8 +60,8 @@ NO_EFFECT = {
     "decision": "there is no verdict for a retriever",
 }
 """Settings that are refused where they are not the default, and why."""
-READ = ("evaluation.confidence", "evaluation.max_rows", "evaluation.systems")
-"""Those of `NO_EFFECT` that are read after all; which systems are compared comes of `[retrieval]`."""
+READ = ("evaluation.confidence", "evaluation.max_rows")
+"""Those of `NO_EFFECT` that are read after all."""
 PROVED = 32
 """Questions that are looked at with their passages before the first step."""
 SAME = 1e-4
@@ -213,10 +213,11 @@ def _open(recipe: Recipe, folder: RunFolder, data: Data, progress: Progress) -> 
         }
     wrong = sum(len(one.wrong) for one in sought["train"])
     counts = {name: len(ones) for name, ones in sought.items()}
-    folder.record(questions={**counts, "wrong_passages": wrong, "pool": len(pool)})
+    read = sum(len(unit) for unit in units["validation"])
+    folder.record(questions={**counts, "wrong_passages": wrong})
     progress.say(
         f"  {counts['train']:,} questions with {wrong:,} wrong passages; {counts['validation']:,} validation questions "
-        f"among {len(pool):,} passages"
+        f"for which {read:,} texts are read at each validation"
     )
     return Opened(recipe, folder, tuned, loaded, objective, sought["train"], retriever.passages, units)
 
