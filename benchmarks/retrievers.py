@@ -5,7 +5,7 @@
 FOLDER holds `rag_qa`: 735 training questions, 300 test questions about other articles, and 773 paragraphs of
 Wikipedia. MiniLM is trained on the questions, with the passages that words and its own vectors rank highest as wrong
 ones; then a cross-encoder that begins as the same MiniLM, on what the trained embedder finds. Each is compared on all
-test questions with what it began from, question by question; the interval is over questions, of the mean over seeds. A
+test questions with what it began from, question by question; the interval is over articles, of the mean over seeds. A
 training is a whole `luthier train` under `--out`, and goes on where it was. Writes its table into docs/methods.md.
 """
 
@@ -14,6 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from benchmarks._methods import commit_of, prepared, to_its_end, write_section
 from luthier.config import write_toml
 from luthier.data.formats.base import read_examples
 from luthier.evaluation.retrieval import DEPTH, judged_rows, score
-from luthier.evaluation.significance import mean_interval
+from luthier.evaluation.significance import mean_interval, number_groups
 from luthier.examples import Conversation
 from luthier.rag.prompt import last_question
 from luthier.rag.retriever import Host, build_retrievers
@@ -80,42 +81,55 @@ def trained(recipe: Path, run: Path, until: float | None) -> bool:
     return done or to_its_end(["train", str(recipe), "--out", str(run)], until)
 
 
-def figures(data: Path, runs: Mapping[str, Path], kept: Path) -> dict[str, dict[str, list[float]]]:
-    """Of every retriever each metric of each test question; kept in a file, since rerankers take minutes."""
+@dataclass(frozen=True)
+class Figures:
+    """What the retrievers of one seed reach."""
+
+    values: Mapping[str, Mapping[str, Sequence[float]]]
+    """By retriever and metric, of each test question."""
+    articles: Sequence[str]
+    """That each question is about."""
+
+
+def figures(data: Path, runs: Mapping[str, Path], kept: Path) -> Figures:
+    """Of the runs of one seed; kept in a file, since rerankers take minutes."""
     if kept.is_file():
-        found: dict[str, dict[str, list[float]]] = json.loads(kept.read_text(encoding="utf-8"))
-        return found
+        return Figures(**json.loads(kept.read_text(encoding="utf-8")))
     embedder, reranker = str(runs["embedder"]), str(runs["reranker"])
     corpus = str(data / "rag_qa/corpus.jsonl")
     settings = RetrievalSettings(corpus=corpus, chunk_words=None, embedder=embedder, reranker=reranker)
     retrievers = build_retrievers(settings, Host(say=lambda text: print(text, file=sys.stderr)))
+    passages = retrievers["bm25"].passages
     rows = [row for row in read_examples(data / "rag_qa/test.jsonl") if isinstance(row, Conversation)]
-    judged = judged_rows(rows, retrievers["bm25"].passages)
-    asked, found = [last_question(one.row.prompt) for one in judged], {}
+    judged, titles = judged_rows(rows, passages), {passage.source_id: passage.title for passage in passages}
+    asked, values = [last_question(one.row.prompt) for one in judged], {}
     for name, retriever in retrievers.items():
         hits = retriever.search(asked, DEPTH)
         scores = [score(one.relevance(of), one.right) for one, of in zip(judged, hits, strict=True)]
-        found[name] = {metric: [one[metric] for one in scores] for metric in METRICS}
-    kept.write_text(json.dumps(found), encoding="utf-8")
+        values[name] = {metric: [one[metric] for one in scores] for metric in METRICS}
+    found = Figures(values, [titles[min(one.gold)] for one in judged])
+    kept.write_text(json.dumps(asdict(found)), encoding="utf-8")
     return found
 
 
-def line(name: str, seeds: Sequence[Mapping[str, Mapping[str, Sequence[float]]]], commit: str) -> str:
-    """A row of the table: means over seeds, intervals over questions."""
+def line(name: str, seeds: Sequence[Figures], commit: str) -> str:
+    """A row of the table: means over seeds, intervals over articles."""
+    groups_N = number_groups(seeds[0].articles)
 
     def mean_N(retriever: str, metric: str) -> np.ndarray:
-        mean: np.ndarray = np.mean([of_seed[retriever][metric] for of_seed in seeds], axis=0)
+        mean: np.ndarray = np.mean([of_seed.values[retriever][metric] for of_seed in seeds], axis=0)
         return mean
 
-    cells = [f"{c.value:.3f} [{c.low:.3f}, {c.high:.3f}]" for c in (mean_interval(mean_N(name, m)) for m in METRICS)]
-    gains = ["", ""]
-    if (against := AGAINST.get(name)) is not None:
-        pairs = [mean_interval(mean_N(name, m) - mean_N(against, m)) for m in ("recall_at_1", "mrr")]
-        gains = [f"{c.value:+.3f} [{c.low:+.3f}, {c.high:+.3f}]" for c in pairs]
-    each = ", ".join(f"{np.mean(of_seed[name]['mrr']):.3f}" for of_seed in seeds) if against else ""
-    questions = len(seeds[0][name]["mrr"])
-    told = [NAMES[name], str(len(seeds)) if against else "", str(questions), *cells, *gains, each, commit]
-    return f"| {' | '.join(told)} |"
+    reached = [mean_interval(mean_N(name, metric), groups_N=groups_N) for metric in METRICS]
+    cells = [f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]" for found in reached]
+    gains, each = ["", ""], ""
+    if against := AGAINST.get(name):
+        pairs = [mean_N(name, metric) - mean_N(against, metric) for metric in ("recall_at_1", "mrr")]
+        found = [mean_interval(values_N, groups_N=groups_N) for values_N in pairs]
+        gains = [f"{one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}]" for one in found]
+        each = ", ".join(f"{np.mean(of_seed.values[name]['mrr']):.3f}" for of_seed in seeds)
+    counts = [str(len(seeds)) if against else "", f"{len(groups_N)} of {int(groups_N.max()) + 1} articles"]
+    return f"| {' | '.join([NAMES[name], *counts, *cells, *gains, each, commit])} |"
 
 
 def main() -> int:
@@ -130,7 +144,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/methods/retrievers"))
     asked = parser.parse_args()
     until = None if asked.minutes is None else time.monotonic() + 60 * asked.minutes
-    seeds, commit = [], ""
+    seeds: list[Figures] = []
+    commit = ""
     for seed in asked.seeds:
         runs: dict[str, Path] = {}
         for part, recipe in recipes(asked, seed).items():

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from luthier.data.formats.question_passages import RIGHT_TEXTS, WRONG_TEXTS
+from luthier.data.carried_passages import RIGHT_TEXTS, WRONG_TEXTS
 from luthier.evaluation.retrieval import GOLD
 from luthier.examples import Conversation, Example
 

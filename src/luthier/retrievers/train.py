@@ -17,7 +17,7 @@ import torch
 from luthier import assemble, registry
 from luthier.adapters.base import Injected
 from luthier.config import build
-from luthier.data.formats.question_passages import RIGHT_TEXTS, WRONG_TEXTS
+from luthier.data.carried_passages import RIGHT_TEXTS, WRONG_TEXTS
 from luthier.data.source import Unit, micro_batches
 from luthier.data.write import atomic_text
 from luthier.data_stage import Data

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from luthier.data.carried_passages import RIGHT_TEXTS, WRONG_TEXTS
 from luthier.data.formats.base import Fields
 from luthier.data.read import Record, kind_of
 from luthier.examples import Conversation, Message
@@ -20,8 +21,6 @@ SAMPLE: Mapping[str, Any] = {
 }
 QUESTION, POSITIVE = ("question", "query", "anchor"), ("positive", "positives", "pos")
 NEGATIVE = ("negatives", "negative", "neg")
-RIGHT_TEXTS, WRONG_TEXTS = "right_texts", "wrong_texts"
-"""Where `extra` keeps them."""
 
 
 def matches(values: Mapping[str, Any]) -> bool:
