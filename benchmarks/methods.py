@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-METHODS = ("reward_probe", "rl", "bake", "preferences", "distill", "reward", "constitution", "toolcalls")
+METHODS = ("reward_probe", "rl", "bake", "preferences", "distill", "reward", "constitution", "toolcalls", "retrievers")
 """Files beside this one that take `--data` and `--minutes`."""
 
 

@@ -67,7 +67,8 @@ def open_model(recipe: Recipe, precision: str | None = None, device: str | None 
     if isinstance(recipe.objective, RetrieverObjective):
         raise RecipeError(
             f"objective.type = {registry.name_of(recipe.objective)!r} trains {recipe.objective.trains}s, which write "
-            "nothing: `luthier train` and `luthier run` take such a recipe (docs/retrievers.md)"
+            "nothing: `luthier train` and `luthier run` take such a recipe, and `luthier serve "
+            f"--{recipe.objective.trains} RUN` what it trained (docs/retrievers.md)"
         )
     if settings.quantize != "none" and adapter_of(recipe).overwrites_base:
         raise RecipeError(

@@ -16,7 +16,7 @@ from luthier.data.replay import Pool, build_pool
 from luthier.data.split import Split, split
 from luthier.data.write import write_examples
 from luthier.errors import DataError
-from luthier.evaluation.passage_groups import by_passage
+from luthier.evaluation.passage_groups import by_passage, named
 from luthier.examples import Example, Where
 from luthier.files import sha256_of
 from luthier.objectives._retriever import RetrieverObjective
@@ -145,8 +145,9 @@ def divide(recipe: Recipe) -> tuple[Data, dict[str, Any], list[Finding]]:
 
     def read(path: str) -> list[Example]:
         examples = list(read_examples(Path(path), settings.format, settings.instruction))
-        if isinstance(recipe.objective, RetrieverObjective) and recipe.retrieval is not None:
-            return by_passage(examples, {s.id: s.title for s in read_corpus(Path(recipe.retrieval.corpus))})
+        if isinstance(recipe.objective, RetrieverObjective):
+            sources = () if recipe.retrieval is None else read_corpus(Path(recipe.retrieval.corpus))
+            return by_passage([named(example) for example in examples], {s.id: s.title for s in sources})
         return [with_place_for_reply(example) for example in examples] if _is_replied(recipe) else examples
 
     given = {name: path for name, path in _files(recipe).items() if name != "train"}

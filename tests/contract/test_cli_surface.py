@@ -16,7 +16,7 @@ from luthier.cli.main import COMMANDS, main
 
 SURFACE = Path(__file__).with_name("cli_surface.txt")
 VERBS = registry.names(COMMANDS)
-MAX_OPTIONS = 15
+MAX_OPTIONS = 16
 """Settings belong in the recipe. `serve` has the most: where it listens, who may use it and what it opens."""
 
 

@@ -89,11 +89,14 @@ def test_a_sample_is_sniffed_as_its_own_format_and_no_other(name: str, tmp_path:
 def test_a_sample_keeps_id_group_place_and_unclaimed_fields(name: str) -> None:
     sample = _module(name).SAMPLE
     plain: Example = _parse(name, sample)
-    assert (plain.id, plain.group, plain.where, dict(plain.extra)) == ("rows:7", None, WHERE, {})
+    own = (
+        dict(plain.extra) if name == "question_passages" else {}
+    )  # its texts, of which a chat has no place for several
+    assert (plain.id, plain.group, plain.where, dict(plain.extra)) == ("rows:7", None, WHERE, own)
     full = {"id": 5, **sample, "group": "g", "note": {"a": None}, "extra": {"score": 1.5}}
     example: Example = _parse(name, full)
     assert (example.id, example.group) == ("5", "g")
-    assert example.extra == {"note": {"a": None}, "score": 1.5}
+    assert example.extra == {**own, "note": {"a": None}, "score": 1.5}
     assert "'score' is both" in _refusal(name, {**sample, "score": 1, "extra": {"score": 2}})
     assert _parse(name, {**sample, "group": ""}).group is None
     assert "'id' is a list" in _refusal(name, {**sample, "id": [1]})
@@ -117,7 +120,7 @@ def test_a_field_of_the_wrong_kind_is_refused_with_its_line(name: str, wrong: An
             continue  # a label may be a number
         if (name, field) == ("unpaired_preference", "label") and wrong is True:
             continue  # a verdict is true or false
-        if wrong is None and (name, field) in {("instruction", "input")}:
+        if wrong is None and (name, field) in {("instruction", "input"), ("question_passages", "negatives")}:
             continue  # absent is allowed
         assert _refusal(name, {**sample, field: wrong})
 
@@ -522,3 +525,14 @@ def test_answers_and_a_target_are_too_many() -> None:
     assert "both 'answers' and 'target'" in _refusal(
         "question_answers", {"question": "?", "answers": ["a"], "target": 1}
     )
+
+
+def test_questions_with_passages_in_the_names_of_others() -> None:
+    wanted = {"right_texts": ["a", "b"], "wrong_texts": ["c"]}
+    for question, right, wrong in (("query", "pos", "neg"), ("anchor", "positive", "negative")):
+        row = _parse("question_passages", {question: "q", right: ["a", "b", "a"], wrong: "c"})
+        assert row.extra == wanted and row.prompt[0].content == "q" and row.completion.content == "a"
+    assert _parse("question_passages", {"query": "q", "pos": "a", "neg": None}).extra["wrong_texts"] == []
+    assert "both 'query' and 'anchor'" in _refusal("question_passages", {"query": "q", "anchor": "q", "pos": "a"})
+    assert "both right and wrong" in _refusal("question_passages", {"query": "q", "pos": "a", "neg": ["a"]})
+    assert "empty text" in _refusal("question_passages", {"query": "q", "pos": ["a", " "]})

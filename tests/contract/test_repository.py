@@ -61,6 +61,7 @@ DIRECT_IMPORTS: dict[str, str] = {
     "src/luthier/evaluation/forgetting.py imports luthier.evaluation.metrics.accuracy": "forgetting is defined by it",
     "src/luthier/evaluation/forgetting.py imports luthier.evaluation.metrics.perplexity": "forgetting is defined by it",
     "src/luthier/stages.py imports luthier.preflight.tensors_moved": "taken before the steps that are judged",
+    "src/luthier/retrievers/train.py imports luthier.preflight.tensors_moved": "the one gate that an encoder can pass",
 }
 REPLACED_IN_TESTS: dict[str, str] = {
     "tests/contract/test_cli_surface.py::test_a_file_that_no_verb_foresaw_is_one_line": "no verb is known to do it",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.small_encoders import write_encoder
 
 from luthier.cli.main import main
 from luthier.errors import DataError
@@ -22,8 +23,31 @@ def ran(recipe: str, out: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_each_has_its_test() -> None:
-    tested = {"addresses", "bake", "distill", "feedback", "reinforcement"}
-    assert {path.stem for path in RECIPES.glob("*.toml")} == tested
+    tested = {"addresses", "bake", "classify", "constitution", "distill", "embedder", "feedback", "reinforcement", "reranker"}
+    assert {path.stem for path in RECIPES.glob("*.toml")} == tested | {"toolcalls"}
+
+
+@pytest.mark.parametrize("name", ["embedder", "reranker"])
+def test_retrievers_run_to_their_end(name: str, tmp_path: Path) -> None:
+    """On a random encoder, since it is the settings that are looked at."""
+    write_encoder(tmp_path / "base")
+    rows, corpus = [], []
+    for number in range(40):
+        text = f"the {number} bridge"
+        corpus.append({"id": f"p{number}", "title": f"{number}", "text": text})
+        rows.append({"question": f"where is {number}?", "answers": ["-"], "gold_passage_ids": [f"p{number}"]})
+    for file, values in (("rows.jsonl", rows), ("corpus.jsonl", corpus)):
+        (tmp_path / file).write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
+    settings = {
+        "model.name": str(tmp_path / "base"),
+        "data.train": str(tmp_path / "rows.jsonl"),
+        "retrieval.corpus": str(tmp_path / "corpus.jsonl"),
+        "retrieval.embedder": str(tmp_path / "base"),
+        "training.steps": 3,
+    }
+    assignments = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    assert main(["run", str(RECIPES / f"{name}.toml"), "--out", str(tmp_path / "run"), *assignments]) == 0
+    assert (tmp_path / "run/adapter/run.json").is_file() and (tmp_path / "run/retrieval.json").is_file()
 
 
 def test_reinforcement_can_be_read_and_fits_the_run_that_it_starts_from() -> None:

@@ -90,6 +90,7 @@ def test_a_folder_that_says_less_is_read_less(folder: Path, tmp_path: Path) -> N
             {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True},
             "another pooling",
         ),
+        ("1_Pooling/config.json", {"embedding_dimension": 32, "pooling_mode": "cls"}, "another pooling"),
         ("config_sentence_transformers.json", {"prompts": {"query": "query: "}}, "asks for prefixes of texts"),
         ("sentence_bert_config.json", [], "expected a JSON object"),
         ("modules.json", [{"type": "sentence_transformers.models.Dense", "path": "2_Dense"}], "names a part 'Dense'"),

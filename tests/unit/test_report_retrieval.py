@@ -57,3 +57,20 @@ def test_ways_to_ask_with_passages_are_told_apart_by_their_number(run: Path) -> 
     (found,) = (c for c in competitions(build_report(run).systems) if c.system == "few_shot")
     assert [won for _, won in found.trials] == [False, True] and found.mean_passages == 1
     assert "with 1.0 passages a question" in render_page(build_report(run))
+
+
+def test_what_a_trained_embedder_gains_stands_below(run: Path) -> None:
+    def edit(retrieval: Any) -> None:
+        dense = next(one for one in retrieval["retrievers"] if one["name"] == "dense")
+        before = {**dense, "name": "dense_before"}
+        dense |= {
+            "against": "dense_before",
+            "gains": {m: {"value": 0.04, "low": 0.01, "high": 0.07} for m in dense["metrics"]},
+        }
+        retrieval["retrievers"].append(before)
+
+    page = render_page(build_report(run))
+    assert "what it began as" not in page
+    change(run / "retrieval.json", edit)
+    page = render_page(build_report(run))
+    assert "what it began as" in page and "[0.01, 0.07]" in page

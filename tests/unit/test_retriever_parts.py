@@ -12,6 +12,7 @@ from tests.engine_runs import RandomTexts, make_run, sought_questions
 from torch import Tensor
 
 from luthier import registry
+from luthier.engine.fit import fit
 from luthier.engine.loop import train
 from luthier.errors import DataError, EvaluationError
 from luthier.evaluation.passage_groups import by_passage
@@ -192,3 +193,10 @@ def test_every_setting_has_an_effect(name: str, tmp_path: Path) -> None:
 def test_how_many_passages_validate() -> None:
     sought = sought_questions(3)
     assert len(Rerank(validation_passages=3).validating(sought, [], RandomTexts())[0]) == 3
+
+
+@pytest.mark.parametrize("objective", ["contrastive", "rerank"])
+def test_the_largest_micro_batch_is_found_for_encoders_too(objective: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path, objective={"type": objective})
+    found = fit(run, most=512, available=4 * 2**30)
+    assert found.fits and found.tokens == 512

@@ -25,6 +25,8 @@ HEADING = "Passages:"
 REQUEST = "Answer from these passages."
 """Before and after the passages in a prompt (`rag/prompt.py` writes them)."""
 FIELDS = ("passages", "context")
+RIGHT_TEXTS, WRONG_TEXTS = "right_texts", "wrong_texts"
+"""Where `extra` keeps passages that answer a row's question, and some that do not (format `question_passages`)."""
 LEAST_WORDS = 8
 """From which a text of a row that stands in its prompt is a passage, and no word of the question."""
 _TEXT_KEYS = ("text", "content", "passage", "body")

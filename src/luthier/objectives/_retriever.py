@@ -8,7 +8,7 @@ ranges of all passages that answer it, ends included, as passages of one source 
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NoReturn, Protocol, TypeAlias
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from luthier.data.templates import Template
 from luthier.errors import RecipeError
 from luthier.examples import Conversation, Example, Row
+from luthier.models.encoder import SEGMENT
 from luthier.models.forest import Batch
 from luthier.objectives.base import Encoder, Models, Objective
 
@@ -121,6 +122,12 @@ def text_row(ids: Sequence[int], id: str, values: Mapping[str, float]) -> Row:
     """A text as a row. What is trained is its vector, and no token of it is predicted: that the last one is marked says
     to the engine that the row has something to learn."""
     return Row(tuple(ids), (*[0.0] * (len(ids) - 1), 1.0), id, values)
+
+
+def pair_row(ids: Sequence[int], segments: Sequence[int], id: str, values: Mapping[str, float]) -> Row:
+    """A question and a passage as a row."""
+    row = text_row(ids, id, values)
+    return replace(row, token_values={SEGMENT: tuple(map(float, segments))} if segments else {})
 
 
 def told(most: int, positive: int = NONE, right: Sequence[int] = (), passage: int = NONE) -> dict[str, float]:

@@ -14,8 +14,7 @@ missed counts as missed.
 Shapes: R rows, each a question beside one passage; L lists, whose rows follow one another.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -24,9 +23,8 @@ from pydantic import Field
 from torch import Tensor
 
 from luthier.examples import Row
-from luthier.models.encoder import SEGMENT
 from luthier.models.forest import Batch
-from luthier.objectives._retriever import DEPTH, Part, RetrieverObjective, Sought, Texts, encoder_of, text_row
+from luthier.objectives._retriever import DEPTH, Part, RetrieverObjective, Sought, Texts, encoder_of, pair_row
 from luthier.objectives.base import Loss, Mean, Models
 
 FIRST, RIGHT = "first", "right"
@@ -74,12 +72,6 @@ class Rerank(RetrieverObjective):
         found = _found(scores_R, _lists(batch), batch.values_R[RIGHT] > 0)
         missed = scores_R.new_tensor(found["mrr"].count - found["mrr"].total)
         return Loss(missed, found)
-
-
-def pair_row(ids: Sequence[int], segments: Sequence[int], id: str, values: Mapping[str, float]) -> Row:
-    """A question and a passage as a row."""
-    row = text_row(ids, id, values)
-    return replace(row, token_values={SEGMENT: tuple(map(float, segments))} if segments else {})
 
 
 def _list(one: Sought, numbers: Sequence[int], texts: Texts) -> tuple[Row, ...]:

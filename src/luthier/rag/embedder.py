@@ -200,7 +200,8 @@ def _require_mean(folder: Path, name: str) -> None:
         )
     paths = [part.get("path") for part, kind in zip(modules, kinds, strict=True) if kind == "Pooling"]
     pooling = folder / str(paths[0] if paths else "1_Pooling") / "config.json"
-    if pooling.is_file() and not _json(pooling).get(POOLING, True):
+    asked = _json(pooling) if pooling.is_file() else {}
+    if not asked.get(POOLING, True) or asked.get("pooling_mode", "mean") != "mean":  # the second name is newer
         raise ModelError(
             f"{name}: {pooling} asks for another pooling than the mean over tokens, which is the only one here; "
             "use an encoder that was trained with mean pooling, such as all-minilm-l6-v2"

@@ -10,6 +10,7 @@ from luthier.objectives._retriever import RetrieverObjective
 from luthier.progress import Progress
 from luthier.rag.retriever import Host, build_retrievers, used_name
 from luthier.recipe import Recipe, RetrievalSettings
+from luthier.retrievers.train import with_corpus
 from luthier.run_folder import RunFolder
 
 
@@ -19,7 +20,7 @@ def measure(recipe: Recipe, folder: RunFolder, data: Data, progress: Progress) -
     Raises:
         LuthierError: as `build_retrievers` and `measure_retrieval`.
     """
-    settings = with_trained(recipe, folder)
+    settings = with_trained(with_corpus(recipe, folder, data), folder)
     rows = conversations(data.test)[: recipe.evaluation.max_rows]
     if not rows:
         return "There are no test questions: data.test_share is 0, so nothing is measured."

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from luthier.errors import DataError
+from luthier.evaluation.passage_groups import WRONG
 from luthier.evaluation.retrieval import Judged, judged_rows
 from luthier.examples import Conversation
 from luthier.objectives._retriever import Sought
@@ -22,8 +23,6 @@ LOOKED_AT = 100
 """Places of a search in which wrong passages, and right ones that hold an answer, are looked for."""
 MOST_PASSAGES = 2**24
 """The numbers of passages are told in float32, which counts so far."""
-WRONG = "wrong_passage_ids"
-"""The field of a row that names passages which do not answer."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ the validation questions best.
 """
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,15 @@ import torch
 from luthier import assemble, registry
 from luthier.adapters.base import Injected
 from luthier.config import build
+from luthier.data.carried_passages import RIGHT_TEXTS, WRONG_TEXTS
 from luthier.data.source import Unit, micro_batches
+from luthier.data.write import atomic_text
 from luthier.data_stage import Data
 from luthier.engine.loop import Step, observe
 from luthier.engine.run import Run
 from luthier.errors import DataError, RecipeError
 from luthier.evaluate import conversations, retriever_of
+from luthier.evaluation.passage_groups import id_of, texts_of
 from luthier.models.forest import build_batch
 from luthier.models.load import LoadedModel, choose_device
 from luthier.models.scorer import in_mode
@@ -31,13 +35,13 @@ from luthier.preflight.base import GateResult, Subject, require
 from luthier.preflight.tensors_moved import TensorsMoved, checksums
 from luthier.progress import Progress
 from luthier.rag.passages import Passage
-from luthier.recipe import Recipe
+from luthier.recipe import Recipe, RetrievalSettings
 from luthier.retrievers.questions import find, pool_of
 from luthier.retrievers.tuned import TUNED, Tuned, write_artifact
 from luthier.run_folder import RunFolder, differing
 from luthier.stages import PROVEN_AT, Prepared, newest, train_stage
 
-PREFLIGHT = "preflight.json"
+PREFLIGHT, CORPUS = "preflight.json", "data/corpus.jsonl"
 NO_EFFECT = {
     "model.template": "texts are read as they stand",
     "model.quantize": "an encoder is small, and is trained and searched with in float32",
@@ -56,8 +60,8 @@ NO_EFFECT = {
     "decision": "there is no verdict for a retriever",
 }
 """Settings that are refused where they are not the default, and why."""
-READ = ("evaluation.confidence", "evaluation.max_rows", "evaluation.systems")
-"""Those of `NO_EFFECT` that are read after all; which systems are compared comes of `[retrieval]`."""
+READ = ("evaluation.confidence", "evaluation.max_rows")
+"""Those of `NO_EFFECT` that are read after all."""
 PROVED = 32
 """Questions that are looked at with their passages before the first step."""
 SAME = 1e-4
@@ -99,6 +103,7 @@ def train(recipe: Recipe, folder: RunFolder, data: Data, progress: Progress) -> 
         LuthierError: as of a training.
     """
     require_sensible(recipe)
+    recipe = with_corpus(recipe, folder, data)
     opened = _open(recipe, folder, data, progress)
     run, injected = _build(opened)
     proof = _Proof(opened, run, injected)
@@ -118,11 +123,8 @@ def require_sensible(recipe: Recipe) -> None:
         RecipeError: one does not, or passages are missing.
     """
     name = registry.name_of(recipe.objective)
-    if recipe.retrieval is None:
-        raise RecipeError(
-            f'objective.type = {name!r} learns to find passages: write a table [retrieval] with corpus = "corpus.jsonl"'
-        )
-    plain = build(Recipe, {"data": {"train": recipe.data.train}, "retrieval": {"corpus": recipe.retrieval.corpus}})
+    passages = {} if recipe.retrieval is None else {"retrieval": {"corpus": recipe.retrieval.corpus}}
+    plain = build(Recipe, {"data": {"train": recipe.data.train}, **passages})
     values, default = recipe.dump(), plain.dump()
     values["adapter"] = {"dropout": 0.0, "start_from": None, "new_tokens": [], **values["adapter"]}
     default["adapter"] = {**values["adapter"], "dropout": 0.0, "start_from": None, "new_tokens": []}
@@ -131,6 +133,39 @@ def require_sensible(recipe: Recipe) -> None:
         for key, reason in NO_EFFECT.items():
             if f"{changed}.".startswith(f"{key}.") and not changed.startswith(READ):
                 raise RecipeError(f"{changed} changes nothing with objective.type = {name!r}: {reason}; remove it")
+
+
+def with_corpus(recipe: Recipe, folder: RunFolder, data: Data) -> Recipe:
+    """The recipe with the passages that its rows bring as texts, where it names no others: kept in the run's folder,
+    and searched for wrong ones by the embedder that trains, if one does.
+
+    Raises:
+        DataError: a row brings none, and the recipe names none.
+        RecipeError: both do.
+    """
+    rows = [row for part in data.named().values() for row in conversations(part)]
+    brought = [row for row in rows if texts_of(row, RIGHT_TEXTS)]
+    if recipe.retrieval is not None:
+        if brought:
+            raise RecipeError(
+                f"{brought[0].where}: the row brings its passages as texts, and the recipe has a corpus of others: "
+                "remove the table [retrieval], or give rows gold_passage_ids"
+            )
+        return recipe
+    if len(brought) < len(rows):
+        at = next(row for row in rows if not texts_of(row, RIGHT_TEXTS)).where
+        raise DataError(
+            "the row says of no passage that it is right: give it a 'positive', or write a table [retrieval] with "
+            'corpus = "corpus.jsonl" and give rows gold_passage_ids',
+            *(at.path, at.line, at.row),
+        )
+    texts = dict.fromkeys(text for row in rows for kind in (RIGHT_TEXTS, WRONG_TEXTS) for text in texts_of(row, kind))
+    with atomic_text(folder / CORPUS) as file:
+        file.writelines(json.dumps({"id": id_of(text), "text": text}, ensure_ascii=False) + "\n" for text in texts)
+    settings = RetrievalSettings(corpus=str(folder / CORPUS), chunk_words=None)
+    if isinstance(recipe.objective, RetrieverObjective) and recipe.objective.trains == "embedder":
+        settings = settings.model_copy(update={"embedder": recipe.model.name})
+    return recipe.model_copy(update={"retrieval": settings})
 
 
 def _open(recipe: Recipe, folder: RunFolder, data: Data, progress: Progress) -> Opened:
@@ -178,10 +213,11 @@ def _open(recipe: Recipe, folder: RunFolder, data: Data, progress: Progress) -> 
         }
     wrong = sum(len(one.wrong) for one in sought["train"])
     counts = {name: len(ones) for name, ones in sought.items()}
-    folder.record(questions={**counts, "wrong_passages": wrong, "pool": len(pool)})
+    read = sum(len(unit) for unit in units["validation"])
+    folder.record(questions={**counts, "wrong_passages": wrong})
     progress.say(
         f"  {counts['train']:,} questions with {wrong:,} wrong passages; {counts['validation']:,} validation questions "
-        f"among {len(pool):,} passages"
+        f"for which {read:,} texts are read at each validation"
     )
     return Opened(recipe, folder, tuned, loaded, objective, sought["train"], retriever.passages, units)
 

@@ -24,9 +24,8 @@ from luthier.models.catalog import ModelFiles, resolve
 from luthier.models.encoder import EncoderScorer, without_dropout
 from luthier.models.forest import Batch
 from luthier.models.load import LoadedModel, no_progress_bars
-from luthier.objectives._retriever import Part, Sought, Texts, encoder_of, text_row
+from luthier.objectives._retriever import Part, Sought, Texts, encoder_of, pair_row, text_row
 from luthier.objectives.base import Models
-from luthier.objectives.rerank import pair_row
 from luthier.rag.embedder import POOLING, Embedder
 from luthier.rag.passages import Passage
 from luthier.rag.reranker import CrossEncoder
