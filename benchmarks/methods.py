@@ -2,8 +2,8 @@
 
     python -m benchmarks.methods --data FOLDER [--minutes 60]
 
-FOLDER holds `preference` and `json_extraction`, with the files that each benchmark names. Stops at the first that is
-not finished when its minutes are over, with exit code 3; the same command goes on.
+FOLDER holds `preference`, `json_extraction` and `intents`, with the files that each benchmark names. Stops at the first
+that is not finished when its minutes are over, with exit code 3; the same command goes on.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-METHODS = ("reward_probe", "rl", "preferences", "reward")
+METHODS = ("reward_probe", "rl", "preferences", "reward", "classes")
 """Files beside this one that take `--data` and `--minutes`."""
 
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +159,7 @@ def test_the_server_says_the_same_in_vllms_shape(run: Path) -> None:
         assert status == 400 and "/classify" in refused["error"]["message"]
 
 
-@pytest.mark.parametrize("format", ["safetensors", "peft"])
+@pytest.mark.parametrize("format", ["safetensors", pytest.param("peft", marks=pytest.mark.exports)])
 def test_an_export_says_the_same_by_transformers_alone(format: str, run: Path, tmp_path: Path) -> None:
     import transformers
 
@@ -241,27 +243,44 @@ KINDS = {
 }
 
 
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Callable[[str], Path]:
+    """The run of a kind of head, trained once."""
+
+    @cache
+    def made(objective: str) -> Path:
+        folder, more = tmp_path_factory.mktemp(objective), f"{KINDS[objective][2]}\nhead_rate = 1.0"
+        recipe = write(folder, tiny_model_folder, by_kind(objective), objective, steps=80, more=more)
+        assert main(["run", str(recipe), "--out", str(folder / "run")]) == 0
+        return folder / "run"
+
+    return made
+
+
 @pytest.mark.parametrize("objective", KINDS)
-def test_other_heads_are_trained_served_and_exported_with_equal_outputs(
-    objective: str, tmp_path: Path, tiny_model_folder: Path
-) -> None:
-    metric, least, more = KINDS[objective]
-    rows = by_kind(objective)
-    recipe = write(tmp_path, tiny_model_folder, rows, objective, steps=80, more=f"{more}\nhead_rate = 1.0")
-    assert main(["run", str(recipe), "--out", str(tmp_path / "run")]) == 0
-    (system,) = json.loads((tmp_path / "run/report.json").read_text(encoding="utf-8"))["systems"]
+def test_other_heads_are_trained_and_served_with_equal_outputs(objective: str, run_of: Callable[[str], Path]) -> None:
+    metric, least, _ = KINDS[objective]
+    run = run_of(objective)
+    (system,) = json.loads((run / "report.json").read_text(encoding="utf-8"))["systems"]
     assert system["metrics"][metric]["value"] > least
-    texts = [row["text"] for row in rows[-4:]]
-    here = [dict(one.item) for one in said(tmp_path / "run", texts)]
-    with running(Runs({"read": tmp_path / "run"}).models()) as url:
+    texts = [row["text"] for row in by_kind(objective)[-4:]]
+    here = [dict(one.item) for one in said(run, texts)]
+    with running(Runs({"read": run}).models()) as url:
         status, told = ask(url, {"model": "read", "input": texts})
         assert status == 200
         assert_alike([{k: v for k, v in item.items() if k != "index"} for item in told["data"]], here)
         status, refused = ask(url, {"model": "read", "input": texts, "precision": 0.9})
         assert status == 400 and refused["error"]["param"] == "precision"
-    for format in ("safetensors", "peft"):
-        parity = export(tmp_path / "run", build_exporter(format), tmp_path / format, Silent())
-        assert not parity.failed and parity.figures["head"] == objective
+
+
+@pytest.mark.exports
+@pytest.mark.parametrize("format", ["safetensors", "peft"])
+@pytest.mark.parametrize("objective", KINDS)
+def test_other_heads_are_exported_with_equal_outputs(
+    objective: str, format: str, run_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    parity = export(run_of(objective), build_exporter(format), tmp_path / "out", Silent())
+    assert not parity.failed and parity.figures["head"] == objective
 
 
 def assert_alike(found: Any, wanted: Any) -> None:
