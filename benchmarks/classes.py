@@ -5,10 +5,11 @@
 FOLDER holds `intents` (77 intents of bank customers), with `train.jsonl` and `test.jsonl`, rows of text and label. Two
 trainings of the default model for each seed, with the same rows, steps and adapter: one with a head (`classify`), one
 that learns to write the label (`sft`), which is asked both ways: what it writes, and which label is likeliest. The
-linear probe over MiniLM needs no training of a model. Calibration errors are over 15 bins. All are calibrated on the same validation rows, and each has the
-threshold that validation rows showed for a precision of 95 %, which the test rows must hold. Intervals are over test
-rows, of the mean over seeds. Each training is a whole `luthier run` under `--out`, and goes on where it was: with
-`--minutes` the command stops after so many, and the same command goes on. Writes its tables into docs/methods.md.
+linear probe over MiniLM needs no training of a model. All are calibrated on the same validation rows, and each has the
+threshold that these showed for a precision of 95 %, which the test rows must hold. Calibration errors are over 15 bins.
+Intervals are over test rows, of the mean over seeds. Each training is a whole `luthier run` under `--out`, and goes on
+where it was: with `--minutes` the command stops after so many, and the same command goes on. Writes its tables into
+docs/methods.md.
 """
 
 import argparse
@@ -126,7 +127,9 @@ def off(found: Sequence[Answered]) -> Interval | None:
 
     def mean(statistics_NS: np.ndarray, counts_BN: np.ndarray) -> np.ndarray:
         pairs = np.split(statistics_NS, len(columns) // 2, axis=1)
-        return np.asarray(np.mean([calibration_error(*pair.T, BINS, counts_BN) for pair in pairs], axis=0))
+        return np.asarray(
+            np.mean([calibration_error(sure, right, BINS, counts_BN) for sure, right in (p.T for p in pairs)], axis=0)
+        )
 
     return bootstrap_interval(mean, np.stack(columns, axis=1))
 
@@ -168,7 +171,7 @@ def main() -> int:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--epochs", type=float, default=3.0)
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--minutes", type=float, help="stop after so many; the same command goes on")
     parser.add_argument("--out", type=Path, default=Path("runs/methods/classes"))
     asked = parser.parse_args()

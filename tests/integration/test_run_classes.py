@@ -50,6 +50,7 @@ WORDS = {
     "soup": "food",
     "bread": "food",
 }
+SYSTEM = "Say what it is about."
 TEXTS = ["Where is the river 4?", "Where is the engine 70?", "Where is the soup 12?", "x"]
 
 
@@ -63,7 +64,7 @@ def write(
     return recipe
 
 
-def labelled(count: int) -> list[dict[str, Any]]:
+def labeled(count: int) -> list[dict[str, Any]]:
     pairs = list(WORDS.items())
     return [
         {"text": f"Where is the {pairs[i % 6][0]} {i * 37 % 9973}?", "label": pairs[i % 6][1]} for i in range(count)
@@ -73,8 +74,9 @@ def labelled(count: int) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Path:
     folder = tmp_path_factory.mktemp("classes")
-    rows = labelled(300)
+    rows = labeled(300)
     rows[-1]["label"] = "nobody saw this"
+    rows = [{**row, "system": SYSTEM} for row in rows]
     recipe = write(folder, tiny_model_folder, rows, "classify", more="head_rate = 1.0")
     assert main(["run", str(recipe), "--out", str(folder / "run")]) == 0
     return folder / "run"
@@ -83,7 +85,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Pa
 def said(run: Path, texts: list[str] = TEXTS) -> list[Said]:
     trained = open_trained(run)
     reader = Classifier(trained.loaded, trained.template, trained.injected.head)
-    return reader.say([Conversation((Message("user", text),)) for text in texts])
+    lead = (Message("system", reader.system),) if reader.system else ()
+    return reader.say([Conversation((*lead, Message("user", text))) for text in texts])
 
 
 def probs(found: list[Said]) -> np.ndarray:
@@ -112,7 +115,8 @@ def test_a_fresh_process_says_the_same(run: Path) -> None:
         "from luthier.assemble import open_trained\nfrom luthier.evaluation.classes import Classifier\n"
         "from luthier.examples import Conversation, Message\n"
         "t = open_trained(Path(sys.argv[1]))\nr = Classifier(t.loaded, t.template, t.injected.head)\n"
-        "said = r.say([Conversation((Message('user', text),)) for text in json.loads(sys.argv[2])])\n"
+        "lead = (Message('system', r.system),)\n"
+        "said = r.say([Conversation((*lead, Message('user', text))) for text in json.loads(sys.argv[2])])\n"
         "print(json.dumps([dict(one.probabilities) for one in said]))\n"
     )
     command = [sys.executable, "-c", program, str(run), json.dumps(TEXTS)]
@@ -142,9 +146,11 @@ def test_the_server_says_the_same_in_vllms_shape(run: Path) -> None:
         assert all(item["answered"] == (max(item["probs"]) >= item["threshold"]) for item in told["data"])
         status, alone = ask(url, {"model": "topics", "input": TEXTS[0]})
         assert status == 200 and "answered" not in alone["data"][0]
-        chat = [{"role": "user", "content": TEXTS[0]}]
+        chat = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": TEXTS[0]}]
         status, same = ask(url, {"model": "topics", "messages": chat})
-        assert status == 200 and same["data"][0] == alone["data"][0]
+        assert status == 200 and same["data"][0] == alone["data"][0], "a text has the system message of training rows"
+        status, other = ask(url, {"model": "topics", "messages": chat[1:]})
+        assert status == 200 and other["data"][0]["probs"] != alone["data"][0]["probs"]
         for body, param, words in (
             ({"model": "base", "input": "x"}, "model", "writes replies"),
             ({"model": "topics", "input": []}, "input", "string"),
@@ -170,7 +176,7 @@ def test_an_export_says_the_same_by_transformers_alone(format: str, run: Path, t
         return  # opened by peft in the gate
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    chats = [[{"role": "user", "content": text}] for text in TEXTS]
+    chats = [[{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}] for text in TEXTS]
     options = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt", "padding": True}
     with torch.no_grad():
         found = model(**tokenizer.apply_chat_template(chats, **options)).logits.softmax(-1)
@@ -195,7 +201,7 @@ def test_a_head_is_never_read_with_other_names(run: Path) -> None:
 
 
 def test_rows_that_cannot_be_classified_say_so(tmp_path: Path, tiny_model_folder: Path) -> None:
-    rows = labelled(120)
+    rows = labeled(120)
     more = 'labels = ["food", "machine"]'
     recipe = write(tmp_path, tiny_model_folder, rows, "classify", more=more)
     with pytest.raises(DataError, match=r"'nature' is none of objective.labels \('food', 'machine'\)"):

@@ -34,7 +34,7 @@ from luthier.objectives.regress import Regress
 from luthier.objectives.token_classify import Span, TokenClassify, read_after, spans_from, tags_of, words_of
 
 
-def labelled(text: str, target: Any, system: str = "") -> Conversation:
+def labeled(text: str, target: Any, system: str = "") -> Conversation:
     lead = (Message("system", system),) if system else ()
     return Conversation((*lead, Message("user", text)), target=target, id=text)
 
@@ -82,21 +82,21 @@ def test_class_weights_and_smoothing_are_those_of_the_formula() -> None:
 
 
 def test_labels_are_settled_from_training_rows() -> None:
-    rows = [labelled("x", "b", "S"), labelled("y", "a", "S"), labelled("z", "b", "S")]
+    rows = [labeled("x", "b", "S"), labeled("y", "a", "S"), labeled("z", "b", "S")]
     settled = Classify(class_weights="balanced").settled(rows)
     assert (settled.labels, settled.counts, settled.system) == (("a", "b"), (1, 2), "S")
     assert settled.settled(rows[:1]) == settled, "what is settled stays, whatever rows are left out"
-    assert settled.unknown([labelled("w", "new"), rows[0]]) == {"new": 1}
-    assert Classify().settled([*rows, labelled("v", "a")]).system is None, "several system messages"
+    assert settled.unknown([labeled("w", "new"), rows[0]]) == {"new": 1}
+    assert Classify().settled([*rows, labeled("v", "a")]).system is None, "several system messages"
     with pytest.raises(RecipeError, match="not known before training rows are read"):
         Classify().head()
     with pytest.raises(DataError, match="one label, a string or a whole number"):
-        Classify().settled([labelled("x", [1, 2])])
-    several = MultiLabel(positive_weights="balanced").settled([labelled("x", ["a", "b"]), labelled("y", [])])
+        Classify().settled([labeled("x", [1, 2])])
+    several = MultiLabel(positive_weights="balanced").settled([labeled("x", ["a", "b"]), labeled("y", [])])
     assert (several.labels, several.weights) == (("a", "b"), (1.0, 1.0))
-    number = Regress().settled([labelled("x", 1.0), labelled("y", "3")])
+    number = Regress().settled([labeled("x", 1.0), labeled("y", "3")])
     assert (number.mean, number.std) == (2.0, 1.0)
-    for wrong, said in (([labelled("x", 2)] * 2, "the number 2"), ([labelled("x", "many")], "expected a number")):
+    for wrong, said in (([labeled("x", 2)] * 2, "the number 2"), ([labeled("x", "many")], "expected a number")):
         with pytest.raises(DataError, match=said):
             Regress().settled(wrong)
 
@@ -167,14 +167,14 @@ def test_words_carry_tags_and_give_their_spans_back(tiny_loaded: LoadedModel) ->
     for (start, end), at in zip(read, follows, strict=True):
         assert tokens[at - 1][0] < end and (at == len(tokens) or tokens[at][0] >= end or tokens[at][1] <= start + 1)
     objective = TokenClassify(labels=("person", "place", "word"))
-    example = labelled(text, [vars(span) for span in spans])
+    example = labeled(text, [vars(span) for span in spans])
     (row,) = objective.rows(example, template)
     assert row.trained_tokens == len(read) and objective.head().outputs == 7
-    held_out = labelled(text, [{"start": 0, "end": 4, "label": "new"}])
+    held_out = labeled(text, [{"start": 0, "end": 4, "label": "new"}])
     (strange,) = objective.rows(held_out, template)
     assert min(strange.token_values["tag"]) == -1
     with pytest.raises(DataError, match="the text has"):
-        objective.rows(labelled("short", [{"start": 0, "end": 99, "label": "person"}]), template)
+        objective.rows(labeled("short", [{"start": 0, "end": 99, "label": "person"}]), template)
 
 
 def test_numbers_of_heads_mean_what_their_kind_says() -> None:
@@ -189,7 +189,7 @@ def test_numbers_of_heads_mean_what_their_kind_says() -> None:
     (said,) = reading_of(several).say(np.array([[-1.0, 4.0]]))
     assert said.output == '["b"]' and said.probabilities["b"] == pytest.approx(1 / (1 + math.exp(-2)))
     with pytest.raises(EvaluationError, match="reads texts, not words"):
-        reading_of(several).say_words(labelled("x", []), None, np.zeros((1, 2)))  # type: ignore[arg-type]
+        reading_of(several).say_words(labeled("x", []), None, np.zeros((1, 2)))  # type: ignore[arg-type]
 
 
 def test_the_linear_probe_finds_the_least_and_chooses_its_penalty() -> None:

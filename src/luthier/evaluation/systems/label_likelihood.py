@@ -24,7 +24,7 @@ from luthier.evaluation.systems._prompts import Addition, has_room, suggested
 from luthier.evaluation.systems.base import Answer, Answers, Context, System, require_questions, with_instruction
 from luthier.examples import Conversation, Example, Message
 from luthier.models.generate import Question, score_choices_batch
-from luthier.objectives._labelled import label_of
+from luthier.objectives._labeled import label_of
 
 Prompts = list[tuple[Message, ...]]
 

@@ -24,7 +24,7 @@ from luthier.evaluation.systems.base import Answer, Answers, Context, System, re
 from luthier.evaluation.systems.label_likelihood import labels_of
 from luthier.examples import Conversation, Example, Message
 from luthier.models.catalog import resolve
-from luthier.objectives._labelled import label_of, text_of
+from luthier.objectives._labeled import label_of, text_of
 from luthier.rag.embedder import Embedder
 
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
