@@ -11,7 +11,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-METHODS = ("reward_probe", "rl", "bake", "preferences", "distill", "reward", "constitution", "toolcalls", "retrievers")
+METHODS = (
+    "reward_probe",
+    "rl",
+    "bake",
+    "preferences",
+    "distill",
+    "reward",
+    "constitution",
+    "toolcalls",
+    "retrievers",
+    "classes",
+)
 """Files beside this one that take `--data` and `--minutes`."""
 
 

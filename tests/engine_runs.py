@@ -45,8 +45,20 @@ PARTS = {
     "schedule": (SCHEDULES, "cosine"),
 }
 
-NEEDED_VALUES = {"reward": {"margin": 0.0}}
+NEEDED_VALUES = {
+    "reward": {"margin": 0.0},
+    "classify": {"label": 2.0},
+    "multi_label": {"label 0": 1.0, "label 1": 0.0, "label 2": 1.0},
+    "regress": {"number": 1.5},
+}
 """What rows of an objective must carry, by its name."""
+NEEDED_SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "classify": {"labels": ["a", "b", "c"], "head_rate": 1.0},
+    "multi_label": {"labels": ["a", "b", "c"], "head_rate": 1.0},
+    "regress": {"mean": 3.0, "std": 2.0, "head_rate": 1.0},
+    "token_classify": {"labels": ["a"], "head_rate": 1.0},
+}
+"""What an objective is told by training rows elsewhere, by its name."""
 
 
 def judged(row: Row) -> dict[str, tuple[float, ...]]:
@@ -57,7 +69,12 @@ def judged(row: Row) -> dict[str, tuple[float, ...]]:
     return {"step": tuple(step), "label": tuple(float(token % 2 == 0) for token in row.ids)}
 
 
-NEEDED_TOKEN_VALUES = {"process_reward": judged}
+def tagged(row: Row) -> dict[str, tuple[float, ...]]:
+    """Every word has the tag of its token."""
+    return {"tag": tuple(float(token % 3) for token in row.ids)}
+
+
+NEEDED_TOKEN_VALUES = {"process_reward": judged, "token_classify": tagged}
 
 
 def tiny_llama(seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
@@ -197,6 +214,8 @@ def make_run(folder: Path, dtype: torch.dtype = torch.float32, **tables: Any) ->
     seed = tables.pop("seed", 0)
     base = tables.pop("base", None)
     settings = build(TrainingSettings, tables.pop("training"))
+    if (asked := tables.get("objective", {})).get("type") in NEEDED_SETTINGS:
+        tables["objective"] = {**NEEDED_SETTINGS[asked["type"]], **asked}
     parts = {key: build_part(package, tables.pop(key, {}), default, [key]) for key, (package, default) in PARTS.items()}
     assert not tables, f"unknown tables {sorted(tables)}"
     adapter, objective, optimizer, schedule = parts.values()

@@ -44,7 +44,20 @@ TASKS = {
     "pairs": "pairs of a better and a worse answer",
     "language": "raw text, trained on from beginning to end",
     "steps": "replies whose steps are judged",
+    "labels": "each text has several labels, or none",
+    "number": "answers are numbers",
+    "spans": "parts of texts have labels",
 }
+MANY_LABELS = 20
+"""With more labels than these a head answers rather than words: it is quicker, and tells how sure it is."""
+HEADS = {
+    "labels": ("multi_label", "a head says which labels a text has"),
+    "number": ("regress", "a head says the number"),
+    "spans": ("token_classify", "a head says what each word is"),
+}
+"""Which head is for which kind of answer, and why."""
+TEXT_TASKS = {"text_labels": "labels", "text_number": "number", "text_spans": "spans"}
+"""The kind of answer that a format is for."""
 
 COMPARED = {
     "preference": ("dpo", "the chosen reply shall gain on the rejected one"),
@@ -212,7 +225,17 @@ def task_of(train: Profile) -> str:
         return "language"
     if train.format == "stepwise":
         return "steps"
+    if train.format in TEXT_TASKS:
+        return TEXT_TASKS[train.format]
     return {"preference": "pairs", "judged": "text"}.get(train.kind, train.kind)
+
+
+def head_of(train: Profile) -> tuple[str, str] | None:
+    """The objective that trains a head for these rows, and why; None: replies are learned."""
+    task = task_of(train)
+    if task == "label" and train.format == "text_label" and len(train.labels) > MANY_LABELS:
+        return "classify", f"a head says which of {len(train.labels)} labels, and how sure it is"
+    return HEADS.get(task)
 
 
 def _warnings(facts: Facts) -> Iterator[str]:
@@ -355,6 +378,8 @@ def _objective(facts: Facts) -> Section:
         )
     if task_of(facts.train) == "steps":
         return Section("objective", [Entry("type", "process_reward", "whether each step is right")])
+    if (head := head_of(facts.train)) is not None:
+        return Section("objective", [Entry("type", *head)])
     why = "every token of the text" if facts.train.is_raw_text else "loss on the replies only"
     return Section("objective", [Entry("type", "sft", why)])
 
@@ -425,7 +450,10 @@ def metrics_of(facts: Facts) -> list[str]:
     """Names of the metrics that fit the kind of answer, the deciding one first."""
     return {
         "json": ["field_f1", "exact_match", "json_valid", *(["schema_valid"] if facts.schema else [])],
-        "label": ["accuracy", "macro_f1"],
+        "label": ["accuracy", "macro_f1", *(["calibration_error"] if head_of(facts.train) else [])],
+        "labels": ["labels_f1", "labels_exact"],
+        "number": ["r_squared", "absolute_error"],
+        "spans": ["span_f1"],
         "tool_calls": [
             "tool_calls",
             "call_names",
@@ -478,6 +506,11 @@ def _systems(facts: Facts) -> list[Section]:
         [],
         "a second training, on the same rows with retrieved passages in their prompts",
     )
+    if head_of(train) is not None:
+        probe = Section(
+            "evaluation.systems.linear_probe", [], "a linear classifier over a small encoder: trained in seconds"
+        )
+        return [zero, few, *([probe] if task_of(train) == "label" else []), tuned]
     if facts.corpus is None:
         return [zero, few, tuned, both]
     return [zero, few, retrieved, tuned, both, read]
@@ -488,6 +521,7 @@ def _offered(facts: Facts) -> list[Section]:
     if task_of(facts.train) in SCORED:
         return []
     at = "evaluation.systems."
+    likelihood = Section(f"{at}label_likelihood", [], "the base model, by its likeliest label and not by its words")
     style = [
         Section(
             "evaluation.style",
@@ -497,6 +531,7 @@ def _offered(facts: Facts) -> list[Section]:
         Section("evaluation.style.judge", [Entry("type", "local_model"), Entry("model", LARGER)]),
     ]
     return [
+        *([likelihood] if task_of(facts.train) == "label" else []),
         Section(f"{at}optimized_prompt", [], "the base model with the best prompt that a budget finds"),
         Section(
             f"{at}larger",

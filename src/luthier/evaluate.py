@@ -57,7 +57,7 @@ from luthier.evaluation.task import (
 )
 from luthier.examples import Conversation, Example, Judged, Preference
 from luthier.files import sha256_of
-from luthier.models.heads import SETTINGS as HEAD_SETTINGS, Head
+from luthier.models.heads import SETTINGS, Head
 from luthier.models.memory import tokens_in_flight
 from luthier.online import metric_of
 from luthier.progress import Progress
@@ -176,9 +176,8 @@ def question_of(opened: Opened) -> Question:
 
 def _tell_how_sure(recipe: Recipe) -> bool:
     """Whether a system tells the probability of every label."""
-    return not assemble.objective_of(recipe).writes or any(
-        s.gives_probabilities for s in assemble.systems_of(recipe).values()
-    )
+    systems = assemble.systems_of(recipe).values()
+    return not assemble.objective_of(recipe).writes or any(system.gives_probabilities for system in systems)
 
 
 def _reward(opened: Opened) -> dict[str, Any] | None:
@@ -238,14 +237,9 @@ def measure_base(opened: Opened, question: Question, progress: Progress, disable
     _measure_retrieval(opened, question, retrievers, progress)
     mode = Mode(disabled, used_of(retrievers, opened.recipe))
     found = _evaluate(opened, opened.folder, question, mode, progress)
-    if _writes(opened, question):
+    if question.task not in HEAD_TASKS.values() and assemble.objective_of(opened.recipe).writes:
         _base_ability(opened, opened.folder, progress, disabled)
     return found
-
-
-def _writes(opened: Opened, question: Question) -> bool:
-    """Whether the trained model is meant to write."""
-    return question.task not in HEAD_TASKS.values() and assemble.objective_of(opened.recipe).writes
 
 
 def measure_tuned(
@@ -272,7 +266,7 @@ def measure_tuned(
     found = _retrievers(opened, progress) if any(system.uses_retriever for system in asked) else {}
     mode = Mode(injected.disabled, used_of(found, opened.recipe), trained_on, tuned, injected.head)
     evaluation = _evaluate(opened, folder, question, mode, progress, before)
-    if not _writes(opened, question):
+    if question.task in HEAD_TASKS.values() or not assemble.objective_of(opened.recipe).writes:
         return evaluation  # what reads writes nothing, so there is nothing that it could forget to write
     ability = _base_ability(opened, folder, progress, injected.disabled)
     confidence = opened.recipe.evaluation.confidence
@@ -314,8 +308,8 @@ def _fine_tuned_of(recipe: Recipe) -> System:
 
 def _weights(opened: Opened) -> str:
     """Changes when what was trained does."""
-    found = [*(opened.folder / "adapter").glob("*.safetensors"), *(opened.folder / "adapter").glob(HEAD_SETTINGS)]
-    return canonical_hash([sha256_of(path) for path in sorted(found)])
+    named = [path for pattern in ("*.safetensors", SETTINGS) for path in (opened.folder / "adapter").glob(pattern)]
+    return canonical_hash([sha256_of(path) for path in sorted(named)])
 
 
 def require_passages(recipe: Recipe) -> None:

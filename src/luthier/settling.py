@@ -13,7 +13,7 @@ from luthier.evaluation.classes import is_classifier
 from luthier.evaluation.metrics.base import Array
 from luthier.evaluation.said import reading_of
 from luthier.examples import Example
-from luthier.objectives._labelled import Labelled, listed
+from luthier.objectives._labeled import Labeled, listed
 from luthier.progress import Progress
 from luthier.recipe import Recipe
 
@@ -38,7 +38,7 @@ def settle(recipe: Recipe, data: Data, progress: Progress) -> Recipe:
     """
     recipe = settled(recipe, data.train)
     objective = objective_of(recipe)
-    if isinstance(objective, Labelled):
+    if isinstance(objective, Labeled):
         for name, rows in (("validation", data.validation), ("test", data.test)):
             found = objective.unknown(rows)
             if found:

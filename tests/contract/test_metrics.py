@@ -36,7 +36,7 @@ def build(name: str, schema_file: str) -> Metric:
 
 def target(name: str, row: int) -> Any:
     """A wanted answer of the kind that the metric is for."""
-    if name in ("accuracy", "macro_f1"):
+    if name in ("accuracy", "macro_f1", "calibration_error", "brier"):
         return ("yes", "no", "maybe")[row % 3]
     if name in (
         "answer_f1",
@@ -50,6 +50,12 @@ def target(name: str, row: int) -> Any:
         "reward_accuracy",
     ):
         return f"The answer to question {row} is known to everybody here."
+    if name in ("r_squared", "absolute_error"):
+        return row + 0.5
+    if name in ("labels_f1", "labels_exact"):
+        return ["everyone", f"row {row % 3}"]
+    if name == "span_f1":
+        return [{"text": f"word {row}", "label": "kind", "start": 0, "end": 5}]
     if name == "step_accuracy":
         return {"steps": ["a", "b"], "labels": [1.0, 0.0]}
     return {"name": f"person {row}", "age": row}
@@ -71,8 +77,8 @@ def perfect(name: str, row: int) -> Prediction:
     message = Message("assistant", text, tool_calls=calls)
     certain, hopeless = TargetScore(10, 0.0, 10, 40), TargetScore(10, -1e90, 0, 40)
     item = wanted if isinstance(wanted, dict) else {}
-    scores = (certain, hopeless, (0.9, 0.1))
-    return Prediction(f"r{row}", (), text, wanted, message, message, *scores, tools=TOOLS, item=item)
+    told = {"probabilities": {text: 1.0, "another": 0.0}, "tools": TOOLS, "item": item}
+    return Prediction(f"r{row}", (), text, wanted, message, message, certain, hopeless, (0.9, 0.1), **told)
 
 
 def garbage(name: str, row: int) -> Prediction:
@@ -80,6 +86,7 @@ def garbage(name: str, row: int) -> Prediction:
     contrary of what is wanted, or there would be nothing to judge."""
     right = perfect(name, row)
     output = '{"zzz": 0}' if name.startswith("field_") else "@@@"
+    output = {"r_squared": "1e45", "absolute_error": "1e47"}.get(name, output)
     calls: tuple[ToolCall, ...] = (ToolCall("unheard_of", {}),)
     if name == "call_arguments":
         calls = tuple(ToolCall(call.name, {"who": "nobody"}) for call in right.reply.tool_calls) if right.reply else ()
@@ -88,7 +95,8 @@ def garbage(name: str, row: int) -> Prediction:
     reply = Message("assistant", "@@@", tool_calls=calls)
     certain, hopeless = TargetScore(10, 0.0, 10, 40), TargetScore(10, -1e90, 0, 40)
     scores = (hopeless, certain, (0.1, 0.9))
-    return Prediction(right.id, (), output, right.target, right.expected, reply, *scores, tools=TOOLS)
+    told = {"probabilities": {"@@@": 1.0}, "tools": TOOLS}
+    return Prediction(right.id, (), output, right.target, right.expected, reply, *scores, **told)
 
 
 def stack(metric: Metric, predictions: list[Prediction]) -> np.ndarray:
@@ -111,7 +119,7 @@ def test_right_answers_are_best_and_garbage_is_worst(name: str, schema_file: str
     if math.isinf(metric.best):
         assert wrong == 0.0
     elif math.isinf(metric.worst):
-        assert wrong > 1e80
+        assert abs(wrong) > 1e40
     else:
         assert wrong == pytest.approx(metric.worst)
     assert (right > wrong) == metric.higher_is_better

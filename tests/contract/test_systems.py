@@ -4,12 +4,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.endpoint import serving
+from tests.small_encoders import write_encoder
 
 from luthier import registry
 from luthier.adapters.lora import LoRA
@@ -77,13 +79,16 @@ def context(make_tiny: Callable[..., LoadedModel], tmp_path_factory: pytest.Temp
 
 NEEDED: dict[str, dict[str, Any]] = {"command": {"command": [sys.executable, "-c", ECHO]}}
 """What a system cannot do without."""
-OWN_CHOICE = {"zero_shot", "few_shot", "rag", "fine_tuned_few_shot", "local_model", "optimized_prompt"}
+OWN_CHOICE = {
+    *("zero_shot", "few_shot", "rag", "fine_tuned_few_shot", "local_model", "optimized_prompt", "label_likelihood")
+}
 """Systems that try several prompts."""
 
 
 @pytest.fixture(scope="module", autouse=True)
-def outside(tiny_model_folder: Path) -> Iterator[None]:
+def outside(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What systems need that ask somebody else."""
+    NEEDED["linear_probe"] = {"embedder": str(write_encoder(tmp_path_factory.mktemp("encoder")))}
     NEEDED["local_model"] = {"model": str(tiny_model_folder), "precision": "float32"}
     with serving() as heard:
         NEEDED["remote"] = {"base_url": heard.url, "model": "echo"}
@@ -94,6 +99,13 @@ def system(name: str) -> System:
     return build(registry.load_class(SYSTEMS, name, System), NEEDED.get(name, {}))  # type: ignore[type-abstract]
 
 
+def fitting(name: str, context: Context) -> Context:
+    """The context with a task that the system can do."""
+    chooses = system(name).gives_probabilities and context.task == "json"
+    accuracy = build_metrics(["accuracy"])["accuracy"]
+    return replace(context, task="label", primary_metric=accuracy) if chooses else context
+
+
 def test_the_promised_systems_are_there() -> None:
     named = {"zero_shot", "few_shot", "rag", "fine_tuned", "fine_tuned_few_shot", "fine_tuned_rag", "command"}
     assert named | OWN_CHOICE | {"remote"} <= set(NAMES)
@@ -102,7 +114,7 @@ def test_the_promised_systems_are_there() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_row_is_answered_in_order(name: str, context: Context) -> None:
     test = rows(5, "test")
-    answers = system(name).answer(test, context).answers
+    answers = system(name).answer(test, fitting(name, context)).answers
     assert [answer.id for answer in answers] == [row.id for row in test]
     for row, answer in zip(test, answers, strict=True):
         assert answer.prompt and row.completion not in answer.prompt, "the wanted answer must not be in the prompt"
@@ -114,7 +126,7 @@ def test_every_row_is_answered_in_order(name: str, context: Context) -> None:
 def test_targets_play_no_part_in_the_answers(name: str, context: Context) -> None:
     test = rows(4, "test")
     swapped = [Conversation((*row.prompt, Message("assistant", "other")), id=row.id, target={"x": 1}) for row in test]
-    first, second = (system(name).answer(which, context).answers for which in (test, swapped))
+    first, second = (system(name).answer(which, fitting(name, context)).answers for which in (test, swapped))
     assert [(a.output, a.prompt) for a in first] == [(a.output, a.prompt) for a in second]
 
 
@@ -122,22 +134,20 @@ def test_targets_play_no_part_in_the_answers(name: str, context: Context) -> Non
 def test_answers_depend_on_the_adapter_as_declared(name: str, context: Context) -> None:
     """A baseline that is measured with the adapter on by mistake would be the worst error of all."""
     test = rows(4, "test")
-    there = [a.output for a in system(name).answer(test, context).answers]
+    there = [a.output for a in system(name).answer(test, fitting(name, context)).answers]
     with context.adapter_disabled():
-        off = [a.output for a in system(name).answer(test, _without_switch(context)).answers]
+        off = [a.output for a in system(name).answer(test, _without_switch(fitting(name, context))).answers]
     assert (there != off) == system(name).uses_adapter
 
 
 def _without_switch(context: Context) -> Context:
-    from dataclasses import replace
-
     return replace(context, adapter_disabled=nullcontext)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_prompt_that_was_chosen_says_how(name: str, context: Context) -> None:
     """All systems that try several prompts record them in one form, and the winner is one of them."""
-    details = system(name).answer(rows(2, "test"), context).details
+    details = system(name).answer(rows(2, "test"), fitting(name, context)).details
     json.dumps(details, allow_nan=False)
     assert ("tried" in details) == (name in OWN_CHOICE)
     for one in details.get("tried", []):
@@ -154,18 +164,16 @@ def test_the_model_is_left_as_it_was(name: str, context: Context) -> None:
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         before = model(ids).logits
-        system(name).answer(rows(3, "test"), context)
+        system(name).answer(rows(3, "test"), fitting(name, context))
         assert torch.equal(model(ids).logits, before)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_models_count_tokens_and_score_targets_when_asked(name: str, context: Context) -> None:
-    from dataclasses import replace
-
     chosen = system(name)
-    answers = chosen.answer(rows(3, "test"), replace(context, score_targets=True)).answers
+    answers = chosen.answer(rows(3, "test"), replace(fitting(name, context), score_targets=True)).answers
     for answer in answers:
-        assert (answer.prompt_tokens is not None) == (name != "command")
+        assert (answer.prompt_tokens is not None) == (name not in ("command", "linear_probe"))
         assert (answer.target_score is not None) == chosen.is_model
         if answer.target_score is not None:
             assert answer.target_score.tokens > 5 and answer.target_score.logprob_sum < 0
@@ -175,8 +183,6 @@ def test_models_count_tokens_and_score_targets_when_asked(name: str, context: Co
 @pytest.mark.parametrize("task", ["language", "pairs"])
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_that_ask_nothing_are_scored_or_refused(name: str, task: str, context: Context) -> None:
-    from dataclasses import replace
-
     reply = (Message("assistant", "Yes, it is."),)
     test: list[Example] = [Document("The street is long.", id="t"), Document("A letter.", id="u")]
     if task == "pairs":
@@ -205,8 +211,6 @@ def test_settings_survive_the_recipe(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_progress_is_told(name: str, context: Context) -> None:
-    from dataclasses import replace
-
     told: list[tuple[str, int, int]] = []
-    system(name).answer(rows(3, "test"), replace(context, on_progress=lambda *what: told.append(what)))
+    system(name).answer(rows(3, "test"), replace(fitting(name, context), on_progress=lambda *what: told.append(what)))
     assert told[-1][1:] == (3, 3)

@@ -23,7 +23,17 @@ def ran(recipe: str, out: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_each_has_its_test() -> None:
-    tested = {"addresses", "bake", "classify", "constitution", "distill", "embedder", "feedback", "reinforcement", "reranker"}
+    tested = {
+        "addresses",
+        "bake",
+        "classify",
+        "constitution",
+        "distill",
+        "embedder",
+        "feedback",
+        "reinforcement",
+        "reranker",
+    }
     assert {path.stem for path in RECIPES.glob("*.toml")} == tested | {"toolcalls"}
 
 
@@ -84,6 +94,27 @@ def test_addresses(tmp_path: Path, real_model_folder: Path) -> None:
     wanted = {"zero_shot", "few_shot", "fine_tuned", "usaddress", "usaddress_retrained"}
     assert {system["name"] for system in report["systems"]} == wanted
     assert report["verdict"]["recommendation"] == "not_yet"  # three rows can tell nothing apart, and it says so
+
+
+def test_classify(tmp_path: Path, tiny_model_folder: Path) -> None:
+    """Its own ladder, with a small encoder for the probe."""
+    words = ("river", "engine", "soup", "bread")
+    rows = [{"text": f"Where is the {words[n % 4]} {n * 37 % 991}?", "label": words[n % 4]} for n in range(200)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {
+        "data.train": str(tmp_path / "texts.jsonl"),
+        "model.name": str(tiny_model_folder),
+        "training.steps": 6,
+        "evaluation.max_rows": 8,
+        "evaluation.max_new_tokens": 8,
+        "evaluation.systems.zero_shot.tune_rows": 2,
+        "evaluation.systems.few_shot.tune_rows": 2,
+        "evaluation.systems.linear_probe.embedder": str(write_encoder(tmp_path / "encoder")),
+    }
+    report = ran("classify.toml", tmp_path / "out", settings)
+    sure = {one["name"]: one["metrics"]["calibration_error"] for one in report["systems"] if len(one["metrics"]) > 3}
+    assert set(sure) == {"label_likelihood", "linear_probe", "fine_tuned"}
+    assert {one["system"] for one in report["abstention"]["systems"]} == set(sure)
 
 
 def test_feedback(tmp_path: Path, tiny_model_folder: Path) -> None:

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,7 @@ WORDS = {
     "soup": "food",
     "bread": "food",
 }
+SYSTEM = "Say what it is about."
 TEXTS = ["Where is the river 4?", "Where is the engine 70?", "Where is the soup 12?", "x"]
 
 
@@ -61,7 +64,7 @@ def write(
     return recipe
 
 
-def labelled(count: int) -> list[dict[str, Any]]:
+def labeled(count: int) -> list[dict[str, Any]]:
     pairs = list(WORDS.items())
     return [
         {"text": f"Where is the {pairs[i % 6][0]} {i * 37 % 9973}?", "label": pairs[i % 6][1]} for i in range(count)
@@ -71,8 +74,9 @@ def labelled(count: int) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Path:
     folder = tmp_path_factory.mktemp("classes")
-    rows = labelled(300)
+    rows = labeled(300)
     rows[-1]["label"] = "nobody saw this"
+    rows = [{**row, "system": SYSTEM} for row in rows]
     recipe = write(folder, tiny_model_folder, rows, "classify", more="head_rate = 1.0")
     assert main(["run", str(recipe), "--out", str(folder / "run")]) == 0
     return folder / "run"
@@ -81,7 +85,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Pa
 def said(run: Path, texts: list[str] = TEXTS) -> list[Said]:
     trained = open_trained(run)
     reader = Classifier(trained.loaded, trained.template, trained.injected.head)
-    return reader.say([Conversation((Message("user", text),)) for text in texts])
+    lead = (Message("system", reader.system),) if reader.system else ()
+    return reader.say([Conversation((*lead, Message("user", text))) for text in texts])
 
 
 def probs(found: list[Said]) -> np.ndarray:
@@ -110,7 +115,8 @@ def test_a_fresh_process_says_the_same(run: Path) -> None:
         "from luthier.assemble import open_trained\nfrom luthier.evaluation.classes import Classifier\n"
         "from luthier.examples import Conversation, Message\n"
         "t = open_trained(Path(sys.argv[1]))\nr = Classifier(t.loaded, t.template, t.injected.head)\n"
-        "said = r.say([Conversation((Message('user', text),)) for text in json.loads(sys.argv[2])])\n"
+        "lead = (Message('system', r.system),)\n"
+        "said = r.say([Conversation((*lead, Message('user', text))) for text in json.loads(sys.argv[2])])\n"
         "print(json.dumps([dict(one.probabilities) for one in said]))\n"
     )
     command = [sys.executable, "-c", program, str(run), json.dumps(TEXTS)]
@@ -140,9 +146,11 @@ def test_the_server_says_the_same_in_vllms_shape(run: Path) -> None:
         assert all(item["answered"] == (max(item["probs"]) >= item["threshold"]) for item in told["data"])
         status, alone = ask(url, {"model": "topics", "input": TEXTS[0]})
         assert status == 200 and "answered" not in alone["data"][0]
-        chat = [{"role": "user", "content": TEXTS[0]}]
+        chat = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": TEXTS[0]}]
         status, same = ask(url, {"model": "topics", "messages": chat})
-        assert status == 200 and same["data"][0] == alone["data"][0]
+        assert status == 200 and same["data"][0] == alone["data"][0], "a text has the system message of training rows"
+        status, other = ask(url, {"model": "topics", "messages": chat[1:]})
+        assert status == 200 and other["data"][0]["probs"] != alone["data"][0]["probs"]
         for body, param, words in (
             ({"model": "base", "input": "x"}, "model", "writes replies"),
             ({"model": "topics", "input": []}, "input", "string"),
@@ -157,7 +165,7 @@ def test_the_server_says_the_same_in_vllms_shape(run: Path) -> None:
         assert status == 400 and "/classify" in refused["error"]["message"]
 
 
-@pytest.mark.parametrize("format", ["safetensors", "peft"])
+@pytest.mark.parametrize("format", ["safetensors", pytest.param("peft", marks=pytest.mark.exports)])
 def test_an_export_says_the_same_by_transformers_alone(format: str, run: Path, tmp_path: Path) -> None:
     import transformers
 
@@ -168,7 +176,7 @@ def test_an_export_says_the_same_by_transformers_alone(format: str, run: Path, t
         return  # opened by peft in the gate
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    chats = [[{"role": "user", "content": text}] for text in TEXTS]
+    chats = [[{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}] for text in TEXTS]
     options = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt", "padding": True}
     with torch.no_grad():
         found = model(**tokenizer.apply_chat_template(chats, **options)).logits.softmax(-1)
@@ -193,7 +201,7 @@ def test_a_head_is_never_read_with_other_names(run: Path) -> None:
 
 
 def test_rows_that_cannot_be_classified_say_so(tmp_path: Path, tiny_model_folder: Path) -> None:
-    rows = labelled(120)
+    rows = labeled(120)
     more = 'labels = ["food", "machine"]'
     recipe = write(tmp_path, tiny_model_folder, rows, "classify", more=more)
     with pytest.raises(DataError, match=r"'nature' is none of objective.labels \('food', 'machine'\)"):
@@ -241,27 +249,44 @@ KINDS = {
 }
 
 
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Callable[[str], Path]:
+    """The run of a kind of head, trained once."""
+
+    @cache
+    def made(objective: str) -> Path:
+        folder, more = tmp_path_factory.mktemp(objective), f"{KINDS[objective][2]}\nhead_rate = 1.0"
+        recipe = write(folder, tiny_model_folder, by_kind(objective), objective, steps=80, more=more)
+        assert main(["run", str(recipe), "--out", str(folder / "run")]) == 0
+        return folder / "run"
+
+    return made
+
+
 @pytest.mark.parametrize("objective", KINDS)
-def test_other_heads_are_trained_served_and_exported_with_equal_outputs(
-    objective: str, tmp_path: Path, tiny_model_folder: Path
-) -> None:
-    metric, least, more = KINDS[objective]
-    rows = by_kind(objective)
-    recipe = write(tmp_path, tiny_model_folder, rows, objective, steps=80, more=f"{more}\nhead_rate = 1.0")
-    assert main(["run", str(recipe), "--out", str(tmp_path / "run")]) == 0
-    (system,) = json.loads((tmp_path / "run/report.json").read_text(encoding="utf-8"))["systems"]
+def test_other_heads_are_trained_and_served_with_equal_outputs(objective: str, run_of: Callable[[str], Path]) -> None:
+    metric, least, _ = KINDS[objective]
+    run = run_of(objective)
+    (system,) = json.loads((run / "report.json").read_text(encoding="utf-8"))["systems"]
     assert system["metrics"][metric]["value"] > least
-    texts = [row["text"] for row in rows[-4:]]
-    here = [dict(one.item) for one in said(tmp_path / "run", texts)]
-    with running(Runs({"read": tmp_path / "run"}).models()) as url:
+    texts = [row["text"] for row in by_kind(objective)[-4:]]
+    here = [dict(one.item) for one in said(run, texts)]
+    with running(Runs({"read": run}).models()) as url:
         status, told = ask(url, {"model": "read", "input": texts})
         assert status == 200
         assert_alike([{k: v for k, v in item.items() if k != "index"} for item in told["data"]], here)
         status, refused = ask(url, {"model": "read", "input": texts, "precision": 0.9})
         assert status == 400 and refused["error"]["param"] == "precision"
-    for format in ("safetensors", "peft"):
-        parity = export(tmp_path / "run", build_exporter(format), tmp_path / format, Silent())
-        assert not parity.failed and parity.figures["head"] == objective
+
+
+@pytest.mark.exports
+@pytest.mark.parametrize("format", ["safetensors", "peft"])
+@pytest.mark.parametrize("objective", KINDS)
+def test_other_heads_are_exported_with_equal_outputs(
+    objective: str, format: str, run_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    parity = export(run_of(objective), build_exporter(format), tmp_path / "out", Silent())
+    assert not parity.failed and parity.figures["head"] == objective
 
 
 def assert_alike(found: Any, wanted: Any) -> None:

@@ -20,6 +20,7 @@ from luthier.models.new_tokens import with_new_tokens
 from luthier.objectives._retriever import RetrieverObjective
 from luthier.online import Asked
 from luthier.recipe import PARTS, Recipe, RolloutSettings, TrainingSettings
+from luthier.settling import settled
 
 pytestmark = pytest.mark.slow  # each setting trains twice
 
@@ -27,6 +28,7 @@ TRAINING: Tree = {"steps": 6, "rows_per_step": 4, "validate_every": 2, "patience
 STORMY: Tree = {"optimizer": {"type": "adamw", "learning_rate": 1.0}}  # validation gets worse
 EVERY_STEP: Tree = {"training": {"save_every": 1}}
 
+HEADS = ("classify", "multi_label", "regress", "token_classify")
 ONLINE = ("grpo", "rloo", "reinforce_plus_plus", "ppo")
 NEAR: Tree = {
     "type": "text_similarity",
@@ -137,6 +139,19 @@ CHANGES: Mapping[str, tuple[Any, Tree]] = {
     "objective.reward.centering": (1.0, {}),
     "objective.reward.head_start": ("zeros", {}),
     "objective.process_reward.head_start": ("zeros", {}),
+    **{f"objective.{name}.head_start": ("normal", {}) for name in HEADS},
+    **{f"objective.{name}.head_rate": (1.0, {}) for name in HEADS},
+    **{f"objective.{name}.input": ("text", {}) for name in HEADS if name != "token_classify"},
+    **{f"objective.{name}.labels": (("maybe", "no", "number", "yes"), {}) for name in HEADS if name != "regress"},
+    "objective.classify.class_weights": ("balanced", {}),
+    "objective.classify.counts": ((1, 20), {"objective": {"class_weights": "balanced"}}),
+    "objective.classify.label_smoothing": (0.3, {}),
+    "objective.multi_label.positive_weights": ("balanced", {}),
+    "objective.multi_label.weights": ((9.0, 1.0), {}),
+    "objective.regress.distance": ("squared", {}),
+    "objective.regress.delta": (0.1, {}),
+    "objective.regress.mean": (1000.0, {}),
+    "objective.regress.std": (1.0, {}),
     "objective.sft_kl.kl_weight": (3.0, {}),
     **{f"objective.{name}.sampler_cap": (0.5, {}) for name in ONLINE},
     **{f"objective.{name}.beta": (0.5, {}) for name in ONLINE},
@@ -185,7 +200,8 @@ CHANGES: Mapping[str, tuple[Any, Tree]] = {
 
 def known() -> list[str]:
     """Every setting of training and of all parts, `part.type.field`, but `start_from` (test_starts.py), `max_turns`
-    (test_environments.py), `models` (test_asked_models.py, test_model_judge.py) and `vllm` (test_vllm_sampler.py)."""
+    (test_environments.py), `models` (test_asked_models.py, test_model_judge.py), `vllm` (test_vllm_sampler.py) and
+    `system`, which is for texts that are served (test_run_classes.py)."""
     names = [f"training.{field}" for field in TrainingSettings.model_fields]
     names += [f"rollout.{field}" for field in RolloutSettings.model_fields if field not in ELSEWHERE]
     for part, (package, _) in PARTS.items():
@@ -194,7 +210,7 @@ def known() -> list[str]:
             if issubclass(cls, RetrieverObjective):  # test_retriever_parts.py
                 continue
             fields = cls.model_fields
-            names += [f"{part}.{kind}.{field}" for field in fields if field != "start_from"]
+            names += [f"{part}.{kind}.{field}" for field in fields if field not in ("start_from", "system")]
     return names
 
 
@@ -205,6 +221,11 @@ def examples(objective: str) -> list[Example]:
         good, bad = ((Message("assistant", f"{word} {number * 7}, a number."),) for word in ("It is", "By no means"))
         if objective in ("sft", "sft_kl", *ONLINE):
             rows.append(Conversation(prompt + good))
+        elif objective in HEADS:
+            spans = [{"start": 8, "end": 8 + len(str(number)), "label": "number"}]
+            label = "yes" if number % 3 else "no"
+            wanted = {"classify": label, "multi_label": [label, "no"], "regress": number * 7, "token_classify": spans}
+            rows.append(Conversation(prompt, target=wanted[objective]))
         elif objective == "process_reward":
             judged = {"steps": [good[0].content], "labels": [number % 2]}
             rows.append(Conversation(prompt + good, target=judged))
@@ -219,6 +240,7 @@ def outcome(tables: Tree, loaded: LoadedModel, folder: Path) -> Mapping[str, Any
     loaded = with_new_tokens(loaded, assemble.adapter_of(recipe).added_tokens)
     template = assemble.template_for(recipe, loaded, assemble.longest_row(recipe, loaded))
     rows = examples(tables["objective"]["type"])
+    recipe = settled(recipe, rows)
     units = list(assemble.units_of(recipe, rows, template))
     parts = {"train": units, "validation": units[:3]}
     trainable = replace(assemble.make_trainable(recipe, loaded), asked=Asked(template, rows, rows[:3]))

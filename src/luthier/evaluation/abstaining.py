@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from luthier.evaluation.harness import Measured
-from luthier.evaluation.metrics.accuracy import Accuracy
 from luthier.evaluation.metrics.base import Array
 from luthier.evaluation.significance import Groups, metric_interval
+from luthier.evaluation.task import build_metrics
 from luthier.progress import Progress
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder
@@ -99,7 +99,8 @@ def _curve(sure_N: Array, right_N: Array) -> list[dict[str, float]]:
 
 def _share(values_N: Array, groups_N: Groups, confidence: float, seed: int) -> dict[str, float | None]:
     statistics_NS = np.stack([values_N, np.ones(len(values_N))], axis=1)
-    return metric_interval(Accuracy(), statistics_NS, confidence, seed, groups_N).dump()
+    accuracy = build_metrics(["accuracy"])["accuracy"]
+    return metric_interval(accuracy, statistics_NS, confidence, seed, groups_N).dump()
 
 
 def _renumbered(groups_N: Groups) -> Groups:

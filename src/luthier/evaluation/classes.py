@@ -25,7 +25,7 @@ from luthier.models.heads import Head
 from luthier.models.load import LoadedModel
 from luthier.models.scorer import Scorer
 from luthier.objectives import token_classify
-from luthier.objectives._labelled import Input, asked_row
+from luthier.objectives._labeled import Input, asked_row
 
 MOST_TOKENS = 4096
 """Read at once, which bounds memory; a longer text is read by itself."""

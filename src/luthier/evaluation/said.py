@@ -29,7 +29,7 @@ from luthier.evaluation.metrics.base import Array
 from luthier.examples import Conversation
 from luthier.models.heads import Head
 from luthier.objectives import classify, multi_label, regress, token_classify
-from luthier.objectives._labelled import text_of
+from luthier.objectives._labeled import text_of
 
 BINS = 15
 """Of the calibration error that is noted beside a temperature."""

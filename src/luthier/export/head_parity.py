@@ -25,7 +25,7 @@ from luthier.export.formats.base import Exporter, merge
 from luthier.export.parity import FLOOR_MAX_NATS, MERGE_ROWS, SCORE_MARGIN, Check, Parity, round_weights
 from luthier.export.probes import Probes
 from luthier.models.heads import Head
-from luthier.objectives._labelled import text_of
+from luthier.objectives._labeled import text_of
 
 
 def questions_of(trained: Trained, head: Head, probes: Probes) -> list[dict[str, Any]]:

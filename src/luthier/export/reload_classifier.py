@@ -16,6 +16,10 @@ import transformers
 
 ROWS = 32
 """Read together."""
+CLASSES: dict[str, Any] = {
+    "AutoModelForSequenceClassification": transformers.AutoModelForSequenceClassification,
+    "AutoModelForTokenClassification": transformers.AutoModelForTokenClassification,
+}
 
 
 def main(job_path: str, answers_path: str) -> None:
@@ -37,7 +41,7 @@ def main(job_path: str, answers_path: str) -> None:
 
 
 def _model(job: dict[str, Any], tokenizer: Any) -> tuple[Any, str]:
-    kind, plain = getattr(transformers, job["class"]), f"transformers {transformers.__version__}"
+    kind, plain = CLASSES[job["class"]], f"transformers {transformers.__version__}"
     if "base" not in job:
         return kind.from_pretrained(job["artifact"], dtype="auto").float().eval(), plain
     import peft

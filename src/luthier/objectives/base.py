@@ -7,7 +7,7 @@ backward pass and divides once, so how a step is split over micro-batches and pr
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Protocol, TypeAlias
+from typing import ClassVar, Protocol, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -190,7 +190,7 @@ class Objective(Settings, ABC):
     writes: ClassVar[bool] = True
     """Whether replies are read; else a head reads what was asked, and the trained model is not meant to write."""
 
-    def settled(self, examples: Sequence[Example]) -> "Objective":
+    def settled(self, examples: Sequence[Example]) -> Self:
         """The same with what only training rows decide, such as the labels; as it is where nothing is left to decide.
 
         Raises:

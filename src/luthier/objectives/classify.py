@@ -9,7 +9,7 @@ heads on one model.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +19,14 @@ from torch import Tensor
 from luthier.data.templates import Template
 from luthier.examples import Conversation, Example, Row
 from luthier.models.forest import Batch
-from luthier.objectives._labelled import UNKNOWN, Labelled, asked_row, error_at, label_of
+from luthier.objectives._labeled import UNKNOWN, Labeled, OfWhole, asked_row, error_at, label_of
 from luthier.objectives.base import Loss, Mean, Models, in_float64
 
 KIND = "classify"
 """Of the head."""
 
 
-class Classify(Labelled):
+class Classify(OfWhole, Labeled):
     """Learn the one label of a text."""
 
     kind: ClassVar[str] = KIND
@@ -42,10 +42,9 @@ class Classify(Labelled):
         """The one label."""
         return (label_of(example),)
 
-    def learned(self, examples: Sequence[Example]) -> "Classify":
+    def learned(self, examples: Sequence[Example]) -> Self:
         """With the labels of the training rows, and how many rows have each where they are weighed."""
         found = super().learned(examples)
-        assert isinstance(found, Classify)
         if len(found.labels) < 2:
             raise error_at(examples[0], f"every training row has the label {found.labels[0]!r}; expected two at least")
         if found.class_weights == "none" or found.counts:

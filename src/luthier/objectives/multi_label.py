@@ -8,7 +8,7 @@ that labels depend on one another.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from luthier.data.templates import Template
 from luthier.examples import Conversation, Example, Row
 from luthier.models.forest import Batch
-from luthier.objectives._labelled import Labelled, asked_row, labels_of, stacked
+from luthier.objectives._labeled import Labeled, OfWhole, asked_row, labels_of, stacked
 from luthier.objectives.base import Loss, Mean, Models
 
 KIND = "multi_label"
@@ -24,7 +24,7 @@ KIND = "multi_label"
 MOST = 100.0
 
 
-class MultiLabel(Labelled):
+class MultiLabel(OfWhole, Labeled):
     """Learn which labels a text has."""
 
     kind: ClassVar[str] = KIND
@@ -38,10 +38,9 @@ class MultiLabel(Labelled):
         """All that the row has."""
         return labels_of(example)
 
-    def learned(self, examples: Sequence[Example]) -> "MultiLabel":
+    def learned(self, examples: Sequence[Example]) -> Self:
         """With the labels of the training rows, and their weights where they are weighed."""
         found = super().learned(examples)
-        assert isinstance(found, MultiLabel)
         if found.positive_weights == "none" or found.weights:
             return found
         counts = dict.fromkeys(found.labels, 0)

@@ -8,7 +8,7 @@
 
 from collections.abc import Sequence
 from statistics import fmean, pstdev
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -18,14 +18,14 @@ from luthier.errors import RecipeError
 from luthier.examples import Conversation, Example, Row
 from luthier.models.forest import Batch
 from luthier.models.heads import HeadShape
-from luthier.objectives._labelled import OfText, asked_row, error_at, number_of
+from luthier.objectives._labeled import OfWhole, asked_row, error_at, number_of
 from luthier.objectives.base import Loss, Mean, Models
 
 KIND = "regress"
 """Of the head."""
 
 
-class Regress(OfText):
+class Regress(OfWhole):
     """Learn a number for a text."""
 
     kind: ClassVar[str] = KIND
@@ -39,7 +39,7 @@ class Regress(OfText):
     std: float | None = Field(None, gt=0)
     """Their standard deviation; absent: as it is found."""
 
-    def learned(self, examples: Sequence[Example]) -> "Regress":
+    def learned(self, examples: Sequence[Example]) -> Self:
         """With mean and standard deviation of the training rows.
 
         Raises:

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 
 from luthier.data.templates import Template
 from luthier.errors import DataError
-from luthier.examples import Conversation, Document, Example, Message, Row
+from luthier.examples import Conversation, Document, Example, Row
 from luthier.models.forest import Batch
 from luthier.models.heads import HeadShape
-from luthier.objectives._labelled import UNKNOWN, Input, Labelled, error_at, shown_messages, text_of, wanted_of
+from luthier.objectives._labeled import UNKNOWN, Labeled, error_at, text_of, wanted_of
 from luthier.objectives.base import Loss, Mean, Models, in_float64
 
 KIND = "token_classify"
@@ -141,21 +141,14 @@ def read_row(example: Conversation, template: Template, place: Mapping[str, floa
     return Row(ids, tuple(mask), example.id, token_values={"tag": tuple(tag)})
 
 
-class TokenClassify(Labelled):
+class TokenClassify(Labeled):
     """Learn the spans of a text."""
 
     kind: ClassVar[str] = KIND
 
-    input: Input = "text"
-    """What the head reads: `text` alone, since the characters of a chat have no places."""
-
     def said(self, example: Example) -> Sequence[str]:
         """Labels of its spans."""
         return [span.label for span in spans_of(example)]
-
-    def shown(self, example: Conversation) -> tuple[Message, ...]:
-        """The text."""
-        return shown_messages(example, "text")
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -167,16 +160,8 @@ class TokenClassify(Labelled):
         return self.shape(len(self.tags), self.tags)
 
     def rows(self, example: Example, template: Template) -> tuple[Row, ...]:
-        """The text; at the token behind each word stands the number of its tag.
-
-        Raises:
-            DataError: `objective.input` is `chat`, of which no character has a place.
-        """
+        """The text; at the token behind each word stands the number of its tag."""
         assert isinstance(example, Conversation)
-        if self.input != "text":
-            raise error_at(
-                example, "token_classify reads texts, whose characters have places; leave objective.input out"
-            )
         place = {tag: float(number) for number, tag in enumerate(self.tags)}
         return (read_row(example, template, place),)
 

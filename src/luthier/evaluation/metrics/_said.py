@@ -10,6 +10,8 @@ from luthier.errors import EvaluationError
 from luthier.evaluation.metrics._labels import normalize
 from luthier.evaluation.metrics.base import Prediction
 
+LOOKED_AT, LARGEST = 10_000, 1e48
+"""Characters of an answer, and the number that none may reach."""
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
@@ -17,7 +19,7 @@ def labels_in(text: str) -> frozenset[str]:
     """The labels of a JSON list, or else those between commas."""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = text.strip().strip("[]").split(",")
     parts = found if isinstance(found, list) else [found]
     return frozenset(label for label in (normalize(str(part)) for part in parts) if label)
@@ -36,7 +38,7 @@ def spans_in(text: str) -> Counter[tuple[str, str]]:
     """How often an answer, a JSON list of objects, names each text with each label."""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = []
     return _counted(found if isinstance(found, list) else [found])
 
@@ -51,9 +53,10 @@ def wanted_spans(prediction: Prediction) -> Counter[tuple[str, str]]:
 
 
 def number_in(text: str) -> float | None:
-    """The first number of an answer; None: it has none."""
-    found = _NUMBER.search(text.replace(",", ""))
-    return float(found.group()) if found else None
+    """The first number of an answer; None: it has none, or one that no statistics can bear."""
+    found = _NUMBER.search(text[:LOOKED_AT].replace(",", ""))
+    number = float(found.group()) if found else math.inf
+    return number if abs(number) < LARGEST else None
 
 
 def wanted_number(prediction: Prediction) -> float:

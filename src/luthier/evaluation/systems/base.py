@@ -73,8 +73,8 @@ class Context:
     max_new_tokens: int
     """The longest answer."""
     task: str
-    """`json`, `label`, `labels`, `number`, `spans`, `tool_calls`, `answers` or `text`; `language`, `pairs`, `rewards`
-    or `steps`, where nothing is written and rows are scored."""
+    """`json`, `label`, `labels`, `number`, `spans`, `tool_calls`, `answers` or `text`; `language`, `pairs`,
+    `rewards` or `steps`, where nothing is written and rows are scored."""
     primary_metric: Metric
     """What prompts are chosen by."""
     base_fingerprint: str

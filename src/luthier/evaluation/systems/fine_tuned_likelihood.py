@@ -29,4 +29,4 @@ class FineTunedLikelihood(System):
                 "the system fine_tuned_likelihood needs trained weights; run `luthier train` first, or leave it out"
             )
         require_writer(context, "fine_tuned_likelihood")
-        return likeliest(require_questions(rows, "fine_tuned_likelihood"), "", context)
+        return likeliest(require_questions(rows, "fine_tuned_likelihood"), lambda row: row.prompt, context)

@@ -8,7 +8,7 @@ dividing by the length of a label, or by how likely it is without the text.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -16,14 +16,15 @@ import numpy as np
 from pydantic import Field
 
 from luthier.errors import EvaluationError
+from luthier.evaluation.answering import score_targets_of
 from luthier.evaluation.calibration import softmax
 from luthier.evaluation.metrics.base import Array
 from luthier.evaluation.said import calibrated
-from luthier.evaluation.systems._prompts import has_room, suggested
+from luthier.evaluation.systems._prompts import Addition, has_room, suggested
 from luthier.evaluation.systems.base import Answer, Answers, Context, System, require_questions, with_instruction
 from luthier.examples import Conversation, Example, Message
 from luthier.models.generate import Question, score_choices_batch
-from luthier.objectives._labelled import label_of
+from luthier.objectives._labeled import label_of
 
 Prompts = list[tuple[Message, ...]]
 
@@ -44,28 +45,35 @@ class LabelLikelihood(System):
         Raises:
             EvaluationError: the task is no choice of labels, or a row leaves no room for one.
         """
+        questions = require_questions(rows, "label_likelihood")
         with context.adapter_disabled():
-            return likeliest(require_questions(rows, "label_likelihood"), self._choose(context), context)
+            addition, tried = self._choose(context)
+            found = likeliest(questions, lambda row: self._prompt(row, addition), context)
+        details = {"instruction": self.instruction, **addition.dump(), "tried": tried, **found.details}
+        return replace(found, details=details)
 
-    def _choose(self, context: Context) -> str:
-        """The addition under which more validation rows are answered right; of equals the shorter."""
-        rows = context.validation[: self.tune_rows]
-        additions = ["", *suggested(context)[-1:]] if rows else [""]
-        labels, found = labels_of(context), []
-        for text in additions:
-            addition = "\n".join(part for part in (self.instruction, text) if part)
-            prompts = [with_instruction(row.prompt, addition) for row in rows]
-            if not all(has_room(row, p, context) for row, p in zip(rows, prompts, strict=True)):
-                continue
-            scores_NC = (
-                score_labels(rows, prompts, labels, context, "choosing a prompt") if len(additions) > 1 else None
-            )
-            right = 0 if scores_NC is None else _right(scores_NC, rows, labels)
-            found.append((right, addition))
-        return max(found, key=lambda one: one[0], default=(0, self.instruction))[1]
+    def _prompt(self, row: Conversation, addition: Addition) -> tuple[Message, ...]:
+        return addition.apply(with_instruction(row.prompt, self.instruction))
+
+    def _choose(self, context: Context) -> tuple[Addition, list[dict[str, Any]]]:
+        """The addition under which more validation rows are answered right, and what each came to; of equals the
+        shorter one."""
+        rows, labels = context.validation[: self.tune_rows], labels_of(context)
+        candidates = (Addition(), *(Addition(text) for text in suggested(context)[-1:]))
+        found: list[tuple[float, Addition]] = []
+        for addition in candidates if rows else ():
+            prompts = [self._prompt(row, addition) for row in rows]
+            if all(has_room(row, prompt, context) for row, prompt in zip(rows, prompts, strict=True)):
+                scores_NC = score_labels(rows, prompts, labels, context, "choosing a prompt")
+                found.append((_share_right(scores_NC, rows, labels), addition))
+        tried = [{**addition.dump(), "validation_score": share, "rows": len(rows)} for share, addition in found]
+        best = max(found, key=lambda one: one[0], default=(0.0, Addition()))
+        return best[1], tried
 
 
-def likeliest(rows: Sequence[Conversation], addition: str, context: Context) -> Answers:
+def likeliest(
+    rows: Sequence[Conversation], prompt_of: Callable[[Conversation], tuple[Message, ...]], context: Context
+) -> Answers:
     """The likeliest label of each row under the model as it is, calibrated on the validation rows.
 
     Raises:
@@ -73,12 +81,13 @@ def likeliest(rows: Sequence[Conversation], addition: str, context: Context) -> 
     """
     labels = labels_of(context)
     start = time.perf_counter()
-    prompts = [with_instruction(row.prompt, addition) for row in rows]
+    prompts = [prompt_of(row) for row in rows]
     scores_NC = score_labels(rows, prompts, labels, context, "scoring labels")
     seconds = time.perf_counter() - start
-    held_out = [with_instruction(row.prompt, addition) for row in context.validation]
+    held_out = [prompt_of(row) for row in context.validation]
     validation_NC = score_labels(context.validation, held_out, labels, context, "calibrating")
     calibration = calibrated(validation_NC, [_place(row, labels) for row in context.validation])
+    wanted = score_targets_of(rows, prompts, context) if context.score_targets else [(None, None)] * len(rows)
     alone = {}
     for place in (n * len(rows) // context.alone_rows for n in range(min(context.alone_rows, len(rows)))):
         began = time.perf_counter()
@@ -92,15 +101,15 @@ def likeliest(rows: Sequence[Conversation], addition: str, context: Context) -> 
             Message("assistant", labels[int(p_C.argmax())]),
             prompt_tokens=len(context.template.prompt_ids(prompt, row.tools)),
             completion_tokens=0,
+            target_score=score,
             probabilities=dict(zip(labels, p_C.tolist(), strict=True)),
             alone_seconds=alone.get(index),
         )
-        for index, (row, prompt, p_C) in enumerate(
-            zip(rows, prompts, softmax(scores_NC, calibration.temperature), strict=True)
+        for index, (row, prompt, p_C, (score, _)) in enumerate(
+            zip(rows, prompts, softmax(scores_NC, calibration.temperature), wanted, strict=True)
         )
     ]
-    details: dict[str, Any] = {"addition": addition, "abstention": calibration.abstention(context.precision)}
-    return Answers(answers, seconds, details)
+    return Answers(answers, seconds, {"abstention": calibration.abstention(context.precision)})
 
 
 def labels_of(context: Context) -> tuple[str, ...]:
@@ -167,8 +176,9 @@ def _place(row: Conversation, labels: Sequence[str]) -> int:
     return labels.index(label) if label in labels else -1
 
 
-def _right(scores_NC: Array, rows: Sequence[Conversation], labels: Sequence[str]) -> int:
-    return sum(_place(row, labels) == int(s_C.argmax()) for row, s_C in zip(rows, scores_NC, strict=True))
+def _share_right(scores_NC: Array, rows: Sequence[Conversation], labels: Sequence[str]) -> float:
+    right = (_place(row, labels) == int(s_C.argmax()) for row, s_C in zip(rows, scores_NC, strict=True))
+    return sum(right) / len(rows)
 
 
 def _silent(_what: str, _done: int, _total: int) -> None:

@@ -24,7 +24,7 @@ from luthier.evaluation.systems.base import Answer, Answers, Context, System, re
 from luthier.evaluation.systems.label_likelihood import labels_of
 from luthier.examples import Conversation, Example, Message
 from luthier.models.catalog import resolve
-from luthier.objectives._labelled import label_of, text_of
+from luthier.objectives._labeled import label_of, text_of
 from luthier.rag.embedder import Embedder
 
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -67,7 +67,7 @@ class LinearProbe(System):
         held_out = [place.get(label_of(row), -1) for row in context.validation]
         calibration = calibrated(scores_of(weights, _vectors(embedder, context.validation)), held_out)
         start = time.perf_counter()
-        scores_NC = scores_of(weights, _vectors(embedder, questions))
+        scores_NC = scores_of(weights, _vectors(embedder, questions, context))
         seconds = time.perf_counter() - start
         answers = [
             Answer(
@@ -88,8 +88,12 @@ class LinearProbe(System):
         return Answers(answers, seconds, details)
 
 
-def _vectors(embedder: Embedder, rows: Sequence[Conversation]) -> Array:
-    vectors_ND: Array = embedder.embed([text_of(row) for row in rows]).vectors_ND.astype(np.float64)
+def _vectors(embedder: Embedder, rows: Sequence[Conversation], context: Context | None = None) -> Array:
+    def told(done: int, total: int) -> None:
+        if context is not None:
+            context.on_progress("embedding", done, total)
+
+    vectors_ND: Array = embedder.embed([text_of(row) for row in rows], told).vectors_ND.astype(np.float64)
     return vectors_ND
 
 

@@ -11,7 +11,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import torch
 from pydantic import Field
@@ -129,22 +129,65 @@ class OfText(Objective, ABC):
     kind: ClassVar[str]
     """Of the head."""
 
+    head_start: Literal["zeros", "normal"] = "zeros"
+    """How the head begins: at zeros, so that nothing is likelier than anything else, or drawn from N(0, 1 / (width +
+    1))."""
+    head_rate: float = Field(0.3, gt=0)
+    """What the learning rate is multiplied by for the head: an update of a head moves what it says by the width of the
+    model times the rate, since last hidden states of different texts have much in common."""
+
+    def settled(self, examples: Sequence[Example]) -> Self:
+        """With what training rows decide."""
+        return self.learned(examples)
+
+    @abstractmethod
+    def learned(self, examples: Sequence[Example]) -> Self:
+        """With what only training rows decide; as it is where nothing is left to decide.
+
+        Raises:
+            DataError: a row does not fit.
+        """
+
+    def shown(self, example: Conversation) -> tuple[Message, ...]:
+        """What was asked."""
+        return shown_messages(example, "text")
+
+    def read(self) -> dict[str, Any]:
+        """What is read of a row, as `HeadShape.reading` tells it."""
+        return {"input": "text"}
+
+    @abstractmethod
+    def head(self) -> HeadShape:
+        """What reads it."""
+
+    def shape(self, outputs: int, labels: tuple[str, ...] = (), **reading: Any) -> HeadShape:
+        """A head without a bias: heads of transformers have none, and the width is enough to say one."""
+        return HeadShape(
+            self.kind,
+            outputs,
+            bias=False,
+            start=self.head_start,
+            rate=self.head_rate,
+            labels=labels,
+            reading={**self.read(), **reading},
+        )
+
+    def weight(self, batch: Batch) -> float:
+        """Number of rows."""
+        return float(batch.row_count)
+
+
+class OfWhole(OfText, ABC):
+    """A head that says something of a text as a whole."""
+
     input: Input = "chat"
     """What the head reads: `chat`, the prompt that is served before a reply, with the row's system message; or `text`,
     what the user wrote alone, which is for models without a chat template."""
     system: str | None = None
     """The system message of every training row, for `chat`; absent: as it is found. Texts that are served get it."""
-    head_start: Literal["zeros", "normal"] = "zeros"
-    """How the head begins: at zeros, so that nothing is likelier than anything else, or drawn from N(0, 1 / (width +
-    1))."""
 
-    head_rate: float = Field(0.1, gt=0)
-    """What the learning rate is multiplied by for the head: an update of a head moves what it says by the width of the
-    model times the rate, since last hidden states of different texts have much in common."""
-
-    def settled(self, examples: Sequence[Example]) -> "OfText":
-        """With what training rows decide, as `learned` of each objective, and their system message if all have the
-        same.
+    def settled(self, examples: Sequence[Example]) -> Self:
+        """With what training rows decide, and their system message if all have the same.
 
         Raises:
             DataError: a row does not fit.
@@ -155,45 +198,20 @@ class OfText(Objective, ABC):
         systems = {_system_of(example) for example in examples if isinstance(example, Conversation)}
         return found.model_copy(update={"system": systems.pop()}) if len(systems) == 1 else found
 
-    @abstractmethod
-    def learned(self, examples: Sequence[Example]) -> "OfText":
-        """With what only training rows decide; as it is where nothing is left to decide.
-
-        Raises:
-            DataError: a row does not fit.
-        """
-
     def shown(self, example: Conversation) -> tuple[Message, ...]:
         """What was asked."""
         return shown_messages(example, self.input)
 
-    @abstractmethod
-    def head(self) -> HeadShape:
-        """What reads it."""
-
-    def shape(self, outputs: int, labels: tuple[str, ...] = (), **reading: Any) -> HeadShape:
-        """A head without a bias: heads of transformers have none, and the width is enough to say one."""
-        told = {"input": self.input, **({} if self.system is None else {"system": self.system}), **reading}
-        return HeadShape(
-            self.kind,
-            outputs,
-            bias=False,
-            start=self.head_start,
-            rate=self.head_rate,
-            labels=labels,
-            reading=told,
-        )
-
-    def weight(self, batch: Batch) -> float:
-        """Number of rows."""
-        return float(batch.row_count)
+    def read(self) -> dict[str, Any]:
+        """The input, and the system message where there is one for all."""
+        return {"input": self.input, **({} if self.system is None else {"system": self.system})}
 
 
 def _system_of(example: Conversation) -> str:
     return "\n".join(message.content for message in example.prompt if message.role in ("system", "developer"))
 
 
-class Labelled(OfText, ABC):
+class Labeled(OfText, ABC):
     """A head with a number for each label."""
 
     labels: tuple[str, ...] = ()
@@ -208,7 +226,7 @@ class Labelled(OfText, ABC):
             DataError: what it has is of another kind.
         """
 
-    def learned(self, examples: Sequence[Example]) -> "Labelled":
+    def learned(self, examples: Sequence[Example]) -> Self:
         """With the labels of the training rows.
 
         Raises:

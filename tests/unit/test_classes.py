@@ -1,0 +1,231 @@
+"""Calibration and thresholds by themselves, exact values at step 0, and what words and numbers of heads mean."""
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.engine_runs import make_run
+from tests.small_encoders import write_encoder
+
+from luthier.config import build
+from luthier.data.templates import build_template
+from luthier.engine.loop import validation_loss
+from luthier.errors import DataError, EvaluationError, RecipeError
+from luthier.evaluation.calibration import (
+    calibration_error,
+    find_threshold,
+    fit_temperature,
+    fit_temperatures,
+    lower_bound,
+    softmax,
+)
+from luthier.evaluation.said import reading_of
+from luthier.evaluation.systems.linear_probe import choose_penalty, fit, scores_of
+from luthier.examples import Conversation, Message
+from luthier.models.heads import Head, HeadShape
+from luthier.models.load import LoadedModel
+from luthier.objectives.classify import Classify
+from luthier.objectives.multi_label import MultiLabel
+from luthier.objectives.regress import Regress
+from luthier.objectives.token_classify import Span, TokenClassify, read_after, spans_from, tags_of, words_of
+
+
+def labeled(text: str, target: Any, system: str = "") -> Conversation:
+    lead = (Message("system", system),) if system else ()
+    return Conversation((*lead, Message("user", text)), target=target, id=text)
+
+
+@pytest.mark.parametrize(
+    ("objective", "value"),
+    [("classify", math.log(3)), ("multi_label", math.log(2)), ("token_classify", math.log(3)), ("regress", 0.5 * 1.0)],
+)
+def test_a_head_of_zeros_begins_at_the_loss_of_knowing_nothing(objective: str, value: float, tmp_path: Path) -> None:
+    settings = {"distance": "huber"} if objective == "regress" else {}
+    run = make_run(tmp_path, objective={"type": objective, **settings})
+    wanted = 1.5 - 0.5 if objective == "regress" else value  # 1.5 deviations off, of which one counts squared
+    assert validation_loss(run) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_class_weights_and_smoothing_are_those_of_the_formula() -> None:
+    logits = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3]])
+
+    class Policy:
+        def head_values(self, _batch: Any) -> Any:
+            return type("Values", (), {"rows_RO": logits})
+
+    class Batch:
+        row_count = 3
+
+        def __init__(self, labels: list[float]) -> None:
+            self.values_R = {"label": torch.tensor(labels)}
+
+    objective = build(Classify, {"labels": ["a", "b", "c"], "class_weights": "balanced", "counts": [6, 3, 0]})
+    smooth = objective.model_copy(update={"label_smoothing": 0.3})
+    models: Any = type("Models", (), {"policy": Policy()})
+    batch: Any = Batch([0.0, 1.0])
+    logs = logits.log_softmax(-1)
+    weights = (9 / (3 * 6), 9 / (3 * 3))
+    assert objective.weight(batch) == pytest.approx(sum(weights))
+    expected = -(weights[0] * logs[0, 0] + weights[1] * logs[1, 1])
+    assert float(objective.loss(models, batch).total) == pytest.approx(float(expected), rel=1e-6)
+    spread = [0.7 * logs[i, i] + 0.1 * logs[i].sum() for i in (0, 1)]
+    expected = -(weights[0] * spread[0] + weights[1] * spread[1])
+    assert float(smooth.loss(models, batch).total) == pytest.approx(float(expected), rel=1e-6)
+    unknown: Any = Batch([0.0, -1.0])
+    assert objective.weight(unknown) == pytest.approx(weights[0])
+    assert float(objective.loss(models, unknown).total) == pytest.approx(-float(weights[0] * logs[0, 0]), rel=1e-6)
+    assert objective.loss(models, unknown).metrics["accuracy"].value() == 0.5, "what is unknown is wrong"
+
+
+def test_labels_are_settled_from_training_rows() -> None:
+    rows = [labeled("x", "b", "S"), labeled("y", "a", "S"), labeled("z", "b", "S")]
+    settled = Classify(class_weights="balanced").settled(rows)
+    assert (settled.labels, settled.counts, settled.system) == (("a", "b"), (1, 2), "S")
+    assert settled.settled(rows[:1]) == settled, "what is settled stays, whatever rows are left out"
+    assert settled.unknown([labeled("w", "new"), rows[0]]) == {"new": 1}
+    assert Classify().settled([*rows, labeled("v", "a")]).system is None, "several system messages"
+    with pytest.raises(RecipeError, match="not known before training rows are read"):
+        Classify().head()
+    with pytest.raises(DataError, match="one label, a string or a whole number"):
+        Classify().settled([labeled("x", [1, 2])])
+    several = MultiLabel(positive_weights="balanced").settled([labeled("x", ["a", "b"]), labeled("y", [])])
+    assert (several.labels, several.weights) == (("a", "b"), (1.0, 1.0))
+    number = Regress().settled([labeled("x", 1.0), labeled("y", "3")])
+    assert (number.mean, number.std) == (2.0, 1.0)
+    for wrong, said in (([labeled("x", 2)] * 2, "the number 2"), ([labeled("x", "many")], "expected a number")):
+        with pytest.raises(DataError, match=said):
+            Regress().settled(wrong)
+
+
+def test_a_temperature_is_found_again() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(4000, 5)) * 2
+    labels = [int(rng.choice(5, p=p)) for p in softmax(logits)]
+    assert fit_temperature(3 * logits, labels) == pytest.approx(3, rel=0.06)
+    assert fit_temperature(logits, [-1] * 4000) == 1.0
+    certain = np.eye(3)[[0, 1, 2] * 10] * 5
+    assert fit_temperature(certain, [0, 1, 2] * 10) > 0.3, "rows that are all right do not call for certainty"
+    wanted = (rng.random((4000, 5)) < 1 / (1 + np.exp(-logits))).astype(float)
+    assert fit_temperatures(logits * np.array([1, 2, 4, 1, 0.5]), wanted) == pytest.approx([1, 2, 4, 1, 0.5], rel=0.15)
+
+
+def test_calibration_error_is_that_of_the_bins() -> None:
+    sure = np.array([0.95, 0.95, 0.55, 0.55, 1.0])
+    right = np.array([1.0, 0.0, 1.0, 1.0, 1.0])
+    expected = (2 * abs(0.95 - 0.5) + 2 * abs(0.55 - 1.0)) / 5
+    assert calibration_error(sure, right, 20)[0] == pytest.approx(expected)
+    assert calibration_error(sure, right, 1)[0] == pytest.approx(abs(sure.mean() - right.mean()))
+
+
+def test_a_threshold_holds_as_often_as_its_bound_says() -> None:
+    """Of 300 draws in which right answers are as probable as confidence says, the true share right among those given
+    is below what was wanted at most as often as a bound at 95 % allows, and a few by chance."""
+    rng = np.random.default_rng(1)
+    broken = found = 0
+    for _ in range(300):
+        sure = rng.beta(6, 1, size=300)
+        threshold = find_threshold(sure, (rng.random(300) < sure).astype(float), 0.9)
+        if threshold is None:
+            continue
+        found += 1
+        true = rng.beta(6, 1, size=200_000)
+        broken += true[true >= threshold.confidence].mean() < 0.9
+        assert threshold.low >= 0.9 and threshold.answered <= threshold.rows == 300
+    assert found > 150 and broken <= 0.08 * found
+
+
+def test_a_threshold_needs_rows_enough() -> None:
+    assert find_threshold(np.ones(50), np.ones(50), 0.95) is None
+    assert lower_bound(58, 58, 0.95) < 0.95 <= lower_bound(59, 59, 0.95)
+    whole = find_threshold(np.linspace(1, 0.5, 100), np.ones(100), 0.95)
+    assert whole is not None and whole.answered == 100 and whole.confidence == 0.5
+    tied = find_threshold(np.array([0.9] * 95 + [0.8] * 95), np.array([1.0] * 95 + [0.0] * 95), 0.95)
+    assert tied is not None and (tied.answered, tied.confidence) == (95, 0.9)
+
+
+def test_words_carry_tags_and_give_their_spans_back(tiny_loaded: LoadedModel) -> None:
+    text = "Meet Ada-Lovelace in New York, né 1815 😀 end."
+    spans = [Span(5, 17, "person"), Span(21, 29, "place"), Span(31, 33, "word")]
+    words = words_of(text)
+    tags = tags_of(words, spans)
+    assert tags[:6] == ["O", "B-person", "I-person", "I-person", "O", "B-place"]
+    assert spans_from(words, tags) == spans
+    assert spans_from([(0, 1), (2, 3), (4, 5)], ["I-a", "B-a", "I-b"]) == [
+        Span(0, 1, "a"),
+        Span(2, 3, "a"),
+        Span(4, 5, "b"),
+    ]
+    template = build_template(tiny_loaded)
+    ids, read, follows = read_after(text, template)
+    tokens = template.text_spans(text)
+    assert len(tokens) == len(ids) - 1 and list(ids[:-1]) == template.text_ids(text)
+    assert all(a < b for a, b in itertools.pairwise(follows)), "each word has a token of its own"
+    for (start, end), at in zip(read, follows, strict=True):
+        assert tokens[at - 1][0] < end and (at == len(tokens) or tokens[at][0] >= end or tokens[at][1] <= start + 1)
+    objective = TokenClassify(labels=("person", "place", "word"))
+    example = labeled(text, [vars(span) for span in spans])
+    (row,) = objective.rows(example, template)
+    assert row.trained_tokens == len(read) and objective.head().outputs == 7
+    held_out = labeled(text, [{"start": 0, "end": 4, "label": "new"}])
+    (strange,) = objective.rows(held_out, template)
+    assert min(strange.token_values["tag"]) == -1
+    with pytest.raises(DataError, match="the text has"):
+        objective.rows(labeled("short", [{"start": 0, "end": 99, "label": "person"}]), template)
+
+
+def test_numbers_of_heads_mean_what_their_kind_says() -> None:
+    number = Head(HeadShape("regress", bias=False, reading={"input": "text", "mean": 10.0, "std": 2.0}), 4, 0)
+    reading = reading_of(number)
+    assert [one.item["value"] for one in reading.say(np.array([[0.5], [-1.0]]))] == [11.0, 8.0]
+    number.found = reading.calibrate(np.arange(20.0)[:, None] / 10, {"number": np.zeros(20)})
+    assert reading_of(number).told(0.9) == {"within": pytest.approx(3.6), "wanted_share": 0.9}
+    assert reading_of(number).told(0.99)["within"] is None, "20 rows cannot tell"
+    several = Head(HeadShape("multi_label", 2, labels=("a", "b"), reading={"input": "text"}), 4, 0)
+    several.found = {"temperature": [1.0, 2.0]}
+    (said,) = reading_of(several).say(np.array([[-1.0, 4.0]]))
+    assert said.output == '["b"]' and said.probabilities["b"] == pytest.approx(1 / (1 + math.exp(-2)))
+    with pytest.raises(EvaluationError, match="reads texts, not words"):
+        reading_of(several).say_words(labeled("x", []), None, np.zeros((1, 2)))  # type: ignore[arg-type]
+
+
+def test_the_linear_probe_finds_the_least_and_chooses_its_penalty() -> None:
+    rng = np.random.default_rng(0)
+    centers = np.eye(3, 8)
+    wanted = np.arange(150) % 3
+    vectors = centers[wanted] + 0.3 * rng.normal(size=(150, 8))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    penalty, losses = choose_penalty(vectors, wanted, 3, folds=5)
+    weights = fit(vectors, wanted, 3, penalty)
+    assert (scores_of(weights, vectors).argmax(1) == wanted).mean() > 0.9
+    assert penalty == min(losses, key=lambda one: one[1])[0] and len({loss for _, loss in losses}) > 3
+    p_NC = softmax(scores_of(weights, vectors))
+    onehot = np.eye(3)[wanted]
+    gradient = (p_NC - onehot).T @ vectors + penalty * weights[:, :-1]
+    assert np.abs(gradient).max() < 1e-2 and np.abs((p_NC - onehot).sum(0)).max() < 1e-2, "at the least it is 0"
+
+
+def test_the_probe_answers_with_a_real_encoder(tmp_path: Path, tiny_loaded: LoadedModel) -> None:
+    from luthier.evaluation.metrics.accuracy import Accuracy
+    from luthier.evaluation.systems.base import Context
+    from luthier.evaluation.systems.linear_probe import LinearProbe
+
+    words = ("river", "city", "bridge")
+
+    def rows(count: int, name: str) -> list[Conversation]:
+        asked = [
+            (Message("user", f"{words[i % 3]} {name} {i}"), Message("assistant", words[i % 3])) for i in range(count)
+        ]
+        return [Conversation(messages, id=f"{name}{i}") for i, messages in enumerate(asked)]
+
+    context = Context(
+        tiny_loaded, build_template(tiny_loaded), torch.no_grad, rows(30, "a"), rows(9, "b"), 4, "label", Accuracy(), ""
+    )
+    test = rows(12, "c")
+    answers = LinearProbe(embedder=str(write_encoder(tmp_path / "encoder"))).answer(test, context)
+    right = [a.output == row.messages[-1].content for a, row in zip(answers.answers, test, strict=True)]
+    assert sum(right) >= 9 and answers.details["penalty"] > 0
+    assert all(sum(a.probabilities.values()) == pytest.approx(1) for a in answers.answers if a.probabilities)
