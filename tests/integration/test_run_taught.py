@@ -86,8 +86,11 @@ def test_a_prompt_is_baked_and_the_report_says_what_it_saves_and_costs(baked: Pa
     saved = found["prompt_tokens"] - found["tokens_without"]
     assert 60 < saved == pytest.approx(saved_by_template(baked))
     d = found["difference"]
-    assert d["difference"] == pytest.approx(found["without"]["value"] - found["with_prompt"]["value"])
-    assert d["low"] <= d["difference"] <= d["high"] and d["test"] != "not paired: from the two intervals"
+    assert d["value"] == pytest.approx(found["without"]["value"] - found["with_prompt"]["value"])
+    both = {"prompted", "fine_tuned"}
+    pairs = [one for one in report["differences"] if {one["a"], one["b"]} == both]
+    (paired,) = [one for one in pairs if one["metric"] == found["metric"]]
+    assert {paired["low"], paired["high"]} == {d["low"], d["high"]} and found["p_value"] == paired["p_value"]
     page = (baked / "report.html").read_text(encoding="utf-8")
     assert "Without the prompt" in page and f"{saved:,.0f} tokens less" in page
     steps = steps_of(baked)
