@@ -4,8 +4,8 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,16 +30,16 @@ from luthier.errors import DataError, ModelError, RecipeError
 from luthier.evaluation.systems.base import System
 from luthier.examples import Conversation, Document, Example, Judged, Preference
 from luthier.files import sha256_of, sync
+from luthier.lessons import require_teacher, teaches_itself
 from luthier.models import heads
 from luthier.models.catalog import resolve
-from luthier.models.forest import TokenScores
 from luthier.models.kernels import native
 from luthier.models.kernels.compiled import compile_layers, pays, works
 from luthier.models.load import LoadedModel, load
 from luthier.models.memory import available_bytes
 from luthier.models.new_tokens import with_new_tokens
 from luthier.models.packed import quantized_layers
-from luthier.models.scorer import Scorer, in_mode, require_forest
+from luthier.models.scorer import Held, Scorer, require_forest
 from luthier.objectives._retriever import RetrieverObjective
 from luthier.objectives.base import Models, Objective, OnlineObjective, Scorer as AnyScorer
 from luthier.online import Asked, require_fit, rollouts_of, sampler_bytes
@@ -133,7 +133,7 @@ def objective_of(recipe: Recipe) -> Objective:
             by a constitution.
     """
     objective = part(recipe.objective, Objective, "objective")  # type: ignore[type-abstract]
-    _require_teacher(recipe, objective)
+    require_teacher(recipe, objective)
     if recipe.constitution is not None:
         raise RecipeError(
             "the recipe has a table [constitution], which `luthier constitution` reads and no other command; remove it "
@@ -147,20 +147,6 @@ def objective_of(recipe: Recipe) -> Objective:
             "replies of the rows; remove it, or choose an objective such as 'grpo'"
         )
     return objective
-
-
-def _require_teacher(recipe: Recipe, objective: Objective) -> None:
-    name = registry.name_of(objective)
-    if objective.lesson() is not None and recipe.teacher is None:
-        raise RecipeError(
-            f"objective.type = {name!r} learns from a teacher: write a table [teacher] with model = '...', run = "
-            "'runs/...', or a prompt that the model shall do without"
-        )
-    if objective.lesson() is None and recipe.teacher is not None:
-        raise RecipeError(
-            f"[teacher] changes nothing with objective.type = {name!r}, which asks none; remove it, or choose an "
-            "objective such as 'distill'"
-        )
 
 
 def units_of(recipe: Recipe, examples: Iterable[Example], template: Template) -> Iterator[Unit]:
@@ -204,33 +190,6 @@ class Trainable:
     """What an online objective asks."""
 
 
-class _Reference:
-    """The policy as it was before training, while `before` is open, and without dropout, also amid a step."""
-
-    def __init__(self, scorer: Scorer, before: Callable[[], AbstractContextManager[None]]) -> None:
-        self._scorer, self._before = scorer, before
-
-    @contextmanager
-    def _held(self) -> Iterator[None]:
-        with in_mode(self._scorer.model, training=False), self._before():
-            yield
-
-    def token_logprobs(self, batch: Any) -> torch.Tensor:
-        with self._held():
-            return self._scorer.token_logprobs(batch)
-
-    def token_scores(self, batch: Any) -> TokenScores:
-        with self._held():
-            return self._scorer.token_scores(batch)
-
-    def logits(self, batch: Any) -> torch.Tensor:
-        with self._held():
-            return self._scorer.logits(batch)
-
-    def at(self, temperature: float) -> "_Reference":
-        return _Reference(self._scorer.at(temperature), self._before)
-
-
 def systems_of(recipe: Recipe) -> dict[str, System]:
     """The systems of the recipe by name: those that need no training first, then what is trained, by rung."""
     found = {
@@ -266,22 +225,17 @@ def make_trainable(recipe: Recipe, loaded: LoadedModel, start: Path | None = Non
     # an overwritten base is held in float32; products are still computed in the type that the model was loaded in
     autocast = loaded.dtype if adapter.overwrites_base and loaded.dtype == torch.bfloat16 else None
     policy, notes = Scorer(loaded.model, autocast, injected.head), _about_head(injected, start or loaded.files.folder)
-    before = _Reference(policy, nullcontext if adapter.overwrites_base or start is not None else injected.disabled)
-    if not objective.uses_reference and not _teaches_itself(recipe, objective):
+    before = Held(policy, nullcontext if adapter.overwrites_base or start is not None else injected.disabled)
+    if not objective.uses_reference and not teaches_itself(recipe, objective):
         return Trainable(injected, Models(policy), before, notes)
     reference: AnyScorer = before
     if start is not None:
         begun = {name: parameter.detach().clone() for name, parameter in injected.trainable.items()}
-        reference = _Reference(policy, partial(standing_in, injected.trainable, begun))
+        reference = Held(policy, partial(standing_in, injected.trainable, begun))
     elif adapter.overwrites_base:
         # copied after the injection, so that at step 0 policy and reference compute the same bits
         reference = Scorer(copy.deepcopy(loaded.model).requires_grad_(False).eval(), autocast)
     return Trainable(injected, Models(policy, reference), reference, notes)
-
-
-def _teaches_itself(recipe: Recipe, objective: Objective) -> bool:
-    """Whether the model as it was before training is asked while it trains."""
-    return recipe.teacher is not None and recipe.teacher.is_own and isinstance(objective, OnlineObjective)
 
 
 def head_over_base(recipe: Recipe, loaded: LoadedModel) -> heads.Head | None:

@@ -37,8 +37,10 @@ def require_fit(recipe: Recipe, objective: OnlineObjective) -> RolloutSettings:
     settings = recipe.rollout
     name, adapter = registry.name_of(objective), recipe.dump()["adapter"]
     if settings is None:
-        wanted = "[rollout.rewards.NAME] with a grader" if objective.needs_rewards else "[rollout]"
-        raise RecipeError(f"objective.type = {name!r} learns from replies that it samples: write a table {wanted}")
+        graded = objective.needs_rewards
+        wanted = "graded replies: write a table [rollout.rewards.NAME] with a grader"
+        sampled = "replies that it samples: write a table [rollout]"
+        raise RecipeError(f"objective.type = {name!r} learns from {wanted if graded else sampled}")
     _require_what_is_learned_from(settings, objective)
     if settings.group_size < objective.least_group:
         raise RecipeError(

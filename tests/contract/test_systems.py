@@ -18,6 +18,7 @@ from luthier.adapters.lora import LoRA
 from luthier.config import build
 from luthier.data.templates import build_template
 from luthier.errors import EvaluationError
+from luthier.evaluation.long_prompt import LongPrompt
 from luthier.evaluation.systems.base import Context, System
 from luthier.evaluation.task import build_metrics
 from luthier.examples import Conversation, Document, Example, Message, Preference
@@ -73,6 +74,7 @@ def context(make_tiny: Callable[..., LoadedModel], tmp_path_factory: pytest.Temp
         base_fingerprint="base",
         tuned_fingerprint="tuned",
         recipe_folder=tmp_path_factory.mktemp("recipe"),
+        long_prompt=LongPrompt("Be brief.", tuple(rows(1, "solved"))),
         retriever=Retriever("bm25", PASSAGES, Bm25([passage.titled for passage in PASSAGES]), 2, "passages"),
     )
 

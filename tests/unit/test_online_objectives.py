@@ -28,7 +28,8 @@ from luthier.recipe import OBJECTIVES, build_part
 ONLINE = [
     name
     for name in registry.names(OBJECTIVES)
-    if issubclass(registry.load_class(OBJECTIVES, name, Objective), OnlineObjective)  # type: ignore[type-abstract]
+    for kind in (registry.load_class(OBJECTIVES, name, Objective),)  # type: ignore[type-abstract]
+    if issubclass(kind, OnlineObjective) and kind.needs_rewards
 ]
 ESTIMATORS: tuple[Estimator, ...] = ("k1", "k2", "k3")
 

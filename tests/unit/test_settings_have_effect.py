@@ -3,12 +3,15 @@
 The settings are found by listing the registries, so a new one without a line in `CHANGES`, or without effect, fails.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from tests.engine_runs import AskedTeacher
 
 from luthier import assemble, registry
 from luthier.config import Settings, Tree, build
@@ -18,6 +21,7 @@ from luthier.examples import Conversation, Example, Message, Preference
 from luthier.models.load import LoadedModel
 from luthier.models.new_tokens import with_new_tokens
 from luthier.objectives._retriever import RetrieverObjective
+from luthier.models.scorer import Scorer
 from luthier.online import Asked
 from luthier.recipe import PARTS, Recipe, RolloutSettings, TrainingSettings
 from luthier.settling import settled
@@ -39,7 +43,9 @@ NEAR: Tree = {
 ODD: Tree = {**NEAR, "type": "string_check", "operation": "like", "reference": "a"}
 del ODD["evaluation_metric"]
 ROLLOUT: Tree = {"group_size": 3, "max_new_tokens": 6, "updates": 2, "rewards": {"near": {"grader": NEAR}}}
+TALKING: Tree = {"group_size": 2, "max_new_tokens": 6}
 ENDING: Tree = {"rollout": {"max_new_tokens": 64}}  # some of these replies end
+TAUGHT = ("distill", "gkd")
 ELSEWHERE = ("max_turns", "models", "vllm")
 PULLED: Tree = {"objective": {"beta": 0.5}}
 
@@ -153,6 +159,12 @@ CHANGES: Mapping[str, tuple[Any, Tree]] = {
     "objective.regress.mean": (1000.0, {}),
     "objective.regress.std": (1.0, {}),
     "objective.sft_kl.kl_weight": (3.0, {}),
+    "objective.distill.temperature": (2.0, {}),
+    "objective.distill.cross_entropy": (0.5, {}),
+    **{f"objective.{name}.divergence": ("reverse_kl", {}) for name in TAUGHT},
+    **{f"objective.{name}.beta": (0.1, {"objective": {"divergence": "js"}}) for name in TAUGHT},
+    **{f"objective.{name}.skew": (0.5, {"objective": {"divergence": "skew_kl"}}) for name in TAUGHT},
+    **{f"objective.{name}.top_k": (2, {}) for name in TAUGHT},
     **{f"objective.{name}.sampler_cap": (0.5, {}) for name in ONLINE},
     **{f"objective.{name}.beta": (0.5, {}) for name in ONLINE},
     **{f"objective.{name}.epsilon": (0.0, {}) for name in ONLINE},
@@ -219,7 +231,7 @@ def examples(objective: str) -> list[Example]:
     for number in range(12):
         prompt = (Message("user", f"What is {number}?"),)
         good, bad = ((Message("assistant", f"{word} {number * 7}, a number."),) for word in ("It is", "By no means"))
-        if objective in ("sft", "sft_kl", *ONLINE):
+        if objective in ("sft", "sft_kl", *ONLINE, *TAUGHT):
             rows.append(Conversation(prompt + good))
         elif objective in HEADS:
             spans = [{"start": 8, "end": 8 + len(str(number)), "label": "number"}]
@@ -234,6 +246,15 @@ def examples(objective: str) -> list[Example]:
     return rows
 
 
+def other_model(loaded: LoadedModel) -> torch.nn.Module:
+    """A teacher: the model with its weights moved."""
+    teacher, generator = copy.deepcopy(loaded.model), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return teacher.eval()
+
+
 def outcome(tables: Tree, loaded: LoadedModel, folder: Path) -> Mapping[str, Any]:
     """What a run does and ends with."""
     recipe = build(Recipe, tables)
@@ -243,7 +264,11 @@ def outcome(tables: Tree, loaded: LoadedModel, folder: Path) -> Mapping[str, Any
     recipe = settled(recipe, rows)
     units = list(assemble.units_of(recipe, rows, template))
     parts = {"train": units, "validation": units[:3]}
+    lesson, teacher = assemble.objective_of(recipe).lesson(), other_model(loaded)
     trainable = replace(assemble.make_trainable(recipe, loaded), asked=Asked(template, rows, rows[:3]))
+    if lesson is not None:
+        told = AskedTeacher(Scorer(teacher), lesson)
+        trainable = replace(trainable, models=replace(trainable.models, teacher=told))
     run = assemble.build_run(recipe, loaded, trainable, parts, "", folder)
     first = run.source.step(1)
     steps = [(step.number, step.metrics) for step in train(run)]
@@ -274,6 +299,8 @@ def test_another_value_gives_another_result(name: str, make_tiny: Callable[[], L
     }
     if part == "rollout" or (kind and kind[0] in ONLINE):
         base |= {"objective": {"type": "grpo"}, "rollout": {**ROLLOUT, **shared.get("rollout", {})}}
+    if kind and kind[0] in TAUGHT:
+        base |= {"teacher": {"model": "another"}, **({"rollout": TALKING} if kind[0] == "gkd" else {})}
     if kind:
         base[part] = {**base.get(part, {}), **shared.get(part, {}), "type": kind[0]}
     changed = {**base, part: {**base[part], field: value}}

@@ -17,7 +17,7 @@ from luthier import assemble
 from luthier.config import build
 from luthier.data.alignment import Piece, aligned, shared_vocabulary
 from luthier.data.source import Unit
-from luthier.engine.kept_teacher import ROWS_OF_PART, KeptTeacher, Place, places_of
+from luthier.engine.kept_teacher import ROWS_OF_PART, KeptTeacher, Place, is_kept, keep, places_of
 from luthier.errors import DataError, RecipeError
 from luthier.examples import Conversation, Message, Row
 from luthier.models.forest import build_batch
@@ -234,6 +234,28 @@ def test_a_shared_word_is_named_once() -> None:
 
 
 # parts
+
+
+def test_a_process_that_was_stopped_asks_for_the_next_part_alone(tmp_path: Path) -> None:
+    rows = [Row((5, 6, 7), (0.0, 1.0, 1.0), f"r{n}") for n in range(2 * ROWS_OF_PART + 1)]
+    places, parts, done = places_of(rows), [], []
+
+    def say(part: int, until: int = 3) -> Told:
+        if part == until:
+            raise KeyboardInterrupt
+        parts.append(part)
+        count = 2 * (ROWS_OF_PART if part < 2 else 1)
+        return Told(torch.full((count, 1), part), torch.full((count, 2), -0.5))
+
+    with pytest.raises(KeyboardInterrupt):
+        keep(tmp_path, "a", places, lambda part: say(part, until=1), done.append)
+    assert parts == [0] and done == [1] and not is_kept(tmp_path, "a", places)
+    teacher = keep(tmp_path, "a", places, say, done.append)
+    assert parts == [0, 1, 2] and done == [1, 1, 2, 3] and is_kept(tmp_path, "a", places)
+    said = teacher.told(build_batch([rows[-1], rows[0], rows[ROWS_OF_PART]])).ids_KB
+    assert said.flatten().tolist() == [2, 2, 0, 0, 1, 1]
+    keep(tmp_path, "b", places, say, done.append)  # of another training
+    assert parts == [0, 1, 2, 0, 1, 2]
 
 
 def test_rows_stand_in_parts_in_their_order_and_a_beginning_is_told_alone() -> None:

@@ -149,6 +149,38 @@ class Scorer:
             )
 
 
+class Held:
+    """A scorer while `state` is open, such as the policy as it was before training, and without dropout, also amid a
+    step."""
+
+    def __init__(self, scorer: Scorer, state: Callable[[], AbstractContextManager[None]]) -> None:
+        self._scorer, self._state = scorer, state
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        with in_mode(self._scorer.model, training=False), self._state():
+            yield
+
+    def token_logprobs(self, batch: Batch) -> Tensor:
+        """As of the scorer."""
+        with self._open():
+            return self._scorer.token_logprobs(batch)
+
+    def token_scores(self, batch: Batch) -> TokenScores:
+        """As of the scorer."""
+        with self._open():
+            return self._scorer.token_scores(batch)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """As of the scorer."""
+        with self._open():
+            return self._scorer.logits(batch)
+
+    def at(self, temperature: float) -> "Held":
+        """The same at another temperature."""
+        return Held(self._scorer.at(temperature), self._state)
+
+
 def chosen_scores(logits_HV: Tensor, batch: Batch) -> TokenScores:
     """The scores of each trained-on token from the logits at `batch.hidden_H`."""
     right_Q = logits_HV.detach().argmax(-1)[batch.hidden_Q] == batch.target_Q

@@ -1,12 +1,12 @@
-"""On-policy distillation (generalized knowledge distillation, Agarwal et al. 2024, arXiv:2306.13649): the student
-writes, and the teacher says at each of its tokens what it would have expected there.
+"""On-policy distillation: the student writes, and a teacher says at each token what it would have expected there.
 
     loss = sum over sampled tokens of D(teacher, student)        weight = their number
 
-D is a divergence between the probabilities of both at the temperature of the sampling; nothing flows through which
-tokens were drawn, as in the paper. A student learns where its own replies go wrong, which given replies never show it;
-no grader is needed. Each group of replies is an item of the step. Left out: `lambda`, the share of given replies among
-the sampled ones (here it is 1): train with `distill` first and go on from that run (`adapter.start_from`).
+This is generalized knowledge distillation (Agarwal et al. 2024, arXiv:2306.13649). D is a divergence between the
+probabilities of both at the temperature of the sampling; nothing flows through which tokens were drawn, as there. A
+student learns where its own replies go wrong, which given replies never show it; no grader is needed. Left out:
+`lambda`, the share of given replies among the sampled ones (here there are none): train with `distill` first and go on
+from that run (`adapter.start_from`).
 """
 
 from collections.abc import Mapping, Sequence

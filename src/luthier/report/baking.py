@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.report.ladder import Facts, Ladder
+from luthier.report.part import Interval
 from luthier.report.schema import Baking, System
 
 PROMPTED, TRAINED = "prompted", "fine_tuned"
@@ -23,6 +24,7 @@ def build_baking(facts: Facts, recipe: Mapping[str, Any]) -> Baking | None:
     read, left = _tokens(prompted), _tokens(trained)
     if before is None or after is None or read is None or left is None:
         return None
+    change = ladder.difference(trained, prompted)
     bounds = facts.evaluation.bounds.get(ladder.metric)
     return Baking(
         prompted=prompted.name,
@@ -33,7 +35,8 @@ def build_baking(facts: Facts, recipe: Mapping[str, Any]) -> Baking | None:
         metric=ladder.metric,
         with_prompt=prompted.metrics[ladder.metric],
         without=trained.metrics[ladder.metric],
-        difference=ladder.difference(trained, prompted),
+        difference=Interval(value=change.difference, low=change.low, high=change.high),
+        p_value=change.p_value,
         kept=after / before if bounds is not None and bounds[0] == 0 < bounds[1] and before > 0 else None,
     )
 

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 
 from luthier.evaluation.rungs import Rung
 from luthier.report.abstention_parts import Abstention as Abstention
+from luthier.report.baking_parts import Baking as Baking
 from luthier.report.cost_schema import Cost as Cost
 from luthier.report.frontier_parts import Frontier as Frontier, Replay as Replay
 from luthier.report.grounding_parts import Grounding as Grounding
@@ -530,31 +531,6 @@ class LearningCurve(Part):
     """Standard deviation of a training's score around the curve."""
     promises: tuple[Promise, ...] = ()
     """By number of further rows."""
-
-
-class Baking(Part):
-    """A model that was taught to do without a prompt, beside the base that reads it; on the same test rows."""
-
-    prompted: str
-    """The system that reads the prompt."""
-    baked: str
-    """The trained one, without it."""
-    n: int
-    """Test rows."""
-    prompt_tokens: float
-    """Tokens that the base reads for an answer, on average, by its own tokenizer."""
-    tokens_without: float
-    """Tokens that the trained model reads."""
-    metric: str
-    """The primary metric."""
-    with_prompt: Interval
-    """Its value for the base with the prompt."""
-    without: Interval
-    """Its value for the trained model without it."""
-    difference: Difference
-    """Trained minus prompted, paired."""
-    kept: float | None = None
-    """The trained model's share of the base's value; null for a metric that does not begin at 0 and rise."""
 
 
 class Missing(Part):
