@@ -22,7 +22,9 @@ def ran(recipe: str, out: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_each_has_its_test() -> None:
-    assert {path.name for path in RECIPES.glob("*.toml")} == {"addresses.toml", "feedback.toml", "reinforcement.toml"}
+    assert {path.name for path in RECIPES.glob("*.toml")} == {
+        *("addresses.toml", "constitution.toml", "feedback.toml", "reinforcement.toml")
+    }
 
 
 def test_reinforcement_can_be_read_and_fits_the_run_that_it_starts_from() -> None:
@@ -34,6 +36,16 @@ def test_reinforcement_can_be_read_and_fits_the_run_that_it_starts_from() -> Non
     adapter = adapter_of(recipe).model_dump()
     assert adapter.pop("start_from").endswith("runs/demo") and adapter.items() <= adapter_of(start).model_dump().items()
     assert recipe.data.train == start.data.train and recipe.data.test_share == start.data.test_share
+
+
+def test_constitution_can_be_read_and_its_parts_fit() -> None:
+    """All stages run in test_constitution.py, with a tiny model."""
+    from luthier.constitution import require_fit
+    from luthier.recipe import load
+
+    recipe = load(RECIPES / "constitution.toml")
+    settings = require_fit(recipe)
+    assert settings.rounds == 2 and settings.harmless.endswith("harmless.jsonl") and recipe.data.test_share == 0.2
 
 
 def test_addresses(tmp_path: Path, real_model_folder: Path) -> None:

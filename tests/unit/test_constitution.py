@@ -32,7 +32,7 @@ from luthier.constitution.principles import Constitution, Principle, compared_by
 from luthier.constitution.prompts import comparison_prompt, critique_prompt, judge_prompts, revision_of, revision_prompt
 from luthier.constitution.report import outcome_of
 from luthier.constitution.revise import prompts_of
-from luthier.constitution.voices import Ask, Here, leaning_of
+from luthier.constitution.voices import TOO_LONG, Ask, Here, leaning_of
 from luthier.data.templates import build_template
 from luthier.errors import DataError, RecipeError
 from luthier.evaluation.refusals import labeled, measured_errors, refuses
@@ -374,6 +374,13 @@ def test_a_text_is_drawn_by_its_own_seed_alone(tiny_loaded: LoadedModel) -> None
     chats = [Conversation((*asks[0].messages, Message("assistant", "Yes.")), id="x")]
     (value,) = here.reply_logprobs(chats)
     assert value is not None and value < 0
+
+
+def test_what_fits_into_no_row_is_told(tiny_loaded: LoadedModel) -> None:
+    here = Here("tiny", tiny_loaded, build_template(tiny_loaded, "model"))
+    assert here.unfit(ASKED, "Use a pick.", 512) == ""
+    assert here.unfit(ASKED, "Use a pick.", 8) == TOO_LONG
+    assert here.unfit(ASKED, "word " * 2000, 100_000) == TOO_LONG, "the model's context counts as well"
 
 
 # batches

@@ -92,6 +92,8 @@ class Workshop:
     constitution: Constitution
     settings: ConstitutionSettings
     seed: int
+    confidence: float
+    """Of every interval."""
     cast: Cast
     folder: RunFolder
     progress: Progress
