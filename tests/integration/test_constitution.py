@@ -197,7 +197,7 @@ def test_measures_are_paired_with_intervals_before_and_after(folder: Path) -> No
             gap = values[change["model"]]["value"] - values["before"]["value"]
             assert d["low"] <= d["value"] <= d["high"] and d["value"] == pytest.approx(gap, abs=1e-9)
     won = next(one for one in report["measured"] if one["name"] == "preferred by reward")
-    assert won["values"]["before"]["value"] == 0.5
+    assert won["values"]["before"] == {"value": 0.5, "low": None, "high": None}, "by definition"
     answers = {m: records(folder / f"out/answers/{m}") for m in report["models"]}
     harmful = next(one for one in report["measured"] if one["name"] == "called harmful by other")
     for model, found in answers.items():

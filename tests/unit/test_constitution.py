@@ -174,6 +174,7 @@ def test_objectives_over_pairs_are_taken(objective: dict[str, Any]) -> None:
         ({"judge": {"type": "local_model", "model": "m", "shots": 3}}, r"constitution\.judge\.shots changes nothing"),
         ({"calibration_pairs": 50}, r"calibration_pairs changes nothing without constitution\.calibration"),
         ({"reward_models": ["a", "a"]}, "names a run twice"),
+        ({"critic_logprobs": False}, r"critic_logprobs changes nothing: neither critic nor judge is an endpoint"),
         ({"least_probability": 0.4}, "least_probability"),
         ({"harmles": "x"}, "unknown key"),
     ],
