@@ -120,8 +120,12 @@ class ConstitutionSettings(Settings):
                 raise RecipeError(
                     "constitution.critic_logprobs changes nothing: neither critic nor judge is an endpoint"
                 )
-            if len(set(self.reward_models)) != len(self.reward_models):
-                raise RecipeError("constitution.reward_models names a run twice")
+            names = [run.rstrip("/").rpartition("/")[2] for run in self.reward_models]
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise RecipeError(
+                    f"constitution.reward_models: two folders are called {twice[0]!r}, and the report tells them apart "
+                    "by their names; rename one"
+                )
         return self
 
     @field_serializer("critic", "judge")
