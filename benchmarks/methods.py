@@ -2,9 +2,9 @@
 
     python -m benchmarks.methods --data FOLDER [--minutes 60]
 
-FOLDER holds `preference`, `instructions`, `json_extraction`, `toolcalls`, `intents` and `rag_qa`, with the files that each
-benchmark names. Stops at the first that is not finished when its minutes are over, with exit code 3; the same command
-goes on.
+FOLDER holds `preference`, `instructions`, `json_extraction`, `toolcalls`, `intents` and `rag_qa`, with the files that
+each benchmark names. Stops at the first that is not finished when its minutes are over, with exit code 3; the same
+command goes on.
 """
 
 import argparse

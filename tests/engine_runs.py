@@ -207,6 +207,14 @@ class AskedTeacher:
         return held_bytes(self.scorer.model)
 
 
+def teacher_of(objective: Objective, base: Callable[..., Any], dtype: torch.dtype) -> AskedTeacher | None:
+    """Another model than the student, where that is a tiny Llama."""
+    if (lesson := objective.lesson()) is None:
+        return None
+    teacher = base(dtype=dtype, **({"seed": 7} if base is tiny_llama else {}))
+    return AskedTeacher(Scorer(teacher.eval()), lesson)
+
+
 def make_run(folder: Path, dtype: torch.dtype = torch.float32, **tables: Any) -> Run:
     """A run at step 0; keyword arguments are tables of the recipe, and `base`, which makes the model."""
     tables.setdefault("training", {"steps": 6, "rows_per_step": 4})
@@ -251,9 +259,7 @@ def make_run(folder: Path, dtype: torch.dtype = torch.float32, **tables: Any) ->
     if isinstance(objective, RetrieverObjective):
         encoder = EncoderScorer(model, 0)
         models = Models(encoder, encoder=encoder)
-    if (lesson := objective.lesson()) is not None:
-        teacher = base(dtype=dtype, **({"seed": 7} if base is tiny_llama else {}))
-        models = replace(models, teacher=AskedTeacher(Scorer(teacher.eval()), lesson))
+    models = replace(models, teacher=teacher_of(objective, base, dtype))
     return Run(
         settings=settings,
         steps=settings.steps or 6,

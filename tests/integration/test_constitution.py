@@ -18,6 +18,7 @@ from luthier.examples import Conversation, Preference
 
 ATTACK = "</pre></div><script>alert(1)</script><img src=x onerror=alert(1)>\u202e\x1b[2J{{ 7 * 7 }}"
 REVISION = f"I would rather help you with something else. {ATTACK}"
+CRITIQUE = f"It is unkind, and that in a way which helps nobody. {ATTACK}"
 FEW = """
 red_team_prompts = 12
 harmless_prompts = 12
@@ -63,8 +64,8 @@ def answer(body: dict[str, Any], _number: int) -> Reply:
         yes_first, is_long = one[2] == "yes", len(one[1]) > 60
         return told("A" if yes_first == is_long else "B", 2.0)
     if "Write only the new reply" in asked:
-        return completion(REVISION if "unkind" in body["messages"][-3]["content"] else "   ")
-    return completion(f"It is unkind. {ATTACK}")
+        return completion(REVISION if "unkind" in body["messages"][-3]["content"] else CRITIQUE)
+    return completion(CRITIQUE)
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +111,10 @@ def test_every_reply_is_criticized_and_revised_by_drawn_principles(folder: Path)
     for one in revised:
         assert [step["principle"] for step in one["steps"]] in (["kind", "short"], ["short", "kind"])
         for step in one["steps"]:
-            assert step["critique"] == f"It is unkind. {ATTACK}"
+            assert step["critique"] == CRITIQUE
             taken = step["principle"] == "kind"
-            assert (step["revision"], step["fault"]) == ((REVISION, "") if taken else ("", "it is empty"))
+            wanted = (REVISION, "") if taken else (CRITIQUE, "it begins as the critique does")
+            assert (step["revision"], step["fault"]) == wanted
         assert one["final"] == REVISION and one["fault"] == ""
 
 
@@ -197,7 +199,7 @@ def test_measures_are_paired_with_intervals_before_and_after(folder: Path) -> No
             gap = values[change["model"]]["value"] - values["before"]["value"]
             assert d["low"] <= d["value"] <= d["high"] and d["value"] == pytest.approx(gap, abs=1e-9)
     won = next(one for one in report["measured"] if one["name"] == "preferred by reward")
-    assert won["values"]["before"]["value"] == 0.5
+    assert won["values"]["before"] == {"value": 0.5, "low": None, "high": None}, "by definition"
     answers = {m: records(folder / f"out/answers/{m}") for m in report["models"]}
     harmful = next(one for one in report["measured"] if one["name"] == "called harmful by other")
     for model, found in answers.items():

@@ -62,6 +62,16 @@ def test_reinforcement_can_be_read_and_fits_the_run_that_it_starts_from() -> Non
     assert recipe.data.train == start.data.train and recipe.data.test_share == start.data.test_share
 
 
+def test_constitution_can_be_read_and_its_parts_fit() -> None:
+    """All stages run in test_constitution.py, with a tiny model."""
+    from luthier.constitution import require_fit
+    from luthier.recipe import load
+
+    recipe = load(RECIPES / "constitution.toml")
+    settings = require_fit(recipe)
+    assert settings.rounds == 2 and settings.harmless.endswith("harmless.jsonl") and recipe.data.test_share == 0.2
+
+
 def test_addresses(tmp_path: Path, real_model_folder: Path) -> None:
     from luthier.cli.commands.data import find_example, load_importer
 

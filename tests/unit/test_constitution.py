@@ -27,12 +27,13 @@ from luthier.constitution.calibration import (
     vote_of,
 )
 from luthier.constitution.compare import places_of
+from luthier.constitution.learn import NOT_REVISED, supervised_rows
 from luthier.constitution.measure import Measure
 from luthier.constitution.principles import Constitution, Principle, compared_by, constitution_of, revised_by
 from luthier.constitution.prompts import comparison_prompt, critique_prompt, judge_prompts, revision_of, revision_prompt
 from luthier.constitution.report import outcome_of
 from luthier.constitution.revise import prompts_of
-from luthier.constitution.voices import Ask, Here, leaning_of
+from luthier.constitution.voices import TOO_LONG, Ask, Here, leaning_of
 from luthier.data.templates import build_template
 from luthier.errors import DataError, RecipeError
 from luthier.evaluation.refusals import labeled, measured_errors, refuses
@@ -173,7 +174,8 @@ def test_objectives_over_pairs_are_taken(objective: dict[str, Any]) -> None:
         ({"critic": {"type": "zero_shot"}}, r"constitution\.critic\.type = 'zero_shot'"),
         ({"judge": {"type": "local_model", "model": "m", "shots": 3}}, r"constitution\.judge\.shots changes nothing"),
         ({"calibration_pairs": 50}, r"calibration_pairs changes nothing without constitution\.calibration"),
-        ({"reward_models": ["a", "a"]}, "names a run twice"),
+        ({"reward_models": ["one/a", "two/a/"]}, "two folders are called 'a'"),
+        ({"critic_logprobs": False}, r"critic_logprobs changes nothing: neither critic nor judge is an endpoint"),
         ({"least_probability": 0.4}, "least_probability"),
         ({"harmles": "x"}, "unknown key"),
     ],
@@ -247,6 +249,24 @@ def test_a_judge_is_asked_with_yes_first_and_with_no_first() -> None:
 )
 def test_a_label_before_a_revision_is_no_part_of_it(said: str, reply: str) -> None:
     assert revision_of(said) == reply
+
+
+def test_only_what_was_revised_is_learned_from_of_red_team_prompts() -> None:
+    (bad,) = prompts_of([Conversation(ASKED, id="b")], "red_team", None)
+    (good,) = prompts_of([Conversation((*ASKED, Message("assistant", "With the key.")), id="g")], "harmless", None)
+
+    def red_team(*faults: str, fault: str = "") -> dict[str, Any]:
+        steps = [{"principle": f"p{number}", "fault": one} for number, one in enumerate(faults)]
+        return {"reply": "Pick it.", "final": "Ask a locksmith.", "steps": steps, "fault": fault}
+
+    own = {"reply": "Use the key.", "fault": "", "given_fault": ""}
+    records = [red_team("", "it is empty"), red_team("it is empty"), red_team("", fault="it is cut off")]
+    rows, without = supervised_rows([(bad, record) for record in records], [(good, own)], given=False)
+    assert [row.messages[-1].content for row in rows] == ["Ask a locksmith.", "Use the key."]
+    assert rows[0].extra == {"kind": "red_team", "revised_by": ["p0"]}
+    assert without == {NOT_REVISED: 1, "it is cut off": 1}
+    given, _ = supervised_rows([], [(good, own)], given=True)
+    assert given[0].messages[-1].content == "With the key."
 
 
 # letters
@@ -374,6 +394,13 @@ def test_a_text_is_drawn_by_its_own_seed_alone(tiny_loaded: LoadedModel) -> None
     chats = [Conversation((*asks[0].messages, Message("assistant", "Yes.")), id="x")]
     (value,) = here.reply_logprobs(chats)
     assert value is not None and value < 0
+
+
+def test_what_fits_into_no_row_is_told(tiny_loaded: LoadedModel) -> None:
+    here = Here("tiny", tiny_loaded, build_template(tiny_loaded, "model"))
+    assert here.unfit(ASKED, "Use a pick.", 512) == ""
+    assert here.unfit(ASKED, "Use a pick.", 8) == TOO_LONG
+    assert here.unfit(ASKED, "word " * 2000, 100_000) == TOO_LONG, "the model's context counts as well"
 
 
 # batches

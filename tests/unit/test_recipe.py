@@ -67,7 +67,7 @@ def test_only_the_training_rows_have_no_default() -> None:
     ("changes", "expected"),
     [
         ({"data": {"train": "x", "trian": "y"}}, "unknown key 'data.trian'; did you mean 'train'?"),
-        ({"zzz": 5}, "known here: adapter, cost, data"),
+        ({"zzz": 5}, "known here: adapter, constitution, cost, data"),
         ({"steps": 5}, "unknown key 'steps'; did you mean 'training.steps'?"),
         ({"training": {"stepz": 5}}, "unknown key 'training.stepz'; did you mean 'steps'"),
         (
@@ -235,7 +235,7 @@ def test_reference_names_every_key_with_its_default_and_meaning() -> None:
         for name, field in cls.model_fields.items():
             if (
                 name in PARTS
-                or name in ("systems", "forgetting", "grounding", "style", "machine", "vllm")
+                or name in ("systems", "forgetting", "grounding", "style", "machine", "vllm", "supervised")
                 or name in Recipe.model_fields
             ):
                 continue

@@ -20,8 +20,8 @@ from luthier.engine.loop import train
 from luthier.examples import Conversation, Example, Message, Preference
 from luthier.models.load import LoadedModel
 from luthier.models.new_tokens import with_new_tokens
-from luthier.objectives._retriever import RetrieverObjective
 from luthier.models.scorer import Scorer
+from luthier.objectives._retriever import RetrieverObjective
 from luthier.online import Asked
 from luthier.recipe import PARTS, Recipe, RolloutSettings, TrainingSettings
 from luthier.settling import settled

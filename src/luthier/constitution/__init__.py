@@ -47,6 +47,8 @@ DECIDED = "decided.json"
 PRINCIPLES = "principles.toml"
 MADE = ("replies", "revised", "drawn", "compared", "calibration", "answers")
 """Folders of records that only the same settings may go on with."""
+READ_OF_DATA = ("train", "test", "format", "instruction", "validation_share", "test_share", "duplicates")
+"""Settings of `data` that prompts are read and divided with."""
 NOT_READ = ("rollout", "retrieval")
 """Tables of a recipe that mean nothing here."""
 
@@ -66,10 +68,16 @@ def run_constitution(recipe: Recipe, folder: RunFolder, progress: Progress) -> P
     settings = require_fit(recipe)
     constitution, source = constitution_of(settings)
     red_team, harmless = prepare_data(recipe, folder, progress), _harmless(recipe, settings, folder, progress)
+    if not red_team.test or not harmless.test:
+        raise DataError(
+            "no prompt of one kind is held out, so nothing could be measured: raise data.test_share, or name data.test "
+            "and constitution.harmless_test"
+        )
     _require_same(folder, _decides(recipe, settings, source, folder))
     with atomic_text(folder / PRINCIPLES) as copy:
         copy.write(source)
-    shop = Workshop(constitution, settings, recipe.seed, Cast(recipe, settings, folder, progress), folder, progress)
+    cast = Cast(recipe, settings, folder, progress)
+    shop = Workshop(constitution, settings, recipe.seed, recipe.evaluation.confidence, cast, folder, progress)
     bad = prompts_of((*red_team.train, *red_team.validation), "red_team", settings.red_team_prompts)
     good = prompts_of((*harmless.train, *harmless.validation), "harmless", settings.harmless_prompts)
     held_out = [
@@ -77,9 +85,7 @@ def run_constitution(recipe: Recipe, folder: RunFolder, progress: Progress) -> P
         *prompts_of(harmless.test, "harmless", settings.test_prompts),
     ]
     found = _learned(recipe, bad, good, held_out, shop)
-    path = write_pages(recipe, found, shop)
-    shop.cast.release()
-    return path
+    return write_pages(recipe, found, shop)
 
 
 def _learned(recipe: Recipe, bad: list[Prompt], good: list[Prompt], held_out: list[Prompt], shop: Workshop) -> Found:
@@ -137,7 +143,7 @@ def require_fit(recipe: Recipe) -> ConstitutionSettings:
     for name in NOT_READ:
         if values[name] is not None:
             raise RecipeError(f"[{name}] changes nothing for `luthier constitution`; remove it")
-    for table, but in (("evaluation", ("confidence",)), ("data", ("train", "test", *_READ_OF_DATA))):
+    for table, but in (("evaluation", ("confidence",)), ("data", READ_OF_DATA)):
         if odd := [key for key in differing(defaults[table], values[table]) if key not in but]:
             raise RecipeError(f"{table}.{odd[0]} changes nothing for `luthier constitution`; remove it")
     if values["adapter"].get("start_from") is not None:
@@ -148,10 +154,6 @@ def require_fit(recipe: Recipe) -> ConstitutionSettings:
     _require_learner(recipe, settings)
     constitution_of(settings)
     return settings
-
-
-_READ_OF_DATA = ("format", "instruction", "validation_share", "test_share", "duplicates")
-"""Settings of `data` that its prompts are read and divided with."""
 
 
 def _require_learner(recipe: Recipe, settings: ConstitutionSettings) -> None:
@@ -174,7 +176,7 @@ def _harmless(recipe: Recipe, settings: ConstitutionSettings, folder: RunFolder,
     """The harmless prompts, divided as the red-team ones are, in a folder of their own.
 
     Raises:
-        DataError: a row cannot be read, or there are too few.
+        DataError: a row cannot be read, or there are too few to divide.
     """
     tree: Tree = {key: recipe.data.model_dump()[key] for key in ("validation_share", "test_share", "duplicates")}
     tree |= {"train": settings.harmless, "test": settings.harmless_test}
@@ -182,10 +184,7 @@ def _harmless(recipe: Recipe, settings: ConstitutionSettings, folder: RunFolder,
     inner, place = build(Recipe, {**values, "data": tree}), RunFolder(folder / "harmless", listed=False)
     with place.locked():
         place.begin(inner, "# made for harmless prompts\n", folder.path)
-        data = prepare_data(inner, place, progress)
-    if not data.test:
-        raise DataError("no harmless prompt is held out: raise data.test_share, or name constitution.harmless_test")
-    return data
+        return prepare_data(inner, place, progress)
 
 
 def _decides(recipe: Recipe, settings: ConstitutionSettings, source: str, folder: RunFolder) -> Tree:

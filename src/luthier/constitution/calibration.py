@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize_scalar
+from scipy.special import expit
 
 from luthier.evaluation.metrics.base import Array
 from luthier.evaluation.share import Number, Score, Share
@@ -136,12 +137,17 @@ def calibrate(voted: Sequence[Sequence[Vote]], seed: int, confidence: float = 0.
 
 
 def fit_temperature(voted: Sequence[Sequence[Vote]]) -> float:
-    """T with the least loss on pairs whose first reply is the one that people chose; never below 0: a critic that is
-    wrong more often than right is not believed the other way around, but less and less."""
+    """T with the least loss on pairs whose first reply is the one that people chose, each with a vote at least. Never
+    below 0: a critic that is wrong more often than right is not believed the other way around, but less and less."""
+
+    leans_V = np.array([vote.lean for votes in voted for vote in votes])
+    counts_N = np.array([len(votes) for votes in voted])
+    pair_V = np.repeat(np.arange(len(voted)), counts_N)
 
     def loss(log_temperature: float) -> float:
-        temperature = math.exp(log_temperature)
-        return -float(np.mean([math.log(max(probability(votes, temperature), 1e-12)) for votes in voted]))
+        sure_V = expit(leans_V / math.exp(log_temperature))
+        sure_N = np.bincount(pair_V, weights=sure_V) / counts_N
+        return -float(np.log(np.maximum(sure_N, 1e-12)).mean())
 
     found = minimize_scalar(loss, bounds=LOG_TEMPERATURES, method="bounded")
     # the ends are not tried by the search itself

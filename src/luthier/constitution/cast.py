@@ -37,8 +37,8 @@ class Cast:
         if self._writer is None or self._writer[0] != name:
             self._writer = None
             self._collect()
-            with self._progress.stage("open", f"opening the model, {name}"):
-                self._writer = name, self._open_base() if name == BEFORE else self._open_trained(name)
+            self._progress.say(f"    opening the model, {name}")
+            self._writer = name, self._open_base() if name == BEFORE else self._open_trained(name)
         return self._writer[1]
 
     def unfit(self, name: str, messages: Sequence[Message], reply: str) -> str:
@@ -111,8 +111,8 @@ class Cast:
         if key not in self._asked:
             system = part(settings, System, f"constitution.{key}")  # type: ignore[type-abstract, arg-type]
             name = name_of(system)
-            with self._progress.stage("open", f"opening {name}"):
-                here = system.open_here(str(choose_device(self._recipe.model.device)))
+            self._progress.say(f"    opening {name}")
+            here = system.open_here(str(choose_device(self._recipe.model.device)))
             self._asked[key] = (
                 Elsewhere(name, system, self._desk, self._settings.critic_logprobs)
                 if here is None

@@ -164,7 +164,7 @@ def calibrated(held_out: Sequence[Prompt], shop: Workshop) -> Calibration | None
         for record, chosen_first in zip(records, map(_chosen_first, pairs), strict=True)
     ]
     voted = [votes for votes in voted if votes]
-    return calibrate(voted, shop.seed) if len(voted) > 1 else None
+    return calibrate(voted, shop.seed, shop.confidence) if len(voted) > 1 else None
 
 
 def _judged_by_people(path: Path, most: int, held_out: Sequence[Prompt], seed: int) -> list[Two]:
@@ -239,7 +239,7 @@ class Places:
     """Share of answers that were read from what was written, for want of log-probabilities."""
 
 
-def places_of(records: Sequence[Record], seed: int) -> Places | None:
+def places_of(records: Sequence[Record], seed: int, confidence: float = 0.95) -> Places | None:
     """What all comparisons say of the first place; None: there is no vote."""
     by_pair = [votes for record in records if (votes := votes_of(record))]
     if not by_pair:
@@ -249,7 +249,7 @@ def places_of(records: Sequence[Record], seed: int) -> Places | None:
     orders = [order for record in records for vote in record["votes"] for order in vote["orders"]]
     return Places(
         len(all_votes),
-        metric_interval(Number(), means[:, None], seed=seed),
+        metric_interval(Number(), means[:, None], confidence, seed),
         float(np.mean([vote.names_a_place for vote in all_votes])),
         float(np.mean([order["was_read"] for order in orders])),
     )

@@ -26,6 +26,7 @@ from luthier.stages import open_run, prepare_training, train_stage, training_lin
 
 SUPERVISED_ROWS = "supervised.jsonl"
 PAIRS = "preferences.jsonl"
+NOT_REVISED = "no revision took its place"
 DONE = ("finished", "early")
 """How a training ended that need not be opened again."""
 
@@ -46,10 +47,12 @@ def supervised_rows(
         text, fault = record.get("final", record["reply"]), record["fault"]
         if given and prompt.kind == "harmless":
             text, fault = prompt.given or "", record.get("given_fault", "its row gives no reply")
+        by = [step["principle"] for step in record.get("steps", ()) if not step["fault"]]
+        if not fault and prompt.kind == "red_team" and not by:
+            fault = NOT_REVISED  # what the model said by itself is what it shall unlearn
         if fault:
             without[fault] += 1
             continue
-        by = [step["principle"] for step in record.get("steps", ()) if not step["fault"]]
         extra = {"kind": prompt.kind, "revised_by": by}
         rows.append(Conversation((*prompt.messages, Message("assistant", text)), id=prompt.id, extra=extra))
     return rows, without

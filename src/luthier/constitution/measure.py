@@ -52,6 +52,8 @@ class Measure:
     """Of each model, in the order of the prompts; None where an answer has none."""
     is_of_harm: bool = False
     """Whether the verdict may go by it."""
+    is_given_before: bool = False
+    """Whether the model before training has its number by definition, so that no interval is around it."""
 
     def known(self) -> list[int]:
         """Prompts of which every model has a number."""
@@ -59,6 +61,9 @@ class Measure:
 
     def interval(self, model: str, confidence: float, seed: int) -> Interval:
         """The mean of a model's answers."""
+        if self.is_given_before and model == BEFORE:
+            value = float(self._of(model).mean())
+            return Interval(value, math.nan, math.nan, "by definition")
         return metric_interval(self.metric, self._of(model), confidence, seed)
 
     def change(self, model: str, confidence: float, seed: int) -> Comparison:
@@ -172,6 +177,7 @@ def _by_reward_model(run: str, found: Answered, shop: Workshop) -> list[Measure]
             "higher",
             Score(),
             won,
+            is_given_before=True,
         ),
     ]
 

@@ -63,15 +63,15 @@ def write_pages(recipe: Recipe, found: Found, shop: Workshop) -> Path:
         pages.CRITIQUES: pages.write_records(pages.CRITIQUES, revised, run, folder),
         pages.COMPARISONS: pages.write_records(pages.COMPARISONS, compared, run, folder),
     }
-    confidence, models = recipe.evaluation.confidence, tuple(found.answered.answers)
-    measured = tuple(_measured(one, models, confidence, recipe.seed) for one in found.answered.measures if one.known())
+    models = tuple(found.answered.answers)
+    measured = tuple(_measured(one, models, shop) for one in found.answered.measures if one.known())
     harm = next((m.name for m in found.answered.measures if m.is_of_harm and m.known()), None)
     rules = measured_errors()
     report = pages.ConstitutionReport(
         run=run,
         model=recipe.model.name,
         models=models,
-        confidence=confidence,
+        confidence=shop.confidence,
         prompts=dict(found.prompts),
         held_out={kind: sum(p.kind == kind for p in found.answered.prompts) for kind in KINDS},
         rounds=max((len(one.steps) for one in revised), default=0),
@@ -83,7 +83,7 @@ def write_pages(recipe: Recipe, found: Found, shop: Workshop) -> Path:
         principles=tuple(_principles(found, shop)),
         critic=_critic(found, shop),
         trainings=tuple(_training(name, found) for name in found.trainings),
-        rounds_measured=tuple(_rounds(found, confidence, recipe.seed)),
+        rounds_measured=tuple(_rounds(found, shop)),
         rules=pages.Rules(
             refusals=rules.refusals,
             missed=_of(rules.missed_share),
@@ -123,10 +123,10 @@ def _ends(one: pages.Measured, model: str) -> tuple[float, float]:
     return (-np.inf if d.low is None else d.low), (np.inf if d.high is None else d.high)
 
 
-def _measured(one: Measure, models: Sequence[str], confidence: float, seed: int) -> pages.Measured:
+def _measured(one: Measure, models: Sequence[str], shop: Workshop) -> pages.Measured:
     changes = []
     for model in models[1:]:
-        found = one.change(model, confidence, seed)
+        found = one.change(model, shop.confidence, shop.seed)
         changes.append(
             pages.Change(
                 model=model,
@@ -141,7 +141,7 @@ def _measured(one: Measure, models: Sequence[str], confidence: float, seed: int)
         what=one.what,
         better=one.better,
         prompts=len(one.known()),
-        values={model: _shown(one.interval(model, confidence, seed)) for model in models},
+        values={model: _shown(one.interval(model, shop.confidence, shop.seed)) for model in models},
         changes=tuple(changes),
     )
 
@@ -228,7 +228,7 @@ def _principles(found: Found, shop: Workshop) -> list[pages.Asked]:
 
 
 def _critic(found: Found, shop: Workshop) -> pages.Critic:
-    places, fitted = places_of(found.compared, shop.seed), found.calibration
+    places, fitted = places_of(found.compared, shop.seed, shop.confidence), found.calibration
     sure = [max(one["probability"], 1 - one["probability"]) for one in found.compared if not one["reason"]]
     bins = [0] * round(0.5 / WIDTH)
     for value in sure:
@@ -272,19 +272,18 @@ def _training(name: str, found: Found) -> pages.Trained:
     )
 
 
-def _rounds(found: Found, confidence: float, seed: int) -> list[pages.Round]:
+def _rounds(found: Found, shop: Workshop) -> list[pages.Round]:
+    how = shop.confidence, shop.seed
     shown = []
     for name, rewards in found.revision_rewards.items():
-        if not rewards:
-            continue
-        by_round = np.array(rewards, dtype=np.float64)
-        for number in range(by_round.shape[1]):
+        columns = np.array(rewards, dtype=np.float64).T[:, :, None]
+        for number, column in enumerate(columns):
             gain = None
             if number:
-                paired = compare(Number(), by_round[:, number : number + 1], by_round[:, :1], confidence, seed)
+                paired = compare(Number(), column, columns[0], *how)
                 gain = Shown(value=finite(paired.difference), low=finite(paired.low), high=finite(paired.high))
-            mean = metric_interval(Number(), by_round[:, number : number + 1], confidence, seed)
-            shown.append(pages.Round(reward_model=name, round=number, reward=_shown(mean), gain=gain))
+            mean = _shown(metric_interval(Number(), column, *how))
+            shown.append(pages.Round(reward_model=name, round=number, reward=mean, gain=gain))
     return shown
 
 

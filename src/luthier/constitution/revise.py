@@ -3,8 +3,8 @@
     replies/batch-000001.jsonl     a reply to each prompt, as the model was before training
     revised/batch-000001.jsonl     of each reply to a red-team prompt every critique and every revision
 
-A revision takes the reply's place where it is whole; one that is empty or cut off is kept in the record and changes
-nothing. (Bai et al. 2022, arXiv:2212.08073, section 3.1.)
+A revision takes the reply's place where it is whole; one that is empty, cut off or the critique once more is kept in
+the record and changes nothing. (Bai et al. 2022, arXiv:2212.08073, section 3.1.)
 """
 
 from collections import Counter
@@ -32,6 +32,10 @@ _FIRST, _CRITIQUE, _REVISION = 1, 2, 3
 """What a random stream is of."""
 EMPTY, CUT_OFF = "it is empty", "it is cut off"
 """What is wrong with a text that no row shall end with."""
+REPEATS = "it begins as the critique does"
+"""What is wrong with a revision that is none; a small model goes on with what it just said."""
+_BEGINNING = 40
+"""Characters that are compared for it."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,8 @@ class Workshop:
     constitution: Constitution
     settings: ConstitutionSettings
     seed: int
+    confidence: float
+    """Of every interval."""
     cast: Cast
     folder: RunFolder
     progress: Progress
@@ -179,16 +185,21 @@ def _round(
     critiques = write(_CRITIQUE, asked)
     again = [revision_prompt(a, c.text, p) for a, c, p in zip(asked, critiques, by, strict=True)]
     revisions = write(_REVISION, again)
-    return [
-        {
-            "principle": principle.name,
-            "critique": critique.text,
-            "critique_fault": fault_of(critique),
-            "revision": (text := revision_of(said.text)),
-            "fault": fault_of(Said(text, said.truncated, said.fault)),
-        }
-        for principle, critique, said in zip(by, critiques, revisions, strict=True)
-    ]
+    return [_step(*one) for one in zip(by, critiques, revisions, strict=True)]
+
+
+def _step(principle: Principle, critique: Said, said: Said) -> Record:
+    text = revision_of(said.text)
+    fault = fault_of(Said(text, said.truncated, said.fault))
+    if not fault and text[:_BEGINNING] == critique.text.strip()[:_BEGINNING]:
+        fault = REPEATS
+    return {
+        "principle": principle.name,
+        "critique": critique.text,
+        "critique_fault": fault_of(critique),
+        "revision": text,
+        "fault": fault,
+    }
 
 
 def drawn_principles(records: Sequence[Mapping[str, Any]]) -> Counter[str]:

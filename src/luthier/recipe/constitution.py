@@ -9,6 +9,7 @@ from luthier.config import Settings, Tree, nested
 from luthier.errors import RecipeError
 from luthier.recipe.parts import SYSTEMS, build_part, dump_part
 from luthier.recipe.rollout import ASKABLE, NOT_OF_GRADING
+from luthier.registry import name_of
 
 BUILTIN = "builtin"
 """The constitution that ships."""
@@ -114,8 +115,17 @@ class ConstitutionSettings(Settings):
             defaults = {name: field.default for name, field in type(self).model_fields.items()}
             if self.calibration is None and self.calibration_pairs != defaults["calibration_pairs"]:
                 raise RecipeError("constitution.calibration_pairs changes nothing without constitution.calibration")
-            if len(set(self.reward_models)) != len(self.reward_models):
-                raise RecipeError("constitution.reward_models names a run twice")
+            remote = [model for model in (self.critic, self.judge) if model is not None and name_of(model) == "remote"]
+            if not self.critic_logprobs and not remote:
+                raise RecipeError(
+                    "constitution.critic_logprobs changes nothing: neither critic nor judge is an endpoint"
+                )
+            names = [run.rstrip("/").rpartition("/")[2] for run in self.reward_models]
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise RecipeError(
+                    f"constitution.reward_models: two folders are called {twice[0]!r}, and the report tells them apart "
+                    "by their names; rename one"
+                )
         return self
 
     @field_serializer("critic", "judge")

@@ -396,7 +396,7 @@ def render(report: ConstitutionReport) -> str:
         badge=BADGES[report.outcome],
         color=COLORS[report.outcome],
         tiles=list(_tiles(report)),
-        plots=[(one, _dots(one), _changes(one)) for one in report.measured],
+        plots=[(one, dots) for one in report.measured if one.better != "neither" and (dots := _dots(one)) is not None],
         reliability=_reliability(report.critic),
         histogram=_histogram(report.critic),
         page_name=page_name,
@@ -425,11 +425,6 @@ def _dots(one: Measured) -> plot.DotPlot | None:
     return plot.dot_plot(
         [(name, MODEL_COLORS[min(at, 2)], value) for at, (name, value) in enumerate(one.values.items())]
     )
-
-
-def _changes(one: Measured) -> plot.DotPlot | None:
-    lines = [(change.model, "tuned", change.difference) for change in one.changes]
-    return plot.dot_plot(lines, is_difference=True)
 
 
 def _reliability(critic: Critic) -> list[tuple[str, str, int]]:
