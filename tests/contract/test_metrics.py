@@ -77,7 +77,7 @@ def perfect(name: str, row: int) -> Prediction:
     message = Message("assistant", text, tool_calls=calls)
     certain, hopeless = TargetScore(10, 0.0, 10, 40), TargetScore(10, -1e90, 0, 40)
     item = wanted if isinstance(wanted, dict) else {}
-    told = {"probabilities": {text: 1.0, "another": 0.0}, "tools": TOOLS, "item": item}
+    told: dict[str, Any] = {"probabilities": {text: 1.0, "another": 0.0}, "tools": TOOLS, "item": item}
     return Prediction(f"r{row}", (), text, wanted, message, message, certain, hopeless, (0.9, 0.1), **told)
 
 
@@ -95,7 +95,7 @@ def garbage(name: str, row: int) -> Prediction:
     reply = Message("assistant", "@@@", tool_calls=calls)
     certain, hopeless = TargetScore(10, 0.0, 10, 40), TargetScore(10, -1e90, 0, 40)
     scores = (hopeless, certain, (0.1, 0.9))
-    told = {"probabilities": {"@@@": 1.0}, "tools": TOOLS}
+    told: dict[str, Any] = {"probabilities": {"@@@": 1.0}, "tools": TOOLS}
     return Prediction(right.id, (), output, right.target, right.expected, reply, *scores, **told)
 
 
