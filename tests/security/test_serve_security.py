@@ -108,6 +108,7 @@ def test_every_route_but_healthz_asks_for_the_key(served: ServedModel, locked_se
         "/v1/rerank",
         "/v2/rerank",
         "/score",
+        "/classify",
         "/v1/adapters",
         "/v1/adapters/{name:path}",
     }
