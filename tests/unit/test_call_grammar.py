@@ -186,7 +186,7 @@ def test_names_and_descriptions_are_plain_text(tiny_loaded: LoadedModel) -> None
     name = 'a"< /s>\\ "| /x/ <[3]>'
     described = {
         "type": "object",
-        "description": 'see http://x.org // # %json "/',
+        "description": 'see // # // %json "/',
         "properties": {"x//": {"const": "#"}},
     }
     tool = {"type": "function", "function": {"name": name, "parameters": {**described, "required": ["x//"]}}}
