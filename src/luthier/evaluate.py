@@ -174,7 +174,7 @@ def _reward(opened: Opened) -> dict[str, Any] | None:
     if settings is None or settings.environment is not None:
         return None
     # judges are opened when a reply is graded: what is only estimated or exported needs none
-    return metric_of(settings, lambda: opened.hosted.host, judging_files(opened.recipe))
+    return metric_of(settings, lambda: opened.hosted, judging_files(opened.recipe))
 
 
 def _answered(rows: Sequence[Example]) -> list[Conversation]:

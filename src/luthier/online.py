@@ -214,7 +214,10 @@ class Rewards:
         Raises:
             ServiceError: as `grade`.
         """
-        asked = [(prompt.item, written.message, written.earned) for prompt, written in answers]
+        return self.grades([(prompt.item, written.message, written.earned) for prompt, written in answers])
+
+    def grades(self, asked: Sequence[tuple[Mapping[str, Any], Message, float | None]]) -> list[Grade]:
+        """What `grade` gives for each of these, several at once where models are asked; raises as it does."""
         if self.at_once == 1:
             return [self.grade(*one) for one in asked]
         with ThreadPoolExecutor(self.at_once, "grading") as pool:
@@ -257,21 +260,25 @@ class Rewards:
 
 
 def metric_of(
-    settings: RolloutSettings, host: Callable[[], Host], files: Mapping[str, Any] = MappingProxyType({})
+    settings: RolloutSettings, hosted: Callable[[], Hosted], files: Mapping[str, Any] = MappingProxyType({})
 ) -> dict[str, Any]:
     """Settings of the metric `reward`: what graders say of an answer.
 
     Args:
         settings: with rewards.
-        host: of the graders, asked for with each answer.
+        hosted: whom graders may ask, asked for with answers.
         files: of runs that judge, as `Hosted.decides`.
     """
     models = {name: part(model, System, "rollout.models").deciding() for name, model in settings.models.items()}  # type: ignore[type-abstract]
     dumped = settings.model_dump(include={"rewards"})["rewards"]
     return {
         "rewards": {"graders": dumped, "models": models, "files": dict(files)},
-        "worth": lambda item, reply: Rewards(settings, host()).grade(item, reply).reward,
+        "worth": lambda asked: [grade.reward for grade in _rewards(settings, hosted()).grades(asked)],
     }
+
+
+def _rewards(settings: RolloutSettings, hosted: Hosted) -> Rewards:
+    return Rewards(settings, hosted.host, hosted.at_once)
 
 
 def _called(call: Mapping[str, Any]) -> dict[str, Any]:
@@ -338,7 +345,7 @@ def rollouts_of(
     """
     objective = part(recipe.objective, OnlineObjective, "objective")  # type: ignore[type-abstract]
     settings = require_fit(recipe, objective)
-    rewards = Rewards(settings, asked.hosted.host, asked.hosted.at_once)
+    rewards = _rewards(settings, asked.hosted)
     rewards.require()
     plan = Plan(
         recipe.training.rows_per_step,

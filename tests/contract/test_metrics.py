@@ -29,7 +29,7 @@ def schema_file(tmp_path: Path) -> str:
 
 def build(name: str, schema_file: str) -> Metric:
     if name == "reward":  # what is worth something, its recipe says
-        graded = {"worth": lambda item, reply: float(reply.content == json.dumps(item))}
+        graded = {"worth": lambda asked: [float(reply.content == json.dumps(item)) for item, reply, _ in asked]}
         return build_metrics([name], rewards=graded)[name]
     return build_metrics([name], schema_file)[name]
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.endpoint import Heard, Reply, completion, serving
 
@@ -15,10 +16,12 @@ from luthier.engine.rollout import Prompt, Written, said
 from luthier.errors import EvaluationError, RecipeError, ServiceError
 from luthier.evaluation.asked_models import AskedModels
 from luthier.evaluation.graders.base import Host, SamplingParams, Unanswered
+from luthier.evaluation.metrics.base import Prediction
+from luthier.evaluation.metrics.reward import Reward
 from luthier.evaluation.systems.local_model import LocalModel
 from luthier.evaluation.systems.remote import Remote
 from luthier.examples import Message
-from luthier.online import Rewards
+from luthier.online import Hosted, Rewards, metric_of
 from luthier.recipe import Recipe
 from luthier.recipe.paths import absolute_paths
 from luthier.run_folder import decisive, differing
@@ -73,6 +76,15 @@ def test_replies_are_graded_in_order_and_several_at_once(tmp_path: Path) -> None
         grades = rewards(heard, tmp_path, concurrency=3)(answers(12))
     assert [grade.reward for grade in grades] == [pytest.approx(2 * i / 100) for i in range(12)]
     assert [grade.parts["good"] for grade in grades] == [pytest.approx(i / 100) for i in range(12)]
+    assert heard.most_at_once == 3
+
+
+def test_the_metric_asks_several_at_once_too(tmp_path: Path) -> None:
+    with serving(lambda body, number: Reply(scored(body, number).body, before_seconds=0.02)) as heard:
+        graders = rewards(heard, tmp_path, concurrency=3)
+        metric = Reward(**metric_of(graders.settings, lambda: Hosted(graders.host, at_once=graders.at_once)))
+        asked = [Prediction(f"p{i}", tuple(ASKED), f"reply {i}", None, item={"row": i}) for i in range(9)]
+        assert metric.value(np.array(metric.statistics_of(asked))) == pytest.approx(2 * sum(range(9)) / 9 / 100)
     assert heard.most_at_once == 3
 
 

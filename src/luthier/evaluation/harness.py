@@ -337,7 +337,7 @@ def _measure(
         raise EvaluationError(f"the system {name} did not answer the rows in their order; this is a fault of its code")
     predictions = [prediction(row, answer) for row, answer in zip(rows, given.answers, strict=True)]
     usable = {m: metric for m, metric in metrics.items() if metric.needs == "generation" or system.is_model}
-    statistics = {m: [metric.statistics(p) for p in predictions] for m, metric in usable.items()}
+    statistics = {m: metric.statistics_of(predictions) for m, metric in usable.items()}
     with atomic_text(records / f"{name}.jsonl") as file:
         for index, one in enumerate(predictions):
             scores = {m: metric.row_score(statistics[m][index]) for m, metric in usable.items()}
@@ -348,6 +348,8 @@ def _measure(
                 "target": one.target,
                 "scores": {m: score for m, score in scores.items() if score is not None and math.isfinite(score)},
             }
+            if one.target_score is not None and one.rejected_score is not None:
+                record["margin"] = one.target_score.logprob_sum - one.rejected_score.logprob_sum
             if one.rewards is not None:
                 record["rewards"] = list(one.rewards)
             if given.answers[index].sources:

@@ -295,7 +295,7 @@ def _statistics(metric: Metric, probes: Probes, replies: Sequence[Message]) -> A
         systems.prediction(row, systems.Answer(row.id, row.prompt, systems.message_text(reply), reply))
         for row, reply in zip(probes.rows, replies, strict=True)
     ]
-    return np.array([metric.statistics(one) for one in predictions], dtype=np.float64)
+    return np.array(metric.statistics_of(predictions), dtype=np.float64)
 
 
 def told(parity: Parity) -> list[str]:

@@ -40,7 +40,7 @@ from luthier.examples import Conversation
 from luthier.moving.answers import Recorded, newest, prompt_key
 from luthier.moving.exports import curve_of
 from luthier.moving.graders import LIMITS, read_graders
-from luthier.online import Rewards, metric_of
+from luthier.online import Hosted, Rewards, metric_of
 from luthier.recipe import DecisionSettings, RolloutSettings
 from luthier.registry import name_of
 from luthier.report.folder import read_lines
@@ -219,7 +219,7 @@ def _metrics(
     for name, metric in written.items():
         try:
             new_NS = kept_statistics(side.folder, asked.name, name)[list(rows.places)]
-            old_NS = np.array([metric.statistics(one) for one in predictions], dtype=np.float64)
+            old_NS = np.array(metric.statistics_of(predictions), dtype=np.float64)
         except (NotComparable, EvaluationError) as error:
             raise DataError(str(error), side.folder) from None
         compared.append(_compared(name, "metric", metric, (old_NS, new_NS), rows.groups, rules))
@@ -237,7 +237,7 @@ def _rewards(side: Side, not_graded: list[str]) -> dict[str, Any] | None:
     except EvaluationError as error:
         not_graded.append(f"reward: {error}")
         return None
-    return metric_of(settings, lambda: host)
+    return metric_of(settings, lambda: Hosted(host))
 
 
 def _compared(

@@ -230,7 +230,5 @@ def _score(opened: Opened, run: Run) -> float:
     )
     system = registry.load_class(SYSTEMS, "fine_tuned", System)()  # type: ignore[type-abstract]
     answers = system.answer(question.test, context).answers
-    pairs = zip(question.test, answers, strict=True)
-    return metric.value(
-        np.array([metric.statistics(prediction(row, answer)) for row, answer in pairs], dtype=np.float64)
-    )
+    predictions = [prediction(row, answer) for row, answer in zip(question.test, answers, strict=True)]
+    return metric.value(np.array(metric.statistics_of(predictions), dtype=np.float64))

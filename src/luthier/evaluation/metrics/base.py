@@ -99,6 +99,10 @@ class Metric(Settings, ABC):
             EvaluationError: the row's target is not of the kind that the metric needs.
         """
 
+    def statistics_of(self, predictions: Sequence[Prediction]) -> list[tuple[float, ...]]:
+        """`statistics` of each row, for a metric that can look at several at once; raises as it does."""
+        return [self.statistics(prediction) for prediction in predictions]
+
     @abstractmethod
     def values(self, statistics_NS: Array, counts_BN: Array) -> Array:
         """(B,) the metric for each resample; nan where a resample says nothing."""

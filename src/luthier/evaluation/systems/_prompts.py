@@ -100,7 +100,7 @@ def choose(
     what = f"{name}: trying {len(candidates)} prompts"
     trying = replace(context, alone_rows=0)
     answers, _ = answer_with_model(asked, prompts, trying, what, score_targets=metric.needs == "logprobs")
-    statistics = np.array([metric.statistics(prediction(r, a)) for r, a in zip(asked, answers, strict=True)])
+    statistics = np.array(metric.statistics_of([prediction(r, a) for r, a in zip(asked, answers, strict=True)]))
     scores = [metric.value(part) for part in np.split(statistics, len(candidates))]
     sign = 1 if metric.higher_is_better else -1
     ranks = [-math.inf if math.isnan(score) else sign * score for score in scores]
