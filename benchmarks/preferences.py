@@ -51,8 +51,7 @@ def settings(asked: argparse.Namespace, model: str, method: str, seed: int) -> d
 def margins(folder: Path, system: str) -> dict[str, float]:
     """How much likelier the chosen reply of each test pair is, in nats, by the pair's id."""
     lines = (folder / f"records/{system}.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    return {row["id"]: row["target_score"]["logprob_sum"] - row["rejected_score"]["logprob_sum"] for row in rows}
+    return {row["id"]: row["margin"] for row in map(json.loads, lines)}
 
 
 @dataclass(frozen=True)

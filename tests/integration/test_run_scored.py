@@ -75,6 +75,7 @@ def test_a_model_that_learns_to_prefer_ranks_all_pairs_right(
         row = chosen[record["id"]]
         assert (record["prompt"][-1]["content"], record["output"]) == (row["prompt"], "")
         assert record["target"] == row["chosen"] and record["scores"]["pair_accuracy"] == 1
+        assert record["margin"] > 0
 
 
 def test_the_estimate_scores_too(

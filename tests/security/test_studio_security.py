@@ -189,6 +189,27 @@ def test_rows_names_and_searches_are_only_ever_text(served: Studio, anna: Visito
     assert content.headers["content-type"] == "application/octet-stream"
 
 
+def test_tools_calls_and_the_calls_that_results_answer_are_shown_as_text(anna: Visitor) -> None:
+    call = {"id": "call-7", "type": "function", "function": {"name": "f", "arguments": json.dumps({"x": HOSTILE})}}
+    tool = {"type": "function", "function": {"name": "f", "description": HOSTILE}}
+    messages = [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call-7", "content": "3"},
+        {"role": "assistant", "content": "so"},
+    ]
+    row = {"tools": [tool], "messages": messages}
+    file = anna.upload((json.dumps(row) + "\n").encode()).headers["location"].split("/")[3]
+    for path in (f"/studio/files/{file}", f"/studio/files/{file}/rows/1"):
+        text = anna.get(path).body.decode()
+        assert "<small>tools</small>" in text and "answers call-7" in text and "&#34;call-7&#34;" in text, path
+        assert "<script>alert" not in text and "<img src=x" not in text and "\u202e" not in text, path
+    texts = {"at:messages/1/content": "", "at:messages/3/content": "So."}
+    assert anna.post(f"/studio/files/{file}/rows/1", **texts).status == 303
+    mended = anna.get(f"/studio/files/{file}/rows/1").body.decode()
+    assert "So." in mended and "answers call-7" in mended and "&#34;call-7&#34;" in mended
+
+
 def test_what_is_another_project_s_does_not_exist(served: Studio, anna: Visitor) -> None:
     made = anna.upload(chats(12))
     file = made.headers["location"].split("/")[3]

@@ -186,7 +186,7 @@ def test_names_and_descriptions_are_plain_text(tiny_loaded: LoadedModel) -> None
     name = 'a"< /s>\\ "| /x/ <[3]>'
     described = {
         "type": "object",
-        "description": 'see http://x.org // # %json "/',
+        "description": 'see // # // %json "/',
         "properties": {"x//": {"const": "#"}},
     }
     tool = {"type": "function", "function": {"name": name, "parameters": {**described, "required": ["x//"]}}}
@@ -297,7 +297,7 @@ PIECES = st.lists(
 
 
 @pytest.mark.parametrize("form", [TAGGED, LISTED, BARE], ids=lambda form: form.name)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(text=PIECES, cuts=st.lists(st.integers(0, 200), max_size=12))
 def test_pieces_of_a_stream_are_the_reply(form: CallForm, text: str, cuts: list[int]) -> None:
     reader = CallReader(form)

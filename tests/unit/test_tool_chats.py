@@ -30,7 +30,7 @@ from luthier.serve.replies import tool_calls_json
 from luthier.web.row_text import tools as tools_shown, turns
 
 TEMPLATES = {name: family.template(name) for name, family in FAMILIES.items()}
-LIMITS = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+LIMITS = settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def chats(name: str, with_ids: bool | None = None) -> st.SearchStrategy[Conversation]:

@@ -349,6 +349,8 @@ def _measure(
                 "target": one.target,
                 "scores": {m: score for m, score in scores.items() if score is not None and math.isfinite(score)},
             }
+            if one.target_score is not None and one.rejected_score is not None:
+                record["margin"] = one.target_score.logprob_sum - one.rejected_score.logprob_sum
             if one.rewards is not None:
                 record["rewards"] = list(one.rewards)
             if one.probabilities is not None:
