@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
 import torch
 from safetensors import SafetensorError
@@ -47,6 +47,7 @@ from luthier.rewarding import host_of, unasked
 from luthier.run_folder import RunFolder
 from luthier.starts import Start, keep_start
 from luthier.tracking import LOG, tracked
+from luthier.trainee import Opens, Trainee
 
 PROVEN_AT = 3  # the step after which the gates of stage `steps` look
 
@@ -188,41 +189,6 @@ def _tell_replay(recipe: Recipe, data: Data, count: int, folder: RunFolder, prog
 
 
 # Training
-
-
-class Trainee(Protocol):
-    """What `train_stage` asks of a run that was opened: one of a model that writes (`Opened`), or of another."""
-
-    @property
-    def recipe(self) -> Recipe:
-        """Of the run."""
-        ...
-
-    @property
-    def folder(self) -> RunFolder:
-        """The run's."""
-        ...
-
-    @property
-    def loaded(self) -> LoadedModel:
-        """The model that trains."""
-        ...
-
-    @property
-    def subject(self) -> Subject | None:
-        """What the gates of the first steps look at; None: nothing."""
-        ...
-
-    def save(self, folder: Path, run: Run) -> None:
-        """Write what the run trained.
-
-        Raises:
-            OSError, SafetensorError: the disk is full or the folder cannot be written.
-        """
-        ...
-
-
-Opens = TypeVar("Opens", bound=Trainee, covariant=True)
 
 
 @dataclass(frozen=True)
