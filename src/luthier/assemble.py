@@ -40,7 +40,7 @@ from luthier.models.memory import available_bytes
 from luthier.models.new_tokens import with_new_tokens
 from luthier.models.packed import quantized_layers
 from luthier.models.scorer import Held, Scorer, require_forest
-from luthier.objectives._retriever import RetrieverObjective
+from luthier.objectives._retriever import require_writes
 from luthier.objectives.base import Models, Objective, OnlineObjective, Scorer as AnyScorer
 from luthier.online import Asked, require_fit, rollouts_of, sampler_bytes
 from luthier.recipe import ModelSettings, Recipe
@@ -64,12 +64,7 @@ def open_model(recipe: Recipe, precision: str | None = None, device: str | None 
         ModelError: it cannot be had or used.
     """
     settings = recipe.model
-    if isinstance(recipe.objective, RetrieverObjective):
-        raise RecipeError(
-            f"objective.type = {registry.name_of(recipe.objective)!r} trains {recipe.objective.trains}s, which write "
-            "nothing: `luthier train` and `luthier run` take such a recipe, and `luthier serve "
-            f"--{recipe.objective.trains} RUN` what it trained (docs/retrievers.md)"
-        )
+    require_writes(recipe.objective)
     if settings.quantize != "none" and adapter_of(recipe).overwrites_base:
         raise RecipeError(
             f"model.quantize = {settings.quantize!r} holds the base in a form that cannot be trained, and "

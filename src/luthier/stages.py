@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
 import torch
 from safetensors import SafetensorError
@@ -50,6 +50,7 @@ from luthier.starts import Start, keep_start
 from luthier.teaching.plan import Planned, Voice, planned
 from luthier.teaching.stage import replies_of_teacher, require_replies, teacher_of
 from luthier.tracking import LOG, tracked
+from luthier.trainee import Opens, Trainee
 
 PROVEN_AT = 3  # the step after which the gates of stage `steps` look
 
@@ -195,41 +196,6 @@ def _tell_replay(recipe: Recipe, data: Data, count: int, folder: RunFolder, prog
 
 
 # Training
-
-
-class Trainee(Protocol):
-    """What `train_stage` asks of a run that was opened: one of a model that writes (`Opened`), or of another."""
-
-    @property
-    def recipe(self) -> Recipe:
-        """Of the run."""
-        ...
-
-    @property
-    def folder(self) -> RunFolder:
-        """The run's."""
-        ...
-
-    @property
-    def loaded(self) -> LoadedModel:
-        """The model that trains."""
-        ...
-
-    @property
-    def subject(self) -> Subject | None:
-        """What the gates of the first steps look at; None: nothing."""
-        ...
-
-    def save(self, folder: Path, run: Run) -> None:
-        """Write what the run trained.
-
-        Raises:
-            OSError, SafetensorError: the disk is full or the folder cannot be written.
-        """
-        ...
-
-
-Opens = TypeVar("Opens", bound=Trainee, covariant=True)
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,18 @@ from torch import Tensor
 from luthier import registry
 from luthier.engine.fit import fit
 from luthier.engine.loop import train
-from luthier.errors import DataError, EvaluationError
+from luthier.errors import DataError, EvaluationError, ModelError
 from luthier.evaluation.passage_groups import by_passage
 from luthier.examples import Conversation, Message
 from luthier.models.forest import Batch, build_batch
+from luthier.models.load import LoadedModel
 from luthier.objectives._retriever import RetrieverObjective, Sought, ranges
 from luthier.objectives.base import Models, Objective
 from luthier.objectives.contrastive import Contrastive
 from luthier.objectives.rerank import Rerank
 from luthier.rag.lexical import Bm25
 from luthier.rag.passages import Passage
+from luthier.rag.reranker import CrossEncoder
 from luthier.rag.retriever import Retriever
 from luthier.recipe import OBJECTIVES
 from luthier.retrievers.questions import find, pool_of
@@ -188,6 +190,11 @@ def test_every_setting_has_an_effect(name: str, tmp_path: Path) -> None:
         list(train(run))
         ends.append([p.detach().clone() for p in run.injected.trainable.values()])
     assert any(not torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_a_model_that_writes_is_no_base_of_a_reranker(tiny_loaded: LoadedModel) -> None:
+    with pytest.raises(ModelError, match="writes text and is no encoder"):
+        CrossEncoder(tiny_loaded.files, torch.device("cpu"), untrained=True)
 
 
 def test_how_many_passages_validate() -> None:

@@ -15,6 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from luthier import registry
+from luthier.config import Settings
 from luthier.data.templates import Template
 from luthier.errors import RecipeError
 from luthier.examples import Conversation, Example, Row
@@ -80,9 +82,14 @@ class RetrieverObjective(Objective):
         Raises:
             RecipeError: always.
         """
-        raise RecipeError(
-            f"an objective that trains {'an' if self.trains == 'embedder' else 'a'} {self.trains} learns from "
-            "questions and passages, not from replies; only `luthier train` and `luthier run` take such a recipe"
+        raise self.refusal()
+
+    def refusal(self) -> RecipeError:
+        """What is said where a model that writes is wanted."""
+        return RecipeError(
+            f"objective.type = {registry.name_of(self)!r} trains {self.trains}s, which write nothing: `luthier train` "
+            f"and `luthier run` take such a recipe, and `luthier serve --{self.trains} RUN` what it trained "
+            "(docs/retrievers.md)"
         )
 
     @abstractmethod
@@ -98,6 +105,16 @@ class RetrieverObjective(Objective):
             pool: passages among which they are to find the right ones.
             texts: of both.
         """
+
+
+def require_writes(objective: Settings) -> None:
+    """Check that an objective trains a model that writes.
+
+    Raises:
+        RecipeError: it trains a retriever.
+    """
+    if isinstance(objective, RetrieverObjective):
+        raise objective.refusal()
 
 
 def encoder_of(models: Models) -> Encoder:

@@ -62,7 +62,7 @@ class Embedder:
             ModelError: the model is of a kind that cannot be used so.
         """
         require_supported(files, None)
-        _require_encoder(files.folder, files.name)
+        require_encoder(files.folder, files.name)
         _require_mean(files.folder, files.name)
         self.files, self.device = files, device
         self.tokenizer = load_tokenizer(files)
@@ -170,7 +170,7 @@ def _max_tokens(folder: Path, tokenizer: Any) -> int:
     return min(int(limit) for limit in limits if isinstance(limit, int) and 0 < limit < UNBOUNDED)
 
 
-def _require_encoder(folder: Path, name: str) -> None:
+def require_encoder(folder: Path, name: str) -> None:
     """Check that the model is not one that writes text: its tokens see only those before them, and a mean over them
     is no vector that it was trained to give.
 

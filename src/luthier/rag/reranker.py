@@ -15,6 +15,7 @@ from luthier.errors import ModelError
 from luthier.models.catalog import ModelFiles
 from luthier.models.encoder import padded
 from luthier.models.load import load_tokenizer, load_weights, require_supported
+from luthier.rag.embedder import require_encoder
 from luthier.rag.finder import Finder, Found
 
 CANDIDATES = 30
@@ -48,6 +49,8 @@ class CrossEncoder:
             ModelError: the model is of a kind that cannot be used so.
         """
         require_supported(files, None)
+        if untrained:  # a decoder would be given a fresh layer, too, over pairs that nothing tells apart
+            require_encoder(files.folder, files.name)
         self.files, self.device = files, device
         self.tokenizer = load_tokenizer(files)
         self._most_tokens, self._untrained = most_tokens, untrained

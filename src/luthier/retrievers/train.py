@@ -113,7 +113,12 @@ def train(recipe: Recipe, folder: RunFolder, data: Data, progress: Progress) -> 
             progress.say("  the adapter begins from what the model does with the first rows")
         with progress.stage("model", "pre-flight on the encoder"), folder.timed("preflight"):
             proof.before()
-    train_stage(Prepared(opened, run, found), progress, None if found else proof.after)
+    trained = train_stage(Prepared(opened, run, found), progress, None if found else proof.after)
+    if trained.state.best_step == 0:
+        progress.say(
+            "  ! no step found more on the validation questions than the beginning did, so that is what was kept: more "
+            "questions, a lower optimizer.learning_rate, or none of this"
+        )
 
 
 def require_sensible(recipe: Recipe) -> None:

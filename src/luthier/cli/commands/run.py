@@ -5,6 +5,7 @@ A run that was stopped, by ctrl-C or by a crash, goes on where it was when the s
 examples:
   luthier run recipe.toml                                runs into runs/recipe
   luthier run recipe.toml --out runs/hot --set optimizer.learning_rate=1e-3
+  luthier run recipes/embedder.toml                      an embedder or reranker: trained, and retrieval compared
 """
 
 import argparse
