@@ -14,9 +14,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from luthier.config import nested
 from luthier.data.templates import Template
 from luthier.errors import DataError, RecipeError
 from luthier.examples import Conversation, Example, Message, Row
@@ -217,6 +218,20 @@ class Labeled(OfText, ABC):
     labels: tuple[str, ...] = ()
     """All labels, in the order of the head's numbers; absent: those of the training rows, in the order of the
     alphabet. They are kept with the trained model."""
+
+    @model_validator(mode="after")
+    def _require_one_of_each(self) -> Self:
+        told = {name: value for name, value in self.model_dump().items() if name in ("counts", "weights") and value}
+        with nested():
+            if len(set(self.labels)) != len(self.labels):
+                raise RecipeError("objective.labels names a label twice")
+            for name, numbers in told.items():
+                if len(numbers) != len(self.labels):
+                    raise RecipeError(
+                        f"objective.{name} has {len(numbers)} numbers for {len(self.labels)} labels; expected one for "
+                        "each of objective.labels, which must be named then"
+                    )
+        return self
 
     @abstractmethod
     def said(self, example: Example) -> Sequence[str]:
