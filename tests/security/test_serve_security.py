@@ -105,6 +105,7 @@ def test_every_route_but_healthz_asks_for_the_key(served: ServedModel, locked_se
         "/v1/decisions",
         "/v1/embeddings",
         "/score",
+        "/classify",
         "/v1/adapters",
         "/v1/adapters/{name:path}",
     }
