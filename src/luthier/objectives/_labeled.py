@@ -245,7 +245,7 @@ class Labeled(OfText, ABC):
         """With the labels of the training rows.
 
         Raises:
-            DataError: a row has another label than those that the recipe names, or there are fewer than two.
+            DataError: a row has another label than those that the recipe names, or no row has one.
         """
         known = frozenset(self.labels)
         found: set[str] = set()
@@ -260,7 +260,9 @@ class Labeled(OfText, ABC):
                 found.add(label)
         if self.labels:
             return self
-        self.require(sorted(found), examples)
+        if not found:
+            path = examples[0].where.path if examples else ""
+            raise DataError("no training row has a label, so there is nothing to learn", path)
         return self.model_copy(update={"labels": tuple(sorted(found))})
 
     def unknown(self, held_out: Iterable[Example]) -> dict[str, int]:
@@ -271,16 +273,6 @@ class Labeled(OfText, ABC):
                 if label not in known:
                     found[label] = found.get(label, 0) + 1
         return found
-
-    def require(self, labels: Sequence[str], examples: Sequence[Example]) -> None:
-        """Check that there is something to tell apart.
-
-        Raises:
-            DataError: there is not.
-        """
-        if not labels:
-            path = examples[0].where.path if examples else ""
-            raise DataError("no training row has a label, so there is nothing to learn", path)
 
     def named(self) -> tuple[str, ...]:
         """The labels.
