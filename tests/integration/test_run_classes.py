@@ -165,7 +165,8 @@ def test_the_server_says_the_same_in_vllms_shape(run: Path) -> None:
         assert status == 400 and "/classify" in refused["error"]["message"]
 
 
-@pytest.mark.parametrize("format", ["safetensors", pytest.param("peft", marks=pytest.mark.exports)])
+@pytest.mark.exports
+@pytest.mark.parametrize("format", ["safetensors", "peft"])
 def test_an_export_says_the_same_by_transformers_alone(format: str, run: Path, tmp_path: Path) -> None:
     import transformers
 

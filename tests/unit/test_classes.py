@@ -90,15 +90,22 @@ def test_labels_are_settled_from_training_rows() -> None:
     assert Classify().settled([*rows, labeled("v", "a")]).system is None, "several system messages"
     with pytest.raises(RecipeError, match="not known before training rows are read"):
         Classify().head()
+    for wrong, said in (
+        ({"labels": ["a", "a"]}, "names a label twice"),
+        ({"labels": ["a", "b"], "counts": [1]}, "1 numbers for 2 labels"),
+        ({"counts": [1, 2]}, "2 numbers for 0 labels"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            build(Classify, wrong, ["objective"])
     with pytest.raises(DataError, match="one label, a string or a whole number"):
         Classify().settled([labeled("x", [1, 2])])
     several = MultiLabel(positive_weights="balanced").settled([labeled("x", ["a", "b"]), labeled("y", [])])
     assert (several.labels, several.weights) == (("a", "b"), (1.0, 1.0))
     number = Regress().settled([labeled("x", 1.0), labeled("y", "3")])
     assert (number.mean, number.std) == (2.0, 1.0)
-    for wrong, said in (([labeled("x", 2)] * 2, "the number 2"), ([labeled("x", "many")], "expected a number")):
+    for rows, said in (([labeled("x", 2)] * 2, "the number 2"), ([labeled("x", "many")], "expected a number")):
         with pytest.raises(DataError, match=said):
-            Regress().settled(wrong)
+            Regress().settled(rows)
 
 
 def test_a_temperature_is_found_again() -> None:

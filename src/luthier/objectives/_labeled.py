@@ -14,9 +14,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from luthier.config import nested
 from luthier.data.templates import Template
 from luthier.errors import DataError, RecipeError
 from luthier.examples import Conversation, Example, Message, Row
@@ -218,6 +219,20 @@ class Labeled(OfText, ABC):
     """All labels, in the order of the head's numbers; absent: those of the training rows, in the order of the
     alphabet. They are kept with the trained model."""
 
+    @model_validator(mode="after")
+    def _require_one_of_each(self) -> Self:
+        told = {name: value for name, value in self.model_dump().items() if name in ("counts", "weights") and value}
+        with nested():
+            if len(set(self.labels)) != len(self.labels):
+                raise RecipeError("objective.labels names a label twice")
+            for name, numbers in told.items():
+                if len(numbers) != len(self.labels):
+                    raise RecipeError(
+                        f"objective.{name} has {len(numbers)} numbers for {len(self.labels)} labels; expected one for "
+                        "each of objective.labels, which must be named then"
+                    )
+        return self
+
     @abstractmethod
     def said(self, example: Example) -> Sequence[str]:
         """The labels that a training row has.
@@ -230,7 +245,7 @@ class Labeled(OfText, ABC):
         """With the labels of the training rows.
 
         Raises:
-            DataError: a row has another label than those that the recipe names, or there are fewer than two.
+            DataError: a row has another label than those that the recipe names, or no row has one.
         """
         known = frozenset(self.labels)
         found: set[str] = set()
@@ -245,7 +260,9 @@ class Labeled(OfText, ABC):
                 found.add(label)
         if self.labels:
             return self
-        self.require(sorted(found), examples)
+        if not found:
+            path = examples[0].where.path if examples else ""
+            raise DataError("no training row has a label, so there is nothing to learn", path)
         return self.model_copy(update={"labels": tuple(sorted(found))})
 
     def unknown(self, held_out: Iterable[Example]) -> dict[str, int]:
@@ -256,16 +273,6 @@ class Labeled(OfText, ABC):
                 if label not in known:
                     found[label] = found.get(label, 0) + 1
         return found
-
-    def require(self, labels: Sequence[str], examples: Sequence[Example]) -> None:
-        """Check that there is something to tell apart.
-
-        Raises:
-            DataError: there is not.
-        """
-        if not labels:
-            path = examples[0].where.path if examples else ""
-            raise DataError("no training row has a label, so there is nothing to learn", path)
 
     def named(self) -> tuple[str, ...]:
         """The labels.

@@ -21,6 +21,8 @@ class ServingPrompt(Gate):
 
     def check(self, subject: Subject) -> GateResult:
         """Compare the row up to each reply with the served prompt for the messages before it."""
+        if not subject.objective.writes:
+            return self.passes("A head reads what is asked, rendered as it is served.")
         faults, compared = [], 0
         for case in subject.cases:
             for turn, row in case.turn_rows():
