@@ -238,7 +238,9 @@ def test_a_shared_word_is_named_once() -> None:
 
 def test_a_process_that_was_stopped_asks_for_the_next_part_alone(tmp_path: Path) -> None:
     rows = [Row((5, 6, 7), (0.0, 1.0, 1.0), f"r{n}") for n in range(2 * ROWS_OF_PART + 1)]
-    places, parts, done = places_of(rows), [], []
+    places = places_of(rows)
+    parts: list[int] = []
+    done: list[int] = []
 
     def say(part: int, until: int = 3) -> Told:
         if part == until:
