@@ -158,7 +158,7 @@ def main() -> int:
     until = None if asked.minutes is None else time.monotonic() + 60 * asked.minutes
     found: dict[str, list[Baked]] = {}
     for model, seed in itertools.product(asked.models, asked.seeds):
-        place = prepared(asked.out / f"{model}_{seed}", files(asked, model, seed))
+        place = prepared(asked.out / f"{Path(model).name}_{seed}", files(asked, model, seed))
         if not finished(place / "recipe.toml", place / "run", until):
             print(f"stopped in {place}; the same command goes on", file=sys.stderr)
             return 3

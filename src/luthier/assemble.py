@@ -369,7 +369,8 @@ def fingerprint_of(
     graders see of the rows, where the objective is online. `taught` is what a teacher's words follow from. No
     `template` makes the rows of a retriever.
     """
-    settings = {k: v for k, v in decisive(recipe.dump()).items() if k != "data"}  # with passages rows differ in tokens
+    # with passages rows differ in tokens; a teacher's words follow from what is in them, not from where files lie
+    settings = {k: v for k, v in decisive(recipe.dump()).items() if k not in ("data", "teacher")}
     settings["adapter"] = {k: v for k, v in settings["adapter"].items() if k != "start_from"}  # its files say more
     data = {name: hash_units(group) for name, group in units.items()}
     versions = [__version__, torch.__version__, str(loaded.dtype), loaded.device.type, native.identity()]

@@ -271,7 +271,7 @@ def _built(opened: Opened) -> Run:
     plan, objective = planned(opened.recipe, opened.loaded), assemble.objective_of(opened.recipe)
     lesson = objective.lesson()
     if plan is not None and lesson is not None:
-        asked_once = replace(trainable, models=replace(trainable.models, teacher=made_up(lesson)))
+        asked_once = replace(trainable, models=replace(trainable.models, teacher=made_up(lesson, opened.loaded)))
         is_kept = not isinstance(objective, OnlineObjective)  # another one stays in memory, so it counts
         trainable = asked_once if is_kept else taught(plan, opened, trainable, Silent())
     return assemble.build_run(opened.recipe, opened.loaded, trainable, opened.units, "", opened.folder.path)

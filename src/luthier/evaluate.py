@@ -138,7 +138,8 @@ def question_of(opened: Opened) -> Question:
     judging = None if head is None else HEAD_TASKS.get(head.kind) or TEXT_HEAD_TASKS.get(head.kind)
     task = settings.task
     if task == "auto":
-        task = judging or detect_task(_wanted(data.train if alike else data.test))
+        only_asks = len(_silent(data.train)) == len(data.train)
+        task = judging or detect_task(_wanted(data.train if alike and not only_asks else data.test))
     require_rows(task, data.test)
     is_scored = task in SCORED_TASKS
     train, validation = ([], []) if is_scored else (_answered(data.train), _answered(data.validation))
@@ -166,6 +167,8 @@ def question_of(opened: Opened) -> Question:
     room, looping = (0, False) if is_scored else room_for_answers(opened.template, train)
     if opened.recipe.rollout is not None:  # replies that were learned from may have been longer than those of the rows
         room = max(room, opened.recipe.rollout.max_new_tokens)
+    if opened.recipe.teacher is not None and opened.recipe.teacher.replies == "teacher":
+        room = max(room, opened.recipe.teacher.max_new_tokens)
     limit = settings.max_new_tokens or room
     if not limit and not is_scored:
         raise EvaluationError("no training row has an assistant message; set evaluation.max_new_tokens")

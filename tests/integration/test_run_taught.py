@@ -135,12 +135,16 @@ def test_what_was_said_is_kept_and_asked_again_only_where_it_is_gone(
 def test_rows_without_replies_are_answered_by_the_teacher_and_one_cut_off_is_left_out(
     tmp_path: Path, tiny_model_folder: Path, baked: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    teacher = f'run = "{sums_run(tmp_path, tiny_model_folder)}"\nreplies = "teacher"\nmax_new_tokens = 24'
+    teacher = f'run = "{answering_run(tmp_path, tiny_model_folder)}"\nreplies = "teacher"\nmax_new_tokens = 24'
     recipe = write(tmp_path, tiny_model_folder, teacher, steps=4, systems="fine_tuned = {}")
+    recipe.write_text(recipe.read_text().replace("[evaluation]\nmax_new_tokens = 16\n", ""))  # the teacher's will do
     asked = [{"messages": [{"role": "user", "content": row["prompt"]}]} for row in ROWS]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
-    again = ["train", str(recipe), "--out", str(tmp_path / "run"), "--set", "data.test_share=0"]
-    assert main(again) == 0
+    answered = [{**row, "prompt": f"Where is number {number}, please?"} for number, row in enumerate(ROWS[:4])]
+    for name, rows in (("rows", asked), ("test", answered)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    told = ["--out", str(tmp_path / "run"), "--set", f"data.test={tmp_path / 'test.jsonl'}"]
+    assert main(["run", str(recipe), *told]) == 0
+    assert read(tmp_path / "run/evaluation.json")["task"] == "text"
     (place,) = (tmp_path / "run/teacher").glob("replies-*")
     kept = sorted(place.iterdir())
     replies = [json.loads(line) for path in kept for line in path.read_text().splitlines()]
@@ -151,11 +155,11 @@ def test_rows_without_replies_are_answered_by_the_teacher_and_one_cut_off_is_lef
     assert f"is asked of {len(whole)} rows once" in said
     kept[1].unlink()
     shutil.rmtree(tmp_path / "run/checkpoints")
-    assert main(again) == 0
+    assert main(["train", str(recipe), *told]) == 0
     assert [json.loads(line) for path in kept for line in path.read_text().splitlines()] == replies
 
 
-def sums_run(tmp_path: Path, model: Path) -> Path:
+def answering_run(tmp_path: Path, model: Path) -> Path:
     """A run that learned to answer: its replies end."""
     recipe = write(tmp_path / "taught", model, "", 'type = "sft"', steps=60, systems="fine_tuned = {}")
     recipe.write_text(recipe.read_text().replace("[teacher]\n", ""))

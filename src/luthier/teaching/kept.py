@@ -99,7 +99,7 @@ def _key(plan: Planned, lesson: Lesson, student: Voice, units: Mapping[str, Sequ
     return canonical_hash([plan.decides, lesson.top_k, lesson.temperature, rows, own, __version__, torch.__version__])
 
 
-def seen(planned: Planned, voice: Voice, words: Words, rows_of: Iterable[tuple[Example, Unit]], folder: Path) -> Seen:
+def seen(plan: Planned, voice: Voice, words: Words, rows_of: Iterable[tuple[Example, Unit]], folder: Path) -> Seen:
     """The rows of all examples as the teacher reads them.
 
     Raises:
@@ -109,7 +109,7 @@ def seen(planned: Planned, voice: Voice, words: Words, rows_of: Iterable[tuple[E
 
     def pairs() -> Iterator[Unit]:
         for example, unit in rows_of:
-            theirs = _read(planned, voice, example)
+            theirs = _read(plan, voice, example)
             if len(theirs) != len(unit):
                 raise _refusal(example, f"is {len(unit)} rows to the student's template and {len(theirs)} to its")
             for mine, their in zip(unit, theirs, strict=True):
@@ -131,15 +131,15 @@ def _refusal(example: Example, why: str) -> DataError:
     return DataError(f"the teacher cannot read this row: it {why}", at.path, at.line, at.row)
 
 
-def _read(planned: Planned, voice: Voice, example: Example) -> tuple[Row, ...]:
+def _read(plan: Planned, voice: Voice, example: Example) -> tuple[Row, ...]:
     """The example's rows as the teacher reads them."""
     if not isinstance(example, Conversation | Document):
         raise _refusal(example, "is no chat and no text")
-    if planned.prompt is None:
+    if plan.prompt is None:
         return voice.template.rows(example)
     if isinstance(example, Document):
         raise _refusal(example, "is raw text, before which no prompt stands")
-    return voice.template.rows(replace(example, messages=planned.prompt.before(example.messages)))
+    return voice.template.rows(replace(example, messages=plan.before(example.messages)))
 
 
 def _paired(mine: Row, theirs: Row, places: Sequence[int | None]) -> tuple[Unit, int]:

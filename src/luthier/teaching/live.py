@@ -10,12 +10,13 @@ from luthier.data.asked import asked
 from luthier.errors import RecipeError
 from luthier.examples import Conversation, Example, Row
 from luthier.models.forest import Batch, build_batch
+from luthier.models.load import LoadedModel
 from luthier.models.memory import held_bytes
 from luthier.objectives.base import Lesson, Scorer, Teacher, Told
 from luthier.progress import Progress
 from luthier.recipe import Recipe
 from luthier.teaching.plan import Planned, Voice, open_voice
-from luthier.teaching.words import Words, say
+from luthier.teaching.words import Words, say, width_of
 
 
 class LiveTeacher:
@@ -43,7 +44,7 @@ class LiveTeacher:
     def _read(self, row: Row) -> Row:
         # a reply has its number behind a slash; a turn that is a row of its own, behind a hash
         names = row.id, row.id.rpartition("/")[0], row.id.rpartition("#")[0]
-        before = next(self._prompts[name] for name in names if name in self._prompts)
+        before = self._prompts[next((name for name in names if name in self._prompts), row.id)]
         first = next((i for i, weight in enumerate(row.loss_mask) if weight and i), len(row.ids))
         mask = (*(0.0,) * len(before), *row.loss_mask[first:])
         return Row((*before, *row.ids[first:]), mask, row.id)
@@ -89,19 +90,19 @@ def live(
     return LiveTeacher(voice.scorer, lesson, words, prompts, held)
 
 
-def made_up(lesson: Lesson) -> Teacher:
-    """In place of a kept teacher where only time and memory are counted: all mass is that of the unnamed."""
-    return _Nobody(lesson.top_k)
+def made_up(lesson: Lesson, student: LoadedModel) -> Teacher:
+    """In place of a kept teacher where only time and memory are counted: it finds all that it names equally likely."""
+    return _Nobody(min(lesson.top_k, width_of(student)))
 
 
 @dataclass(frozen=True)
 class _Nobody:
-    top_k: int
+    named: int
 
     def told(self, batch: Batch) -> Told:
-        shape, device = (len(batch.row_K), self.top_k), batch.row_K.device
-        ids_KB = torch.arange(self.top_k, device=device).expand(shape)
-        uniform = torch.full((shape[0], self.top_k + 1), -math.log(self.top_k + 1), device=device)
+        shape, device = (len(batch.row_K), self.named), batch.row_K.device
+        ids_KB = torch.arange(self.named, device=device).expand(shape)
+        uniform = torch.full((shape[0], self.named + 1), -math.log(self.named + 1), device=device)
         return Told(ids_KB, uniform)
 
     def at(self, temperature: float) -> "_Nobody":

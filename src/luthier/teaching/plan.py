@@ -13,6 +13,7 @@ from luthier.data.templates import Template, build_template
 from luthier.errors import RecipeError
 from luthier.evaluation.long_prompt import LongPrompt, read_long_prompt
 from luthier.examples import Message
+from luthier.files import sha256_of
 from luthier.models.catalog import resolve
 from luthier.models.load import LoadedModel, choose_dtype, load
 from luthier.models.scorer import Scorer, require_forest
@@ -111,7 +112,12 @@ def _identity(settings: TeacherSettings, device: torch.device, own: LoadedModel 
         return {"run": record["files"], "base": record["model"]["fingerprint"]}
     if settings.model is not None:
         dtype = choose_dtype(settings.precision, device)
-        return {"model": resolve(settings.model).fingerprint, "held": [str(dtype), settings.quantize]}
+        template = Path(settings.template)
+        return {
+            "model": resolve(settings.model).fingerprint,
+            "held": [str(dtype), settings.quantize],
+            "template": sha256_of(template) if template.is_file() else settings.template,
+        }
     if own is None:
         raise ValueError("a model that teaches itself must be there")
     return {"model": own.files.fingerprint, "held": [str(own.dtype)]}

@@ -6,6 +6,7 @@ from luthier.data.alignment import aligned, shared_vocabulary
 from luthier.examples import Row
 from luthier.models.forest import Batch
 from luthier.models.kernels.buckets import NOTHING, likeliest
+from luthier.models.load import LoadedModel
 from luthier.objectives.base import Lesson, Scorer, Told
 from luthier.serve.text import TokenText
 from luthier.teaching.plan import Voice
@@ -19,11 +20,11 @@ class Words:
         self._mine, self._theirs = mine, theirs
         self._texts = TokenText(mine.loaded.tokenizer), TokenText(theirs.loaded.tokenizer)
         self.are_equal = _vocabulary(mine) == _vocabulary(theirs)
-        width = _width(theirs)
+        width = width_of(theirs.loaded)
         self.map_V = torch.full((width,), NOTHING)
         """The student's token for each of the teacher's, -1 where it cannot say it."""
         for their_token, my_token in self._shared().items():
-            if their_token < width and my_token < _width(mine):
+            if their_token < width and my_token < width_of(mine.loaded):
                 self.map_V[their_token] = my_token
         self.map_V = self.map_V.to(theirs.loaded.device)
 
@@ -40,7 +41,7 @@ class Words:
 
     def _shared(self) -> dict[int, int]:
         if self.are_equal:
-            return {token: token for token in range(_width(self._theirs))}
+            return {token: token for token in range(width_of(self._theirs.loaded))}
         both, added = (self._mine, self._theirs), [_added(voice) for voice in (self._mine, self._theirs)]
         mine, theirs = (
             {token: text.of(token)[1] for token in set(_vocabulary(voice).values()) - set(control.values())}
@@ -53,9 +54,9 @@ class Words:
         return shared_vocabulary(mine, theirs) | control
 
 
-def _width(voice: Voice) -> int:
+def width_of(loaded: LoadedModel) -> int:
     """How many tokens a model can say."""
-    width: int = voice.loaded.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    width: int = loaded.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     return width
 
 
