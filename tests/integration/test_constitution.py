@@ -270,6 +270,14 @@ def test_measures_may_change_later(folder: Path, capsys: pytest.CaptureFixture[s
     assert report["sentence"] in capsys.readouterr().out
 
 
+def test_what_cannot_measure_is_told_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for run_folder, said in (("nowhere", "no trained model here"), ("out/supervised", "trained no head that judges")):
+        runs = json.dumps([str(folder / run_folder)])
+        assert run(folder, "--set", f"constitution.reward_models={runs}", out="early") == 2
+        assert said in capsys.readouterr().err
+    assert not (folder / "early/replies").exists()
+
+
 def test_a_reward_model_is_trained_in_place_of_the_model(folder: Path) -> None:
     shutil.copytree(folder / "out", folder / "rewarded", ignore=shutil.ignore_patterns("preferred", "*.html", "*.json"))
     shutil.copytree(folder / "out/supervised", folder / "rewarded/supervised", dirs_exist_ok=True)

@@ -77,6 +77,9 @@ def run_constitution(recipe: Recipe, folder: RunFolder, progress: Progress) -> P
     with atomic_text(folder / PRINCIPLES) as copy:
         copy.write(source)
     cast = Cast(recipe, settings, folder, progress)
+    for run in settings.reward_models:  # what cannot measure is told before hours of work
+        cast.reward_files(run)
+    cast.judge_decides()
     shop = Workshop(constitution, settings, recipe.seed, recipe.evaluation.confidence, cast, folder, progress)
     bad = prompts_of((*red_team.train, *red_team.validation), "red_team", settings.red_team_prompts)
     good = prompts_of((*harmless.train, *harmless.validation), "harmless", settings.harmless_prompts)

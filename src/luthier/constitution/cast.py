@@ -9,8 +9,10 @@ import torch
 from luthier import assemble, registry
 from luthier.config import Tree, part
 from luthier.constitution.voices import Elsewhere, Here, Voice
+from luthier.errors import EvaluationError
 from luthier.evaluation.systems.base import Desk, System
 from luthier.examples import Message
+from luthier.models import heads
 from luthier.models.catalog import resolve
 from luthier.models.load import choose_device
 from luthier.progress import Progress
@@ -79,8 +81,19 @@ class Cast:
         return self._judges
 
     def reward_files(self, run: str) -> Tree:
-        """The sha256 of each file of a reward model; raises ModelError if there is none."""
-        return dict(assemble.artifact_record(Path(run) / "adapter")["files"])
+        """The sha256 of each file of a reward model.
+
+        Raises:
+            ModelError: the run has no trained model, or a file of it was changed.
+            EvaluationError: what it trained judges nothing.
+        """
+        files = dict(assemble.artifact_record(Path(run) / "adapter")["files"])
+        if heads.FILE not in files:
+            raise EvaluationError(
+                f"constitution.reward_models: {run} trained no head that judges; name a run with objective.type = "
+                "'reward'"
+            )
+        return files
 
     def judge_decides(self) -> Tree:
         """What the judge's answers follow from."""
