@@ -10,7 +10,10 @@ import pytest
 from openai import OpenAI
 from tests.serving import running
 
-from luthier.data.templates import build_template
+from luthier.data.formats.base import read_examples
+from luthier.data.template_sources import BUILTIN
+from luthier.data.templates import Template, build_template
+from luthier.examples import Conversation
 from luthier.models.catalog import resolve
 from luthier.models.load import load
 from luthier.serve.models import SharedBase
@@ -25,6 +28,22 @@ def client(request: pytest.FixtureRequest, real_model_folder: Path) -> Iterator[
     served = SharedBase(loaded).base(build_template(loaded, MODELS[request.param]))
     with running([served]) as url, OpenAI(base_url=url, api_key="none", max_retries=0, timeout=600) as found:
         yield found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_all_calls_of_real_rows_are_read_back(name: str, real_model_folder: Path, shared_data: Path) -> None:
+    """With the model's own tokenizer, and the template as it is shipped; a row that is not read back is refused."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve(name).folder, local_files_only=True)
+    own = MODELS[name] == "model"
+    source = tokenizer.chat_template if own else (BUILTIN / f"{MODELS[name]}.jinja").read_text(encoding="utf-8")
+    template, calls = Template(tokenizer, source, name), 0
+    for file in ("train", "test"):
+        for row in read_examples(shared_data / "toolcalls" / f"{file}.jsonl"):
+            assert isinstance(row, Conversation) and row.completion is not None and len(template.rows(row)) == 1
+            calls += len(row.completion.tool_calls)
+    assert calls == 1052
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])

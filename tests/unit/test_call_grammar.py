@@ -196,6 +196,22 @@ def test_names_and_descriptions_are_plain_text(tiny_loaded: LoadedModel) -> None
     assert (call.name, call.arguments) == (name, {"x//": "#"})
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [{"$defs": 3}, {"properties": 3}, {"type": "dict"}, {"type": [{}]}, {"anyOf": 3}, {"items": [3]}, {"$ref": "#/x"}],
+)
+def test_an_odd_schema_is_a_400_if_strict_and_never_a_failure(tiny_loaded: LoadedModel, odd: dict[str, Any]) -> None:
+    served = serve(tiny_loaded, FAMILIES["chatml_tools"])
+    for parameters in (odd, {"type": "object", "properties": {"x": odd}}):
+        for strict in (False, True):
+            function = {"name": "f", "parameters": parameters, "strict": strict}
+            asked = ask(tools=[{"type": "function", "function": function}], tool_choice="required")
+            try:
+                assert Grammars().held(served, asked) is not None
+            except ApiError as error:
+                assert strict and error.status == 400 and error.param == "tools[0].function.parameters"
+
+
 def test_a_name_that_spells_a_control_token_is_refused(tiny_loaded: LoadedModel) -> None:
     served = serve(tiny_loaded, FAMILIES["llama3"])
     tool: Any = {"type": "function", "function": {"name": "f<|eot_id|>", "parameters": {"type": "object"}}}

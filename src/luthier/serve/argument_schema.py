@@ -42,7 +42,9 @@ def arguments_schema(parameters: Mapping[str, Any] | None) -> Mapping[str, Any]:
     schema = _held({**parameters, "type": "object"} if "type" not in parameters else parameters)
     if schema.get("type") != "object":
         schema = {"allOf": [schema, {"type": "object"}]}
-    return {**schema, "$defs": {**parameters.get("$defs", {}), **ANY_OBJECT["$defs"]}}
+    own = parameters.get("$defs", {})
+    # what is no object is left to be refused
+    return {**schema, "$defs": {**own, **ANY_OBJECT["$defs"]}} if isinstance(own, Mapping) else schema
 
 
 def _held(schema: Any) -> Any:

@@ -100,7 +100,8 @@ class Grammars:
                 "cannot be held to it; leave it out",
             )
         wanted = [(i, tool) for i, tool in enumerate(tools) if rule.names is None or name_of(tool) in rule.names]
-        llm = self._tokenizer(served)
+        with self._lock:
+            llm = self._tokenizer(served)
         tokens = {t: i for t, i in served.loaded.tokenizer.get_added_vocab().items() if llm.is_special_token(i)}
         for i, tool in wanted:
             _require_no_token(name_of(tool), tokens, f"tools[{i}].function.name")
