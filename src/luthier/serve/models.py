@@ -79,15 +79,15 @@ class ServedModel:
             ApiError: 400 that names it.
         """
         if isinstance(asked, ScoreRequest) and self.judge is None:
-            raise unsupported("model", f"{self.name!r} writes replies; they are scored by a reward model")
+            does = "writes replies" if self.classifier is None else "classifies texts (/classify)"
+            raise unsupported("model", f"{self.name!r} {does}; replies are scored by a reward model")
         if not isinstance(asked, ScoreRequest) and self.judge is not None:
             raise unsupported("model", f"{self.name!r} was trained to score replies (/score), not to write them")
         if isinstance(asked, ClassifyRequest):
             self._require_read(asked)
-            return
-        if self.classifier is not None:
+        elif self.classifier is not None:
             raise unsupported("model", f"{self.name!r} was trained to classify texts (/classify), not to write replies")
-        if isinstance(asked, CompletionRequest):
+        if isinstance(asked, CompletionRequest) or (self.classifier is not None and self.classifier.input == "text"):
             return
         tools = () if isinstance(asked, DecisionRequest) else asked.tools
         for kind, place in kinds_of(asked.messages, tools).items():

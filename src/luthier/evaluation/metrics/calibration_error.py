@@ -3,7 +3,8 @@
     ECE = sum_m n_m / N | right_m - confidence_m |        bins m of equal width (Guo et al. 2017, arXiv:1706.04599)
 
 Confidence is the probability of the label that is answered. With few rows a perfectly calibrated system has an error
-above 0, too: compare systems on the same rows.
+above 0, too: compare systems on the same rows. A BCa interval takes most of that bias out, so that the value may lie a
+little above it.
 """
 
 from typing import ClassVar
