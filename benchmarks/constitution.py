@@ -190,7 +190,7 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--prompts", type=int, default=120, help="red-team prompts, and as many harmless ones")
     parser.add_argument("--test", type=int, default=100, help="held-out prompts of each kind, as far as there are")
-    parser.add_argument("--tokens", type=int, default=96, help="longest reply, critique and revision")
+    parser.add_argument("--tokens", type=int, default=128, help="longest reply, critique and revision")
     parser.add_argument("--characters", type=int, default=700, help="longest row")
     parser.add_argument("--minutes", type=float, help="stop after so many; the same command goes on")
     parser.add_argument("--out", type=Path, default=Path("runs/methods/constitution"))

@@ -13,7 +13,7 @@ from tests.constitutions import that_ends, write
 
 pytestmark = pytest.mark.chaos
 
-KILLS = 14
+KILLS = 12
 PARTS = ("replies", "revised", "drawn", "compared", "calibration", "answers", "judged")
 WEIGHTS = ("supervised/adapter/adapter_model.safetensors", "preferred/adapter/adapter_model.safetensors")
 MORE = """
