@@ -15,7 +15,8 @@ INTERRUPTED = 130
 
 def _overview() -> str:
     verbs = registry.names(COMMANDS)
-    lines = [f"  {verb:<10} {registry.summary(COMMANDS, verb)}" for verb in verbs]
+    width = max(map(len, verbs))
+    lines = [f"  {verb:<{width}} {registry.summary(COMMANDS, verb)}" for verb in verbs]
     return "\n".join(
         [
             "usage: luthier VERB [options]",
