@@ -17,7 +17,7 @@ import torch
 from luthier import assemble, energy
 from luthier.adapters.base import Injected
 from luthier.config import canonical_hash, part
-from luthier.data.asked import says_what_is_right
+from luthier.data.asked import conversations, says_what_is_right
 from luthier.data.split import group_keys
 from luthier.data.write import example_values
 from luthier.data_stage import Data
@@ -55,7 +55,7 @@ from luthier.evaluation.task import (
     require_rows,
     room_for_answers,
 )
-from luthier.examples import Conversation, Example, Judged, Preference
+from luthier.examples import Conversation, Example, Judged
 from luthier.files import sha256_of
 from luthier.models.heads import SETTINGS, Head
 from luthier.models.memory import tokens_in_flight
@@ -80,24 +80,6 @@ JUDGED = "judged.json"
 REMEMBER = "remember.json"
 """What `luthier train --remember` chose, and from what."""
 Switch = Callable[[], AbstractContextManager[None]]
-
-
-def conversations(examples: Sequence[Example]) -> list[Conversation]:
-    """The rows as questions with a wanted answer.
-
-    A preference pair asks its prompt and wants the chosen reply, a judged one its reply if it was good; raw text asks
-    nothing and is left out, as is a bad reply.
-    """
-    rows = []
-    for example in examples:
-        wanted = example.chosen if isinstance(example, Preference) else None
-        wanted = example.reply if isinstance(example, Judged) and example.good else wanted
-        if isinstance(example, Preference | Judged) and wanted is not None:
-            messages, group, extra = example.prompt + wanted, example.group, example.extra
-            example = Conversation(messages, example.tools, example.where, example.id, group=group, extra=extra)
-        if isinstance(example, Conversation):
-            rows.append(example)
-    return rows
 
 
 @dataclass(frozen=True)

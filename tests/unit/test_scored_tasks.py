@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from luthier.data.asked import conversations
 from luthier.data.templates import build_template
 from luthier.errors import EvaluationError
-from luthier.evaluate import conversations
 from luthier.evaluation.answering import SCORED_TOKENS, answer_with_model, score_targets_of, windows_of
 from luthier.evaluation.metrics.bits_per_byte import BitsPerByte
 from luthier.evaluation.systems.base import Context, prediction

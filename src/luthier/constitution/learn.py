@@ -64,10 +64,10 @@ def train_supervised(recipe: Recipe, rows: Sequence[Conversation], shop: Worksho
     Raises:
         LuthierError: as the stages of any run.
     """
-    tree = _tree(recipe, shop)
-    own = {k: v for k, v in shop.settings.supervised.model_dump().items() if v is not None}
-    tree["optimizer"]["learning_rate"] = own.pop("learning_rate", None)
-    tree["training"] |= ({"steps": None} if "epochs" in own else {}) | own
+    tree, supervised = _tree(recipe, shop), shop.settings.supervised
+    tree["optimizer"]["learning_rate"] = supervised.learning_rate
+    given = supervised.model_dump(exclude={"learning_rate"}, exclude_none=True)
+    tree["training"] |= given if supervised.epochs is None else {"steps": None, **given}
     tree["objective"] = {"type": "sft"}
     return _trained(recipe, tree, SUPERVISED, SUPERVISED_ROWS, rows, shop)
 

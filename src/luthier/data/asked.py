@@ -1,10 +1,11 @@
 """Chats as what is asked: where a reply is written, and what graders see of a row."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from luthier.data.write import message_values
-from luthier.examples import Conversation, Example, Message
+from luthier.examples import Conversation, Example, Judged, Message, Preference
 
 
 def item_of(example: Conversation) -> dict[str, Any]:
@@ -42,3 +43,21 @@ def with_place_for_reply(example: Example) -> Example:
     if not isinstance(example, Conversation) or example.messages[-1:] != asked(example)[-1:]:
         return example
     return replace(example, messages=(*example.messages, Message("assistant")))
+
+
+def conversations(examples: Sequence[Example]) -> list[Conversation]:
+    """The rows as questions with a wanted answer.
+
+    A preference pair asks its prompt and wants the chosen reply, a judged one its reply if it was good; raw text asks
+    nothing and is left out, as is a bad reply.
+    """
+    rows = []
+    for example in examples:
+        wanted = example.chosen if isinstance(example, Preference) else None
+        wanted = example.reply if isinstance(example, Judged) and example.good else wanted
+        if isinstance(example, Preference | Judged) and wanted is not None:
+            messages, group, extra = example.prompt + wanted, example.group, example.extra
+            example = Conversation(messages, example.tools, example.where, example.id, group=group, extra=extra)
+        if isinstance(example, Conversation):
+            rows.append(example)
+    return rows

@@ -10,10 +10,11 @@ import numpy.typing as npt
 import torch
 
 from luthier.assemble import Trained
+from luthier.data.asked import conversations
 from luthier.data.formats.base import read_examples
 from luthier.data_stage import SPLITS, Data
 from luthier.errors import DataError, ExportError
-from luthier.evaluate import Question, conversations, question_of
+from luthier.evaluate import Question, question_of
 from luthier.evaluation.answering import SCORED_TOKENS, group_rows
 from luthier.evaluation.task import SCORED_TASKS, room_for_answers
 from luthier.examples import Conversation, Row

@@ -15,12 +15,11 @@ import numpy as np
 
 from luthier.comparison import NotComparable, Side, kept_statistics, read_side
 from luthier.config import build
-from luthier.data.asked import says_what_is_right
+from luthier.data.asked import conversations, says_what_is_right
 from luthier.data.formats.base import read_examples
 from luthier.data.split import group_keys
 from luthier.data.write import message_values
 from luthier.errors import DataError, EvaluationError
-from luthier.evaluate import conversations
 from luthier.evaluation.graders.base import Grader, Host, Sample
 from luthier.evaluation.metrics.base import Array, Metric, Prediction, RatioMetric
 from luthier.evaluation.significance import (

@@ -41,7 +41,7 @@ class MultiLabel(OfWhole, Labeled):
     def learned(self, examples: Sequence[Example]) -> Self:
         """With the labels of the training rows, and their weights where they are weighed."""
         found = super().learned(examples)
-        if found.positive_weights == "none" or found.weights:
+        if self.positive_weights == "none" or found.weights:
             return found
         counts = dict.fromkeys(found.labels, 0)
         for example in examples:

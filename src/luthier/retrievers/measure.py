@@ -1,8 +1,9 @@
 """Whether a trained retriever finds more: every search with it and without, on the same test questions."""
 
+from luthier.data.asked import conversations
 from luthier.data.split import group_keys
 from luthier.data_stage import Data
-from luthier.evaluate import RETRIEVAL, conversations
+from luthier.evaluate import RETRIEVAL
 from luthier.evaluation.retrieval import measure_retrieval, table
 from luthier.evaluation.significance import number_groups
 from luthier.models.load import choose_device

@@ -17,6 +17,7 @@ import torch
 from luthier import assemble, registry
 from luthier.adapters.base import Injected
 from luthier.config import build
+from luthier.data.asked import conversations
 from luthier.data.carried_passages import RIGHT_TEXTS, WRONG_TEXTS
 from luthier.data.source import Unit, micro_batches
 from luthier.data.write import atomic_text
@@ -24,7 +25,7 @@ from luthier.data_stage import Data
 from luthier.engine.loop import Step, observe
 from luthier.engine.run import Run
 from luthier.errors import DataError, RecipeError
-from luthier.evaluate import conversations, retriever_of
+from luthier.evaluate import retriever_of
 from luthier.evaluation.passage_groups import id_of, texts_of
 from luthier.models.forest import build_batch
 from luthier.models.load import LoadedModel, choose_device

@@ -74,9 +74,9 @@ def _listing(retriever: "Retriever", query: str) -> str:
 
 
 def _measured(recipe: "Recipe", retrievers: "Mapping[str, Retriever]", split: str) -> Mapping[str, Any]:
+    from luthier.data.asked import conversations
     from luthier.data.split import group_keys
     from luthier.data_stage import divide
-    from luthier.evaluate import conversations
     from luthier.evaluation.retrieval import measure_retrieval
     from luthier.evaluation.significance import number_groups
     from luthier.rag.retriever import used_name
