@@ -91,7 +91,7 @@ def unmeasured(ladder: Ladder) -> Outcome | None:
         )
     if ladder.baseline is None and ladder.external is None:
         return _not_yet(
-            f"{ladder_text(ladder, ladder.fine_tuned)} has nothing held out to be compared with.",
+            f"{ladder_text(ladder, ladder.fine_tuned)}, and nothing held out stands beside it.",
             "Evaluate a prompt baseline (zero_shot, few_shot) on the same rows.",
         )
     return None
