@@ -1,9 +1,9 @@
 """`luthier data preferences`: pairs of replies that a model writes, and what came of every row that was asked."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from luthier.cli.data_sampled import made, unseen, without
 from luthier.errors import DataError
 
 if TYPE_CHECKING:
@@ -17,38 +17,20 @@ def preferences(args: argparse.Namespace) -> int:
         DataError: no pair came of any row, or `--report` is of no ending that figures have.
         LuthierError: as `make_preferences`.
     """
-    from luthier.cli.data_quality import require_ending, require_places, write_figures
-    from luthier.models.catalog import source_of
-    from luthier.models.load import choose_device
     from luthier.preferences import Choices, make_preferences, require_fit
-    from luthier.progress import Terminal
-    from luthier.recipe import load
-    from luthier.run_folder import RunFolder
 
-    require_places(args.file, {"--report": args.report})
-    require_ending(args.report)
-    recipe, choices = load(args.file, args.set or ()), Choices(args.by or "rewards", args.margin, args.model)
-    require_fit(recipe, choices)
-    source_of(recipe.model.name)
-    choose_device(recipe.model.device)
-    folder = RunFolder(args.out or Path("runs") / f"{args.file.stem}-preferences", listed=False)
-    with folder.locked():
-        folder.open(recipe, args.file)
-        outcome = make_preferences(recipe, folder, choices, Terminal())
-    if args.report is not None:
-        write_figures(args.report, [fate.values() for fate in outcome.fates])
+    outcome = made(args, Choices(args.by or "rewards", args.margin, args.model), require_fit, make_preferences)
     if not outcome.pairs:
-        raise DataError("\n".join(["no pair came of any row", *_without(outcome)]), folder.path)
+        raise DataError("\n".join(["no pair came of any row", *without(outcome, "pair")]), outcome.path.parent)
     print("\n".join(_told(outcome)))
     return 0
 
 
 def _told(outcome: "Outcome") -> list[str]:
-    unseen = " and ".join(f"{count:,} {split}" for split, count in outcome.unseen.items())
     lines = [
         f"{outcome.path}: {len(outcome.pairs):,} pairs",
-        f"  asked were the {outcome.asked:,} training rows alone; {unseen} rows were not",
-        *_without(outcome),
+        f"  asked were the {outcome.asked:,} training rows alone; {unseen(outcome)} rows were not",
+        *without(outcome, "pair"),
     ]
     told = [fate.told for fate in outcome.fates if fate.pair is not None]
     if any("chosen_reward" in one for one in told):
@@ -61,7 +43,3 @@ def _told(outcome: "Outcome") -> list[str]:
     if problems := sum(fate.told.get("problems", 0) for fate in outcome.fates):
         lines.append(f"{problems:,} replies could not be graded by every grader, which counts 0 (replies/ says why)")
     return lines
-
-
-def _without(outcome: "Outcome") -> list[str]:
-    return [f"  {count:,} without a pair: {reason}" for reason, count in outcome.reasons().items()]
