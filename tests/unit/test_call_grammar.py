@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from tests.tool_chats import ARGUMENTS, SPOKEN, exact
-from tests.tool_templates import FAMILIES, UNREAD, Family
+from tests.tool_templates import FAMILIES, MISTRAL, UNREAD, Family
 
 from luthier.data.replies import BARE, LISTED, TAGGED, CallForm, parse_reply_text
 from luthier.examples import Conversation, Message, ToolCall
@@ -105,6 +105,18 @@ def test_no_second_call_where_calls_are_not_parallel(served: ServedModel) -> Non
     for seed in range(6):
         held = constraint(served, tool_choice="required", parallel_tool_calls=False)
         assert len(write(served, held, seed).tool_calls) == 1
+
+
+def test_each_call_has_an_id_of_its_own_where_the_template_writes_it_before_the_name(tiny_loaded: LoadedModel) -> None:
+    source = MISTRAL.replace(
+        "(call.function | tojson)[:-1] + ', \"id\": \"' + call.id + '\"}'",
+        "'{\"id\": \"' + call.id + '\", ' + (call.function | tojson)[1:]",
+    )
+    assert source != MISTRAL
+    served = serve(tiny_loaded, replace(FAMILIES["mistral"], source=source))
+    found = [write(served, constraint(served, tool_choice="required"), seed) for seed in range(6)]
+    ids = [call.id for message in found for call in message.tool_calls]
+    assert max(len(message.tool_calls) for message in found) > 1 and len(set(ids)) == len(ids) and None not in ids
 
 
 STRICT = [{**tool, "function": {**tool["function"], "strict": True}} for tool in TOOLS]
