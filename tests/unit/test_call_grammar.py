@@ -21,6 +21,7 @@ from luthier.serve.call_stream import CallReader
 from luthier.serve.chat import ChatRequest, parse_chat
 from luthier.serve.constraint import Constraint, Grammars
 from luthier.serve.models import ServedModel
+from luthier.serve.tool_choice import MAX_TOOLS
 
 WEATHER: dict[str, Any] = {
     "type": "object",
@@ -190,6 +191,15 @@ def test_a_schema_that_cannot_be_held_is_refused_if_strict_and_else_any_object(t
     )
     found = write(served, constraint(served, tools=[ODD], tool_choice="required", parallel_tool_calls=False), 0, begin)
     assert found.tool_calls == (ToolCall("odd", {"a": [1, {}]}),)
+
+
+def test_many_tools_are_one_grammar_of_those_that_are_kept(tiny_loaded: LoadedModel) -> None:
+    served, grammars = serve(tiny_loaded, FAMILIES["chatml_tools"]), Grammars()
+    schemas = [{"type": "object", "properties": {"x": {"const": i}}} for i in range(MAX_TOOLS)]
+    tools = [{"type": "function", "function": {"name": f"f{i}", "parameters": s}} for i, s in enumerate(schemas)]
+    for _ in range(2):
+        assert grammars.held(served, ask(tools=tools, tool_choice="required")) is not None
+        assert len(grammars._compiled) == 1
 
 
 def test_names_and_descriptions_are_plain_text(tiny_loaded: LoadedModel) -> None:
