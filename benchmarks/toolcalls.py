@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks._methods import commit_of, finished, prepared, write_section
 from luthier.config import write_toml
 from luthier.data.formats.base import read_examples
-from luthier.data.tool_schemas import argument_validators, fits
+from luthier.data.tool_schemas import calls_that_fit
 from luthier.evaluation.metrics.base import Metric
 from luthier.evaluation.significance import Interval, mean_interval, metric_interval
 from luthier.evaluation.systems._wire import wire_messages
@@ -39,7 +39,7 @@ from luthier.serve.constraint import GRAMMARS
 from luthier.serve.limits import Limits
 from luthier.serve.models import BASE, ServedModel
 from luthier.serve.replies import reply_of
-from luthier.serve.work import Work
+from luthier.serve.work import Sampling, Work
 from luthier.serving import Runs
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
@@ -107,8 +107,7 @@ def told(found: Interval) -> str:
 def judged(served: ServedModel, row: Conversation, completion: Any) -> dict[str, Any]:
     """How a reply ended, and whether its calls could be made."""
     reply, reason = reply_of(completion, served, True)
-    validators = argument_validators(row.tools)
-    good = [call.name in validators and fits(call.arguments, validators[call.name]) for call in reply.tool_calls]
+    good = calls_that_fit(reply.tool_calls, row.tools)
     calls = served.template.calls
     opened = calls is not None and bool(calls.form.opening) and calls.form.opening in reply.content
     return {
@@ -132,7 +131,7 @@ async def answers(
         asked = request_of(row, choice)
         ids = await backend.prompt_ids(served.name, asked.messages, asked.tools)
         held = await asyncio.to_thread(GRAMMARS.held, served, asked)
-        sampling = type(asked.common.sampling)(temperature=temperature, seed=number)
+        sampling = Sampling(temperature=temperature, seed=number)
         work = Work(served.name, tuple(ids), ANSWER_TOKENS, sampling, held=held, deadline_seconds=86400)
         (completion,) = await backend.complete(work)
         return judged(served, row, completion)

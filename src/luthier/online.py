@@ -70,8 +70,8 @@ def _require_what_is_learned_from(settings: RolloutSettings, objective: OnlineOb
     """Raise a RecipeError where rewards are missing, or are shaped for an objective that learns from none."""
     if objective.needs_rewards and not settings.rewards and settings.environment is None:
         raise RecipeError("rollout.rewards: nothing says what a reply is worth; write [rollout.rewards.NAME]")
-    for key in ("resample", "overlong_tokens"):
-        if not objective.needs_rewards and settings.model_dump()[key]:
+    for key, shapes in (("resample", settings.resample), ("overlong_tokens", settings.overlong_tokens)):
+        if shapes and not objective.needs_rewards:
             raise RecipeError(
                 f"rollout.{key} is about rewards, and {registry.name_of(objective)} learns from none; leave it out"
             )

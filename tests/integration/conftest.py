@@ -1,11 +1,19 @@
-"""A job service over a tiny model, one for each file of tests that does not start its own."""
+"""For each file of tests that wants one: a job service over a tiny model, or one that learned replies by heart."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import openai
 import pytest
 from tests.jobs_service import Running, running
+from tests.serving import Tiny, learn
+
+from luthier.models.load import LoadedModel
+
+
+@pytest.fixture(scope="module")
+def tiny(make_tiny: Callable[..., LoadedModel]) -> Tiny:
+    return learn(make_tiny)
 
 
 @pytest.fixture(scope="module")

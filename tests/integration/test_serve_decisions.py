@@ -3,7 +3,7 @@
 import asyncio
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -11,11 +11,10 @@ import pytest
 import torch
 from openai import OpenAI
 from openai.types import decision_create_params
-from tests.serving import Tiny, learn, running
+from tests.serving import Tiny, running
 
 from luthier.data.templates import Template, build_template
 from luthier.examples import Conversation, Message, Row
-from luthier.models.load import LoadedModel
 from luthier.serve.api_error import ApiError
 from luthier.serve.backend import Backend
 from luthier.serve.choices import GROUP_TOKENS, Choices, Reading, grouped
@@ -29,11 +28,6 @@ CHOICE: Any = {
     "choices": [{"value": "red", "description": "a color"}, {"value": "redder"}, {"value": True}, {"value": "true"}],
 }
 SCORE: Any = {"type": "score", "instructions": "How long?", "levels": [{"label": "short"}, {"label": "long"}]}
-
-
-@pytest.fixture(scope="module")
-def tiny(make_tiny: Callable[..., LoadedModel]) -> Tiny:
-    return learn(make_tiny)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 from openai.types.chat import ChatCompletion
-from tests.serving import CALLS, COUNT, LEARNED, UNICODE, WEATHER, Tiny, learn, running
+from tests.serving import CALLS, COUNT, LEARNED, UNICODE, WEATHER, Tiny, running
 
 from luthier.assemble import save_artifact
 from luthier.config import build
@@ -23,7 +23,7 @@ from luthier.data.templates import build_template
 from luthier.examples import Message
 from luthier.models.catalog import resolve
 from luthier.models.generate import generate
-from luthier.models.load import LoadedModel, load
+from luthier.models.load import load
 from luthier.recipe import Recipe
 from luthier.serve.limits import HttpLimits, Limits
 from luthier.serve.models import ServedModel
@@ -32,11 +32,6 @@ SCRIPTS: list[Any] = [{"role": "user", "content": "Say it in many scripts."}]
 COUNTING: list[Any] = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Count."}]
 ASK_WEATHER: list[Any] = [{"role": "user", "content": "How warm is it?"}]
 TOOLS: list[Any] = [WEATHER]
-
-
-@pytest.fixture(scope="module")
-def tiny(make_tiny: Callable[..., LoadedModel]) -> Tiny:
-    return learn(make_tiny)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,9 +10,8 @@ import jsonschema
 import pytest
 from llguidance import LLMatcher
 from openai import BadRequestError, OpenAI
-from tests.serving import Tiny, learn, running
+from tests.serving import Tiny, running
 
-from luthier.models.load import LoadedModel
 from luthier.serve.constraint import KEPT, Grammars
 from luthier.serve.fields import SCHEMA_BYTES
 from luthier.serve.work import Held
@@ -36,11 +35,6 @@ def held_to(schema: Any) -> Any:
 
 
 YES_NO = held_to({"enum": ["yes", "no"]})
-
-
-@pytest.fixture(scope="module")
-def tiny(make_tiny: Callable[..., LoadedModel]) -> Tiny:
-    return learn(make_tiny)
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,17 @@
 """Tool calls by the real client over HTTP. The base model is random, so no call is right by itself."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import jsonschema
 import pytest
 from openai import BadRequestError, OpenAI
-from tests.serving import CALLS, Tiny, learn, running
+from tests.serving import CALLS, Tiny, running
 from tests.tool_templates import PYTHONIC
 
 from luthier.data.templates import Template
-from luthier.models.load import LoadedModel
 
 SEARCH: dict[str, Any] = {
     "type": "object",
@@ -41,11 +40,6 @@ WEATHER: Any = [
 ASKED: Any = [{"role": "user", "content": "What is new?"}]
 HOW_WARM: Any = [{"role": "user", "content": "How warm is it?"}]
 NOW: Any = {"type": "function", "function": {"name": "now"}}
-
-
-@pytest.fixture(scope="module")
-def tiny(make_tiny: Callable[..., LoadedModel]) -> Tiny:
-    return learn(make_tiny)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from tests.tool_chats import ARGUMENTS, SPOKEN, exact
-from tests.tool_templates import FAMILIES, UNREAD, Family
+from tests.tool_templates import FAMILIES, MISTRAL, UNREAD, Family
 
 from luthier.data.replies import BARE, LISTED, TAGGED, CallForm, parse_reply_text
 from luthier.examples import Conversation, Message, ToolCall
@@ -21,6 +21,7 @@ from luthier.serve.call_stream import CallReader
 from luthier.serve.chat import ChatRequest, parse_chat
 from luthier.serve.constraint import Constraint, Grammars
 from luthier.serve.models import ServedModel
+from luthier.serve.tool_choice import MAX_TOOLS
 
 WEATHER: dict[str, Any] = {
     "type": "object",
@@ -107,6 +108,18 @@ def test_no_second_call_where_calls_are_not_parallel(served: ServedModel) -> Non
         assert len(write(served, held, seed).tool_calls) == 1
 
 
+def test_each_call_has_an_id_of_its_own_where_the_template_writes_it_before_the_name(tiny_loaded: LoadedModel) -> None:
+    source = MISTRAL.replace(
+        "(call.function | tojson)[:-1] + ', \"id\": \"' + call.id + '\"}'",
+        "'{\"id\": \"' + call.id + '\", ' + (call.function | tojson)[1:]",
+    )
+    assert source != MISTRAL
+    served = serve(tiny_loaded, replace(FAMILIES["mistral"], source=source))
+    found = [write(served, constraint(served, tool_choice="required"), seed) for seed in range(6)]
+    ids = [call.id for message in found for call in message.tool_calls]
+    assert max(len(message.tool_calls) for message in found) > 1 and len(set(ids)) == len(ids) and None not in ids
+
+
 STRICT = [{**tool, "function": {**tool["function"], "strict": True}} for tool in TOOLS]
 
 
@@ -178,6 +191,15 @@ def test_a_schema_that_cannot_be_held_is_refused_if_strict_and_else_any_object(t
     )
     found = write(served, constraint(served, tools=[ODD], tool_choice="required", parallel_tool_calls=False), 0, begin)
     assert found.tool_calls == (ToolCall("odd", {"a": [1, {}]}),)
+
+
+def test_many_tools_are_one_grammar_of_those_that_are_kept(tiny_loaded: LoadedModel) -> None:
+    served, grammars = serve(tiny_loaded, FAMILIES["chatml_tools"]), Grammars()
+    schemas = [{"type": "object", "properties": {"x": {"const": i}}} for i in range(MAX_TOOLS)]
+    tools = [{"type": "function", "function": {"name": f"f{i}", "parameters": s}} for i, s in enumerate(schemas)]
+    for _ in range(2):
+        assert grammars.held(served, ask(tools=tools, tool_choice="required")) is not None
+        assert len(grammars._compiled) == 1
 
 
 def test_names_and_descriptions_are_plain_text(tiny_loaded: LoadedModel) -> None:

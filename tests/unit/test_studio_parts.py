@@ -27,7 +27,7 @@ from luthier.web.new_pages import job_of
 from luthier.web.pages import HERE
 from luthier.web.passages import Corpora
 from luthier.web.rankings import Rankings, prompts_of
-from luthier.web.row_text import compact, indented, turns, with_texts
+from luthier.web.row_text import compact, indented, tools, turns, with_texts
 
 HTMX = "a0abb04f2f45a1f89d1d4844023245537e5e6014c87b144553e0607b4cc32130"
 """sha256 of dist/htmx.min.js of htmx.org 4.0.1, as the npm registry has it."""
@@ -109,6 +109,13 @@ def test_a_row_is_taken_apart_and_only_what_was_changed_is_changed() -> None:
     assert json.loads(with_texts(ROW, shown)) == json.loads(ROW)  # a browser sends back what it was shown
     new = json.loads(with_texts(ROW, {**shown, "preferred_output/0/content": "yes\r\n!"}))
     assert new == {**json.loads(ROW), "preferred_output": [{"role": "assistant", "content": "yes\n!"}]}
+
+
+def test_tools_are_shown_whether_they_are_a_list_or_its_text() -> None:
+    listed = [{"type": "function", "function": {"name": "now"}}, {"type": "function", "function": {"name": "é"}}]
+    as_list, as_text = (json.dumps({"messages": [], "tools": given}) for given in (listed, json.dumps(listed)))
+    assert [json.loads(line) for line in tools(as_text).splitlines()] == listed and tools(as_list) == tools(as_text)
+    assert tools('{"tools": "["}') == tools('{"tools": 3}') == tools("no JSON") == ""
 
 
 def test_words_are_found_as_they_are_read_and_as_they_are_written() -> None:

@@ -86,8 +86,12 @@ def _take_apart(written: str, write: Write, form: CallForm) -> CallText | None:
         return None
     join = None
     both = write(Message("assistant", tool_calls=(_FIRST, _SECOND)))
-    second, end_id = json.dumps(_SECOND.name), json.dumps(_FIRST.id)
     if both is not None and same_calls(parse_reply_text(both, form).tool_calls, (_FIRST, _SECOND)):
-        join = both.removeprefix(begin + name + middle + arguments).partition(second)[0].replace(end_id, ID)
+        join = _without_ids(both.removeprefix(written.removesuffix(end)).partition(json.dumps(_SECOND.name))[0])
     beside = write(Message("assistant", "brofind", (_FIRST,)))
-    return CallText(begin, middle, end.replace(end_id, ID), join, beside is not None and beside.startswith("brofind"))
+    begin, middle, end = map(_without_ids, (begin, middle, end))
+    return CallText(begin, middle, end, join, beside is not None and beside.startswith("brofind"))
+
+
+def _without_ids(text: str) -> str:
+    return text.replace(json.dumps(_FIRST.id), ID).replace(json.dumps(_SECOND.id), ID)

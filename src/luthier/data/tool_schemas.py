@@ -3,10 +3,18 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from luthier.examples import ToolCall
+
 
 def argument_validators(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What checks the arguments of each tool, by its name; None where it has no schema that can be used."""
     return {name: _validator(parameters) for name, parameters in _offered(tools)}
+
+
+def calls_that_fit(calls: Sequence[ToolCall], tools: Sequence[Mapping[str, Any]]) -> list[bool]:
+    """Of each call whether a tool on offer would take it."""
+    validators = argument_validators(tools) if calls else {}
+    return [call.name in validators and fits(call.arguments, validators[call.name]) for call in calls]
 
 
 def fits(arguments: Mapping[str, Any], validator: Any) -> bool:

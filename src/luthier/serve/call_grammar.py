@@ -60,7 +60,7 @@ def call_grammar(
         name = json.dumps(json.dumps(tool.name, ensure_ascii=False))
         lines.append(f"call_{i}: {name} {literal(text.middle)} arguments_{i}")
         lines.append(f"arguments_{i}: %json {json.dumps({**tool.schema, 'x-guidance': options})}")
-    if ID in text.end:
+    if ID in text.begin + text.middle + text.end:
         lines.append(f"ID: {ID_PATTERN}")
     return "\n".join(lines) + "\n"
 

@@ -105,12 +105,26 @@ class Grammars:
         tokens = {t: i for t, i in served.loaded.tokenizer.get_added_vocab().items() if llm.is_special_token(i)}
         for i, tool in wanted:
             _require_no_token(name_of(tool), tokens, f"tools[{i}].function.name")
-        offered = [Offered(name_of(tool), self._arguments(served, tool, i, tokens)) for i, tool in wanted]
-        grammar = call_grammar(calls, calls.text, rule, offered, tokens, SPACES)
-        return Held(LLMatcher.grammar_from_lark(grammar), "tools", "these tools")
+        text = calls.text
 
-    def _arguments(self, served: ServedModel, tool: Any, index: int, tokens: Iterable[str]) -> Any:
-        """The schema that a call's arguments are held to: any object where only a strict one would be refused."""
+        def found(each: bool) -> Held:
+            offered = [Offered(name_of(tool), self._arguments(served, tool, i, tokens, each)) for i, tool in wanted]
+            grammar = call_grammar(calls, text, rule, offered, tokens, SPACES)
+            return Held(LLMatcher.grammar_from_lark(grammar), "tools", "these tools")
+
+        # one by one, tools would fill what is kept, so only where it has to be found out which one does not go
+        whole = found(each=False)
+        try:
+            self.constraint(served, whole)
+        except ApiError:
+            return found(each=True)
+        return whole
+
+    def _arguments(self, served: ServedModel, tool: Any, index: int, tokens: Iterable[str], compiles: bool) -> Any:
+        """The schema that a call's arguments are held to: any object where only a strict one would be refused.
+
+        `compiles`: whether it is tried out by itself.
+        """
         schema = arguments_schema(tool["function"].get("parameters"))
         text = json.dumps(schema, ensure_ascii=False)
         at = f"tools[{index}].function.parameters"
@@ -118,7 +132,8 @@ class Grammars:
             if len(text.encode()) > SCHEMA_BYTES:
                 raise ApiError(f"A schema may have at most {SCHEMA_BYTES:,} bytes.", param=at)
             _require_no_token(text, tokens, at)
-            self.constraint(served, Held(_of_schema(text), at, f"the schema of {name_of(tool)!r}"))
+            if compiles:
+                self.constraint(served, Held(_of_schema(text), at, f"the schema of {name_of(tool)!r}"))
         except ApiError:
             if is_strict(tool):
                 raise

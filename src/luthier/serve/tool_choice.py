@@ -1,7 +1,7 @@
 """What a request says about calls: whether one must be made, of which tools, how many, and how strictly."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from luthier.serve.api_error import ApiError, unsupported
@@ -76,8 +76,7 @@ def calling_of(fields: Fields, tools: Tools) -> tuple[Tools, CallRule | None]:
     if not tools:
         return (), None
     if single:
-        rule = CallRule("parallel_tool_calls") if rule is None else rule
-        rule = CallRule(rule.param, rule.must, True, rule.names)
+        rule = replace(rule or CallRule("parallel_tool_calls"), single=True)
     strict = next((i for i, tool in enumerate(tools) if is_strict(tool)), None)
     if rule is None and strict is not None:
         rule = CallRule(f"tools[{strict}].function.strict")

@@ -44,13 +44,14 @@ def turns(line: str) -> list[Turn]:
 
 
 def tools(line: str) -> str:
-    """The tools that a row offers, one a line as JSON; empty for none."""
+    """The tools that a row offers, as a list or as its text, one a line as JSON; empty for none."""
     try:
         values = json.loads(line)
+        given = values.get("input", values) if isinstance(values, Mapping) else None
+        listed = given.get("tools") if isinstance(given, Mapping) else None
+        listed = json.loads(listed) if isinstance(listed, str) else listed
     except ValueError:
         return ""
-    given = values.get("input", values) if isinstance(values, Mapping) else None
-    listed = given.get("tools") if isinstance(given, Mapping) else None
     return "\n".join(json.dumps(tool, ensure_ascii=False) for tool in listed) if isinstance(listed, list) else ""
 
 

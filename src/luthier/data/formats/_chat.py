@@ -11,8 +11,7 @@ from typing import Any
 from luthier.data.formats.base import Fields
 from luthier.data.read import Record, kind_of
 from luthier.data.strict_json import excerpt, loads
-from luthier.data.tool_results import ResultError, matched_results
-from luthier.examples import ROLES, Conversation, Message, ToolCall
+from luthier.examples import ROLES, Message, ToolCall
 
 _KNOWN = frozenset({"role", "content", "tool_calls", "tool_call_id", "name", "weight"})
 # what the assistant said or did in fields that no template here renders: keeping quiet would lose it
@@ -158,25 +157,6 @@ class ChatFields(Fields):
             if isinstance(function, Mapping) and isinstance(function.get("name"), str) and function["name"]:
                 return tool
         raise self.error(f"{at} names no function; expected a tool such as {_TOOL}")
-
-    def require_results_matched(self, messages: Sequence[Message], of: str = "") -> None:
-        """Raise a DataError if a tool result answers no call, or nobody can tell which; `of` names the messages."""
-        try:
-            matched_results(messages)
-        except ResultError as error:
-            raise self.error(f"{of}{error}") from None
-
-    def conversation(
-        self,
-        messages: tuple[Message, ...],
-        instruction: str | None,
-        tools: tuple[Mapping[str, Any], ...] = (),
-        label: str | None = None,
-        target: Any = None,
-    ) -> Conversation:
-        """As in `Fields`, for messages in which every tool result answers a call."""
-        self.require_results_matched(messages)
-        return super().conversation(messages, instruction, tools, label, target)
 
     def extra(self) -> dict[str, Any]:
         """As in `Fields`, with the unknown fields of single messages under `message_fields`."""

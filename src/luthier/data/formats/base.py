@@ -9,13 +9,14 @@ A format module has a docstring whose first line describes it, `SAMPLE` (one rec
 the example's `extra`, never dropped.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
 from luthier import registry
 from luthier.data.read import Record, Refuse, kind_of, read_records
+from luthier.data.tool_results import ResultError, matched_results
 from luthier.errors import DataError
 from luthier.examples import Conversation, Example, Message
 
@@ -115,26 +116,35 @@ class Fields:
         text = system if system is not None else instruction
         return messages if text is None else (Message("system", text), *messages)
 
+    def require_results_matched(self, messages: Sequence[Message], of: str = "") -> None:
+        """Raise a DataError if a tool result answers no call, or nobody can tell which; `of` names the messages."""
+        try:
+            matched_results(messages)
+        except ResultError as error:
+            raise self.error(f"{of}{error}") from None
+
     def conversation(
         self,
         messages: tuple[Message, ...],
         instruction: str | None,
         tools: tuple[Mapping[str, Any], ...] = (),
-        label: str | None = None,
         target: Any = None,
     ) -> Conversation:
         """These turns with what every format reads alike: `system`, `id`, `target`, `group`, the rest as `extra`.
 
-        Call it last. `label`, or another `target`, where a format has one, stands for the row's own.
+        Call it last. `target`, where a format has one of its own, stands for the field.
+
+        Raises:
+            DataError: a tool result answers no call, or a field is of the wrong kind.
         """
+        self.require_results_matched(messages)
         own = self.target()
-        target = own if target is None else target
         return Conversation(
             self.with_system(messages, instruction),
             tools,
             self.where,
             self.id(),
-            target if label is None else label,
+            own if target is None else target,
             self.group(),
             self.extra(),
         )

@@ -31,7 +31,7 @@ def parse(record: Record, instruction: str | None = None) -> Conversation:
     if fields.target() is not None:
         raise fields.error("the row has both 'label' and 'target'; expected one of them, since the label is the target")
     messages = (Message("user", text), Message("assistant", label))
-    return fields.conversation(messages, instruction, label=label)
+    return fields.conversation(messages, instruction, target=label)
 
 
 def _label(fields: Fields) -> str:

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from luthier.errors import EvaluationError
 from luthier.evaluation.metrics._json import canonical, is_too_deep
-from luthier.evaluation.metrics.base import Prediction
+from luthier.evaluation.metrics.base import Prediction, RatioMetric
 from luthier.examples import ToolCall
 
 _IGNORED = re.compile(r"[ ,./\-_*^()\"']")
@@ -64,6 +64,22 @@ def most_pairs(made: Sequence[ToolCall], wanted: Sequence[Wanted]) -> int:
         return False
 
     return sum(place(call, set()) for call in range(len(fits)))
+
+
+class CallingAtAll(RatioMetric):
+    """Of the rows that `among` names, the share that has a call and wants one; which call is not looked at."""
+
+    scores_rows: ClassVar[bool] = False
+    among: ClassVar[Literal["called", "wanted"]]
+
+    def statistics(self, prediction: Prediction) -> tuple[float, float]:
+        """(1 if a call was made and one is wanted, 1 if the row is among those).
+
+        Raises:
+            EvaluationError: the row's `acceptable` is not of the form that `tool_calls.py` describes.
+        """
+        called, wanted = bool(made_calls(prediction)), bool(wanted_calls(prediction))
+        return float(called and wanted), float(called if self.among == "called" else wanted)
 
 
 def _acceptable(row: str, listed: Any) -> list[tuple[str, Mapping[str, Any]]]:

@@ -3,22 +3,12 @@
 Low where a model talks instead of calling. Which tool, and with what, is not looked at.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from luthier.evaluation.metrics._calls import made_calls, wanted_calls
-from luthier.evaluation.metrics.base import Prediction, RatioMetric
+from luthier.evaluation.metrics._calls import CallingAtAll
 
 
-class CallRecall(RatioMetric):
+class CallRecall(CallingAtAll):
     """Share of the rows that want a call with one."""
 
-    scores_rows: ClassVar[bool] = False
-
-    def statistics(self, prediction: Prediction) -> tuple[float, float]:
-        """(1 if a call was made and one is wanted, 1 if one is wanted).
-
-        Raises:
-            EvaluationError: the row's `acceptable` is not of the form that `tool_calls.py` describes.
-        """
-        called, wanted = bool(made_calls(prediction)), bool(wanted_calls(prediction))
-        return float(called and wanted), float(wanted)
+    among: ClassVar[Literal["called", "wanted"]] = "wanted"

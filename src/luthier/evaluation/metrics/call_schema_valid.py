@@ -4,7 +4,7 @@ Arguments fit the JSON Schema of the tool; a tool without one takes anything. Wh
 (`tool_calls`).
 """
 
-from luthier.data.tool_schemas import argument_validators, fits
+from luthier.data.tool_schemas import calls_that_fit
 from luthier.evaluation.metrics._calls import made_calls
 from luthier.evaluation.metrics.base import Prediction, RatioMetric
 
@@ -14,7 +14,5 @@ class CallSchemaValid(RatioMetric):
 
     def statistics(self, prediction: Prediction) -> tuple[float, float]:
         """(calls that fit, calls)."""
-        made = made_calls(prediction)
-        validators = argument_validators(prediction.tools) if made else {}
-        good = sum(call.name in validators and fits(call.arguments, validators[call.name]) for call in made)
-        return float(good), float(len(made))
+        good = calls_that_fit(made_calls(prediction), prediction.tools)
+        return float(sum(good)), float(len(good))
