@@ -199,6 +199,16 @@ def test_what_means_nothing_is_refused(
     assert message in capsys.readouterr().err
 
 
+def test_a_reranker_without_a_wrong_passage_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, corpus, rows = write_task(tmp_path, "rerank"), tmp_path / "corpus.jsonl", tmp_path / "rows.jsonl"
+    corpus.write_text(corpus.read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")
+    asked = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+    named = [json.dumps({**row, "gold_passage_ids": ["p0"]}) + "\n" for row in asked]
+    rows.write_text("".join(named), encoding="utf-8")
+    assert main(["train", str(recipe), "--out", str(tmp_path / "run")]) != 0
+    assert "finds no passage to put beside the right one" in capsys.readouterr().err
+
+
 def test_commands_for_models_that_write_say_that_this_is_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
