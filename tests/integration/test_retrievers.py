@@ -155,6 +155,16 @@ def test_rows_may_bring_their_passages(tmp_path: Path, capsys: pytest.CaptureFix
     assert all(len(row["extra"]["gold_passage_ids"]) == len(row["extra"]["wrong_passage_ids"]) == 1 for row in trained)
 
 
+def test_test_questions_of_which_nothing_is_known_measure_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_task(tmp_path, "contrastive", steps=4)
+    (tmp_path / "test.jsonl").write_text('{"question": "x y?", "answers": ["-"]}\n', encoding="utf-8")
+    test = f"data.test='{tmp_path / 'test.jsonl'}'"
+    assert main(["run", str(recipe), "--out", str(tmp_path / "run"), "--set", test]) == 0
+    assert "so nothing is measured" in capsys.readouterr().out
+
+
 def test_vectors_are_kept_by_the_weights_that_made_them(tmp_path: Path) -> None:
     recipe = write_task(tmp_path, "contrastive", steps=15)
     assert main(["train", str(recipe), "--out", str(tmp_path / "run")]) == 0
