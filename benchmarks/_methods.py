@@ -1,5 +1,6 @@
 """What the benchmarks of methods share: a run of `luthier` that goes on where it was, and a section of the page."""
 
+import argparse
 import json
 import re
 import subprocess
@@ -12,6 +13,32 @@ from typing import Any
 from benchmarks.__main__ import FOLDER, METHODS_PAGE, heading
 
 PAGE = FOLDER.parent / METHODS_PAGE
+
+
+def asked_of(
+    text: str | None, name: str, data: str, model: str, epochs: float, **rates: float
+) -> tuple[argparse.Namespace, float | None]:
+    """What the command line of a benchmark of one model says, and the moment (`time.monotonic`) at which it stops.
+
+    Args:
+        text: the benchmark's own description.
+        name: of its folder under runs/methods.
+        data: what the folder of `--data` holds.
+        model: the base where none is given.
+        epochs: how many where none are given.
+        rates: learning rates where none are given, by option.
+    """
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help=f"folder with {data}")
+    parser.add_argument("--model", default=model)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--epochs", type=float, default=epochs)
+    for option, rate in rates.items():
+        parser.add_argument(f"--{option.replace('_', '-')}", type=float, default=rate)
+    parser.add_argument("--minutes", type=float, help="stop after so many; the same command goes on")
+    parser.add_argument("--out", type=Path, default=Path("runs/methods") / name)
+    asked = parser.parse_args()
+    return asked, None if asked.minutes is None else time.monotonic() + 60 * asked.minutes
 
 
 def finished(recipe: Path, folder: Path, until: float | None = None) -> bool:

@@ -16,7 +16,6 @@ import argparse
 import itertools
 import json
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._methods import commit_of, finished, prepared, write_section
+from benchmarks._methods import asked_of, commit_of, finished, prepared, write_section
 from luthier.config import write_toml
 from luthier.evaluation.calibration import calibration_error
 from luthier.evaluation.metrics.macro_f1 import MacroF1
@@ -166,16 +165,8 @@ def _interval(one: Interval) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with intents/train.jsonl and test.jsonl")
-    parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--epochs", type=float, default=3.0)
-    parser.add_argument("--rate", type=float, default=5e-4)
-    parser.add_argument("--minutes", type=float, help="stop after so many; the same command goes on")
-    parser.add_argument("--out", type=Path, default=Path("runs/methods/classes"))
-    asked = parser.parse_args()
-    until = None if asked.minutes is None else time.monotonic() + 60 * asked.minutes
+    data = "intents/train.jsonl and test.jsonl"
+    asked, until = asked_of(__doc__, "classes", data, "smollm2-135m-instruct", 3.0, rate=5e-4)
     found: dict[str, dict[int, Answered]] = {way: {} for way in WAYS}
     for seed, objective in itertools.product(asked.seeds, SYSTEMS):
         recipe = write_toml(settings(asked, objective, seed))

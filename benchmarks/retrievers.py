@@ -12,7 +12,6 @@ training is a whole `luthier train` under `--out`, and goes on where it was. Wri
 import argparse
 import json
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._methods import commit_of, prepared, to_its_end, write_section
+from benchmarks._methods import asked_of, commit_of, prepared, to_its_end, write_section
 from luthier.config import write_toml
 from luthier.data.formats.base import read_examples
 from luthier.evaluation.retrieval import DEPTH, judged_rows, score
-from luthier.evaluation.significance import mean_interval, number_groups
+from luthier.evaluation.significance import gain_interval, mean_interval, number_groups
 from luthier.examples import Conversation
 from luthier.rag.prompt import last_question
 from luthier.rag.retriever import Host, build_retrievers
@@ -125,7 +124,7 @@ def line(name: str, seeds: Sequence[Figures], commit: str) -> str:
     gains, each = ["", ""], ""
     if against := AGAINST.get(name):
         pairs = [mean_N(name, metric) - mean_N(against, metric) for metric in ("recall_at_1", "mrr")]
-        found = [mean_interval(values_N, groups_N=groups_N) for values_N in pairs]
+        found = [gain_interval(values_N, groups_N=groups_N) for values_N in pairs]
         gains = [f"{one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}]" for one in found]
         each = ", ".join(f"{np.mean(of_seed.values[name]['mrr']):.3f}" for of_seed in seeds)
     counts = [str(len(seeds)) if against else "", f"{len(groups_N)} of {int(groups_N.max()) + 1} articles"]
@@ -133,17 +132,8 @@ def line(name: str, seeds: Sequence[Figures], commit: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with rag_qa")
-    parser.add_argument("--model", default="all-minilm-l6-v2")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--epochs", type=float, default=2)
-    parser.add_argument("--embedder-rate", type=float, default=2e-5)
-    parser.add_argument("--reranker-rate", type=float, default=5e-5)
-    parser.add_argument("--minutes", type=float, help="stop after so many; the same command goes on")
-    parser.add_argument("--out", type=Path, default=Path("runs/methods/retrievers"))
-    asked = parser.parse_args()
-    until = None if asked.minutes is None else time.monotonic() + 60 * asked.minutes
+    rates = {"embedder_rate": 2e-5, "reranker_rate": 5e-5}
+    asked, until = asked_of(__doc__, "retrievers", "rag_qa", "all-minilm-l6-v2", 2.0, **rates)
     seeds: list[Figures] = []
     commit = ""
     for seed in asked.seeds:

@@ -317,7 +317,7 @@ def _retrievers(opened: Opened, progress: Progress) -> Mapping[str, Retriever]:
     if settings is None:
         return {}
     with opened.folder.timed("retrieval"):
-        return _built(settings, opened.loaded.device, progress)
+        return retrievers_in(settings, opened.loaded.device, progress)
 
 
 def retriever_of(recipe: Recipe, device: torch.device, progress: Progress) -> Retriever:
@@ -329,10 +329,11 @@ def retriever_of(recipe: Recipe, device: torch.device, progress: Progress) -> Re
     """
     if recipe.retrieval is None:
         raise RecipeError('the recipe has no passages; write a table [retrieval] with corpus = "corpus.jsonl"')
-    return _built(recipe.retrieval, device, progress)[used_name(recipe.retrieval)]
+    return retrievers_in(recipe.retrieval, device, progress)[used_name(recipe.retrieval)]
 
 
-def _built(settings: RetrievalSettings, device: torch.device, progress: Progress) -> Mapping[str, Retriever]:
+def retrievers_in(settings: RetrievalSettings, device: torch.device, progress: Progress) -> Mapping[str, Retriever]:
+    """As `build_retrievers`, which tells `progress` how far it is."""
     with progress.stage("passages", f"reading {settings.corpus}"):
         host = Host(device, lambda text: progress.say(f"    {text}"), _told(progress))
         return build_retrievers(settings, host)

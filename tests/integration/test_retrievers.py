@@ -155,6 +155,16 @@ def test_rows_may_bring_their_passages(tmp_path: Path, capsys: pytest.CaptureFix
     assert all(len(row["extra"]["gold_passage_ids"]) == len(row["extra"]["wrong_passage_ids"]) == 1 for row in trained)
 
 
+def test_test_questions_of_which_nothing_is_known_measure_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_task(tmp_path, "contrastive", steps=4)
+    (tmp_path / "test.jsonl").write_text('{"question": "x y?", "answers": ["-"]}\n', encoding="utf-8")
+    test = f"data.test='{tmp_path / 'test.jsonl'}'"
+    assert main(["run", str(recipe), "--out", str(tmp_path / "run"), "--set", test]) == 0
+    assert "so nothing is measured" in capsys.readouterr().out
+
+
 def test_vectors_are_kept_by_the_weights_that_made_them(tmp_path: Path) -> None:
     recipe = write_task(tmp_path, "contrastive", steps=15)
     assert main(["train", str(recipe), "--out", str(tmp_path / "run")]) == 0
@@ -197,6 +207,16 @@ def test_what_means_nothing_is_refused(
     recipe = write_task(tmp_path, "contrastive", "lora")
     assert main(["train", str(recipe), "--out", str(tmp_path / "run"), "--set", change]) != 0
     assert message in capsys.readouterr().err
+
+
+def test_a_reranker_without_a_wrong_passage_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, corpus, rows = write_task(tmp_path, "rerank"), tmp_path / "corpus.jsonl", tmp_path / "rows.jsonl"
+    corpus.write_text(corpus.read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")
+    asked = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+    named = [json.dumps({**row, "gold_passage_ids": ["p0"]}) + "\n" for row in asked]
+    rows.write_text("".join(named), encoding="utf-8")
+    assert main(["train", str(recipe), "--out", str(tmp_path / "run")]) != 0
+    assert "finds no passage to put beside the right one" in capsys.readouterr().err
 
 
 def test_commands_for_models_that_write_say_that_this_is_none(

@@ -1,5 +1,6 @@
 """Parts of a retriever's training: values by hand, what is right and wrong, and how rows are divided."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.engine_runs import RandomTexts, make_run, sought_questions
+from tests.small_encoders import write_encoder
 from torch import Tensor
 
 from luthier import registry
@@ -17,6 +19,7 @@ from luthier.engine.loop import train
 from luthier.errors import DataError, EvaluationError, ModelError
 from luthier.evaluation.passage_groups import by_passage
 from luthier.examples import Conversation, Message
+from luthier.models.catalog import resolve
 from luthier.models.forest import Batch, build_batch
 from luthier.models.load import LoadedModel
 from luthier.objectives._retriever import RetrieverObjective, Sought, ranges
@@ -195,6 +198,15 @@ def test_every_setting_has_an_effect(name: str, tmp_path: Path) -> None:
 def test_a_model_that_writes_is_no_base_of_a_reranker(tiny_loaded: LoadedModel) -> None:
     with pytest.raises(ModelError, match="writes text and is no encoder"):
         CrossEncoder(tiny_loaded.files, torch.device("cpu"), untrained=True)
+
+
+def test_a_cross_encoder_that_cannot_pad_is_refused(tmp_path: Path) -> None:
+    folder = write_encoder(tmp_path / "base")
+    settings = folder / "tokenizer_config.json"
+    told = json.loads(settings.read_text(encoding="utf-8"))
+    settings.write_text(json.dumps({**told, "pad_token": None}), encoding="utf-8")
+    with pytest.raises(ModelError, match="no padding token"):
+        CrossEncoder(resolve(str(folder)), torch.device("cpu"))
 
 
 def test_how_many_passages_validate() -> None:

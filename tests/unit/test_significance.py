@@ -16,7 +16,9 @@ from luthier.evaluation.significance import (
     clopper_pearson,
     compare,
     failures_per_million,
+    gain_interval,
     mcnemar,
+    mean_interval,
     metric_interval,
     minimum_detectable_effect,
     number_groups,
@@ -310,3 +312,15 @@ def test_different_rows_cannot_be_paired() -> None:
         compare(Mean(), scores([1.0]), scores([1.0, 0.0]))
     with pytest.raises(ValueError, match="same rows"):
         compare(Mean(), scores([]), scores([]))
+
+
+@pytest.mark.parametrize("gain", [0.0, -0.25, 1.0])
+def test_an_equal_gain_of_all_rows_lies_within_its_interval(gain: float) -> None:
+    found = gain_interval(np.full(20, gain))
+    margin = clopper_pearson(0, 20)[1]
+    assert (found.low, found.high) == (max(-1.0, gain - margin), min(1.0, gain + margin))
+
+
+def test_gains_that_differ_are_resampled_as_scores_are() -> None:
+    gains_N = np.random.default_rng(0).normal(0.1, 0.2, 40)
+    assert gain_interval(gains_N) == mean_interval(gains_N)

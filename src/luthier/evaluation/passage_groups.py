@@ -18,7 +18,8 @@ from luthier.examples import Conversation, Example
 WRONG = "wrong_passage_ids"
 """The field of a row that names passages which do not answer."""
 FEWEST_TITLES, LARGEST_SHARE = 8, 0.25
-"""Titles group passages if there are at least so many, none of which most rows ask about: else no split is possible."""
+"""Titles group passages if there are at least so many, none of which more than this share of the rows asks about: else
+few splits are possible."""
 
 
 def by_passage(examples: Sequence[Example], titles: Mapping[str, str]) -> list[Example]:
@@ -28,14 +29,14 @@ def by_passage(examples: Sequence[Example], titles: Mapping[str, str]) -> list[E
         examples: rows of one file.
         titles: of each source of the corpus, by id; empty: it has none.
     """
-    named = [_sources(example, titles) for example in examples]
-    keys = [[titles.get(source) or source for source in sources] for sources in named]
+    asked = [_sources(example, titles) for example in examples]
+    keys = [[titles.get(source) or source for source in sources] for sources in asked]
     counts: dict[str, int] = {}
     for one in keys:
         for key in set(one):
             counts[key] = counts.get(key, 0) + 1
     if len(counts) < FEWEST_TITLES or max(counts.values()) > LARGEST_SHARE * len(examples):
-        keys = named
+        keys = asked
     parent: dict[str, str] = {}
 
     def root(key: str) -> str:

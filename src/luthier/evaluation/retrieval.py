@@ -25,7 +25,7 @@ import numpy as np
 from luthier.errors import EvaluationError, RecipeError
 from luthier.evaluation.metrics._answers import answer_words
 from luthier.evaluation.metrics.base import Array
-from luthier.evaluation.significance import Groups, Interval, mean_interval
+from luthier.evaluation.significance import Groups, Interval, gain_interval, mean_interval
 from luthier.examples import Conversation, Example
 from luthier.rag.passages import Hit, Passage
 from luthier.rag.prompt import last_question
@@ -169,9 +169,10 @@ def measure_retrieval(
         )
     kept = {id(one.row) for one in judged}
     numbers = np.unique(groups_N[[id(row) in kept for row in rows]], return_inverse=True)[1]
-    interval = partial(mean_interval, confidence=confidence, seed=seed, groups_N=numbers)
+    mean = partial(mean_interval, confidence=confidence, seed=seed, groups_N=numbers)
+    gain = partial(gain_interval, confidence=confidence, seed=seed, groups_N=numbers)
     scored = {name: _scored(retriever, judged) for name, retriever in retrievers.items()}
-    measured = [_measured(retrievers[name], scored, interval) for name in retrievers]
+    measured = [_measured(retrievers[name], scored, mean, gain) for name in retrievers]
     by: list[str] = [one.by for one in judged]
     return {
         **nothing_judged(retrievers, rows, used, confidence),
@@ -227,18 +228,21 @@ def _scored(retriever: "Retriever", judged: Sequence[Judged]) -> _Scored:
 
 
 def _measured(
-    retriever: "Retriever", scored: Mapping[str, _Scored], interval: Callable[[Array], Interval]
+    retriever: "Retriever",
+    scored: Mapping[str, _Scored],
+    mean: Callable[[Array], Interval],
+    gain: Callable[[Array], Interval],
 ) -> dict[str, Any]:
     """A row of the table; where it is to be compared with another, with what it gains on the same questions."""
     own, against = scored[retriever.name], scored.get(retriever.against)
     found = {
         "name": retriever.name,
         "seconds_per_query": own.seconds_per_query,
-        "metrics": {name: interval(values_N).dump() for name, values_N in own.values.items()},
+        "metrics": {name: mean(values_N).dump() for name, values_N in own.values.items()},
     }
     if against is None:
         return found
-    gains = {name: interval(values_N - against.values[name]).dump() for name, values_N in own.values.items()}
+    gains = {name: gain(values_N - against.values[name]).dump() for name, values_N in own.values.items()}
     return {**found, "against": retriever.against, "gains": gains}
 
 

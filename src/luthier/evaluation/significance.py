@@ -27,6 +27,8 @@ CHUNK_CELLS = 4_000_000
 """Cells of a matrix of counts computed at once: 32 MB."""
 BCA_MAX_GROUPS = 3000
 """With more groups the correction, of order 1 / sqrt(G), is not worth its G x N cells."""
+ALIKE = "exact bound: rows do not differ"
+"""The method where resampling sees no spread."""
 
 Values: TypeAlias = Callable[[Array, Array], Array]
 """`Metric.values`: (statistics_NS, counts_BN) -> (B,)."""
@@ -144,20 +146,34 @@ def mean_interval(scores_N: Array, confidence: float = 0.95, seed: int = 0, grou
         ValueError: there is no row, or not every row has a group.
     """
     groups_N = _groups_of(len(scores_N), groups_N)
-
-    def mean(statistics_NS: Array, counts_BN: Array) -> Array:
-        return divide(counts_BN @ statistics_NS[:, 0], counts_BN.sum(1), float("nan"))
-
-    found = bootstrap_interval(mean, scores_N[:, None], confidence, seed, groups_N=groups_N)
+    found = bootstrap_interval(_means, scores_N[:, None], confidence, seed, groups_N=groups_N)
     if found.low == found.high:
         return _at_the_end(found.value, (0.0, 1.0), count_groups(groups_N), confidence)
     return found
 
 
+def gain_interval(gains_N: Array, confidence: float = 0.95, seed: int = 0, groups_N: Groups | None = None) -> Interval:
+    """The mean of differences of two such scores with its interval; where rows do not differ, as in `compare`.
+
+    Raises:
+        ValueError: there is no row, or not every row has a group.
+    """
+    groups_N = _groups_of(len(gains_N), groups_N)
+    found = bootstrap_interval(_means, gains_N[:, None], confidence, seed, groups_N=groups_N)
+    if found.low == found.high:
+        margin = clopper_pearson(0, count_groups(groups_N), confidence)[1]
+        return Interval(found.value, max(-1.0, found.value - margin), min(1.0, found.value + margin), ALIKE)
+    return found
+
+
+def _means(statistics_NS: Array, counts_BN: Array) -> Array:
+    return divide(counts_BN @ statistics_NS[:, 0], counts_BN.sum(1), float("nan"))
+
+
 def _at_the_end(value: float, ends: tuple[float, float], groups: int, confidence: float) -> Interval:
     low, high = sorted(ends)
     margin = (high - low) * clopper_pearson(0, groups, confidence)[1]
-    return Interval(value, max(low, value - margin), min(high, value + margin), "exact bound: rows do not differ")
+    return Interval(value, max(low, value - margin), min(high, value + margin), ALIKE)
 
 
 def bootstrap_interval(

@@ -22,7 +22,7 @@ from luthier.models.forest import Batch, HeadValues, TokenScores
 SEGMENT = "segment"
 """Token values of a row that is a pair of texts: 0 for those of the first, 1 for those of the second."""
 PADDED = 0.75
-"""Rows that are computed together are at least so long as the longest of them: at most a quarter is padding."""
+"""Rows computed together have at least this share of the tokens of the longest: at most a quarter is padding."""
 
 
 def padded(ids: Sequence[Sequence[int]], fill: int, device: torch.device) -> tuple[Tensor, Tensor]:

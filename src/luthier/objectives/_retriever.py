@@ -9,7 +9,7 @@ ranges of all passages that answer it, ends included, as passages of one source 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, NoReturn, Protocol, TypeAlias
+from typing import ClassVar, Generic, Literal, NoReturn, Protocol, TypeAlias, TypeVar
 
 import torch
 from pydantic import Field
@@ -47,8 +47,8 @@ class Sought:
     """What a search finds, the best first, right or wrong."""
 
 
-class Texts(Protocol):
-    """Questions and passages as the encoder reads them."""
+class Singles(Protocol):
+    """Questions and passages as an embedder reads them, each by itself."""
 
     def question(self, text: str) -> tuple[int, ...]:
         """Its tokens."""
@@ -58,12 +58,20 @@ class Texts(Protocol):
         """Its tokens."""
         ...
 
+
+class Pairs(Protocol):
+    """Questions beside passages, as a reranker reads them."""
+
     def pair(self, question: str, number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The tokens of a question and a passage together, and of which of the two each is (0, 1)."""
         ...
 
 
-class RetrieverObjective(Objective):
+Texts = TypeVar("Texts")
+"""`Singles` or `Pairs`: how what is trained reads."""
+
+
+class RetrieverObjective(Objective, Generic[Texts]):
     """Trains what finds passages, on questions whose right passages are known."""
 
     accepts: ClassVar[tuple[type, ...]] = (Conversation,)
@@ -105,6 +113,18 @@ class RetrieverObjective(Objective):
             pool: passages among which they are to find the right ones.
             texts: of both.
         """
+
+
+class EmbedderObjective(RetrieverObjective[Singles]):
+    """Trains vectors of questions and passages."""
+
+    trains: ClassVar[Part] = "embedder"
+
+
+class RerankerObjective(RetrieverObjective[Pairs]):
+    """Trains numbers for questions beside passages."""
+
+    trains: ClassVar[Part] = "reranker"
 
 
 def require_writes(objective: Settings) -> None:

@@ -31,10 +31,9 @@ from luthier.objectives._retriever import (
     DEPTH,
     PASSAGE,
     POSITIVE,
-    Part,
-    RetrieverObjective,
+    EmbedderObjective,
+    Singles,
     Sought,
-    Texts,
     encoder_of,
     questions_of,
     ranges,
@@ -49,16 +48,15 @@ GRADIENT, SHARE, RANK = "gradient", "share", "rank"
 rank."""
 
 
-class Contrastive(RetrieverObjective):
+class Contrastive(EmbedderObjective):
     """Learn vectors of questions and passages from those that belong together."""
 
-    trains: ClassVar[Part] = "embedder"
     least_per_step: ClassVar[int] = 2
 
     temperature: float = Field(0.05, gt=0)
     """What cosines are divided by: the lower, the more the hardest wrong passages count."""
 
-    def training(self, sought: Sequence[Sought], texts: Texts) -> list[tuple[Row, ...]]:
+    def training(self, sought: Sequence[Sought], texts: Singles) -> list[tuple[Row, ...]]:
         """The question, its passage, and `negatives` wrong ones."""
         most = _most(sought)
         units: list[tuple[Row, ...]] = []
@@ -67,7 +65,7 @@ class Contrastive(RetrieverObjective):
             units.append((_question(one, most, texts), *(_passage(number, most, texts) for number in passages)))
         return units
 
-    def validating(self, sought: Sequence[Sought], pool: Sequence[int], texts: Texts) -> list[tuple[Row, ...]]:
+    def validating(self, sought: Sequence[Sought], pool: Sequence[int], texts: Singles) -> list[tuple[Row, ...]]:
         """Each question and each passage of the pool by itself."""
         most = _most(sought)
         rows = [_question(one, most, texts) for one in sought] + [_passage(number, most, texts) for number in pool]
@@ -109,11 +107,11 @@ def _most(sought: Sequence[Sought]) -> int:
     return max((len(ranges(one.right)) for one in sought), default=0)
 
 
-def _question(one: Sought, most: int, texts: Texts) -> Row:
+def _question(one: Sought, most: int, texts: Singles) -> Row:
     return text_row(texts.question(one.question), f"{one.id}/question", told(most, one.positive, one.right))
 
 
-def _passage(number: int, most: int, texts: Texts) -> Row:
+def _passage(number: int, most: int, texts: Singles) -> Row:
     return text_row(texts.passage(number), f"passage {number}", told(most, passage=number))
 
 

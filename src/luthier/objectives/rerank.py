@@ -15,7 +15,7 @@ Shapes: R rows, each a question beside one passage; L lists, whose rows follow o
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,17 +24,15 @@ from torch import Tensor
 
 from luthier.examples import Row
 from luthier.models.forest import Batch
-from luthier.objectives._retriever import DEPTH, Part, RetrieverObjective, Sought, Texts, encoder_of, pair_row
+from luthier.objectives._retriever import DEPTH, Pairs, RerankerObjective, Sought, encoder_of, pair_row
 from luthier.objectives.base import Loss, Mean, Models
 
 FIRST, RIGHT = "first", "right"
 """Values of rows: 1 for the first of a list; 1 for a passage that answers."""
 
 
-class Rerank(RetrieverObjective):
+class Rerank(RerankerObjective):
     """Learn which of the passages that a search finds answers the question."""
-
-    trains: ClassVar[Part] = "reranker"
 
     negatives: int = Field(7, ge=1)
     """Wrong passages beside each right one: those that the search of `[retrieval]` ranks highest."""
@@ -43,11 +41,11 @@ class Rerank(RetrieverObjective):
     penalty: Literal["listwise", "pointwise"] = "listwise"
     """`listwise` compares the passages of a question, `pointwise` judges each by itself."""
 
-    def training(self, sought: Sequence[Sought], texts: Texts) -> list[tuple[Row, ...]]:
+    def training(self, sought: Sequence[Sought], texts: Pairs) -> list[tuple[Row, ...]]:
         """The question beside its passage, then beside wrong ones; a question without a wrong one teaches nothing."""
         return [_list(one, (one.positive, *one.wrong[: self.negatives]), texts) for one in sought if one.wrong]
 
-    def validating(self, sought: Sequence[Sought], pool: Sequence[int], texts: Texts) -> list[tuple[Row, ...]]:
+    def validating(self, sought: Sequence[Sought], pool: Sequence[int], texts: Pairs) -> list[tuple[Row, ...]]:
         """The question beside what the search finds."""
         return [_list(one, one.found[: self.validation_passages], texts) for one in sought if one.found]
 
@@ -74,7 +72,7 @@ class Rerank(RetrieverObjective):
         return Loss(missed, found)
 
 
-def _list(one: Sought, numbers: Sequence[int], texts: Texts) -> tuple[Row, ...]:
+def _list(one: Sought, numbers: Sequence[int], texts: Pairs) -> tuple[Row, ...]:
     def row(place: int, number: int) -> Row:
         values = {FIRST: float(place == 0), RIGHT: float(number in one.right)}
         return pair_row(*texts.pair(one.question, number), f"{one.id}/{place}", values)

@@ -65,9 +65,7 @@ class Embedder:
         require_encoder(files.folder, files.name)
         _require_mean(files.folder, files.name)
         self.files, self.device = files, device
-        self.tokenizer = load_tokenizer(files)
-        if self.tokenizer.pad_token_id is None:
-            raise ModelError(f"{files.name}: its tokenizer has no padding token, so this is no encoder such as BERT")
+        self.tokenizer = padding_tokenizer(files)
         longest = _max_tokens(files.folder, self.tokenizer)
         self.max_tokens = longest if most_tokens is None else min(longest, most_tokens)
 
@@ -168,6 +166,18 @@ def _max_tokens(folder: Path, tokenizer: Any) -> int:
     positions = _json(folder / "config.json").get("max_position_embeddings")
     limits = [named, positions, tokenizer.model_max_length]
     return min(int(limit) for limit in limits if isinstance(limit, int) and 0 < limit < UNBOUNDED)
+
+
+def padding_tokenizer(files: ModelFiles) -> Any:
+    """The tokenizer of an encoder.
+
+    Raises:
+        ModelError: it cannot fill up the shorter ones of texts that are computed together.
+    """
+    tokenizer = load_tokenizer(files)
+    if tokenizer.pad_token_id is None:
+        raise ModelError(f"{files.name}: its tokenizer has no padding token, so this is no encoder such as BERT")
+    return tokenizer
 
 
 def require_encoder(folder: Path, name: str) -> None:

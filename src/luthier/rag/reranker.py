@@ -14,8 +14,8 @@ from luthier.config import canonical_hash
 from luthier.errors import ModelError
 from luthier.models.catalog import ModelFiles
 from luthier.models.encoder import padded
-from luthier.models.load import load_tokenizer, load_weights, require_supported
-from luthier.rag.embedder import require_encoder
+from luthier.models.load import load_weights, require_supported
+from luthier.rag.embedder import padding_tokenizer, require_encoder
 from luthier.rag.finder import Finder, Found
 
 CANDIDATES = 30
@@ -52,7 +52,7 @@ class CrossEncoder:
         if untrained:  # a decoder would be given a fresh layer, too, over pairs that nothing tells apart
             require_encoder(files.folder, files.name)
         self.files, self.device = files, device
-        self.tokenizer = load_tokenizer(files)
+        self.tokenizer = padding_tokenizer(files)
         self._most_tokens, self._untrained = most_tokens, untrained
 
     @property
@@ -98,7 +98,6 @@ class CrossEncoder:
         ids: list[list[int]] = given["input_ids"]
         return list(zip(ids, given.get("token_type_ids", [[] for _ in ids]), strict=True))
 
-    @torch.inference_mode()
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """How well each passage goes with its query; a pair that is too long loses the end of the passage."""
         return self.score_read(self.read(pairs))

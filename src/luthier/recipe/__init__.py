@@ -450,11 +450,13 @@ class RetrievalSettings(Settings):
     retriever: Literal["hybrid", "bm25", "dense"] = "hybrid"
     """`bm25` finds passages by their words, `dense` by their vectors, `hybrid` by both."""
     embedder: str = Field("all-minilm-l6-v2", min_length=1)
-    """What makes vectors of texts: a folder or hub id of a BERT-like encoder, or a name that `luthier models` lists."""
+    """What makes vectors of texts: a folder or hub id of a BERT-like encoder, a run that trained one, or a name that
+    `luthier models` lists."""
     store: str = Field("", pattern=r"^(https?://.+)?$")
     """Where vectors are kept: empty for files in the cache, or the URL of a Qdrant server."""
     reranker: str = ""
-    """A folder or hub id of a cross-encoder that puts what was found into a better order; empty: none."""
+    """What puts what was found into a better order: a folder or hub id of a cross-encoder, or a run that trained one;
+    empty: none."""
     top_k: int = Field(5, ge=1)
     """Most passages before a question."""
 

@@ -3,13 +3,13 @@
 from luthier.data.asked import conversations
 from luthier.data.split import group_keys
 from luthier.data_stage import Data
-from luthier.evaluate import RETRIEVAL
-from luthier.evaluation.retrieval import measure_retrieval, table
+from luthier.evaluate import RETRIEVAL, retrievers_in
+from luthier.evaluation.retrieval import judged_rows, measure_retrieval, table
 from luthier.evaluation.significance import number_groups
 from luthier.models.load import choose_device
 from luthier.objectives._retriever import RetrieverObjective
 from luthier.progress import Progress
-from luthier.rag.retriever import Host, build_retrievers, used_name
+from luthier.rag.retriever import used_name
 from luthier.recipe import Recipe, RetrievalSettings
 from luthier.retrievers.train import with_corpus
 from luthier.run_folder import RunFolder
@@ -19,21 +19,19 @@ def measure(recipe: Recipe, folder: RunFolder, data: Data, progress: Progress) -
     """Write `retrieval.json`, and return its table for a terminal.
 
     Raises:
-        LuthierError: as `build_retrievers` and `measure_retrieval`.
+        LuthierError: as `retrievers_in` and `measure_retrieval`.
     """
     settings = with_trained(with_corpus(recipe, folder, data), folder)
     rows = conversations(data.test)[: recipe.evaluation.max_rows]
     if not rows:
         return "There are no test questions: data.test_share is 0, so nothing is measured."
-    with progress.stage("retrieval", "searching passages"), folder.timed("retrieval"):
-        host = Host(
-            choose_device(recipe.model.device),
-            lambda text: progress.say(f"    {text}"),
-            lambda what, done, total: progress.update(done, total, what),
-        )
-        retrievers, groups_N = build_retrievers(settings, host), number_groups(group_keys(rows))
-        confidence = recipe.evaluation.confidence
-        found = measure_retrieval(retrievers, rows, groups_N, used_name(settings), confidence, recipe.seed)
+    with folder.timed("retrieval"):
+        retrievers = retrievers_in(settings, choose_device(recipe.model.device), progress)
+        if not judged_rows(rows, retrievers["bm25"].passages):
+            return "No test question names its passages or has a short answer to look for, so nothing is measured."
+        groups_N, confidence = number_groups(group_keys(rows)), recipe.evaluation.confidence
+        with progress.stage("retrieval", "searching passages"):
+            found = measure_retrieval(retrievers, rows, groups_N, used_name(settings), confidence, recipe.seed)
     folder.write(RETRIEVAL, {**found, "key": ""})
     return table(found)
 

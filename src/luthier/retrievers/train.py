@@ -178,7 +178,7 @@ def _open(recipe: Recipe, folder: RunFolder, data: Data, progress: Progress) -> 
     """The base, the passages and the rows of every question.
 
     Raises:
-        DataError: too few questions say which passage is right.
+        DataError: too few questions say which passage is right, or there are no others to compare them with.
     """
     objective = assemble.objective_of(recipe)
     assert isinstance(objective, RetrieverObjective)
@@ -217,6 +217,13 @@ def _open(recipe: Recipe, folder: RunFolder, data: Data, progress: Progress) -> 
             "train": objective.training(sought["train"], texts),
             "validation": objective.validating(sought["validation"], pool, texts),
         }
+    for name, made in units.items():
+        if not made:
+            raise DataError(
+                f"the search finds no passage to put beside the right one of any of the {len(sought[name]):,} {name} "
+                "questions; expected a larger corpus, or rows with wrong_passage_ids (docs/retrievers.md)",
+                recipe.data.train,
+            )
     wrong = sum(len(one.wrong) for one in sought["train"])
     counts = {name: len(ones) for name, ones in sought.items()}
     read = sum(len(unit) for unit in units["validation"])

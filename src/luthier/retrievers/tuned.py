@@ -9,7 +9,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import nn
@@ -17,14 +17,13 @@ from torch import nn
 from luthier import __version__
 from luthier.assemble import RECORD
 from luthier.engine.run import Run
-from luthier.errors import ModelError
 from luthier.examples import Row
 from luthier.files import sha256_of, sync
 from luthier.models.catalog import ModelFiles, resolve
 from luthier.models.encoder import EncoderScorer, without_dropout
 from luthier.models.forest import Batch
 from luthier.models.load import LoadedModel, no_progress_bars
-from luthier.objectives._retriever import Part, Sought, Texts, encoder_of, pair_row, text_row
+from luthier.objectives._retriever import Pairs, Part, Singles, Sought, Texts, encoder_of, pair_row, text_row
 from luthier.objectives.base import Models
 from luthier.rag.embedder import POOLING, Embedder
 from luthier.rag.passages import Passage
@@ -32,7 +31,7 @@ from luthier.rag.reranker import CrossEncoder
 from luthier.recipe import Recipe
 
 
-class Tuned(ABC):
+class Tuned(ABC, Generic[Texts]):
     """The encoder of a run."""
 
     files: ModelFiles
@@ -71,7 +70,7 @@ class Tuned(ABC):
         return LoadedModel(self.model, self.tokenizer, frozenset(), self.max_tokens, self.files, torch.float32, device)
 
 
-class TunedEmbedder(Tuned):
+class TunedEmbedder(Tuned[Singles]):
     """An embedder."""
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
@@ -93,7 +92,7 @@ class TunedEmbedder(Tuned):
         """The encoder that embeds."""
         return self._embedder.model
 
-    def texts(self, passages: Sequence[Passage]) -> Texts:
+    def texts(self, passages: Sequence[Passage]) -> Singles:
         """Texts without titles, as the index embeds them."""
         return _Single(self._embedder, passages)
 
@@ -143,11 +142,8 @@ class _Single:
             self._known[number] = self.question(self._passages[number].text)
         return self._known[number]
 
-    def pair(self, question: str, number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        raise NotImplementedError("an embedder reads questions and passages apart")
 
-
-class TunedReranker(Tuned):
+class TunedReranker(Tuned[Pairs]):
     """A cross-encoder."""
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
@@ -158,10 +154,6 @@ class TunedReranker(Tuned):
         self.files = resolve(recipe.model.name)
         self._cross = CrossEncoder(self.files, device, recipe.training.max_tokens, untrained=True)
         self.tokenizer, self.max_tokens = self._cross.tokenizer, self._cross.max_tokens
-        if self.tokenizer.pad_token_id is None:
-            raise ModelError(
-                f"{self.files.name}: its tokenizer has no padding token, so this is no encoder such as BERT"
-            )
         without_dropout(self.model)
 
     @property
@@ -169,7 +161,7 @@ class TunedReranker(Tuned):
         """The encoder with the layer that scores."""
         return self._cross.model
 
-    def texts(self, passages: Sequence[Passage]) -> Texts:
+    def texts(self, passages: Sequence[Passage]) -> Pairs:
         """Passages below their titles, as the search hands them over."""
         return _Pairs(self._cross, passages)
 
@@ -198,21 +190,18 @@ class _Pairs:
     def __init__(self, cross: CrossEncoder, passages: Sequence[Passage]) -> None:
         self._cross, self._passages = cross, passages
 
-    def question(self, text: str) -> tuple[int, ...]:
-        raise NotImplementedError("a reranker reads questions and passages together")
-
-    def passage(self, number: int) -> tuple[int, ...]:
-        raise NotImplementedError("a reranker reads questions and passages together")
-
     def pair(self, question: str, number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         ((ids, segments),) = self._cross.read([(question, self._passages[number].titled)])
         return tuple(ids), tuple(segments)
 
 
-TUNED: Mapping[Part, Callable[[Recipe, torch.device], Tuned]] = {"embedder": TunedEmbedder, "reranker": TunedReranker}
+TUNED: Mapping[Part, Callable[[Recipe, torch.device], Tuned[Any]]] = {
+    "embedder": TunedEmbedder,
+    "reranker": TunedReranker,
+}
 
 
-def write_artifact(tuned: Tuned, run: Run, recipe: Recipe, part: Part, folder: Path) -> None:
+def write_artifact(tuned: Tuned[Any], run: Run, recipe: Recipe, part: Part, folder: Path) -> None:
     """Write what was trained, so that it is on the disk; the model that trained stays as it is.
 
     Raises:
