@@ -148,6 +148,10 @@ def test_a_threshold_holds_as_often_as_its_bound_says() -> None:
 def test_a_threshold_needs_rows_enough() -> None:
     assert find_threshold(np.ones(50), np.ones(50), 0.95) is None
     assert lower_bound(58, 58, 0.95) < 0.95 <= lower_bound(59, 59, 0.95)
+    assert [find_threshold(np.linspace(1, 0.5, n), np.ones(n), 0.95) is None for n in (58, 59)] == [True, False]
+    assert lower_bound(91, 92, 0.95) < 0.95 <= lower_bound(92, 93, 0.95)
+    assert find_threshold(np.linspace(1, 0.5, 93), np.arange(93) != 0, 0.95) is not None, "one of 93 may be wrong"
+    assert find_threshold(np.linspace(1, 0.5, 100), np.ones(100), 1.0) is None, "no rows show that all are right"
     whole = find_threshold(np.linspace(1, 0.5, 100), np.ones(100), 0.95)
     assert whole is not None and whole.answered == 100 and whole.confidence == 0.5
     tied = find_threshold(np.array([0.9] * 95 + [0.8] * 95), np.array([1.0] * 95 + [0.0] * 95), 0.95)
