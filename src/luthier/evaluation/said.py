@@ -178,7 +178,7 @@ class _Number(Reading):
 
     def _one(self, number: float) -> Said:
         item = {"label": None, "probs": [number], "num_classes": 1, "value": number}
-        return Said(f"{number:.6g}", {}, item)
+        return Said(f"{number:.12g}", {}, item)  # six digits would not tell large numbers of a small spread apart
 
     def calibrate(self, values_NO: Array, wanted: Mapping[str, Array]) -> dict[str, Any]:
         error_N = np.abs(values_NO[:, 0] - wanted["number"]) * self.shape.reading["std"]
