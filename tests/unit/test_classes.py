@@ -213,7 +213,7 @@ def test_numbers_far_from_zero_are_explained_like_others() -> None:
     metric, counts = RSquared(), np.ones((1, 4))
 
     def told(wanted: list[float], said: list[float]) -> float:
-        rows = [Prediction(str(i), (), repr(b), a, a) for i, (a, b) in enumerate(zip(wanted, said, strict=True))]
+        rows = [Prediction(str(i), (), repr(b), a) for i, (a, b) in enumerate(zip(wanted, said, strict=True))]
         return float(metric.values(np.array(metric.statistics_of(rows)), counts)[0])
 
     near, off = [1.0, 2.0, 3.0, 4.0], [1.5, 2.0, 3.0, 4.0]
@@ -222,7 +222,7 @@ def test_numbers_far_from_zero_are_explained_like_others() -> None:
     assert math.isnan(told([0.1] * 4, [0.1, 0.2, 0.1, 0.1])), "no spread, whatever digits squares lose"
     for odd in (True, 1e60, 10**400):
         with pytest.raises(EvaluationError, match="expected a number below"):
-            metric.statistics(Prediction("odd", (), "1", odd, odd))
+            metric.statistics(Prediction("odd", (), "1", odd))
 
 
 @pytest.mark.parametrize(
