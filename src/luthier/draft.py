@@ -15,6 +15,7 @@ from typing import Any
 from luthier.config import write_toml
 from luthier.data.profile import MESSAGE_TOKENS, Profile, estimate_tokens
 from luthier.errors import DataError, EvaluationError
+from luthier.evaluation.fitting import SCORED_TASKS, choose_metrics
 
 SMALL_MODEL = 1_000_000_000
 """Parameters below which a model likes a higher learning rate."""
@@ -66,8 +67,6 @@ COMPARED = {
 """Kinds of rows that are compared with a reference: which objective does it, and why."""
 REWARD_RATE = 1e-4
 """Learning rate of an objective whose model judges replies."""
-SCORED = ("pairs", "language", "steps")
-"""Tasks in which nothing is written: a model only reads."""
 
 
 OFFER = "# More to compare with. Take the first # away from what you want; each costs time or money."
@@ -438,7 +437,7 @@ def _evaluation(facts: Facts) -> Section:
         entries.append(Entry("json_schema", _relative(facts.schema, facts.folder)))
     rows = facts.test.rows if facts.test else train.rows * facts.test_share
     tokens, budget = train.reply_tokens.median, WRITTEN_TOKENS
-    if task in SCORED:
+    if task in SCORED_TASKS:
         tokens, budget = facts.read_tokens, TOKENS_OF_WORK
     most = max(200, 50 * round(budget / max(tokens, 1) / 50))
     if rows * tokens > budget and most < round(rows):
@@ -448,26 +447,13 @@ def _evaluation(facts: Facts) -> Section:
 
 def metrics_of(facts: Facts) -> list[str]:
     """Names of the metrics that fit the kind of answer, the deciding one first."""
-    return {
+    fewer = {
         "json": ["field_f1", "exact_match", "json_valid", *(["schema_valid"] if facts.schema else [])],
         "label": ["accuracy", "macro_f1", *(["calibration_error"] if head_of(facts.train) else [])],
-        "labels": ["labels_f1", "labels_exact"],
-        "number": ["r_squared", "absolute_error"],
-        "spans": ["span_f1"],
-        "tool_calls": [
-            "tool_calls",
-            "call_names",
-            "call_arguments",
-            "call_schema_valid",
-            "call_precision",
-            "call_recall",
-        ],
-        "answers": ["answer_f1", "answer_match"],
         "text": ["rouge_l", "chrf"],
-        "language": ["bits_per_byte", "perplexity", "token_accuracy"],
-        "pairs": ["pair_accuracy", "perplexity"],
-        "steps": ["step_accuracy"],
-    }[task_of(facts.train)]
+    }
+    task = task_of(facts.train)
+    return fewer.get(task) or list(choose_metrics(task))
 
 
 def _retrieval(facts: Facts) -> list[Section]:
@@ -487,7 +473,7 @@ def _systems(facts: Facts) -> list[Section]:
     if not is_named and LISTED_BY_ZERO_SHOT < len(listing) <= BASELINE_CHARACTERS:
         variants = [Entry("variants", [listing], "Another prompt to try: without training, labels cannot be known.")]
     tuned = Section("evaluation.systems.fine_tuned", [], "the model that this run trains")
-    if task_of(train) in SCORED:
+    if task_of(train) in SCORED_TASKS:
         return [Section("evaluation.systems.zero_shot", [], f"{note}\nthe base model as it is"), tuned]
     zero = Section("evaluation.systems.zero_shot", variants, f"{note}\nthe base model, with the best of a few prompts")
     shots = max(1, min(8, 1200 // max(train.turn_tokens.median, 1)))
@@ -518,7 +504,7 @@ def _systems(facts: Facts) -> list[Section]:
 
 def _offered(facts: Facts) -> list[Section]:
     """Further rungs, which are written as comments: what they need, no data file tells."""
-    if task_of(facts.train) in SCORED:
+    if task_of(facts.train) in SCORED_TASKS:
         return []
     at = "evaluation.systems."
     likelihood = Section(f"{at}label_likelihood", [], "the base model, by its likeliest label and not by its words")

@@ -278,6 +278,11 @@ def test_other_heads_are_trained_and_served_with_equal_outputs(objective: str, r
         assert_alike([{k: v for k, v in item.items() if k != "index"} for item in told["data"]], here)
         status, refused = ask(url, {"model": "read", "input": texts, "precision": 0.9})
         assert status == 400 and refused["error"]["param"] == "precision"
+        if objective == "multi_label":  # which reads the text alone
+            tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+            body = {"model": "read", "messages": [{"role": "user", "content": texts[0]}], "tools": tools}
+            status, refused = ask(url, body)
+            assert status == 400 and refused["error"]["param"] == "tools"
 
 
 @pytest.mark.exports

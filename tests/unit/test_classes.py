@@ -12,6 +12,8 @@ from tests.engine_runs import make_run
 from tests.small_encoders import write_encoder
 
 from luthier.config import build
+from luthier.data.formats import text_number, text_spans
+from luthier.data.read import Record
 from luthier.data.templates import build_template
 from luthier.engine.loop import validation_loss
 from luthier.errors import DataError, EvaluationError, RecipeError
@@ -23,9 +25,11 @@ from luthier.evaluation.calibration import (
     lower_bound,
     softmax,
 )
+from luthier.evaluation.metrics.base import Prediction
+from luthier.evaluation.metrics.r_squared import RSquared
 from luthier.evaluation.said import reading_of
 from luthier.evaluation.systems.linear_probe import choose_penalty, fit, scores_of
-from luthier.examples import Conversation, Message
+from luthier.examples import NOWHERE, Conversation, Message
 from luthier.models.heads import Head, HeadShape
 from luthier.models.load import LoadedModel
 from luthier.objectives.classify import Classify
@@ -148,6 +152,10 @@ def test_a_threshold_holds_as_often_as_its_bound_says() -> None:
 def test_a_threshold_needs_rows_enough() -> None:
     assert find_threshold(np.ones(50), np.ones(50), 0.95) is None
     assert lower_bound(58, 58, 0.95) < 0.95 <= lower_bound(59, 59, 0.95)
+    assert [find_threshold(np.linspace(1, 0.5, n), np.ones(n), 0.95) is None for n in (58, 59)] == [True, False]
+    assert lower_bound(91, 92, 0.95) < 0.95 <= lower_bound(92, 93, 0.95)
+    assert find_threshold(np.linspace(1, 0.5, 93), np.arange(93) != 0, 0.95) is not None, "one of 93 may be wrong"
+    assert find_threshold(np.linspace(1, 0.5, 100), np.ones(100), 1.0) is None, "no rows show that all are right"
     whole = find_threshold(np.linspace(1, 0.5, 100), np.ones(100), 0.95)
     assert whole is not None and whole.answered == 100 and whole.confidence == 0.5
     tied = find_threshold(np.array([0.9] * 95 + [0.8] * 95), np.array([1.0] * 95 + [0.0] * 95), 0.95)
@@ -188,6 +196,8 @@ def test_numbers_of_heads_mean_what_their_kind_says() -> None:
     number = Head(HeadShape("regress", bias=False, reading={"input": "text", "mean": 10.0, "std": 2.0}), 4, 0)
     reading = reading_of(number)
     assert [one.item["value"] for one in reading.say(np.array([[0.5], [-1.0]]))] == [11.0, 8.0]
+    large = Head(HeadShape("regress", bias=False, reading={"input": "text", "mean": 1.7e9, "std": 2.0}), 4, 0)
+    assert [one.output for one in reading_of(large).say(np.array([[0.5], [-1.0]]))] == ["1700000001", "1699999998"]
     number.found = reading.calibrate(np.arange(20.0)[:, None] / 10, {"number": np.zeros(20)})
     assert reading_of(number).told(0.9) == {"within": pytest.approx(3.6), "wanted_share": 0.9}
     assert reading_of(number).told(0.99)["within"] is None, "20 rows cannot tell"
@@ -197,6 +207,40 @@ def test_numbers_of_heads_mean_what_their_kind_says() -> None:
     assert said.output == '["b"]' and said.probabilities["b"] == pytest.approx(1 / (1 + math.exp(-2)))
     with pytest.raises(EvaluationError, match="reads texts, not words"):
         reading_of(several).say_words(labeled("x", []), None, np.zeros((1, 2)))  # type: ignore[arg-type]
+
+
+def test_numbers_far_from_zero_are_explained_like_others() -> None:
+    metric, counts = RSquared(), np.ones((1, 4))
+
+    def told(wanted: list[float], said: list[float]) -> float:
+        rows = [Prediction(str(i), (), repr(b), a) for i, (a, b) in enumerate(zip(wanted, said, strict=True))]
+        return float(metric.values(np.array(metric.statistics_of(rows)), counts)[0])
+
+    near, off = [1.0, 2.0, 3.0, 4.0], [1.5, 2.0, 3.0, 4.0]
+    assert told(near, off) == pytest.approx(0.95)
+    assert told([1e12 + x for x in near], [1e12 + x for x in off]) == pytest.approx(0.95)
+    assert math.isnan(told([0.1] * 4, [0.1, 0.2, 0.1, 0.1])), "no spread, whatever digits squares lose"
+    for odd in (True, 1e60, 10**400):
+        with pytest.raises(EvaluationError, match="expected a number below"):
+            metric.statistics(Prediction("odd", (), "1", odd))
+
+
+@pytest.mark.parametrize(
+    ("values", "target", "reply"),
+    [
+        ({"text": "x", "number": 1234567.5}, 1234567.5, "1234567.5"),
+        ({"text": "x", "number": 4}, 4.0, "4"),
+        (
+            {"text": "x y", "tokens": 2, "spans": [{"start": 0, "end": 1, "label": "a"}]},
+            [{"text": "x", "start": 0, "end": 1, "label": "a"}],
+            '[{"text": "x", "start": 0, "end": 1, "label": "a"}]',
+        ),
+    ],
+)
+def test_rows_say_what_they_hold(values: dict[str, Any], target: Any, reply: str) -> None:
+    parse = text_number.parse if "number" in values else text_spans.parse
+    example = parse(Record(values, NOWHERE))
+    assert example.target == target and example.completion is not None and example.completion.content == reply
 
 
 def test_the_linear_probe_finds_the_least_and_chooses_its_penalty() -> None:

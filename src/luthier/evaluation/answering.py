@@ -16,7 +16,7 @@ from luthier.data.templates import Template
 from luthier.errors import EvaluationError
 from luthier.evaluation.metrics.base import TargetScore
 from luthier.evaluation.rewards import RewardModel
-from luthier.evaluation.systems.base import Answer, Context, message_text, require_questions
+from luthier.evaluation.systems.base import Answer, Context, alone, message_text, require_questions
 from luthier.evaluation.task import HEAD_TASKS, SCORED_TASKS
 from luthier.examples import Conversation, Document, Example, Judged, Message, Preference, Row
 from luthier.models.decode import evaluating
@@ -66,7 +66,7 @@ def answer_with_model(
         _require_room(row, len(prompt_ids) + 1, context)
     written = _written(ids, context, lambda done, total: context.on_progress(what, done, total))
     seconds = time.perf_counter() - start
-    alone = _alone(ids, context)
+    waited = alone(len(ids), context, lambda place: _written([ids[place]], context, lambda _done, _total: None))
     wanted = context.score_targets if score_targets is None else score_targets
     scores = score_targets_of(rows, prompts, context) if wanted else [(None, None)] * len(rows)
     answers = []
@@ -82,7 +82,7 @@ def answer_with_model(
                 completion_tokens=generation.completion_tokens,
                 finished=generation.finished,
                 target_score=score,
-                alone_seconds=alone.get(index),
+                alone_seconds=waited.get(index),
             )
         )
     return answers, seconds
@@ -100,20 +100,6 @@ def _written(
         stop_loops=context.stop_loops,
         on_progress=on_progress,
     )
-
-
-def _alone(ids: Sequence[Sequence[int]], context: Context) -> dict[int, float]:
-    """Seconds of some prompts, spread over all of them, each answered alone, by place.
-
-    In a batch what prompts share is computed once, and many rows hide how long one of them takes.
-    """
-    count = min(context.alone_rows, len(ids))
-    found = {}
-    for place in (number * len(ids) // count for number in range(count)):
-        start = time.perf_counter()
-        _written([ids[place]], context, lambda _done, _total: None)
-        found[place] = time.perf_counter() - start
-    return found
 
 
 def _rewards(rows: Sequence[Example], prompts: Prompts, context: Context, what: str) -> list[tuple[float, ...]]:

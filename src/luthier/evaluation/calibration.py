@@ -122,7 +122,7 @@ def find_threshold(confidence_N: Array, right_N: Array, precision: float, level:
     order = np.argsort(-confidence_N, kind="stable")
     sorted_N, right = confidence_N[order], np.cumsum(right_N[order])
     rows, found = len(order), None
-    for answered in range(min(_fewest(precision, level), rows), rows + 1):
+    for answered in range(_fewest(precision, level, rows), rows + 1):
         if answered < rows and answered and sorted_N[answered] == sorted_N[answered - 1]:
             continue  # equally sure answers are given together
         if not answered:
@@ -139,9 +139,9 @@ def lower_bound(successes: int, trials: int, level: float = LEVEL) -> float:
     return clopper_pearson(successes, trials, 2 * level - 1)[0]
 
 
-def _fewest(precision: float, level: float) -> int:
-    """Rows of which one may be wrong and the bound still holds."""
+def _fewest(precision: float, level: float, rows: int) -> int:
+    """Rows of which one may be wrong and the bound still holds; all rows where these are fewer."""
     trials = 2
-    while lower_bound(trials - 1, trials, level) < precision:
+    while trials < rows and lower_bound(trials - 1, trials, level) < precision:
         trials += max(1, trials // 64)
-    return trials
+    return min(trials, rows)

@@ -17,7 +17,7 @@ from luthier.data.source import micro_batches
 from luthier.data.templates import Template
 from luthier.errors import EvaluationError
 from luthier.evaluation.said import KINDS, Reading, Said, reading_of
-from luthier.evaluation.systems.base import Answer, Answers, Context
+from luthier.evaluation.systems.base import Answer, Answers, Context, alone
 from luthier.examples import NOWHERE, Conversation, Message, Row
 from luthier.models.decode import evaluating
 from luthier.models.forest import HeadValues, build_batch
@@ -126,7 +126,7 @@ def answer_with_head(rows: Sequence[Conversation], context: Context, what: str) 
     model = Classifier(context.loaded, context.template, context.head)
     said = model.say(rows, lambda done, total: context.on_progress(what, done, total))
     seconds = time.perf_counter() - start
-    alone = _alone(rows, model, context)
+    waited = alone(len(rows), context, lambda place: model.say([rows[place]]))
     answers = [
         Answer(
             row.id,
@@ -136,21 +136,11 @@ def answer_with_head(rows: Sequence[Conversation], context: Context, what: str) 
             prompt_tokens=len(model.row(row).ids),
             completion_tokens=0,
             probabilities=one.probabilities or None,
-            alone_seconds=alone.get(index),
+            alone_seconds=waited.get(index),
         )
         for index, (row, one) in enumerate(zip(rows, said, strict=True))
     ]
     return Answers(answers, seconds, model.reading.told(context.precision))
-
-
-def _alone(rows: Sequence[Conversation], model: Classifier, context: Context) -> dict[int, float]:
-    """Seconds of some rows, spread over all of them, each read alone, by place."""
-    count, found = min(context.alone_rows, len(rows)), {}
-    for place in (number * len(rows) // count for number in range(count)):
-        start = time.perf_counter()
-        model.say([rows[place]])
-        found[place] = time.perf_counter() - start
-    return found
 
 
 def is_classifier(head: Head | None) -> TypeGuard[Head]:

@@ -100,7 +100,17 @@ class Reading(ABC):
         return np.array(kept["confidence"], dtype=np.float64), np.array(kept["right"], dtype=np.float64)
 
 
-class _OneLabel(Reading):
+class _Softmax(Reading):
+    """One of the labels, with one temperature."""
+
+    def scale(self) -> list[float]:
+        return [float(self.found.get("temperature", 1.0))] * self.outputs
+
+    def logs(self, values_NO: Array) -> Array:
+        return np.asarray(special.log_softmax(values_NO, axis=1))
+
+
+class _OneLabel(_Softmax):
     answers_once = True
 
     def say(self, values_NO: Array) -> list[Said]:
@@ -114,12 +124,6 @@ class _OneLabel(Reading):
 
     def calibrate(self, values_NO: Array, wanted: Mapping[str, Array]) -> dict[str, Any]:
         return calibrated(values_NO, wanted["label"].astype(np.int64).tolist()).dump()
-
-    def scale(self) -> list[float]:
-        return [float(self.found.get("temperature", 1.0))] * self.outputs
-
-    def logs(self, values_NO: Array) -> Array:
-        return np.asarray(special.log_softmax(values_NO, axis=1))
 
     def told(self, precision: float) -> dict[str, Any]:
         return {"abstention": told(self.found.get("temperature"), self.threshold(precision), precision)}
@@ -178,7 +182,7 @@ class _Number(Reading):
 
     def _one(self, number: float) -> Said:
         item = {"label": None, "probs": [number], "num_classes": 1, "value": number}
-        return Said(f"{number:.6g}", {}, item)
+        return Said(f"{number:.12g}", {}, item)  # six digits would not tell large numbers of a small spread apart
 
     def calibrate(self, values_NO: Array, wanted: Mapping[str, Array]) -> dict[str, Any]:
         error_N = np.abs(values_NO[:, 0] - wanted["number"]) * self.shape.reading["std"]
@@ -198,7 +202,7 @@ class _Number(Reading):
         return {"within": self.within(precision), "wanted_share": precision}
 
 
-class _Words(Reading):
+class _Words(_Softmax):
     def say_words(self, conversation: Conversation, template: Template, values_WO: Array) -> Said:
         text = text_of(conversation)
         _, words, _ = token_classify.read_after(text, template)
@@ -225,12 +229,6 @@ class _Words(Reading):
         found = calibrated(values_NO, wanted["tag"].astype(np.int64).tolist())
         error = calibration_error(found.confidence_N, found.right_N, BINS)
         return {"temperature": found.temperature, "words": len(values_NO), "calibration_error": float(error[0])}
-
-    def scale(self) -> list[float]:
-        return [float(self.found.get("temperature", 1.0))] * self.outputs
-
-    def logs(self, values_NO: Array) -> Array:
-        return np.asarray(special.log_softmax(values_NO, axis=1))
 
     def told(self, precision: float) -> dict[str, Any]:
         return {name: self.found[name] for name in ("temperature", "words", "calibration_error") if name in self.found}

@@ -1,39 +1,24 @@
-"""What kind of answer the rows want, and the metrics that fit it."""
+"""What kind of answer the rows want, and metrics for it."""
 
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from luthier import registry
 from luthier.config import build
 from luthier.data.templates import Template
 from luthier.errors import EvaluationError
+from luthier.evaluation.fitting import SCORED_TASKS as SCORED_TASKS, choose_metrics as choose_metrics
 from luthier.evaluation.metrics._json import NotJson, parse
 from luthier.evaluation.metrics.base import Metric
 from luthier.examples import Conversation, Document, Example, Judged, Preference
+from luthier.recipe import Task as Task
 
 METRICS = "luthier.evaluation.metrics"
 LONGEST_LABEL = 80
 ROWS_LOOKED_AT = 2000
 
-Task: TypeAlias = Literal[
-    "json",
-    "label",
-    "labels",
-    "number",
-    "spans",
-    "tool_calls",
-    "answers",
-    "text",
-    "language",
-    "pairs",
-    "rewards",
-    "steps",
-]
-SCORED_TASKS = frozenset({"language", "pairs", "rewards", "steps"})
-"""Tasks in which a model writes nothing: the probability that it gives to what is there is measured, or what its head
-reads of it."""
 HEAD_TASKS: Mapping[str, Task] = {"reward": "rewards", "process_reward": "steps"}
 """What is measured of a training with a head, by the head's kind."""
 
@@ -91,33 +76,6 @@ def _is_json(target: Any) -> bool:
         except NotJson:
             return False
     return isinstance(target, dict | list)
-
-
-def choose_metrics(task: str, has_schema: bool = False) -> tuple[str, ...]:
-    """Names of the metrics that fit a task; the first one decides."""
-    if task == "json":
-        schema = ("schema_valid",) if has_schema else ()
-        return ("field_f1", "exact_match", "json_valid", *schema, "field_precision", "field_recall")
-    return {
-        "label": ("accuracy", "macro_f1", "exact_match"),
-        "labels": ("labels_f1", "labels_exact"),
-        "number": ("r_squared", "absolute_error"),
-        "spans": ("span_f1",),
-        "tool_calls": (
-            "tool_calls",
-            "call_names",
-            "call_arguments",
-            "call_schema_valid",
-            "call_precision",
-            "call_recall",
-        ),
-        "answers": ("answer_f1", "answer_match"),
-        "text": ("rouge_l", "chrf", "exact_match", "token_accuracy", "perplexity"),
-        "language": ("bits_per_byte", "perplexity", "token_accuracy"),
-        "pairs": ("pair_accuracy", "perplexity"),
-        "rewards": ("reward_accuracy",),
-        "steps": ("step_accuracy",),
-    }[task]
 
 
 def require_rows(task: str, rows: Sequence[Example]) -> None:

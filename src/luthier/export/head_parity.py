@@ -13,16 +13,15 @@ import torch
 
 from luthier.assemble import Trained
 from luthier.data.source import micro_batches
-from luthier.data.split import group_keys
 from luthier.evaluation.classes import MOST_TOKENS, Classifier
 from luthier.evaluation.metrics.base import Array
 from luthier.evaluation.said import reading_of
-from luthier.evaluation.significance import compare, finite, metric_interval, number_groups
+from luthier.evaluation.significance import finite
 from luthier.evaluation.systems import base as systems
 from luthier.examples import Row
 from luthier.export.formats._head import WEIGHT, reads_words, score_weight
 from luthier.export.formats.base import Exporter, merge
-from luthier.export.parity import FLOOR_MAX_NATS, MERGE_ROWS, SCORE_MARGIN, Check, Parity, round_weights
+from luthier.export.parity import FLOOR_MAX_NATS, MERGE_ROWS, Check, Parity, round_weights, task_score
 from luthier.export.probes import Probes
 from luthier.models.heads import Head
 from luthier.objectives._labeled import text_of
@@ -79,7 +78,7 @@ def check_head_parity(trained: Trained, exporter: Exporter, probes: Probes, foun
         Check("labels", not labels or found["labels"] == labels, f"{len(found['labels'])} names", "those of the head"),
         _within("merge in float32", differences["trained_to_merged"]["max"]),
         _within("what is said beside the rounded model", differences["rounded_to_artifact"]["max"]),
-        *task_check,
+        task_check,
     )
     figures = {
         "format": exporter.__class__.__module__.rpartition(".")[2],
@@ -130,7 +129,7 @@ def _within(what: str, found: float) -> Check:
 
 def _task(
     trained: Trained, reader: Classifier, probes: Probes, rows: Sequence[Row], given: Array, own: Array
-) -> tuple[list[Check], dict[str, Any] | None]:
+) -> tuple[Check, dict[str, Any]]:
     """The run's own metric of both, paired."""
     name = probes.question.primary
     metric = probes.question.metrics[name]
@@ -150,21 +149,7 @@ def _task(
             for row, one in zip(probes.rows, said, strict=True)
         )
         predictions = [systems.prediction(row, answer) for row, answer in zip(probes.rows, answers, strict=True)]
-        return np.array([metric.statistics(one) for one in predictions], dtype=np.float64)
+        return np.array(metric.statistics_of(predictions), dtype=np.float64)
 
-    ours, theirs = statistics(own), statistics(given)
-    confidence, seed = trained.recipe.evaluation.confidence, trained.recipe.seed
-    groups_N = number_groups(group_keys(probes.rows))
-    paired = compare(metric, theirs, ours, confidence, seed, groups_N)
-    sign = 1 if metric.higher_is_better else -1
-    surely = (paired.high if sign > 0 else -paired.low) < 0
-    values = {
-        "metric": name,
-        "trained": metric_interval(metric, ours, confidence, seed, groups_N).dump(),
-        "artifact": metric_interval(metric, theirs, confidence, seed, groups_N).dump(),
-        "difference": {"value": finite(paired.difference), "low": finite(paired.low), "high": finite(paired.high)},
-        "equal_answers": int((_best(given) == _best(own)).sum()),
-    }
-    told = f"{name} {paired.difference:+.3f} [{paired.low:+.3f}, {paired.high:+.3f}]"
-    lost = -sign * paired.difference > SCORE_MARGIN and surely
-    return [Check("task score", not lost, told, f"not worse by more than {SCORE_MARGIN}")], values
+    equal = int((_best(given) == _best(own)).sum())
+    return task_score(trained, probes, name, statistics(own), statistics(given), equal)

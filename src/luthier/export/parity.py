@@ -257,9 +257,29 @@ def _task(
     name = question.primary if question.metrics[question.primary].needs == "generation" else None
     if name is None or not scored_task(probes):
         return [], None
-    metric, confidence, seed = question.metrics[name], trained.recipe.evaluation.confidence, trained.recipe.seed
+    metric = question.metrics[name]
     replies = [parse_reply_text(answer.text) for answer in answers]
     ours, theirs = (_statistics(metric, probes, messages) for messages in (texts, replies))
+    equal = sum(a == b for a, b in zip(texts, replies, strict=True))
+    check, values = task_score(trained, probes, name, ours, theirs, equal)
+    return [check], values
+
+
+def task_score(
+    trained: Trained, probes: Probes, name: str, ours: Array, theirs: Array, equal: int
+) -> tuple[Check, dict[str, Any]]:
+    """A metric of the trained model's answers and of the artifact's, paired.
+
+    Args:
+        trained: whose settings decide intervals.
+        probes: what was asked, N rows.
+        name: of the metric.
+        ours: (N, S) its statistics of the trained model's answers.
+        theirs: (N, S) those of the artifact's.
+        equal: answers that are the same.
+    """
+    metric, settings, seed = probes.question.metrics[name], trained.recipe.evaluation, trained.recipe.seed
+    confidence = settings.confidence
     groups_N = number_groups(group_keys(probes.rows))
     paired = compare(metric, theirs, ours, confidence, seed, groups_N)
     sign = 1 if metric.higher_is_better else -1
@@ -270,11 +290,11 @@ def _task(
         "trained": metric_interval(metric, ours, confidence, seed, groups_N).dump(),
         "artifact": metric_interval(metric, theirs, confidence, seed, groups_N).dump(),
         "difference": {"value": finite(paired.difference), "low": finite(paired.low), "high": finite(paired.high)},
-        "equal_answers": sum(a == b for a, b in zip(texts, replies, strict=True)),
+        "equal_answers": equal,
     }
     told = f"{name} {paired.difference:+.3f} [{paired.low:+.3f}, {paired.high:+.3f}]"
     check = Check("task score", not (loss > SCORE_MARGIN and surely), told, f"not worse by more than {SCORE_MARGIN}")
-    return [check], values
+    return check, values
 
 
 def own_replies(trained: Trained, probes: Probes) -> list[Message]:

@@ -110,7 +110,7 @@ def number_of(example: Example) -> float:
     wanted = wanted_of(example)
     try:
         found = math.nan if isinstance(wanted, bool) else float(wanted)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = math.nan
     if not math.isfinite(found):
         raise error_at(example, f"the target is {str(wanted)[:80]!r}; expected a number")

@@ -265,24 +265,27 @@ class StyleSettings(Settings):
         return None if judge is None else dump_part(judge)
 
 
+Task: TypeAlias = Literal[
+    "json",
+    "label",
+    "labels",
+    "number",
+    "spans",
+    "tool_calls",
+    "answers",
+    "text",
+    "language",
+    "pairs",
+    "rewards",
+    "steps",
+]
+"""What kind of answer the rows want; `EvaluationSettings.task` says what each means."""
+
+
 class EvaluationSettings(Settings):
     """What is measured on the test rows, and for which systems."""
 
-    task: Literal[
-        "auto",
-        "json",
-        "label",
-        "labels",
-        "number",
-        "spans",
-        "tool_calls",
-        "answers",
-        "text",
-        "language",
-        "pairs",
-        "rewards",
-        "steps",
-    ] = "auto"
+    task: Literal["auto", Task] = "auto"
     """What kind of answer is expected; chooses the metrics when none are named. `labels`: a list of labels; `number`: a
     number; `spans`: parts of the text and their labels. `answers`: one of several short texts, each of which would do.
     `language` (raw text) and `pairs` are scored, not answered; `rewards` and `steps` are judged by the head of a

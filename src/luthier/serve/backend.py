@@ -273,7 +273,9 @@ class Backend:
         for group in micro_batches([(row,) for row in rows], GROUP_TOKENS):
             part = conversations[len(found) : len(found) + len(group)]
             found += await asyncio.wrap_future(self._worker.compute(partial(reader.read, group, part)))
-        threshold = None if asked.precision is None else reader.reading.threshold(asked.precision)
+        threshold = None
+        if asked.precision is not None:  # over many validation rows it takes a moment
+            threshold = await asyncio.to_thread(reader.reading.threshold, asked.precision)
         return found, sum(len(row.ids) for row in rows), threshold
 
     def _scored(self, name: str) -> ServedModel:

@@ -104,6 +104,8 @@ class ServedModel:
             )
         if self.classifier.system is None and not asked.messages:
             raise unsupported("input", f"{self.name!r} was trained with several system messages: send 'messages'")
+        if asked.tools and self.classifier.input == "text":
+            raise unsupported("tools", f"{self.name!r} reads the text alone, without tools")
         if asked.precision is not None and not self.classifier.reading.answers_once:
             raise unsupported("precision", f"what {self.name!r} says is no single label that is right or wrong")
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from luthier.data.profile import Profile, profile
 from luthier.data.write import atomic_text
-from luthier.draft import SCORED, Facts, find_schema, findings, render, require_same_kind, rows_of, task_of
+from luthier.draft import Facts, find_schema, findings, render, require_same_kind, rows_of, task_of
 from luthier.errors import DataError, RecipeError
+from luthier.evaluation.fitting import SCORED_TASKS
 from luthier.rag.corpus import corpus_files
 from luthier.recipe import ModelSettings
 
@@ -77,7 +78,7 @@ def _require_corpus(corpus: Path, train: Profile) -> None:
     if not corpus.exists():
         raise DataError("no such file or folder; --corpus names the texts that answer the questions", corpus)
     corpus_files(corpus)
-    if task_of(train) in SCORED:
+    if task_of(train) in SCORED_TASKS:
         raise RecipeError(
             f"--corpus: passages stand before a question, and {train.path} has {rows_of(train)}, which ask nothing"
         )

@@ -30,11 +30,11 @@ def parse(record: Record, instruction: str | None = None) -> Conversation:
     text, given = fields.text("text"), fields.require("number")
     try:
         number = math.nan if isinstance(given, bool) else float(given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise fields.error(f"'number' is {given!r}; expected a number")
+        raise fields.error(f"'number' is {str(given)[:80]!r}; expected a number")
     if fields.target() is not None:
         raise fields.error("the row has both 'number' and 'target'; expected one of them, since the number is it")
-    messages = (Message("user", text), Message("assistant", f"{number:g}"))
+    messages = (Message("user", text), Message("assistant", f"{number:.15g}"))
     return fields.conversation(messages, instruction, target=number)

@@ -31,7 +31,8 @@ def parse(record: Record, instruction: str | None = None) -> Conversation:
         DataError: a field is missing or of the wrong kind, or a span is not in the text.
     """
     fields = Fields(record)
-    text, spans = _tagged(fields) if "tokens" in fields.values else (fields.text("text"), _spans(fields))
+    is_tagged = "tokens" in fields.values and "spans" not in fields.values
+    text, spans = _tagged(fields) if is_tagged else (fields.text("text"), _spans(fields))
     for span in spans:
         start, end = span["start"], span["end"]
         if not 0 <= start < end <= len(text):

@@ -63,14 +63,17 @@ def wanted_number(prediction: Prediction) -> float:
     """The row's number.
 
     Raises:
-        EvaluationError: its target is none.
+        EvaluationError: its target is none, or one that no statistics can bear.
     """
+    target = prediction.target
     try:
-        found = float(prediction.target)
-    except (TypeError, ValueError):
+        found = math.nan if isinstance(target, bool) else float(target)
+    except (TypeError, ValueError, OverflowError):
         found = math.nan
-    if not math.isfinite(found):
-        raise EvaluationError(f"row {prediction.id}: the target is {str(prediction.target)[:80]!r}; expected a number")
+    if not abs(found) < LARGEST:  # true for NaN too
+        raise EvaluationError(
+            f"row {prediction.id}: the target is {str(target)[:80]!r}; expected a number below {LARGEST:g}"
+        )
     return found
 
 

@@ -7,6 +7,8 @@ the mean. A resample has its own mean.
 import math
 from typing import ClassVar
 
+import numpy as np
+
 from luthier.evaluation.metrics._said import number_in, wanted_number
 from luthier.evaluation.metrics.base import Array, Metric, Prediction, divide
 
@@ -25,6 +27,8 @@ class RSquared(Metric):
     def values(self, statistics_NS: Array, counts_BN: Array) -> Array:
         """(B,) the share."""
         wanted_N, squared_N, said_N = statistics_NS.T
+        if len(wanted_N):  # the share is that of numbers near 0, whose squares lose no digits
+            wanted_N = wanted_N - np.median(wanted_N)
         rows_B = counts_BN.sum(1)
         mean_B = divide(counts_BN @ wanted_N, rows_B, 0.0)
         spread_B = counts_BN @ wanted_N**2 - rows_B * mean_B**2

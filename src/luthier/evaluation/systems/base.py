@@ -7,6 +7,7 @@ runs inside `Context`, which can switch the adapter off: then the model is the b
 import json
 import math
 import sys
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -112,6 +113,19 @@ class Context:
     """Where answers that were paid for are kept; None: only as long as the process lives."""
     versions: Mapping[str, str] = field(default_factory=installed_versions)
     """Of the software; records made with other versions are not used again."""
+
+
+def alone(count: int, context: Context, ask: Callable[[int], object]) -> dict[int, float]:
+    """Seconds of some of `count` rows, spread over all of them, each asked alone by its place.
+
+    In a batch what prompts share is computed once, and many rows hide how long one of them takes.
+    """
+    some, found = min(context.alone_rows, count), {}
+    for place in (number * count // some for number in range(some)):
+        start = time.perf_counter()
+        ask(place)
+        found[place] = time.perf_counter() - start
+    return found
 
 
 def with_answer_room(context: Context, factor: float) -> Context:

@@ -21,7 +21,16 @@ from luthier.evaluation.calibration import softmax
 from luthier.evaluation.metrics.base import Array
 from luthier.evaluation.said import calibrated
 from luthier.evaluation.systems._prompts import Addition, has_room, suggested
-from luthier.evaluation.systems.base import Answer, Answers, Context, System, require_questions, with_instruction
+from luthier.evaluation.systems.base import (
+    Answer,
+    Answers,
+    Context,
+    System,
+    alone,
+    no_progress,
+    require_questions,
+    with_instruction,
+)
 from luthier.examples import Conversation, Example, Message
 from luthier.models.generate import Question, score_choices_batch
 from luthier.objectives._labeled import label_of
@@ -88,11 +97,8 @@ def likeliest(
     validation_NC = score_labels(context.validation, held_out, labels, context, "calibrating")
     calibration = calibrated(validation_NC, [_place(row, labels) for row in context.validation])
     wanted = score_targets_of(rows, prompts, context) if context.score_targets else [(None, None)] * len(rows)
-    alone = {}
-    for place in (n * len(rows) // context.alone_rows for n in range(min(context.alone_rows, len(rows)))):
-        began = time.perf_counter()
-        score_labels(rows[place : place + 1], prompts[place : place + 1], labels, replace(context, on_progress=_silent))
-        alone[place] = time.perf_counter() - began
+    silent = replace(context, on_progress=no_progress)
+    waited = alone(len(rows), context, lambda place: score_labels([rows[place]], [prompts[place]], labels, silent))
     answers = [
         Answer(
             row.id,
@@ -103,7 +109,7 @@ def likeliest(
             completion_tokens=0,
             target_score=score,
             probabilities=dict(zip(labels, p_C.tolist(), strict=True)),
-            alone_seconds=alone.get(index),
+            alone_seconds=waited.get(index),
         )
         for index, (row, prompt, p_C, (score, _)) in enumerate(
             zip(rows, prompts, softmax(scores_NC, calibration.temperature), wanted, strict=True)
@@ -179,7 +185,3 @@ def _place(row: Conversation, labels: Sequence[str]) -> int:
 def _share_right(scores_NC: Array, rows: Sequence[Conversation], labels: Sequence[str]) -> float:
     right = (_place(row, labels) == int(s_C.argmax()) for row, s_C in zip(rows, scores_NC, strict=True))
     return sum(right) / len(rows)
-
-
-def _silent(_what: str, _done: int, _total: int) -> None:
-    """Nothing is shown."""

@@ -112,9 +112,8 @@ def pad_id(trained: Trained, head: Head) -> int:
         ExportError: there is none.
     """
     tokenizer = trained.loaded.tokenizer
-    last = None
-    if head.shape.reading["input"] == "chat":
-        last = trained.template.prompt_ids((Message("user", "a"),))[-1]
+    template, as_chat = trained.template, head.shape.reading["input"] == "chat"
+    last = (template.prompt_ids((Message("user", "a"),)) if as_chat else template.text_ids("a"))[-1]
     special = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id, *tokenizer.all_special_ids)
     found = next((token for token in special if token is not None and token != last), None)
     if found is None:
