@@ -24,7 +24,7 @@ from luthier.models.memory import tokens_in_flight
 from luthier.online import Rewards, prompt_of, require_models, writer_of
 from luthier.preferences.choice import Question
 from luthier.progress import Progress
-from luthier.recipe import Recipe, RolloutSettings, dump_part
+from luthier.recipe import Recipe, RolloutSettings, TeacherSettings, dump_part
 from luthier.rewarding import host_of
 from luthier.run_folder import RunFolder
 from luthier.starts import keep_start
@@ -96,9 +96,26 @@ def require_drawn(recipe: Recipe, writer: str | None) -> RolloutSettings:
         raise RecipeError(f"--model {writer}: evaluation.systems has no such table{did_you_mean(writer, known)}")
     if writer is None and recipe.teacher is not None:
         raise RecipeError("[teacher] changes nothing here without --model teacher; remove it, or let it write")
+    if writer == TEACHER and recipe.teacher is not None:
+        _require_teacher_as_it_is(recipe, recipe.teacher)
     if writer not in (None, TEACHER) and settings.overlong_tokens:
         raise RecipeError("rollout.overlong_tokens counts tokens, and an endpoint's are not known; leave it out")
     return settings
+
+
+def _require_teacher_as_it_is(recipe: Recipe, teacher: TeacherSettings) -> None:
+    """Raise a RecipeError where the teacher would write otherwise than the recipe says."""
+    if teacher.replies == "teacher":
+        raise RecipeError(
+            "teacher.replies = 'teacher' is of trainings; leave it out with --model teacher: [rollout] says how "
+            "replies are drawn"
+        )
+    run = assemble.adapter_of(recipe).start_from
+    if teacher.is_own and run is not None:
+        raise RecipeError(
+            f"--model teacher is the base behind the prompt, without what adapter.start_from trained: write run = "
+            f"'{run}' in [teacher], so that this writes"
+        )
 
 
 @dataclass(frozen=True)
@@ -165,6 +182,7 @@ class Cast:
 
     writer: Writer
     grade: Rewards | None
+    """None: nothing says what a reply is worth."""
     judge: Judge | None
     decides: Tree
     """What they say follows from, beside the recipe."""
@@ -195,8 +213,9 @@ def cast_of(recipe: Recipe, folder: RunFolder, by: Way, writer_name: str | None,
         hosted = host_of(recipe, folder.path, str(choose_device(recipe.model.device)))
         for note in hosted.notes:
             progress.say(f"    {note}")
-        grade = Rewards(settings, hosted.host, hosted.at_once)
-        grade.require()
+        grade = Rewards(settings, hosted.host, hosted.at_once) if settings.rewards else None
+        if grade is not None:
+            grade.require()
         return Cast(writer, grade, None, {"writer": writer.decides, "reward_models": dict(hosted.decides)})
     judge = _judge(recipe, folder, writer.model or _open(recipe, folder, progress), desk)
     return Cast(writer, None, judge, {"writer": writer.decides, "judge": judge.decides})
@@ -240,7 +259,7 @@ def _taught(recipe: Recipe, settings: RolloutSettings, folder: RunFolder, progre
         raise ValueError("a teacher writes only where the recipe names one")
     own = _open(recipe, folder, progress) if recipe.teacher.is_own else None
     device = choose_device(recipe.model.device)
-    plan = named(recipe.teacher, device, None if own is None else own.loaded)
+    plan = named(recipe, recipe.teacher, device, None if own is None else own.loaded)
     if own is None:
         voice = open_voice(plan, recipe, device, progress)
         model = Model(voice.loaded, voice.template, voice.loaded.max_tokens)
