@@ -293,8 +293,13 @@ def test_a_process_that_was_stopped_asks_for_the_next_part_alone(tmp_path: Path)
     assert parts == [0, 1, 2] and done == [1, 1, 2, 3] and is_kept(tmp_path, "a", places)
     said = teacher.told(build_batch([rows[-1], rows[0], rows[ROWS_OF_PART]])).ids_KB
     assert said.flatten().tolist() == [2, 2, 0, 0, 1, 1]
+    damaged = sorted((tmp_path / "teacher").iterdir())[1]
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert not is_kept(tmp_path, "a", places)
+    keep(tmp_path, "a", places, say, done.append)
+    assert parts == [0, 1, 2, 1]
     keep(tmp_path, "b", places, say, done.append)  # of another training
-    assert parts == [0, 1, 2, 0, 1, 2]
+    assert parts == [0, 1, 2, 1, 0, 1, 2]
 
 
 def test_rows_stand_in_parts_in_their_order_and_a_beginning_is_told_alone() -> None:
