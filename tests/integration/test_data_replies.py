@@ -90,7 +90,8 @@ def test_the_teacher_writes_behind_its_prompt_and_rows_have_none(
 NOT_WHOLE = {"every reply is cut off, empty, or nothing that the template can render"}
 
 
-def test_an_endpoint_writes_and_what_is_good_is_kept(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["elsewhere", "teacher"])
+def test_an_endpoint_writes_and_what_is_good_is_kept(name: str, folder: Path, tmp_path: Path) -> None:
     recipe = folder / "elsewhere.toml"
 
     def answer(body: dict[str, Any], _number: int) -> Reply:
@@ -101,8 +102,8 @@ def test_an_endpoint_writes_and_what_is_good_is_kept(folder: Path, tmp_path: Pat
         out = tmp_path / "out"
         text = (folder / "replies.toml").read_text(encoding="utf-8").replace("http://127.0.0.1:1/v1", endpoint.url)
         without_teacher = text[: text.index("[teacher]")] + text[text.index("[evaluation") :]
-        recipe.write_text(without_teacher, encoding="utf-8")
-        made = ["data", "replies", str(recipe), "--out", str(out), "--model", "elsewhere", "--least", "0.5"]
+        recipe.write_text(without_teacher.replace("systems.elsewhere", f"systems.{name}"), encoding="utf-8")
+        made = ["data", "replies", str(recipe), "--out", str(out), "--model", name, "--least", "0.5"]
         assert main([*made, "--set", "rollout.group_size=1"]) == 0
     kept = lines(out / "replies.jsonl")
     assert kept and all(row["messages"][1]["content"].startswith("In ") for row in kept)
@@ -131,6 +132,7 @@ def test_without_rewards_every_reply_is_kept_and_worth_nothing_that_is_told(
         (["--model", "teacher", "--by", "judge"], "expected best or passing"),
         (["--model", "teacher", "--set", "rollout.rewards={}"], "nothing says what a reply is worth"),
         (["--model", "teacher", "--set", "teacher.replies=teacher"], "is of trainings; leave it out"),
+        (["--model", "teacher", "--set", "evaluation.systems.teacher.type=few_shot"], "give the system another name"),
     ],
 )
 def test_what_cannot_be_is_refused(

@@ -33,7 +33,7 @@ from luthier.teaching.plan import named, open_voice
 Way: TypeAlias = Literal["rewards", "judge"]
 WAYS: tuple[Way, ...] = ("rewards", "judge")
 TEACHER = "teacher"
-"""As a writer: whom the recipe's `[teacher]` names."""
+"""As a writer: whom the recipe's `[teacher]` names; where it has none, a system may be called so."""
 SEEDS = 2**31
 """What every endpoint takes for a seed lies below."""
 
@@ -98,13 +98,17 @@ def require_drawn(recipe: Recipe, writer: str | None) -> RolloutSettings:
         raise RecipeError("[teacher] changes nothing here without --model teacher; remove it, or let it write")
     if writer == TEACHER and recipe.teacher is not None:
         _require_teacher_as_it_is(recipe, recipe.teacher)
-    if writer not in (None, TEACHER) and settings.overlong_tokens:
+    elif writer is not None and settings.overlong_tokens:
         raise RecipeError("rollout.overlong_tokens counts tokens, and an endpoint's are not known; leave it out")
     return settings
 
 
 def _require_teacher_as_it_is(recipe: Recipe, teacher: TeacherSettings) -> None:
-    """Raise a RecipeError where the teacher would write otherwise than the recipe says."""
+    """Raise a RecipeError where the teacher would write otherwise than the recipe says, or two are called so."""
+    if TEACHER in recipe.evaluation.systems:
+        raise RecipeError(
+            "--model teacher: the recipe has [teacher] and [evaluation.systems.teacher]; give the system another name"
+        )
     if teacher.replies == "teacher":
         raise RecipeError(
             "teacher.replies = 'teacher' is of trainings; leave it out with --model teacher: [rollout] says how "
@@ -205,8 +209,8 @@ def cast_of(recipe: Recipe, folder: RunFolder, by: Way, writer_name: str | None,
     desk = Desk(folder / "responses", say=lambda text: progress.say(f"    {text}"))
     if writer_name is None:
         writer = _here(recipe, settings, folder, progress)
-    elif writer_name == TEACHER:
-        writer = _taught(recipe, settings, folder, progress)
+    elif writer_name == TEACHER and recipe.teacher is not None:
+        writer = _taught(recipe, recipe.teacher, settings, folder, progress)
     else:
         writer = _elsewhere(recipe, settings, writer_name, desk)
     if by == "rewards":
@@ -253,13 +257,13 @@ def _here(recipe: Recipe, settings: RolloutSettings, folder: RunFolder, progress
     return Writer(Path(name).name if Path(name).exists() else name, write, decides, model)
 
 
-def _taught(recipe: Recipe, settings: RolloutSettings, folder: RunFolder, progress: Progress) -> Writer:
+def _taught(
+    recipe: Recipe, teacher: TeacherSettings, settings: RolloutSettings, folder: RunFolder, progress: Progress
+) -> Writer:
     """The recipe's teacher, behind its prompt if it has one; the replies are those of the rows without it."""
-    if recipe.teacher is None:
-        raise ValueError("a teacher writes only where the recipe names one")
-    own = _open(recipe, folder, progress) if recipe.teacher.is_own else None
+    own = _open(recipe, folder, progress) if teacher.is_own else None
     device = choose_device(recipe.model.device)
-    plan = named(recipe, recipe.teacher, device, None if own is None else own.loaded)
+    plan = named(recipe, teacher, device, None if own is None else own.loaded)
     if own is None:
         voice = open_voice(plan, recipe, device, progress)
         model = Model(voice.loaded, voice.template, voice.loaded.max_tokens)
