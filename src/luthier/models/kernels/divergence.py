@@ -50,7 +50,7 @@ class _Compared(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(logits_HV.dtype, torch.float32)
         lse_H, reference_lse_H, kl_H = (logits_HV.new_empty(len(logits_HV), dtype=dtype) for _ in range(3))
-        for part in chunks(*logits_HV.shape, cells):
+        for part in chunks(len(logits_HV), logits_HV.shape[1], cells):
             logits, reference = wide(logits_HV[part]), wide(reference_HV[part])
             lse_H[part], reference_lse_H[part] = logits.logsumexp(-1), reference.logsumexp(-1)
             logp, logq = logits - lse_H[part, None], reference - reference_lse_H[part, None]
@@ -65,7 +65,7 @@ class _Compared(torch.autograd.Function):
         logits_HV, reference_HV, hidden_Q, target_Q, lse_H, reference_lse_H = ctx.saved_tensors
         chosen_H = torch.zeros_like(lse_H).index_add(0, hidden_Q, dout_Q)
         gradient_HV = torch.empty_like(logits_HV)
-        for part in chunks(*logits_HV.shape, ctx.cells):
+        for part in chunks(len(logits_HV), logits_HV.shape[1], ctx.cells):
             p = (wide(logits_HV[part]) - lse_H[part, None]).exp_()
             q = (wide(reference_HV[part]) - reference_lse_H[part, None]).exp_()
             gradient = p.mul_((dkl_H - chosen_H)[part, None]).sub_(q.mul_(dkl_H[part, None]))
