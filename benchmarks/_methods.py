@@ -15,6 +15,31 @@ from benchmarks.__main__ import FOLDER, METHODS_PAGE, heading
 PAGE = FOLDER.parent / METHODS_PAGE
 
 
+STOPPED = 3
+"""Exit code where the minutes are over."""
+
+
+def parser_of(description: str | None, name: str, files: str) -> argparse.ArgumentParser:
+    """What such a benchmark takes: `--data` with these files, `--seeds`, `--minutes`, and `--out`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help=f"folder with {files}")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--minutes", type=float, help="stop after so many; the same command goes on")
+    parser.add_argument("--out", type=Path, default=Path("runs/methods") / name)
+    return parser
+
+
+def until_of(asked: argparse.Namespace) -> float | None:
+    """The moment (`time.monotonic`) at which the minutes are over; None: there is none."""
+    return None if asked.minutes is None else time.monotonic() + 60 * float(asked.minutes)
+
+
+def stopped(place: Path) -> int:
+    """Say that the minutes are over, and where; the exit code."""
+    print(f"stopped in {place}; the same command goes on", file=sys.stderr)
+    return STOPPED
+
+
 def asked_of(
     text: str | None, name: str, data: str, model: str, epochs: float, **rates: float
 ) -> tuple[argparse.Namespace, float | None]:
@@ -28,17 +53,13 @@ def asked_of(
         epochs: how many where none are given.
         rates: learning rates where none are given, by option.
     """
-    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help=f"folder with {data}")
+    parser = parser_of(text, name, data)
     parser.add_argument("--model", default=model)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--epochs", type=float, default=epochs)
     for option, rate in rates.items():
         parser.add_argument(f"--{option.replace('_', '-')}", type=float, default=rate)
-    parser.add_argument("--minutes", type=float, help="stop after so many; the same command goes on")
-    parser.add_argument("--out", type=Path, default=Path("runs/methods") / name)
     asked = parser.parse_args()
-    return asked, None if asked.minutes is None else time.monotonic() + 60 * asked.minutes
+    return asked, until_of(asked)
 
 
 def finished(recipe: Path, folder: Path, until: float | None = None) -> bool:
@@ -88,12 +109,18 @@ def prepared(folder: Path, files: Mapping[str, str]) -> Path:
 
 def pairs_of(path: Path, count: int, characters: int) -> list[dict[str, Any]]:
     """The first so many preference pairs whose prompt and either reply have no more characters than that."""
-    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    return [row for row in rows if max(_length(row, side) for side in ("chosen", "rejected")) <= characters][:count]
+    return [row for row in rows_of(path) if max(_length(row, side) for side in ("chosen", "rejected")) <= characters][
+        :count
+    ]
 
 
 def _length(row: Mapping[str, Any], side: str) -> int:
     return sum(len(message["content"]) for message in (*row["prompt"], *row[side]))
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON Lines file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def lines_of(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -14,7 +14,6 @@ import argparse
 import itertools
 import json
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._methods import commit_of, finished, lines_of, prepared, write_section
+from benchmarks._methods import (
+    commit_of,
+    finished,
+    lines_of,
+    parser_of,
+    prepared,
+    rows_of,
+    stopped,
+    until_of,
+    write_section,
+)
 from luthier.config import write_toml
 from luthier.evaluation.significance import bootstrap_interval, mean_interval
 
@@ -33,10 +42,6 @@ HEAD = [
     "difference | kept | each seed | commit |",
     "|---|---|---|---|---|---|---|---|---|---|---|---|",
 ]
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def bare(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,26 +147,21 @@ def line(model: str, found: list[Baked]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with json_extraction/train.jsonl, test.jsonl")
+    parser = parser_of(__doc__, "bake", "json_extraction/train.jsonl, test.jsonl")
     parser.add_argument("--models", nargs="+", default=["smollm2-135m-instruct"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--examples", type=int, default=8, help="solved rows in the prompt")
     parser.add_argument("--questions", type=int, default=900)
     parser.add_argument("--tested", type=int, default=200)
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--new-tokens", type=int, default=96, help="of a reply")
-    parser.add_argument("--minutes", type=float, help="stop after so many; the same command goes on")
-    parser.add_argument("--out", type=Path, default=Path("runs/methods/bake"))
     asked = parser.parse_args()
-    until = None if asked.minutes is None else time.monotonic() + 60 * asked.minutes
+    until = until_of(asked)
     found: dict[str, list[Baked]] = {}
     for model, seed in itertools.product(asked.models, asked.seeds):
         place = prepared(asked.out / f"{Path(model).name}_{seed}", files(asked, model, seed))
         if not finished(place / "recipe.toml", place / "run", until):
-            print(f"stopped in {place}; the same command goes on", file=sys.stderr)
-            return 3
+            return stopped(place)
         found.setdefault(model, []).append(baked(place / "run"))
         write_section("bake", [*HEAD, *(line(*item) for item in found.items())])  # after each, so that it can be read
     return 0

@@ -13,9 +13,7 @@ rows, of the mean over seeds. Every training is a whole `luthier run` under `--o
 
 import argparse
 import itertools
-import json
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,18 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._methods import commit_of, finished, lines_of, prepared, to_its_end, write_section
+from benchmarks._methods import (
+    commit_of,
+    finished,
+    lines_of,
+    parser_of,
+    prepared,
+    rows_of,
+    stopped,
+    to_its_end,
+    until_of,
+    write_section,
+)
 from luthier.config import write_toml
 from luthier.evaluation.significance import mean_interval
 
@@ -39,10 +48,6 @@ HEAD = [
     "| teacher | student | learns | seeds | tested | teacher's score | score | gain over `sft` | each seed | commit |",
     "|---|---|---|---|---|---|---|---|---|---|",
 ]
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def common(asked: argparse.Namespace, model: str, train: str, test: Path, steps: int, seed: int) -> dict[str, Any]:
@@ -139,11 +144,9 @@ def line(asked: argparse.Namespace, name: str, found: Mapping[str, Sequence[Lear
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with json_extraction/train.jsonl, test.jsonl")
+    parser = parser_of(__doc__, "distill", "json_extraction/train.jsonl, test.jsonl")
     parser.add_argument("--teacher", default="qwen2.5-coder-0.5b-instruct")
     parser.add_argument("--student", default="smollm2-135m-instruct")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--taught", type=int, default=600, help="rows that the teacher learns")
     parser.add_argument("--teacher-steps", type=int, default=70)
     parser.add_argument("--rows", type=int, default=100, help="rows with labels that students learn")
@@ -152,23 +155,19 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=60, help="of each student")
     parser.add_argument("--tested", type=int, default=200)
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--minutes", type=float, help="stop after so many; the same command goes on")
-    parser.add_argument("--out", type=Path, default=Path("runs/methods/distill"))
     asked = parser.parse_args()
-    until = None if asked.minutes is None else time.monotonic() + 60 * asked.minutes
+    until = until_of(asked)
     train = rows_of(asked.data / "json_extraction/train.jsonl")
     taught = teacher(asked, train, until)
     written = None if taught is None else replies(asked, train, taught, until)
     if taught is None or written is None:
-        print(f"stopped in {asked.out}; the same command goes on", file=sys.stderr)
-        return 3
+        return stopped(asked.out)
     texts = {"rows": lines_of(train[: asked.rows]), "replies": written.read_text(encoding="utf-8")}
     found: dict[str, list[Learned]] = {}
     for seed, name in itertools.product(asked.seeds, STUDENTS):
         place = student(asked, name, texts, taught, seed)
         if not finished(place / "recipe.toml", place / "run", until):
-            print(f"stopped in {place}; the same command goes on", file=sys.stderr)
-            return 3
+            return stopped(place)
         found.setdefault(name, []).append(Learned.of(place / "run"))
         lines = [line(asked, each, found, Learned.of(taught)) for each in found]
         write_section("distill", [*HEAD, *lines])  # after each, so that what is there can be read

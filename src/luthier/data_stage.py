@@ -55,7 +55,8 @@ def prepare_data(recipe: Recipe, folder: RunFolder, progress: Progress) -> Data:
     """
     digests, corpus = _digests(recipe), _corpus(recipe)
     shown = canonical_hash([text for text, _ in corpus])
-    key = canonical_hash([__version__, recipe.data.model_dump(), recipe.seed, digests, shown])
+    read_as = [_is_replied(recipe), isinstance(recipe.objective, RetrieverObjective)]
+    key = canonical_hash([__version__, recipe.data.model_dump(), recipe.seed, digests, shown, read_as])
     kept = folder.read("data/split.json")
     if kept is not None and kept["key"] == key and kept["written"] == _written(folder):
         _require_no_errors([Finding.from_dict(f) for f in folder.read("findings.json")])
@@ -141,13 +142,12 @@ def divide(recipe: Recipe) -> tuple[Data, dict[str, Any], list[Finding]]:
     Raises:
         DataError: a row cannot be read, or there are too few to split.
     """
-    settings = recipe.data
+    settings, titles = recipe.data, _titles(recipe)
 
     def read(path: str) -> list[Example]:
         examples = list(read_examples(Path(path), settings.format, settings.instruction))
-        if isinstance(recipe.objective, RetrieverObjective):
-            sources = () if recipe.retrieval is None else read_corpus(Path(recipe.retrieval.corpus))
-            return by_passage([named(example) for example in examples], {s.id: s.title for s in sources})
+        if titles is not None:
+            return by_passage([named(example) for example in examples], titles)
         return [with_place_for_reply(example) for example in examples] if _is_replied(recipe) else examples
 
     given = {name: path for name, path in _files(recipe).items() if name != "train"}
@@ -172,6 +172,14 @@ def divide(recipe: Recipe) -> tuple[Data, dict[str, Any], list[Finding]]:
         **({"replay": pool.counts()} if pool else {}),
     }
     return Data(training, parts.validation, parts.test, pool.rows if pool else ()), counts, findings
+
+
+def _titles(recipe: Recipe) -> dict[str, str] | None:
+    """Of the passages that rows may name, by their ids; None where rows name none."""
+    if not isinstance(recipe.objective, RetrieverObjective):
+        return None
+    sources = () if recipe.retrieval is None else read_corpus(Path(recipe.retrieval.corpus))
+    return {source.id: source.title for source in sources}
 
 
 def _is_replied(recipe: Recipe) -> bool:

@@ -230,7 +230,7 @@ def prepare_training(
     start, files = (None, None) if opened.start is None else (opened.start.folder, opened.start.files)
     if subject is None and prove:
         raise PreflightError("this run was opened for evaluation; open_run proves its rows before it trains")
-    asked, plan = asked_of(opened), planned(recipe, loaded)
+    asked, plan = asked_of(opened), planned(recipe, loaded, files)
     decides = () if plan is None else plan.decides
     fingerprint = assemble.fingerprint_of(recipe, loaded, opened.template, opened.units, files, asked, decides)
     trainable = replace(assemble.make_trainable(recipe, loaded, start), asked=asked)

@@ -80,6 +80,9 @@ def test_the_teacher_writes_behind_its_prompt_and_rows_have_none(
     assert {path: path.stat().st_mtime_ns for path in (out / "replies").iterdir()} == before
     more = lines(out / "replies.jsonl")
     assert len(more) > len(kept) and len({row["id"] for row in more}) == len(more)
+    # where nothing is good enough, nothing of the choice before is left
+    assert main([*made, "--least", "2"]) != 0 and not (out / "replies.jsonl").exists()
+    assert {path: path.stat().st_mtime_ns for path in (out / "replies").iterdir()} == before
     groups = {row["group"] for row in more if "/" in row["id"]}
     assert groups and all(row["id"].startswith(f"{row['group']}/") for row in more if "/" in row["id"])
 
@@ -87,7 +90,8 @@ def test_the_teacher_writes_behind_its_prompt_and_rows_have_none(
 NOT_WHOLE = {"every reply is cut off, empty, or nothing that the template can render"}
 
 
-def test_an_endpoint_writes_and_what_is_good_is_kept(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["elsewhere", "teacher"])
+def test_an_endpoint_writes_and_what_is_good_is_kept(name: str, folder: Path, tmp_path: Path) -> None:
     recipe = folder / "elsewhere.toml"
 
     def answer(body: dict[str, Any], _number: int) -> Reply:
@@ -98,13 +102,24 @@ def test_an_endpoint_writes_and_what_is_good_is_kept(folder: Path, tmp_path: Pat
         out = tmp_path / "out"
         text = (folder / "replies.toml").read_text(encoding="utf-8").replace("http://127.0.0.1:1/v1", endpoint.url)
         without_teacher = text[: text.index("[teacher]")] + text[text.index("[evaluation") :]
-        recipe.write_text(without_teacher, encoding="utf-8")
-        made = ["data", "replies", str(recipe), "--out", str(out), "--model", "elsewhere", "--least", "0.5"]
+        recipe.write_text(without_teacher.replace("systems.elsewhere", f"systems.{name}"), encoding="utf-8")
+        made = ["data", "replies", str(recipe), "--out", str(out), "--model", name, "--least", "0.5"]
         assert main([*made, "--set", "rollout.group_size=1"]) == 0
     kept = lines(out / "replies.jsonl")
     assert kept and all(row["messages"][1]["content"].startswith("In ") for row in kept)
     odd = {row["id"] for row in ROWS if int(row["prompt"][-2]) % 2}
     assert {row["id"] for row in kept} <= odd and {row["extra"]["writer"] for row in kept} == {"large"}
+
+
+def test_without_rewards_every_reply_is_kept_and_worth_nothing_that_is_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    made = ["data", "replies", str(folder / "replies.toml"), "--out", str(out), "--model", "teacher"]
+    assert main([*made, "--set", "rollout.rewards={}", "--set", "rollout.group_size=1"]) == 0
+    kept = lines(out / "replies.jsonl")
+    assert kept and all("reward" not in row["extra"] for row in kept)
+    assert "mean reward" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -116,6 +131,8 @@ def test_an_endpoint_writes_and_what_is_good_is_kept(folder: Path, tmp_path: Pat
         (["--model", "teacher", "--margin", "1"], "takes no --margin"),
         (["--model", "teacher", "--by", "judge"], "expected best or passing"),
         (["--model", "teacher", "--set", "rollout.rewards={}"], "nothing says what a reply is worth"),
+        (["--model", "teacher", "--set", "teacher.replies=teacher"], "is of trainings; leave it out"),
+        (["--model", "teacher", "--set", "evaluation.systems.teacher.type=few_shot"], "give the system another name"),
     ],
 )
 def test_what_cannot_be_is_refused(
@@ -123,3 +140,13 @@ def test_what_cannot_be_is_refused(
 ) -> None:
     assert main(["data", "replies", str(folder / "replies.toml"), "--out", str(tmp_path / "out"), *words]) != 0
     assert message in capsys.readouterr().err
+
+
+def test_a_model_that_teaches_itself_is_not_the_run_that_training_goes_on_from(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = folder / "itself.toml"
+    text = (folder / "replies.toml").read_text(encoding="utf-8")
+    recipe.write_text(text.replace('run = "first"\n', "") + '[adapter]\nstart_from = "first"\n', encoding="utf-8")
+    assert main(["data", "replies", str(recipe), "--out", str(tmp_path / "out"), "--model", "teacher"]) != 0
+    assert f"write run = '{folder / 'first'}' in [teacher]" in capsys.readouterr().err

@@ -207,6 +207,7 @@ def test_on_policy_the_model_behind_a_prompt_teaches_itself(tmp_path: Path, tiny
         ("", 'type = "distill"', "neither who teaches nor with which prompt"),
         ('run = "a"\nmodel = "b"', 'type = "distill"', "both say who teaches"),
         ('prompt = "prompt.txt"\nquantize = "nf4"', 'type = "distill"', "changes nothing without teacher.model"),
+        ('model = "b"\nquantize = "nf5"', 'type = "distill"', "teacher.quantize: unknown format 'nf5'.*nf4"),
         ('prompt = "prompt.txt"\ntemperature = 0.5', 'type = "distill"', "teacher.replies"),
         ('prompt = "prompt.txt"', 'type = "sft"', "which asks none"),
         ('prompt = "prompt.txt"', 'type = "distill"\nbeta = 0.3', "changes nothing with objective.divergence"),

@@ -10,6 +10,8 @@ from luthier.cli.main import main
 from luthier.data_stage import prepare_data
 from luthier.engine.log import mend_log
 from luthier.engine.run import State
+from luthier.errors import DataError
+from luthier.examples import Conversation, Message
 from luthier.preflight.base import GATES
 from luthier.progress import Silent
 from luthier.recipe import load
@@ -159,6 +161,20 @@ def test_kept_rows_that_were_changed_are_written_again(name: str, recipe: Path, 
     (folder / name).write_text("", encoding="utf-8")
     assert len(prepare_data(settings, folder, Silent()).validation) == len(data.validation)
     assert (folder / name).read_text() == written
+
+
+def test_rows_that_were_kept_for_a_teacher_to_answer_are_not_learned_without_one(recipe: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "questions.jsonl"
+    question = {"role": "user", "content": "Where is 1?"}
+    asked = [{"messages": [{**question, "content": f"Where is {n * 37 % 991}?"}]} for n in range(60)]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
+    folder, data = RunFolder(tmp_path / "out"), f"data.train={rows}"
+    settings = load(recipe, [data, "teacher.examples=solved.jsonl", "teacher.replies=teacher"])
+    folder.open(settings, recipe)
+    (first, *_) = prepare_data(settings, folder, Silent()).train
+    assert isinstance(first, Conversation) and first.messages[-1] == Message("assistant")
+    with pytest.raises(DataError):
+        prepare_data(load(recipe, [data]), folder, Silent())
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.small_tokenizers import CHATML, byte_level
 
 from luthier import assemble
-from luthier.config import build
+from luthier.config import build, canonical_hash
 from luthier.data.alignment import Piece, aligned, shared_vocabulary
 from luthier.data.source import Unit
 from luthier.engine.kept_teacher import ROWS_OF_PART, KeptTeacher, Place, is_kept, keep, places_of
@@ -27,6 +28,7 @@ from luthier.objectives.base import Models, Told
 from luthier.progress import Silent
 from luthier.recipe import Recipe
 from luthier.teaching.kept import kept
+from luthier.teaching.live import live
 from luthier.teaching.plan import Voice, planned
 
 PROMPT = "You are a careful assistant. Read the address and return only its parts."
@@ -120,6 +122,41 @@ def test_behind_a_prompt_it_tells_what_the_model_says_there(
         named = expected[:count].gather(1, said.ids_KB)
         assert (named - said.logprobs_KB[:, :-1]).abs().max() < 1e-4 and (said.logprobs_KB[:, -1] == -torch.inf).all()
         assert limit is None or len(mine.ids) <= limit
+
+
+def test_on_policy_each_row_has_its_prompt_and_room_for_a_reply_behind_it(
+    make_tiny: Callable[..., LoadedModel], tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "prompt.txt").write_text(PROMPT)
+    own = recipe_of(tiny_model_folder, {"prompt": str(tmp_path / "prompt.txt")})
+    values = own.dump() | {"objective": {"type": "gkd"}, "rollout": {"group_size": 1, "max_new_tokens": 8}}
+    loaded, recipe = make_tiny(), build(Recipe, values)
+    plan, lesson = planned(recipe, loaded), assemble.objective_of(recipe).lesson()
+    assert plan is not None and lesson is not None
+    template, rows = assemble.template_for(recipe, loaded), chats()
+    longest = max(len(template.prompt_ids(plan.before(row.messages[:-1]), row.tools)) for row in rows) + 8
+
+    def opened(rows: list[Conversation], limit: int) -> None:
+        student = Voice(replace(loaded, max_tokens=limit), template, Scorer(loaded.model))
+        live(plan, lesson, recipe, student, {"train": rows}, Silent())
+
+    opened(rows, longest)
+    with pytest.raises(DataError, match=f"tokens for the teacher, .* than its context, {longest - 1}"):
+        opened(rows, longest - 1)
+    with pytest.raises(DataError, match="another row has the id 'chat0'"):
+        opened([rows[0], replace(rows[1], id="chat0")], longest)
+    opened([rows[0], rows[0]], longest)
+
+
+def test_what_a_model_tells_itself_follows_from_how_it_is_held_and_where_it_begins(
+    make_tiny: Callable[..., LoadedModel], tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "prompt.txt").write_text(PROMPT)
+    recipe, loaded = recipe_of(tiny_model_folder, {"prompt": str(tmp_path / "prompt.txt")}), make_tiny()
+    values = recipe.dump()
+    packed = build(Recipe, values | {"model": values["model"] | {"quantize": "nf4"}})
+    plans = [planned(recipe, loaded), planned(packed, loaded), planned(recipe, loaded, {"adapter.safetensors": "0"})]
+    assert len({canonical_hash(plan.decides) for plan in plans if plan is not None}) == 3
 
 
 # other tokenizers
@@ -256,8 +293,13 @@ def test_a_process_that_was_stopped_asks_for_the_next_part_alone(tmp_path: Path)
     assert parts == [0, 1, 2] and done == [1, 1, 2, 3] and is_kept(tmp_path, "a", places)
     said = teacher.told(build_batch([rows[-1], rows[0], rows[ROWS_OF_PART]])).ids_KB
     assert said.flatten().tolist() == [2, 2, 0, 0, 1, 1]
+    damaged = sorted((tmp_path / "teacher").iterdir())[1]
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert not is_kept(tmp_path, "a", places)
+    keep(tmp_path, "a", places, say, done.append)
+    assert parts == [0, 1, 2, 1]
     keep(tmp_path, "b", places, say, done.append)  # of another training
-    assert parts == [0, 1, 2, 0, 1, 2]
+    assert parts == [0, 1, 2, 1, 0, 1, 2]
 
 
 def test_rows_stand_in_parts_in_their_order_and_a_beginning_is_told_alone() -> None:

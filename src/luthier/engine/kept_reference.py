@@ -11,16 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from luthier.data.source import Source, Unit, micro_batches
 from luthier.data.stored import StoredUnits
+from luthier.engine import kept_tensors
 from luthier.engine.run import Run
-from luthier.errors import StorageError
 from luthier.examples import Row
-from luthier.files import sync
 from luthier.models.forest import build_batch
 from luthier.models.scorer import Scorer, in_mode
 from luthier.objectives.base import REFERENCE, no_grad_logprobs
@@ -69,7 +66,7 @@ def keep(run: Run, folder: Path, progress: Progress) -> None:
         title = f"the reference scores {told} rows once, which is kept ({FILE})"
         with progress.stage("reference", title), in_mode(run.model, training=False):
             values = {name: _scored(run, units, progress) for name, units in wanted.items()}
-        _write(path, values, run.fingerprint)
+        kept_tensors.write(path, values, run.fingerprint, "what the reference scored")
     source = run.source
     for name, units in wanted.items():
         stored = StoredUnits(_told(units, values[name]), folder)
@@ -105,23 +102,5 @@ def _told(units: Sequence[Unit], values_K: Tensor) -> Iterator[Unit]:
 
 def _read(path: Path, fingerprint: str, counts: dict[str, int]) -> dict[str, Tensor] | None:
     """What was kept by this training; None if there is nothing, or it is of another one or damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("fingerprint") != fingerprint:
-                return None
-            values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (OSError, SafetensorError):
-        return None
-    return values if {name: len(value) for name, value in values.items()} == counts else None
-
-
-def _write(path: Path, values: dict[str, Tensor], fingerprint: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    try:
-        save_file(values, temporary, {"fingerprint": fingerprint})
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(f"{path}: what the reference scored could not be kept: {error}") from None
+    values = kept_tensors.read(path, fingerprint)
+    return values if values is not None and {name: len(value) for name, value in values.items()} == counts else None

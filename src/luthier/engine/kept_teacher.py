@@ -11,13 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
+from luthier.engine import kept_tensors
 from luthier.errors import DataError, StorageError
 from luthier.examples import Row
-from luthier.files import sync
 from luthier.models.forest import Batch
 from luthier.objectives.base import Told
 
@@ -104,7 +101,7 @@ def keep(
         counts[place.part] += place.count
     parts = []
     for number, count in enumerate(counts):
-        path = folder / FOLDER / f"part-{number + 1:06d}.safetensors"
+        path = _part(folder, number)
         told = _read(path, key, count)
         if told is None:
             _write(path, key, say(number))
@@ -119,39 +116,25 @@ def keep(
 def is_kept(folder: Path, key: str, places: Mapping[str, Place]) -> bool:
     """Whether nothing has to be asked."""
     count = max((place.part for place in places.values()), default=-1) + 1
-    paths = [folder / FOLDER / f"part-{number + 1:06d}.safetensors" for number in range(count)]
-    return all(_key(path) == key for path in paths)
+    return all(kept_tensors.holds(_part(folder, number), key) for number in range(count))
 
 
-def _key(path: Path) -> str | None:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("key")
-    except (OSError, SafetensorError):
-        return None
+def _part(folder: Path, number: int) -> Path:
+    return folder / FOLDER / f"part-{number + 1:06d}.safetensors"
 
 
 def _read(path: Path, key: str, count: int) -> Told | None:
     """A part as it was written; None if there is nothing, or it is another one or damaged."""
-    if _key(path) != key:
+    found = kept_tensors.read(path, key)
+    if found is None or found.keys() != {"ids", "logprobs"}:
         return None
-    with safe_open(path, framework="pt") as file:
-        ids, logprobs = file.get_tensor("ids"), file.get_tensor("logprobs")
-    return Told(ids, logprobs) if len(ids) == len(logprobs) == count else None
+    told = Told(found["ids"], found["logprobs"])
+    return told if len(told.ids_KB) == len(told.logprobs_KB) == count else None
 
 
 def _write(path: Path, key: str, told: Told) -> None:
-    tensors: dict[str, Tensor] = {
+    tensors = {
         "ids": told.ids_KB.to("cpu", torch.int32).contiguous(),
         "logprobs": told.logprobs_KB.to("cpu").contiguous(),
     }
-    temporary = path.with_suffix(".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, {"key": key})
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(f"{path}: what the teacher said could not be kept: {error}") from None
+    kept_tensors.write(path, tensors, key, "what the teacher said")

@@ -24,7 +24,7 @@ from luthier.models.memory import tokens_in_flight
 from luthier.online import Rewards, prompt_of, require_models, writer_of
 from luthier.preferences.choice import Question
 from luthier.progress import Progress
-from luthier.recipe import Recipe, RolloutSettings, dump_part
+from luthier.recipe import Recipe, RolloutSettings, TeacherSettings, dump_part
 from luthier.rewarding import host_of
 from luthier.run_folder import RunFolder
 from luthier.starts import keep_start
@@ -33,7 +33,7 @@ from luthier.teaching.plan import named, open_voice
 Way: TypeAlias = Literal["rewards", "judge"]
 WAYS: tuple[Way, ...] = ("rewards", "judge")
 TEACHER = "teacher"
-"""As a writer: whom the recipe's `[teacher]` names."""
+"""As a writer: whom the recipe's `[teacher]` names; where it has none, a system may be called so."""
 SEEDS = 2**31
 """What every endpoint takes for a seed lies below."""
 
@@ -96,9 +96,30 @@ def require_drawn(recipe: Recipe, writer: str | None) -> RolloutSettings:
         raise RecipeError(f"--model {writer}: evaluation.systems has no such table{did_you_mean(writer, known)}")
     if writer is None and recipe.teacher is not None:
         raise RecipeError("[teacher] changes nothing here without --model teacher; remove it, or let it write")
-    if writer not in (None, TEACHER) and settings.overlong_tokens:
+    if writer == TEACHER and recipe.teacher is not None:
+        _require_teacher_as_it_is(recipe, recipe.teacher)
+    elif writer is not None and settings.overlong_tokens:
         raise RecipeError("rollout.overlong_tokens counts tokens, and an endpoint's are not known; leave it out")
     return settings
+
+
+def _require_teacher_as_it_is(recipe: Recipe, teacher: TeacherSettings) -> None:
+    """Raise a RecipeError where the teacher would write otherwise than the recipe says, or two are called so."""
+    if TEACHER in recipe.evaluation.systems:
+        raise RecipeError(
+            "--model teacher: the recipe has [teacher] and [evaluation.systems.teacher]; give the system another name"
+        )
+    if teacher.replies == "teacher":
+        raise RecipeError(
+            "teacher.replies = 'teacher' is of trainings; leave it out with --model teacher: [rollout] says how "
+            "replies are drawn"
+        )
+    run = assemble.adapter_of(recipe).start_from
+    if teacher.is_own and run is not None:
+        raise RecipeError(
+            f"--model teacher is the base behind the prompt, without what adapter.start_from trained: write run = "
+            f"'{run}' in [teacher], so that this writes"
+        )
 
 
 @dataclass(frozen=True)
@@ -165,6 +186,7 @@ class Cast:
 
     writer: Writer
     grade: Rewards | None
+    """None: nothing says what a reply is worth."""
     judge: Judge | None
     decides: Tree
     """What they say follows from, beside the recipe."""
@@ -187,16 +209,17 @@ def cast_of(recipe: Recipe, folder: RunFolder, by: Way, writer_name: str | None,
     desk = Desk(folder / "responses", say=lambda text: progress.say(f"    {text}"))
     if writer_name is None:
         writer = _here(recipe, settings, folder, progress)
-    elif writer_name == TEACHER:
-        writer = _taught(recipe, settings, folder, progress)
+    elif writer_name == TEACHER and recipe.teacher is not None:
+        writer = _taught(recipe, recipe.teacher, settings, folder, progress)
     else:
         writer = _elsewhere(recipe, settings, writer_name, desk)
     if by == "rewards":
         hosted = host_of(recipe, folder.path, str(choose_device(recipe.model.device)))
         for note in hosted.notes:
             progress.say(f"    {note}")
-        grade = Rewards(settings, hosted.host, hosted.at_once)
-        grade.require()
+        grade = Rewards(settings, hosted.host, hosted.at_once) if settings.rewards else None
+        if grade is not None:
+            grade.require()
         return Cast(writer, grade, None, {"writer": writer.decides, "reward_models": dict(hosted.decides)})
     judge = _judge(recipe, folder, writer.model or _open(recipe, folder, progress), desk)
     return Cast(writer, None, judge, {"writer": writer.decides, "judge": judge.decides})
@@ -234,13 +257,13 @@ def _here(recipe: Recipe, settings: RolloutSettings, folder: RunFolder, progress
     return Writer(Path(name).name if Path(name).exists() else name, write, decides, model)
 
 
-def _taught(recipe: Recipe, settings: RolloutSettings, folder: RunFolder, progress: Progress) -> Writer:
+def _taught(
+    recipe: Recipe, teacher: TeacherSettings, settings: RolloutSettings, folder: RunFolder, progress: Progress
+) -> Writer:
     """The recipe's teacher, behind its prompt if it has one; the replies are those of the rows without it."""
-    if recipe.teacher is None:
-        raise ValueError("a teacher writes only where the recipe names one")
-    own = _open(recipe, folder, progress) if recipe.teacher.is_own else None
+    own = _open(recipe, folder, progress) if teacher.is_own else None
     device = choose_device(recipe.model.device)
-    plan = named(recipe.teacher, device, None if own is None else own.loaded)
+    plan = named(recipe, teacher, device, None if own is None else own.loaded)
     if own is None:
         voice = open_voice(plan, recipe, device, progress)
         model = Model(voice.loaded, voice.template, voice.loaded.max_tokens)

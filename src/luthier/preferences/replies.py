@@ -127,6 +127,8 @@ def make_replies(recipe: Recipe, folder: RunFolder, choices: ReplyChoices, progr
     outcome = ReplyOutcome(folder / ROWS, unseen, sorted(fates, key=lambda fate: fate.place))
     if outcome.kept:
         write_examples(outcome.path, outcome.kept)
+    else:  # those that an earlier call kept were chosen otherwise
+        outcome.path.unlink(missing_ok=True)
     return outcome
 
 

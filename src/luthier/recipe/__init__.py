@@ -38,6 +38,7 @@ from luthier.recipe.parts import (
     build_part as build_part,
     chosen_class,
     dump_part as dump_part,
+    require_quantizer,
 )
 from luthier.recipe.paths import absolute_paths as absolute_paths
 from luthier.recipe.rollout import (
@@ -116,11 +117,7 @@ class ModelSettings(Settings):
     @field_validator("quantize")
     @classmethod
     def _require_known_quantizer(cls, value: str) -> str:
-        known = ["none", *registry.names(QUANTIZERS)]
-        if value not in known:
-            with nested():
-                raise RecipeError(f"model.quantize: unknown format {value!r}{did_you_mean(value, known)}")
-        return value
+        return require_quantizer(value, "model.quantize")
 
 
 class DataSettings(Settings):

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from luthier import registry
-from luthier.config import Settings, Tree, build
+from luthier.config import Settings, Tree, build, did_you_mean, nested
 from luthier.errors import RecipeError
 
 ADAPTERS = "luthier.adapters"
@@ -25,6 +25,19 @@ PARTS: Mapping[str, tuple[str, str]] = {
     "schedule": (SCHEDULES, "cosine"),
 }
 """Keys of a recipe whose settings come from a registry: its package, and the `type` when none is given."""
+
+
+def require_quantizer(value: str, key: str) -> str:
+    """The name of a format that weights are held in, or `none`; `key`: the setting that has it.
+
+    Raises:
+        RecipeError: there is no such format.
+    """
+    known = ["none", *registry.names(QUANTIZERS)]
+    if value not in known:
+        with nested():
+            raise RecipeError(f"{key}: unknown format {value!r}{did_you_mean(value, known)}")
+    return value
 
 
 def build_part(package: str, values: Any, default: str, at: Sequence[str]) -> Settings:

@@ -4,10 +4,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from luthier import registry
-from luthier.config import Settings, did_you_mean, nested
+from luthier.config import Settings, nested
 from luthier.errors import RecipeError
-from luthier.recipe.parts import QUANTIZERS
+from luthier.recipe.parts import require_quantizer
 
 
 class TeacherSettings(Settings):
@@ -51,11 +50,7 @@ class TeacherSettings(Settings):
     @field_validator("quantize")
     @classmethod
     def _require_known(cls, value: str) -> str:
-        known = ["none", *registry.names(QUANTIZERS)]
-        if value not in known:
-            with nested():
-                raise RecipeError(f"teacher.quantize: unknown format {value!r}{did_you_mean(value, known)}")
-        return value
+        return require_quantizer(value, "teacher.quantize")
 
     @model_validator(mode="after")
     def _require_a_teacher(self) -> "TeacherSettings":

@@ -1,13 +1,14 @@
 """A teacher that stays in memory, and one that is none, where only memory and time are counted."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
 from luthier.data.asked import asked
-from luthier.errors import RecipeError
+from luthier.errors import DataError, RecipeError
 from luthier.examples import Conversation, Example, Row
 from luthier.models.forest import Batch, build_batch
 from luthier.models.load import LoadedModel
@@ -70,6 +71,7 @@ def live(
 
     Raises:
         RecipeError: its tokenizer is another one than the student's.
+        DataError: two rows have one id, or a row leaves no room for a reply behind what the teacher reads.
         ModelError: it cannot be opened.
     """
     voice = student if plan.is_own else open_voice(plan, recipe, student.loaded.device, progress)
@@ -80,14 +82,36 @@ def live(
             "are no tokens of its. Learn from given replies (objective.type = 'distill' with objective.cross_entropy = "
             "0.5), or from those that it writes (`luthier data replies RECIPE --model teacher`)"
         )
-    prompts = {
-        example.id: tuple(voice.template.prompt_ids(plan.before(asked(example)), example.tools))
-        for group in named.values()
-        for example in group
-        if isinstance(example, Conversation)
-    }
+    reply = 0 if recipe.rollout is None else recipe.rollout.max_new_tokens
+    prompts = _prompts(plan, voice, chain.from_iterable(named.values()), reply)
     held = 0 if plan.is_own else held_bytes(voice.loaded.model)
     return LiveTeacher(voice.scorer, lesson, words, prompts, held)
+
+
+def _prompts(plan: Planned, voice: Voice, rows: Iterable[Example], reply: int) -> dict[str, tuple[int, ...]]:
+    """What the teacher reads before a reply of so many tokens, by the id of the row."""
+    found: dict[str, tuple[int, ...]] = {}
+    for row in rows:
+        if not isinstance(row, Conversation):
+            continue
+        ids = tuple(voice.template.prompt_ids(plan.before(asked(row)), row.tools))
+        at, longest = row.where, voice.loaded.max_tokens
+        if len(ids) + reply > longest:
+            raise DataError(
+                f"its prompt has {len(ids)} tokens for the teacher, and with rollout.max_new_tokens = {reply} more a "
+                f"row would have more than its context, {longest}: shorten the prompt, or lower that",
+                at.path,
+                at.line,
+                at.row,
+            )
+        if found.setdefault(row.id, ids) != ids:
+            raise DataError(
+                f"another row has the id {row.id!r}, too, by which a teacher finds what it reads; give each its own",
+                at.path,
+                at.line,
+                at.row,
+            )
+    return found
 
 
 def made_up(lesson: Lesson, student: LoadedModel) -> Teacher:

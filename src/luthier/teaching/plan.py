@@ -63,8 +63,13 @@ class Planned:
         return "the model itself" if found is None else found
 
 
-def planned(recipe: Recipe, loaded: LoadedModel) -> Planned | None:
+def planned(recipe: Recipe, loaded: LoadedModel, start: Mapping[str, str] | None = None) -> Planned | None:
     """The teacher of a recipe; None: its objective asks none.
+
+    Args:
+        recipe: of the run.
+        loaded: its base.
+        start: sha256 of the files that the adapter starts at, which a model that teaches itself follows from.
 
     Raises:
         RecipeError: other settings do not go with it.
@@ -94,19 +99,31 @@ def planned(recipe: Recipe, loaded: LoadedModel) -> Planned | None:
             f"teacher.replies = 'teacher' and adapter.start_from: write run = '{run}' in [teacher], so that what that "
             "run trained writes the replies"
         )
-    return named(settings, loaded.device, loaded)
+    return named(recipe, settings, loaded.device, loaded, start)
 
 
-def named(settings: TeacherSettings, device: torch.device, own: LoadedModel | None) -> Planned:
+def named(
+    recipe: Recipe,
+    settings: TeacherSettings,
+    device: torch.device,
+    own: LoadedModel | None,
+    start: Mapping[str, str] | None = None,
+) -> Planned:
     """The teacher that a recipe names, on that device; `own`: the recipe's model, where it teaches itself.
 
     Raises:
         DataError, ModelError: as `planned`.
     """
-    return Planned(settings, read_long_prompt(settings), _identity(settings, device, own))
+    prompt = read_long_prompt(settings)
+    if not settings.is_own:
+        return Planned(settings, prompt, _identity(settings, device))
+    if own is None:
+        raise ValueError("a model that teaches itself must be there")
+    held = [str(own.dtype), recipe.model.quantize]
+    return Planned(settings, prompt, {"model": own.files.fingerprint, "held": held, "start": dict(start or {})})
 
 
-def _identity(settings: TeacherSettings, device: torch.device, own: LoadedModel | None) -> dict[str, Any]:
+def _identity(settings: TeacherSettings, device: torch.device) -> dict[str, Any]:
     if settings.run is not None:
         record = assemble.read_artifact(Path(settings.run)).record
         return {"run": record["files"], "base": record["model"]["fingerprint"]}
@@ -118,9 +135,7 @@ def _identity(settings: TeacherSettings, device: torch.device, own: LoadedModel 
             "held": [str(dtype), settings.quantize],
             "template": sha256_of(template) if template.is_file() else settings.template,
         }
-    if own is None:
-        raise ValueError("a model that teaches itself must be there")
-    return {"model": own.files.fingerprint, "held": [str(own.dtype)]}
+    raise ValueError("a model that teaches itself is known by its student")
 
 
 def open_voice(plan: Planned, recipe: Recipe, device: torch.device, progress: Progress) -> Voice:

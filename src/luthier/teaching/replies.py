@@ -86,7 +86,8 @@ def _key(plan: Planned, recipe: Recipe, loaded: LoadedModel, named: Mapping[str,
     settings = plan.settings
     rows = {name: [example_values(row) for row in group] for name, group in named.items()}
     how = [recipe.seed, settings.max_new_tokens, settings.temperature]
-    here = [loaded.files.fingerprint, loaded.device.type, native.identity(), __version__, torch.__version__]
+    student = [loaded.files.fingerprint, assemble.template_for(recipe, loaded).sha256]
+    here = [*student, loaded.device.type, native.identity(), __version__, torch.__version__]
     return canonical_hash([plan.decides, how, here, rows])
 
 

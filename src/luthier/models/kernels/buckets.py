@@ -13,13 +13,12 @@ least, -inf where there is no token, and no other one. Logits and their gradient
 what is wider lives for a few places at a time.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from luthier.models.kernels.divergence import CELLS
+from luthier.models.kernels.divergence import CELLS, chunks, wide
 
 NOTHING = -1
 """In place of a token."""
@@ -28,7 +27,7 @@ INFINITE = float("inf")
 
 def bucket_logprobs_plain(logits_HV: Tensor, hidden_K: Tensor, ids_KB: Tensor) -> Tensor:
     """The reference: (K, B + 1), through autograd."""
-    logp_KV = _wide(logits_HV[hidden_K]).log_softmax(-1)
+    logp_KV = wide(logits_HV[hidden_K]).log_softmax(-1)
     few_KB = logp_KV.gather(1, ids_KB.clamp(min=0)).masked_fill(ids_KB == NOTHING, -INFINITE)
     rest_K = _without(logp_KV, ids_KB).logsumexp(-1)
     return torch.cat([few_KB, rest_K[:, None]], 1)
@@ -52,15 +51,11 @@ def likeliest(
     places, vocabulary = len(hidden_K), logits_HV.shape[1]
     most = vocabulary if among_V is None else int(among_V.sum())
     ids_KB = hidden_K.new_empty((places, min(count, most)))
-    for part in _chunks(places, vocabulary, cells):
+    for part in chunks(places, vocabulary, cells):
         scores = logits_HV[hidden_K[part]]
         named = scores if among_V is None else scores.masked_fill(~among_V, -INFINITE)
         ids_KB[part] = named.topk(ids_KB.shape[1]).indices
     return ids_KB, bucket_logprobs(logits_HV, hidden_K, ids_KB, cells)
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _chosen(ids_KB: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,19 +69,14 @@ def _without(scores_KV: Tensor, ids_KB: Tensor) -> Tensor:
     return scores_KV.index_put(_chosen(ids_KB), scores_KV.new_tensor(-INFINITE))
 
 
-def _chunks(places: int, vocabulary: int, cells: int) -> Iterator[slice]:
-    size = max(1, cells // max(vocabulary, 1))
-    return (slice(start, min(start + size, places)) for start in range(0, places, size))
-
-
 class _Buckets(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_HV: Tensor, hidden_K: Tensor, ids_KB: Tensor, cells: int) -> Tensor:
         places, few = ids_KB.shape
         out = logits_HV.new_empty((places, few + 1), dtype=torch.promote_types(logits_HV.dtype, torch.float32))
         lse_K, rest_K = out.new_empty(places), out.new_empty(places)
-        for part in _chunks(places, logits_HV.shape[1], cells):
-            scores, ids = _wide(logits_HV[hidden_K[part]]), ids_KB[part]
+        for part in chunks(places, logits_HV.shape[1], cells):
+            scores, ids = wide(logits_HV[hidden_K[part]]), ids_KB[part]
             lse_K[part] = scores.logsumexp(-1)
             few_kB = scores.gather(1, ids.clamp(min=0)) - lse_K[part, None]
             out[part, :few] = few_kB.masked_fill(ids == NOTHING, -INFINITE)
@@ -104,8 +94,8 @@ class _Buckets(torch.autograd.Function):
         total_K, others_K = dout_KB.sum(-1), dout_KB[:, few]
         # where no other token is left, nothing is divided among them
         rest_K = torch.where(rest_K == -INFINITE, INFINITE, rest_K)
-        for part in _chunks(len(ids_KB), logits_HV.shape[1], ctx.cells):
-            scores, ids = _wide(logits_HV[hidden_K[part]]), ids_KB[part]
+        for part in chunks(len(ids_KB), logits_HV.shape[1], ctx.cells):
+            scores, ids = wide(logits_HV[hidden_K[part]]), ids_KB[part]
             gradient = (scores - lse_K[part, None]).exp_().mul_(-total_K[part, None])
             gradient += (_without(scores, ids) - rest_K[part, None]).exp_().mul_(others_K[part, None])
             gradient.index_put_(_chosen(ids), dout_KB[part, :few][ids != NOTHING], accumulate=True)
