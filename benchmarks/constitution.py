@@ -106,7 +106,7 @@ def files(asked: argparse.Namespace) -> dict[str, str]:
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON Lines file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
 
 
 def _length(row: dict[str, Any]) -> int:

@@ -427,6 +427,13 @@ def test_a_batch_is_made_once_and_a_damaged_one_is_told(tmp_path: Path) -> None:
         again()
 
 
+def test_a_record_holds_any_end_of_a_line(tmp_path: Path) -> None:
+    text = "one\u2028two\u2029three\x85four\x0bfive\r\nsix"
+    for _ in range(2):
+        found = in_batches([text], 1, tmp_path, lambda batch: [{"text": one} for one in batch], Silent(), "texts")
+        assert found == [{"text": text}]
+
+
 # refusals
 
 
