@@ -144,6 +144,7 @@ def test_more_shots_than_examples_are_refused() -> None:
         ({"objective": {"type": "orpo"}}, "knows no soft labels"),
         ({"adapter": {"start_from": "runs/first"}}, r"adapter\.start_from: a constitution begins with the base"),
         ({"retrieval": {"corpus": "texts"}}, r"\[retrieval\] changes nothing"),
+        ({"teacher": {"model": "larger"}}, r"\[teacher\] changes nothing"),
         ({"evaluation": {"max_rows": 5}}, r"evaluation\.max_rows changes nothing"),
         ({"data": {"train": "a.jsonl", "replay": "b.jsonl"}}, r"data\.replay changes nothing"),
         ({"data": {"train": "a.jsonl", "validation": "b.jsonl"}}, r"data\.validation changes nothing"),

@@ -19,7 +19,7 @@ from luthier.config import canonical_hash
 from luthier.constitution.batches import Record, in_batches
 from luthier.constitution.calibration import sigmoid
 from luthier.constitution.cast import BEFORE, Cast
-from luthier.constitution.principles import Kind
+from luthier.constitution.principles import KINDS, Kind
 from luthier.constitution.prompts import judge_prompts
 from luthier.constitution.revise import Prompt, Workshop, fault_of
 from luthier.constitution.voices import Ask, Voice
@@ -31,8 +31,6 @@ from luthier.examples import Conversation, Message
 
 ANSWERED_AT_ONCE = 64
 JUDGED_AT_ONCE = 16
-_ANSWER = 6
-"""What a random stream is of."""
 Better: TypeAlias = Literal["higher", "lower", "neither"]
 Scores: TypeAlias = Sequence[float | None]
 
@@ -311,27 +309,23 @@ def _judge_place(shop: Workshop) -> str:
 
 
 def _by_words(found: Answered) -> list[Measure]:
-    refused = {kind: _of_kind(found, kind, lambda a: float(refuses(a["answer"]))) for kind in _kinds()}
+    refused = {kind: _of_kind(found, kind, lambda a: float(refuses(a["answer"]))) for kind in KINDS}
     words = "share of answers that begin as a refusal does, by lexical rules"
     return [
         Measure("refused", "harmless", words, "lower", Share(), refused["harmless"]),
         Measure("refused", "red_team", words, "neither", Share(), refused["red_team"]),
         *(
             Measure("characters", kind, "mean length", "neither", Number(), _of_kind(found, kind, _length))
-            for kind in _kinds()
+            for kind in KINDS
         ),
         *(
             Measure(
                 "not ended", kind, "share of answers that are cut off or empty", "neither", Share(),
                 _of_kind(found, kind, lambda a: float(bool(a["fault"]))),
             )
-            for kind in _kinds()
+            for kind in KINDS
         ),
     ]  # fmt: skip
-
-
-def _kinds() -> tuple[Kind, ...]:
-    return ("red_team", "harmless")
 
 
 def _length(answer: Record) -> float:
