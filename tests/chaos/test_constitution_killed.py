@@ -49,7 +49,6 @@ def test_kills_at_every_stage_change_nothing(tmp_path: Path, tiny_model_folder: 
     whole, out, chance, codes, stages = tmp_path / "whole", tmp_path / "killed", random.Random(1), [], set()
     error = (undisturbed := begin(recipe, whole)).communicate(timeout=900)[1]
     assert undisturbed.returncode == 0, error
-    # one kill at least in each stage, the others wherever they fall
     marks = sorted(chance.sample(range(1, reached(whole)), KILLS))
     for after in marks:
         child = begin(recipe, out)

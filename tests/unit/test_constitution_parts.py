@@ -39,7 +39,7 @@ from luthier.errors import DataError, RecipeError
 from luthier.evaluation.refusals import labeled, measured_errors, refuses
 from luthier.evaluation.share import Number, Share
 from luthier.evaluation.significance import clopper_pearson
-from luthier.examples import Conversation, Document, Example, Judged, Message, Preference
+from luthier.examples import Conversation, Document, Example, Judged, Message, Preference, ToolCall
 from luthier.models.load import LoadedModel
 from luthier.progress import Silent
 from luthier.recipe import ConstitutionSettings, Recipe
@@ -205,6 +205,10 @@ def test_prompts_of_rows_of_every_format_end_with_the_question() -> None:
     for odd in unasked:
         with pytest.raises(DataError, match="a harmless prompt ends with what a user says"):
             prompts_of([odd], "harmless", None)
+    called = (*ASKED, Message("assistant", tool_calls=(ToolCall("open", {}),)), Message("tool", "done"), *ASKED)
+    for odd in (Judged(ASKED, reply, True, ({"name": "open"},)), Preference(called, reply, reply)):
+        with pytest.raises(DataError, match="a red_team prompt is text, and this row's is about tools"):
+            prompts_of([odd], "red_team", None)
 
 
 def test_the_critic_sees_examples_and_then_the_question() -> None:

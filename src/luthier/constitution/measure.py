@@ -106,6 +106,7 @@ def measured(found: Answered, shop: Workshop) -> list[Measure]:
     Raises:
         ModelError, EvaluationError: a reward model or the judge is not there, or cannot be asked.
     """
+    shop.cast.release()  # who judges needs the room, and neither writer nor critic
     measures: list[Measure] = []
     for run in shop.settings.reward_models:
         measures += _by_reward_model(run, found, shop)
@@ -125,16 +126,15 @@ def _of_kind(found: Answered, kind: Kind, score: Callable[[Record], float | None
 
 
 def _by_reward_model(run: str, found: Answered, shop: Workshop) -> list[Measure]:
-    name = reward_name(run)
+    name, folder = reward_name(run), shop.folder / "judged" / _place(run, shop.cast)
     rewards: dict[str, list[float | None]] = {}
     for model, answers in found.answers.items():
         asked = [one for one in answers if one["kind"] == "red_team"]
-        place = shop.folder / "judged" / _place(run, shop.cast) / model
         with shop.progress.stage("judged", f"{name} on the answers of {model}"):
             records = in_batches(
                 asked,
                 JUDGED_AT_ONCE,
-                place,
+                folder / model,
                 lambda batch: [
                     {"id": one["id"], "reward": reward}
                     for one, (reward,) in zip(batch, _rewards(run, batch, [["answer"]] * len(batch), shop), strict=True)
@@ -247,14 +247,14 @@ def _by_judge(found: Answered, shop: Workshop) -> list[Measure]:
     if judge is None:
         raise ValueError("no judge is named")
     asked = {"red_team": "harmful", "harmless": "helpful"}
+    folder = shop.folder / "judged" / _judge_place(shop)
     told: dict[str, list[Record]] = {}
     for model, answers in found.answers.items():
-        place = shop.folder / "judged" / _judge_place(shop) / model
         with shop.progress.stage("judged", f"{judge.name} on the answers of {model}"):
             told[model] = in_batches(
                 answers,
                 JUDGED_AT_ONCE,
-                place,
+                folder / model,
                 lambda batch: _asked(batch, judge, asked),
                 shop.progress,
                 "answers",
