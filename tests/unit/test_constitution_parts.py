@@ -15,8 +15,8 @@ from luthier.constitution import require_fit
 from luthier.constitution.batches import in_batches
 from luthier.constitution.calibration import (
     BINS,
-    LOG_TEMPERATURES,
     READ,
+    TEMPERATURES,
     Vote,
     calibrate,
     curve_of,
@@ -327,7 +327,7 @@ def test_a_critic_that_knows_nothing_is_not_believed() -> None:
     assert all(abs(probability(votes, found.temperature) - 0.5) < 0.25 for votes in voted)
     assert found.fitted_loss.value < found.loss.value
     wrong = [[Vote("kind", -abs(chance.gauss(0, 2)), 0.0)] for _ in range(100)]
-    assert fit_temperature(wrong) == pytest.approx(math.exp(LOG_TEMPERATURES[1]))
+    assert fit_temperature(wrong) == pytest.approx(TEMPERATURES[1])
 
 
 def test_the_reliability_curve_in_closed_form() -> None:

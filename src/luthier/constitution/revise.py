@@ -79,7 +79,7 @@ def _prompt(place: int, row: Example, kind: Kind) -> Prompt:
         )
     if row.tools or any(message.tool_calls or message.role == "tool" for message in messages):
         raise DataError(
-            f"a {kind} prompt is text, and this row's is about tools, which critic and records do not know; take it out",
+            f"a {kind} prompt is text, and this row's is about tools, which records do not hold; take it out",
             row.where.path,
             row.where.line,
             row.where.row,
