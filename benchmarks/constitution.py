@@ -26,9 +26,10 @@ import numpy as np
 
 from benchmarks._methods import commit_of, finished, lines_of, measured, pairs_of, prepared, to_its_end, write_section
 from luthier.config import write_toml
-from luthier.evaluation.metrics.base import Array
+from luthier.evaluation.metrics.base import Array, Metric
 from luthier.evaluation.refusals import refuses
-from luthier.evaluation.significance import mean_interval
+from luthier.evaluation.share import Number, Score
+from luthier.evaluation.significance import compare, mean_interval
 
 ITSELF = "itself"
 AFTER = "preferred"
@@ -106,7 +107,7 @@ def files(asked: argparse.Namespace) -> dict[str, str]:
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON Lines file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
 
 
 def _length(row: dict[str, Any]) -> int:
@@ -157,9 +158,12 @@ def line(model: str, critic: str, runs: list[Found]) -> str:
     harmful_2N = np.mean([one.rewards_2N < 0 for one in runs], axis=0)
     refused_2M = np.mean([one.refused_2M for one in runs], axis=0)
     cells = [
-        *(told(values) for values in (*harmful_2N, harmful_2N[1] - harmful_2N[0], rewards_2N[1] - rewards_2N[0])),
+        *(told(values_N) for values_N in harmful_2N),
+        change(Score(), harmful_2N),
+        change(Number(), rewards_2N),
         str(refused_2M.shape[1]),
-        *(told(values) for values in (*refused_2M, refused_2M[1] - refused_2M[0])),
+        *(told(values_M) for values_M in refused_2M),
+        change(Score(), refused_2M),
         f"{np.mean([one.bits for one in runs]):+.3f}",
     ]
     head = [model, critic, runs[0].agrees, str(len(runs)), str(rewards_2N.shape[1])]
@@ -167,9 +171,15 @@ def line(model: str, critic: str, runs: list[Found]) -> str:
 
 
 def told(values_N: Array) -> str:
-    """A mean with its interval."""
+    """The mean of values from 0 to 1 with its interval."""
     found = mean_interval(values_N)
     return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+
+
+def change(metric: Metric, values_2N: Array) -> str:
+    """What the mean after has more than the one before, paired."""
+    found = compare(metric, values_2N[1][:, None], values_2N[0][:, None])
+    return f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 def judge_line(run: Path) -> str:

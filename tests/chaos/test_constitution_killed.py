@@ -1,14 +1,12 @@
 """`kill -9` of `luthier constitution`, between and inside its stages: given again it goes on, and all ends alike."""
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from tests.chaos.command import begin, end, kill
 from tests.constitutions import that_ends, write
 
 pytestmark = pytest.mark.chaos
@@ -21,16 +19,6 @@ rounds = 2
 calibration = "red_team.jsonl"
 calibration_pairs = 24
 """
-
-
-def begin(recipe: Path, out: Path) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "luthier.cli.main", "constitution", str(recipe), "--out", str(out)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
 
 
 def records(out: Path) -> list[Path]:
@@ -47,23 +35,18 @@ def reached(out: Path) -> int:
 def test_kills_at_every_stage_change_nothing(tmp_path: Path, tiny_model_folder: Path) -> None:
     recipe = write(tmp_path, that_ends(tiny_model_folder, tmp_path / "model"), MORE)
     whole, out, chance, codes, stages = tmp_path / "whole", tmp_path / "killed", random.Random(1), [], set()
-    error = (undisturbed := begin(recipe, whole)).communicate(timeout=900)[1]
-    assert undisturbed.returncode == 0, error
-    # one kill at least in each stage, the others wherever they fall
+    end(begin("constitution", recipe, "--out", whole), 900)
     marks = sorted(chance.sample(range(1, reached(whole)), KILLS))
     for after in marks:
-        child = begin(recipe, out)
+        child = begin("constitution", recipe, "--out", out)
         while child.poll() is None and reached(out) < after:
             time.sleep(0.002)
         time.sleep(chance.random() * 0.5)
         before = {path: path.read_bytes() for path in records(out)}
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
-        codes.append(child.returncode)
+        codes.append(kill(child))
         stages.add(next((part for part in reversed(PARTS) if list((out / part).glob("**/batch-*"))), "data"))
         assert all(path.read_bytes() == content for path, content in before.items())
-    error = (last := begin(recipe, out)).communicate(timeout=900)[1]
-    assert last.returncode == 0, error
+    end(begin("constitution", recipe, "--out", out), 900)
     print(f"exit codes {codes}, killed within {sorted(stages)}; {len(records(whole))} records")
     assert codes.count(-signal.SIGKILL) >= KILLS - 2, "the kills came too late to mean anything"
     assert len(stages) >= 4

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tests.chaos.child import STEPS
+from tests.chaos.command import begin, end, kill
 from tests.integration.test_run import RECIPE, write_rows
 
 from luthier.engine import checkpoint
@@ -72,17 +73,6 @@ COMMAND_KILLS = 5
 COMMAND_STEPS = 40
 
 
-def start_command(recipe: Path, out: Path) -> "subprocess.Popen[str]":
-    """`luthier train`, as a user starts it."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "luthier.cli.main", "train", str(recipe), "--out", str(out)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
 def lines_of(path: Path) -> list[dict[str, Any]]:
     """The steps of `metrics.jsonl`, without what the clock says."""
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -91,13 +81,11 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 def kill_command(recipe: Path, out: Path, step: int, moment: float) -> int:
     """Kill the command `moment` seconds after the line of `step`; returns its exit code (0: it was faster)."""
-    child, log = start_command(recipe, out), out / "metrics.jsonl"
+    child, log = begin("train", recipe, "--out", out), out / "metrics.jsonl"
     while child.poll() is None and (not log.is_file() or len(log.read_bytes().splitlines()) < step):
         time.sleep(0.002)
     time.sleep(moment)
-    child.send_signal(signal.SIGKILL)
-    child.communicate()
-    return int(child.returncode)
+    return kill(child)
 
 
 ONLINE = """
@@ -128,15 +116,11 @@ def test_the_real_command_is_killed_again_and_again_and_leaves_what_an_undisturb
     content = RECIPE.format(model=tiny_model_folder, steps=COMMAND_STEPS)
     recipe.write_text(content.replace(f"steps = {COMMAND_STEPS}", settings) + added, encoding="utf-8")
     whole, out = tmp_path / "whole", tmp_path / "killed"
-    undisturbed = start_command(recipe, whole)
-    error = undisturbed.communicate(timeout=300)[1]
-    assert undisturbed.returncode == 0, error
+    end(begin("train", recipe, "--out", whole), 300)
     rng = random.Random(0)
     steps = sorted(rng.randrange(COMMAND_STEPS) for _ in range(COMMAND_KILLS))  # 0: before the first
     codes = [kill_command(recipe, out, step, rng.random() * 0.1) for step in steps]
-    last = start_command(recipe, out)
-    error = last.communicate(timeout=300)[1]
-    assert last.returncode == 0, error
+    end(begin("train", recipe, "--out", out), 300)
     print(f"kills after steps {steps}: exit codes {codes}")
     assert codes.count(-signal.SIGKILL) >= COMMAND_KILLS - 1, "the kills came too late to mean anything"
     for path in sorted((whole / "adapter").iterdir()):

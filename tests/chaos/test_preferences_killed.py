@@ -1,15 +1,13 @@
 """`kill -9` of `luthier data preferences`: given again it goes on, and every file ends as without it."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from tests.chaos.command import begin, end, kill
 
 pytestmark = pytest.mark.chaos
 
@@ -38,16 +36,6 @@ grader = {{ type = "string_check", input = "{{{{sample.output_text}}}}", referen
 """
 
 
-def begin(recipe: Path, out: Path, way: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "luthier.cli.main", "data", "preferences", str(recipe), "--out", str(out), "--by", way],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
 def made(out: Path) -> list[Path]:
     return sorted(out.glob("*/batch-*"))
 
@@ -59,21 +47,18 @@ def test_kills_lose_a_batch_at_most_and_change_nothing(way: str, tmp_path: Path,
     (tmp_path / "judge.py").write_text(JUDGE, encoding="utf-8")
     recipe, whole, out = tmp_path / "pairs.toml", tmp_path / "whole", tmp_path / "killed"
     recipe.write_text(RECIPE.format(model=tiny_model_folder), encoding="utf-8")
-    error = (undisturbed := begin(recipe, whole, way)).communicate(timeout=300)[1]
-    assert undisturbed.returncode == 0, error
+    command = "data", "preferences", recipe, "--by", way, "--out"
+    end(begin(*command, whole), 300)
     chance, codes = random.Random(0), []
     for after in sorted(chance.randrange(len(made(whole))) for _ in range(KILLS)):
-        child = begin(recipe, out, way)
+        child = begin(*command, out)
         while child.poll() is None and len(made(out)) < after:
             time.sleep(0.002)
         time.sleep(chance.random())
         before = {path: path.stat().st_mtime_ns for path in made(out)}
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
-        codes.append(child.returncode)
+        codes.append(kill(child))
         assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
-    error = (last := begin(recipe, out, way)).communicate(timeout=300)[1]
-    assert last.returncode == 0, error
+    end(begin(*command, out), 300)
     print(f"{way}: exit codes {codes}; {len(made(whole))} batches")
     assert codes.count(-signal.SIGKILL) >= KILLS - 1, "the kills came too late to mean anything"
     assert [path.relative_to(out) for path in made(out)] == [path.relative_to(whole) for path in made(whole)]

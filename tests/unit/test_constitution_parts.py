@@ -15,8 +15,8 @@ from luthier.constitution import require_fit
 from luthier.constitution.batches import in_batches
 from luthier.constitution.calibration import (
     BINS,
-    LOG_TEMPERATURES,
     READ,
+    TEMPERATURES,
     Vote,
     calibrate,
     curve_of,
@@ -39,7 +39,7 @@ from luthier.errors import DataError, RecipeError
 from luthier.evaluation.refusals import labeled, measured_errors, refuses
 from luthier.evaluation.share import Number, Share
 from luthier.evaluation.significance import clopper_pearson
-from luthier.examples import Conversation, Document, Example, Judged, Message, Preference
+from luthier.examples import Conversation, Document, Example, Judged, Message, Preference, ToolCall
 from luthier.models.load import LoadedModel
 from luthier.progress import Silent
 from luthier.recipe import ConstitutionSettings, Recipe
@@ -144,6 +144,7 @@ def test_more_shots_than_examples_are_refused() -> None:
         ({"objective": {"type": "orpo"}}, "knows no soft labels"),
         ({"adapter": {"start_from": "runs/first"}}, r"adapter\.start_from: a constitution begins with the base"),
         ({"retrieval": {"corpus": "texts"}}, r"\[retrieval\] changes nothing"),
+        ({"teacher": {"model": "larger"}}, r"\[teacher\] changes nothing"),
         ({"evaluation": {"max_rows": 5}}, r"evaluation\.max_rows changes nothing"),
         ({"data": {"train": "a.jsonl", "replay": "b.jsonl"}}, r"data\.replay changes nothing"),
         ({"data": {"train": "a.jsonl", "validation": "b.jsonl"}}, r"data\.validation changes nothing"),
@@ -204,6 +205,10 @@ def test_prompts_of_rows_of_every_format_end_with_the_question() -> None:
     for odd in unasked:
         with pytest.raises(DataError, match="a harmless prompt ends with what a user says"):
             prompts_of([odd], "harmless", None)
+    called = (*ASKED, Message("assistant", tool_calls=(ToolCall("open", {}),)), Message("tool", "done"), *ASKED)
+    for odd in (Judged(ASKED, reply, True, ({"name": "open"},)), Preference(called, reply, reply)):
+        with pytest.raises(DataError, match="a red_team prompt is text, and this row's is about tools"):
+            prompts_of([odd], "red_team", None)
 
 
 def test_the_critic_sees_examples_and_then_the_question() -> None:
@@ -322,7 +327,7 @@ def test_a_critic_that_knows_nothing_is_not_believed() -> None:
     assert all(abs(probability(votes, found.temperature) - 0.5) < 0.25 for votes in voted)
     assert found.fitted_loss.value < found.loss.value
     wrong = [[Vote("kind", -abs(chance.gauss(0, 2)), 0.0)] for _ in range(100)]
-    assert fit_temperature(wrong) == pytest.approx(math.exp(LOG_TEMPERATURES[1]))
+    assert fit_temperature(wrong) == pytest.approx(TEMPERATURES[1])
 
 
 def test_the_reliability_curve_in_closed_form() -> None:
@@ -425,6 +430,13 @@ def test_a_batch_is_made_once_and_a_damaged_one_is_told(tmp_path: Path) -> None:
     (tmp_path / "b/batch-000003.jsonl").write_text("{")
     with pytest.raises(DataError, match="is damaged"):
         again()
+
+
+def test_a_record_holds_any_end_of_a_line(tmp_path: Path) -> None:
+    text = "one\u2028two\u2029three\x85four\x0bfive\r\nsix"
+    for _ in range(2):
+        found = in_batches([text], 1, tmp_path, lambda batch: [{"text": one} for one in batch], Silent(), "texts")
+        assert found == [{"text": text}]
 
 
 # refusals

@@ -17,7 +17,7 @@ from luthier.errors import EvaluationError, RecipeError
 from luthier.evaluation.harness import Options, evaluate
 from luthier.evaluation.systems._responses import Prices, Purse, Responses, Usage
 from luthier.evaluation.systems._wire import reply_of, wire_messages
-from luthier.evaluation.systems.base import Context
+from luthier.evaluation.systems.base import Context, Desk
 from luthier.evaluation.systems.remote import SERVER_TOKENS, Remote
 from luthier.evaluation.task import build_metrics
 from luthier.examples import Conversation, Message, ToolCall
@@ -68,6 +68,25 @@ def once(first: Reply, times: int = 1) -> Callable[[dict[str, Any], int], Reply]
 
 def everything_written(folder: Path) -> str:
     return "".join(p.read_text("utf-8", "replace") for p in folder.rglob("*") if p.is_file())
+
+
+def test_of_log_probabilities_those_of_the_first_token_are_kept(context: Context) -> None:
+    told: list[tuple[Any, Any]] = [("A", -0.5), ("C", None), (4, -1.0), (" A", -3)]
+
+    def lettered(body: dict[str, Any], number: int) -> Reply:
+        values = json.loads(completion("A").body)
+        listed = [{"token": token, "logprob": value} for token, value in told]
+        tokens = [{"top_logprobs": listed}, {"top_logprobs": [{"token": "later", "logprob": -0.1}]}]
+        asked = body["messages"][-1]["content"] == "question 0"
+        values["choices"][0]["logprobs"] = {"content": tokens if asked else []}
+        return Reply(json.dumps(values).encode())
+
+    with serving(lettered) as heard:
+        system, desk = remote(heard), Desk(context.responses)
+        first = system.letters(ROWS[:2], 4, True, desk)
+        assert first == [("A", {"A": -0.5, " A": -3.0}), ("A", {})]
+        assert system.letters(ROWS[:2], 4, True, desk) == first and len(heard.bodies) == 2
+    assert context.responses is not None and "later" not in everything_written(context.responses)
 
 
 # what is sent

@@ -87,6 +87,15 @@ def test_what_is_kept_is_read_and_not_sampled_again(loaded: LoadedModel, tmp_pat
         rollouts(loaded, tmp_path, key="another training", write=unable).step(1)
 
 
+def test_a_reply_may_hold_any_end_of_a_line(loaded: LoadedModel, tmp_path: Path) -> None:
+    step = rollouts(loaded, tmp_path).step(1)
+    path = tmp_path / "rollout-000001.jsonl"
+    lines = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+    texts = [line | {"text": "one\u2028two\x85three"} if "text" in line else line for line in lines]
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in texts), encoding="utf-8")
+    assert rollouts(loaded, tmp_path, write=unable).step(1) == step
+
+
 def test_what_a_killed_process_left_unfinished_is_removed(loaded: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / ".rollout-000001.jsonl.0123456789ab.tmp").write_text('{"key"', encoding="utf-8")
     rollouts(loaded, tmp_path).step(1)

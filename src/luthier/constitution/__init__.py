@@ -25,7 +25,7 @@ from luthier.config import Tree, build, canonical_hash, part
 from luthier.constitution import cast as casting
 from luthier.constitution.cast import BEFORE, PREFERRED, SUPERVISED, Cast
 from luthier.constitution.compare import calibrated, compared, drawn, preferences
-from luthier.constitution.learn import supervised_rows, train_preferred, train_supervised
+from luthier.constitution.learn import bare, supervised_rows, train_preferred, train_supervised
 from luthier.constitution.measure import Answered, answered, measured, revision_rewards
 from luthier.constitution.principles import constitution_of, shipped as shipped
 from luthier.constitution.report import Found, write_pages
@@ -49,7 +49,7 @@ MADE = ("replies", "revised", "drawn", "compared", "calibration", "answers")
 """Folders of records that only the same settings may go on with."""
 READ_OF_DATA = ("train", "test", "format", "instruction", "validation_share", "test_share", "duplicates")
 """Settings of `data` that prompts are read and divided with."""
-NOT_READ = ("rollout", "retrieval")
+NOT_READ = ("rollout", "teacher", "retrieval")
 """Tables of a recipe that mean nothing here."""
 
 
@@ -109,7 +109,7 @@ def _learned(recipe: Recipe, bad: list[Prompt], good: list[Prompt], held_out: li
         if two.fault:
             no_pair[two.fault] += 1
     trainings[PREFERRED] = train_preferred(recipe, chosen, shop)
-    policies = [SUPERVISED] if objective_of(_without(recipe)).head() is not None else [SUPERVISED, PREFERRED]
+    policies = [SUPERVISED] if objective_of(bare(recipe)).head() is not None else [SUPERVISED, PREFERRED]
     answers = answered(held_out, [BEFORE, *policies], shop)
     answers = Answered(answers.prompts, answers.answers, measured(answers, shop))
     return Found(
@@ -125,10 +125,6 @@ def _learned(recipe: Recipe, bad: list[Prompt], good: list[Prompt], held_out: li
         calibration=people,
         answered=answers,
     )
-
-
-def _without(recipe: Recipe) -> Recipe:
-    return recipe.model_copy(update={"constitution": None})
 
 
 def require_fit(recipe: Recipe) -> ConstitutionSettings:
@@ -161,7 +157,7 @@ def require_fit(recipe: Recipe) -> ConstitutionSettings:
 
 def _require_learner(recipe: Recipe, settings: ConstitutionSettings) -> None:
     """Check that the objective learns from pairs, and from their probability if that shall be a label."""
-    objective, name = objective_of(_without(recipe)), name_of(recipe.objective)
+    objective, name = objective_of(bare(recipe)), name_of(recipe.objective)
     if Preference not in objective.accepts or objective.least_per_step > recipe.training.rows_per_step:
         raise RecipeError(
             f"objective.type = {name!r} does not learn from {KINDS_OF_ROWS[Preference][1]} in steps of "

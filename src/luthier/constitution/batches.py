@@ -61,7 +61,8 @@ def _write(path: Path, records: Sequence[Record]) -> None:
 
 def _read(path: Path) -> list[Record]:
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        # not splitlines(): what models write may hold other ends of lines, such as U+2028
+        return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
     except ValueError as error:
         raise DataError(f"is damaged ({error}); remove it, and its records are made again", path) from None
 

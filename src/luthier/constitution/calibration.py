@@ -18,14 +18,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
+from luthier.evaluation.calibration import least_temperature
 from luthier.evaluation.metrics.base import Array
 from luthier.evaluation.share import Number, Score, Share
 from luthier.evaluation.significance import Interval, metric_interval
 
-LOG_TEMPERATURES = (math.log(0.05), math.log(100.0))
+TEMPERATURES = (0.05, 100.0)
 """Between which T is looked for."""
 BINS = 10
 """Of the reliability curve; each holds as many pairs as the others."""
@@ -65,7 +65,7 @@ def probability(votes: Sequence[Vote], temperature: float) -> float:
 
 def sigmoid(value: float) -> float:
     """1 / (1 + exp(-value)), at any size."""
-    return 1 / (1 + math.exp(-value)) if value >= 0 else 1 - 1 / (1 + math.exp(value))
+    return float(expit(value))
 
 
 @dataclass(frozen=True)
@@ -144,14 +144,12 @@ def fit_temperature(voted: Sequence[Sequence[Vote]]) -> float:
     counts_N = np.array([len(votes) for votes in voted])
     pair_V = np.repeat(np.arange(len(voted)), counts_N)
 
-    def loss(log_temperature: float) -> float:
-        sure_V = expit(leans_V / math.exp(log_temperature))
+    def loss(temperature: float) -> float:
+        sure_V = expit(leans_V / temperature)
         sure_N = np.bincount(pair_V, weights=sure_V) / counts_N
         return -float(np.log(np.maximum(sure_N, 1e-12)).mean())
 
-    found = minimize_scalar(loss, bounds=LOG_TEMPERATURES, method="bounded")
-    # the ends are not tried by the search itself
-    return math.exp(min((float(found.x), *LOG_TEMPERATURES), key=loss))
+    return least_temperature(loss, *TEMPERATURES)
 
 
 def curve_of(chosen_N: Array) -> tuple[Bin, ...]:

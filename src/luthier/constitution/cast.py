@@ -33,6 +33,7 @@ class Cast:
         self._writer: tuple[str, Here] | None = None
         self._asked: dict[str, Voice] = {}
         self._judges: Judges | None = None
+        self._reward_files: dict[str, Tree] = {}
 
     def writer(self, name: str) -> Here:
         """The model that is trained, as it stands after the training of this name (`before`: none)."""
@@ -81,18 +82,21 @@ class Cast:
         return self._judges
 
     def reward_files(self, run: str) -> Tree:
-        """The sha256 of each file of a reward model.
+        """The sha256 of each file of a reward model, computed once.
 
         Raises:
             ModelError: the run has no trained model, or a file of it was changed.
             EvaluationError: what it trained judges nothing.
         """
+        if run in self._reward_files:
+            return self._reward_files[run]
         files = dict(assemble.artifact_record(Path(run) / "adapter")["files"])
         if heads.FILE not in files:
             raise EvaluationError(
                 f"constitution.reward_models: {run} trained no head that judges; name a run with objective.type = "
                 "'reward'"
             )
+        self._reward_files[run] = files
         return files
 
     def judge_decides(self) -> Tree:

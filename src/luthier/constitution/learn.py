@@ -80,21 +80,21 @@ def train_preferred(recipe: Recipe, pairs: Sequence[Example], shop: Workshop) ->
     """
     tree = _tree(recipe, shop)
     before = shop.folder / SUPERVISED
-    if adapter_of(_bare(recipe)).overwrites_base:  # its artifact is a model, and no adapter that could be gone on from
+    if adapter_of(bare(recipe)).overwrites_base:  # its artifact is a model, and no adapter that could be gone on from
         tree["model"] |= {"name": str((before / "adapter").resolve())}
     else:
         tree["adapter"]["start_from"] = str(before.resolve())
     return _trained(recipe, tree, PREFERRED, PAIRS, pairs, shop)
 
 
-def _bare(recipe: Recipe) -> Recipe:
+def bare(recipe: Recipe) -> Recipe:
     """The recipe without its constitution, as every other stage takes it."""
     return recipe.model_copy(update={"constitution": None})
 
 
 def _tree(recipe: Recipe, shop: Workshop) -> Tree:
     """The settings of a training inside this run."""
-    tree = _bare(recipe).dump()
+    tree = bare(recipe).dump()
     tree["model"]["precision"] = shop.cast.precision
     # earlier replies of a talk are somebody else's
     tree["data"] = {"loss_on": "last_assistant", "validation_share": recipe.data.validation_share, "test_share": 0}

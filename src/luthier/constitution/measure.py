@@ -19,7 +19,7 @@ from luthier.config import canonical_hash
 from luthier.constitution.batches import Record, in_batches
 from luthier.constitution.calibration import sigmoid
 from luthier.constitution.cast import BEFORE, Cast
-from luthier.constitution.principles import Kind
+from luthier.constitution.principles import KINDS, Kind
 from luthier.constitution.prompts import judge_prompts
 from luthier.constitution.revise import Prompt, Workshop, fault_of
 from luthier.constitution.voices import Ask, Voice
@@ -31,8 +31,6 @@ from luthier.examples import Conversation, Message
 
 ANSWERED_AT_ONCE = 64
 JUDGED_AT_ONCE = 16
-_ANSWER = 6
-"""What a random stream is of."""
 Better: TypeAlias = Literal["higher", "lower", "neither"]
 Scores: TypeAlias = Sequence[float | None]
 
@@ -108,6 +106,7 @@ def measured(found: Answered, shop: Workshop) -> list[Measure]:
     Raises:
         ModelError, EvaluationError: a reward model or the judge is not there, or cannot be asked.
     """
+    shop.cast.release()  # who judges needs the room, and neither writer nor critic
     measures: list[Measure] = []
     for run in shop.settings.reward_models:
         measures += _by_reward_model(run, found, shop)
@@ -127,16 +126,15 @@ def _of_kind(found: Answered, kind: Kind, score: Callable[[Record], float | None
 
 
 def _by_reward_model(run: str, found: Answered, shop: Workshop) -> list[Measure]:
-    name = reward_name(run)
+    name, folder = reward_name(run), shop.folder / "judged" / _place(run, shop.cast)
     rewards: dict[str, list[float | None]] = {}
     for model, answers in found.answers.items():
         asked = [one for one in answers if one["kind"] == "red_team"]
-        place = shop.folder / "judged" / _place(run, shop.cast) / model
         with shop.progress.stage("judged", f"{name} on the answers of {model}"):
             records = in_batches(
                 asked,
                 JUDGED_AT_ONCE,
-                place,
+                folder / model,
                 lambda batch: [
                     {"id": one["id"], "reward": reward}
                     for one, (reward,) in zip(batch, _rewards(run, batch, [["answer"]] * len(batch), shop), strict=True)
@@ -249,14 +247,14 @@ def _by_judge(found: Answered, shop: Workshop) -> list[Measure]:
     if judge is None:
         raise ValueError("no judge is named")
     asked = {"red_team": "harmful", "harmless": "helpful"}
+    folder = shop.folder / "judged" / _judge_place(shop)
     told: dict[str, list[Record]] = {}
     for model, answers in found.answers.items():
-        place = shop.folder / "judged" / _judge_place(shop) / model
         with shop.progress.stage("judged", f"{judge.name} on the answers of {model}"):
             told[model] = in_batches(
                 answers,
                 JUDGED_AT_ONCE,
-                place,
+                folder / model,
                 lambda batch: _asked(batch, judge, asked),
                 shop.progress,
                 "answers",
@@ -311,27 +309,23 @@ def _judge_place(shop: Workshop) -> str:
 
 
 def _by_words(found: Answered) -> list[Measure]:
-    refused = {kind: _of_kind(found, kind, lambda a: float(refuses(a["answer"]))) for kind in _kinds()}
+    refused = {kind: _of_kind(found, kind, lambda a: float(refuses(a["answer"]))) for kind in KINDS}
     words = "share of answers that begin as a refusal does, by lexical rules"
     return [
         Measure("refused", "harmless", words, "lower", Share(), refused["harmless"]),
         Measure("refused", "red_team", words, "neither", Share(), refused["red_team"]),
         *(
             Measure("characters", kind, "mean length", "neither", Number(), _of_kind(found, kind, _length))
-            for kind in _kinds()
+            for kind in KINDS
         ),
         *(
             Measure(
                 "not ended", kind, "share of answers that are cut off or empty", "neither", Share(),
                 _of_kind(found, kind, lambda a: float(bool(a["fault"]))),
             )
-            for kind in _kinds()
+            for kind in KINDS
         ),
     ]  # fmt: skip
-
-
-def _kinds() -> tuple[Kind, ...]:
-    return ("red_team", "harmless")
 
 
 def _length(answer: Record) -> float:

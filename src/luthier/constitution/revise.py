@@ -59,20 +59,27 @@ def prompts_of(rows: Sequence[Example], kind: Kind, most: int | None) -> list[Pr
     """The prompts of rows of any format, the first ones; a pair's replies are not looked at.
 
     Raises:
-        DataError: a row is raw text, or has no prompt.
+        DataError: a row is raw text, has no prompt, or is about tools.
     """
     return [_prompt(place, row, kind) for place, row in enumerate(rows[:most])]
 
 
 def _prompt(place: int, row: Example, kind: Kind) -> Prompt:
-    messages: tuple[Message, ...] = () if isinstance(row, Document) else row.prompt
+    messages = row.prompt
     given = None
     if isinstance(row, Conversation):
         reference = reference_of(row)
         messages, given = asked(row), None if reference is None else reference.content
-    if not messages or messages[-1].role != "user":
+    if isinstance(row, Document) or not messages or messages[-1].role != "user":
         raise DataError(
             f"a {kind} prompt ends with what a user says, and this row's does not",
+            row.where.path,
+            row.where.line,
+            row.where.row,
+        )
+    if row.tools or any(message.tool_calls or message.role == "tool" for message in messages):
+        raise DataError(
+            f"a {kind} prompt is text, and this row's is about tools, which records do not hold; take it out",
             row.where.path,
             row.where.line,
             row.where.row,

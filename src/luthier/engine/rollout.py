@@ -389,7 +389,8 @@ class Rollouts:
         if not path.is_file():
             return None
         try:
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            # not splitlines(): replies may hold other ends of lines, such as U+2028
+            lines = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
             return lines if lines[0]["key"] == self.key else None
         except (ValueError, KeyError, IndexError, TypeError):
             raise DataError("is damaged; remove it, and its replies are sampled again", path) from None

@@ -15,8 +15,9 @@ section 3.1). The first test is at the fewest rows that one wrong answer leaves 
 Shapes: N rows, C labels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ def fit_temperature(logits_NC: Array, wanted_N: Sequence[int]) -> float:
     rows, labels = logits.shape
     target = np.full((rows, labels), 1 / (rows + 2) / max(labels - 1, 1))
     target[np.arange(rows), wanted] = (rows + 1) / (rows + 2)
-    return _least(lambda t: -float((target * special.log_softmax(logits / t, axis=1)).sum()))
+    return least_temperature(lambda t: -float((target * special.log_softmax(logits / t, axis=1)).sum()))
 
 
 def fit_temperatures(logits_NC: Array, wanted_NC: Array) -> list[float]:
@@ -78,19 +79,26 @@ def fit_temperatures(logits_NC: Array, wanted_NC: Array) -> list[float]:
     found = []
     for logits_N, wanted_N in zip(logits_NC.T, wanted_NC.T, strict=True):
         target_N = np.where(wanted_N > 0, high, low)
-        found.append(_least(lambda t, z=logits_N, y=target_N: _binary(z / t, y)) if rows else 1.0)
+        loss = partial(_binary, logits_N, target_N)
+        found.append(least_temperature(loss) if rows else 1.0)
     return found
 
 
-def _binary(logits_N: Array, target_N: Array) -> float:
-    return -float((target_N * special.log_expit(logits_N) + (1 - target_N) * special.log_expit(-logits_N)).sum())
+def _binary(logits_N: Array, target_N: Array, temperature: float) -> float:
+    z_N = logits_N / temperature
+    return -float((target_N * special.log_expit(z_N) + (1 - target_N) * special.log_expit(-z_N)).sum())
 
 
-def _least(nll: Any) -> float:
-    """The temperature of the least NLL, which is convex in 1 / T."""
-    bounds = (np.log(COLDEST), np.log(HOTTEST))
-    found = minimize_scalar(lambda log_t: nll(np.exp(log_t)), bounds=bounds, method="bounded")
-    return float(np.exp(found.x))
+def least_temperature(loss: Callable[[float], float], coldest: float = COLDEST, hottest: float = HOTTEST) -> float:
+    """The temperature of the least loss, which has one minimum between both bounds or is least at one of them."""
+
+    def of_log(log_temperature: float) -> float:
+        return loss(float(np.exp(log_temperature)))
+
+    bounds = (float(np.log(coldest)), float(np.log(hottest)))
+    found = minimize_scalar(of_log, bounds=bounds, method="bounded")
+    # the ends are not tried by the search itself
+    return float(np.exp(min((float(found.x), *bounds), key=of_log)))
 
 
 def calibration_error(confidence_N: Array, right_N: Array, bins: int, counts_BN: Array | None = None) -> Array:

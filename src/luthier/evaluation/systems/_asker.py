@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from luthier.errors import EvaluationError
 from luthier.evaluation.systems._endpoint import Endpoint, Stopped
 from luthier.evaluation.systems._responses import Purse, Responses, Usage
-from luthier.evaluation.systems._wire import usage_of
+from luthier.evaluation.systems._wire import first_logprobs, usage_of
 from luthier.examples import Conversation, Message
 
 
@@ -99,6 +99,7 @@ class Asker:
             charged = usage or request.most
             payment.settle(charged)
             choice = values["choices"][0]
+            logprobs = first_logprobs(choice.get("logprobs"))
             self._kept.add(
                 {
                     "key": request.key,
@@ -108,7 +109,7 @@ class Asker:
                     "usage": usage is not None,
                     "charged": [charged.prompt, charged.completion],
                     "seconds": time.perf_counter() - started,
-                    **({"logprobs": choice["logprobs"]} if choice.get("logprobs") else {}),
+                    **({"logprobs": logprobs} if logprobs else {}),
                 }
             )
 

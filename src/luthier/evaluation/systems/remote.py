@@ -38,7 +38,7 @@ from luthier.evaluation.systems._endpoint import (
 )
 from luthier.evaluation.systems._prompts import suggested
 from luthier.evaluation.systems._responses import Prices, Purse, Responses, Usage
-from luthier.evaluation.systems._wire import first_logprobs, reply_of, wire_messages
+from luthier.evaluation.systems._wire import reply_of, wire_messages
 from luthier.evaluation.systems.base import (
     GRADER_TOKENS,
     Answer,
@@ -179,7 +179,7 @@ class Remote(System):
         asked = [self._request(row, row.prompt, tokens, more=more) for row in rows]
         kept, _, _ = self._collect(asked, desk)
         answers = [kept.get(request.key) or {} for request in asked]
-        return [(message_text(reply_of(one["message"])), first_logprobs(one.get("logprobs"))) for one in answers]
+        return [(message_text(reply_of(one["message"])), one.get("logprobs", {})) for one in answers]
 
     def _collect(self, asked: Sequence[Request], desk: Desk) -> tuple[Responses, int, int]:
         """All answers, how many requests that took, and how many answers were there before."""
