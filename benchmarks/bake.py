@@ -33,7 +33,7 @@ from benchmarks._methods import (
     write_section,
 )
 from luthier.config import write_toml
-from luthier.evaluation.significance import bootstrap_interval, mean_interval
+from luthier.evaluation.significance import bootstrap_interval, gain_interval, mean_interval
 
 METRIC = "field_f1"
 SYSTEMS = ("zero_shot", "prompted", "fine_tuned")
@@ -128,7 +128,7 @@ def line(model: str, found: list[Baked]) -> str:
     """A row of the table."""
     bare_N, prompted_N, baked_N = np.mean([one.scores_3N for one in found], axis=0)
     cells = [mean_interval(values) for values in (bare_N, prompted_N, baked_N)]
-    change = mean_interval(baked_N - prompted_N)
+    change = gain_interval(baked_N - prompted_N)
 
     def ratio(statistics_NS: np.ndarray, counts_BN: np.ndarray) -> np.ndarray:
         sums = counts_BN @ statistics_NS

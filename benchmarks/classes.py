@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._methods import asked_of, commit_of, finished, prepared, write_section
+from benchmarks._methods import asked_of, commit_of, finished, prepared, stopped, write_section
 from luthier.config import write_toml
 from luthier.evaluation.calibration import calibration_error
 from luthier.evaluation.metrics.macro_f1 import MacroF1
@@ -172,8 +172,7 @@ def main() -> int:
         recipe = write_toml(settings(asked, objective, seed))
         place = prepared(asked.out / f"{asked.model}_{objective}_{seed}", {"recipe.toml": recipe})
         if not finished(place / "recipe.toml", place / "run", until):
-            print(f"stopped in {place}; the same command goes on", file=sys.stderr)
-            return 3
+            return stopped(place)
         for way, (of, system) in WAYS.items():
             if of == objective:
                 found[way][seed] = answered(place / "run", system)

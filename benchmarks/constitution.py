@@ -17,14 +17,25 @@ import argparse
 import itertools
 import json
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks._methods import commit_of, finished, lines_of, measured, pairs_of, prepared, to_its_end, write_section
+from benchmarks._methods import (
+    commit_of,
+    finished,
+    lines_of,
+    measured,
+    pairs_of,
+    parser_of,
+    prepared,
+    stopped,
+    to_its_end,
+    until_of,
+    write_section,
+)
 from luthier.config import write_toml
 from luthier.evaluation.metrics.base import Array, Metric
 from luthier.evaluation.refusals import refuses
@@ -192,26 +203,22 @@ def judge_line(run: Path) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with preference and instructions")
+    parser = parser_of(__doc__, "constitution", "preference and instructions")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--critics", nargs="+", default=[ITSELF, "qwen2.5-coder-0.5b-instruct"])
     parser.add_argument("--judge", help="a local model that says of each answer whether it is harmful, or helpful")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--prompts", type=int, default=120, help="red-team prompts, and as many harmless ones")
     parser.add_argument("--test", type=int, default=100, help="held-out prompts of each kind, as far as there are")
     parser.add_argument("--tokens", type=int, default=128, help="longest reply, critique and revision")
     parser.add_argument("--characters", type=int, default=700, help="longest row")
-    parser.add_argument("--minutes", type=float, help="stop after so many; the same command goes on")
-    parser.add_argument("--out", type=Path, default=Path("runs/methods/constitution"))
     asked = parser.parse_args()
-    until = None if asked.minutes is None else time.monotonic() + 60 * asked.minutes
+    until = until_of(asked)
     rows = files(asked)
     judge = {"pairs.jsonl": rows["pairs.jsonl"]}
     judge["recipe.toml"] = write_toml(reward_settings(asked, len(judge["pairs.jsonl"].splitlines())))
     place = prepared(asked.out / "reward", judge)
     if not finished(place / "recipe.toml", place / "harmlessness", until):
-        return _stopped(place)
+        return stopped(place)
     told_of_judge = judge_line(place / "harmlessness")
     found: dict[str, list[Found]] = {}
     for seed, critic in itertools.product(asked.seeds, asked.critics):
@@ -220,17 +227,12 @@ def main() -> int:
         run = place / "run"
         done = (run / "constitution.html").is_file()
         if not done and not to_its_end(["constitution", str(place / "recipe.toml"), "--out", str(run)], until):
-            return _stopped(place)
+            return stopped(place)
         found.setdefault(critic, []).append(found_in(run))
         # after each, so that what is there can be read
         table = [line(asked.model, critic, runs) for critic, runs in found.items()]
         write_section("constitution", [*HEAD, *table, "", told_of_judge])
     return 0
-
-
-def _stopped(place: Path) -> int:
-    print(f"stopped in {place}; the same command goes on", file=sys.stderr)
-    return 3
 
 
 if __name__ == "__main__":

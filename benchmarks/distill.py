@@ -34,7 +34,7 @@ from benchmarks._methods import (
     write_section,
 )
 from luthier.config import write_toml
-from luthier.evaluation.significance import mean_interval
+from luthier.evaluation.significance import gain_interval, mean_interval
 
 METRIC, SYSTEM = "field_f1", "fine_tuned"
 STUDENTS: Mapping[str, tuple[str, bool]] = {
@@ -133,7 +133,7 @@ def line(asked: argparse.Namespace, name: str, found: Mapping[str, Sequence[Lear
     scores_N = np.mean([one.scores_N for one in mine], axis=0)
     score = mean_interval(scores_N)
     both = list(zip(mine, base, strict=False))
-    gain = mean_interval(np.mean([a.scores_N - b.scores_N for a, b in both], axis=0))
+    gain = gain_interval(np.mean([a.scores_N - b.scores_N for a, b in both], axis=0))
     told = "" if name == "sft" else f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
     each = ", ".join(f"{one.scores_N.mean():.3f}" for one in mine)
     return (

@@ -13,16 +13,25 @@ import argparse
 import itertools
 import json
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks._methods import commit_of, finished, lines_of, pairs_of, prepared, write_section
+from benchmarks._methods import (
+    commit_of,
+    finished,
+    lines_of,
+    pairs_of,
+    parser_of,
+    prepared,
+    stopped,
+    until_of,
+    write_section,
+)
 from luthier.config import write_toml
-from luthier.evaluation.significance import mean_interval
+from luthier.evaluation.significance import gain_interval, mean_interval
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "dpo": {"beta": 0.1},
@@ -73,34 +82,29 @@ def ranked(folder: Path) -> Ranked:
 def line(model: str, method: str, found: list[Ranked]) -> str:
     """A row of the table: means over seeds, intervals over pairs."""
     base, trained, made = np.mean([one.right_3N for one in found], axis=0)
-    cells = [mean_interval(values) for values in (base, trained, trained - base, made)]
+    cells = [mean_interval(base), mean_interval(trained), gain_interval(trained - base), mean_interval(made)]
     told = " | ".join(f"{cell.value:.3f} [{cell.low:.3f}, {cell.high:.3f}]" for cell in cells)
     each = ", ".join(f"{one.right_3N[2].mean():.3f}" for one in found)
     return f"| {model} | `{method}` | {len(found)} | {len(base)} | {told} | {each} | {found[0].commit} |"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with preference/train.jsonl and test.jsonl")
+    parser = parser_of(__doc__, "preferences", "preference/train.jsonl and test.jsonl")
     parser.add_argument("--models", nargs="+", default=["smollm2-135m-instruct"])
     parser.add_argument("--methods", nargs="+", default=["dpo", "kto"], choices=sorted(SETTINGS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--pairs", type=int, default=1000)
     parser.add_argument("--characters", type=int, default=1500)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--rate", type=float, default=1e-4)
-    parser.add_argument("--minutes", type=float, help="stop after so many; the same command goes on")
-    parser.add_argument("--out", type=Path, default=Path("runs/methods/preferences"))
     asked = parser.parse_args()
-    until = None if asked.minutes is None else time.monotonic() + 60 * asked.minutes
+    until = until_of(asked)
     rows = lines_of(pairs_of(asked.data / "preference/train.jsonl", asked.pairs, asked.characters))
     found: dict[tuple[str, str], list[Ranked]] = {}
     for model, seed, method in itertools.product(asked.models, asked.seeds, asked.methods):
         recipe = write_toml(settings(asked, model, method, seed))
         place = prepared(asked.out / f"{model}_{method}_{seed}", {"train.jsonl": rows, "recipe.toml": recipe})
         if not finished(place / "recipe.toml", place / "run", until):
-            print(f"stopped in {place}; the same command goes on", file=sys.stderr)
-            return 3
+            return stopped(place)
         found.setdefault((model, method), []).append(ranked(place / "run"))
         # after each, so that what is there can be read
         write_section("preferences", [*HEAD, *(line(*key, ones) for key, ones in found.items())])

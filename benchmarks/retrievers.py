@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._methods import asked_of, commit_of, prepared, to_its_end, write_section
+from benchmarks._methods import asked_of, commit_of, prepared, stopped, to_its_end, write_section
 from luthier.config import write_toml
 from luthier.data.formats.base import read_examples
 from luthier.evaluation.retrieval import DEPTH, judged_rows, score
@@ -142,8 +142,7 @@ def main() -> int:
             place = prepared(asked.out / str(seed) / part, {"recipe.toml": write_toml(recipe)})
             runs[part] = place / "run"
             if not trained(place / "recipe.toml", runs[part], until):
-                print(f"stopped in {place}; the same command goes on", file=sys.stderr)
-                return 3
+                return stopped(place)
         seeds.append(figures(asked.data, runs, asked.out / str(seed) / "figures.json"))
         commit = commit or commit_of(runs["embedder"])
         write_section("retrievers", [*HEAD, *(line(name, seeds, commit) for name in NAMES)])

@@ -13,12 +13,22 @@ import argparse
 import json
 import random
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks._methods import commit_of, finished, lines_of, measured, pairs_of, prepared, write_section
+from benchmarks._methods import (
+    commit_of,
+    finished,
+    lines_of,
+    measured,
+    pairs_of,
+    parser_of,
+    prepared,
+    stopped,
+    until_of,
+    write_section,
+)
 from luthier.config import write_toml
 
 METRIC = "reward_accuracy"
@@ -65,16 +75,12 @@ def told(found: Mapping[str, Any]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with preference/train.jsonl and test.jsonl")
+    parser = parser_of(__doc__, "reward", "preference/train.jsonl and test.jsonl")
     parser.add_argument("--models", nargs="+", default=["smollm2-135m-instruct"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--pairs", type=int, default=500)
     parser.add_argument("--characters", type=int, default=600)
-    parser.add_argument("--minutes", type=float, help="stop after so many; the same command goes on")
-    parser.add_argument("--out", type=Path, default=Path("runs/methods/reward"))
     asked = parser.parse_args()
-    until = None if asked.minutes is None else time.monotonic() + 60 * asked.minutes
+    until = until_of(asked)
     lines = [
         "| model | labels | seed | pairs | head not trained | trained | commit |",
         "|---|---|---|---|---|---|---|",
@@ -83,8 +89,7 @@ def main() -> int:
         place = prepare(asked, model, labels, seed)
         folder = place / "run"
         if not finished(place / "recipe.toml", folder, until):
-            print(f"stopped in {folder}; the same command goes on", file=sys.stderr)
-            return 3
+            return stopped(folder)
         pairs = json.loads((folder / "data/split.json").read_text(encoding="utf-8"))["train"]
         before, after = (measured(folder, system, METRIC) for system in ("zero_shot", "fine_tuned"))
         lines.append(

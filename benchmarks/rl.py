@@ -12,7 +12,6 @@ import argparse
 import itertools
 import json
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._methods import commit_of, lines_of, prepared, to_its_end, write_section
+from benchmarks._methods import commit_of, lines_of, parser_of, prepared, stopped, to_its_end, until_of, write_section
 from benchmarks._rl_tasks import TASKS, Task
 from luthier.config import write_toml
 from luthier.evaluation.graders.base import Host, Sample, build_grader
-from luthier.evaluation.significance import mean_interval
+from luthier.evaluation.significance import gain_interval
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "grpo": {"scale_rewards": "group"},
@@ -141,7 +140,7 @@ def table(task: str, method: str, trained: Sequence[Trained]) -> list[str]:
         before = np.array([one.start[measure] for one in trained])
         after = np.array([one.after[measure] for one in trained])
         # a test row's gains under several seeds are no independent witnesses: rows are drawn, not answers
-        gain = mean_interval((after - before).mean(0))
+        gain = gain_interval((after - before).mean(0))
         each = ", ".join(f"{value:+.2f}" for value in (after - before).mean(1))
         lines.append(
             f"| {task} | `{method}` | {measure} | {before.shape[1]} | {before.mean():.3f} | {after.mean():.3f} | "
@@ -158,16 +157,13 @@ HEAD = [
 
 def main() -> int:
     """Work for the minutes that were given; tells and writes what is there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("runs/methods/rl"))
+    parser = parser_of(__doc__, "rl", "json_extraction/train.jsonl, test.jsonl")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--tasks", nargs="+", default=["arithmetic", "addresses"], choices=sorted(TASKS))
     parser.add_argument("--methods", nargs="+", default=["grpo", "ppo"], choices=sorted(SETTINGS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--minutes", type=float, help="stop after so many; the same command goes on")
+    parser.set_defaults(seeds=[0, 1, 2])
     options = parser.parse_args()
-    until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
+    until = until_of(options)
     found: dict[tuple[str, str], list[Trained]] = {}
     for name in options.tasks:
         task, folder = TASKS[name](options.data), (options.out / name).resolve()
@@ -179,8 +175,7 @@ def main() -> int:
                 train(start_recipe(options, task, folder, seed), start, until)
                 and train(reward_recipe(options, task, folder, seed, method, start), run, until)
             ):
-                print(f"stopped in {folder}; the same command goes on", file=sys.stderr)
-                return 3
+                return stopped(folder)
             one = Trained(answers(start, test, task), answers(run, test, task), commit_of(run))
             found.setdefault((name, method), []).append(one)
             # after each, so that what is there can be read

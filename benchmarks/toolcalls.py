@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._methods import commit_of, finished, prepared, write_section
+from benchmarks._methods import commit_of, finished, parser_of, prepared, stopped, until_of, write_section
 from luthier.config import write_toml
 from luthier.data.formats.base import read_examples
 from luthier.data.tool_schemas import calls_that_fit
@@ -191,20 +191,16 @@ def page(found: Mapping[str, Sequence[str]], served: Mapping[str, Sequence[str]]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with toolcalls/train.jsonl and test.jsonl")
+    parser = parser_of(__doc__, "toolcalls", "toolcalls/train.jsonl and test.jsonl")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=sorted(MODELS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--rows", type=int, help="train on the first so many; absent: on all")
     parser.add_argument("--tested", type=int, help="test on so many; absent: on all")
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--shots", type=int, default=3)
     parser.add_argument("--asked", type=int, default=50, help="rows that the served models are asked")
     parser.add_argument("--temperatures", nargs="+", type=float, default=[0.0, 1.5])
-    parser.add_argument("--minutes", type=float, help="stop after so many; the same command goes on")
-    parser.add_argument("--out", type=Path, default=Path("runs/methods/toolcalls"))
     asked = parser.parse_args()
-    until = None if asked.minutes is None else time.monotonic() + 60 * asked.minutes
+    until = until_of(asked)
     lines = (asked.data / "toolcalls/train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     rows = "".join(lines[: asked.rows])
     found: dict[str, list[str]] = {}
@@ -225,11 +221,6 @@ def main() -> int:
         served[model] = calls
         write_section("toolcalls", page(found, served))
     return 0
-
-
-def stopped(place: Path) -> int:
-    print(f"stopped in {place}; the same command goes on", file=sys.stderr)
-    return 3
 
 
 if __name__ == "__main__":
