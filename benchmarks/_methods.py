@@ -120,7 +120,7 @@ def _length(row: Mapping[str, Any], side: str) -> int:
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON Lines file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
 
 
 def lines_of(rows: Sequence[Mapping[str, Any]]) -> str:

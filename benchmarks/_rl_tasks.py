@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks._methods import rows_of
+
 START_ROWS, PROMPTS, VALIDATION_ROWS = 96, 400, 32
 """Rows that the start learns from, prompts that are asked after it, and rows that the best step is chosen by."""
 
@@ -65,10 +67,7 @@ def addresses(data: Path) -> Task:
     """Messy addresses to strict JSON, `json_extraction` in a folder of data."""
     folder = data / "json_extraction"
     schema = json.loads((folder / "schema.json").read_text(encoding="utf-8"))
-    read = {
-        name: [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-        for name in ("train", "test")
-    }
+    read = {name: rows_of(folder / f"{name}.jsonl") for name in ("train", "test")}
     return Task(
         what="addresses to JSON, `json_extraction`",
         rows=_parts(read["train"], read["test"][:100]),

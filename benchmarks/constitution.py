@@ -31,6 +31,7 @@ from benchmarks._methods import (
     pairs_of,
     parser_of,
     prepared,
+    rows_of,
     stopped,
     to_its_end,
     until_of,
@@ -114,11 +115,6 @@ def files(asked: argparse.Namespace) -> dict[str, str]:
         "harmless.jsonl": lines_of(chats["train"][: asked.prompts]),
         "harmless_test.jsonl": lines_of(chats["test"][: asked.test]),
     }
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON Lines file."""
-    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
 
 
 def _length(row: dict[str, Any]) -> int:

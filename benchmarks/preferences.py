@@ -11,7 +11,6 @@ test pairs, of the mean over seeds. Each training is a whole `luthier run` under
 
 import argparse
 import itertools
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from benchmarks._methods import (
     pairs_of,
     parser_of,
     prepared,
+    rows_of,
     stopped,
     until_of,
     write_section,
@@ -59,8 +59,7 @@ def settings(asked: argparse.Namespace, model: str, method: str, seed: int) -> d
 
 def margins(folder: Path, system: str) -> dict[str, float]:
     """How much likelier the chosen reply of each test pair is, in nats, by the pair's id."""
-    lines = (folder / f"records/{system}.jsonl").read_text(encoding="utf-8").splitlines()
-    return {row["id"]: row["margin"] for row in map(json.loads, lines)}
+    return {row["id"]: row["margin"] for row in rows_of(folder / f"records/{system}.jsonl")}
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,8 @@ def test_a_trained_embedder_finds_more_and_is_reopened_by_others(
     run = tmp_path / "run"
     assert main(["run", str(recipe), "--out", str(run)]) == 0
     assert "beside dense_before" in capsys.readouterr().out
+    assert main(["report", str(run)]) != 0 and not (run / "report.html").exists()
+    assert "retrieval.json tells" in capsys.readouterr().err
     found = json.loads((run / "retrieval.json").read_text(encoding="utf-8"))
     by_name = {one["name"]: one for one in found["retrievers"]}
     assert by_name["dense"]["against"] == "dense_before" and by_name["dense"]["gains"]["mrr"]["value"] > 0.1

@@ -146,6 +146,8 @@ def test_more_shots_than_examples_are_refused() -> None:
         ({"retrieval": {"corpus": "texts"}}, r"\[retrieval\] changes nothing"),
         ({"teacher": {"model": "larger"}}, r"\[teacher\] changes nothing"),
         ({"evaluation": {"max_rows": 5}}, r"evaluation\.max_rows changes nothing"),
+        ({"decision": {"smallest_gain": 0.5}}, r"decision\.smallest_gain changes nothing"),
+        ({"cost": {"machine_usd_per_hour": 1.0}}, r"cost\.machine_usd_per_hour changes nothing"),
         ({"data": {"train": "a.jsonl", "replay": "b.jsonl"}}, r"data\.replay changes nothing"),
         ({"data": {"train": "a.jsonl", "validation": "b.jsonl"}}, r"data\.validation changes nothing"),
     ],

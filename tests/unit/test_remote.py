@@ -338,6 +338,14 @@ def test_a_line_that_a_killed_process_left_is_passed_over(tmp_path: Path) -> Non
     assert again.get("a") is not None and again.get("c") is not None and len(again.paid) == 2
 
 
+def test_a_desk_reads_its_file_once(tmp_path: Path) -> None:
+    """Many batches are asked at one desk: read again for each, the file would take a time that grows as its square."""
+    desk = Desk(tmp_path)
+    desk.kept("a.jsonl").add({"key": "a", "message": {"content": "a"}, "charged": [1, 2]})
+    assert desk.kept("a.jsonl") is desk.kept("a.jsonl") and desk.kept("b.jsonl").get("a") is None
+    assert Desk(tmp_path).kept("a.jsonl").get("a") is not None
+
+
 def test_equal_questions_are_asked_once(context: Context) -> None:
     with serving() as heard:
         given = remote(heard).answer([row("same", id="a"), row("same", id="b")], context)

@@ -15,6 +15,7 @@ A file is there whole or not at all, and one that is there is read instead of ma
 was stopped, by `kill -9` as well, and ends with the same records and the same weights.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -47,8 +48,13 @@ DECIDED = "decided.json"
 PRINCIPLES = "principles.toml"
 MADE = ("replies", "revised", "drawn", "compared", "calibration", "answers")
 """Folders of records that only the same settings may go on with."""
-READ_OF_DATA = ("train", "test", "format", "instruction", "validation_share", "test_share", "duplicates")
-"""Settings of `data` that prompts are read and divided with."""
+READ_OF: Mapping[str, Sequence[str]] = {
+    "data": ("train", "test", "format", "instruction", "validation_share", "test_share", "duplicates"),
+    "evaluation": ("confidence",),
+    "decision": (),
+    "cost": (),
+}
+"""What is read of tables that are read in part."""
 NOT_READ = ("rollout", "teacher", "retrieval")
 """Tables of a recipe that mean nothing here."""
 
@@ -142,7 +148,7 @@ def require_fit(recipe: Recipe) -> ConstitutionSettings:
     for name in NOT_READ:
         if values[name] is not None:
             raise RecipeError(f"[{name}] changes nothing for `luthier constitution`; remove it")
-    for table, but in (("evaluation", ("confidence",)), ("data", READ_OF_DATA)):
+    for table, but in READ_OF.items():
         if odd := [key for key in differing(defaults[table], values[table]) if key not in but]:
             raise RecipeError(f"{table}.{odd[0]} changes nothing for `luthier constitution`; remove it")
     if values["adapter"].get("start_from") is not None:

@@ -92,12 +92,13 @@ class RetrieverObjective(Objective, Generic[Texts]):
         """
         raise self.refusal()
 
-    def refusal(self) -> RecipeError:
+    @classmethod
+    def refusal(cls) -> RecipeError:
         """What is said where a model that writes is wanted."""
         return RecipeError(
-            f"objective.type = {registry.name_of(self)!r} trains {self.trains}s, which write nothing: `luthier train` "
-            f"and `luthier run` take such a recipe, and `luthier serve --{self.trains} RUN` what it trained "
-            "(docs/retrievers.md)"
+            f"objective.type = {registry.name_of(cls)!r} trains {cls.trains}s, which write nothing: `luthier train` "
+            f"and `luthier run` take such a recipe, `luthier serve --{cls.trains} RUN` what it trained, and "
+            "RUN/retrieval.json tells what that finds (docs/retrievers.md)"
         )
 
     @abstractmethod

@@ -11,6 +11,8 @@ import argparse
 from pathlib import Path
 
 from luthier.errors import RecipeError
+from luthier.objectives._retriever import RetrieverObjective
+from luthier.recipe.parts import OBJECTIVES, chosen_class
 from luthier.report import Report, build_report, write_report
 from luthier.report.build import report_json, write_text
 from luthier.report.page import BADGES, render_page
@@ -32,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the report and print the verdict.
 
     Raises:
-        RecipeError: no run is given, or --out has an ending that says neither page nor data.
+        RecipeError: no run is given, it trained a retriever, or --out has an ending that says neither page nor data.
     """
     if args.schema:
         print(schema_text(), end="")
@@ -41,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
         raise RecipeError("which run? Give its folder, such as `luthier report runs/demo`")
     if args.out is not None and args.out.suffix not in (".html", ".json"):
         raise RecipeError(f"--out {args.out}: expected a file name that ends in .html (the page) or .json (the data)")
+    _require_writes(args.run)
     report = build_report(args.run)
     if args.out is None:
         page = write_report(report, args.run)[1]
@@ -49,6 +52,14 @@ def run(args: argparse.Namespace) -> int:
         page = write_text(args.out, render_page(report) if args.out.suffix == ".html" else report_json(report))
     print(summary(report, page))
     return 0
+
+
+def _require_writes(folder: Path) -> None:
+    """Check that a run trains a model that writes: what is measured of a retriever is no matter of answers."""
+    objective = (RunFolder(folder).recipe_values() or {}).get("objective") or {}
+    kind = chosen_class(OBJECTIVES, objective, "sft", ["objective"])
+    if issubclass(kind, RetrieverObjective):
+        raise kind.refusal()
 
 
 def summary(report: Report, page: Path) -> str:

@@ -25,6 +25,7 @@ from luthier.errors import EvaluationError
 from luthier.evaluation.graders.base import ModelReply, SamplingParams
 from luthier.evaluation.metrics.base import Metric, Prediction, TargetScore
 from luthier.evaluation.rungs import RUNGS, UNTRAINED, Rung
+from luthier.evaluation.systems._responses import Responses
 from luthier.examples import Conversation, Document, Example, Judged, Message, Preference
 from luthier.models.heads import Head
 from luthier.models.load import LoadedModel
@@ -202,6 +203,17 @@ class Desk:
     """As of `Context`."""
     say: Callable[[str], None] = to_stderr
     """As of `Context`."""
+    _opened: dict[str, Responses] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def kept(self, name: str) -> Responses:
+        """What was answered before, of the file of this name; read once, however often it is asked for.
+
+        Raises:
+            StorageError: the file cannot be read.
+        """
+        if name not in self._opened:
+            self._opened[name] = Responses(None if self.responses is None else self.responses / name)
+        return self._opened[name]
 
 
 class System(Settings, ABC):

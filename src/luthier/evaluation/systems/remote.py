@@ -183,7 +183,7 @@ class Remote(System):
 
     def _collect(self, asked: Sequence[Request], desk: Desk) -> tuple[Responses, int, int]:
         """All answers, how many requests that took, and how many answers were there before."""
-        kept = Responses(None if desk.responses is None else desk.responses / self.file_name)
+        kept = desk.kept(self.file_name)
         missing = {request.key: request for request in asked if kept.get(request.key) is None}
         attempts = self._ask(missing, asked, kept, desk) if missing else 0
         desk.on_progress("remote", len(asked), len(asked))
