@@ -11,7 +11,9 @@ from tests.jobs_service import MODEL, Running, events_of, rows, wait_for
 
 from luthier.jobs.job_folder import kept_place
 from luthier.jobs.job_store import Asked
+from luthier.jobs.pages import Page
 from luthier.jobs.service import Options, open_service
+from luthier.jobs.supervisor import _Log
 
 pytestmark = pytest.mark.slow  # jobs train
 
@@ -103,6 +105,32 @@ def test_a_checkpoint_is_gone_on_from_in_a_project_that_was_granted_it(
     took, gave = ((place / "adapter/run.json").read_bytes() for place in (folder_of(service, job) / "start", kept))
     assert took == gave
     other.fine_tuning.jobs.cancel(job.id)
+
+
+def test_the_last_step_is_a_checkpoint_although_its_weights_come_after_its_line(tmp_path: Path) -> None:
+    """Whoever looks between the line of the last step and what is kept of it finds no further line afterwards."""
+    with open_service(Options(tmp_path, bases=("some-base",))) as service:
+        project = service.tenants.project("default")
+        row = service.jobs.create(
+            project, Asked("some-base", "some-base", "file-none", None, 0, {"model": "some-base"})
+        )
+        run, log = service.supervisor.folder_of(row) / "run", _Log()
+
+        def keep(step: int) -> None:
+            (kept_place(run, step) / "adapter").mkdir(parents=True)
+
+        def seen() -> list[int]:
+            service.supervisor._read_log(row, log)
+            return sorted(one["step_number"] for one in service.jobs.checkpoints(project, row["id"], Page(9))[0])
+
+        keep(1)
+        (run / "metrics.jsonl").write_text(
+            "".join(json.dumps({"step": n, "loss": 1.0, "validation_loss": 1.0, "seconds": 0.1}) + "\n" for n in (1, 2))
+        )
+        assert seen() == [1]
+        keep(2)
+        (kept_place(run, 1) / "adapter").rmdir()
+        assert seen() == [2]
 
 
 def test_a_model_that_is_deleted_before_the_job_begins_fails_it(tmp_path: Path) -> None:

@@ -447,17 +447,17 @@ class Supervisor:
                 log.inode, log.offset, log.steps, log.kept = inode, 0, [], None
             file.seek(log.offset)
             lines = [line for line in file.readlines() if line.endswith(b"\n")]
-        if not lines:
-            return
-        log.offset += sum(map(len, lines))
-        total = (_read(run / "manifest.json") or {}).get("planned_steps")
-        steps = [json.loads(line) for line in lines]
-        log.steps += steps
-        told = [
-            Told(f"step {one['step']}", step_message(one, total), "info", "metrics", metrics_data(one, total))
-            for one in steps
-        ]
-        self._store.note(row["id"], told, estimated_finish=_estimate(log.steps, total))
+        if lines:
+            log.offset += sum(map(len, lines))
+            total = (_read(run / "manifest.json") or {}).get("planned_steps")
+            steps = [json.loads(line) for line in lines]
+            log.steps += steps
+            told = [
+                Told(f"step {one['step']}", step_message(one, total), "info", "metrics", metrics_data(one, total))
+                for one in steps
+            ]
+            self._store.note(row["id"], told, estimated_finish=_estimate(log.steps, total))
+        # a step's line comes before what is kept of it, and behind the last step's no other follows
         self._read_kept(row, run, log)
 
     def _read_kept(self, row: Row, run: Path, log: _Log) -> None:
@@ -471,7 +471,7 @@ class Supervisor:
                 self._store.add_model(row, name, self._within(kept[one["step"]]))
         self._store.drop_checkpoints(row["id"], list(kept))
         logged = {one["step"] for one in log.steps}
-        log.kept = tuple(kept) if logged.issuperset(kept) else None  # a step is kept before its line is whole
+        log.kept = tuple(kept) if logged.issuperset(kept) else None  # a line and its weights came since
 
 
 def _trace(job_id: str, child: _Child) -> None:
