@@ -248,12 +248,15 @@ def head_over_base(recipe: Recipe, loaded: LoadedModel) -> heads.Head | None:
     return head
 
 
+_FRESH = {"zeros": "fresh, zeros", "normal": "fresh, normal", "probe": "fresh, fitted to training rows"}
+
+
 def _about_head(injected: Injected, begun_at: Path) -> tuple[str, ...]:
     """Where a head begins, or that one is left behind; neither shows in the loss."""
     head, notes = injected.head, []
     taken = None if head is None else head.taken_from
     if head is not None:
-        start = f"fresh, {head.shape.start}" if taken is None else f"as {taken / heads.FILE} has it"
+        start = _FRESH[head.shape.start] if taken is None else f"as {taken / heads.FILE} has it"
         notes.append(f"the head of kind {head.shape.kind!r} begins {start}")
     if taken is None and (begun_at / heads.FILE).is_file():
         notes.append(f"the head in {begun_at} is not of a kind and shape that this objective trains, and is left there")

@@ -7,7 +7,7 @@ import numpy as np
 
 from luthier.assemble import objective_of
 from luthier.data_stage import Data
-from luthier.engine.loop import read_validation
+from luthier.engine.heads import read_units
 from luthier.engine.run import Run
 from luthier.evaluation.classes import is_classifier
 from luthier.evaluation.metrics.base import Array
@@ -55,7 +55,7 @@ def calibrate_head(run: Run) -> None:
     if not is_classifier(head):
         return
     read, wanted = [], defaultdict[str, list[Array]](list)
-    for batch, values in read_validation(run):
+    for batch, values in read_units(run, run.validation):
         of_words = bool(batch.values_K)
         read.append((values.tokens_KO if of_words else values.rows_RO).double().cpu().numpy())
         for name, numbers in (batch.values_K if of_words else batch.values_R).items():

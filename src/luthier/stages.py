@@ -24,10 +24,11 @@ from luthier.data.stored import StoredUnits
 from luthier.data.templates import Template
 from luthier.data_stage import Data
 from luthier.engine import checkpoint
+from luthier.engine.heads import begins_fitted, probe, settle_head
 from luthier.engine.interrupts import interruptible
 from luthier.engine.kept_reference import keep
 from luthier.engine.log import mend_log, metrics_line
-from luthier.engine.loop import Step, observe, settle_head, train, validation_loss
+from luthier.engine.loop import Step, observe, train, validation_loss
 from luthier.engine.rollout import Rollouts
 from luthier.engine.run import Run
 from luthier.engine.vllm import LOG as LOG_OF_VLLM
@@ -247,8 +248,7 @@ def prepare_training(
         keep(run, folder.path, progress)
     found = newest(run, progress)
     if found is None and subject is not None:
-        if observe(run):  # before the gates: what they prove is the start that is trained from
-            progress.say("  the adapter begins from what the model does with the first rows")
+        _begin(run, folder, progress)
         subject.injected, subject.models = trainable.injected, trainable.models
         subject.targets = assemble.adapter_of(recipe).named_targets
         subject.start = start
@@ -259,6 +259,16 @@ def prepare_training(
         if subject.sampled is not None:
             _tell_first(subject.sampled.first(), progress)
     return Prepared(opened, run, found)
+
+
+def _begin(run: Run, folder: RunFolder, progress: Progress) -> None:
+    """Find from training rows where they begin to learn; before the gates, which prove that start."""
+    if observe(run):
+        progress.say("  the adapter begins from what the model does with the first rows")
+    if begins_fitted(run):
+        with progress.stage("head", "fitting the head"), folder.timed("train"):
+            rows = probe(run)
+        progress.say(f"  it was fitted to {rows:,} training rows")
 
 
 def taught(plan: Planned, opened: Opened, trainable: assemble.Trainable, progress: Progress) -> assemble.Trainable:

@@ -15,6 +15,7 @@ from luthier.config import build
 from luthier.data.formats import text_number, text_spans
 from luthier.data.read import Record
 from luthier.data.templates import build_template
+from luthier.engine.heads import PENALTIES, SLACK, probe
 from luthier.engine.loop import validation_loss
 from luthier.errors import DataError, EvaluationError, RecipeError
 from luthier.evaluation.calibration import (
@@ -30,8 +31,10 @@ from luthier.evaluation.metrics.r_squared import RSquared
 from luthier.evaluation.said import reading_of
 from luthier.evaluation.systems.linear_probe import choose_penalty, fit, scores_of
 from luthier.examples import NOWHERE, Conversation, Message
+from luthier.models.forest import build_batch
 from luthier.models.heads import Head, HeadShape
 from luthier.models.load import LoadedModel
+from luthier.models.scorer import Scorer
 from luthier.objectives.classify import Classify
 from luthier.objectives.multi_label import MultiLabel
 from luthier.objectives.regress import Regress
@@ -49,9 +52,40 @@ def labeled(text: str, target: Any, system: str = "") -> Conversation:
 )
 def test_a_head_of_zeros_begins_at_the_loss_of_knowing_nothing(objective: str, value: float, tmp_path: Path) -> None:
     settings = {"distance": "huber"} if objective == "regress" else {}
-    run = make_run(tmp_path, objective={"type": objective, **settings})
+    run = make_run(tmp_path, objective={"type": objective, "head_start": "zeros", **settings})
     wanted = 1.5 - 0.5 if objective == "regress" else value  # 1.5 deviations off, of which one counts squared
     assert validation_loss(run) == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("objective", ["classify", "multi_label", "token_classify", "regress"])
+def test_a_head_begins_as_the_best_one_that_the_model_has_before_training(objective: str, tmp_path: Path) -> None:
+    """Any step away is worse by the formula; and the model is as it was."""
+    run = make_run(tmp_path, dtype=torch.float64, objective={"type": objective})
+    head, zeros = run.injected.head, validation_loss(run)
+    assert head is not None and not head.weight.any()
+    before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    assert probe(run) == 10 and probe(run) == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in run.model.state_dict().items())
+
+    def least(weight: torch.Tensor, penalty: float) -> float:
+        batches = [build_batch([row for unit in run.source.units for row in unit])]  # type: ignore[attr-defined]
+        through = Head(HeadShape("states", head.weight.shape[1], bias=False), head.weight.shape[1], 0).double()
+        with torch.no_grad():
+            through.weight.copy_(torch.eye(head.weight.shape[1]))
+            states = Scorer(run.model, head=through).head_values(batches[0])
+            read = states.tokens_KO if objective == "token_classify" else states.rows_RO
+            spread = (read - read.mean(0)).square().sum(1).mean()
+            kept = head.weight.clone()
+            head.weight.copy_(weight)
+            loss = run.objective.loss(run.models, batches[0]).total / run.objective.weight(batches[0])
+            head.weight.copy_(kept)
+            return float(loss + penalty / 2 * spread * weight.square().sum())
+
+    found = head.weight.detach().clone()
+    pushes = torch.randn(20, *found.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 1e-2
+    at = {penalty: least(found, SLACK * penalty) for penalty in PENALTIES}
+    assert any(all(least(found + push, SLACK * p) > value for push in pushes) for p, value in at.items())
+    assert validation_loss(run) != zeros
 
 
 def test_class_weights_and_smoothing_are_those_of_the_formula() -> None:

@@ -18,7 +18,8 @@ from luthier.data.read import Record
 from luthier.data.source import Source, Unit
 from luthier.data.templates import Template, build_template
 from luthier.engine import checkpoint
-from luthier.engine.loop import settle_head, train
+from luthier.engine.heads import settle_head
+from luthier.engine.loop import train
 from luthier.errors import DataError, EvaluationError
 from luthier.evaluation.ensemble import combine
 from luthier.evaluation.rewards import RewardModel

@@ -14,12 +14,13 @@ import torch
 
 from luthier.data.source import Unit, micro_batches
 from luthier.engine import checkpoint
+from luthier.engine.heads import probe
 from luthier.engine.run import Run
 from luthier.errors import DataError, NonFiniteStep
-from luthier.models.forest import Batch, HeadValues, build_batch
+from luthier.models.forest import Batch, build_batch
 from luthier.models.load import wait_for
 from luthier.models.memory import peak_memory_bytes
-from luthier.models.scorer import forest_mode, in_mode
+from luthier.models.scorer import forest_mode
 from luthier.objectives.base import Mean, merge_metrics
 
 
@@ -42,6 +43,7 @@ def train(run: Run) -> Iterator[Step]:
     """
     if run.state.step == 0:
         observe(run)
+        probe(run)
         run.state.best_loss = run.state.start_loss = validation_loss(run)
         if not math.isfinite(run.state.best_loss):
             raise NonFiniteStep(0, run.state.best_loss, what="validation loss of the untrained model")
@@ -158,25 +160,6 @@ def validation_metrics(run: Run, step: int | None = None) -> dict[str, float]:
         loss = run.objective.validation(run.models, batch)
         parts.append({**loss.metrics, "loss": Mean(float(loss.total), run.objective.validation_weight(batch))})
     return {name: mean.value() for name, mean in merge_metrics(parts).items()}
-
-
-def settle_head(run: Run) -> None:
-    """Where a head's numbers are told normalized: by what it reads at the ends of all validation rows."""
-    head = run.injected.head
-    if head is None or not head.shape.normalized:
-        return
-    read = [values.rows_RO for _, values in read_validation(run)]
-    if read:
-        head.settle(torch.cat(read))
-
-
-@torch.no_grad()
-def read_validation(run: Run) -> Iterator[tuple[Batch, HeadValues]]:
-    """What the head reads of all validation rows, batch by batch."""
-    with in_mode(run.model, training=False):
-        for group in micro_batches(run.validation, run.micro_batch_tokens):
-            batch = build_batch(group).to(run.device)
-            yield batch, run.models.policy.head_values(batch)
 
 
 def _validate(run: Run) -> dict[str, float]:

@@ -39,9 +39,9 @@ class HeadShape:
     """Whether its numbers mean something only beside others of it, so that they are told as `(r - mean) / std`."""
     after_training: bool = True
     """Whether the trained model is of no use without it, so that no export may leave it out."""
-    start: Literal["normal", "zeros"] = "zeros"
+    start: Literal["normal", "zeros", "probe"] = "zeros"
     """`normal`: N(0, 1 / (width + 1)), so that numbers begin near 0 and apart (Ziegler et al. 2019, arXiv:1909.08593);
-    a bias begins at 0."""
+    a bias begins at 0. `probe`: at zeros, until `engine.heads.probe` fits it."""
     rate: float = 1.0
     """What the learning rate of the run is multiplied by for it."""
     labels: tuple[str, ...] = ()

@@ -130,9 +130,9 @@ class OfText(Objective, ABC):
     kind: ClassVar[str]
     """Of the head."""
 
-    head_start: Literal["zeros", "normal"] = "zeros"
-    """How the head begins: at zeros, so that nothing is likelier than anything else, or drawn from N(0, 1 / (width +
-    1))."""
+    head_start: Literal["probe", "zeros", "normal"] = "probe"
+    """How the head begins: fitted to what the model says of up to 4,096 training rows as it is (words, for
+    `token_classify`); at zeros, so that nothing is likelier than anything else; or drawn from N(0, 1 / (width + 1))."""
     head_rate: float = Field(0.3, gt=0)
     """What the learning rate is multiplied by for the head: an update of a head moves what it says by the width of the
     model times the rate, since last hidden states of different texts have much in common."""
