@@ -30,7 +30,7 @@ _PROGRAM = r"\bas an? (?:AI|language model|AI language model|assistant)\b"
 _RULES = tuple(
     re.compile(rule, re.IGNORECASE)
     for rule in (
-        rf"{_I}\s*{_CANNOT}\s+(?:really |currently |directly |possibly )?{_HELP}",
+        rf"{_I}\s*{_CANNOT}\s+(?:really |currently |directly |possibly )?{_HELP}(?!\s+but\b)",
         rf"{_SORRY}{_I}\s*(?:{_CANNOT}|do not have enough|don't have enough)",
         rf"{_I}{_WILL_NOT}\s+{_HELP}",
         rf"{_I}{_WOULD}? (?:must|have to|need to) (?:decline|refuse)\b",
