@@ -18,7 +18,7 @@ from typing import Any
 
 from luthier import __version__, energy, prices, run_registry
 from luthier.config import build
-from luthier.data.write import atomic_text
+from luthier.data.write import atomic_text, remove_unfinished
 from luthier.errors import LuthierError, RecipeError, StorageError
 from luthier.recipe import PATIENCE, Recipe
 from luthier.run_registry import Parent
@@ -224,6 +224,8 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise RecipeError(f"{self.path}: another process is at work in this run's folder") from None
+            for place in (self.path, self.path / "data", self.path / "records"):
+                remove_unfinished(place)
             try:
                 yield
             except (LuthierError, OSError, RuntimeError, MemoryError) as error:

@@ -51,6 +51,17 @@ def test_a_run_that_begins_has_an_empty_log(tmp_path: Path) -> None:
     assert steps_of(path) == []
 
 
+def test_what_a_killed_process_was_writing_is_gone_once_another_works_there(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", listed=False)
+    left = [folder / name for name in (".report.json.0a.tmp", "data/.train.jsonl.0b.tmp", "records/.a.jsonl.0c.tmp")]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    (folder / ".adapter.tmp").mkdir()
+    with folder.locked():
+        assert not any(path.exists() for path in left) and (folder / ".adapter.tmp").is_dir()
+
+
 RECIPE = """
 [model]
 name = "{model}"

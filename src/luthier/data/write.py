@@ -118,7 +118,8 @@ def atomic_text(path: Path) -> Iterator[IO[str]]:
 def remove_unfinished(folder: Path) -> None:
     """Remove what a process that was killed left of the files below; only where no other may be writing now."""
     for leftover in folder.glob(".*.tmp"):
-        leftover.unlink()
+        if leftover.is_file():  # folders are begun anew by whoever makes them
+            leftover.unlink(missing_ok=True)
 
 
 @contextmanager
