@@ -31,8 +31,8 @@ MOST_STATES = 4096
 training."""
 PENALTIES = (1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6, 3e-7, 1e-7)
 """Tried from the first on, until validation rows are told worse."""
-SLACK = 10.0
-WITHOUT_VALIDATION = 1e-5
+SLACK = 100.0
+WITHOUT_VALIDATION = 3e-6
 STEPS = 60
 """Of L-BFGS for each penalty, from where the one before ended."""
 
