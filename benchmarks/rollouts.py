@@ -2,7 +2,8 @@
 
 Every reply is as long as allowed, so that both do the same work; both sample from the whole vocabulary at temperature 1
 with the model's own code, in one process. The last column of losses is the negated mean log-probability of what was
-written in all steps: by chance it differs a little, so 0.1 is allowed.
+written in all steps. A reply's has a standard deviation of 1.2 nats, so two means over 96 replies differ by chance by
+0.18, and less than three times that is allowed.
 
     python -m benchmarks.rollouts [--threads 1 2] [--rounds 2] [--tune] [--float32]
 """
@@ -67,7 +68,7 @@ RACES = [
                 for micro in (1, 2, 8, 32)
             ),
         ],
-        tolerance=0.1,
+        tolerance=0.5,
     )
 ]
 
