@@ -11,8 +11,6 @@ import argparse
 from pathlib import Path
 
 from luthier.errors import RecipeError
-from luthier.objectives._retriever import RetrieverObjective
-from luthier.recipe.parts import OBJECTIVES, chosen_class
 from luthier.report import Report, build_report, write_report
 from luthier.report.build import report_json, write_text
 from luthier.report.page import BADGES, render_page
@@ -56,6 +54,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _require_writes(folder: Path) -> None:
     """Check that a run trains a model that writes: what is measured of a retriever is no matter of answers."""
+    from luthier.objectives._retriever import RetrieverObjective
+    from luthier.recipe.parts import OBJECTIVES, chosen_class
+
     objective = (RunFolder(folder).recipe_values() or {}).get("objective") or {}
     kind = chosen_class(OBJECTIVES, objective, "sft", ["objective"])
     if issubclass(kind, RetrieverObjective):
