@@ -10,7 +10,7 @@ examples:
 import argparse
 from pathlib import Path
 
-from luthier.errors import RecipeError
+from luthier.errors import LuthierError, RecipeError
 from luthier.report import Report, build_report, write_report
 from luthier.report.build import report_json, write_text
 from luthier.report.page import BADGES, render_page
@@ -57,8 +57,11 @@ def _require_writes(folder: Path) -> None:
     from luthier.objectives._retriever import RetrieverObjective
     from luthier.recipe.parts import OBJECTIVES, chosen_class
 
-    objective = (RunFolder(folder).recipe_values() or {}).get("objective") or {}
-    kind = chosen_class(OBJECTIVES, objective, "sft", ["objective"])
+    try:
+        objective = (RunFolder(folder).recipe_values() or {}).get("objective") or {}
+        kind = chosen_class(OBJECTIVES, objective, "sft", ["objective"])
+    except LuthierError:  # a damaged file is told by who reads them all; a plug-in may be elsewhere
+        return
     if issubclass(kind, RetrieverObjective):
         raise kind.refusal()
 
