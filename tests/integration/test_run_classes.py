@@ -77,7 +77,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Pa
     rows = labeled(300)
     rows[-1]["label"] = "nobody saw this"
     rows = [{**row, "system": SYSTEM} for row in rows]
-    recipe = write(folder, tiny_model_folder, rows, "classify", more="head_rate = 1.0")
+    recipe = write(folder, tiny_model_folder, rows, "classify", more='head_start = "zeros"\nhead_rate = 1.0')
     assert main(["run", str(recipe), "--out", str(folder / "run")]) == 0
     return folder / "run"
 
