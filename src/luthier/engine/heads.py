@@ -32,18 +32,21 @@ training."""
 PENALTIES = (1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6, 3e-7, 1e-7)
 """Tried from the first on, until validation rows are told worse."""
 SLACK = 100.0
+"""What the best penalty is multiplied by."""
 WITHOUT_VALIDATION = 3e-6
+"""Taken for the best penalty where no row is held out to tell."""
 STEPS = 60
 """Of L-BFGS for each penalty, from where the one before ended."""
 
 
 @torch.no_grad()
-def read_units(run: Run, units: Sequence[Unit]) -> Iterator[tuple[Batch, HeadValues]]:
-    """What the head reads of rows, batch by batch."""
+def read_units(run: Run, units: Sequence[Unit], reader: Scorer | None = None) -> Iterator[tuple[Batch, HeadValues]]:
+    """What the head reads of rows, batch by batch; with `reader`, what that does."""
+    policy = run.models.policy if reader is None else reader
     with in_mode(run.model, training=False):
         for group in micro_batches(units, run.micro_batch_tokens):
             batch = build_batch(group).to(run.device)
-            yield batch, run.models.policy.head_values(batch)
+            yield batch, policy.head_values(batch)
 
 
 def settle_head(run: Run) -> None:
@@ -109,26 +112,21 @@ class _Known:
         return HeadValues(self.head(self.states.rows_RO), self.head(self.states.tokens_KO))
 
 
-@torch.no_grad()
 def _states(run: Run, units: Iterator[Unit]) -> Iterator[tuple[Batch, HeadValues]]:
     """Batches with their hidden states at the ends of rows, and where tokens are what the head speaks of, before
     these; until there are enough."""
     policy: Any = run.models.policy
     through: Any = _Through()
-    scorer = Scorer(policy.model, policy.autocast, through)
     held, states = [], 0
     for unit in units:
         held.append(unit)
         states += sum(row.trained_tokens if row.token_values else 1 for row in unit)
         if states >= MOST_STATES:
             break
-    with in_mode(run.model, training=False):
-        for group in micro_batches(held, run.micro_batch_tokens):
-            batch = build_batch(group).to(run.device)
-            values = scorer.head_values(batch)
-            tokens_KE = values.tokens_KO if batch.values_K else values.tokens_KO[:0]  # what is said is of rows
-            known = HeadValues(values.rows_RO.cpu().double(), tokens_KE.cpu().double())
-            yield batch.to(torch.device("cpu")), known
+    for batch, values in read_units(run, held, Scorer(policy.model, policy.autocast, through)):
+        tokens_KE = values.tokens_KO if batch.values_K else values.tokens_KO[:0]  # what is said is of rows
+        known = HeadValues(values.rows_RO.cpu().double(), tokens_KE.cpu().double())
+        yield batch.to(torch.device("cpu")), known
 
 
 def _spread(read: Sequence[tuple[Batch, HeadValues]]) -> float:

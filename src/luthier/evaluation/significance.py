@@ -145,11 +145,8 @@ def mean_interval(scores_N: Array, confidence: float = 0.95, seed: int = 0, grou
     Raises:
         ValueError: there is no row, or not every row has a group.
     """
-    groups_N = _groups_of(len(scores_N), groups_N)
-    found = bootstrap_interval(_means, scores_N[:, None], confidence, seed, groups_N=groups_N)
-    if found.low == found.high:
-        return _at_the_end(found.value, (0.0, 1.0), count_groups(groups_N), confidence)
-    return found
+    found, groups = _mean(scores_N, confidence, seed, groups_N)
+    return _at_the_end(found.value, (0.0, 1.0), groups, confidence) if found.low == found.high else found
 
 
 def gain_interval(gains_N: Array, confidence: float = 0.95, seed: int = 0, groups_N: Groups | None = None) -> Interval:
@@ -158,12 +155,18 @@ def gain_interval(gains_N: Array, confidence: float = 0.95, seed: int = 0, group
     Raises:
         ValueError: there is no row, or not every row has a group.
     """
-    groups_N = _groups_of(len(gains_N), groups_N)
-    found = bootstrap_interval(_means, gains_N[:, None], confidence, seed, groups_N=groups_N)
+    found, groups = _mean(gains_N, confidence, seed, groups_N)
     if found.low == found.high:
-        margin = clopper_pearson(0, count_groups(groups_N), confidence)[1]
+        margin = clopper_pearson(0, groups, confidence)[1]
         return Interval(found.value, max(-1.0, found.value - margin), min(1.0, found.value + margin), ALIKE)
     return found
+
+
+def _mean(values_N: Array, confidence: float, seed: int, groups_N: Groups | None) -> tuple[Interval, int]:
+    """The mean with its bootstrap interval, and how many groups of rows there are."""
+    groups_N = _groups_of(len(values_N), groups_N)
+    found = bootstrap_interval(_means, values_N[:, None], confidence, seed, groups_N=groups_N)
+    return found, count_groups(groups_N)
 
 
 def _means(statistics_NS: Array, counts_BN: Array) -> Array:
