@@ -340,7 +340,7 @@ SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
     ("name", "task", "objective"),
     [
         ("json_extraction", "json", "sft"),
-        ("intents", "label", "sft"),
+        ("intents", "label", "classify"),
         ("toolcalls", "tool_calls", "sft"),
         ("preference", "pairs", "dpo"),
         ("gsm8k", "text", "sft"),
