@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -76,17 +77,22 @@ def finished(recipe: Path, folder: Path, until: float | None = None) -> bool:
 def to_its_end(arguments: Sequence[str], until: float | None = None) -> bool:
     """Run `luthier` with these arguments, until that moment at most; whether it came to its end.
 
+    Whoever ends the benchmark ends the run with it, which saves everything first.
+
     Raises:
         CalledProcessError: it failed.
     """
     command = [sys.executable, "-m", "luthier.cli.main", *arguments]
     with subprocess.Popen(command, stdout=sys.stderr) as process:
+        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         try:
             code = process.wait(None if until is None else max(until - time.monotonic(), 1))
         except subprocess.TimeoutExpired:
             process.terminate()  # the step is finished and everything saved
             process.wait()
             return False
+        finally:
+            signal.signal(signal.SIGTERM, before)
     if code:
         raise subprocess.CalledProcessError(code, command)
     return True

@@ -196,6 +196,26 @@ def test_a_threshold_needs_rows_enough() -> None:
     assert tied is not None and (tied.answered, tied.confidence) == (95, 0.9)
 
 
+def test_two_wrong_answers_among_the_surest_end_no_search() -> None:
+    """Each start has its share of the error and takes over what passed the ones before it."""
+    right = np.ones(1000)
+    right[[5, 40]] = 0
+    found = find_threshold(np.linspace(1, 0.5, 1000), right, 0.95)
+    assert found is not None and found.answered == 1000
+    assert found.low == pytest.approx(lower_bound(998, 1000, 1 - 0.05 * 2 / 3)), "the first of three starts failed"
+    right[[5, 40]] = 1
+    found = find_threshold(np.linspace(1, 0.5, 1000), right, 0.95)
+    assert found is not None and found.low == pytest.approx(lower_bound(1000, 1000)), "all three passed"
+
+
+def test_a_precision_that_is_missed_everywhere_is_seldom_found() -> None:
+    rng = np.random.default_rng(2)
+    draws = [
+        find_threshold(np.linspace(1, 0.5, 800), (rng.random(800) < 0.949).astype(float), 0.95) for _ in range(400)
+    ]
+    assert sum(found is not None for found in draws) <= 400 * 0.075
+
+
 def test_words_carry_tags_and_give_their_spans_back(tiny_loaded: LoadedModel) -> None:
     text = "Meet Ada-Lovelace in New York, né 1815 😀 end."
     spans = [Span(5, 17, "person"), Span(21, 29, "place"), Span(31, 33, "word")]

@@ -10,14 +10,16 @@ A threshold says from which confidence on an answer is given, so that of the ans
 is found on validation rows, going down from the surest ones and stopping where the exact binomial lower bound of what
 is right (Clopper and Pearson 1934) falls below what is wanted: tests in a fixed order, of which the first that fails
 ends all, so that the bound holds for the threshold that is found as well (Angelopoulos et al. 2021, arXiv:2110.01052,
-section 3.1). The first test is at the fewest rows that one wrong answer leaves enough of.
+section 3.1). Two wrong answers among the surest rows would end it before it began, so it begins at several places, of
+which each has its share of the allowed error and takes over what passed the ones before (the fallback procedure,
+Wiens 2003): at the fewest rows that one wrong answer leaves enough of, and at each doubling up to two thirds of all.
 
 Shapes: N rows, C labels.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,8 @@ from luthier.evaluation.significance import clopper_pearson
 
 LEVEL = 0.95
 """Confidence of the lower bound that a threshold must keep; one-sided."""
+LAST_START = 2 / 3
+"""Share of the rows beyond which no threshold is looked for anew."""
 COLDEST, HOTTEST = 0.02, 50.0
 
 
@@ -42,7 +46,7 @@ class Threshold:
     rows: int
     """Validation rows that it was found on; `answered` of them are at least as sure, and `right` of these right."""
     low: float
-    """Lower bound of the share of answers that are right."""
+    """Lower bound of the share of answers that are right, at the confidence that its start left."""
 
     def dump(self) -> dict[str, Any]:
         """Plain values."""
@@ -130,15 +134,17 @@ def find_threshold(confidence_N: Array, right_N: Array, precision: float, level:
     order = np.argsort(-confidence_N, kind="stable")
     sorted_N, right = confidence_N[order], np.cumsum(right_N[order])
     rows, found = len(order), None
-    for answered in range(_fewest(precision, level, rows), rows + 1):
-        if answered < rows and answered and sorted_N[answered] == sorted_N[answered - 1]:
+    starts, share = _starts(precision, 1 - level, rows)
+    error = 0.0
+    for answered in range(starts[0], rows + 1):
+        error += share * (answered in starts)
+        if not error or (answered < rows and sorted_N[answered] == sorted_N[answered - 1]):
             continue  # equally sure answers are given together
-        if not answered:
-            continue
-        low = lower_bound(round(right[answered - 1]), answered, level)
+        low = lower_bound(round(right[answered - 1]), answered, 1 - error)
         if low < precision:
-            break
-        found = Threshold(float(sorted_N[answered - 1]), answered, round(right[answered - 1]), rows, low)
+            error = 0.0
+        else:
+            found = Threshold(float(sorted_N[answered - 1]), answered, round(right[answered - 1]), rows, low)
     return found
 
 
@@ -147,9 +153,19 @@ def lower_bound(successes: int, trials: int, level: float = LEVEL) -> float:
     return clopper_pearson(successes, trials, 2 * level - 1)[0]
 
 
+@cache
+def _starts(precision: float, error: float, rows: int) -> tuple[tuple[int, ...], float]:
+    """At how many of the surest rows it is looked anew, and the share of the error that each start has."""
+    fewest, count = _fewest(precision, 1 - error, rows), 1
+    while fewest * 2**count <= LAST_START * rows:
+        count += 1
+    fewest = _fewest(precision, 1 - error / count, rows)
+    return tuple(fewest * 2**i for i in range(count)), error / count
+
+
 def _fewest(precision: float, level: float, rows: int) -> int:
     """Rows of which one may be wrong and the bound still holds; all rows where these are fewer."""
     trials = 2
     while trials < rows and lower_bound(trials - 1, trials, level) < precision:
         trials += max(1, trials // 64)
-    return min(trials, rows)
+    return max(1, min(trials, rows))
