@@ -19,15 +19,15 @@ Shapes: N rows, C labels.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
-from scipy import special
+from numpy.typing import ArrayLike
+from scipy import special, stats
 from scipy.optimize import minimize_scalar
 
 from luthier.evaluation.metrics.base import Array
-from luthier.evaluation.significance import clopper_pearson
 
 LEVEL = 0.95
 """Confidence of the lower bound that a threshold must keep; one-sided."""
@@ -132,40 +132,41 @@ def find_threshold(confidence_N: Array, right_N: Array, precision: float, level:
         level: confidence of the lower bound.
     """
     order = np.argsort(-confidence_N, kind="stable")
-    sorted_N, right = confidence_N[order], np.cumsum(right_N[order])
+    sorted_N, right_N = confidence_N[order], np.cumsum(right_N[order]).round()
     rows, found = len(order), None
     starts, share = _starts(precision, 1 - level, rows)
-    error = 0.0
+    bounds = [lower_bound(right_N, np.arange(1, rows + 1), 1 - share * passed) for passed in range(1, len(starts) + 1)]
+    passed = 0
     for answered in range(starts[0], rows + 1):
-        error += share * (answered in starts)
-        if not error or (answered < rows and sorted_N[answered] == sorted_N[answered - 1]):
+        passed += answered in starts
+        if not passed or (answered < rows and sorted_N[answered] == sorted_N[answered - 1]):
             continue  # equally sure answers are given together
-        low = lower_bound(round(right[answered - 1]), answered, 1 - error)
+        low = float(bounds[passed - 1][answered - 1])
         if low < precision:
-            error = 0.0
+            passed = 0
         else:
-            found = Threshold(float(sorted_N[answered - 1]), answered, round(right[answered - 1]), rows, low)
+            found = Threshold(float(sorted_N[answered - 1]), answered, int(right_N[answered - 1]), rows, low)
     return found
 
 
-def lower_bound(successes: int, trials: int, level: float = LEVEL) -> float:
-    """One-sided lower bound of a share."""
-    return clopper_pearson(successes, trials, 2 * level - 1)[0]
+def lower_bound(successes: ArrayLike, trials: ArrayLike, level: float = LEVEL) -> Array:
+    """One-sided lower bound of shares (Clopper and Pearson 1934)."""
+    right, trials = np.asarray(successes, dtype=np.float64), np.asarray(trials, dtype=np.float64)
+    low: Array = np.where(right > 0, stats.beta.ppf(1 - level, np.maximum(right, 1), trials - right + 1), 0.0)
+    return low
 
 
-@cache
-def _starts(precision: float, error: float, rows: int) -> tuple[tuple[int, ...], float]:
+def _starts(precision: float, error: float, rows: int) -> tuple[list[int], float]:
     """At how many of the surest rows it is looked anew, and the share of the error that each start has."""
     fewest, count = _fewest(precision, 1 - error, rows), 1
     while fewest * 2**count <= LAST_START * rows:
         count += 1
     fewest = _fewest(precision, 1 - error / count, rows)
-    return tuple(fewest * 2**i for i in range(count)), error / count
+    return [fewest * 2**i for i in range(count)], error / count
 
 
 def _fewest(precision: float, level: float, rows: int) -> int:
     """Rows of which one may be wrong and the bound still holds; all rows where these are fewer."""
-    trials = 2
-    while trials < rows and lower_bound(trials - 1, trials, level) < precision:
-        trials += max(1, trials // 64)
-    return max(1, min(trials, rows))
+    trials_N = np.arange(1, rows + 1)
+    enough = np.flatnonzero(lower_bound(trials_N - 1, trials_N, level) >= precision)
+    return int(trials_N[enough[0]]) if len(enough) else rows
