@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.__main__ import FOLDER, METHODS_PAGE, heading
 
 PAGE = FOLDER.parent / METHODS_PAGE
@@ -146,6 +148,12 @@ def measured(folder: Path, system: str, metric: str) -> Mapping[str, Any]:
     (found,) = (one for one in systems if one["name"] == system)
     told: Mapping[str, Any] = found["metrics"][metric]
     return told
+
+
+def statistics_of(folder: Path, system: str) -> dict[str, np.ndarray]:
+    """Of each metric, what a finished run knows of each test row: (N, S)."""
+    state = json.loads((folder / f"records/{system}.state.json").read_text(encoding="utf-8"))
+    return {metric: np.array(values, dtype=np.float64) for metric, values in state["statistics"].items()}
 
 
 def write_section(name: str, lines: Sequence[str], options: Sequence[str] = ()) -> None:

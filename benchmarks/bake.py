@@ -6,7 +6,7 @@ FOLDER holds `json_extraction`, with train.jsonl and test.jsonl. The long prompt
 first `--examples` of its training rows, solved; the rows themselves are asked without an instruction. The base with the
 prompt writes the replies to the other training questions (their own are never read), and the same base without it
 learns what it would say. Tested are all test rows, answered greedily: intervals are over test rows, of the mean over
-seeds; of the kept share, the ratio of both means. Each training is a whole `luthier run` under `--out` and goes on
+seeds; of the kept share, of the ratio of both. Each training is a whole `luthier run` under `--out` and goes on
 where it was: with `--minutes` the command stops after so many. Writes its table into docs/methods.md.
 """
 
@@ -28,12 +28,14 @@ from benchmarks._methods import (
     parser_of,
     prepared,
     rows_of,
+    statistics_of,
     stopped,
     until_of,
     write_section,
 )
 from luthier.config import write_toml
-from luthier.evaluation.significance import bootstrap_interval, gain_interval, mean_interval
+from luthier.evaluation.significance import bootstrap_interval, compare, metric_interval
+from luthier.evaluation.task import build_metrics
 
 METRIC = "field_f1"
 SYSTEMS = ("zero_shot", "prompted", "fine_tuned")
@@ -107,8 +109,8 @@ def settings(asked: argparse.Namespace, model: str, seed: int) -> dict[str, Any]
 class Baked:
     """One training."""
 
-    scores_3N: np.ndarray
-    """Of the test rows, by SYSTEMS."""
+    statistics_3NS: np.ndarray
+    """What the metric knows of the test rows, by SYSTEMS."""
     read: tuple[float, float]
     """Tokens that the base reads with the prompt, and the trained model without it."""
     commit: str
@@ -116,32 +118,31 @@ class Baked:
 
 def baked(folder: Path) -> Baked:
     """What a finished run says."""
-    found = []
-    for system in SYSTEMS:
-        lines = rows_of(folder / f"records/{system}.jsonl")
-        found.append([line["scores"][METRIC] for line in lines])
+    found = [statistics_of(folder, system)[METRIC] for system in SYSTEMS]
     told = json.loads((folder / "report.json").read_text(encoding="utf-8"))["baking"]
     return Baked(np.array(found), (told["prompt_tokens"], told["tokens_without"]), commit_of(folder))
 
 
 def line(model: str, found: list[Baked]) -> str:
     """A row of the table."""
-    bare_N, prompted_N, baked_N = np.mean([one.scores_3N for one in found], axis=0)
-    cells = [mean_interval(values) for values in (bare_N, prompted_N, baked_N)]
-    change = gain_interval(baked_N - prompted_N)
+    metric = build_metrics([METRIC])[METRIC]
+    systems_3NS = np.mean([one.statistics_3NS for one in found], axis=0)
+    _, prompted_NS, baked_NS = systems_3NS
+    cells = [metric_interval(metric, statistics_NS) for statistics_NS in systems_3NS]
+    change = compare(metric, baked_NS, prompted_NS)
 
-    def ratio(statistics_NS: np.ndarray, counts_BN: np.ndarray) -> np.ndarray:
-        sums = counts_BN @ statistics_NS
-        kept: np.ndarray = sums[:, 0] / sums[:, 1]
+    def ratio(both_NT: np.ndarray, counts_BN: np.ndarray) -> np.ndarray:
+        kept: np.ndarray = np.divide(*(metric.values(part_NS, counts_BN) for part_NS in np.split(both_NT, 2, axis=1)))
         return kept
 
-    kept = bootstrap_interval(ratio, np.stack([baked_N, prompted_N], 1), 0.95, 0)
+    kept = bootstrap_interval(ratio, np.concatenate([baked_NS, prompted_NS], axis=1))
     told = " | ".join(f"{cell.value:.3f} [{cell.low:.3f}, {cell.high:.3f}]" for cell in cells)
-    each = ", ".join(f"{one.scores_3N[2].mean():.3f}" for one in found)
+    one_N = np.ones((1, len(baked_NS)))
+    each = ", ".join(f"{metric.values(one.statistics_3NS[2], one_N)[0]:.3f}" for one in found)
     read = f"{found[0].read[0]:,.0f} | {found[0].read[1]:,.0f}"
     return (
-        f"| {model} | {len(found)} | {len(baked_N)} | {read} | {told} | "
-        f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}] | "
+        f"| {model} | {len(found)} | {len(baked_NS)} | {read} | {told} | "
+        f"{change.difference:+.3f} [{change.low:+.3f}, {change.high:+.3f}] | "
         f"{kept.value:.1%} [{kept.low:.1%}, {kept.high:.1%}] | {each} | {found[0].commit} |"
     )
 

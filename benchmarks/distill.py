@@ -28,15 +28,18 @@ from benchmarks._methods import (
     parser_of,
     prepared,
     rows_of,
+    statistics_of,
     stopped,
     to_its_end,
     until_of,
     write_section,
 )
 from luthier.config import write_toml
-from luthier.evaluation.significance import gain_interval, mean_interval
+from luthier.evaluation.significance import compare, metric_interval
+from luthier.evaluation.task import build_metrics
 
 METRIC, SYSTEM = "field_f1", "fine_tuned"
+SCORED = build_metrics([METRIC])[METRIC]
 STUDENTS: Mapping[str, tuple[str, bool]] = {
     "sft": ("rows", False),
     "distill": ("rows", True),
@@ -116,30 +119,38 @@ def student(asked: argparse.Namespace, name: str, texts: Mapping[str, str], teac
 class Learned:
     """One training."""
 
-    scores_N: np.ndarray
-    """Of the test rows."""
+    statistics_NS: np.ndarray
+    """What the metric knows of the test rows."""
     commit: str
 
     @classmethod
     def of(cls, folder: Path) -> "Learned":
         """What a finished run says."""
-        lines = rows_of(folder / f"records/{SYSTEM}.jsonl")
-        return cls(np.array([line["scores"][METRIC] for line in lines]), commit_of(folder))
+        return cls(statistics_of(folder, SYSTEM)[METRIC], commit_of(folder))
+
+    def score(self) -> float:
+        """Of all test rows."""
+        found: float = SCORED.values(self.statistics_NS, np.ones((1, len(self.statistics_NS))))[0]
+        return found
+
+
+def mean(found: Sequence[Learned]) -> np.ndarray:
+    """(N, S) over seeds."""
+    both: np.ndarray = np.mean([one.statistics_NS for one in found], axis=0)
+    return both
 
 
 def line(asked: argparse.Namespace, name: str, found: Mapping[str, Sequence[Learned]], taught: Learned) -> str:
     """A row of the table; the gain is of the seeds that both have."""
     mine, base = found[name], found["sft"]
-    scores_N = np.mean([one.scores_N for one in mine], axis=0)
-    score = mean_interval(scores_N)
-    both = list(zip(mine, base, strict=False))
-    gain = gain_interval(np.mean([a.scores_N - b.scores_N for a, b in both], axis=0))
-    told = "" if name == "sft" else f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
-    each = ", ".join(f"{one.scores_N.mean():.3f}" for one in mine)
+    statistics_NS, seeds = mean(mine), min(len(mine), len(base))
+    score = metric_interval(SCORED, statistics_NS)
+    gain = compare(SCORED, mean(mine[:seeds]), mean(base[:seeds]))
+    told = "" if name == "sft" else f"{gain.difference:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+    each = ", ".join(f"{one.score():.3f}" for one in mine)
     return (
-        f"| {asked.teacher} | {asked.student} | `{name}` | {len(mine)} | {len(scores_N)} | "
-        f"{taught.scores_N.mean():.3f} | {score.value:.3f} [{score.low:.3f}, {score.high:.3f}] | {told} | {each} | "
-        f"{mine[0].commit} |"
+        f"| {asked.teacher} | {asked.student} | `{name}` | {len(mine)} | {len(statistics_NS)} | {taught.score():.3f} | "
+        f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}] | {told} | {each} | {mine[0].commit} |"
     )
 
 

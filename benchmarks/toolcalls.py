@@ -24,7 +24,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._methods import commit_of, finished, parser_of, prepared, stopped, until_of, write_section
+from benchmarks._methods import (
+    commit_of,
+    finished,
+    parser_of,
+    prepared,
+    statistics_of,
+    stopped,
+    until_of,
+    write_section,
+)
 from luthier.config import write_toml
 from luthier.data.formats.base import read_examples
 from luthier.data.tool_schemas import calls_that_fit
@@ -71,12 +80,6 @@ def settings(asked: argparse.Namespace, model: str, seed: int) -> dict[str, Any]
             "systems": {"zero_shot": {}, "few_shot": {"shots": asked.shots}, "fine_tuned": {}},
         },
     }
-
-
-def statistics_of(folder: Path, system: str) -> dict[str, np.ndarray]:
-    """Of each metric, what it knows of each test row."""
-    state = json.loads((folder / f"records/{system}.state.json").read_text(encoding="utf-8"))
-    return {metric: np.array(values, dtype=np.float64) for metric, values in state["statistics"].items()}
 
 
 def interval(metric: Metric, statistics_NS: np.ndarray) -> Interval:
