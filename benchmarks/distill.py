@@ -2,10 +2,11 @@
 
     python -m benchmarks.distill --data FOLDER [--rows 100] [--prompts 400] [--seeds 0 1] [--minutes 10]
 
-FOLDER holds `json_extraction`, with train.jsonl and test.jsonl. The teacher is a larger model that was trained on
-`--taught` rows. Its students see `--rows` of these: with their labels alone (`sft`), or with the teacher's
-probabilities of the same tokens (`distill`). Two more students see no label, but `--prompts` questions and what the
-teacher replied to them (`luthier data replies`): as text (`replies`), and with its probabilities (`replies + distill`).
+FOLDER holds `json_extraction`, with train.jsonl and test.jsonl. The teacher is a larger model that was trained on the
+first `--taught` rows. Its students see other rows, of which it knows nothing by heart: `--rows` of them with their
+labels alone (`sft`), or with the teacher's probabilities of the same tokens (`distill`). Two more students see no
+label, but the questions of these rows and of more, `--prompts` in all, and what the teacher replied to them (`luthier
+data replies`): as text (`replies`), and with its probabilities (`replies + distill`).
 All students take `--steps` steps. Tested are the first `--tested` test rows, answered greedily; intervals are over test
 rows, of the mean over seeds. Every training is a whole `luthier run` under `--out` and goes on where it was: with
 `--minutes` the command stops after so many. Writes its table into docs/methods.md.
@@ -87,10 +88,10 @@ def teacher(asked: argparse.Namespace, train: Sequence[Mapping[str, Any]], until
 
 
 def replies(
-    asked: argparse.Namespace, train: Sequence[Mapping[str, Any]], teacher: Path, until: float | None
+    asked: argparse.Namespace, unseen: Sequence[Mapping[str, Any]], teacher: Path, until: float | None
 ) -> Path | None:
-    """The teacher's replies to more questions; None: they are not written yet."""
-    questions = [{"id": row["id"], "messages": row["messages"][:2]} for row in train[: asked.prompts]]
+    """The teacher's replies to questions; None: they are not written yet."""
+    questions = [{"id": row["id"], "messages": row["messages"][:2]} for row in unseen[: asked.prompts]]
     recipe = {
         "model": {"name": asked.teacher},
         "data": {"train": "questions.jsonl", "test_share": 0.0, "validation_share": 0.01},
@@ -109,7 +110,7 @@ def student(asked: argparse.Namespace, name: str, texts: Mapping[str, str], teac
     file, is_told = STUDENTS[name]
     recipe = common(asked, asked.student, "train.jsonl", tested(asked), asked.steps, seed)
     if is_told:
-        recipe["objective"] = {"type": "distill", "cross_entropy": 0.5}
+        recipe["objective"] = {"type": "distill", "cross_entropy": asked.cross_entropy, "temperature": asked.soft}
         recipe["teacher"] = {"run": str(teacher.resolve())}
     files = {"train.jsonl": texts[file], "recipe.toml": write_toml(recipe)}
     return prepared(asked.out / f"{name.replace(' + ', '_')}_{seed}", files)
@@ -163,17 +164,19 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=100, help="rows with labels that students learn")
     parser.add_argument("--prompts", type=int, default=400, help="questions that the teacher replies to")
     parser.add_argument("--temperature", type=float, default=0.1, help="at which it does")
+    parser.add_argument("--cross-entropy", type=float, default=0.5, help="share of the rows' own labels in `distill`")
+    parser.add_argument("--soft", type=float, default=1.0, help="temperature of both models in `distill`")
     parser.add_argument("--steps", type=int, default=60, help="of each student")
     parser.add_argument("--tested", type=int, default=200)
     parser.add_argument("--rate", type=float, default=1e-3)
     asked = parser.parse_args()
     until = until_of(asked)
     train = rows_of(asked.data / "json_extraction/train.jsonl")
-    taught = teacher(asked, train, until)
-    written = None if taught is None else replies(asked, train, taught, until)
+    taught, unseen = teacher(asked, train, until), train[asked.taught :]
+    written = None if taught is None else replies(asked, unseen, taught, until)
     if taught is None or written is None:
         return stopped(asked.out)
-    texts = {"rows": lines_of(train[: asked.rows]), "replies": written.read_text(encoding="utf-8")}
+    texts = {"rows": lines_of(unseen[: asked.rows]), "replies": written.read_text(encoding="utf-8")}
     found: dict[str, list[Learned]] = {}
     for seed, name in itertools.product(asked.seeds, STUDENTS):
         place = student(asked, name, texts, taught, seed)
