@@ -1,15 +1,15 @@
 """Whether a small model learns more from a larger teacher than from the same rows alone, on held-out rows.
 
-    python -m benchmarks.distill --data FOLDER [--rows 100] [--prompts 400] [--seeds 0 1] [--minutes 10]
+    python -m benchmarks.distill --data FOLDER [--rows 200] [--prompts 402] [--seeds 0 1] [--minutes 10]
 
-FOLDER holds `json_extraction`, with train.jsonl and test.jsonl. The teacher is a larger model that was trained on the
-first `--taught` rows. Its students see other rows, of which it knows nothing by heart: `--rows` of them with their
-labels alone (`sft`), or with the teacher's probabilities of the same tokens (`distill`). Two more students see no
-label, but the questions of these rows and of more, `--prompts` in all, and what the teacher replied to them (`luthier
-data replies`): as text (`replies`), and with its probabilities (`replies + distill`).
-All students take `--steps` steps. Tested are the first `--tested` test rows, answered greedily; intervals are over test
-rows, of the mean over seeds. Every training is a whole `luthier run` under `--out` and goes on where it was: with
-`--minutes` the command stops after so many. Writes its table into docs/methods.md.
+FOLDER holds `intents` (77 intents of bank customers), with train.jsonl and test.jsonl. The teacher is a larger model
+that learned to write the labels of the first `--taught` rows. Its students see other rows, of which it knows nothing by
+heart: `--rows` of them with their labels alone (`sft`), or with the teacher's probabilities of the same tokens
+(`distill`). Two more students see no label, but the texts of these rows and of more, `--prompts` in all, and what the
+teacher replied to them (`luthier data replies`): as text (`replies`), and with its probabilities (`replies + distill`).
+All students take `--steps` steps and write the label of each test row greedily; intervals are over test rows, of the
+mean over seeds. Every training is a whole `luthier run` under `--out` and goes on where it was: with `--minutes` the
+command stops after so many. Writes its table into docs/methods.md.
 """
 
 import argparse
@@ -36,11 +36,12 @@ from benchmarks._methods import (
     write_section,
 )
 from luthier.config import write_toml
-from luthier.evaluation.significance import compare, metric_interval
-from luthier.evaluation.task import build_metrics
+from luthier.evaluation.significance import gain_interval, mean_interval
 
-METRIC, SYSTEM = "field_f1", "fine_tuned"
-SCORED = build_metrics([METRIC])[METRIC]
+METRIC, SYSTEM = "accuracy", "fine_tuned"
+INSTRUCTION = "Classify the banking customer message. Answer with the intent label only."
+TOKENS = 24
+"""More than any label has."""
 STUDENTS: Mapping[str, tuple[str, bool]] = {
     "sft": ("rows", False),
     "distill": ("rows", True),
@@ -49,7 +50,7 @@ STUDENTS: Mapping[str, tuple[str, bool]] = {
 }
 """Which file a student learns, and whether its teacher tells probabilities."""
 HEAD = [
-    "| teacher | student | learns | seeds | tested | teacher's score | score | gain over `sft` | each seed | commit |",
+    "| teacher | student | learns | seeds | tested | teacher right | right | gain over `sft` | each seed | commit |",
     "|---|---|---|---|---|---|---|---|---|---|",
 ]
 
@@ -62,20 +63,29 @@ def common(asked: argparse.Namespace, model: str, train: str, test: Path, steps:
         "data": {"train": train, "test": str(test.resolve()), "validation_share": 0.1},
         "adapter": {"type": "lora", "rank": 16},
         "optimizer": {"learning_rate": asked.rate},
-        "training": {"steps": steps, "rows_per_step": 8, "patience": False, "validate_every": max(1, steps // 5)},
+        "training": {"steps": steps, "rows_per_step": 16, "patience": False, "validate_every": max(1, steps // 5)},
         "evaluation": {
-            "task": "json",
+            "task": "label",
             "primary_metric": METRIC,
-            "max_new_tokens": 96,
+            "max_new_tokens": TOKENS,
             "systems": {SYSTEM: {}},
             "forgetting": {"multiple_choice": "none", "text": "none"},
         },
     }
 
 
+def chats(path: Path) -> list[dict[str, Any]]:
+    """Rows of text and label, as chats."""
+    found = []
+    for row in rows_of(path):
+        asked = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": row["text"]}]
+        found.append({"id": row["id"], "messages": [*asked, {"role": "assistant", "content": row["label"]}]})
+    return found
+
+
 def tested(asked: argparse.Namespace) -> Path:
     """The test rows, in a file of their own."""
-    rows = rows_of(asked.data / "json_extraction/test.jsonl")[: asked.tested]
+    rows = chats(asked.data / "intents/test.jsonl")[: asked.tested]
     return prepared(asked.out, {"test.jsonl": lines_of(rows)}) / "test.jsonl"
 
 
@@ -96,7 +106,7 @@ def replies(
         "model": {"name": asked.teacher},
         "data": {"train": "questions.jsonl", "test_share": 0.0, "validation_share": 0.01},
         "teacher": {"run": str(teacher.resolve())},
-        "rollout": {"group_size": 1, "max_new_tokens": 96, "temperature": asked.temperature},
+        "rollout": {"group_size": 1, "max_new_tokens": TOKENS, "temperature": asked.temperature},
     }
     files = {"questions.jsonl": lines_of(questions), "recipe.toml": write_toml(recipe)}
     place = prepared(asked.out / "replies", files)
@@ -120,58 +130,46 @@ def student(asked: argparse.Namespace, name: str, texts: Mapping[str, str], teac
 class Learned:
     """One training."""
 
-    statistics_NS: np.ndarray
-    """What the metric knows of the test rows."""
+    right_N: np.ndarray
+    """Of the test rows."""
     commit: str
 
     @classmethod
     def of(cls, folder: Path) -> "Learned":
         """What a finished run says."""
-        return cls(statistics_of(folder, SYSTEM)[METRIC], commit_of(folder))
-
-    def score(self) -> float:
-        """Of all test rows."""
-        found: float = SCORED.values(self.statistics_NS, np.ones((1, len(self.statistics_NS))))[0]
-        return found
-
-
-def mean(found: Sequence[Learned]) -> np.ndarray:
-    """(N, S) over seeds."""
-    both: np.ndarray = np.mean([one.statistics_NS for one in found], axis=0)
-    return both
+        return cls(statistics_of(folder, SYSTEM)[METRIC][:, 0], commit_of(folder))
 
 
 def line(asked: argparse.Namespace, name: str, found: Mapping[str, Sequence[Learned]], taught: Learned) -> str:
     """A row of the table; the gain is of the seeds that both have."""
     mine, base = found[name], found["sft"]
-    statistics_NS, seeds = mean(mine), min(len(mine), len(base))
-    score = metric_interval(SCORED, statistics_NS)
-    gain = compare(SCORED, mean(mine[:seeds]), mean(base[:seeds]))
-    told = "" if name == "sft" else f"{gain.difference:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
-    each = ", ".join(f"{one.score():.3f}" for one in mine)
-    return (
-        f"| {asked.teacher} | {asked.student} | `{name}` | {len(mine)} | {len(statistics_NS)} | {taught.score():.3f} | "
-        f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}] | {told} | {each} | {mine[0].commit} |"
-    )
+    right_N = np.mean([one.right_N for one in mine], axis=0)
+    score = mean_interval(right_N)
+    both = list(zip(mine, base, strict=False))
+    gain = gain_interval(np.mean([a.right_N - b.right_N for a, b in both], axis=0))
+    told = "" if name == "sft" else f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+    each = ", ".join(f"{one.right_N.mean():.3f}" for one in mine)
+    head = f"{asked.teacher} | {asked.student} | `{name}` | {len(mine)} | {len(right_N)}"
+    return f"| {head} | {taught.right_N.mean():.3f} | {score.value:.3f} [{score.low:.3f}, {score.high:.3f}] | {told} | {each} | {mine[0].commit} |"
 
 
 def main() -> int:
-    parser = parser_of(__doc__, "distill", "json_extraction/train.jsonl, test.jsonl")
+    parser = parser_of(__doc__, "distill", "intents/train.jsonl, test.jsonl")
     parser.add_argument("--teacher", default="qwen2.5-coder-0.5b-instruct")
     parser.add_argument("--student", default="smollm2-135m-instruct")
-    parser.add_argument("--taught", type=int, default=600, help="rows that the teacher learns")
-    parser.add_argument("--teacher-steps", type=int, default=70)
-    parser.add_argument("--rows", type=int, default=100, help="rows with labels that students learn")
-    parser.add_argument("--prompts", type=int, default=400, help="questions that the teacher replies to")
+    parser.add_argument("--taught", type=int, default=1600, help="rows that the teacher learns")
+    parser.add_argument("--teacher-steps", type=int, default=200)
+    parser.add_argument("--rows", type=int, default=200, help="rows with labels that students learn")
+    parser.add_argument("--prompts", type=int, default=402, help="questions that the teacher replies to")
     parser.add_argument("--temperature", type=float, default=0.1, help="at which it does")
     parser.add_argument("--cross-entropy", type=float, default=0.5, help="share of the rows' own labels in `distill`")
-    parser.add_argument("--soft", type=float, default=1.0, help="temperature of both models in `distill`")
-    parser.add_argument("--steps", type=int, default=60, help="of each student")
-    parser.add_argument("--tested", type=int, default=200)
+    parser.add_argument("--soft", type=float, default=2.0, help="temperature of both models in `distill`")
+    parser.add_argument("--steps", type=int, default=100, help="of each student")
+    parser.add_argument("--tested", type=int, default=770)
     parser.add_argument("--rate", type=float, default=1e-3)
     asked = parser.parse_args()
     until = until_of(asked)
-    train = rows_of(asked.data / "json_extraction/train.jsonl")
+    train = chats(asked.data / "intents/train.jsonl")
     taught, unseen = teacher(asked, train, until), train[asked.taught :]
     written = None if taught is None else replies(asked, unseen, taught, until)
     if taught is None or written is None:
