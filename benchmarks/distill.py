@@ -150,7 +150,8 @@ def line(asked: argparse.Namespace, name: str, found: Mapping[str, Sequence[Lear
     told = "" if name == "sft" else f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
     each = ", ".join(f"{one.right_N.mean():.3f}" for one in mine)
     head = f"{asked.teacher} | {asked.student} | `{name}` | {len(mine)} | {len(right_N)}"
-    return f"| {head} | {taught.right_N.mean():.3f} | {score.value:.3f} [{score.low:.3f}, {score.high:.3f}] | {told} | {each} | {mine[0].commit} |"
+    cells = f"{taught.right_N.mean():.3f} | {score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+    return f"| {head} | {cells} | {told} | {each} | {mine[0].commit} |"
 
 
 def main() -> int:
