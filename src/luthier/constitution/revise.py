@@ -3,10 +3,12 @@
     replies/batch-000001.jsonl     a reply to each prompt, as the model was before training
     revised/batch-000001.jsonl     of each reply to a red-team prompt every critique and every revision
 
-A revision takes the reply's place where it is whole; one that is empty, cut off or the critique once more is kept in
-the record and changes nothing. (Bai et al. 2022, arXiv:2212.08073, section 3.1.)
+A revision takes the reply's place where it is whole; one that is empty, cut off, the critique once more, or what the
+critic was told rather than a reply, is kept in the record and changes nothing. (Bai et al. 2022, arXiv:2212.08073,
+section 3.1.)
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +38,14 @@ REPEATS = "it begins as the critique does"
 """What is wrong with a revision that is none; a small model goes on with what it just said."""
 _BEGINNING = 40
 """Characters that are compared for it."""
+SAYS_BACK = "it says back what the critic was told"
+"""What is wrong with a revision such as "The reply is calm and decent", or with an example's, which answers another
+request."""
+ABOUT = "it speaks of the reply and is none"
+"""What is wrong with a revision such as "The reply refuses a harmless question"."""
+_ABOUT = re.compile(r"(the|this|that|my|your) (new |revised )?(reply|response|revision)\b", re.IGNORECASE)
+_RUN = 5
+"""Words in a row that are looked for in what the critic was told; half of them found are too many."""
 
 
 @dataclass(frozen=True)
@@ -192,14 +202,19 @@ def _round(
     critiques = write(_CRITIQUE, asked)
     again = [revision_prompt(a, c.text, p) for a, c, p in zip(asked, critiques, by, strict=True)]
     revisions = write(_REVISION, again)
-    return [_step(*one) for one in zip(by, critiques, revisions, strict=True)]
+    shown = [text for one in shop.constitution.example[: settings.shots] for text in (one.critique, one.revision)]
+    return [_step(*one, shown) for one in zip(by, critiques, revisions, strict=True)]
 
 
-def _step(principle: Principle, critique: Said, said: Said) -> Record:
+def _step(principle: Principle, critique: Said, said: Said, shown: Sequence[str]) -> Record:
     text = revision_of(said.text)
     fault = fault_of(Said(text, said.truncated, said.fault))
     if not fault and text[:_BEGINNING] == critique.text.strip()[:_BEGINNING]:
         fault = REPEATS
+    if not fault and _ABOUT.match(text):
+        fault = ABOUT
+    if not fault and _says_back(text, (principle.revise, critique.text, *shown)):
+        fault = SAYS_BACK
     return {
         "principle": principle.name,
         "critique": critique.text,
@@ -207,6 +222,17 @@ def _step(principle: Principle, critique: Said, said: Said) -> Record:
         "revision": text,
         "fault": fault,
     }
+
+
+def _says_back(text: str, told: Sequence[str]) -> bool:
+    runs = _runs(text)
+    known = set().union(*map(_runs, told))
+    return bool(runs) and sum(run in known for run in runs) * 2 >= len(runs)
+
+
+def _runs(text: str) -> list[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    return [tuple(words[i : i + _RUN]) for i in range(len(words) - _RUN + 1)]
 
 
 def drawn_principles(records: Sequence[Mapping[str, Any]]) -> Counter[str]:
