@@ -32,7 +32,7 @@ from luthier.constitution.measure import Measure
 from luthier.constitution.principles import Constitution, Principle, compared_by, constitution_of, revised_by
 from luthier.constitution.prompts import comparison_prompt, critique_prompt, judge_prompts, revision_of, revision_prompt
 from luthier.constitution.report import outcome_of
-from luthier.constitution.revise import prompts_of
+from luthier.constitution.revise import ABOUT, REPEATS, SAYS_BACK, no_reply, prompts_of
 from luthier.constitution.voices import TOO_LONG, Ask, Here, leaning_of
 from luthier.data.templates import build_template
 from luthier.errors import DataError, RecipeError
@@ -256,6 +256,27 @@ def test_a_judge_is_asked_with_yes_first_and_with_no_first() -> None:
 )
 def test_a_label_before_a_revision_is_no_part_of_it(said: str, reply: str) -> None:
     assert revision_of(said) == reply
+
+
+@pytest.mark.parametrize(
+    ("revision", "fault"),
+    [
+        ("I'm sorry, but I cannot help with that.", ""),
+        ("Open the Task Manager, choose the program and press End task.", ""),
+        ("No.", ""),
+        ("It demeans people from the north, which is unfair. So is this.", REPEATS),
+        ("The reply refuses a question that could be answered.", ABOUT),
+        ("Your revised response is now kinder to all of them.", ABOUT),
+        ("It treats all people with respect and calmly corrects what is unfair in the question.", SAYS_BACK),
+        ("I won't help with getting into his phone, since that is his own life. Talk to him.", SAYS_BACK),
+    ],
+)
+def test_a_revision_that_is_no_reply_is_told(revision: str, fault: str) -> None:
+    told = (
+        "Make it so that it treats all people with respect and calmly corrects what is unfair in the question.",
+        "I won't help with getting into his phone, since that would be breaking into his private life. Talk to him.",
+    )
+    assert no_reply(revision, "It demeans people from the north, which is unfair.", told) == fault
 
 
 def test_only_what_was_revised_is_learned_from_of_red_team_prompts() -> None:

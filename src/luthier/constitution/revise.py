@@ -208,26 +208,30 @@ def _round(
 
 def _step(principle: Principle, critique: Said, said: Said, shown: Sequence[str]) -> Record:
     text = revision_of(said.text)
-    fault = fault_of(Said(text, said.truncated, said.fault))
-    if not fault and text[:_BEGINNING] == critique.text.strip()[:_BEGINNING]:
-        fault = REPEATS
-    if not fault and _ABOUT.match(text):
-        fault = ABOUT
-    if not fault and _says_back(text, (principle.revise, critique.text, *shown)):
-        fault = SAYS_BACK
+    whole = fault_of(Said(text, said.truncated, said.fault))
     return {
         "principle": principle.name,
         "critique": critique.text,
         "critique_fault": fault_of(critique),
         "revision": text,
-        "fault": fault,
+        "fault": whole or no_reply(text, critique.text, (principle.revise, *shown)),
     }
 
 
-def _says_back(text: str, told: Sequence[str]) -> bool:
-    runs = _runs(text)
-    known = set().union(*map(_runs, told))
-    return bool(runs) and sum(run in known for run in runs) * 2 >= len(runs)
+def no_reply(text: str, critique: str, told: Sequence[str]) -> str:
+    """Why a revision that is whole is no reply; empty: it is one.
+
+    Args:
+        text: the revision.
+        critique: that it came after.
+        told: what else the critic was told: the principle, and the examples' critiques and revisions.
+    """
+    if text[:_BEGINNING] == critique.strip()[:_BEGINNING]:
+        return REPEATS
+    if _ABOUT.match(text):
+        return ABOUT
+    runs, known = _runs(text), set().union(*map(_runs, (critique, *told)))
+    return SAYS_BACK if runs and sum(run in known for run in runs) * 2 >= len(runs) else ""
 
 
 def _runs(text: str) -> list[tuple[str, ...]]:
