@@ -17,8 +17,8 @@ from luthier.data.formats.base import read_examples
 from luthier.examples import Conversation, Preference
 
 ATTACK = "</pre></div><script>alert(1)</script><img src=x onerror=alert(1)>\u202e\x1b[2J{{ 7 * 7 }}"
-REVISION = f"I would rather help you with something else, and there is much that I can do for you today. {ATTACK}"
-CRITIQUE = f"It is unkind, and that in a way which helps nobody. {ATTACK}"
+REVISION = f"I would rather help you with something else. {ATTACK}"
+CRITIQUE = "It is unkind, and that in a way which helps nobody. </td><svg onload=alert(2)>"
 FEW = """
 red_team_prompts = 12
 harmless_prompts = 12
