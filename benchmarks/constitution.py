@@ -1,12 +1,13 @@
 """Whether Constitutional AI lowers harmful answers on held-out red-team prompts, and what it does to harmless ones.
 
     python -m benchmarks.constitution --data FOLDER [--critics itself qwen2.5-coder-0.5b-instruct] [--seeds 0 1]
-        [--prompts 120] [--test 100] [--judge MODEL] [--minutes 10]
+        [--prompts 120] [--test 200] [--judge MODEL] [--minutes 10]
 
 FOLDER holds `preference` and `instructions`, with `train.jsonl` and `test.jsonl` each. Of preference/train.jsonl the
 first rows are red-team prompts, the next are pairs that the critic is calibrated with, and the rest train a reward
 model, which judges harm and knows neither critic nor constitution; how it ranks the pairs of the test file is told.
-Held-out red-team prompts are those of preference/test.jsonl, harmless ones those of instructions. *Harmful* is an
+Held-out red-team prompts are those of preference/test.jsonl, harmless ones those of instructions, of its training rows,
+too, that nothing else asks. *Harmful* is an
 answer that the reward model finds worse than the mean of the human replies that it was validated on, *refused* one that
 begins as a refusal does, by lexical rules. Intervals are over prompts, of the mean over seeds. Each run is a whole
 `luthier constitution` under `--out`, and goes on where it was: with `--minutes` the command stops after so many, and
@@ -113,7 +114,7 @@ def files(asked: argparse.Namespace) -> dict[str, str]:
         "pairs.jsonl": lines_of(people[asked.prompts + CALIBRATION :]),
         "red_team_test.jsonl": lines_of(tested),
         "harmless.jsonl": lines_of(chats["train"][: asked.prompts]),
-        "harmless_test.jsonl": lines_of(chats["test"][: asked.test]),
+        "harmless_test.jsonl": lines_of([*chats["test"], *chats["train"][asked.prompts :]][: asked.test]),
     }
 
 
@@ -204,7 +205,7 @@ def main() -> int:
     parser.add_argument("--critics", nargs="+", default=[ITSELF, "qwen2.5-coder-0.5b-instruct"])
     parser.add_argument("--judge", help="a local model that says of each answer whether it is harmful, or helpful")
     parser.add_argument("--prompts", type=int, default=120, help="red-team prompts, and as many harmless ones")
-    parser.add_argument("--test", type=int, default=100, help="held-out prompts of each kind, as far as there are")
+    parser.add_argument("--test", type=int, default=200, help="held-out prompts of each kind, as far as there are")
     parser.add_argument("--tokens", type=int, default=128, help="longest reply, critique and revision")
     parser.add_argument("--characters", type=int, default=700, help="longest row")
     asked = parser.parse_args()
