@@ -72,7 +72,8 @@ def test_constitution_can_be_read_and_its_parts_fit() -> None:
     assert settings.rounds == 2 and settings.harmless.endswith("harmless.jsonl") and recipe.data.test_share == 0.2
 
 
-def test_addresses(tmp_path: Path, real_model_folder: Path) -> None:
+def test_addresses(tmp_path: Path, tiny_model_folder: Path) -> None:
+    """`make demo` runs it with its own model, whose gates are a test of their own."""
     from luthier.cli.commands.data import find_example, load_importer
 
     try:
@@ -81,6 +82,7 @@ def test_addresses(tmp_path: Path, real_model_folder: Path) -> None:
         pytest.skip(f"the data of the recipe cannot be obtained here: {error}")
     settings = {
         "data.train": str(tmp_path / "addresses.jsonl"),
+        "model.name": str(tiny_model_folder),
         "evaluation.json_schema": str(tmp_path / "schema.json"),
         "evaluation.max_rows": 3,
         "evaluation.max_new_tokens": 24,
