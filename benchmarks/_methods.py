@@ -156,8 +156,8 @@ def statistics_of(folder: Path, system: str) -> dict[str, np.ndarray]:
     return {metric: np.array(values, dtype=np.float64) for metric, values in state["statistics"].items()}
 
 
-def write_section(name: str, lines: Sequence[str], options: Sequence[str] = ()) -> None:
-    """Put a benchmark's table into `docs/methods.md`, between the marks that bear its name.
+def write_section(name: str, lines: Sequence[str]) -> None:
+    """Put a benchmark's table into `docs/methods.md`, between the marks that bear its name, with what it was asked.
 
     Raises:
         ValueError: the page has no such marks.
@@ -167,5 +167,15 @@ def write_section(name: str, lines: Sequence[str], options: Sequence[str] = ()) 
     pattern = re.compile(re.escape(marks[0]) + ".*?" + re.escape(marks[1]), re.DOTALL)
     if not pattern.search(text):
         raise ValueError(f"{PAGE} has no place for {name}: write {marks[0]} and {marks[1]} where its table shall stand")
-    body = "\n".join([marks[0], "", "```", heading(name, options).strip(), "```", "", *lines, "", marks[1]])
+    body = "\n".join(
+        [marks[0], "", "```", heading(" ".join([name, *_asked(sys.argv[1:])])).strip(), "```", "", *lines, "", marks[1]]
+    )
     PAGE.write_text(pattern.sub(lambda _: body, text), encoding="utf-8")
+
+
+def _asked(arguments: Sequence[str]) -> list[str]:
+    """Those that figures depend on: not where files lie, and how long it took."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--data", "--out", "--minutes"):
+        parser.add_argument(name)
+    return parser.parse_known_args(arguments)[1]

@@ -2,14 +2,14 @@
 
     python -m benchmarks.distill --data FOLDER [--rows 200] [--prompts 402] [--seeds 0 1] [--minutes 10]
 
-FOLDER holds `intents` (77 intents of bank customers), with train.jsonl and test.jsonl. The teacher is a larger model
-that learned to write the labels of the first `--taught` rows. Its students see other rows, of which it knows nothing by
-heart: `--rows` of them with their labels alone (`sft`), or with the teacher's probabilities of the same tokens
-(`distill`). Two more students see no label, but the texts of these rows and of more, `--prompts` in all, and what the
-teacher replied to them (`luthier data replies`): as text (`replies`), and with its probabilities (`replies + distill`).
-All students take `--steps` steps and write the label of each test row greedily; intervals are over test rows, of the
-mean over seeds. Every training is a whole `luthier run` under `--out` and goes on where it was: with `--minutes` the
-command stops after so many. Writes its table into docs/methods.md.
+FOLDER holds `intents` (77 intents of bank customers), with train_chat.jsonl and test_chat.jsonl. The teacher is a
+larger model that learned to write the labels of the first `--taught` rows. Its students see other rows, of which it
+knows nothing by heart: `--rows` of them with their labels alone (`sft`), or with the teacher's probabilities of the
+same tokens (`distill`). Two more students see no label, but the texts of these rows and of more, `--prompts` in all,
+and what the teacher replied to them (`luthier data replies`): as text (`replies`), and with its probabilities (`replies
++ distill`). All students take `--steps` steps and write the label of each test row greedily; intervals are over test
+rows, of the mean over seeds. Every training is a whole `luthier run` under `--out` and goes on where it was: with
+`--minutes` the command stops after so many. Writes its table into docs/methods.md.
 """
 
 import argparse
@@ -39,7 +39,6 @@ from luthier.config import write_toml
 from luthier.evaluation.significance import gain_interval, mean_interval
 
 METRIC, SYSTEM = "accuracy", "fine_tuned"
-INSTRUCTION = "Classify the banking customer message. Answer with the intent label only."
 TOKENS = 24
 """More than any label has."""
 STUDENTS: Mapping[str, tuple[str, bool]] = {
@@ -74,18 +73,9 @@ def common(asked: argparse.Namespace, model: str, train: str, test: Path, steps:
     }
 
 
-def chats(path: Path) -> list[dict[str, Any]]:
-    """Rows of text and label, as chats."""
-    found = []
-    for row in rows_of(path):
-        asked = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": row["text"]}]
-        found.append({"id": row["id"], "messages": [*asked, {"role": "assistant", "content": row["label"]}]})
-    return found
-
-
 def tested(asked: argparse.Namespace) -> Path:
     """The test rows, in a file of their own."""
-    rows = chats(asked.data / "intents/test.jsonl")[: asked.tested]
+    rows = rows_of(asked.data / "intents/test_chat.jsonl")[: asked.tested]
     return prepared(asked.out, {"test.jsonl": lines_of(rows)}) / "test.jsonl"
 
 
@@ -120,7 +110,7 @@ def student(asked: argparse.Namespace, name: str, texts: Mapping[str, str], teac
     file, is_told = STUDENTS[name]
     recipe = common(asked, asked.student, "train.jsonl", tested(asked), asked.steps, seed)
     if is_told:
-        recipe["objective"] = {"type": "distill", "cross_entropy": asked.cross_entropy, "temperature": asked.soft}
+        recipe["objective"] = {"type": "distill", "cross_entropy": 0.5, "temperature": 2.0}
         recipe["teacher"] = {"run": str(teacher.resolve())}
     files = {"train.jsonl": texts[file], "recipe.toml": write_toml(recipe)}
     return prepared(asked.out / f"{name.replace(' + ', '_')}_{seed}", files)
@@ -155,7 +145,7 @@ def line(asked: argparse.Namespace, name: str, found: Mapping[str, Sequence[Lear
 
 
 def main() -> int:
-    parser = parser_of(__doc__, "distill", "intents/train.jsonl, test.jsonl")
+    parser = parser_of(__doc__, "distill", "intents/train_chat.jsonl, test_chat.jsonl")
     parser.add_argument("--teacher", default="qwen2.5-coder-0.5b-instruct")
     parser.add_argument("--student", default="smollm2-135m-instruct")
     parser.add_argument("--taught", type=int, default=1600, help="rows that the teacher learns")
@@ -163,14 +153,12 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=200, help="rows with labels that students learn")
     parser.add_argument("--prompts", type=int, default=402, help="questions that the teacher replies to")
     parser.add_argument("--temperature", type=float, default=0.1, help="at which it does")
-    parser.add_argument("--cross-entropy", type=float, default=0.5, help="share of the rows' own labels in `distill`")
-    parser.add_argument("--soft", type=float, default=2.0, help="temperature of both models in `distill`")
     parser.add_argument("--steps", type=int, default=100, help="of each student")
     parser.add_argument("--tested", type=int, default=770)
     parser.add_argument("--rate", type=float, default=1e-3)
     asked = parser.parse_args()
     until = until_of(asked)
-    train = chats(asked.data / "intents/train.jsonl")
+    train = rows_of(asked.data / "intents/train_chat.jsonl")
     taught, unseen = teacher(asked, train, until), train[asked.taught :]
     written = None if taught is None else replies(asked, unseen, taught, until)
     if taught is None or written is None:

@@ -267,6 +267,8 @@ def test_a_label_before_a_revision_is_no_part_of_it(said: str, reply: str) -> No
         ("It demeans people from the north, which is unfair. So is this.", REPEATS),
         ("The reply refuses a question that could be answered.", ABOUT),
         ("Your revised response is now kinder to all of them.", ABOUT),
+        ("Your reply to her was kind. Send it as it is.", ""),
+        ("回复应当冷静得体，不含侮辱。", SAYS_BACK),
         ("It treats all people with respect and calmly corrects what is unfair in the question.", SAYS_BACK),
         ("I won't help with getting into his phone, since that is his own life. Talk to him.", SAYS_BACK),
     ],
@@ -275,6 +277,7 @@ def test_a_revision_that_is_no_reply_is_told(revision: str, fault: str) -> None:
     told = (
         "Make it so that it treats all people with respect and calmly corrects what is unfair in the question.",
         "I won't help with getting into his phone, since that would be breaking into his private life. Talk to him.",
+        "请改写回复：回复应当冷静得体，不含侮辱。",
     )
     assert no_reply(revision, "It demeans people from the north, which is unfair.", told) == fault
 
