@@ -1,17 +1,15 @@
 """The whole job on a tiny random model: `luthier run` and its stages, stopped, resumed, and fed with bad input."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.children import Child, luthier
 
 from luthier.cli.main import main
 
@@ -215,14 +213,8 @@ def test_train_then_evaluate_then_report_as_verbs_of_their_own(finished: Path, r
     assert [s["metrics"] for s in ours] == [s["metrics"] for s in theirs]
 
 
-def start(recipe: Path, out: Path, *more: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "luthier.cli.main", "train", str(recipe), "--out", str(out), *more],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+def start(recipe: Path, out: Path, *more: str) -> Child:
+    return luthier("train", recipe, "--out", out, *more)
 
 
 def wait_for_steps(out: Path, count: int) -> None:
@@ -247,19 +239,18 @@ def test_a_stopped_training_goes_on_to_the_same_weights(number: signal.Signals, 
     long += ["--set", "model.precision=float32"]  # `auto` is decided by a measurement, which other work disturbs
     whole, out = recipe.parent / "whole", recipe.parent / f"stopped-{number.name}"
     if not (whole / "adapter").exists():
-        assert start(recipe, whole, *long).wait(300) == 0
+        assert start(recipe, whole, *long).ended(300)[0] == 0
     child = start(recipe, out, *long)
     wait_for_steps(out, 12)
-    child.send_signal(number)
-    error = child.communicate(timeout=120)[1]
-    assert child.returncode == code
+    child.send(number)
+    found, _, error = child.ended(120)
+    assert found == code
     if number != signal.SIGKILL:
         assert "everything is saved" in error
         assert load(out / "training.json")["stopped"] == "interrupted"
     assert not (out / "adapter").exists()
-    again = start(recipe, out, *long)
-    error = again.communicate(timeout=300)[1]
-    assert again.returncode == 0 and "going on after step" in error
+    found, _, error = start(recipe, out, *long).ended(300)
+    assert found == 0 and "going on after step" in error
     assert weights(out) == weights(whole)
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 81))
@@ -326,10 +317,9 @@ def test_a_full_disk_is_one_clear_message_and_loses_nothing(recipe: Path, tmp_pa
         "from luthier.cli.main import main",
         f"sys.exit(main({['train', str(recipe), '--out', str(out)]!r}))",
     ]
-    limited = "\n".join(program)
-    done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, check=False, timeout=180)
-    assert done.returncode == 2, done.stderr
-    assert "checkpoint could not be written" in done.stderr and "Traceback" not in done.stderr
+    found, _, error = Child("\n".join(program)).ended(180)
+    assert found == 2, error
+    assert "checkpoint could not be written" in error and "Traceback" not in error
     assert not list((out / "checkpoints").glob(".*"))
     assert main(["train", str(recipe), "--out", str(out)]) == 0
 

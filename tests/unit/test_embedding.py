@@ -1,8 +1,6 @@
 """Vectors: what an encoder makes of a text, that they are kept, where they are searched, and a second look at pairs."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.children import Child
 from tests.small_encoders import POSITIONS, write_cross_encoder, write_encoder
 
 from luthier.config import build
@@ -176,9 +175,8 @@ def test_two_processes_fill_one_cache(folder: Path, tmp_path: Path) -> None:
         "e = Embedder(resolve(sys.argv[1]), torch.device('cpu'))\n"
         "VectorCache(Path(sys.argv[2]), e).vectors_of([f'city {n % 40}' for n in range(int(sys.argv[3]), 60)])\n"
     )
-    command = [sys.executable, "-c", program, str(folder), str(tmp_path / "v")]
-    running = [subprocess.Popen([*command, start]) for start in ("0", "20")]
-    assert [process.wait() for process in running] == [0, 0]
+    children = [Child(program, folder, tmp_path / "v", start) for start in ("0", "20")]
+    assert [child.ended(300)[0] for child in children] == [0, 0]
     embedder = Counting(resolve(str(folder)), CPU)
     texts = [f"city {n}" for n in range(40)]
     got = VectorCache(tmp_path / "v", embedder).vectors_of(texts).vectors_ND

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, quants
+from tests.children import Child
 from tests.small_gguf import CHATML, CONTROL, HIDDEN, WIDE, vocabulary, weight_of, write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -193,11 +192,8 @@ def test_two_processes_make_it_once(tmp_path: Path) -> None:
     gguf = write_gguf(tmp_path / "tiny.gguf", template=CHATML)
     code = "import sys; from luthier.models.catalog import resolve; f = resolve(sys.argv[1]); f.verify(); "
     code += "print(f.fingerprint)"
-    environment = {**os.environ, "LUTHIER_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-c", code, str(gguf)]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen(command, env=environment, **pipes) for _ in range(2)]
-    results = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], results
-    assert len({out for out, _ in results}) == 1
-    assert sum("converting" in err for _, err in results) == 1
+    children = [Child(code, gguf, more={"LUTHIER_CACHE": str(tmp_path / "cache")}) for _ in range(2)]
+    results = [child.ended(300) for child in children]
+    assert [returned for returned, _, _ in results] == [0, 0], results
+    assert len({out for _, out, _ in results}) == 1
+    assert sum("converting" in err for _, _, err in results) == 1

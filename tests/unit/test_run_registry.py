@@ -1,16 +1,14 @@
 """The registry of runs: read from folders, written by several processes at once, and never in the way of a training."""
 
 import json
-import os
 import pwd
 import shutil
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.children import Child
 
 from luthier import run_registry
 from luthier.config import build
@@ -208,12 +206,8 @@ for number in range(20):
 
 @pytest.mark.slow
 def test_processes_at_once_lose_no_run(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", CHILD, str(tmp_path / "runs")]
-    children = [
-        subprocess.Popen([*command, str(n)], stderr=subprocess.PIPE, text=True, env=dict(os.environ)) for n in range(3)
-    ]
-    errors = [child.communicate(timeout=300)[1] for child in children]
-    assert all(child.returncode == 0 for child in children) and not any(errors), errors
+    children = [Child(CHILD, tmp_path / "runs", str(number)) for number in range(3)]
+    assert [child.ended(300) for child in children] == [(0, "", "")] * 3
     assert len(run_registry.entries()) == 60 and all(entry.seconds == 1.0 for entry in run_registry.entries())
 
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -363,6 +364,7 @@ def _object(path: Path, number: int, line: str) -> dict[str, Any]:
     return values
 
 
+@cache
 def builtin_text() -> str:
     """English prose that every Python has: the topics of `help()`. It is technical prose, about one language, and it
     differs a little between Python versions; name a file of your own where that matters."""
@@ -378,10 +380,11 @@ def builtin_text() -> str:
 def _is_prose(block: str) -> bool:
     """Sentences, not headings, grammars, signatures, tables or code."""
     text = " ".join(block.split())
-    letters = sum(c.isalpha() or c.isspace() for c in text)
-    marked = any(mark in text for mark in ("::=", ">>>", "***", "===", "---", "|", "~~~"))
-    starts = text[:1].isupper() and text.endswith((".", ":"))
-    return starts and not marked and len(text) >= 120 and letters >= 0.88 * len(text)
+    if len(text) < 120 or not text[0].isupper() or not text.endswith((".", ":")):
+        return False
+    if any(mark in text for mark in ("::=", ">>>", "***", "===", "---", "|", "~~~")):
+        return False
+    return sum(c.isalpha() or c.isspace() for c in text) >= 0.88 * len(text)
 
 
 def _windows(text: str, loaded: LoadedModel, max_tokens: int) -> tuple[tuple[int, ...], ...]:
