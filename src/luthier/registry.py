@@ -66,10 +66,12 @@ def name_of(part: Any) -> str:
     return _NAMES.get(cls, cls.__module__.rpartition(".")[2])
 
 
-def _built_in(package: str) -> list[str]:
+@cache
+def _built_in(package: str) -> tuple[str, ...]:
+    """Names of a folder's modules; each setting of a recipe that names a part asks for them."""
     spec = importlib.util.find_spec(package)
     home = list(spec.submodule_search_locations or []) if spec else []
-    return [m.name for m in pkgutil.iter_modules(home) if m.name != "base" and not m.name.startswith("_")]
+    return tuple(m.name for m in pkgutil.iter_modules(home) if m.name != "base" and not m.name.startswith("_"))
 
 
 @cache

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from luthier.adapters.base import Injected
@@ -80,15 +79,19 @@ class in_float32(TorchFunctionMode):
 
 
 def _call_wide(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    wide_args, wide_kwargs = tree_map(_wide, (args, kwargs))
+    args, kwargs = _wide(args), {name: _wide(value) for name, value in kwargs.items()}
+    if not (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")):
+        return func(*args, **kwargs)
     with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-        return func(*wide_args, **wide_kwargs)
+        return func(*args, **kwargs)
 
 
 def _wide(value: Any) -> Any:
-    """A narrow tensor, or the name of a narrow type, as float32; anything else as it is."""
+    """A narrow tensor, or the name of a narrow type, as float32, in a list as well; anything else as it is."""
     if isinstance(value, Tensor):
         return value.float() if value.dtype in NARROW else value
+    if type(value) in (list, tuple):  # hundreds of thousands of calls: torch's tree_map takes longer than a small model
+        return type(value)(map(_wide, value))
     return torch.float32 if value in NARROW else value
 
 
