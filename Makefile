@@ -136,6 +136,7 @@ reference: env
 	$(BIN)/luthier recipe --reference > docs/recipes.md.new && mv docs/recipes.md.new docs/recipes.md
 	$(BIN)/luthier service reference > docs/service.md.new && mv docs/service.md.new docs/service.md
 	$(BIN)/luthier service openapi > docs/openapi.json.new && mv docs/openapi.json.new docs/openapi.json
+	$(BIN)/luthier report --schema > docs/report.schema.json.new && mv docs/report.schema.json.new docs/report.schema.json
 	$(BIN)/python tests/contract/test_cli_surface.py > tests/contract/cli_surface.txt.new \
 		&& mv tests/contract/cli_surface.txt.new tests/contract/cli_surface.txt
 

@@ -105,6 +105,10 @@ def test_the_report_has_labels_calibration_and_abstention(run: Path) -> None:
     settings = json.loads((run / "adapter/head.json").read_text(encoding="utf-8"))
     assert settings["labels"] == ["food", "machine", "nature"] and settings["input"] == "chat"
     assert settings["found"]["temperature"] > 0 and len(settings["found"]["validation"]["right"]) > 10
+    (told,) = report["abstention"]["systems"]
+    rows = len(settings["found"]["validation"]["right"])
+    assert told["threshold"] is None and rows < 59 <= told["rows_to_show"] == rows * round(told["rows_to_show"] / rows)
+    assert f"about {told['rows_to_show']} like them or more might" in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_fresh_process_says_the_same(run: Path) -> None:

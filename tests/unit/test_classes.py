@@ -24,6 +24,7 @@ from luthier.evaluation.calibration import (
     fit_temperature,
     fit_temperatures,
     lower_bound,
+    rows_to_show,
     softmax,
 )
 from luthier.evaluation.metrics.base import Prediction
@@ -194,6 +195,28 @@ def test_a_threshold_needs_rows_enough() -> None:
     assert whole is not None and whole.answered == 100 and whole.confidence == 0.5
     tied = find_threshold(np.array([0.9] * 95 + [0.8] * 95), np.array([1.0] * 95 + [0.0] * 95), 0.95)
     assert tied is not None and (tied.answered, tied.confidence) == (95, 0.9)
+
+
+@pytest.mark.parametrize("rows", [60, 300])
+def test_as_many_rows_as_were_told_mostly_show_a_threshold(rows: int) -> None:
+    """Of texts of which the surest two thirds are right in 0.99."""
+
+    def drawn(rows: int, rng: np.random.Generator) -> tuple[Any, Any]:
+        sure = rng.random(rows)
+        return sure, (rng.random(rows) < np.where(sure > 1 / 3, 0.99, 0.5)).astype(float)
+
+    rng = np.random.default_rng(0)
+    without = [one for one in (drawn(rows, rng) for _ in range(100)) if find_threshold(*one, 0.95) is None]
+    told = [found for one in without if (found := rows_to_show(*one, 0.95)) is not None]
+    assert len(told) > 20 and len(told) > 0.8 * len(without)
+    enough = int(np.median(told))
+    assert rows < enough <= 10 * rows
+    assert np.mean([find_threshold(*drawn(enough, rng), 0.95) is not None for _ in range(100)]) > 0.6
+
+
+def test_rows_that_are_wrong_too_often_are_never_enough() -> None:
+    assert rows_to_show(np.linspace(1, 0.5, 200), np.arange(200) % 10 != 0, 0.95) is None
+    assert rows_to_show(np.linspace(1, 0.5, 40), np.ones(40), 0.95) == 80, "59 were enough"
 
 
 def test_two_wrong_answers_among_the_surest_end_no_search() -> None:

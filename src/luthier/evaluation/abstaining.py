@@ -36,7 +36,13 @@ def abstain(
         return
     folder.write(FILE, found)
     for one in found["systems"]:
-        if one["right"] is not None:
+        if one["threshold"] is None:
+            more = "" if one["rows_to_show"] is None else f"; about {one['rows_to_show']:,} like them or more might"
+            progress.say(
+                f"    {one['system']}: its validation rows show no threshold for a precision of "
+                f"{settings.precision:g}{more}"
+            )
+        elif one["right"] is not None:
             progress.say(
                 f"    {one['system']}: at a precision of {settings.precision:g} answers "
                 f"{one['coverage']['value']:.1%} of the rows, {one['right']['value']:.3f} right "
@@ -73,6 +79,7 @@ def _one(
         "system": name,
         "temperature": told["temperature"],
         "threshold": told["threshold"],
+        "rows_to_show": told.get("rows_to_show"),  # not told by an evaluation that was made before it was
         "coverage": None,
         "right": None,
         "holds": None,

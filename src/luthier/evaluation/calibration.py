@@ -33,6 +33,8 @@ LEVEL = 0.95
 """Confidence of the lower bound that a threshold must keep; one-sided."""
 LAST_START = 2 / 3
 """Share of the rows beyond which no threshold is looked for anew."""
+MOST_TIMES = 10
+"""Times as many validation rows as there are; who needs more will not have them."""
 COLDEST, HOTTEST = 0.02, 50.0
 
 
@@ -147,6 +149,19 @@ def find_threshold(confidence_N: Array, right_N: Array, precision: float, level:
         else:
             found = Threshold(float(sorted_N[answered - 1]), answered, int(right_N[answered - 1]), rows, low)
     return found
+
+
+def rows_to_show(confidence_N: Array, right_N: Array, precision: float) -> int | None:
+    """About how many validation rows like these would show a threshold where these do not: the least multiple of them
+    that does, each row so many times. None: even `MOST_TIMES` as many do not.
+
+    Args:
+        confidence_N, right_N, precision: as of `find_threshold`.
+    """
+    for times in range(2, MOST_TIMES + 1):
+        if find_threshold(np.tile(confidence_N, times), np.tile(right_N, times), precision) is not None:
+            return times * len(right_N)
+    return None
 
 
 def lower_bound(successes: ArrayLike, trials: ArrayLike, level: float = LEVEL) -> Array:

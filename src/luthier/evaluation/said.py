@@ -23,6 +23,7 @@ from luthier.evaluation.calibration import (
     find_threshold,
     fit_temperature,
     fit_temperatures,
+    rows_to_show,
     softmax,
 )
 from luthier.evaluation.metrics.base import Array
@@ -126,7 +127,7 @@ class _OneLabel(_Softmax):
         return calibrated(values_NO, wanted["label"].astype(np.int64).tolist()).dump()
 
     def told(self, precision: float) -> dict[str, Any]:
-        return {"abstention": told(self.found.get("temperature"), self.threshold(precision), precision)}
+        return {"abstention": told(self.found.get("temperature"), *self._kept(), precision)}
 
     def threshold(self, precision: float) -> Threshold | None:
         confidence_N, right_N = self._kept()
@@ -263,8 +264,7 @@ class Calibration:
 
     def abstention(self, precision: float) -> dict[str, Any]:
         """The threshold for a precision, as a system tells it."""
-        found = find_threshold(self.confidence_N, self.right_N, precision) if len(self.right_N) else None
-        return told(self.temperature, found, precision)
+        return told(self.temperature, self.confidence_N, self.right_N, precision)
 
 
 def calibrated(scores_NC: Array, wanted_N: Sequence[int]) -> Calibration:
@@ -275,7 +275,9 @@ def calibrated(scores_NC: Array, wanted_N: Sequence[int]) -> Calibration:
     return Calibration(temperature, probability_NC.max(1), right_N)
 
 
-def told(temperature: float | None, threshold: Threshold | None, precision: float) -> dict[str, Any]:
+def told(temperature: float | None, confidence_N: Array, right_N: Array, precision: float) -> dict[str, Any]:
     """What a system says of its calibration."""
-    found = None if threshold is None else threshold.dump()
-    return {"temperature": temperature, "wanted_precision": precision, "threshold": found}
+    found = find_threshold(confidence_N, right_N, precision) if len(right_N) else None
+    more = rows_to_show(confidence_N, right_N, precision) if found is None and len(right_N) else None
+    threshold = None if found is None else found.dump()
+    return {"temperature": temperature, "wanted_precision": precision, "threshold": threshold, "rows_to_show": more}
