@@ -57,10 +57,9 @@ def test_all_calls_parse_and_fit(client: OpenAI, shared_data: Path, temperature:
             model="base", **asked, temperature=temperature, seed=1, n=2, max_tokens=200
         )
         for choice in answer.choices:
-            if choice.finish_reason == "length":
-                continue
             calls: list[Any] = choice.message.tool_calls or []
-            assert calls and choice.finish_reason == "tool_calls"
+            # a model may call the same again until it is cut off; the calls before that are whole
+            assert choice.finish_reason == "length" or (calls and choice.finish_reason == "tool_calls")
             for call in calls:
                 jsonschema.validate(json.loads(call.function.arguments), schemas[call.function.name])
             made += len(calls)
