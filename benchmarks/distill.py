@@ -6,10 +6,10 @@ FOLDER holds `intents` (77 intents of bank customers), with train_chat.jsonl and
 larger model that learned to write the labels of the first `--taught` rows. Its students see other rows, of which it
 knows nothing by heart: `--rows` of them with their labels alone (`sft`), or with the teacher's probabilities of the
 same tokens (`distill`). Two more students see no label, but the texts of these rows and of more, `--prompts` in all,
-and what the teacher replied to them (`luthier data replies`): as text (`replies`), and with its probabilities (`replies
-+ distill`). All students take `--steps` steps and write the label of each test row greedily; intervals are over test
-rows, of the mean over seeds. Every training is a whole `luthier run` under `--out` and goes on where it was: with
-`--minutes` the command stops after so many. Writes its table into docs/methods.md.
+and what the teacher replied to them (`luthier data replies`): as text (`replies`), and with its probabilities
+(`replies + distill`). All students take `--steps` steps and write the label of each test row greedily; intervals are
+over test rows, of the mean over seeds. Every training is a whole `luthier run` under `--out` and goes on where it was:
+with `--minutes` the command stops after so many. Writes its table into docs/methods.md.
 """
 
 import argparse

@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import tempfile
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,17 +23,15 @@ class Child:
     """`python -c program arguments`, with the environment of this process as it is now and more."""
 
     def __init__(self, program: str, *arguments: str | Path, more: Mapping[str, str] | None = None) -> None:
-        self._told = [Path(tempfile.mkstemp(prefix="child-")[1]) for _ in range(2)]
+        self._folder = tempfile.TemporaryDirectory(prefix="child-")
+        self._told = [Path(self._folder.name) / name for name in ("stdout", "stderr")]
         environment = {**os.environ, **(more or {})}
         given = program, [str(one) for one in arguments], environment, os.getcwd(), self._told
         self._process = _FORKING.Process(target=_run, args=given)
         self._process.start()
 
-    @property
-    def running(self) -> bool:
-        return self._process.is_alive()
-
     def send(self, number: signal.Signals) -> None:
+        """A signal, as `kill` does."""
         assert self._process.pid is not None
         os.kill(self._process.pid, number)
 
@@ -48,9 +45,9 @@ class Child:
         code = self._process.exitcode
         if code is None:
             self._process.kill()
+            self._process.join()
         output, error = (path.read_text(encoding="utf-8", errors="replace") for path in self._told)
-        for path in self._told:
-            path.unlink()
+        self._folder.cleanup()
         assert code is not None, f"not ended after {seconds:.0f} s: {error}"
         return code, output, error
 
@@ -61,7 +58,7 @@ def luthier(*arguments: str | Path) -> Child:
 
 
 def _run(program: str, arguments: list[str], environment: Mapping[str, str], folder: str, told: list[Path]) -> None:
-    """As the interpreter would run it, in the child."""
+    """As the interpreter would run it, in the child; what it raises is printed, and is exit code 1."""
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
@@ -70,9 +67,5 @@ def _run(program: str, arguments: list[str], environment: Mapping[str, str], fol
             os.dup2(file.fileno(), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, encoding="utf-8", closefd=False) for number in (1, 2))
     sys.argv = ["-c", *arguments]
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        exec(compile(program, "<child>", "exec"), {"__name__": "__main__"})  # noqa: S102 - a test's own program
-    except Exception:
-        traceback.print_exc()
-        raise SystemExit(1) from None
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background was told to ignore it
+    exec(compile(program, "<child>", "exec"), {"__name__": "__main__"})  # noqa: S102 - a test's own program

@@ -44,7 +44,7 @@ def _own_registry(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def _collected() -> None:
     """What is there before a module's tests is looked through for garbage once, and not at every collection of theirs:
-    libraries and what earlier tests left are millions of objects, which takes seconds."""
+    libraries and what earlier tests left are hundreds of thousands of objects."""
     gc.collect()
     gc.freeze()
 

@@ -264,7 +264,7 @@ def test_rows_of_the_default_model_over_real_data(
 def test_the_default_model_passes_the_gates_on_the_model(real_model_folder: Path, shared_data: Path) -> None:
     loaded = load(resolve(str(real_model_folder)))
     subject = _real(real_model_folder, shared_data / "json_extraction", "model")
-    subject.examples = sorted(subject.examples, key=lambda row: len(str(row)))[:2]  # few and short: this takes long
+    subject.examples = subject.examples[:64]
     subject.loaded = loaded
     subject.injected = LoRA(rank=4).inject(loaded.model, 0)
     subject.models = Models(Scorer(loaded.model))

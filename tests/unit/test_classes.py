@@ -217,6 +217,7 @@ def test_as_many_rows_as_were_told_mostly_show_a_threshold(rows: int) -> None:
 def test_rows_that_are_wrong_too_often_are_never_enough() -> None:
     assert rows_to_show(np.linspace(1, 0.5, 200), np.arange(200) % 10 != 0, 0.95) is None
     assert rows_to_show(np.linspace(1, 0.5, 40), np.ones(40), 0.95) == 80, "59 were enough"
+    assert rows_to_show(np.zeros(0), np.zeros(0), 0.95) is None is find_threshold(np.zeros(0), np.zeros(0), 0.95)
 
 
 def test_two_wrong_answers_among_the_surest_end_no_search() -> None:

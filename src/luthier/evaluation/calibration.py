@@ -33,8 +33,9 @@ LEVEL = 0.95
 """Confidence of the lower bound that a threshold must keep; one-sided."""
 LAST_START = 2 / 3
 """Share of the rows beyond which no threshold is looked for anew."""
-MOST_TIMES = 10
-"""Times as many validation rows as there are; who needs more will not have them."""
+MOST_TIMES, MOST_ROWS = 10, 10_000
+"""Times as many validation rows as there are, and how many in all: to look further takes minutes, and who needs more
+will not have them."""
 COLDEST, HOTTEST = 0.02, 50.0
 
 
@@ -136,6 +137,8 @@ def find_threshold(confidence_N: Array, right_N: Array, precision: float, level:
     order = np.argsort(-confidence_N, kind="stable")
     sorted_N, right_N = confidence_N[order], np.cumsum(right_N[order]).round()
     rows, found = len(order), None
+    if not rows:
+        return None
     starts, share = _starts(precision, 1 - level, rows)
     bounds = [lower_bound(right_N, np.arange(1, rows + 1), 1 - share * passed) for passed in range(1, len(starts) + 1)]
     passed = 0
@@ -153,12 +156,12 @@ def find_threshold(confidence_N: Array, right_N: Array, precision: float, level:
 
 def rows_to_show(confidence_N: Array, right_N: Array, precision: float) -> int | None:
     """About how many validation rows like these would show a threshold where these do not: the least multiple of them
-    that does, each row so many times. None: even `MOST_TIMES` as many do not.
+    that does, each row so many times. None: up to `MOST_TIMES` as many, or `MOST_ROWS`, none does.
 
     Args:
         confidence_N, right_N, precision: as of `find_threshold`.
     """
-    for times in range(2, MOST_TIMES + 1):
+    for times in range(2, min(MOST_TIMES, MOST_ROWS // max(1, len(right_N))) + 1):
         if find_threshold(np.tile(confidence_N, times), np.tile(right_N, times), precision) is not None:
             return times * len(right_N)
     return None

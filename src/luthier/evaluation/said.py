@@ -130,8 +130,7 @@ class _OneLabel(_Softmax):
         return {"abstention": told(self.found.get("temperature"), *self._kept(), precision)}
 
     def threshold(self, precision: float) -> Threshold | None:
-        confidence_N, right_N = self._kept()
-        return find_threshold(confidence_N, right_N, precision) if len(right_N) else None
+        return find_threshold(*self._kept(), precision)
 
 
 class _SeveralLabels(Reading):
@@ -277,7 +276,7 @@ def calibrated(scores_NC: Array, wanted_N: Sequence[int]) -> Calibration:
 
 def told(temperature: float | None, confidence_N: Array, right_N: Array, precision: float) -> dict[str, Any]:
     """What a system says of its calibration."""
-    found = find_threshold(confidence_N, right_N, precision) if len(right_N) else None
-    more = rows_to_show(confidence_N, right_N, precision) if found is None and len(right_N) else None
+    found = find_threshold(confidence_N, right_N, precision)
+    more = rows_to_show(confidence_N, right_N, precision) if found is None else None
     threshold = None if found is None else found.dump()
     return {"temperature": temperature, "wanted_precision": precision, "threshold": threshold, "rows_to_show": more}

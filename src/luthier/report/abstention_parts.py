@@ -38,7 +38,7 @@ class Abstainer(Part):
     """Null where validation rows could not show any."""
     rows_to_show: int | None = None
     """About how many validation rows like these it takes to show one, if not more; null where there is one, or where
-    ten times as many do not."""
+    ten times as many, or 10,000, do not."""
     coverage: Interval | None = None
     """Share of test rows that are answered with this threshold."""
     right: Interval | None = None
